@@ -1,0 +1,1 @@
+//! A frozen process → its state and pages.

@@ -1,0 +1,1 @@
+//! Arguments → one session call → output and exit code.

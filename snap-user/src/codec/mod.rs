@@ -1,0 +1,1 @@
+//! Page bytes ↔ encoded bytes.

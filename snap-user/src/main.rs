@@ -1,0 +1,2 @@
+//! The `ksnap` command.
+fn main() {}

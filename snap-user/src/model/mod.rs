@@ -1,0 +1,16 @@
+//! Plain data shared by every room: no system calls, no I/O.
+
+mod page;
+mod page_set;
+mod page_table;
+mod process;
+mod snapshot;
+
+pub use page::{PAGE_SIZE, Page, PageRange, page_down, page_up};
+pub use page_set::PageSet;
+pub use page_table::{LEAF_PAGES, PageTable};
+pub use process::{
+    Auxv, Backing, MmFields, PendingSignal, ProcessState, Protection, Resource, ResourceKind,
+    RobustList, Rseq, ThreadState, Vma,
+};
+pub use snapshot::{Costs, PageCounts, Phases, SnapshotId, SnapshotKind};

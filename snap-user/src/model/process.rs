@@ -1,0 +1,232 @@
+//! What a snapshot knows of a process besides its pages.
+
+use super::page::PageRange;
+use serde::{Deserialize, Serialize};
+
+/// Everything captured of one process, its page contents aside.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessState {
+    /// Process id as seen from ksnap's PID namespace.
+    pub pid: i32,
+    /// Parent process id.
+    pub ppid: i32,
+    /// Start time in clock ticks since boot (`proc_pid_stat(5)`, field 22): tells a process from a later one with its pid.
+    pub start_time: u64,
+    /// Command name (`/proc/PID/comm`).
+    pub comm: String,
+    /// Path of the executable.
+    pub exe: String,
+    /// Arguments, as in `/proc/PID/cmdline`.
+    pub cmdline: Vec<Vec<u8>>,
+    /// Working directory.
+    pub cwd: String,
+    /// Threads, the leader first.
+    pub threads: Vec<ThreadState>,
+    /// Mappings, ascending.
+    pub vmas: Vec<Vma>,
+    /// Fields of the memory descriptor.
+    pub mm: MmFields,
+    /// Auxiliary vector.
+    pub auxv: Auxv,
+    /// Open descriptors, ascending.
+    pub resources: Vec<Resource>,
+    /// What was seen and could not be recorded, a sentence each.
+    pub unsupported: Vec<String>,
+}
+
+/// The auxiliary vector: pairs of type and value (`getauxval(3)`).
+pub type Auxv = Vec<(u64, u64)>;
+
+/// Fields of the memory descriptor (`proc_pid_stat(5)`, `PR_SET_MM_MAP` in `prctl(2)`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "the kernel's own names")]
+pub struct MmFields {
+    pub start_code: u64,
+    pub end_code: u64,
+    pub start_data: u64,
+    pub end_data: u64,
+    pub start_brk: u64,
+    /// Current program break.
+    pub brk: u64,
+    pub start_stack: u64,
+    pub arg_start: u64,
+    pub arg_end: u64,
+    pub env_start: u64,
+    pub env_end: u64,
+}
+
+/// One thread.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThreadState {
+    /// Thread id.
+    pub tid: i32,
+    /// Thread name.
+    pub comm: String,
+    /// General registers, in the layout of the `NT_PRSTATUS` register set of the image's architecture.
+    pub gp: Vec<u8>,
+    /// Extended state, in the layout of `NT_X86_XSTATE` (x86-64) or `NT_PRFPREG` (aarch64).
+    pub fp: Vec<u8>,
+    /// Blocked signals, bit n-1 for signal n.
+    pub sigmask: u64,
+    /// Signals queued for this thread alone.
+    pub pending: Vec<PendingSignal>,
+    /// Restartable-sequence registration, if any.
+    pub rseq: Option<Rseq>,
+    /// Robust futex list, if one is set.
+    pub robust_list: Option<RobustList>,
+    /// The system call that the stop interrupted and that the kernel would restart by its restart block.
+    pub restart_syscall: Option<u64>,
+}
+
+/// A queued signal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PendingSignal {
+    /// Signal number.
+    pub signo: i32,
+    /// Queued for the whole process rather than one thread.
+    pub shared: bool,
+    /// The kernel's `siginfo_t`, 128 bytes.
+    pub siginfo: Vec<u8>,
+}
+
+/// A restartable-sequence registration (`PTRACE_GET_RSEQ_CONFIGURATION` in `ptrace(2)`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rseq {
+    /// Address of the thread's `struct rseq`.
+    pub addr: u64,
+    /// Its size as registered.
+    pub size: u32,
+    /// Signature before each abort handler.
+    pub signature: u32,
+    /// Flags.
+    pub flags: u32,
+}
+
+/// A robust futex list registration (`get_robust_list(2)`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RobustList {
+    /// Address of the list's head.
+    pub head: u64,
+    /// Size of the head.
+    pub len: u64,
+}
+
+/// Protection of a mapping.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "self-describing")]
+pub struct Protection {
+    pub read: bool,
+    pub write: bool,
+    pub exec: bool,
+}
+
+/// What stands behind a mapping.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Backing {
+    /// Anonymous memory, with the name set by `PR_SET_VMA_ANON_NAME`, if any.
+    Anonymous {
+        /// Name without the `[anon:` frame.
+        name: Option<String>,
+    },
+    /// The `brk` heap.
+    Heap,
+    /// The initial thread's stack, growing downwards.
+    Stack,
+    /// A page group that the kernel provides (`[vdso]`, `[vvar]`, `[vsyscall]`, …), named without brackets.
+    Special(String),
+    /// A file, or memory that looks like one (memfd, SysV or POSIX shared memory, `/dev/zero`).
+    File {
+        /// Path as the kernel prints it, without its ` (deleted)` mark.
+        path: String,
+        /// The file no longer has a name.
+        deleted: bool,
+        /// Device, major and minor number.
+        dev: (u32, u32),
+        /// Inode number.
+        inode: u64,
+        /// Offset of the mapping's first byte in the file, in bytes.
+        offset: u64,
+    },
+}
+
+/// One mapping (`/proc/PID/maps`).
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Vma {
+    /// Addresses.
+    pub range: PageRange,
+    /// Protection.
+    pub prot: Protection,
+    /// `MAP_SHARED` rather than `MAP_PRIVATE`.
+    pub shared: bool,
+    /// What stands behind it.
+    pub backing: Backing,
+    /// Two-letter flags of `VmFlags` in `/proc/PID/smaps`, where they were read.
+    pub flags: Vec<String>,
+    /// Build id of an ELF file behind the mapping, where it was read.
+    pub build_id: Option<Vec<u8>>,
+}
+
+impl Vma {
+    /// Provided by the kernel: neither dumped nor tracked.
+    pub fn is_special(&self) -> bool {
+        matches!(self.backing, Backing::Special(_))
+    }
+
+    /// Anonymous and private: a page that is not there reads as zeroes.
+    pub fn is_private_anonymous(&self) -> bool {
+        !self.shared
+            && matches!(
+                self.backing,
+                Backing::Anonymous { .. } | Backing::Heap | Backing::Stack
+            )
+    }
+
+    /// A private mapping of a file: a page that is not there has the file's content.
+    pub fn is_private_file(&self) -> bool {
+        !self.shared && matches!(self.backing, Backing::File { .. })
+    }
+}
+
+/// An open descriptor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resource {
+    /// Descriptor number.
+    pub fd: i32,
+    /// What it is.
+    pub kind: ResourceKind,
+    /// Where `/proc/PID/fd/FD` points.
+    pub link: String,
+    /// File position in bytes.
+    pub position: u64,
+    /// Open flags with the close-on-exec bit (`/proc/PID/fdinfo/FD`).
+    pub flags: u32,
+    /// Device and inode, to tell whether the same descriptor is still open.
+    pub identity: (u64, u64),
+}
+
+/// Kinds of descriptors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[allow(missing_docs, reason = "self-describing")]
+pub enum ResourceKind {
+    Regular,
+    Directory,
+    CharDevice,
+    BlockDevice,
+    Pipe,
+    Fifo,
+    Socket,
+    Epoll,
+    Eventfd,
+    Timerfd,
+    Signalfd,
+    Inotify,
+    Fanotify,
+    Pidfd,
+    Memfd,
+    Userfaultfd,
+    IoUring,
+    PerfEvent,
+    Bpf,
+    Other,
+}

@@ -1,0 +1,1 @@
+//! The eBPF programs as seen from user space.

@@ -1,0 +1,1 @@
+//! Plan what to put back, then put it back.

@@ -1,0 +1,1 @@
+//! Which pages changed since the last epoch?
