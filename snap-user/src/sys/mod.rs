@@ -12,6 +12,7 @@ mod pidfd;
 pub mod proc;
 pub mod ptrace;
 mod remote;
+mod scratch;
 mod uffd;
 
 pub use error::SysError;
@@ -22,6 +23,7 @@ pub use memory::{ReadFault, read_bytes, read_pages, read_ranges, write_bytes, wr
 pub use pagemap::{PageInfo, Pagemap, ScanResult, clear_soft_dirty};
 pub use pidfd::{PidFd, pidfd_getfd, pidfd_open};
 pub use remote::Remote;
+pub use scratch::ScratchMap;
 pub use uffd::{CREATION_FLAGS as USERFAULTFD_FLAGS, Userfaultfd, WpRegister};
 
 /// Result of a system call wrapper.

@@ -18,8 +18,10 @@ pub struct PageInfo {
     pub file: bool,
     /// The kernel's page of zeroes.
     pub zero: bool,
-    /// Written since it was last protected (or since soft-dirty was last cleared).
+    /// Written since it was last protected; always set where nothing is protected.
     pub written: bool,
+    /// Written since soft-dirty was last cleared; never set on kernels without soft-dirty.
+    pub soft_dirty: bool,
 }
 
 impl PageInfo {
@@ -37,6 +39,7 @@ const PAGE_IS_FILE: u64 = 1 << 2;
 const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
+const PAGE_IS_SOFT_DIRTY: u64 = 1 << 7;
 const PM_SCAN_WP_MATCHING: u64 = 1;
 
 #[repr(C)]
@@ -129,7 +132,8 @@ impl Pagemap {
                     | PAGE_IS_FILE
                     | PAGE_IS_PRESENT
                     | PAGE_IS_SWAPPED
-                    | PAGE_IS_PFNZERO,
+                    | PAGE_IS_PFNZERO
+                    | PAGE_IS_SOFT_DIRTY,
             };
             // SAFETY: `arg` has the kernel's layout and size, and its vector is `regions`, which
             // lives across the call and has `vec_len` entries.
@@ -144,6 +148,7 @@ impl Pagemap {
                     file: has(PAGE_IS_FILE),
                     zero: has(PAGE_IS_PFNZERO),
                     written: has(PAGE_IS_WRITTEN),
+                    soft_dirty: has(PAGE_IS_SOFT_DIRTY),
                 };
                 (
                     PageRange {
@@ -162,7 +167,7 @@ impl Pagemap {
     }
 
     /// Every page of `range` that is in memory or swapped, from the map's entries: for kernels
-    /// without `PAGEMAP_SCAN`. `written` is the soft-dirty bit.
+    /// without `PAGEMAP_SCAN`. They do not tell the page of zeroes apart.
     pub fn read_entries(&self, range: PageRange) -> Result<ScanResult> {
         const CHUNK: usize = 8192;
         let mut found: ScanResult = Vec::new();
@@ -188,7 +193,8 @@ impl Pagemap {
                     swapped: has(62),
                     file: has(61),
                     zero: false,
-                    written: has(55),
+                    written: !has(57),
+                    soft_dirty: has(55),
                 };
                 let page = PageRange {
                     start: addr,
