@@ -96,7 +96,10 @@ fn the_cheapest_encoding_is_chosen() {
             (state >> 56) as u8
         })
         .collect();
-    assert_eq!(round_trip(&page_of(&noise), &mut scratch), (Encoding::Raw, LEN));
+    assert_eq!(
+        round_trip(&page_of(&noise), &mut scratch),
+        (Encoding::Raw, LEN)
+    );
 }
 
 #[test]
