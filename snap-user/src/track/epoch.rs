@@ -77,7 +77,8 @@ impl Epoch {
         add(&mut self.current.carried, PageSet::from_ranges(vec![range]));
     }
 
-    /// While the target runs: pages worth copying ahead of the stop. `None` if the tracker cannot.
+    /// Ahead of the stop: pages worth copying now. `None` if the tracker keeps no record of writes.
+    /// The target may run, unless the tracker re-arms only while it is stopped.
     /// Events of everything that happened before must have been entered, `vmas` read after that.
     pub fn precopy(&mut self, vmas: &[Vma]) -> Result<Option<PageSet>> {
         if let Some(log) = &mut self.log {
@@ -125,13 +126,12 @@ impl Epoch {
         dirty.copy = dirty
             .copy
             .union(&dirty.own.intersect(&self.current.carried));
-        self.tracker.seal()?;
         add(&mut self.current.reported, dirty.copy.clone());
         self.unsafe_yet = std::mem::take(&mut self.current);
         Ok(dirty)
     }
 
-    /// While the target is stopped: everything, whatever the events said. For checks.
+    /// Everything, whatever the events said.
     pub fn survey_all(&mut self, vmas: &[Vma]) -> Result<Survey> {
         self.tracker.survey(vmas, None)
     }

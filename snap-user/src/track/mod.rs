@@ -35,19 +35,20 @@ pub trait Tracker {
     /// Which one.
     fn kind(&self) -> TrackerKind;
 
-    /// While the target runs: the pages with content of their own that were written since the last
-    /// call, atomically begun to be watched again. `None` for a mechanism that can only look while
-    /// the target is stopped.
+    /// The pages with content of their own that were written since the last call, begun to be
+    /// watched again. `None` for a mechanism that keeps no record of writes.
+    ///
+    /// The target may run meanwhile, unless [`Tracker::rearms_stopped`].
     fn rearm(&mut self, vmas: &[Vma]) -> Result<Option<PageSet>>;
 
-    /// While the target is stopped: looks at `area`, or at everything.
-    fn survey(&mut self, vmas: &[Vma], area: Option<&PageSet>) -> Result<Survey>;
-
-    /// While the target is stopped, after a survey of everything: what was reported is not reported
-    /// again unless written again. For a mechanism that re-arms in [`Tracker::rearm`], nothing.
-    fn seal(&mut self) -> Result<()> {
-        Ok(())
+    /// Reading and resetting the record are two steps, so that the target has to be stopped for
+    /// [`Tracker::rearm`].
+    fn rearms_stopped(&self) -> bool {
+        false
     }
+
+    /// Looks at `area`, or at everything, and changes nothing. Exact only while the target is stopped.
+    fn survey(&mut self, vmas: &[Vma], area: Option<&PageSet>) -> Result<Survey>;
 
     /// Mappings that this mechanism cannot watch; their pages count as dirty in every survey.
     fn refused(&self) -> &PageSet;

@@ -5,7 +5,6 @@ use super::{Result, Tracker, TrackerKind};
 use crate::model::{PageSet, Vma};
 use crate::sys::{Pagemap, clear_soft_dirty};
 
-/// Reading the bits and clearing them are two steps, so both happen while the target is stopped.
 pub(super) struct SoftDirty {
     pid: i32,
     pagemap: Pagemap,
@@ -32,8 +31,15 @@ impl Tracker for SoftDirty {
         TrackerKind::SoftDirty
     }
 
-    fn rearm(&mut self, _vmas: &[Vma]) -> Result<Option<PageSet>> {
-        Ok(None)
+    fn rearm(&mut self, vmas: &[Vma]) -> Result<Option<PageSet>> {
+        let found = self.survey(vmas, None)?.dirty;
+        clear_soft_dirty(self.pid)?;
+        self.cleared = true;
+        Ok(Some(found))
+    }
+
+    fn rearms_stopped(&self) -> bool {
+        true
     }
 
     fn survey(&mut self, vmas: &[Vma], area: Option<&PageSet>) -> Result<Survey> {
@@ -53,12 +59,6 @@ impl Tracker for SoftDirty {
             &self.refused,
             |info| info.soft_dirty || !cleared,
         ))
-    }
-
-    fn seal(&mut self) -> Result<()> {
-        clear_soft_dirty(self.pid)?;
-        self.cleared = true;
-        Ok(())
     }
 
     fn refused(&self) -> &PageSet {

@@ -4,22 +4,33 @@ use super::{Result, SysError, bad, link, read};
 use crate::model::{Resource, ResourceKind};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
-/// Every open descriptor, ascending. One that closes meanwhile is left out.
-pub fn descriptors(pid: i32) -> Result<Vec<Resource>> {
+/// Every open descriptor and where its link points, ascending. One that closes meanwhile is left out.
+pub fn descriptor_links(pid: i32) -> Result<Vec<(i32, String)>> {
     let path = format!("/proc/{pid}/fd");
     let entries = std::fs::read_dir(&path).map_err(|e| SysError::new("open", &path, e))?;
-    let mut fds: Vec<i32> = entries
+    let mut fds: Vec<(i32, String)> = entries
         .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
+        .filter_map(|fd| Some((fd, link(pid, &format!("fd/{fd}")).ok()?)))
         .collect();
     fds.sort_unstable();
-    Ok(fds
+    Ok(fds)
+}
+
+/// Every open descriptor, ascending. One that closes meanwhile is left out.
+pub fn descriptors(pid: i32) -> Result<Vec<Resource>> {
+    let links = descriptor_links(pid)?;
+    Ok(links
         .into_iter()
-        .filter_map(|fd| describe(pid, fd).ok())
+        .filter_map(|(fd, link)| describe(pid, fd, link).ok())
         .collect())
 }
 
-fn describe(pid: i32, fd: i32) -> Result<Resource> {
-    let link = link(pid, &format!("fd/{fd}"))?;
+/// One open descriptor.
+pub fn descriptor(pid: i32, fd: i32) -> Result<Resource> {
+    describe(pid, fd, link(pid, &format!("fd/{fd}"))?)
+}
+
+fn describe(pid: i32, fd: i32, link: String) -> Result<Resource> {
     let path = format!("/proc/{pid}/fd/{fd}");
     let meta = std::fs::metadata(&path).map_err(|e| SysError::new("stat", &path, e))?;
     let (flags, position) = flags_and_position(pid, fd)?;

@@ -4,7 +4,7 @@ mod fds;
 mod maps;
 mod status;
 
-pub use fds::{descriptors, flags_and_position, refresh_position};
+pub use fds::{descriptor, descriptor_links, descriptors, flags_and_position, refresh_position};
 pub use maps::{build_id, maps, vm_flags};
 pub use status::{
     Stat, Status, auxv, cmdline, cpu_time_ns, exe, link, mm_fields, stat, status, threads,
