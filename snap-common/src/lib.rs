@@ -4,5 +4,23 @@
 //! object and the loader come from different compilers.
 #![no_std]
 
+mod event;
+mod syscall;
+
+pub use event::{EventHeader, EventKind, FaultEvent, SystemEvent, flag};
+pub use syscall::{SYSCALL_TABLE, SyscallClass};
+
 /// Layout version of everything in this crate. The loader refuses an object built with another one.
 pub const ABI_VERSION: u32 = 1;
+
+/// Section of the object that holds [`ABI_VERSION`] as four bytes, in the byte order of the object.
+pub const ABI_SECTION: &str = "ksnap_abi";
+
+/// Most processes that can be tracked at once: the size of the map of tracked processes.
+pub const MAX_TRACKED: u32 = 4096;
+
+/// Most threads whose stop can be timed at once.
+pub const MAX_STOPPED: u32 = 16384;
+
+/// Bytes in a page, as the programs round addresses. User space refuses to run on another page size.
+pub const PAGE_SIZE: u64 = 4096;

@@ -1,1 +1,25 @@
-//! The eBPF programs as seen from user space.
+//! The eBPF programs as seen from user space: loads them, feeds them the running kernel's struct
+//! offsets, turns their ring buffer into typed [`Event`]s, and reads what they cost.
+//!
+//! [`Probes`] is synchronous and meant for one thread. Nothing is pinned: when the last descriptor
+//! closes, also because ksnap was killed, every program detaches.
+
+mod btf;
+mod error;
+mod event;
+mod hazard;
+mod load;
+mod mapping;
+mod object;
+mod offsets;
+mod probes;
+mod programs;
+mod syscalls;
+
+pub use error::ProbeError;
+pub use event::Event;
+pub use hazard::HazardKind;
+pub use load::ProbeOptions;
+pub use mapping::{MappingChange, MappingKind};
+pub use probes::{Drained, Probes, ProgramStats};
+pub use programs::FaultSource;

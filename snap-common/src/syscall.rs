@@ -1,0 +1,23 @@
+//! How the system call program treats each call. The table is filled by user space at load, so the
+//! object knows no system call numbers.
+
+/// Entries in the table: a power of two above the highest number in use.
+pub const SYSCALL_TABLE: usize = 512;
+
+/// What to do when a call returns.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyscallClass {
+    /// Nothing; leave as early as can be.
+    Ignore = 0,
+    /// Report as a mapping change, when the caller is tracked.
+    Mapping = 1,
+    /// Report as a hazard, when the caller is tracked.
+    Hazard = 2,
+    /// Report as a hazard, when the caller is tracked and the descriptor in the first argument is open with O_DIRECT.
+    DirectRead = 3,
+    /// Report as a hazard whoever the caller is: process_vm_writev.
+    RemoteWrite = 4,
+    /// Report as a hazard whoever the caller is, when the request is a poke: ptrace.
+    Ptrace = 5,
+}

@@ -1,0 +1,1 @@
+//! What of the probes this kernel offers to this user, for `ksnap doctor`.

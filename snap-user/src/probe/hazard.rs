@@ -1,0 +1,136 @@
+//! Writes into user memory that no fault event announces.
+
+use crate::model::PageRange;
+use snap_common::{SystemEvent, flag};
+
+/// How memory may have been written behind the fault programs' back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HazardKind {
+    /// A read from a descriptor opened with O_DIRECT. The device may write a page after its
+    /// write-protection was renewed, so the range given counts as dirty whatever a scan says.
+    DirectRead,
+    /// process_vm_writev by some process; its target is not known.
+    RemoteWrite,
+    /// A ptrace poke by some process; its target is not known.
+    PtracePoke,
+    /// io_uring in use. Lasting: the kernel writes and maps from then on without further calls.
+    IoUring,
+    /// Asynchronous I/O in use. Lasting until its completions were collected.
+    Aio,
+    /// Pages given to a pipe: what the pipe holds is not consistent with memory put back later.
+    Vmsplice,
+    /// Something took the lock that get_user_pages takes when it meets pages that are not writable
+    /// yet. Comes before the write.
+    PageLock {
+        /// The system call that the thread was in; `None` when another process did it.
+        syscall: Option<u32>,
+    },
+    /// A 32-bit system call by a 64-bit program, which may have done anything, mappings included.
+    Compat,
+}
+
+impl HazardKind {
+    /// True when writes may go on unseen long after the event: every later stop needs a full scan.
+    pub fn is_lasting(self) -> bool {
+        matches!(self, Self::IoUring | Self::Aio)
+    }
+}
+
+/// Kind and range of a hazard event; `None` when the call failed and did nothing.
+pub fn decode(event: &SystemEvent) -> Option<(HazardKind, Option<PageRange>)> {
+    if event.header.flags & flag::COMPAT != 0 {
+        return Some((HazardKind::Compat, None));
+    }
+    let [_, buffer, .., result] = event.args;
+    let succeeded = (result as i64) >= 0;
+    let nr = libc::c_long::from(event.header.nr);
+    let kind = match nr {
+        libc::SYS_read | libc::SYS_pread64 => {
+            // An error may come after part of the transfer; then the length asked for is the bound.
+            let length = if succeeded { result } else { event.args[2] };
+            let range = PageRange::covering(buffer, length);
+            return (!range.is_empty()).then_some((HazardKind::DirectRead, Some(range)));
+        }
+        libc::SYS_readv | libc::SYS_preadv | libc::SYS_preadv2 => HazardKind::DirectRead,
+        libc::SYS_process_vm_writev => HazardKind::RemoteWrite,
+        libc::SYS_ptrace => HazardKind::PtracePoke,
+        libc::SYS_io_setup | libc::SYS_io_submit => HazardKind::Aio,
+        libc::SYS_vmsplice => HazardKind::Vmsplice,
+        _ => HazardKind::IoUring,
+    };
+    // Reads and batches may have worked in part; the rest does nothing when it fails.
+    let partial = matches!(kind, HazardKind::DirectRead | HazardKind::IoUring);
+    (succeeded || partial).then_some((kind, None))
+}
+
+/// System call of a lock event.
+pub fn lock_syscall(nr: u32) -> Option<u32> {
+    (nr != u32::MAX).then_some(nr)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use snap_common::{EventHeader, EventKind};
+
+    fn event(nr: libc::c_long, args: [u64; 5]) -> SystemEvent {
+        let header = EventHeader {
+            kind: EventKind::Hazard as u16,
+            flags: 0,
+            tgid: 1,
+            tid: 1,
+            nr: nr as u32,
+            time_ns: 0,
+        };
+        SystemEvent { header, args }
+    }
+
+    const EAGAIN: u64 = -11_i64 as u64;
+
+    #[test]
+    fn a_direct_read_covers_what_it_returned() {
+        let (kind, range) =
+            decode(&event(libc::SYS_pread64, [3, 0x1000, 0x8000, 0, 0x1001])).unwrap();
+        assert_eq!(kind, HazardKind::DirectRead);
+        assert_eq!(range, Some(PageRange::new(0x1000, 0x3000)));
+    }
+
+    #[test]
+    fn a_failed_direct_read_covers_what_it_asked_for_and_an_empty_one_nothing() {
+        let (_, range) = decode(&event(libc::SYS_read, [3, 0x1000, 0x2000, 0, EAGAIN])).unwrap();
+        assert_eq!(range, Some(PageRange::new(0x1000, 0x3000)));
+        assert_eq!(
+            decode(&event(libc::SYS_read, [3, 0x1000, 0x2000, 0, 0])),
+            None
+        );
+    }
+
+    #[test]
+    fn io_uring_and_aio_last_while_a_failed_setup_of_aio_is_nothing() {
+        assert!(
+            decode(&event(libc::SYS_io_uring_enter, [0; 5]))
+                .unwrap()
+                .0
+                .is_lasting()
+        );
+        assert!(
+            decode(&event(libc::SYS_io_submit, [0, 1, 0, 0, 1]))
+                .unwrap()
+                .0
+                .is_lasting()
+        );
+        assert_eq!(
+            decode(&event(libc::SYS_io_setup, [0, 0, 0, 0, EAGAIN])),
+            None
+        );
+        assert!(!HazardKind::Vmsplice.is_lasting());
+    }
+
+    #[test]
+    fn a_32_bit_call_is_reported_as_such_whatever_its_number() {
+        let mut compat = event(libc::SYS_read, [0; 5]);
+        compat.header.flags = flag::COMPAT;
+        assert_eq!(decode(&compat), Some((HazardKind::Compat, None)));
+    }
+}

@@ -1,0 +1,491 @@
+//! The probes on the running kernel, against victims in processes of their own.
+//!
+//! A victim is this test binary again, started with the victim's name in the environment: it says
+//! what it prepared, waits for a line, acts, and says what it did.
+#![allow(
+    unsafe_code,
+    reason = "victims make raw system calls on memory of their own"
+)]
+
+use snap_user::model::{PAGE_SIZE, PageRange};
+use snap_user::probe::{
+    Drained, Event, FaultSource, HazardKind, MappingKind, ProbeError, ProbeOptions, Probes,
+};
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const VICTIM: &str = "KSNAP_PROBE_VICTIM";
+const PAGES: u64 = 500;
+
+/// The probes, or a printed reason why this test cannot run here.
+fn probes_with(options: &ProbeOptions) -> Option<Probes> {
+    match Probes::load(options) {
+        Ok(probes) => Some(probes),
+        Err(error @ (ProbeError::NotPermitted { .. } | ProbeError::PidNamespace { .. })) => {
+            eprintln!("skipped (permission): {error}");
+            None
+        }
+        Err(error @ ProbeError::NoBtf { .. }) => {
+            eprintln!("skipped (kernel feature): {error}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn probes() -> Option<Probes> {
+    probes_with(&ProbeOptions::default())
+}
+
+/// Drains until `enough` says so, or two seconds have passed.
+fn drain_until(probes: &mut Probes, mut enough: impl FnMut(&[Event]) -> bool) -> Vec<Event> {
+    let mut events = Vec::new();
+    let deadline = Instant::now() + Duration::from_secs(2);
+    loop {
+        probes.drain(|event| events.push(*event));
+        if enough(&events) || Instant::now() > deadline {
+            return events;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+struct Victim {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Victim {
+    fn start(name: &str) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "victim", "--nocapture", "--test-threads=1"])
+            .env(VICTIM, name)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdin = child.stdin.take().unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        Self {
+            child,
+            stdin,
+            stdout,
+        }
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The numbers in the victim's next line.
+    fn hear(&mut self) -> Vec<u64> {
+        let mut line = String::new();
+        while self.stdout.read_line(&mut line).unwrap() > 0 {
+            if let Some((_, words)) = line.split_once("victim:") {
+                return words
+                    .split_whitespace()
+                    .map(|word| word.parse().unwrap())
+                    .collect();
+            }
+            line.clear();
+        }
+        panic!("the victim ended without a word");
+    }
+
+    fn go(&mut self) {
+        self.stdin.write_all(b"\n").unwrap();
+    }
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        // Already gone is as good.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn say(words: &[u64]) {
+    let words: Vec<String> = words.iter().map(u64::to_string).collect();
+    println!("\nvictim: {}", words.join(" "));
+    std::io::stdout().flush().unwrap();
+}
+
+fn await_go() {
+    std::io::stdin().read_exact(&mut [0]).unwrap();
+}
+
+fn map(pages: u64) -> u64 {
+    // SAFETY: a new anonymous mapping.
+    let at = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            (pages * PAGE_SIZE) as usize,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        )
+    };
+    assert_ne!(at, libc::MAP_FAILED);
+    // SAFETY: the mapping just made. Small pages make each first write a fault.
+    unsafe { libc::madvise(at, (pages * PAGE_SIZE) as usize, libc::MADV_NOHUGEPAGE) };
+    at as u64
+}
+
+fn write_pages(at: u64, pages: u64) {
+    for page in 0..pages {
+        // SAFETY: inside a mapping of this victim.
+        unsafe { ((at + page * PAGE_SIZE) as *mut u8).write_volatile(1) };
+    }
+}
+
+/// The other side of every test: does nothing unless it was started as a victim.
+#[test]
+fn victim() {
+    let Ok(name) = std::env::var(VICTIM) else {
+        return;
+    };
+    match name.as_str() {
+        "writer" => {
+            let at = map(PAGES);
+            say(&[at]);
+            await_go();
+            write_pages(at, PAGES);
+            say(&[at]);
+        }
+        "forker" => {
+            let at = map(PAGES);
+            say(&[at]);
+            await_go();
+            // SAFETY: the child only writes memory and leaves.
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                write_pages(at, PAGES);
+                // SAFETY: ends the child at once.
+                unsafe { libc::_exit(0) };
+            }
+            // SAFETY: waits for the child made above.
+            unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) };
+            std::thread::spawn(|| {}).join().unwrap();
+            say(&[child as u64]);
+        }
+        "mapper" => {
+            say(&[]);
+            await_go();
+            let at = map(8);
+            let bytes = 8 * PAGE_SIZE as usize;
+            let address = at as *mut libc::c_void;
+            // SAFETY: all on the mapping made above, and no pointer into it is kept.
+            let moved = unsafe {
+                libc::mprotect(address, bytes / 2, libc::PROT_READ);
+                libc::madvise(address, bytes, libc::MADV_DONTNEED);
+                libc::mprotect(address, bytes, libc::PROT_READ | libc::PROT_WRITE);
+                let moved = libc::mremap(address, bytes, 4 * bytes, libc::MREMAP_MAYMOVE);
+                assert_ne!(moved, libc::MAP_FAILED);
+                libc::munmap(moved, 4 * bytes);
+                moved as u64
+            };
+            say(&[at, moved]);
+        }
+        "idle" => {
+            let at = map(1);
+            say(&[at]);
+        }
+        other => panic!("no victim is called {other}"),
+    }
+    await_go();
+}
+
+fn faults(events: &[Event], process: u32) -> BTreeSet<u64> {
+    let page = |event: &Event| match event {
+        Event::Fault { tgid, page, .. } if *tgid == process => Some(*page),
+        _ => None,
+    };
+    events.iter().filter_map(page).collect()
+}
+
+#[test]
+fn every_freshly_written_page_has_a_fault_event_of_the_thread_that_wrote_it() {
+    let Some(mut probes) = probes() else { return };
+    let mut victim = Victim::start("writer");
+    let at = victim.hear()[0];
+    probes.track(victim.pid()).unwrap();
+    victim.go();
+    victim.hear();
+
+    let wanted: BTreeSet<u64> = PageRange::new(at, at + PAGES * PAGE_SIZE).iter().collect();
+    let events = drain_until(&mut probes, |events| {
+        wanted.is_subset(&faults(events, victim.pid()))
+    });
+    let seen = faults(&events, victim.pid());
+    let missing: Vec<&u64> = wanted.difference(&seen).collect();
+    assert!(
+        missing.is_empty(),
+        "{missing:x?} of {PAGES} pages are missing"
+    );
+
+    let mut last = 0;
+    for event in &events {
+        if let Event::Fault {
+            page,
+            user,
+            remote,
+            ip,
+            time_ns,
+            tid,
+            ..
+        } = event
+            && wanted.contains(page)
+        {
+            assert!(*user && !*remote && *ip != 0, "{event:?}");
+            assert!(*tid >= victim.pid() && *time_ns >= last, "{event:?}");
+            last = *time_ns;
+        }
+    }
+}
+
+#[test]
+fn a_forked_child_is_tracked_from_its_first_write() {
+    let Some(mut probes) = probes() else { return };
+    let mut victim = Victim::start("forker");
+    let at = victim.hear()[0];
+    probes.track(victim.pid()).unwrap();
+    victim.go();
+    let child = victim.hear()[0] as u32;
+
+    let ended = |events: &[Event]| {
+        events
+            .iter()
+            .any(|e| matches!(e, Event::Exit { tgid, last: true, .. } if *tgid == child))
+            && events
+                .iter()
+                .any(|e| matches!(e, Event::ThreadStart { .. }))
+    };
+    let events = drain_until(&mut probes, ended);
+    assert!(ended(&events), "{:?}", events.last());
+    let fork = events.iter().position(|e| {
+        matches!(e, Event::Fork { parent, child: c, shares_memory: false, .. }
+            if *parent == victim.pid() && *c == child)
+    });
+    let first = events
+        .iter()
+        .position(|e| matches!(e, Event::Fault { tgid, .. } if *tgid == child));
+    assert!(fork.unwrap() < first.unwrap());
+    let wanted: BTreeSet<u64> = PageRange::new(at, at + PAGES * PAGE_SIZE).iter().collect();
+    assert!(wanted.is_subset(&faults(&events, child)));
+    assert_eq!(
+        probes.tracked().collect::<Vec<_>>(),
+        [victim.pid()],
+        "the child has ended"
+    );
+}
+
+#[test]
+fn mapping_changes_arrive_in_order_with_their_ranges() {
+    let Some(mut probes) = probes() else { return };
+    let mut victim = Victim::start("mapper");
+    victim.hear();
+    probes.track(victim.pid()).unwrap();
+    victim.go();
+    let told = victim.hear();
+    let (at, moved) = (told[0], told[1]);
+
+    let size = 8 * PAGE_SIZE;
+    let whole = Some(PageRange::new(at, at + size));
+    let half = Some(PageRange::new(at, at + size / 2));
+    let grown = Some(PageRange::new(moved, moved + 4 * size));
+    let dontneed = MappingKind::Madvise(libc::MADV_DONTNEED);
+    let nohuge = MappingKind::Madvise(libc::MADV_NOHUGEPAGE);
+    let wanted = [
+        (MappingKind::Mmap, None, whole),
+        (nohuge, whole, whole),
+        (MappingKind::Mprotect, half, half),
+        (dontneed, whole, whole),
+        (MappingKind::Mprotect, whole, whole),
+        (MappingKind::Mremap, whole, grown),
+        (MappingKind::Munmap, grown, None),
+    ];
+    let changes = |events: &[Event]| -> Vec<_> {
+        let change = |event: &Event| match event {
+            Event::Mapping { tgid, change, .. } if *tgid == victim.pid() => {
+                Some((change.kind, change.old, change.new))
+            }
+            _ => None,
+        };
+        events.iter().filter_map(change).collect()
+    };
+    let found = |events: &[Event]| changes(events).windows(7).any(|seven| seven == wanted);
+    let events = drain_until(&mut probes, found);
+    assert!(found(&events), "{:x?}", changes(&events));
+}
+
+#[test]
+fn a_ring_that_is_too_small_counts_what_it_loses() {
+    let Some(mut probes) = probes_with(&ProbeOptions {
+        ring_bytes: 4096,
+        ..Default::default()
+    }) else {
+        return;
+    };
+    let mut victim = Victim::start("writer");
+    victim.hear();
+    assert_eq!(
+        probes.drain(|_| {}),
+        Drained {
+            events: 0,
+            drops_total: 0
+        }
+    );
+    probes.track(victim.pid()).unwrap();
+    victim.go();
+    victim.hear();
+    let drained = probes.drain(|_| {});
+    assert!(drained.drops_total > 0 && drained.events > 0, "{drained:?}");
+    assert!(drained.events + drained.drops_total >= PAGES, "{drained:?}");
+}
+
+#[test]
+fn a_ptrace_stop_is_timed_as_the_thread_saw_it() {
+    use nix::sys::{ptrace, wait};
+    let Some(mut probes) = probes() else { return };
+    if !probes.times_stops() {
+        eprintln!("skipped (kernel feature): sched_switch does not tell the state of the task");
+        return;
+    }
+    let mut victim = Victim::start("idle");
+    victim.hear();
+    probes.track(victim.pid()).unwrap();
+    let pid = nix::unistd::Pid::from_raw(victim.pid() as i32);
+    ptrace::seize(pid, ptrace::Options::empty()).unwrap();
+    let pause = Duration::from_millis(30);
+    ptrace::interrupt(pid).unwrap();
+    wait::waitpid(pid, None).unwrap();
+    std::thread::sleep(pause);
+    ptrace::detach(pid, None).unwrap();
+
+    let stop = |events: &[Event]| {
+        events.iter().find_map(|event| match event {
+            Event::Stopped {
+                tgid,
+                tid,
+                start_ns,
+                end_ns,
+            } if *tgid == victim.pid() => Some((*tid, Duration::from_nanos(end_ns - start_ns))),
+            _ => None,
+        })
+    };
+    let events = drain_until(&mut probes, |events| stop(events).is_some());
+    let (tid, length) = stop(&events).expect("an event for the stop");
+    assert_eq!(tid, victim.pid());
+    assert!(length >= pause && length < pause * 20, "{length:?}");
+}
+
+#[test]
+fn a_write_by_another_process_is_a_remote_fault_or_a_hazard() {
+    use nix::sys::uio::{RemoteIoVec, process_vm_writev};
+    // Nobody's id: this process is the stranger here.
+    let Some(mut probes) = probes_with(&ProbeOptions {
+        own_tgid: 0,
+        ..Default::default()
+    }) else {
+        return;
+    };
+    let mut victim = Victim::start("idle");
+    let at = victim.hear()[0];
+    probes.track(victim.pid()).unwrap();
+    let pid = nix::unistd::Pid::from_raw(victim.pid() as i32);
+    let remote = [RemoteIoVec {
+        base: at as usize,
+        len: 4,
+    }];
+    let local = [std::io::IoSlice::new(b"text")];
+    assert_eq!(process_vm_writev(pid, &local, &remote).unwrap(), 4);
+
+    let told = |events: &[Event]| {
+        let has = |wanted: fn(&HazardKind) -> bool| {
+            events
+                .iter()
+                .any(|e| matches!(e, Event::Hazard { kind, .. } if wanted(kind)))
+        };
+        let fault = events.iter().any(|e| {
+            matches!(e, Event::Fault { page, remote: true, tgid, .. } if *page == at && *tgid == victim.pid())
+        });
+        let lock =
+            !probes_sees_locks(events) || has(|k| *k == HazardKind::PageLock { syscall: None });
+        (fault || lock) && has(|k| *k == HazardKind::RemoteWrite)
+    };
+    fn probes_sees_locks(events: &[Event]) -> bool {
+        !events.is_empty()
+    }
+    let events = drain_until(&mut probes, told);
+    assert!(told(&events), "{events:?}");
+    if probes.sees_gup_writes() {
+        assert!(faults(&events, victim.pid()).contains(&at));
+    }
+}
+
+#[test]
+fn ksnap_s_own_writes_are_no_hazard() {
+    use nix::sys::uio::{RemoteIoVec, process_vm_writev};
+    let Some(mut probes) = probes() else { return };
+    let mut victim = Victim::start("idle");
+    let at = victim.hear()[0];
+    probes.track(victim.pid()).unwrap();
+    let pid = nix::unistd::Pid::from_raw(victim.pid() as i32);
+    let remote = [RemoteIoVec {
+        base: at as usize,
+        len: 4,
+    }];
+    process_vm_writev(pid, &[std::io::IoSlice::new(b"text")], &remote).unwrap();
+    let mine = |event: &Event| matches!(event, Event::Hazard { tid, .. } if *tid == nix::unistd::gettid().as_raw() as u32);
+    let mut events = Vec::new();
+    probes.drain(|event| events.push(*event));
+    assert!(!events.iter().any(mine), "{events:?}");
+}
+
+#[test]
+fn programs_are_attached_only_while_something_is_tracked_and_gone_afterwards() {
+    let Some(mut probes) = probes() else { return };
+    let victim = Victim::start("idle");
+    assert!(!probes.is_attached());
+    probes.track(victim.pid()).unwrap();
+    assert!(probes.is_attached());
+    probes.untrack(victim.pid()).unwrap();
+    assert!(!probes.is_attached());
+
+    probes.track(victim.pid()).unwrap();
+    drop(victim);
+    drain_until(&mut probes, |events| {
+        events
+            .iter()
+            .any(|e| matches!(e, Event::Exit { last: true, .. }))
+    });
+    assert!(!probes.is_attached(), "the last target has ended");
+}
+
+#[test]
+fn statistics_count_runs_and_time() {
+    let Some(mut probes) = probes() else { return };
+    let mut victim = Victim::start("writer");
+    victim.hear();
+    probes.count_costs(true).unwrap();
+    probes.track(victim.pid()).unwrap();
+    victim.go();
+    victim.hear();
+    let stats = probes.program_stats().unwrap();
+    let of = |name: &str| stats.iter().find(|s| s.name == name).copied();
+    let fault = match probes.fault_source() {
+        FaultSource::HandleMmFault => of("handle_mm_fault"),
+        FaultSource::Tracepoints => of("page_fault_user"),
+    }
+    .unwrap();
+    assert!(
+        fault.run_count >= PAGES && !fault.run_time.is_zero(),
+        "{stats:?}"
+    );
+    assert!(of("sys_exit").unwrap().run_count > 0, "{stats:?}");
+}
