@@ -20,7 +20,6 @@ attempt mount -t sysfs sysfs /sys
 mkdir -p /dev/pts /dev/shm
 attempt mount -t devpts -o gid=5,mode=620 devpts /dev/pts
 attempt mount -t tmpfs -o mode=1777 shm /dev/shm
-attempt mount -t tmpfs -o mode=1777 tmp /tmp
 attempt mount -t tmpfs -o mode=755 run /run
 attempt mount -t tracefs tracefs /sys/kernel/tracing
 attempt mount -t bpf bpf /sys/fs/bpf

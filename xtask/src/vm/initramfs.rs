@@ -37,6 +37,10 @@ const MERGED: [(&str, &str); 4] = [
     ("/lib64", "/usr/lib64"),
 ];
 
+/// Where the first process mounts file systems: what the payload had there would be hidden. `/tmp` is
+/// none of them, the root being a tmpfs already.
+const MOUNTED: [&str; 4] = ["/dev", "/proc", "/run", "/sys"];
+
 const ETC: [(&str, &str); 5] = [
     (
         "/etc/passwd",
@@ -136,6 +140,9 @@ impl Tree {
                 file.guest.display()
             )));
         };
+        if MOUNTED.iter().any(|mount| file.guest.starts_with(mount)) {
+            return Err(Error::Payload(format!("{guest} would be hidden below a mount")));
+        }
         let metadata = fs::metadata(&file.host).map_err(Error::io("read", &file.host))?;
         if metadata.is_file() {
             for library in shared_libraries(&file.host)? {
@@ -344,6 +351,13 @@ mod tests {
         assert!(script(&GuestCommand::new("x", ["y"]).env("A B", ""), &[]).is_err());
         assert!(Tree::default().insert("relative", Node::Folder(0)).is_err());
         assert!(Tree::default().insert("/a/../b", Node::Folder(0)).is_err());
+    }
+
+    #[test]
+    fn a_file_that_a_mount_would_hide_is_refused() {
+        let file = |guest: &str| HostFile { host: "/bin/sh".into(), guest: guest.into() };
+        assert!(Tree::default().add(&file("/run/x")).is_err());
+        assert!(Tree::default().add(&file("/running/x")).is_ok());
     }
 
     #[test]
