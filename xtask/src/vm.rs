@@ -27,6 +27,8 @@ mod initramfs;
 mod kernels;
 mod payload;
 mod qemu;
+#[cfg(test)]
+mod tests;
 mod tools;
 
 pub use console::{CommandResult, Status, Tally};
@@ -234,8 +236,19 @@ pub fn run_with(
         boot_limit: payload.boot_limit,
     };
     let mut recorder = console::Recorder::new(&token, &payload.commands);
-    let started = Instant::now();
-    let boot = qemu::run(&spec, &mut recorder, &payload.commands, done)?;
+    let mut started = Instant::now();
+    let mut boot = qemu::run(&spec, &mut recorder, &payload.commands, done);
+    if let Err(Error::Boot {
+        ending: qemu::Ending::Died,
+        ..
+    }) = &boot
+    {
+        // Nothing of the payload has run yet: emulation fails now and then, a second time it counts.
+        say("the guest died while booting; once more");
+        started = Instant::now();
+        boot = qemu::run(&spec, &mut recorder, &payload.commands, done);
+    }
+    let boot = boot?;
     let (release, warnings, results) = recorder.finish();
     Ok(Outcome {
         kernel,
@@ -250,14 +263,13 @@ pub fn run_with(
     })
 }
 
-/// Where kernels and logs lie.
+/// Where kernels and logs lie: in cargo's target folder.
 fn folder() -> PathBuf {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .unwrap_or(Path::new("."));
-    std::env::var_os("CARGO_TARGET_DIR")
-        .map_or_else(|| workspace.join("target"), |target| workspace.join(target))
-        .join("vm")
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).with_file_name("target"),
+        PathBuf::from,
+    );
+    std::path::absolute(&target).unwrap_or(target).join("vm")
 }
 
 /// Makes the frame token of each boot another one, so that no program can print it by accident.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::Kernel;
+use super::qemu::Ending;
 
 /// A result of this module.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -78,7 +79,7 @@ pub enum Error {
         /// How long it was given.
         limit: Duration,
         /// How the attempt ended.
-        ending: &'static str,
+        ending: Ending,
         /// The console log.
         log: PathBuf,
         /// Its last lines.

@@ -141,7 +141,9 @@ impl Tree {
             )));
         };
         if MOUNTED.iter().any(|mount| file.guest.starts_with(mount)) {
-            return Err(Error::Payload(format!("{guest} would be hidden below a mount")));
+            return Err(Error::Payload(format!(
+                "{guest} would be hidden below a mount"
+            )));
         }
         let metadata = fs::metadata(&file.host).map_err(Error::io("read", &file.host))?;
         if metadata.is_file() {
@@ -226,7 +228,7 @@ fn script(command: &GuestCommand, common: &[(String, String)]) -> Result<String>
     }
     let mut script = String::from("#!/bin/sh\n");
     let defaults = ENVIRONMENT.map(|(name, value)| (name.to_string(), value.to_string()));
-    for (name, value) in defaults.iter().chain(common).chain(&command.env) {
+    for (name, value) in defaults.iter().chain(common) {
         let good = |c: char| c.is_ascii_alphanumeric() || c == '_';
         if name.is_empty() || !name.chars().all(good) {
             return Err(bad(&format!("{name:?} is no name for a variable")));
@@ -291,6 +293,10 @@ fn libraries_in(ldd: &str) -> std::result::Result<Vec<PathBuf>, String> {
 mod tests {
     use super::*;
 
+    fn pair(name: &str, value: &str) -> (String, String) {
+        (name.into(), value.into())
+    }
+
     #[test]
     fn ldd_lines_give_libraries_and_the_loader_but_not_the_vdso() {
         let text = "\tlinux-vdso.so.1 (0x00007ffd5a5f2000)
@@ -330,10 +336,12 @@ mod tests {
 
     #[test]
     fn a_script_keeps_words_with_spaces_and_quotes_whole() {
-        let command = GuestCommand::new("x", ["/bin/echo", "it's $HOME", ""])
-            .env("KSNAP_TESTS_STRICT", "1")
-            .folder("/my tests");
-        let text = script(&command, &[("HOME".into(), "/h".into())]).unwrap();
+        let command = GuestCommand::new("x", ["/bin/echo", "it's $HOME", ""]).folder("/my tests");
+        let text = script(
+            &command,
+            &[pair("HOME", "/h"), pair("KSNAP_TESTS_STRICT", "1")],
+        )
+        .unwrap();
         let end = "export HOME='/h'\nexport KSNAP_TESTS_STRICT='1'\ncd '/my tests' || exit 126\n\
                    exec '/bin/echo' 'it'\\''s $HOME' ''\n";
         assert!(text.ends_with(end), "{text}");
@@ -348,14 +356,17 @@ mod tests {
     #[test]
     fn commands_and_paths_that_cannot_work_are_refused() {
         assert!(script(&GuestCommand::new("x", Vec::<String>::new()), &[]).is_err());
-        assert!(script(&GuestCommand::new("x", ["y"]).env("A B", ""), &[]).is_err());
+        assert!(script(&GuestCommand::new("x", ["y"]), &[pair("A B", "")]).is_err());
         assert!(Tree::default().insert("relative", Node::Folder(0)).is_err());
         assert!(Tree::default().insert("/a/../b", Node::Folder(0)).is_err());
     }
 
     #[test]
     fn a_file_that_a_mount_would_hide_is_refused() {
-        let file = |guest: &str| HostFile { host: "/bin/sh".into(), guest: guest.into() };
+        let file = |guest: &str| HostFile {
+            host: "/bin/sh".into(),
+            guest: guest.into(),
+        };
         assert!(Tree::default().add(&file("/run/x")).is_err());
         assert!(Tree::default().add(&file("/running/x")).is_ok());
     }

@@ -80,7 +80,6 @@ impl Payload {
 pub struct GuestCommand {
     pub(super) name: String,
     pub(super) argv: Vec<String>,
-    pub(super) env: Vec<(String, String)>,
     pub(super) folder: PathBuf,
     pub(super) limit: Duration,
     pub(super) runs_tests: bool,
@@ -95,7 +94,6 @@ impl GuestCommand {
         GuestCommand {
             name: name.into(),
             argv: argv.into_iter().map(Into::into).collect(),
-            env: Vec::new(),
             folder: "/".into(),
             limit: Duration::from_secs(60),
             runs_tests: false,
@@ -114,12 +112,6 @@ impl GuestCommand {
             runs_tests: true,
             ..Self::new(name, argv)
         }
-    }
-
-    /// Sets an environment variable for this command.
-    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
-        self.env.push((name.into(), value.into()));
-        self
     }
 
     /// Runs it in this guest folder instead of `/`.
