@@ -208,6 +208,7 @@ pub fn run_with(
     let (qemu, busybox) = tools::ensure(say)?;
     let folder = folder().join(kernel.name());
     let image = kernels::ensure(kernel, &folder, say)?;
+    sweep(&folder);
     let token = format!("@ksnap-vm-{:x}-{:x}", std::process::id(), nanoseconds());
     let initrd = Scratch(folder.join(format!("initramfs-{}.cpio", std::process::id())));
     let mut payload = payload.clone();
@@ -277,6 +278,24 @@ fn nanoseconds() -> u128 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |since| since.as_nanos())
+}
+
+/// Removes what runs that were killed left in `folder`. Each such file is named for its process.
+fn sweep(folder: &Path) {
+    let Ok(entries) = fs::read_dir(folder) else {
+        return;
+    };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let owner = path.file_name().and_then(|name| {
+            name.to_str()?
+                .strip_prefix("initramfs-")?
+                .strip_suffix(".cpio")
+        });
+        if owner.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // Losing a race with another sweep is fine; a leftover only costs disk space.
+            let _ = fs::remove_file(&path);
+        }
+    }
 }
 
 /// A file that goes when its user does.

@@ -1,4 +1,4 @@
-//! What only a real boot can show. Ignored by default: each takes 5 to 15 s, QEMU and a fetched kernel.
+//! The module as a whole. What needs a real boot (5 to 15 s, QEMU, a fetched kernel) is ignored by default.
 
 use std::time::Duration;
 
@@ -122,4 +122,20 @@ fn a_6_1_guest_runs_commands_and_tells_how_each_ended() {
 #[ignore = "boots a virtual machine"]
 fn a_6_12_guest_runs_commands_and_tells_how_each_ended() {
     boot(Kernel::V6_12);
+}
+
+#[test]
+fn only_what_dead_runs_left_is_swept() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = std::process::Command::new("true").spawn().unwrap();
+    let dead = format!("initramfs-{}.cpio", child.id());
+    child.wait().unwrap();
+    let alive = format!("initramfs-{}.cpio", std::process::id());
+    for name in [&dead, &alive, "vmlinuz"] {
+        fs::write(folder.path().join(name), "").unwrap();
+    }
+    sweep(folder.path());
+    assert!(!folder.path().join(dead).exists());
+    assert!(folder.path().join(alive).exists());
+    assert!(folder.path().join("vmlinuz").exists());
 }
