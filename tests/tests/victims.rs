@@ -1,0 +1,66 @@
+//! Every victim is well on its own, and notices when its memory is damaged behind its back: a victim that
+//! cannot fail proves nothing about a snapshot.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use tests::{Victim, require};
+
+/// Lets a victim work for a while; it must get on, and every invariant must hold.
+fn is_well(name: &str, args: &[&str]) -> Result<()> {
+    let mut victim = Victim::spawn(name, args)?;
+    let first = victim.status()?.counter;
+    std::thread::sleep(Duration::from_millis(700));
+    victim.wait_beyond(first, Duration::from_secs(10))?;
+    victim.check()?;
+    victim.quit()
+}
+
+/// Damages a victim's memory; it must say so, and end.
+fn notices_damage(name: &str, args: &[&str]) -> Result<()> {
+    let mut victim = Victim::spawn(name, args)?;
+    victim.check()?;
+    victim.sabotage()?;
+    // The victim may find the damage before it is asked.
+    let asked = victim.check();
+    assert!(
+        asked.is_err(),
+        "victim {name} passed its check with damaged memory"
+    );
+    let reason = victim.expect_broken(Duration::from_secs(10))?;
+    assert!(reason.contains(name), "{reason}");
+    Ok(())
+}
+
+macro_rules! victims {
+    ($($test:ident: $name:literal $args:expr $(, needs $need:expr)?;)+) => {
+        $(mod $test {
+            #[test]
+            fn is_well() -> anyhow::Result<()> {
+                $(tests::require!($need);)?
+                super::is_well($name, &$args)
+            }
+
+            #[test]
+            fn notices_damage() -> anyhow::Result<()> {
+                $(tests::require!($need);)?
+                super::notices_damage($name, &$args)
+            }
+        })+
+    };
+}
+
+victims! {
+    counter: "counter" ["--mib", "16"];
+    threads: "threads" [];
+    maps: "maps" [];
+    rseq: "rseq" [], needs Rseq;
+}
+
+#[test]
+fn an_unknown_victim_or_option_is_refused() -> Result<()> {
+    require!(Kernel(3, 0));
+    assert!(Victim::spawn("no-such-victim", &[]).is_err());
+    assert!(Victim::spawn("counter", &["--no-such-option", "1"]).is_err());
+    Ok(())
+}
