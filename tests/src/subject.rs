@@ -146,13 +146,10 @@ impl Victim {
 
     /// Waits until the victim ends because it found an invariant broken; gives its reason.
     pub fn expect_broken(mut self, limit: Duration) -> Result<String> {
-        let Some(status) = self.process.wait(limit)? else {
-            bail!(
-                "the victim {} did not notice any damage within {limit:?}",
-                self.pid
-            );
-        };
-        let said = self.process.stderr();
+        let pid = self.pid;
+        let what = || format!("the victim {pid} did not notice any damage");
+        let finished = self.process.finish(limit).with_context(what)?;
+        let (status, said) = (finished.status, finished.stderr);
         ensure!(
             status.code() == Some(crate::victim::fault::BROKEN) && said.contains("BROKEN"),
             "the victim ended with {status} instead of saying what is broken; stderr: {said}"

@@ -54,7 +54,32 @@ victims! {
     counter: "counter" ["--mib", "16"];
     threads: "threads" [];
     maps: "maps" [];
+    dontneed: "dontneed" [];
+    fork: "fork" [];
+    exec: "exec" ["--every-ms", "100"];
+    deepstack: "deepstack" [];
+    hugepages: "hugepages" ["--mib", "16"];
+    shared: "shared" [];
+    shared_alone: "shared" ["memfd", "--alone"];
+    filemap: "filemap" [];
+    filemap_unlinked: "filemap" ["both", "--unlinked"];
+    signals: "signals" [];
+    avx: "avx" [], needs Cpu("avx2");
     rseq: "rseq" [], needs Rseq;
+    sparse: "sparse" [];
+    blocked_in_nanosleep: "blocked" ["nanosleep"];
+    blocked_in_clock_nanosleep: "blocked" ["clock_nanosleep"];
+    blocked_in_poll: "blocked" ["poll"];
+    blocked_in_ppoll: "blocked" ["ppoll"];
+    blocked_in_select: "blocked" ["select"];
+    blocked_in_futex: "blocked" ["futex"];
+    blocked_in_futex_timeout: "blocked" ["futex-timeout"];
+    blocked_in_pipe: "blocked" ["pipe"];
+    blocked_in_epoll_wait: "blocked" ["epoll_wait"];
+    blocked_in_sigtimedwait: "blocked" ["sigtimedwait"];
+    blocked_in_wait4: "blocked" ["wait4"];
+    blocked_in_accept: "blocked" ["accept"];
+    blocked_in_recv: "blocked" ["recv"];
 }
 
 #[test]

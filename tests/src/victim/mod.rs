@@ -19,8 +19,16 @@
 //! | the others | one victim each |
 
 pub mod args;
+pub mod avx;
+pub mod blocked;
 pub mod counter;
+pub mod deepstack;
+pub mod dontneed;
+pub mod exec;
 pub mod fault;
+pub mod filemap;
+pub mod fork;
+pub mod hugepages;
 pub mod maps;
 pub mod mem;
 pub mod pace;
@@ -28,7 +36,10 @@ pub mod page;
 pub mod protocol;
 pub mod rng;
 pub mod rseq;
+pub mod shared;
+pub mod signals;
 pub mod simd;
+pub mod sparse;
 pub mod table;
 pub mod threads;
 pub mod workers;
@@ -52,7 +63,50 @@ pub const VICTIMS: &[(&str, &str, Start)] = &[
         "mmap, munmap, mremap, mprotect and brk churn",
         maps::start,
     ),
+    (
+        "dontneed",
+        "memory that goes away without a write",
+        dontneed::start,
+    ),
+    (
+        "fork",
+        "children that write copy-on-write memory",
+        fork::start,
+    ),
+    ("exec", "a program that re-executes itself", exec::start),
+    (
+        "deepstack",
+        "deep recursion on two stacks",
+        deepstack::start,
+    ),
+    ("hugepages", "transparent huge pages", hugepages::start),
+    (
+        "shared",
+        "memory shared with a second process",
+        shared::start,
+    ),
+    (
+        "filemap",
+        "private and shared mappings of files",
+        filemap::start,
+    ),
+    (
+        "blocked",
+        "asleep in one kind of system call",
+        blocked::start,
+    ),
+    (
+        "signals",
+        "a storm of signals, all accounted for",
+        signals::start,
+    ),
+    (
+        "avx",
+        "busy threads with known vector registers",
+        avx::start,
+    ),
     ("rseq", "restartable sequences", rseq::start),
+    ("sparse", "much address space and few pages", sparse::start),
 ];
 
 /// The whole program: parses the command line, starts the victim and serves the protocol until `quit`.
@@ -62,6 +116,8 @@ pub fn main() -> ! {
         Err(error) => usage(&format!("{error:#}")),
     };
     fault::name_program(&args.name);
+    // A panic in any thread is a broken victim, not a thread less.
+    std::panic::set_hook(Box::new(|panic| fault::broken(panic)));
     let started = find(&args.name)
         .and_then(|start| start(&args))
         .and_then(|started| {

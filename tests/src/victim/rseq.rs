@@ -197,12 +197,10 @@ impl State for Rseq {
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         let committed = self.counter();
-        let summed: u64 = self
-            .counts
-            .lanes
-            .iter()
-            .map(|lane| lane.0.load(Ordering::Relaxed))
-            .sum();
+        let lanes = self.counts.lanes.iter();
+        let summed = lanes.fold(0, |sum: u64, lane| {
+            sum.wrapping_add(lane.0.load(Ordering::Relaxed))
+        });
         match committed == summed {
             true => Ok(()),
             false => Err(format!(

@@ -39,6 +39,25 @@ impl Table {
         table
     }
 
+    /// Takes over pages that already hold generation 1.
+    ///
+    /// # Safety
+    /// As for [`Table::new`].
+    pub unsafe fn adopt(base: *mut u8, pages: usize, salt: u64) -> Self {
+        Self {
+            base,
+            salt,
+            generations: vec![1; pages],
+            written: 0,
+            swept: 0,
+        }
+    }
+
+    /// The page's generation.
+    pub fn generation(&self, index: usize) -> u64 {
+        self.generations[index]
+    }
+
     /// How many pages were written since the start.
     pub const fn written(&self) -> u64 {
         self.written
@@ -57,18 +76,17 @@ impl Table {
     /// Verifies the page and writes its next generation.
     pub fn write(&mut self, index: usize) -> Result<(), String> {
         self.verify(index)?;
+        self.rewrite(index);
+        Ok(())
+    }
+
+    /// Writes the page's next generation, whatever it holds.
+    pub fn rewrite(&mut self, index: usize) {
         self.generations[index] += 1;
         self.written += 1;
+        let generation = self.generations[index];
         // SAFETY: `new`'s caller vouches for the memory.
-        unsafe {
-            page::fill(
-                self.at(index),
-                self.salt,
-                index as u64,
-                self.generations[index],
-            )
-        };
-        Ok(())
+        unsafe { page::fill(self.at(index), self.salt, index as u64, generation) };
     }
 
     /// Writes one random page, and verifies the next one of a sweep through the table.
