@@ -67,6 +67,7 @@ victims! {
     avx: "avx" [], needs Cpu("avx2");
     rseq: "rseq" [], needs Rseq;
     sparse: "sparse" [];
+    gup: "gup" [];
     blocked_in_nanosleep: "blocked" ["nanosleep"];
     blocked_in_clock_nanosleep: "blocked" ["clock_nanosleep"];
     blocked_in_poll: "blocked" ["poll"];

@@ -26,8 +26,13 @@ impl Mapping {
 
     /// Maps `len` bytes with the given protection, flags and file (-1 for none), from offset 0.
     pub fn with(len: usize, prot: i32, flags: i32, fd: i32) -> Result<Self> {
+        Self::of_file(len, prot, flags, fd, 0)
+    }
+
+    /// As [`Mapping::with`], from an offset in bytes.
+    pub fn of_file(len: usize, prot: i32, flags: i32, fd: i32, offset: i64) -> Result<Self> {
         // SAFETY: without MAP_FIXED the kernel picks unused addresses.
-        let at = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, fd, 0) };
+        let at = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, fd, offset) };
         match at == libc::MAP_FAILED {
             true => bail!("mmap of {len} bytes: {}", std::io::Error::last_os_error()),
             false => Ok(Self { at: at.cast(), len }),

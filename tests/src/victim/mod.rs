@@ -28,6 +28,7 @@ pub mod exec;
 pub mod fault;
 pub mod filemap;
 pub mod fork;
+pub mod gup;
 pub mod hugepages;
 pub mod maps;
 pub mod mem;
@@ -106,6 +107,11 @@ pub const VICTIMS: &[(&str, &str, Start)] = &[
         avx::start,
     ),
     ("rseq", "restartable sequences", rseq::start),
+    (
+        "gup",
+        "memory that the kernel writes past the page tables",
+        gup::start,
+    ),
     ("sparse", "much address space and few pages", sparse::start),
 ];
 
