@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 use crate::background::{Background, Finished};
 use crate::paths;
+use crate::subject::Victim;
 
 /// How long a command that should end by itself may take.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -86,5 +87,18 @@ impl Ksnap {
         let mut command = self.command();
         command.args(args);
         Background::start(command)
+    }
+
+    /// `ksnap run OPTIONS -- victim NAME ARGS`, once the victim is ready.
+    pub fn run_victim(&self, options: &[&str], name: &str, args: &[&str]) -> Result<Victim> {
+        let mut command = self.command();
+        command
+            .arg("run")
+            .args(options)
+            .arg("--")
+            .arg(paths::victim()?)
+            .arg(name)
+            .args(args);
+        Victim::from_command(command)
     }
 }

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::background::Background;
+use crate::background::{Background, Finished};
 use crate::{paths, poke};
 
 /// How long a victim may take to prepare itself.
@@ -119,12 +119,15 @@ impl Victim {
     }
 
     /// Checks everything, ends the victim, and demands exit status 0.
-    pub fn quit(mut self) -> Result<()> {
+    pub fn quit(self) -> Result<()> {
+        self.finish()?.success().map(drop)
+    }
+
+    /// Checks everything, ends the victim, and waits for the process that was started: the victim, or what runs
+    /// it (`ksnap run`), whose status and output the result has.
+    pub fn finish(mut self) -> Result<Finished> {
         self.ask("quit", ANSWER)?;
-        self.process
-            .finish(Duration::from_secs(10))?
-            .success()
-            .map(drop)
+        self.process.finish(Duration::from_secs(60))
     }
 
     /// Waits until the counter is larger than this.

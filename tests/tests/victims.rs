@@ -4,6 +4,9 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tests::victim::blocked;
 use tests::{Victim, require};
 
 /// Lets a victim work for a while; it must get on, and every invariant must hold.
@@ -88,5 +91,72 @@ fn an_unknown_victim_or_option_is_refused() -> Result<()> {
     require!(Kernel(3, 0));
     assert!(Victim::spawn("no-such-victim", &[]).is_err());
     assert!(Victim::spawn("counter", &["--no-such-option", "1"]).is_err());
+    Ok(())
+}
+
+/// signal(7): these calls fail with EINTR after a stop even where there is no handler.
+const NOT_RESTARTED: &[&str] = &["epoll_wait", "sigtimedwait"];
+
+fn stop_and_continue(victims: &[Victim]) -> Result<()> {
+    let all = |signal| {
+        victims
+            .iter()
+            .try_for_each(|victim| kill(Pid::from_raw(victim.pid()), signal))
+    };
+    for _ in 0..30 {
+        all(Signal::SIGSTOP)?;
+        std::thread::sleep(Duration::from_millis(3));
+        all(Signal::SIGCONT)?;
+        std::thread::sleep(Duration::from_millis(12));
+    }
+    Ok(())
+}
+
+#[test]
+fn blocked_calls_that_the_kernel_restarts_survive_stop_and_continue() -> Result<()> {
+    let kinds = blocked::KINDS
+        .iter()
+        .filter(|kind| !NOT_RESTARTED.contains(kind));
+    let victims: Vec<Victim> = kinds
+        .map(|kind| Victim::spawn("blocked", &[kind]))
+        .collect::<Result<_>>()?;
+    stop_and_continue(&victims)?;
+    victims.into_iter().try_for_each(Victim::quit)
+}
+
+/// Else the victim could not notice either that ksnap has interrupted a call.
+#[test]
+fn a_blocked_victim_notices_an_interrupted_call() -> Result<()> {
+    for kind in NOT_RESTARTED {
+        let victim = Victim::spawn("blocked", &[kind])?;
+        stop_and_continue(std::slice::from_ref(&victim))?;
+        let reason = victim.expect_broken(Duration::from_secs(10))?;
+        assert!(
+            reason.contains("Interrupted system call"),
+            "{kind}: {reason}"
+        );
+    }
+    Ok(())
+}
+
+/// Overwrites registers, not memory: only the loop that holds them can tell.
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn avx_notices_a_register_that_changed() -> Result<()> {
+    require!(Cpu("avx2"));
+    let mut victim = Victim::spawn("avx", &["--threads", "1"])?;
+    let tid = victim.ready()["workers"][0]["tid"]
+        .as_i64()
+        .expect("a worker's thread id") as i32;
+    for _ in 0..50 {
+        // Now and then the thread is just between two rounds, and the damage is without effect.
+        let damaged = tests::poke::invert_vector_registers(tid);
+        if victim.check().is_err() {
+            break;
+        }
+        damaged?;
+    }
+    let reason = victim.expect_broken(Duration::from_secs(10))?;
+    assert!(reason.contains("vector register"), "{reason}");
     Ok(())
 }

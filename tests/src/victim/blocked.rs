@@ -7,6 +7,7 @@
 //! Messages wait in the kernel, where a rollback does not reach: with `--rollbacks` the waker sends again what
 //! is not received, and the sleeper passes over messages that are not the one it waits for.
 
+mod calls;
 mod channel;
 mod sleep;
 

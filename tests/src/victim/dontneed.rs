@@ -106,13 +106,15 @@ impl Area {
 
     fn verify(&self, index: usize) -> Result<(), String> {
         let (at, number) = (self.page(index), index as u64);
-        // SAFETY: the page is this area's own, here and below.
         let result = match self.contents[index] {
+            // SAFETY: the page is this area's own.
             Content::Zero => unsafe { page::verify_zero(at) },
+            // SAFETY: as above.
             Content::Generation(generation) => unsafe {
                 page::verify(at, self.salt, number, generation)
             },
-            // Zero is asked again last: the kernel may take the page between the two looks.
+            // Zero is asked last: the kernel may take the page between the two looks.
+            // SAFETY: as above.
             Content::Freed(generation) => unsafe {
                 page::verify(at, self.salt, number, generation).or_else(|_| page::verify_zero(at))
             },

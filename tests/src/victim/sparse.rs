@@ -123,10 +123,10 @@ impl Area {
 
     fn open(&self, index: usize) -> Result<(), String> {
         let at = self.page(index);
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a page of this area's own.
-        if self.closed
-            && unsafe { libc::mprotect(at.cast(), PAGE, libc::PROT_READ | libc::PROT_WRITE) } != 0
-        {
+        let open = || unsafe { libc::mprotect(at.cast(), PAGE, protection) };
+        if self.closed && open() != 0 {
             return Err(os_error("mprotect of a reserved page"));
         }
         // SAFETY: the page is readable now.
