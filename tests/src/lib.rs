@@ -43,11 +43,13 @@
 //! | [`background`] | [`Background`]: a child process with collected output and time limits |
 //! | [`requires`] | [`require!`], [`Need`]: typed skips |
 //! | [`footprint`] | [`Footprint`]: what a process looks like from outside, to find what was left behind |
+//! | [`bpf`] | the BPF programs in the kernel, to find those left behind |
 //! | [`poke`] | damages a process's memory on purpose |
 //! | [`redis`], [`resp`], [`python`] | real programs under test |
 //! | [`paths`] | where cargo put the binaries |
 
 pub mod background;
+pub mod bpf;
 pub mod footprint;
 pub mod ksnap;
 pub mod paths;

@@ -5,6 +5,9 @@
 //! (vmsplice out of a pipe), `aio`, `uring`, `uring-fixed` (into registered, pinned buffers). Without a name all
 //! that work here are used; `ready` lists them, and why others do not. A way that was named must work.
 //!
+//! With `--rollbacks` there is only `direct`: a request or a pipe that is on its way in the kernel when memory
+//! goes back would write into it afterwards, which no rollback can prevent.
+//!
 //! Each way has pages of its own, and a thread that has the kernel put known versions into them.
 
 mod aio;
@@ -126,10 +129,14 @@ pub fn start(args: &Args) -> Result<Started> {
 }
 
 fn open(name: &str, source: &Source, memory: &Mapping, rollbacks: bool) -> Result<Box<dyn Way>> {
+    ensure!(
+        name == "direct" || !rollbacks,
+        "a rollback cannot take back what is on its way in the kernel"
+    );
     Ok(match name {
         "direct" => Box::new(ways::Direct::open(source)?),
         // Forks: before there are threads.
-        "helper" => Box::new(ways::Helper::start(rollbacks)?),
+        "helper" => Box::new(ways::Helper::start()?),
         "pipe" => Box::new(ways::Pipe::open()?),
         "aio" => Box::new(aio::Aio::open(source)?),
         "uring" => Box::new(uring::Uring::open(source, None)?),

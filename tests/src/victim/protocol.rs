@@ -137,8 +137,11 @@ fn say(value: &Value) {
     // SAFETY: the buffer is valid for its length.
     let wrote = unsafe { libc::write(1, line.as_ptr().cast(), line.len()) };
     if wrote != line.len() as isize {
-        // Nobody listens any more.
-        exit(0);
+        match std::io::Error::last_os_error() {
+            // Nobody listens any more.
+            error if error.kind() == std::io::ErrorKind::BrokenPipe => exit(0),
+            error => broken(format_args!("write of a reply gave {wrote}: {error}")),
+        }
     }
 }
 

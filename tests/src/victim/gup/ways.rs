@@ -163,12 +163,11 @@ pub struct Helper {
     ask: OwnedFd,
     answer: OwnedFd,
     number: u64,
-    rollbacks: bool,
 }
 
 impl Helper {
     /// Forks the helper; there must not be any threads yet.
-    pub fn start(rollbacks: bool) -> Result<Self> {
+    pub fn start() -> Result<Self> {
         let ((asked, ask), (answer, answered)) = (pipe()?, pipe()?);
         // SAFETY: takes nothing.
         let parent = unsafe { libc::getpid() };
@@ -189,7 +188,6 @@ impl Helper {
             ask,
             answer,
             number: 0,
-            rollbacks,
         })
     }
 }
@@ -203,53 +201,31 @@ impl Way for Helper {
         version: usize,
     ) -> Result<(), String> {
         self.number += 1;
-        let (first, pages, version) = (first as u64, pages as u64, version as u64);
         let request = Request {
             number: self.number,
             at: at as u64,
-            first,
-            pages,
-            version,
+            first: first as u64,
+            pages: pages as u64,
+            version: version as u64,
         };
-        loop {
-            let size = size_of::<Request>();
-            // SAFETY: the request is valid for its size.
-            let wrote =
-                unsafe { libc::write(self.ask.as_raw_fd(), (&raw const request).cast(), size) };
-            if wrote != size as isize {
-                return Err(os_error("ask the helper"));
+        let size = size_of::<Request>();
+        // SAFETY: the request is valid for its size.
+        let wrote = unsafe { libc::write(self.ask.as_raw_fd(), (&raw const request).cast(), size) };
+        if wrote != size as isize {
+            return Err(os_error("ask the helper"));
+        }
+        let mut answer = [0u64; 2];
+        // SAFETY: the answer is valid for its size.
+        let got = unsafe { libc::read(self.answer.as_raw_fd(), answer.as_mut_ptr().cast(), 16) };
+        match (got, answer) {
+            (16, [number, 0]) if number == self.number => Ok(()),
+            (16, [number, error]) if number == self.number => {
+                let error = std::io::Error::from_raw_os_error(error as i32);
+                Err(format!("the helper's process_vm_writev: {error}"))
             }
-            loop {
-                let mut ready = libc::pollfd {
-                    fd: self.answer.as_raw_fd(),
-                    events: libc::POLLIN,
-                    revents: 0,
-                };
-                // A rolled-back question may have been asked and answered in another future.
-                let limit = if self.rollbacks { 300 } else { -1 };
-                // SAFETY: one valid pollfd.
-                match unsafe { libc::poll(&raw mut ready, 1, limit) } {
-                    0 => break,
-                    1 => {}
-                    _ => return Err(os_error("poll for the helper's answer")),
-                }
-                let mut answer = [0u64; 2];
-                // SAFETY: the answer is valid for its size.
-                let got =
-                    unsafe { libc::read(self.answer.as_raw_fd(), answer.as_mut_ptr().cast(), 16) };
-                match (got, answer) {
-                    (16, [number, 0]) if number == self.number => return Ok(()),
-                    (16, [number, error]) if number == self.number => {
-                        let error = std::io::Error::from_raw_os_error(error as i32);
-                        return Err(format!("the helper's process_vm_writev: {error}"));
-                    }
-                    (16, _) if self.rollbacks => {}
-                    (16, [number, _]) => {
-                        return Err(format!("the helper answers {number}, not {}", self.number));
-                    }
-                    _ => return Err("the helper has ended".to_owned()),
-                }
-            }
+            (16, [number, _]) => Err(format!("the helper answers {number}, not {}", self.number)),
+            (-1, _) => Err(os_error("read the helper's answer")),
+            _ => Err("the helper has ended".to_owned()),
         }
     }
 }
