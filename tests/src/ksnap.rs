@@ -25,10 +25,16 @@ pub struct Ksnap {
 impl Ksnap {
     /// Finds the binary and makes an empty place for a store.
     pub fn new() -> Result<Self> {
+        Self::with_binary(paths::ksnap()?)
+    }
+
+    /// The same with another binary.
+    pub fn with_binary(binary: PathBuf) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("ksnap-store-").tempdir()?;
+        let store = folder.path().join("store");
         Ok(Self {
-            binary: paths::ksnap()?,
-            store: folder.path().join("store"),
+            binary,
+            store,
             _folder: folder,
         })
     }
@@ -100,5 +106,42 @@ impl Ksnap {
             .arg(name)
             .args(args);
         Victim::from_command(command)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// A stand-in that prints what the script says.
+    fn with_script(text: &str) -> (Ksnap, TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let binary = folder.path().join("ksnap");
+        std::fs::write(&binary, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
+        (Ksnap::with_binary(binary).unwrap(), folder)
+    }
+
+    #[test]
+    fn json_is_asked_for_before_the_words_of_another_command() {
+        let (ksnap, _folder) = with_script(r#"for word; do echo "\"$word\""; done"#);
+        let words = ksnap.json(&["run", "--", "cmd", "arg"]).unwrap();
+        let store = ksnap.store().to_str().unwrap();
+        assert_eq!(
+            words,
+            ["--store", store, "run", "--json", "--", "cmd", "arg"]
+        );
+    }
+
+    #[test]
+    fn a_failure_tells_the_command_its_status_and_its_words() {
+        let (ksnap, _folder) = with_script("echo no such process >&2; exit 14");
+        assert_eq!(ksnap.run(&["snap", "1"]).unwrap().code().unwrap(), 14);
+        let error = format!("{:#}", ksnap.ok(&["snap", "1"]).unwrap_err());
+        for part in ["ksnap snap 1", "14", "no such process"] {
+            assert!(error.contains(part), "{error}");
+        }
     }
 }

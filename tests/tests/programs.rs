@@ -1,10 +1,11 @@
 //! The fixtures of real programs work: what they start answers, and is gone afterwards.
 
 use std::io::Write;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
-use tests::{Footprint, Python, Redis, require};
+use tests::{Footprint, Python, Redis, Victim, require};
 
 #[test]
 fn redis_answers_takes_load_and_ends_with_its_fixture() -> Result<()> {
@@ -50,5 +51,31 @@ fn python_runs_a_script_and_ends_with_its_fixture() -> Result<()> {
     writeln!(python.process().stdin()?, "41")?;
     assert_eq!(python.line(Duration::from_secs(20))?, "42");
     assert_eq!(python.finish(Duration::from_secs(20))?.code()?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_victim_that_another_program_runs_is_found_and_ends_with_its_fixture() -> Result<()> {
+    // The shell must stay the parent: it has something to do afterwards.
+    let script = || -> Result<Command> {
+        let mut command = Command::new("sh");
+        command
+            .arg("-c")
+            .arg(r#""$0" counter --mib 1; exit 7"#)
+            .arg(tests::paths::victim()?);
+        Ok(command)
+    };
+    let mut victim = Victim::from_command(script()?)?;
+    assert_ne!(victim.pid(), victim.process().pid());
+    victim.check()?;
+    assert_eq!(victim.finish()?.code()?, 7);
+    let victim = Victim::from_command(script()?)?;
+    let pid = victim.pid();
+    drop(victim);
+    let gone = (0..500).any(|_| {
+        std::thread::sleep(Duration::from_millis(10));
+        matches!(tests::footprint::state_of(pid), '?' | 'Z')
+    });
+    assert!(gone, "victim {pid} outlives its fixture");
     Ok(())
 }

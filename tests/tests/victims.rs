@@ -71,6 +71,10 @@ victims! {
     rseq: "rseq" [], needs Rseq;
     sparse: "sparse" [];
     gup: "gup" [];
+    gup_with_rollbacks: "gup" ["--rollbacks"];
+    signals_with_rollbacks: "signals" ["--rollbacks"];
+    shared_with_rollbacks: "shared" ["--rollbacks"];
+    pipe_with_rollbacks: "blocked" ["pipe", "--rollbacks"];
     blocked_in_nanosleep: "blocked" ["nanosleep"];
     blocked_in_clock_nanosleep: "blocked" ["clock_nanosleep"];
     blocked_in_poll: "blocked" ["poll"];

@@ -253,20 +253,23 @@ impl State for Signals {
         if got > sent && !self.rollbacks {
             return Err(format!("{got} SIGUSR1 received, but only {sent} sent"));
         }
-        // Every source must still be going.
-        let before = [
-            TALLY.usr1.load(Ordering::SeqCst),
-            TALLY.ticks.load(Ordering::SeqCst),
-        ];
+        // Every source must still be going. The handler looks at what it counts, so this is a check of that too.
+        let sources = || TALLY.handled.iter().chain([&TALLY.usr1, &TALLY.ticks]);
+        let before: Vec<u64> = sources()
+            .map(|count| count.load(Ordering::SeqCst))
+            .collect();
+        let going = || {
+            sources()
+                .zip(&before)
+                .all(|(count, before)| count.load(Ordering::SeqCst) > *before)
+        };
         for _ in 0..PATIENCE {
-            if TALLY.usr1.load(Ordering::SeqCst) > before[0]
-                && TALLY.ticks.load(Ordering::SeqCst) > before[1]
-            {
+            if going() {
                 return Ok(());
             }
             nap(1);
         }
-        Err("SIGUSR1 or the timer's signals have stopped coming".to_owned())
+        Err("a stream of signals, SIGUSR1 or the timer's signals have stopped coming".to_owned())
     }
 
     fn details(&self) -> Value {

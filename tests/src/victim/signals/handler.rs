@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use anyhow::{Result, bail};
 
 use super::super::fault::{broken, os_error};
+use super::super::rng::mix;
 use super::STACK;
 
 /// Streams of queued signals, one signal number each.
@@ -16,6 +17,10 @@ pub const COOKIE: usize = 0x6b73_6e61;
 pub struct Tally {
     /// The last value of each stream.
     pub received: [AtomicU64; STREAMS],
+    /// A hash of each stream's last value.
+    pub seals: [AtomicU64; STREAMS],
+    /// Signals of each stream, in turn or not.
+    pub handled: [AtomicU64; STREAMS],
     /// SIGUSR1.
     pub usr1: AtomicU64,
     /// SIGUSR2, of the masker.
@@ -31,6 +36,8 @@ pub struct Tally {
 /// The one tally of this process.
 pub static TALLY: Tally = Tally {
     received: [const { AtomicU64::new(0) }; STREAMS],
+    seals: [const { AtomicU64::new(mix(0)) }; STREAMS],
+    handled: [const { AtomicU64::new(0) }; STREAMS],
     usr1: AtomicU64::new(0),
     usr2: AtomicU64::new(0),
     ticks: AtomicU64::new(0),
@@ -110,6 +117,11 @@ extern "C" fn handle(signal: i32, info: *mut libc::siginfo_t, _context: *mut lib
 
 fn in_turn(stream: usize, code: i32, value: u64) {
     let last = TALLY.received[stream].load(Ordering::SeqCst);
+    if TALLY.seals[stream].load(Ordering::SeqCst) != mix(last) {
+        broken(format_args!(
+            "stream {stream}: its last value, {last}, does not fit its seal"
+        ));
+    }
     if code != libc::SI_QUEUE {
         broken(format_args!(
             "a queued signal of stream {stream} has code {code}"
@@ -117,11 +129,13 @@ fn in_turn(stream: usize, code: i32, value: u64) {
     }
     if value == last.wrapping_add(1) {
         TALLY.received[stream].store(value, Ordering::SeqCst);
+        TALLY.seals[stream].store(mix(value), Ordering::SeqCst);
     } else if !TALLY.rollbacks.load(Ordering::Relaxed) {
         broken(format_args!(
             "stream {stream}: signal {value} came after {last}"
         ));
     }
+    TALLY.handled[stream].fetch_add(1, Ordering::SeqCst);
 }
 
 /// Queues the next signal of a stream to one thread.
