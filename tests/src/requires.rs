@@ -1,5 +1,7 @@
 //! Typed skips: what a test needs, why it is missing, and how to get it.
 
+use std::os::unix::fs::PermissionsExt;
+
 use crate::{paths, victim};
 
 /// Something that a test needs.
@@ -19,6 +21,8 @@ pub enum Need {
     Kernel(u32, u32),
     /// A C library that has registered rseq.
     Rseq,
+    /// A build folder from which other users can run programs.
+    BuildForAll,
 }
 
 impl Need {
@@ -57,6 +61,11 @@ impl Need {
                 kernel() >= (major, minor),
                 format!("Linux {major}.{minor}"),
                 "cargo xtask test --vm".to_owned(),
+            ),
+            Self::BuildForAll => (
+                build_is_open(),
+                "a build folder that other users can enter".to_owned(),
+                "chmod o+x it and the folders above it, or set CARGO_TARGET_DIR".to_owned(),
             ),
             Self::Rseq => (
                 victim::rseq::available(),
@@ -115,6 +124,15 @@ macro_rules! require {
             return $crate::requires::Skipped::skipped();
         }
     }};
+}
+
+fn build_is_open() -> bool {
+    let open = |folder: &std::path::Path| {
+        folder
+            .metadata()
+            .is_ok_and(|metadata| metadata.permissions().mode() & 1 == 1)
+    };
+    paths::binaries().is_ok_and(|folder| folder.ancestors().all(open))
 }
 
 fn is_root() -> bool {

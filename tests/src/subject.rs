@@ -1,7 +1,9 @@
 //! A running victim and its protocol.
 
+use std::fs::Permissions;
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -51,6 +53,8 @@ impl Victim {
     /// (`ksnap … run -- victim …`), and waits until the victim is ready.
     pub fn from_command(mut command: Command) -> Result<Self> {
         let folder = tempfile::Builder::new().prefix("ksnap-victim-").tempdir()?;
+        // The command may run as another user.
+        std::fs::set_permissions(folder.path(), Permissions::from_mode(0o1777))?;
         command.env("TMPDIR", folder.path());
         let mut process = Background::start(command)?;
         let end = Instant::now() + READY;

@@ -1,6 +1,8 @@
 //! The fixtures of real programs work: what they start answers, and is gone afterwards.
 
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::Duration;
 
@@ -78,4 +80,20 @@ fn a_victim_that_another_program_runs_is_found_and_ends_with_its_fixture() -> Re
     });
     assert!(gone, "victim {pid} outlives its fixture");
     Ok(())
+}
+
+#[test]
+fn a_victim_can_run_as_an_ordinary_user() -> Result<()> {
+    require!(Root, BuildForAll);
+    const NOBODY: u32 = 65534;
+    let mut command = Command::new(tests::paths::victim()?);
+    command
+        .args(["filemap", "--mib", "1"])
+        .uid(NOBODY)
+        .gid(NOBODY);
+    let mut victim = Victim::from_command(command)?;
+    let owner = std::fs::metadata(format!("/proc/{}", victim.pid()))?.uid();
+    assert_eq!(owner, NOBODY);
+    victim.check()?;
+    victim.quit()
 }
