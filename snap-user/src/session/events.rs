@@ -172,6 +172,7 @@ impl Events {
             Event::Hazard {
                 tgid, kind, range, ..
             } if tgid.is_none_or(|t| self.is_ours(t)) => {
+                tracing::trace!(?kind, ?range, "hazard");
                 self.lasting_hazard |= kind.is_lasting();
                 if let (HazardKind::DirectRead, Some(range)) = (kind, range) {
                     epoch.written(&PageSet::from_ranges(vec![range]));
