@@ -16,6 +16,8 @@ pub enum SyscallClass {
     Hazard = 2,
     /// Report as a hazard, when the caller is tracked and the descriptor in the first argument is open with O_DIRECT.
     DirectRead = 3,
+    /// The same for calls that take a vector of buffers: one event for each buffer.
+    DirectVector = 6,
     /// Report as a hazard whoever the caller is: process_vm_writev.
     RemoteWrite = 4,
     /// Report as a hazard whoever the caller is, when the request is a poke: ptrace.

@@ -1,2 +1,29 @@
-//! `cargo xtask`: builds, runs, tests and measures ksnap.
-fn main() {}
+//! `cargo xtask`: builds, runs, tests and measures ksnap. One file per subcommand, which owns its
+//! options.
+
+mod build_ebpf;
+mod setup;
+mod toolchain;
+
+use clap::{Parser, Subcommand};
+
+/// Builds, runs, tests and measures ksnap.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    BuildEbpf(build_ebpf::Options),
+    Setup(setup::Options),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::BuildEbpf(options) => build_ebpf::run(options),
+        Command::Setup(options) => setup::run(options),
+    }
+}
