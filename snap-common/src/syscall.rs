@@ -22,4 +22,7 @@ pub enum SyscallClass {
     RemoteWrite = 4,
     /// Report as a hazard whoever the caller is, when the request is a poke: ptrace.
     Ptrace = 5,
+    /// Do not report, and take its locks of the address space for harmless: it writes no user
+    /// memory through get_user_pages that has no event of its own.
+    NoPin = 7,
 }

@@ -44,7 +44,7 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         on_compat(task, nr);
         return 0;
     }
-    if class == SyscallClass::Ignore as u8 {
+    if class == SyscallClass::Ignore as u8 || class == SyscallClass::NoPin as u8 {
         return 0;
     }
     let call = Call {

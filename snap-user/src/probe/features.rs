@@ -86,10 +86,11 @@ fn optional(loaded: Result<Loaded, ProbeError>) -> [Feature; 5] {
     if let Ok(loaded) = loaded {
         let tracepoints = loaded.fault_source == FaultSource::Tracepoints;
         outcomes[0] = Some(match &loaded.fentry {
-            Err(error) => Outcome::Unsupported(match error.is_not_permitted() {
-                true => format!("this kernel does not let programs attach to functions ({error})"),
-                false => error.to_string(),
-            }),
+            // The tracepoint programs were accepted: this is not about privilege.
+            Err(ProbeError::NotPermitted { source, .. }) => Outcome::Unsupported(format!(
+                "this kernel does not let programs attach to functions: {source}"
+            )),
+            Err(error) => Outcome::Unsupported(error.to_string()),
             Ok(()) => Outcome::Supported,
         });
         outcomes[1] = Some(match (&loaded.page_lock, tracepoints) {
