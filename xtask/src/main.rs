@@ -4,8 +4,10 @@
 mod build_ebpf;
 mod setup;
 mod toolchain;
+mod vm;
 
 use clap::{Parser, Subcommand};
+use std::process::ExitCode;
 
 /// Builds, runs, tests and measures ksnap.
 #[derive(Parser)]
@@ -19,11 +21,13 @@ struct Cli {
 enum Command {
     BuildEbpf(build_ebpf::Options),
     Setup(setup::Options),
+    Vm(vm::command::Options),
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
-        Command::BuildEbpf(options) => build_ebpf::run(options),
-        Command::Setup(options) => setup::run(options),
+        Command::BuildEbpf(options) => build_ebpf::run(options).map(|()| ExitCode::SUCCESS),
+        Command::Setup(options) => setup::run(options).map(|()| ExitCode::SUCCESS),
+        Command::Vm(options) => vm::command::run(options),
     }
 }

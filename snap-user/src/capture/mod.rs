@@ -1,1 +1,18 @@
 //! A frozen process → its state and pages.
+
+mod copy;
+mod error;
+mod live;
+mod preflight;
+mod shared;
+mod state;
+
+pub use copy::{Copied, copy, copy_changed};
+pub use error::CaptureError;
+pub use live::Live;
+pub use preflight::{Target, preflight};
+pub use shared::{compared, compared_pages};
+pub use state::{frozen_state, same_program};
+
+/// Result of this room.
+pub type Result<T> = std::result::Result<T, CaptureError>;

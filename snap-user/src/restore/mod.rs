@@ -1,1 +1,20 @@
 //! Plan what to put back, then put it back.
+//!
+//! [`plan`] compares a snapshot's state with the live one and touches nothing; what it cannot bring
+//! back, it refuses. [`apply`] carries the plan out on a process held in a job-control stop.
+
+mod apply;
+mod error;
+mod mappings;
+mod memory;
+mod plan;
+mod threads;
+
+pub use apply::{Applied, apply};
+pub use error::RestoreError;
+pub use memory::Content;
+pub use plan::{MapOp, RestorePlan, World, plan};
+pub use threads::can_start as can_start_thread;
+
+/// Result of this room.
+pub type Result<T> = std::result::Result<T, RestoreError>;

@@ -1,1 +1,47 @@
 //! Durable snapshots by id.
+//!
+//! A store is a folder; a session (one watch of one process) is a folder in it; a snapshot is one immutable
+//! file, published by rename after sync. Layout and locking rules are in `docs/format.md`.
+//!
+//! | file | what |
+//! |---|---|
+//! | `directory` | open or create a store; its sessions and snapshots |
+//! | `session` | the one writer of a session |
+//! | `pending` | a snapshot being written, up to its publication |
+//! | `head` | the page table that the next delta builds on, and when it gets a span |
+//! | `chain` | the page table of any snapshot, by jumps over its ancestors |
+//! | `snapshot` | reads manifest and pages |
+//! | `reference` | `latest~2`, prefixes and the like → id |
+//! | `verify`, `diff` | check, compare |
+//! | `names` | file names, default folder |
+//! | `cache`, `files` | open files; the operating system behind a seam |
+
+mod cache;
+mod chain;
+mod diff;
+mod directory;
+mod error;
+mod files;
+mod head;
+mod names;
+mod pending;
+mod reference;
+mod session;
+mod snapshot;
+mod verify;
+
+#[cfg(test)]
+mod tests;
+
+pub use crate::image::{
+    EncodedBatch, Location, Manifest, PageSink, PageSource, SessionId, SpanKind,
+};
+pub use diff::{PageChange, PageDiff};
+pub use directory::{SnapshotMeta, Store};
+pub use error::{Candidate, StoreError};
+pub use files::{Disk, Files, LockGuard, Locking, ReadFile, WriteFile};
+pub use names::default_dir;
+pub use pending::{PendingSnapshot, Published};
+pub use session::{Session, SessionInfo};
+pub use snapshot::Snapshot;
+pub use verify::{Problem, Report};

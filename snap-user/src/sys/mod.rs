@@ -1,2 +1,36 @@
-//! Linux and nothing else.
+//! Linux and nothing else: each function is one kernel interface with its traps handled.
 #![allow(unsafe_code, reason = "system calls; each block says why it is sound")]
+
+pub mod arch;
+mod error;
+mod freeze;
+mod gadgets;
+mod guarded;
+mod memory;
+mod pagemap;
+mod pidfd;
+pub mod proc;
+pub mod ptrace;
+mod remote;
+mod scratch;
+mod uffd;
+
+pub use error::SysError;
+pub use freeze::{Freeze, Frozen, Hold, release_strays};
+pub use gadgets::Gadgets;
+pub use guarded::{Call, Guarded};
+pub use memory::{ReadFault, read_bytes, read_pages, read_ranges, write_bytes, write_ranges};
+pub use pagemap::{PageInfo, Pagemap, ScanResult, clear_soft_dirty};
+pub use pidfd::{PidFd, pidfd_getfd, pidfd_open};
+pub use remote::Remote;
+pub use scratch::ScratchMap;
+pub use uffd::{CREATION_FLAGS as USERFAULTFD_FLAGS, Userfaultfd, WpRegister};
+
+/// Result of a system call wrapper.
+pub type Result<T> = std::result::Result<T, SysError>;
+
+/// Nanoseconds of `CLOCK_MONOTONIC`, the clock of `bpf_ktime_get_ns`.
+pub fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}

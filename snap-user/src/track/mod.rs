@@ -1,1 +1,55 @@
 //! Which pages changed since the last epoch?
+//!
+//! A [`Tracker`] is a mechanism of the kernel with three questions; [`Epoch`] adds what is known
+//! from events (the fault log, mapping changes) and what a failed snapshot left behind.
+//!
+//! All of it is about private mappings. Shared ones change through other processes' page tables,
+//! or through none at all, so that no mechanism sees every write: their content is compared.
+
+mod attach;
+mod epoch;
+mod error;
+mod fault_log;
+mod hash;
+mod kind;
+mod self_test;
+mod soft_dirty;
+mod survey;
+mod wp;
+
+pub use attach::{Attached, attach};
+pub use epoch::{Dirty, Epoch};
+pub use error::TrackError;
+pub use fault_log::FaultLog;
+pub use kind::{TrackerChoice, TrackerKind};
+pub use self_test::{Support, support};
+pub use survey::Survey;
+
+use crate::model::{PageSet, Vma};
+
+/// Result of this room.
+pub type Result<T> = std::result::Result<T, TrackError>;
+
+/// A mechanism that finds written pages of private mappings.
+pub trait Tracker {
+    /// Which one.
+    fn kind(&self) -> TrackerKind;
+
+    /// The pages with content of their own that were written since the last call, begun to be
+    /// watched again. `None` for a mechanism that keeps no record of writes.
+    ///
+    /// The target may run meanwhile, unless [`Tracker::rearms_stopped`].
+    fn rearm(&mut self, vmas: &[Vma]) -> Result<Option<PageSet>>;
+
+    /// Reading and resetting the record are two steps, so that the target has to be stopped for
+    /// [`Tracker::rearm`].
+    fn rearms_stopped(&self) -> bool {
+        false
+    }
+
+    /// Looks at `area`, or at everything, and changes nothing. Exact only while the target is stopped.
+    fn survey(&mut self, vmas: &[Vma], area: Option<&PageSet>) -> Result<Survey>;
+
+    /// Mappings that this mechanism cannot watch; their pages count as dirty in every survey.
+    fn refused(&self) -> &PageSet;
+}

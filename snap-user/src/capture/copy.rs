@@ -1,0 +1,155 @@
+//! Copying pages out of a process, in pieces of bounded size.
+
+use super::{CaptureError, Result};
+use crate::model::{PAGE_SIZE, Page, PageRange, PageSet};
+use crate::sys;
+
+/// Pages copied out of the target: `bytes` holds them one after the other.
+#[derive(Debug, Default)]
+pub struct Copied {
+    /// Copy pass: rounds ahead of the stop count upwards, the stop is last.
+    pub pass: u32,
+    /// Address of each page.
+    pub addrs: Vec<u64>,
+    /// Their content, [`PAGE_SIZE`] bytes each.
+    pub bytes: Vec<u8>,
+}
+
+impl Copied {
+    /// Each page with its address.
+    pub fn pages(&self) -> impl Iterator<Item = (u64, &Page)> {
+        self.addrs.iter().copied().zip(self.bytes.as_chunks().0)
+    }
+
+    /// Takes out the pages that could not be read.
+    fn remove(&mut self, faults: &[sys::ReadFault]) {
+        for fault in faults {
+            if let Some(at) = self.addrs.iter().position(|a| *a == fault.addr) {
+                self.addrs.remove(at);
+                let start = at * PAGE_SIZE as usize;
+                self.bytes.drain(start..start + PAGE_SIZE as usize);
+            }
+        }
+    }
+}
+
+/// Cuts a set of pages into lists of ranges of at most `pages` pages.
+fn pieces(set: &PageSet, pages: u64) -> impl Iterator<Item = Vec<PageRange>> + '_ {
+    let mut rest = set.ranges().iter().copied();
+    let mut left: Option<PageRange> = None;
+    std::iter::from_fn(move || {
+        let mut piece = Vec::new();
+        let mut room = pages * PAGE_SIZE;
+        while room > 0 {
+            let Some(range) = left.take().or_else(|| rest.next()) else {
+                break;
+            };
+            if range.len() > room {
+                left = Some(PageRange {
+                    start: range.start + room,
+                    end: range.end,
+                });
+                piece.push(PageRange {
+                    start: range.start,
+                    end: range.start + room,
+                });
+                break;
+            }
+            room -= range.len();
+            piece.push(range);
+        }
+        (!piece.is_empty()).then_some(piece)
+    })
+}
+
+/// Copies `pages`, `chunk` pages at a time into buffers from `buffer`, and hands each to `deliver`.
+/// Pages that are not there are returned.
+pub fn copy(
+    pid: i32,
+    pages: &PageSet,
+    pass: u32,
+    chunk: u64,
+    mut buffer: impl FnMut() -> Copied,
+    mut deliver: impl FnMut(Copied),
+) -> Result<PageSet> {
+    let mut gone = Vec::new();
+    for piece in pieces(pages, chunk) {
+        let mut copied = buffer();
+        copied.pass = pass;
+        copied.addrs.clear();
+        copied.addrs.extend(piece.iter().flat_map(PageRange::iter));
+        copied
+            .bytes
+            .resize(copied.addrs.len() * PAGE_SIZE as usize, 0);
+        let faults = sys::read_ranges(pid, &piece, &mut copied.bytes)
+            .map_err(|e| CaptureError::from_sys(pid, e))?;
+        copied.remove(&faults);
+        gone.extend(faults.iter().map(|f| f.addr));
+        deliver(copied);
+    }
+    Ok(PageSet::from_pages(gone))
+}
+
+/// As [`copy`], for pages of which few have changed: reads all of them, delivers those for which
+/// `changed` holds.
+pub fn copy_changed(
+    pid: i32,
+    pages: &PageSet,
+    pass: u32,
+    chunk: u64,
+    mut buffer: impl FnMut() -> Copied,
+    mut deliver: impl FnMut(Copied),
+    changed: impl Fn(u64, &Page) -> bool,
+) -> Result<PageSet> {
+    let mut read = Copied::default();
+    let mut out: Option<Copied> = None;
+    let mut gone = Vec::new();
+    for piece in pieces(pages, chunk) {
+        read.addrs.clear();
+        read.addrs.extend(piece.iter().flat_map(PageRange::iter));
+        read.bytes.resize(read.addrs.len() * PAGE_SIZE as usize, 0);
+        let faults = sys::read_ranges(pid, &piece, &mut read.bytes)
+            .map_err(|e| CaptureError::from_sys(pid, e))?;
+        read.remove(&faults);
+        gone.extend(faults.iter().map(|f| f.addr));
+        for (addr, page) in read.pages().filter(|(addr, page)| changed(*addr, page)) {
+            let filling = out.get_or_insert_with(|| {
+                let mut fresh = buffer();
+                fresh.pass = pass;
+                fresh.addrs.clear();
+                fresh.bytes.clear();
+                fresh
+            });
+            filling.addrs.push(addr);
+            filling.bytes.extend_from_slice(page);
+            if filling.addrs.len() as u64 == chunk {
+                deliver(out.take().expect("being filled"));
+            }
+        }
+    }
+    out.into_iter().for_each(deliver);
+    Ok(PageSet::from_pages(gone))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_cover_the_set_and_keep_to_their_size() {
+        let page = |n: u64| n * PAGE_SIZE;
+        let set = PageSet::from_ranges(vec![
+            PageRange::new(page(0), page(5)),
+            PageRange::new(page(7), page(8)),
+            PageRange::new(page(10), page(20)),
+        ]);
+        for size in 1..18 {
+            let cut: Vec<_> = pieces(&set, size).collect();
+            assert!(
+                cut.iter()
+                    .all(|p| p.iter().map(PageRange::pages).sum::<u64>() <= size)
+            );
+            assert_eq!(cut.into_iter().flatten().collect::<PageSet>(), set);
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! What is read of a process while it runs, so that the stop need not.
+
+use super::{CaptureError, Result};
+use crate::model::{Auxv, Backing, Resource, Vma};
+use crate::sys::proc;
+use std::collections::HashMap;
+
+/// State that changes seldom or costs much to read. Brought up to date before each stop.
+#[derive(Debug)]
+pub struct Live {
+    pid: i32,
+    /// Working directory.
+    pub cwd: String,
+    /// Auxiliary vector; changes with an exec only.
+    pub auxv: Auxv,
+    descriptors: HashMap<i32, Resource>,
+    flags: HashMap<u64, Vec<String>>,
+    build_ids: HashMap<(u64, u64), Option<Vec<u8>>>,
+    described: Vec<Vma>,
+}
+
+impl Live {
+    /// Reads everything.
+    pub fn read(pid: i32) -> Result<Self> {
+        let sys = |e| CaptureError::from_sys(pid, e);
+        let mut live = Self {
+            pid,
+            cwd: String::new(),
+            auxv: proc::auxv(pid).map_err(sys)?,
+            descriptors: HashMap::new(),
+            flags: HashMap::new(),
+            build_ids: HashMap::new(),
+            described: Vec::new(),
+        };
+        live.refresh(&proc::maps(pid).map_err(sys)?)?;
+        Ok(live)
+    }
+
+    /// Reads again what may have changed.
+    pub fn refresh(&mut self, vmas: &[Vma]) -> Result<()> {
+        let sys = |e| CaptureError::from_sys(self.pid, e);
+        self.cwd = proc::link(self.pid, "cwd").map_err(sys)?;
+        let descriptors = proc::descriptors(self.pid).map_err(sys)?;
+        self.descriptors = descriptors.into_iter().map(|r| (r.fd, r)).collect();
+        if self.described != vmas {
+            // Flags of mappings cost a walk of the page tables: only when the mappings changed.
+            self.flags = proc::vm_flags(self.pid).map_err(sys)?;
+            self.described = vmas.to_vec();
+        }
+        for vma in vmas.iter().filter(|v| v.prot.exec) {
+            if let Backing::File {
+                path, dev, inode, ..
+            } = &vma.backing
+            {
+                let dev = u64::from(dev.0) << 32 | u64::from(dev.1);
+                let path = format!("/proc/{}/root{path}", self.pid);
+                self.build_ids
+                    .entry((dev, *inode))
+                    .or_insert_with(|| proc::build_id(&path));
+            }
+        }
+        Ok(())
+    }
+
+    /// The descriptor as last read, if it still is the same one.
+    pub(super) fn descriptor(&self, fd: i32, link: &str) -> Option<&Resource> {
+        self.descriptors.get(&fd).filter(|r| r.link == link)
+    }
+
+    /// Adds flags and build ids to mappings that were read without.
+    pub(super) fn describe(&self, vmas: &mut [Vma]) {
+        for vma in vmas {
+            if let Some(flags) = self.flags.get(&vma.range.start) {
+                vma.flags.clone_from(flags);
+            }
+            if let Backing::File { dev, inode, .. } = &vma.backing {
+                let dev = u64::from(dev.0) << 32 | u64::from(dev.1);
+                vma.build_id = self.build_ids.get(&(dev, *inode)).cloned().flatten();
+            }
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! Refusing what cannot be captured, before it is touched.
+
+use super::{CaptureError, Result};
+use crate::sys::{PidFd, pidfd_open, proc};
+use std::io::Read;
+
+/// A process that can be captured.
+#[derive(Debug)]
+pub struct Target {
+    /// Its id.
+    pub pid: i32,
+    /// Immune to the reuse of the id.
+    pub pidfd: PidFd,
+    /// Command name.
+    pub comm: String,
+    /// Path of the executable.
+    pub exe: String,
+    /// Start time in clock ticks since boot.
+    pub start_time: u64,
+    /// Arguments.
+    pub cmdline: Vec<Vec<u8>>,
+}
+
+/// Checks that a process can be captured.
+pub fn preflight(pid: i32) -> Result<Target> {
+    let sys = |e| CaptureError::from_sys(pid, e);
+    let refused = |why: &str| {
+        Err(CaptureError::Refused {
+            pid,
+            why: why.to_owned(),
+        })
+    };
+    if pid <= 0 {
+        return refused("a process id is a positive number");
+    }
+    if pid == std::process::id() as i32 {
+        return refused("it is ksnap itself, which would have to stop itself to look");
+    }
+    let pidfd = pidfd_open(pid).map_err(|e| match e.errno() {
+        Some(libc::EINVAL | libc::ENOENT) => CaptureError::Refused {
+            pid,
+            why: "it is a thread, not a process; name its process (Tgid in /proc/PID/status)"
+                .into(),
+        },
+        _ => sys(e),
+    })?;
+    let stat = proc::stat(pid, None).map_err(sys)?;
+    if stat.is_kernel_thread() {
+        return refused("it is a kernel thread and has no memory of its own");
+    }
+    if matches!(stat.state, 'Z' | 'X') && proc::threads(pid).is_ok_and(|t| t.len() <= 1) {
+        return refused("it has ended already (a zombie that its parent has not waited for)");
+    }
+    let status = proc::status(pid).map_err(sys)?;
+    if status.tgid != pid {
+        return refused(
+            "it is a thread, not a process; name its process (Tgid in /proc/PID/status)",
+        );
+    }
+    if status.tracer != 0 {
+        return Err(CaptureError::Refused {
+            pid,
+            why: format!(
+                "process {} traces it already (a debugger, strace, or another ksnap); only one can",
+                status.tracer
+            ),
+        });
+    }
+    let exe = proc::exe(pid).map_err(sys)?;
+    if is_32_bit(pid) {
+        return refused("it is a 32-bit program; only 64-bit ones are supported");
+    }
+    Ok(Target {
+        pid,
+        pidfd,
+        comm: stat.comm,
+        exe,
+        start_time: stat.start_time,
+        cmdline: proc::cmdline(pid).map_err(sys)?,
+    })
+}
+
+/// Fifth byte of the ELF identification: 1 for 32-bit objects.
+fn is_32_bit(pid: i32) -> bool {
+    let mut head = [0u8; 5];
+    std::fs::File::open(format!("/proc/{pid}/exe"))
+        .and_then(|mut f| f.read_exact(&mut head))
+        .is_ok_and(|()| head == [0x7f, b'E', b'L', b'F', 1])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn why(pid: i32) -> String {
+        preflight(pid).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn refusals_say_what_and_why() {
+        assert!(why(std::process::id() as i32).contains("ksnap itself"));
+        assert!(why(-3).contains("positive"));
+        assert!(why(i32::MAX).contains("gone"));
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id() as i32;
+        while proc::stat(pid, None).unwrap().state != 'Z' {
+            std::thread::yield_now();
+        }
+        assert!(why(pid).contains("zombie"));
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_thread_is_not_a_process() {
+        let (send, receive) = std::sync::mpsc::channel::<()>();
+        let (tid_send, tid) = std::sync::mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            tid_send.send(nix::unistd::gettid().as_raw()).unwrap();
+            let _ = receive.recv();
+        });
+        assert!(why(tid.recv().unwrap()).contains("thread"));
+        drop(send);
+        thread.join().unwrap();
+    }
+}

@@ -1,0 +1,158 @@
+//! Everything but pages, read inside the stop.
+
+use super::{CaptureError, Live, Result, Target};
+use crate::model::{
+    Backing, PendingSignal, ProcessState, Resource, ResourceKind, ThreadState, Vma,
+};
+use crate::sys::ptrace::{self, Tid};
+use crate::sys::{Frozen, arch, proc};
+
+/// Reads the state of a frozen process. `vmas` are its mappings as read inside the stop; `brk` is
+/// its program break where it is known.
+pub fn frozen_state(
+    frozen: &Frozen,
+    target: &Target,
+    live: &Live,
+    vmas: &[Vma],
+    brk: Option<u64>,
+) -> Result<ProcessState> {
+    let pid = frozen.pid();
+    let sys = |e| CaptureError::from_sys(pid, e);
+    let stat = proc::stat(pid, None).map_err(sys)?;
+    let mut vmas = vmas.to_vec();
+    live.describe(&mut vmas);
+    let mut mm = proc::mm_fields(&stat);
+    mm.brk = current_brk(&vmas, mm.start_brk, brk);
+
+    let mut unsupported = Vec::new();
+    let mut threads = Vec::with_capacity(frozen.threads().len());
+    for (n, &tid) in frozen.threads().iter().enumerate() {
+        threads.push(thread(pid, tid, n == 0, &mut unsupported)?);
+    }
+    let resources = resources(pid, live)?;
+    name_what_is_lost(&resources, &vmas, &mut unsupported);
+    Ok(ProcessState {
+        pid,
+        ppid: stat.ppid,
+        start_time: stat.start_time,
+        comm: stat.comm,
+        exe: target.exe.clone(),
+        cmdline: target.cmdline.clone(),
+        cwd: live.cwd.clone(),
+        threads,
+        vmas,
+        mm,
+        auxv: live.auxv.clone(),
+        resources,
+        unsupported,
+    })
+}
+
+/// The break to the byte where it is known and still fits the heap's mapping, else the end of that.
+fn current_brk(vmas: &[Vma], start_brk: u64, known: Option<u64>) -> u64 {
+    let end = vmas
+        .iter()
+        .filter(|v| v.backing == Backing::Heap)
+        .map(|v| v.range.end)
+        .max()
+        .unwrap_or(start_brk);
+    match known {
+        Some(brk) if crate::model::page_up(brk) == end || end == start_brk => brk,
+        _ => end,
+    }
+}
+
+fn thread(pid: i32, tid: Tid, leader: bool, unsupported: &mut Vec<String>) -> Result<ThreadState> {
+    let sys = |e| CaptureError::from_sys(pid, e);
+    let gp = ptrace::general(tid).map_err(sys)?;
+    let Some(regs) = arch::Registers::from_prstatus(&gp) else {
+        return Err(CaptureError::Refused {
+            pid,
+            why: format!("thread {tid} runs 32-bit code; only 64-bit programs are supported"),
+        });
+    };
+    let mut pending = Vec::new();
+    for shared in [false, true] {
+        // The queue of the whole process is the same seen from each thread.
+        if shared && !leader {
+            continue;
+        }
+        for info in ptrace::pending(tid, shared).map_err(sys)? {
+            let signo = i32::from_le_bytes(info[..4].try_into().expect("four bytes"));
+            pending.push(PendingSignal {
+                signo,
+                shared,
+                siginfo: info.to_vec(),
+            });
+        }
+    }
+    let rseq = match ptrace::rseq(tid) {
+        Ok(rseq) => rseq,
+        Err(e) => {
+            unsupported.push(format!(
+                "thread {tid}: its restartable sequence is unknown ({e})"
+            ));
+            None
+        }
+    };
+    let comm = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/comm")).unwrap_or_default();
+    Ok(ThreadState {
+        tid,
+        comm: comm.trim_end_matches('\n').to_owned(),
+        fp: ptrace::extended(tid).map_err(sys)?,
+        sigmask: ptrace::sigmask(tid).map_err(sys)?,
+        pending,
+        rseq,
+        robust_list: ptrace::robust_list(tid).map_err(sys)?,
+        restart_syscall: regs.needs_restart_block().then_some(regs.orig_rax),
+        gp,
+    })
+}
+
+/// Descriptors: which ones are open and where they stand is read now; what a descriptor is was read
+/// before the stop, and again only where it has become another one since.
+fn resources(pid: i32, live: &Live) -> Result<Vec<Resource>> {
+    let sys = |e| CaptureError::from_sys(pid, e);
+    let mut resources = Vec::new();
+    for (fd, link) in proc::descriptor_links(pid).map_err(sys)? {
+        match live.descriptor(fd, &link) {
+            Some(known) => {
+                let mut resource = known.clone();
+                proc::refresh_position(pid, &mut resource);
+                resources.push(resource);
+            }
+            None => resources.extend(proc::descriptor(pid, fd).ok()),
+        }
+    }
+    Ok(resources)
+}
+
+fn name_what_is_lost(resources: &[Resource], vmas: &[Vma], unsupported: &mut Vec<String>) {
+    for resource in resources.iter().filter(|r| r.kind == ResourceKind::IoUring) {
+        unsupported.push(format!(
+            "descriptor {}: io_uring requests under way are not captured, and what they write later is not undone",
+            resource.fd
+        ));
+    }
+    for vma in vmas {
+        if vma.flags.iter().any(|f| f == "io" || f == "pf") && !vma.is_special() {
+            unsupported.push(format!(
+                "mapping {}: device memory is not captured",
+                vma.range
+            ));
+        }
+    }
+}
+
+/// Whether two states are of the same program image: an exec lays arguments and stack anew.
+pub fn same_program(a: &ProcessState, b: &ProcessState) -> bool {
+    let layout = |s: &ProcessState| {
+        (
+            s.mm.start_stack,
+            s.mm.arg_start,
+            s.mm.start_code,
+            s.exe.clone(),
+        )
+    };
+    a.start_time == b.start_time && layout(a) == layout(b)
+}

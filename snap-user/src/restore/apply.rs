@@ -1,0 +1,188 @@
+//! Carrying out a plan.
+
+use super::memory::{self, Content};
+use super::plan::{MapOp, RestorePlan};
+use super::{RestoreError, Result, threads};
+use crate::model::{Backing, PageSet, ProcessState, Protection, Vma};
+use crate::sys::{self, Frozen, Gadgets, Remote, SysError, pidfd_getfd, proc};
+use std::os::fd::AsFd;
+
+/// What a carried-out plan did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Pages that differed and were written.
+    pub written: u64,
+    /// Pages thrown away.
+    pub discarded: u64,
+}
+
+/// Puts a process held in a job-control stop into the state of a snapshot: threads that end,
+/// mappings, page contents, file positions, new threads, registers last.
+///
+/// `pages` are those whose content may differ; `content` has the snapshot's for each of them that
+/// has any.
+///
+/// # Errors
+/// [`RestoreError::Halfway`]: the process must then stay stopped.
+pub fn apply(
+    frozen: &mut Frozen,
+    plan: &RestorePlan,
+    target: &ProcessState,
+    pages: &PageSet,
+    content: &Content,
+    process: impl AsFd,
+) -> Result<Applied> {
+    let pid = frozen.pid();
+    let gadgets = Gadgets::find(pid, &proc::maps(pid)?)?.ok_or_else(|| RestoreError::Refused {
+        pid,
+        reasons: vec!["its code holds no system call instruction to borrow".into()],
+    })?;
+    let insn = gadgets.syscall;
+    let mut step = "ending threads";
+    let mut run = || -> sys::Result<Applied> {
+        for &tid in &plan.end_threads {
+            threads::end(frozen, tid, insn)?;
+        }
+        let worker = frozen.threads()[0];
+        let mut remote = Remote::new(worker, insn)?;
+        step = "changing mappings";
+        if let Some(brk) = plan.brk {
+            set_brk(&mut remote, brk)?;
+        }
+        for op in &plan.mappings {
+            change_mapping(pid, &mut remote, op)?;
+        }
+        step = "writing memory";
+        let mapped: PageSet = target
+            .vmas
+            .iter()
+            .filter(|v| !v.is_special())
+            .map(|v| v.range)
+            .collect();
+        let pages = pages.intersect(&mapped);
+        let (written, absent) = memory::write(pid, &pages, content)?;
+        memory::discard(pid, &absent, &target.vmas, &mut remote)?;
+        drop(remote);
+        step = "setting file positions";
+        for &(fd, position) in &plan.positions {
+            // The descriptor shares its position with the target's.
+            let file = pidfd_getfd(&process, fd)?;
+            rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(position))
+                .map_err(|e| SysError::new("lseek", format_args!("descriptor {fd}"), e))?;
+        }
+        step = "making threads";
+        for thread in &plan.start_threads {
+            threads::start(frozen, worker, insn, thread)?;
+        }
+        step = "setting registers";
+        for thread in &target.threads {
+            threads::set(thread)?;
+        }
+        Ok(Applied {
+            written,
+            discarded: absent.pages(),
+        })
+    };
+    run().map_err(|e| RestoreError::Halfway {
+        pid,
+        step,
+        why: e.to_string(),
+    })
+}
+
+fn set_brk(remote: &mut Remote, brk: u64) -> sys::Result<()> {
+    let now = remote.call("brk", libc::SYS_brk, [brk, 0, 0, 0, 0, 0])?;
+    if now != brk {
+        return Err(SysError::new(
+            "brk",
+            format_args!("{brk:#x}"),
+            std::io::Error::from_raw_os_error(libc::ENOMEM),
+        ));
+    }
+    Ok(())
+}
+
+fn bits(prot: Protection) -> u64 {
+    let bit = |on: bool, flag: i32| if on { flag as u64 } else { 0 };
+    bit(prot.read, libc::PROT_READ)
+        | bit(prot.write, libc::PROT_WRITE)
+        | bit(prot.exec, libc::PROT_EXEC)
+}
+
+fn change_mapping(pid: i32, remote: &mut Remote, op: &MapOp) -> sys::Result<()> {
+    match op {
+        MapOp::Unmap(range) => {
+            remote.call(
+                "munmap",
+                libc::SYS_munmap,
+                [range.start, range.len(), 0, 0, 0, 0],
+            )?;
+        }
+        MapOp::Protect(range, prot) => {
+            let args = [range.start, range.len(), bits(*prot), 0, 0, 0];
+            remote.call("mprotect", libc::SYS_mprotect, args)?;
+        }
+        MapOp::Map(vma) => map(pid, remote, vma)?,
+    }
+    Ok(())
+}
+
+fn map(pid: i32, remote: &mut Remote, vma: &Vma) -> sys::Result<()> {
+    let mut flags = libc::MAP_FIXED;
+    flags |= if vma.shared {
+        libc::MAP_SHARED
+    } else {
+        libc::MAP_PRIVATE
+    };
+    if vma.backing == Backing::Stack {
+        flags |= libc::MAP_GROWSDOWN;
+    }
+    if vma.flags.iter().any(|f| f == "nr") {
+        flags |= libc::MAP_NORESERVE;
+    }
+    let args = |flags: i32, fd: i64, offset: u64| {
+        [
+            vma.range.start,
+            vma.range.len(),
+            bits(vma.prot),
+            flags as u64,
+            fd as u64,
+            offset,
+        ]
+    };
+    let Backing::File { path, offset, .. } = &vma.backing else {
+        remote.call(
+            "mmap",
+            libc::SYS_mmap,
+            args(flags | libc::MAP_ANONYMOUS, -1, 0),
+        )?;
+        return Ok(());
+    };
+    let access = if vma.shared && vma.prot.write {
+        libc::O_RDWR
+    } else {
+        libc::O_RDONLY
+    };
+    let name = [path.as_bytes(), b"\0"].concat();
+    // The name lies in a page of its own for a moment, so that no memory of the program is borrowed.
+    let writable = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+    let room = crate::model::page_up(name.len() as u64);
+    let borrowed = remote.call("mmap", libc::SYS_mmap, {
+        let anonymous = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        [0, room, writable, anonymous as u64, u64::MAX, 0]
+    })?;
+    sys::write_bytes(pid, borrowed, &name)?;
+    let open = [
+        libc::AT_FDCWD as u64,
+        borrowed,
+        (access | libc::O_CLOEXEC) as u64,
+        0,
+        0,
+        0,
+    ];
+    let fd = remote.call("openat", libc::SYS_openat, open)?;
+    let mapped = remote.call("mmap", libc::SYS_mmap, args(flags, fd as i64, *offset));
+    remote.call("close", libc::SYS_close, [fd, 0, 0, 0, 0, 0])?;
+    remote.call("munmap", libc::SYS_munmap, [borrowed, room, 0, 0, 0, 0])?;
+    mapped.map(drop)
+}

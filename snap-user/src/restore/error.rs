@@ -1,0 +1,40 @@
+//! Errors of restoring.
+
+use crate::sys::SysError;
+use thiserror::Error;
+
+/// Why a state was not put back.
+#[derive(Debug, Error)]
+pub enum RestoreError {
+    /// Part of the state cannot be brought back. Nothing was touched.
+    #[error("process {pid} cannot be put back; nothing was touched:\n{}", list(.reasons))]
+    Refused {
+        /// The process.
+        pid: i32,
+        /// What cannot be brought back, a sentence each.
+        reasons: Vec<String>,
+    },
+    /// It failed in the middle. The process stays stopped.
+    #[error(
+        "putting process {pid} back failed in the middle, while {step}: {why}; it stays stopped on a mixed state: roll it back again to a snapshot that fits, or end it (kill -9 {pid})"
+    )]
+    Halfway {
+        /// The process.
+        pid: i32,
+        /// What was being done.
+        step: &'static str,
+        /// What went wrong.
+        why: String,
+    },
+    /// A system call failed before anything was touched.
+    #[error(transparent)]
+    Sys(#[from] SysError),
+}
+
+fn list(reasons: &[String]) -> String {
+    reasons
+        .iter()
+        .map(|r| format!("  - {r}"))
+        .collect::<Vec<_>>()
+        .join("\n")
+}

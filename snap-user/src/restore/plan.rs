@@ -1,0 +1,319 @@
+//! What has to be done to a live process so that it is what a snapshot says. Pure.
+
+pub use super::mappings::MapOp;
+use super::mappings::{difference, with_brk};
+use super::{RestoreError, Result};
+use crate::model::{Backing, PageSet, ProcessState, Resource, ResourceKind, ThreadState, Vma};
+
+/// The steps from a live process to a snapshot's state, its page contents aside.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RestorePlan {
+    /// Threads that the snapshot does not have.
+    pub end_threads: Vec<i32>,
+    /// Threads that only the snapshot has.
+    pub start_threads: Vec<ThreadState>,
+    /// New program break.
+    pub brk: Option<u64>,
+    /// Changes of mappings, to be made after the break is set.
+    pub mappings: Vec<MapOp>,
+    /// File positions to set: descriptor and position in bytes.
+    pub positions: Vec<(i32, u64)>,
+    /// What differs and stays as it is, a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// What of the world outside the two states a plan depends on.
+pub trait World {
+    /// Whether the file behind a mapping can be mapped again, or why not.
+    fn can_map(&self, vma: &Vma) -> std::result::Result<(), String>;
+    /// Whether a thread with this id can be made, or why not.
+    fn can_start_thread(&self, tid: i32) -> std::result::Result<(), String>;
+}
+
+impl RestorePlan {
+    /// Address space whose content must be written anew because it is mapped anew.
+    pub fn fresh(&self) -> PageSet {
+        self.mappings
+            .iter()
+            .filter_map(|op| match op {
+                MapOp::Map(vma) => Some(vma.range),
+                MapOp::Unmap(_) | MapOp::Protect(..) => None,
+            })
+            .collect()
+    }
+}
+
+/// Plans the way from `live` to `target`.
+///
+/// # Errors
+/// [`RestoreError::Refused`] with everything that cannot be brought back.
+pub fn plan(target: &ProcessState, live: &ProcessState, world: &dyn World) -> Result<RestorePlan> {
+    let mut plan = RestorePlan::default();
+    let mut reasons = Vec::new();
+    if !same_program(target, live) {
+        reasons.push(
+            "it has replaced its program since (exec), or is another process with the same id"
+                .to_owned(),
+        );
+        return Err(RestoreError::Refused {
+            pid: live.pid,
+            reasons,
+        });
+    }
+    threads(target, live, world, &mut plan, &mut reasons);
+    let after = match target.mm.brk == live.mm.brk {
+        true => live.vmas.clone(),
+        false => {
+            plan.brk = Some(target.mm.brk);
+            with_brk(&live.vmas, live.mm.start_brk, target.mm.brk)
+        }
+    };
+    plan.mappings = difference(&target.vmas, &after);
+    for op in &plan.mappings {
+        check_mapping(op, &after, world, &mut reasons);
+    }
+    descriptors(target, live, &mut plan);
+    if reasons.is_empty() {
+        Ok(plan)
+    } else {
+        Err(RestoreError::Refused {
+            pid: live.pid,
+            reasons,
+        })
+    }
+}
+
+fn same_program(target: &ProcessState, live: &ProcessState) -> bool {
+    let layout = |s: &ProcessState| {
+        (
+            s.start_time,
+            s.mm.start_stack,
+            s.mm.arg_start,
+            s.mm.start_code,
+        )
+    };
+    layout(target) == layout(live)
+}
+
+fn threads(
+    target: &ProcessState,
+    live: &ProcessState,
+    world: &dyn World,
+    plan: &mut RestorePlan,
+    reasons: &mut Vec<String>,
+) {
+    let has = |state: &ProcessState, tid: i32| state.threads.iter().any(|t| t.tid == tid);
+    plan.end_threads = live
+        .threads
+        .iter()
+        .map(|t| t.tid)
+        .filter(|tid| !has(target, *tid))
+        .collect();
+    for thread in target.threads.iter().filter(|t| !has(live, t.tid)) {
+        match world.can_start_thread(thread.tid) {
+            Ok(()) => plan.start_threads.push(thread.clone()),
+            Err(why) => {
+                let tid = thread.tid;
+                reasons.push(format!(
+                    "thread {tid} has ended since and cannot be made again: {why}"
+                ));
+            }
+        }
+    }
+    if plan.end_threads.len() == live.threads.len() {
+        reasons.push("none of the snapshot's threads is left to work in".to_owned());
+    }
+    if target.threads.iter().any(|t| t.tid == target.pid) && !has(live, live.pid) {
+        reasons.push("its first thread has ended, and only the others go on".to_owned());
+    }
+}
+
+fn check_mapping(op: &MapOp, live: &[Vma], world: &dyn World, reasons: &mut Vec<String>) {
+    match op {
+        MapOp::Map(vma) => match &vma.backing {
+            Backing::Special(name) => {
+                reasons.push(format!("the kernel's [{name}] at {} has moved", vma.range));
+            }
+            Backing::File { path, .. } => {
+                if let Err(why) = world.can_map(vma) {
+                    reasons.push(format!("mapping {} of {path} is gone: {why}", vma.range));
+                }
+            }
+            Backing::Anonymous { .. } | Backing::Heap | Backing::Stack => {}
+        },
+        MapOp::Unmap(range) => {
+            let special = live
+                .iter()
+                .any(|v| v.is_special() && v.range.intersect(range).is_some());
+            if special {
+                reasons.push(format!(
+                    "the kernel's own mapping at {range} was not there before"
+                ));
+            }
+        }
+        MapOp::Protect(..) => {}
+    }
+}
+
+/// Has a position that is the process's own business.
+fn is_positioned(resource: &Resource) -> bool {
+    matches!(
+        resource.kind,
+        ResourceKind::Regular | ResourceKind::Memfd | ResourceKind::BlockDevice
+    )
+}
+
+fn descriptors(target: &ProcessState, live: &ProcessState, plan: &mut RestorePlan) {
+    for want in &target.resources {
+        match live.resources.iter().find(|have| have.fd == want.fd) {
+            None => plan.notes.push(format!(
+                "descriptor {} ({}) has been closed since and stays closed",
+                want.fd, want.link
+            )),
+            Some(have) if have.identity != want.identity || have.kind != want.kind => {
+                plan.notes.push(format!(
+                    "descriptor {} was {} and is now {}",
+                    want.fd, want.link, have.link
+                ));
+            }
+            Some(have) if is_positioned(want) && have.position != want.position => {
+                plan.positions.push((want.fd, want.position));
+            }
+            Some(_) => {}
+        }
+    }
+    for have in &live.resources {
+        if !target.resources.iter().any(|want| want.fd == have.fd) {
+            plan.notes.push(format!(
+                "descriptor {} ({}) has been opened since and stays open",
+                have.fd, have.link
+            ));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{PageRange, Protection};
+
+    struct Free;
+
+    impl World for Free {
+        fn can_map(&self, _: &Vma) -> std::result::Result<(), String> {
+            Ok(())
+        }
+        fn can_start_thread(&self, _: i32) -> std::result::Result<(), String> {
+            Ok(())
+        }
+    }
+
+    struct Tight;
+
+    impl World for Tight {
+        fn can_map(&self, _: &Vma) -> std::result::Result<(), String> {
+            Err("it has no name any more".into())
+        }
+        fn can_start_thread(&self, _: i32) -> std::result::Result<(), String> {
+            Err("the id is taken".into())
+        }
+    }
+
+    fn state(tids: &[i32]) -> ProcessState {
+        ProcessState {
+            pid: 10,
+            threads: tids
+                .iter()
+                .map(|&tid| ThreadState {
+                    tid,
+                    ..Default::default()
+                })
+                .collect(),
+            ..Default::default()
+        }
+    }
+
+    fn mapping(shared: bool) -> Vma {
+        Vma {
+            range: PageRange::new(0x1000, 0x2000),
+            prot: Protection {
+                read: true,
+                write: true,
+                exec: false,
+            },
+            shared,
+            backing: Backing::File {
+                path: "/memfd:x".into(),
+                deleted: true,
+                dev: (0, 1),
+                inode: 5,
+                offset: 0,
+            },
+            flags: Vec::new(),
+            build_id: None,
+        }
+    }
+
+    fn descriptor(fd: i32, position: u64) -> Resource {
+        Resource {
+            fd,
+            kind: ResourceKind::Regular,
+            link: "/tmp/x".into(),
+            position,
+            flags: 0,
+            identity: (1, 2),
+        }
+    }
+
+    #[test]
+    fn nothing_to_do_for_equal_states() {
+        let state = state(&[10, 11]);
+        assert_eq!(plan(&state, &state, &Free).unwrap(), RestorePlan::default());
+    }
+
+    #[test]
+    fn threads_come_and_go() {
+        let plan = plan(&state(&[10, 11]), &state(&[10, 12]), &Free).unwrap();
+        assert_eq!(plan.end_threads, [12]);
+        assert_eq!(plan.start_threads[0].tid, 11);
+    }
+
+    #[test]
+    fn a_refusal_lists_everything() {
+        let mut target = state(&[10, 11]);
+        target.vmas = vec![mapping(true)];
+        let error = plan(&target, &state(&[10]), &Tight)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("thread 11") && error.contains("the id is taken"),
+            "{error}"
+        );
+        assert!(
+            error.contains("/memfd:x") && error.contains("nothing was touched"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn another_program_is_refused() {
+        let mut live = state(&[10]);
+        live.mm.start_stack = 77;
+        assert!(
+            plan(&state(&[10]), &live, &Free)
+                .unwrap_err()
+                .to_string()
+                .contains("exec")
+        );
+    }
+
+    #[test]
+    fn positions_go_back_and_closed_descriptors_are_named() {
+        let (mut target, mut live) = (state(&[10]), state(&[10]));
+        target.resources = vec![descriptor(3, 100), descriptor(4, 0)];
+        live.resources = vec![descriptor(3, 250), descriptor(5, 0)];
+        let plan = plan(&target, &live, &Free).unwrap();
+        assert_eq!(plan.positions, [(3, 100)]);
+        assert_eq!(plan.notes.len(), 2);
+    }
+}

@@ -1,0 +1,139 @@
+//! Ending, making and setting threads.
+
+use crate::model::{ThreadState, page_down};
+use crate::sys::arch::Registers;
+use crate::sys::ptrace::{self, Tid};
+use crate::sys::{self, Frozen, Remote, SysError};
+use std::io;
+use zerocopy::IntoBytes;
+
+/// Tries to get a thread id before giving up: another process may take it in between.
+const ATTEMPTS: u32 = 50;
+const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
+
+/// Whether a thread with this id can be made in this PID namespace, or why not.
+pub fn can_start(tid: i32) -> Result<(), String> {
+    if std::path::Path::new(&format!("/proc/{tid}")).exists() {
+        return Err("another process has its id now".into());
+    }
+    std::fs::File::options()
+        .write(true)
+        .open(LAST_PID)
+        .map(drop)
+        .map_err(|e| {
+            format!("choosing a thread's id needs CAP_CHECKPOINT_RESTORE ({LAST_PID}: {e})")
+        })
+}
+
+/// Ends a thread of a held process.
+pub(super) fn end(frozen: &mut Frozen, tid: Tid, insn: u64) -> sys::Result<()> {
+    Remote::new(tid, insn)?.exit()?;
+    frozen.forget(tid);
+    Ok(())
+}
+
+/// Makes a thread with a given id by a call that `maker` runs, and registers what the kernel keeps
+/// for it. The memory must be the snapshot's by now.
+pub(super) fn start(
+    frozen: &mut Frozen,
+    maker: Tid,
+    insn: u64,
+    thread: &ThreadState,
+) -> sys::Result<()> {
+    let flags = libc::CLONE_VM
+        | libc::CLONE_FS
+        | libc::CLONE_FILES
+        | libc::CLONE_SIGHAND
+        | libc::CLONE_THREAD
+        | libc::CLONE_SYSVSEM;
+    let mut taken = 0;
+    for _ in 0..ATTEMPTS {
+        std::fs::write(LAST_PID, (thread.tid - 1).to_string())
+            .map_err(|e| SysError::new("write", LAST_PID, e))?;
+        let mut remote = Remote::new(maker, insn)?;
+        let tid = remote.clone_thread([flags as u64, 0, 0, 0, 0, 0], libc::SYS_clone)?;
+        drop(remote);
+        frozen.adopt(tid);
+        if tid == thread.tid {
+            return register(frozen.pid(), thread, insn);
+        }
+        taken = tid;
+        end(frozen, tid, insn)?;
+    }
+    Err(SysError::new(
+        "clone",
+        format_args!("thread {}", thread.tid),
+        io::Error::new(
+            io::ErrorKind::AddrInUse,
+            format!("its id is taken, {taken} came instead"),
+        ),
+    ))
+}
+
+/// What the kernel keeps per thread and a new one lacks.
+fn register(pid: i32, thread: &ThreadState, insn: u64) -> sys::Result<()> {
+    let mut remote = Remote::new(thread.tid, insn)?;
+    if let Some(list) = thread.robust_list {
+        let args = [list.head, list.len, 0, 0, 0, 0];
+        remote.call("set_robust_list", libc::SYS_set_robust_list, args)?;
+    }
+    if let Some(rseq) = thread.rseq {
+        let args = [
+            rseq.addr,
+            rseq.size.into(),
+            rseq.flags.into(),
+            rseq.signature.into(),
+            0,
+            0,
+        ];
+        remote.call("rseq", libc::SYS_rseq, args)?;
+    }
+    if let Some(address) = tid_address(pid, thread) {
+        remote.call(
+            "set_tid_address",
+            libc::SYS_set_tid_address,
+            [address, 0, 0, 0, 0, 0],
+        )?;
+    }
+    drop(remote);
+    // A thread's name is no reason to fail.
+    let _ = std::fs::write(
+        format!("/proc/{pid}/task/{}/comm", thread.tid),
+        &thread.comm,
+    );
+    Ok(())
+}
+
+/// Where the kernel clears the thread's id when it ends, for whoever joins it. The kernel tells
+/// only the thread itself; but C libraries keep it in the thread's descriptor, a few words from
+/// the robust list's head, and it holds the thread's id.
+fn tid_address(pid: i32, thread: &ThreadState) -> Option<u64> {
+    const REACH: u64 = 64;
+    let head = thread.robust_list?.head;
+    // glibc: `tid` lies two words below `robust_head`.
+    let mut candidates = vec![head - 16];
+    candidates.extend((head - REACH..head + REACH).step_by(4));
+    candidates.into_iter().find(|&address| {
+        let mut word = [0u8; 4];
+        page_down(address) != 0
+            && sys::read_bytes(pid, address, &mut word).is_ok()
+            && i32::from_le_bytes(word) == thread.tid
+    })
+}
+
+/// Sets registers and mask of a stopped thread to the snapshot's.
+pub(super) fn set(thread: &ThreadState) -> sys::Result<()> {
+    ptrace::set_extended(thread.tid, &thread.fp)?;
+    ptrace::set_sigmask(thread.tid, thread.sigmask)?;
+    let regs = Registers::from_prstatus(&thread.gp).ok_or_else(|| {
+        SysError::new(
+            "PTRACE_SETREGSET",
+            format_args!("thread {}", thread.tid),
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                "the snapshot's registers are of another size",
+            ),
+        )
+    })?;
+    ptrace::set_general(thread.tid, regs.without_restart_block().as_bytes())
+}

@@ -1,0 +1,353 @@
+//! Open or create a store; its sessions and snapshots.
+
+use super::cache::{FileCache, ImageFile};
+use super::chain::SessionFiles;
+use super::error::StoreError;
+use super::files::{Disk, Files, Locking};
+use super::names::{self, MARKER, SESSION_FILE, TEMP_PREFIX};
+use super::session::{Session, SessionInfo};
+use super::snapshot::Snapshot;
+use crate::image::SessionId;
+use crate::model::{SnapshotId, SnapshotKind};
+use std::fmt::Debug;
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+const VERSION: u32 = 1;
+/// Longest marker or session file that is read.
+const MAX_TEXT: u64 = 16 << 20;
+
+/// A folder of snapshots.
+///
+/// Opening takes no lock: any number of processes may read one store, and write different sessions of it, at
+/// the same time. Only a session has a lock, held by the one [`Session`] that writes it.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pub(super) dir: PathBuf,
+    pub(super) files: Arc<dyn Files>,
+    pub(super) cache: Arc<FileCache>,
+}
+
+/// What a listing says of a snapshot, from its header alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotMeta {
+    /// Its name.
+    pub id: SnapshotId,
+    /// Session it belongs to.
+    pub session: SessionId,
+    /// Sequence number in the session, from 1.
+    pub seq: u32,
+    /// Base or delta.
+    pub kind: SnapshotKind,
+    /// The snapshot it follows.
+    pub parent: Option<SnapshotId>,
+    /// The parent's sequence number, 0 without a parent.
+    pub parent_seq: u32,
+    /// Wall-clock time, nanoseconds since 1970.
+    pub time_ns: u64,
+    /// Process id.
+    pub pid: i32,
+    /// Command name of the session's process.
+    pub comm: String,
+    /// Pages of the snapshot, its ancestors' included.
+    pub pages: u64,
+    /// Pages stored in its own file.
+    pub stored_pages: u64,
+    /// Bytes of encoded pages in its own file.
+    pub data_bytes: u64,
+    /// Length of its file.
+    pub file_bytes: u64,
+    /// How long the process was stopped, in nanoseconds.
+    pub stop_ns: u64,
+    /// How long the file's sync took, in nanoseconds, if it was recorded.
+    pub sync_ns: Option<u64>,
+    /// Where it is.
+    pub path: PathBuf,
+}
+
+impl SnapshotMeta {
+    fn new(file: &ImageFile, comm: &str) -> Self {
+        let header = &file.header;
+        Self {
+            id: header.id,
+            session: header.session,
+            seq: header.seq,
+            kind: header.kind,
+            parent: header.parent,
+            parent_seq: header.parent_seq,
+            time_ns: header.time_ns,
+            pid: header.pid,
+            comm: comm.to_owned(),
+            pages: header.pages,
+            stored_pages: header.entries(),
+            data_bytes: header.data.len,
+            file_bytes: header.file_len(),
+            stop_ns: header.stop_ns,
+            sync_ns: header.sync_ns,
+            path: file.path.clone(),
+        }
+    }
+}
+
+impl Store {
+    /// Opens a store to read from, or to add sessions to.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        Self::open_with(Arc::new(Disk), dir)
+    }
+
+    /// Opens a store, making it first if there is none.
+    pub fn open_or_create(dir: &Path) -> Result<Self, StoreError> {
+        Self::open_or_create_with(Arc::new(Disk), dir)
+    }
+
+    /// [`Store::open`] on other files.
+    pub fn open_with(files: Arc<dyn Files>, dir: &Path) -> Result<Self, StoreError> {
+        let no_store = |why: &str| StoreError::NoStore {
+            dir: dir.to_owned(),
+            why: why.to_owned(),
+        };
+        let marker = dir.join(MARKER);
+        let text = match read_text(&*files, &marker) {
+            Ok(text) => text,
+            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Err(no_store(
+                    "nothing has been stored there yet; take a snapshot first, or name another folder with --store",
+                ));
+            }
+            Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotADirectory => {
+                return Err(no_store(
+                    "that is not a folder; name another one with --store",
+                ));
+            }
+            Err(error) => return Err(error),
+        };
+        let version = text
+            .strip_prefix("ksnap store ")
+            .and_then(|version| version.trim_end().parse::<u32>().ok())
+            .ok_or_else(|| StoreError::corrupt(&marker, "format marker", format!("{text:?}")))?;
+        if version > VERSION {
+            return Err(StoreError::NewerVersion {
+                path: marker,
+                found: version,
+                supported: VERSION,
+            });
+        }
+        Ok(Self {
+            dir: dir.to_owned(),
+            files,
+            cache: Arc::default(),
+        })
+    }
+
+    /// [`Store::open_or_create`] on other files.
+    pub fn open_or_create_with(files: Arc<dyn Files>, dir: &Path) -> Result<Self, StoreError> {
+        match Self::open_with(Arc::clone(&files), dir) {
+            Err(StoreError::NoStore { .. }) => {}
+            done => return done.inspect(Store::sweep),
+        }
+        if let Some(above) = dir.parent() {
+            // Not behind the seam: folders above the store are not part of it.
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(above)
+                .map_err(StoreError::io("create folder", above))?;
+        }
+        match files.create_dir(dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(StoreError::io("create folder", dir)(error));
+            }
+            _ => {}
+        }
+        let names = files.names(dir).map_err(StoreError::io("list", dir))?;
+        if names
+            .iter()
+            .any(|name| !name.starts_with(TEMP_PREFIX) && name != MARKER)
+        {
+            return Err(StoreError::NoStore {
+                dir: dir.to_owned(),
+                why: "the folder holds other things; name a new or empty one with --store".into(),
+            });
+        }
+        // Two processes may get here at once: both publish the same text, and either may be last.
+        let text = format!("ksnap store {VERSION}\n");
+        publish_text(&*files, dir, MARKER, &text)?;
+        if let Some(above) = dir.parent().filter(|above| !above.as_os_str().is_empty()) {
+            files
+                .sync_dir(above)
+                .map_err(StoreError::io("sync folder", above))?;
+        }
+        Self::open_with(files, dir)
+    }
+
+    /// Removes what a writer that died left at the top: best effort, a reader passes over it anyway.
+    fn sweep(&self) {
+        for name in self.files.names(&self.dir).unwrap_or_default() {
+            if !name.starts_with(TEMP_PREFIX) {
+                continue;
+            }
+            let path = self.dir.join(&name);
+            // A session in the making holds its lock until after it is renamed into place.
+            let Ok(Locking::Held(_guard)) = self.files.lock(&path.join(names::LOCK_FILE)) else {
+                continue;
+            };
+            for inner in self.files.names(&path).unwrap_or_default() {
+                let _ = self.files.remove_file(&path.join(inner));
+            }
+            let _ = self.files.remove_dir(&path);
+        }
+    }
+
+    /// The store's folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Starts a session for a process. The caller is its only writer.
+    pub fn create_session(&self, info: &SessionInfo) -> Result<Session, StoreError> {
+        Session::create(self, info)
+    }
+
+    /// Goes on writing a session.
+    pub fn open_session(&self, id: SessionId) -> Result<Session, StoreError> {
+        Session::open(self, id)
+    }
+
+    /// All sessions, oldest first. A session without a readable description is passed over, with a warning.
+    pub fn sessions(&self) -> Result<Vec<(SessionId, SessionInfo)>, StoreError> {
+        let mut sessions = Vec::new();
+        for id in self.session_ids()? {
+            match self.session_info(id) {
+                Ok(info) => sessions.push((id, info)),
+                Err(error) => tracing::warn!("session {id}: {error}"),
+            }
+        }
+        sessions.sort_by_key(|(id, info)| (info.created_ns, *id));
+        Ok(sessions)
+    }
+
+    /// What a session says of itself.
+    pub fn session_info(&self, id: SessionId) -> Result<SessionInfo, StoreError> {
+        let path = self.session_path(id).join(SESSION_FILE);
+        let text = read_text(&*self.files, &path).map_err(|error| match error {
+            StoreError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                StoreError::NotFound {
+                    what: format!("session {id} in {}", self.dir.display()),
+                }
+            }
+            error => error,
+        })?;
+        serde_json::from_str(&text)
+            .map_err(|error| StoreError::corrupt(&path, "session description", error.to_string()))
+    }
+
+    /// Every readable snapshot, oldest first. Reads one header a snapshot; a damaged one is passed over, with
+    /// a warning: [`Store::verify`] names it.
+    pub fn list(&self) -> Result<Vec<SnapshotMeta>, StoreError> {
+        let mut list = Vec::new();
+        for session in self.session_ids()? {
+            let comm = match self.session_info(session) {
+                Ok(info) => info.comm,
+                Err(error) => {
+                    tracing::warn!("session {session}: {error}");
+                    String::new()
+                }
+            };
+            let files = self.session_files(session)?;
+            for &seq in files.by_seq.keys() {
+                // Straight from the disk: a listing must not push out the files that reads have open.
+                match files
+                    .path(seq)
+                    .and_then(|path| ImageFile::open(&*self.files, &path))
+                {
+                    Ok(file) => list.push(SnapshotMeta::new(&file, &comm)),
+                    Err(error) => tracing::warn!("{error}"),
+                }
+            }
+        }
+        list.sort_by_key(|meta| (meta.time_ns, meta.seq, meta.id));
+        Ok(list)
+    }
+
+    /// Opens a snapshot to read from.
+    pub fn snapshot(&self, id: SnapshotId) -> Result<Snapshot, StoreError> {
+        for session in self.session_ids()? {
+            let files = self.session_files(session)?;
+            let found = files.by_seq.iter().find(|(_, other)| **other == id);
+            if let Some((&seq, _)) = found {
+                return Snapshot::open(files, seq);
+            }
+        }
+        Err(StoreError::NotFound {
+            what: format!("snapshot {id} in {}", self.dir.display()),
+        })
+    }
+
+    pub(super) fn session_path(&self, id: SessionId) -> PathBuf {
+        self.dir.join(names::session_dir(id))
+    }
+
+    /// Sessions by folder name; unpublished and foreign folders are passed over.
+    pub(super) fn session_ids(&self) -> Result<Vec<SessionId>, StoreError> {
+        let mut ids: Vec<SessionId> = self
+            .files
+            .names(&self.dir)
+            .map_err(StoreError::io("list", &self.dir))?
+            .iter()
+            .filter_map(|name| SessionId::from_hex(name))
+            .collect();
+        ids.sort_unstable();
+        Ok(ids)
+    }
+
+    pub(super) fn session_files(&self, id: SessionId) -> Result<SessionFiles, StoreError> {
+        SessionFiles::list(&self.files, &self.cache, id, &self.session_path(id))
+    }
+}
+
+fn read_text(files: &dyn Files, path: &Path) -> Result<String, StoreError> {
+    let file = files.open(path).map_err(StoreError::io("open", path))?;
+    let len = file.len().map_err(StoreError::io("stat", path))?;
+    if len > MAX_TEXT {
+        return Err(StoreError::corrupt(path, "text", format!("{len} bytes")));
+    }
+    let mut bytes = vec![0; len as usize];
+    file.read_exact_at(&mut bytes, 0)
+        .map_err(StoreError::io("read", path))?;
+    String::from_utf8(bytes).map_err(|_| StoreError::corrupt(path, "text", "not UTF-8"))
+}
+
+/// Writes a small file under a temporary name, syncs it, renames it into place and syncs the folder.
+pub(super) fn publish_text(
+    files: &dyn Files,
+    dir: &Path,
+    name: &str,
+    text: &str,
+) -> Result<(), StoreError> {
+    let temp = dir.join(format!("{TEMP_PREFIX}{}-{name}", std::process::id()));
+    let path = dir.join(name);
+    let _ = files.remove_file(&temp);
+    let written = files
+        .create(&temp)
+        .map_err(StoreError::io("create", &temp))
+        .and_then(|mut file| {
+            file.write_all_at(text.as_bytes(), 0)
+                .map_err(StoreError::io("write", &temp))?;
+            file.sync().map_err(StoreError::io("sync", &temp))
+        })
+        .and_then(|()| {
+            files
+                .rename(&temp, &path)
+                .map_err(StoreError::io("publish", &path))
+        });
+    if written.is_err() {
+        let _ = files.remove_file(&temp);
+    }
+    written?;
+    files
+        .sync_dir(dir)
+        .map_err(StoreError::io("sync folder", dir))
+}

@@ -1,0 +1,166 @@
+//! What can go wrong with a store.
+
+use crate::image::ImageError;
+use crate::model::SnapshotId;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A snapshot that an ambiguous reference may mean.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its name.
+    pub id: SnapshotId,
+    /// Sequence number in its session.
+    pub seq: u32,
+    /// Its process.
+    pub pid: i32,
+}
+
+impl fmt::Display for Candidate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} (pid {}, @{})", self.id.short(), self.pid, self.seq)
+    }
+}
+
+fn list(candidates: &[Candidate]) -> String {
+    let mut names: Vec<String> = candidates
+        .iter()
+        .take(8)
+        .map(Candidate::to_string)
+        .collect();
+    if candidates.len() > names.len() {
+        names.push(format!("{} more", candidates.len() - names.len()));
+    }
+    names.join(", ")
+}
+
+/// Why the store could not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// No store there.
+    #[error("no store at {}: {why}", dir.display())]
+    NoStore {
+        /// Folder asked for.
+        dir: PathBuf,
+        /// What is there instead, and what to do.
+        why: String,
+    },
+    /// Another process writes this session.
+    #[error("session {} is being written by {}: wait for it to end, or ask it through its socket",
+        session.display(), pid.map_or("another process".into(), |pid| format!("ksnap process {pid}")))]
+    Locked {
+        /// The session's folder.
+        session: PathBuf,
+        /// The writer, if it left its process id.
+        pid: Option<i32>,
+    },
+    /// A file is damaged.
+    #[error("{}: damaged {source}; `ksnap verify` lists all damage", path.display())]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: ImageError,
+    },
+    /// No space or quota left, or the file-size limit was reached.
+    #[error("no space left for {}: {source}; free some space or use another --store", path.display())]
+    Full {
+        /// The file being written.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+    /// No such snapshot or session.
+    #[error("not found: {what}")]
+    NotFound {
+        /// What was looked for, and where.
+        what: String,
+    },
+    /// A reference that may mean several snapshots.
+    #[error(
+        "{reference} may mean {}: give more digits, or a process",
+        list(candidates)
+    )]
+    Ambiguous {
+        /// The reference as given.
+        reference: String,
+        /// What it may mean, newest first.
+        candidates: Vec<Candidate>,
+    },
+    /// Text that is no reference.
+    #[error(
+        "{reference}: {why}; a reference is latest, an id or its first 4 digits or more, or @SEQUENCE, with ~N for the Nth parent"
+    )]
+    BadReference {
+        /// The reference as given.
+        reference: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Written by a later version.
+    #[error("{}: written by a newer ksnap (format {found}, this one reads up to {supported}): use that one", path.display())]
+    NewerVersion {
+        /// The file.
+        path: PathBuf,
+        /// Version found.
+        found: u32,
+        /// Newest version that this program reads.
+        supported: u32,
+    },
+    /// The writer was asked for something that the format cannot say.
+    #[error("snapshot cannot be written: {why}")]
+    Misuse {
+        /// What was wrong.
+        why: String,
+    },
+    /// The operating system refused.
+    #[error("{call} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        call: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+}
+
+impl StoreError {
+    /// Wraps an I/O error; a full disk gets its own variant.
+    pub(super) fn io(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| match source.kind() {
+            io::ErrorKind::StorageFull
+            | io::ErrorKind::QuotaExceeded
+            | io::ErrorKind::FileTooLarge => Self::Full { path, source },
+            _ => Self::Io { call, path, source },
+        }
+    }
+
+    /// Wraps what is wrong with a file's bytes.
+    pub(super) fn image(path: &Path) -> impl FnOnce(ImageError) -> Self {
+        let path = path.to_owned();
+        move |source| match source {
+            ImageError::NewerVersion {
+                found, supported, ..
+            } => Self::NewerVersion {
+                path,
+                found,
+                supported,
+            },
+            source => Self::Corrupt { path, source },
+        }
+    }
+
+    /// A damaged file.
+    pub(super) fn corrupt(path: &Path, part: &'static str, why: impl Into<String>) -> Self {
+        Self::Corrupt {
+            path: path.to_owned(),
+            source: ImageError::Corrupt {
+                part,
+                why: why.into(),
+            },
+        }
+    }
+}

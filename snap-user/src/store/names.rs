@@ -1,0 +1,111 @@
+//! Names of files and folders.
+
+use crate::image::SessionId;
+use crate::model::SnapshotId;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// Marks a folder as a store and says in which version.
+pub(super) const MARKER: &str = "ksnap-store";
+/// Describes a session.
+pub(super) const SESSION_FILE: &str = "session.json";
+/// A session's lock.
+pub(super) const LOCK_FILE: &str = "lock";
+/// Begins the names of files and folders that are not published yet.
+pub(super) const TEMP_PREFIX: &str = ".tmp-";
+
+const SUFFIX: &str = ".ksnap";
+
+/// `00000007-<32 hex digits>.ksnap`.
+pub(super) fn snapshot_file(seq: u32, id: SnapshotId) -> String {
+    format!("{seq:08}-{id}{SUFFIX}")
+}
+
+/// Sequence number and id from a snapshot's file name.
+pub(super) fn parse_snapshot_file(name: &str) -> Option<(u32, SnapshotId)> {
+    let (seq, id) = name.strip_suffix(SUFFIX)?.split_once('-')?;
+    Some((seq.parse().ok()?, SnapshotId::from_hex(id)?))
+}
+
+/// The folder of a session.
+pub(super) fn session_dir(id: SessionId) -> String {
+    id.to_string()
+}
+
+/// Where the store is: `--store`, else `KSNAP_STORE`, else `/var/lib/ksnap` for root and the user's state
+/// folder (`$XDG_STATE_HOME/ksnap`, `~/.local/state/ksnap`) for anyone else. `None` when nothing says where.
+///
+/// Takes what it depends on as arguments; empty variables count as unset, and a relative `XDG_STATE_HOME` is
+/// passed over, as the XDG base directory specification asks.
+pub fn default_dir(
+    option: Option<PathBuf>,
+    variable: impl Fn(&str) -> Option<OsString>,
+    is_root: bool,
+) -> Option<PathBuf> {
+    let path = |name: &str| {
+        variable(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    if let Some(dir) = option.or_else(|| path("KSNAP_STORE")) {
+        return Some(dir);
+    }
+    if is_root {
+        return Some(PathBuf::from("/var/lib/ksnap"));
+    }
+    path("XDG_STATE_HOME")
+        .filter(|dir| dir.is_absolute())
+        .or_else(|| path("HOME").map(|home| home.join(".local/state")))
+        .map(|state| state.join("ksnap"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resolve(option: Option<&str>, set: &[(&str, &str)], is_root: bool) -> Option<String> {
+        let variable = |name: &str| {
+            set.iter()
+                .find(|(key, _)| *key == name)
+                .map(|(_, value)| OsString::from(value))
+        };
+        default_dir(option.map(PathBuf::from), variable, is_root)
+            .map(|dir| dir.to_string_lossy().into_owned())
+    }
+
+    #[test]
+    fn the_option_comes_before_the_variable_and_that_before_the_state_folder() {
+        let all = [
+            ("KSNAP_STORE", "/b"),
+            ("XDG_STATE_HOME", "/c"),
+            ("HOME", "/d"),
+        ];
+        let some = |text: &str| Some(text.to_owned());
+        assert_eq!(resolve(Some("/a"), &all, true), some("/a"));
+        assert_eq!(resolve(None, &all, true), some("/b"));
+        assert_eq!(resolve(None, &all[1..], true), some("/var/lib/ksnap"));
+        assert_eq!(resolve(None, &all[1..], false), some("/c/ksnap"));
+        assert_eq!(
+            resolve(None, &all[2..], false),
+            some("/d/.local/state/ksnap")
+        );
+        assert_eq!(resolve(None, &[], false), None);
+        let odd = [
+            ("KSNAP_STORE", ""),
+            ("XDG_STATE_HOME", "rel"),
+            ("HOME", "/d"),
+        ];
+        assert_eq!(resolve(None, &odd, false), some("/d/.local/state/ksnap"));
+    }
+
+    #[test]
+    fn snapshot_file_names_come_back() {
+        let id = SnapshotId([0xa5; 16]);
+        let name = snapshot_file(7, id);
+        assert_eq!(name, "00000007-a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5a5.ksnap");
+        assert_eq!(parse_snapshot_file(&name), Some((7, id)));
+        for other in ["lock", ".tmp-1", "7-a5.ksnap", "session.json", "x-y.ksnap"] {
+            assert_eq!(parse_snapshot_file(other), None, "{other}");
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! `latest~2`, prefixes and the like → id.
+
+use super::directory::{SnapshotMeta, Store};
+use super::error::{Candidate, StoreError};
+use crate::model::SnapshotId;
+use std::collections::HashMap;
+
+/// Fewest hex digits that count as a prefix.
+const SHORTEST_PREFIX: usize = 4;
+
+/// A reference taken apart.
+#[derive(Debug, PartialEq, Eq)]
+enum Start<'a> {
+    Latest,
+    Sequence(u32),
+    Prefix(&'a str),
+}
+
+/// Splits `START~N~…` into its start and the number of parents to follow.
+fn parse(text: &str) -> Result<(Start<'_>, u64), String> {
+    let (start, steps) = match text.find('~') {
+        Some(at) => text.split_at(at),
+        None => (text, ""),
+    };
+    let mut back = 0u64;
+    for step in steps.split('~').skip(1) {
+        let step: u64 = match step {
+            "" => 1,
+            digits => digits
+                .parse()
+                .map_err(|_| format!("~{digits} is no number of parents"))?,
+        };
+        back = back.saturating_add(step);
+    }
+    if start == "latest" {
+        return Ok((Start::Latest, back));
+    }
+    if let Some(seq) = start.strip_prefix('@') {
+        return match seq.parse() {
+            Ok(seq) => Ok((Start::Sequence(seq), back)),
+            Err(_) => Err(format!("@{seq} is no sequence number")),
+        };
+    }
+    let is_hex = !start.is_empty() && start.bytes().all(|b| b.is_ascii_hexdigit());
+    match start.len() {
+        _ if !is_hex => Err("not understood".into()),
+        0..SHORTEST_PREFIX => Err(format!("at least {SHORTEST_PREFIX} digits are needed")),
+        33.. => Err("an id has 32 digits".into()),
+        _ => Ok((Start::Prefix(start), back)),
+    }
+}
+
+impl Store {
+    /// Finds the snapshot that a reference names, among all or among those of one process.
+    ///
+    /// | form | means |
+    /// |---|---|
+    /// | `latest` | the newest snapshot |
+    /// | `3f9a…` | the one whose id begins so; 4 digits or more |
+    /// | `@7` | the one with this sequence number in its session; the newest session of `pid` comes first |
+    /// | `REF~`, `REF~3` | its parent, its parent's parent's parent |
+    pub fn resolve(&self, text: &str, pid: Option<i32>) -> Result<SnapshotId, StoreError> {
+        resolve_in(&self.list()?, text, pid)
+    }
+}
+
+/// [`Store::resolve`] in a listing, oldest first.
+pub(super) fn resolve_in(
+    list: &[SnapshotMeta],
+    text: &str,
+    pid: Option<i32>,
+) -> Result<SnapshotId, StoreError> {
+    let (start, back) = parse(text).map_err(|why| StoreError::BadReference {
+        reference: text.to_owned(),
+        why,
+    })?;
+    let in_scope = |meta: &&SnapshotMeta| pid.is_none_or(|pid| meta.pid == pid);
+    let mut found: Vec<&SnapshotMeta> = match &start {
+        Start::Latest => list.iter().rev().find(in_scope).into_iter().collect(),
+        Start::Sequence(seq) => list
+            .iter()
+            .filter(in_scope)
+            .filter(|meta| meta.seq == *seq)
+            .collect(),
+        Start::Prefix(prefix) => {
+            let prefix = prefix.to_ascii_lowercase();
+            list.iter()
+                .filter(in_scope)
+                .filter(|meta| meta.id.to_string().starts_with(&prefix))
+                .collect()
+        }
+    };
+    if let (Start::Sequence(_), Some(_)) = (&start, pid)
+        && let Some(newest) = list.iter().rev().find(in_scope)
+        && let Some(own) = found.iter().find(|meta| meta.session == newest.session)
+    {
+        found = vec![own];
+    }
+    let not_found = |what: String| StoreError::NotFound { what };
+    let scope = pid.map_or(String::new(), |pid| format!(" of process {pid}"));
+    let mut at = match found.as_slice() {
+        [] => return Err(not_found(format!("snapshot {text}{scope}"))),
+        [one] => *one,
+        many => {
+            return Err(StoreError::Ambiguous {
+                reference: text.to_owned(),
+                candidates: many
+                    .iter()
+                    .rev()
+                    .map(|meta| Candidate {
+                        id: meta.id,
+                        seq: meta.seq,
+                        pid: meta.pid,
+                    })
+                    .collect(),
+            });
+        }
+    };
+    let by_id: HashMap<SnapshotId, &SnapshotMeta> = list.iter().map(|m| (m.id, m)).collect();
+    for step in 0..back {
+        let parent = at.parent.ok_or_else(|| {
+            not_found(format!(
+                "snapshot {text}: {} has no parent, {step} back from where it starts",
+                at.id.short()
+            ))
+        })?;
+        at = by_id.get(&parent).ok_or_else(|| {
+            not_found(format!(
+                "snapshot {parent}, the parent of {}: its file is missing or damaged",
+                at.id.short()
+            ))
+        })?;
+    }
+    Ok(at.id)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_are_taken_apart() {
+        assert_eq!(parse("latest"), Ok((Start::Latest, 0)));
+        assert_eq!(parse("latest~"), Ok((Start::Latest, 1)));
+        assert_eq!(parse("latest~2~~3"), Ok((Start::Latest, 6)));
+        assert_eq!(parse("@12~0"), Ok((Start::Sequence(12), 0)));
+        assert_eq!(parse("12aB"), Ok((Start::Prefix("12aB"), 0)));
+        for bad in [
+            "",
+            "~1",
+            "123",
+            "12xy",
+            "@",
+            "@x",
+            "@-1",
+            "latest~x",
+            "LATEST",
+            "latest~-1",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+        assert!(parse(&"a".repeat(33)).is_err());
+    }
+}

@@ -1,0 +1,243 @@
+//! The one writer of a session.
+
+use super::directory::{Store, publish_text};
+use super::error::StoreError;
+use super::files::{LockGuard, Locking};
+use super::head::Head;
+use super::names::{self, LOCK_FILE, SESSION_FILE, TEMP_PREFIX};
+use super::pending::PendingSnapshot;
+use crate::image::{Location, SessionId};
+use crate::model::{PageTable, SnapshotId, SnapshotKind};
+use serde::{Deserialize, Serialize};
+use std::hash::{BuildHasher, RandomState};
+use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What a session says of the process that it watches.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct SessionInfo {
+    /// Process id.
+    pub pid: i32,
+    /// Start time in clock ticks since boot, to tell it from a later process with its pid.
+    pub start_time: u64,
+    /// Command name.
+    pub comm: String,
+    /// Path of the executable.
+    pub exe: String,
+    /// Arguments, for display.
+    pub cmdline: Vec<String>,
+    /// When the session began, nanoseconds since 1970; filled in by [`Store::create_session`] when 0.
+    pub created_ns: u64,
+}
+
+/// The right to add snapshots to a session.
+///
+/// Holds the session's lock until it is dropped, and the page table of the latest snapshot in memory, so that
+/// writing never reads a file again. A snapshot may follow any earlier one: a rollback begins a branch.
+#[derive(Debug)]
+pub struct Session {
+    pub(super) store: Store,
+    pub(super) id: SessionId,
+    pub(super) dir: PathBuf,
+    pub(super) head: Option<Head>,
+    pub(super) next_seq: u32,
+    info: SessionInfo,
+    _lock: LockGuard,
+}
+
+pub(super) fn now_ns() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos() as u64)
+}
+
+/// A name that no other session has: the process, the time, and 64 random bits.
+fn fresh_id(info: &SessionInfo) -> SessionId {
+    let mut hasher = blake3::Hasher::new();
+    for number in [
+        info.pid as u64,
+        info.start_time,
+        now_ns(),
+        std::process::id().into(),
+        RandomState::new().hash_one(info.created_ns),
+    ] {
+        hasher.update(&number.to_le_bytes());
+    }
+    SessionId(
+        *hasher
+            .finalize()
+            .as_bytes()
+            .first_chunk()
+            .expect("a hash has 32 bytes"),
+    )
+}
+
+impl Session {
+    pub(super) fn create(store: &Store, info: &SessionInfo) -> Result<Self, StoreError> {
+        // Another process that opens the store may sweep the new folder in the instant before it is locked.
+        let swept = |error: &StoreError| match error {
+            StoreError::Locked { .. } => true,
+            StoreError::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+            _ => false,
+        };
+        match Self::try_create(store, info) {
+            Err(error) if swept(&error) => Self::try_create(store, info),
+            done => done,
+        }
+    }
+
+    fn try_create(store: &Store, info: &SessionInfo) -> Result<Self, StoreError> {
+        let mut info = info.clone();
+        if info.created_ns == 0 {
+            info.created_ns = now_ns();
+        }
+        let id = fresh_id(&info);
+        let dir = store.session_path(id);
+        let temp = store
+            .dir
+            .join(format!("{TEMP_PREFIX}{}", names::session_dir(id)));
+        let files = &*store.files;
+        files
+            .create_dir(&temp)
+            .map_err(StoreError::io("create folder", &temp))?;
+        // The lock goes along with the rename, so that no one sees the session unlocked.
+        let made = lock(store, &temp).and_then(|lock| {
+            let text = serde_json::to_string_pretty(&info).expect("plain data becomes JSON");
+            publish_text(files, &temp, SESSION_FILE, &text)?;
+            files
+                .rename(&temp, &dir)
+                .map_err(StoreError::io("publish", &dir))?;
+            files
+                .sync_dir(&store.dir)
+                .map_err(StoreError::io("sync folder", &store.dir))?;
+            Ok(lock)
+        });
+        let lock = made.inspect_err(|_| {
+            for name in [SESSION_FILE, LOCK_FILE] {
+                let _ = files.remove_file(&temp.join(name));
+            }
+            let _ = files.remove_dir(&temp);
+        })?;
+        Ok(Self {
+            store: store.clone(),
+            id,
+            dir,
+            head: None,
+            next_seq: 1,
+            info,
+            _lock: lock,
+        })
+    }
+
+    pub(super) fn open(store: &Store, id: SessionId) -> Result<Self, StoreError> {
+        let info = store.session_info(id)?;
+        let dir = store.session_path(id);
+        let lock = lock(store, &dir)?;
+        let mut last = 0;
+        let names = store
+            .files
+            .names(&dir)
+            .map_err(StoreError::io("list", &dir))?;
+        for name in names {
+            if name.starts_with(TEMP_PREFIX) {
+                let path = dir.join(name);
+                store
+                    .files
+                    .remove_file(&path)
+                    .map_err(StoreError::io("remove", &path))?;
+            } else if let Some((seq, _)) = names::parse_snapshot_file(&name) {
+                last = last.max(seq);
+            }
+        }
+        Ok(Self {
+            store: store.clone(),
+            id,
+            dir,
+            head: None,
+            next_seq: last + 1,
+            info,
+            _lock: lock,
+        })
+    }
+
+    /// The session's name.
+    pub fn id(&self) -> SessionId {
+        self.id
+    }
+
+    /// The store that it is in.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// The process it watches.
+    pub fn info(&self) -> &SessionInfo {
+        &self.info
+    }
+
+    /// The snapshot published last by this writer, or last used as a parent.
+    pub fn head(&self) -> Option<SnapshotId> {
+        self.head.as_ref().map(|head| head.id)
+    }
+
+    /// Page table of [`Session::head`].
+    pub fn head_table(&self) -> Option<&PageTable<Location>> {
+        self.head.as_ref().map(|head| &head.table)
+    }
+
+    /// Begins a snapshot. A delta needs the parent whose changes it holds; a base may name the one it follows.
+    ///
+    /// Reads files only when the parent is not the head, as after a rollback.
+    pub fn begin(
+        &mut self,
+        kind: SnapshotKind,
+        parent: Option<SnapshotId>,
+    ) -> Result<PendingSnapshot<'_>, StoreError> {
+        let parent = match (kind, parent) {
+            (_, Some(parent)) => Some((parent, self.seq_of(parent)?)),
+            (SnapshotKind::Base, None) => None,
+            (SnapshotKind::Delta, None) => {
+                return Err(StoreError::Misuse {
+                    why: "a delta needs a parent".into(),
+                });
+            }
+        };
+        if let (SnapshotKind::Delta, Some((id, seq))) = (kind, parent)
+            && self.head() != Some(id)
+        {
+            let files = self.store.session_files(self.id)?;
+            self.head = Some(files.head(seq)?);
+        }
+        PendingSnapshot::begin(self, kind, parent)
+    }
+
+    fn seq_of(&self, id: SnapshotId) -> Result<u32, StoreError> {
+        if let Some(head) = self.head.as_ref().filter(|head| head.id == id) {
+            return Ok(head.seq);
+        }
+        let files = self.store.session_files(self.id)?;
+        files
+            .by_seq
+            .iter()
+            .find_map(|(seq, other)| (*other == id).then_some(*seq))
+            .ok_or_else(|| StoreError::NotFound {
+                what: format!("parent {id} in {}", self.dir.display()),
+            })
+    }
+}
+
+fn lock(store: &Store, dir: &std::path::Path) -> Result<LockGuard, StoreError> {
+    let path = dir.join(LOCK_FILE);
+    match store
+        .files
+        .lock(&path)
+        .map_err(StoreError::io("lock", &path))?
+    {
+        Locking::Held(guard) => Ok(guard),
+        Locking::Busy { pid } => Err(StoreError::Locked {
+            session: dir.to_owned(),
+            pid,
+        }),
+    }
+}

@@ -1,0 +1,204 @@
+//! Reads a snapshot: manifest and pages.
+
+use super::cache::ImageFile;
+use super::chain::SessionFiles;
+use super::error::StoreError;
+use crate::codec::Encoding;
+use crate::image::{Header, IndexEntry, Location, Manifest, PageSource};
+use crate::model::{PAGE_SIZE, Page, PageTable, SnapshotId, SnapshotKind};
+use std::sync::{Arc, OnceLock};
+
+/// Slots this close together are read in one go rather than one by one.
+const SLOT_GAP: u32 = 64;
+/// Most index entries read in one go.
+const MOST_SLOTS: u32 = 1 << 16;
+/// Encoded pages this close together are read in one go.
+const BYTE_GAP: u64 = 16 << 10;
+/// Most page data read in one go.
+const MOST_BYTES: u64 = 1 << 20;
+
+/// A snapshot open for reading. May be shared between threads.
+///
+/// Whatever the length of the chain behind it, one page takes two reads: its index entry and its bytes, in the
+/// file that the page table names.
+#[derive(Debug)]
+pub struct Snapshot {
+    files: SessionFiles,
+    file: Arc<ImageFile>,
+    table: OnceLock<PageTable<Location>>,
+}
+
+impl Snapshot {
+    pub(super) fn open(files: SessionFiles, seq: u32) -> Result<Self, StoreError> {
+        let file = files.open(seq)?;
+        Ok(Self {
+            files,
+            file,
+            table: OnceLock::new(),
+        })
+    }
+
+    /// Its name.
+    pub fn id(&self) -> SnapshotId {
+        self.file.header.id
+    }
+
+    /// Everything its header says.
+    pub fn header(&self) -> &Header {
+        &self.file.header
+    }
+
+    /// Reads process state and costs, the sync time included if it is known.
+    pub fn manifest(&self) -> Result<Manifest, StoreError> {
+        let header = &self.file.header;
+        let bytes = self.file.section(&header.manifest)?;
+        let mut manifest =
+            Manifest::decode(&bytes, header).map_err(StoreError::image(&self.file.path))?;
+        manifest.costs.phases.sync_ns = header.sync_ns.unwrap_or(0);
+        Ok(manifest)
+    }
+
+    /// Where each of its pages is. Read on first use, then kept.
+    pub fn page_table(&self) -> Result<&PageTable<Location>, StoreError> {
+        if let Some(table) = self.table.get() {
+            return Ok(table);
+        }
+        let table = self.files.head(self.file.header.seq)?.table;
+        Ok(self.table.get_or_init(|| table))
+    }
+
+    /// The pages stored in its own file, ascending: what changed since its parent, or everything for a base.
+    pub fn stored_pages(&self) -> Result<Vec<u64>, StoreError> {
+        Ok(self.file.index()?.iter().map(|entry| entry.addr).collect())
+    }
+
+    /// Base or delta.
+    pub fn kind(&self) -> SnapshotKind {
+        self.file.header.kind
+    }
+
+    fn entry_at(&self, location: Location) -> Result<(Arc<ImageFile>, IndexEntry), StoreError> {
+        let file = self.files.open(location.seq.get())?;
+        let entry = file.entries(location.slot, 1)?[0];
+        Ok((file, entry))
+    }
+}
+
+/// Decodes one page from the bytes of its entry.
+fn decode(
+    file: &ImageFile,
+    entry: &IndexEntry,
+    bytes: &[u8],
+    page: &mut Page,
+) -> Result<(), StoreError> {
+    if entry.encoding == Encoding::Reference {
+        return Err(StoreError::corrupt(
+            &file.path,
+            "index",
+            format!("page {:#x} refers on to another reference", entry.addr),
+        ));
+    }
+    entry
+        .decode_page(bytes, page)
+        .map_err(StoreError::image(&file.path))
+}
+
+impl PageSource for Snapshot {
+    type Error = StoreError;
+
+    fn read_page(&self, addr: u64, page: &mut Page) -> Result<bool, StoreError> {
+        let Some(location) = self.page_table()?.get(addr) else {
+            return Ok(false);
+        };
+        let (file, entry) = self.entry_at(location)?;
+        let bytes = file.read(entry.at_if_stored(), entry.len.into())?;
+        decode(&file, &entry, &bytes, page)?;
+        Ok(true)
+    }
+
+    fn read_pages(
+        &self,
+        addrs: &[u64],
+        each: &mut dyn FnMut(u64, &Page),
+    ) -> Result<(), StoreError> {
+        let table = self.page_table()?;
+        let mut wanted: Vec<(Location, u64)> = addrs
+            .iter()
+            .filter_map(|addr| Some((table.get(*addr)?, addr & !(PAGE_SIZE - 1))))
+            .collect();
+        wanted.sort_unstable();
+        for in_file in wanted.chunk_by(|a, b| a.0.seq == b.0.seq) {
+            let file = self.files.open(in_file[0].0.seq.get())?;
+            read_from_file(&file, in_file, each)?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads pages of one file, `wanted` ascending by slot.
+fn read_from_file(
+    file: &ImageFile,
+    wanted: &[(Location, u64)],
+    each: &mut dyn FnMut(u64, &Page),
+) -> Result<(), StoreError> {
+    let mut rest = wanted;
+    while let Some((first, _)) = rest.first() {
+        let first = first.slot;
+        let near = rest
+            .windows(2)
+            .take_while(|w| {
+                w[1].0.slot - w[0].0.slot <= SLOT_GAP && w[1].0.slot - first < MOST_SLOTS
+            })
+            .count();
+        let (group, after) = rest.split_at(near + 1);
+        rest = after;
+        let entries = file.entries(first, group[near].0.slot - first + 1)?;
+        let mut pages: Vec<(IndexEntry, u64)> = group
+            .iter()
+            .map(|(location, addr)| (entries[(location.slot - first) as usize], *addr))
+            .collect();
+        pages.sort_unstable_by_key(|(entry, _)| entry.at_if_stored());
+        read_data(file, &pages, each)?;
+    }
+    Ok(())
+}
+
+/// Reads and decodes pages of one file, ascending by place.
+fn read_data(
+    file: &ImageFile,
+    pages: &[(IndexEntry, u64)],
+    each: &mut dyn FnMut(u64, &Page),
+) -> Result<(), StoreError> {
+    let mut page = [0; PAGE_SIZE as usize];
+    let mut rest = pages;
+    while let Some((entry, _)) = rest.first() {
+        let start = entry.at_if_stored();
+        let mut end = start + u64::from(entry.len);
+        let mut count = 1;
+        for (next, _) in &rest[1..] {
+            let (from, to) = (
+                next.at_if_stored(),
+                next.at_if_stored() + u64::from(next.len),
+            );
+            if from > end + BYTE_GAP || to.saturating_sub(start) > MOST_BYTES {
+                break;
+            }
+            end = end.max(to);
+            count += 1;
+        }
+        let (group, after) = rest.split_at(count);
+        rest = after;
+        let bytes = file.read(start, (end - start) as usize)?;
+        for (entry, addr) in group {
+            let from = (entry.at_if_stored() - start) as usize;
+            decode(
+                file,
+                entry,
+                &bytes[from..from + usize::from(entry.len)],
+                &mut page,
+            )?;
+            each(*addr, &page);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,149 @@
+//! One session, a few snapshots.
+
+use super::support::*;
+use crate::model::{Costs, PAGE_SIZE, SnapshotKind};
+use crate::store::{EncodedBatch, PageChange, PageDiff, PageSink, Store, StoreError};
+
+#[test]
+fn deltas_and_branches_read_back() {
+    let (_dir, store) = new_store();
+    let mut session = store.create_session(&info(7)).expect("a session");
+    let base = publish(&mut session, None, [], (0..600).map(|n| (n, n as u32))).expect("a base");
+    let first = publish(
+        &mut session,
+        Some(base.id),
+        100..200,
+        [(3, 900), (150, 901)],
+    )
+    .expect("a delta");
+    let second = publish(&mut session, Some(first.id), [3], [(700, 902)]).expect("a delta");
+    // Back to the base: a branch.
+    let branch = publish(&mut session, Some(base.id), [], [(0, 903)]).expect("a branch");
+
+    let base_pages: Memory = (0..600).map(|n| (n, n as u32)).collect();
+    let mut first_pages = base_pages.clone();
+    first_pages.retain(|n, _| !(100..200).contains(n));
+    first_pages.extend([(3, 900), (150, 901)]);
+    let mut second_pages = first_pages.clone();
+    second_pages.remove(&3);
+    second_pages.insert(700, 902);
+    let mut branch_pages = base_pages.clone();
+    branch_pages.insert(0, 903);
+
+    let store = Store::open(store.dir()).expect("the store");
+    for (published, pages) in [
+        (&base, &base_pages),
+        (&first, &first_pages),
+        (&second, &second_pages),
+        (&branch, &branch_pages),
+    ] {
+        let snapshot = store.snapshot(published.id).expect("the snapshot");
+        assert_holds(&snapshot, pages);
+        assert_eq!(published.pages, pages.len() as u64);
+    }
+    let report = store.verify(None).expect("a listable store");
+    assert!(report.is_clean(), "{report:?}");
+    assert_eq!((report.snapshots, report.pages), (4, 600 + 2 + 1 + 1));
+
+    let changes = store.diff(first.id, second.id).expect("a diff");
+    let at = |n: u64, change| PageDiff {
+        addr: n * PAGE_SIZE,
+        change,
+    };
+    assert_eq!(
+        changes,
+        [at(3, PageChange::Removed), at(700, PageChange::Added)]
+    );
+    assert_eq!(store.diff(base.id, branch.id).expect("a diff").len(), 1);
+}
+
+#[test]
+fn a_later_pass_wins_whatever_the_order_of_arrival() {
+    let (_dir, store) = new_store();
+    let mut session = store.create_session(&info(7)).expect("a session");
+    let base = publish(&mut session, None, [], [(9, 1), (10, 2)]).expect("a base");
+    let mut pending = session
+        .begin(SnapshotKind::Delta, Some(base.id))
+        .expect("a delta");
+    pending
+        .append(&batch(1, [(1, 11), (2, 12)]))
+        .expect("pass 1");
+    pending.remove_pages(&set([3, 4, 9]), 1);
+    // The encoder of pass 0 was slow.
+    pending
+        .append(&batch(0, [(1, 1), (2, 2), (3, 3), (4, 4)]))
+        .expect("pass 0");
+    pending
+        .append(&batch(1, [(2, 22), (4, 14)]))
+        .expect("pass 1 again");
+    let delta = pending
+        .publish(&state(7), &Costs::default())
+        .expect("published");
+    let snapshot = store.snapshot(delta.id).expect("the delta");
+    assert_holds(&snapshot, &[(1, 11), (2, 22), (4, 14), (10, 2)].into());
+    assert!(store.verify(None).expect("a listable store").is_clean());
+}
+
+#[test]
+fn a_page_that_moved_or_stayed_is_stored_once() {
+    let (_dir, store) = new_store();
+    let mut session = store.create_session(&info(7)).expect("a session");
+    let mut id = publish(&mut session, None, [], [(1, 2), (2, 7)])
+        .expect("a base")
+        .id;
+    for round in 0..40u64 {
+        let mut batch = EncodedBatch::new(0);
+        batch.push_same((round + 2) * PAGE_SIZE, (round + 1) * PAGE_SIZE);
+        batch.push_same(100 * PAGE_SIZE, (round + 1) * PAGE_SIZE);
+        let mut pending = session
+            .begin(SnapshotKind::Delta, Some(id))
+            .expect("a delta");
+        pending.append(&batch).expect("references");
+        let done = pending
+            .publish(&state(7), &Costs::default())
+            .expect("published");
+        assert_eq!(done.data_bytes, 0);
+        id = done.id;
+    }
+    let snapshot = store.snapshot(id).expect("the last");
+    let mut want: Memory = (1..42).map(|n| (n, 2)).collect();
+    want.insert(100, 2);
+    assert_holds(&snapshot, &want);
+    assert!(store.verify(None).expect("a listable store").is_clean());
+
+    let mut batch = EncodedBatch::new(0);
+    batch.push_same(0, 5000 * PAGE_SIZE);
+    let mut pending = session
+        .begin(SnapshotKind::Delta, Some(id))
+        .expect("a delta");
+    assert!(matches!(
+        pending.append(&batch),
+        Err(StoreError::Misuse { .. })
+    ));
+}
+
+#[test]
+fn manifest_and_costs_come_back() {
+    let (_dir, store) = new_store();
+    let mut session = store.create_session(&info(7)).expect("a session");
+    let mut pending = session.begin(SnapshotKind::Base, None).expect("a base");
+    pending.append(&batch(0, [(1, 2)])).expect("a page");
+    let mut costs = Costs {
+        ring_drops: 3,
+        ..Costs::default()
+    };
+    costs.phases.stop_ns = 77;
+    let done = pending.publish(&state(7), &costs).expect("published");
+    let snapshot = store.snapshot(done.id).expect("the base");
+    let manifest = snapshot.manifest().expect("its manifest");
+    assert_eq!(manifest.state, state(7));
+    assert_eq!(manifest.costs.ring_drops, 3);
+    assert_eq!(manifest.costs.bytes_out, 4096);
+    assert!(manifest.costs.phases.write_ns > 0 && manifest.costs.phases.sync_ns > 0);
+    let meta = &store.list().expect("a listing")[0];
+    assert_eq!(
+        (meta.stop_ns, meta.pid, meta.comm.as_str()),
+        (77, 7, "victim")
+    );
+    assert_eq!(meta.sync_ns, Some(manifest.costs.phases.sync_ns));
+}

@@ -1,0 +1,121 @@
+//! What the tests of the store share.
+
+use crate::codec::Scratch;
+use crate::model::{Costs, PAGE_SIZE, Page, PageSet, ProcessState, SnapshotId, SnapshotKind};
+use crate::store::{
+    EncodedBatch, PageSink, PageSource, Published, Session, SessionInfo, Snapshot, Store,
+    StoreError,
+};
+use std::collections::BTreeMap;
+use tempfile::TempDir;
+
+/// What a snapshot should hold: page number → seed of its content.
+pub type Memory = BTreeMap<u64, u32>;
+
+/// A page made from a seed. Seeds choose among all encodings.
+pub fn page(seed: u32) -> Page {
+    let mut page = [0; PAGE_SIZE as usize];
+    match seed % 5 {
+        0 => {}
+        1 => page.fill(seed as u8 | 1),
+        2 => {
+            let mut state = u64::from(seed) | 1;
+            for word in page.chunks_exact_mut(8) {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                word.copy_from_slice(&state.to_le_bytes());
+            }
+        }
+        _ => {
+            for (at, word) in page.chunks_exact_mut(4).enumerate() {
+                word.copy_from_slice(&(seed + at as u32 / 8).to_le_bytes());
+            }
+        }
+    }
+    page
+}
+
+/// A store in a folder of its own.
+pub fn new_store() -> (TempDir, Store) {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let store = Store::open_or_create(&dir.path().join("store")).expect("a new store");
+    (dir, store)
+}
+
+pub fn info(pid: i32) -> SessionInfo {
+    SessionInfo {
+        pid,
+        comm: "victim".into(),
+        exe: "/usr/bin/victim".into(),
+        ..SessionInfo::default()
+    }
+}
+
+pub fn state(pid: i32) -> ProcessState {
+    ProcessState {
+        pid,
+        comm: "victim".into(),
+        ..ProcessState::default()
+    }
+}
+
+pub fn batch(pass: u32, pages: impl IntoIterator<Item = (u64, u32)>) -> EncodedBatch {
+    let mut scratch = Scratch::default();
+    let mut batch = EncodedBatch::new(pass);
+    for (number, seed) in pages {
+        batch.push(number * PAGE_SIZE, &page(seed), &mut scratch);
+    }
+    batch
+}
+
+/// The pages with these numbers.
+pub fn set(numbers: impl IntoIterator<Item = u64>) -> PageSet {
+    PageSet::from_pages(numbers.into_iter().map(|n| n * PAGE_SIZE).collect())
+}
+
+/// Publishes a snapshot that drops some pages and adds others.
+pub fn publish(
+    session: &mut Session,
+    parent: Option<SnapshotId>,
+    dropped: impl IntoIterator<Item = u64>,
+    pages: impl IntoIterator<Item = (u64, u32)>,
+) -> Result<Published, StoreError> {
+    let kind = match parent {
+        Some(_) => SnapshotKind::Delta,
+        None => SnapshotKind::Base,
+    };
+    let pid = session.info().pid;
+    let mut pending = session.begin(kind, parent)?;
+    pending.drop_ranges(&set(dropped));
+    pending.append(&batch(0, pages))?;
+    pending.publish(&state(pid), &Costs::default())
+}
+
+/// All pages of a snapshot are what `memory` says, read one by one and in bulk, and there are no others.
+pub fn assert_holds(snapshot: &Snapshot, memory: &Memory) {
+    let table = snapshot.page_table().expect("a readable page table");
+    let addrs: Vec<u64> = table.iter().map(|page| page.0).collect();
+    let want: Vec<u64> = memory.keys().map(|number| number * PAGE_SIZE).collect();
+    assert_eq!(addrs, want, "the pages of {:?}", snapshot.id());
+    let mut bulk = BTreeMap::new();
+    snapshot
+        .read_pages(&addrs, &mut |addr, content| {
+            assert!(bulk.insert(addr, *content).is_none(), "{addr:#x} twice");
+        })
+        .expect("readable pages");
+    for (number, seed) in memory {
+        let addr = number * PAGE_SIZE;
+        let mut one = [0xcc; PAGE_SIZE as usize];
+        assert!(snapshot.read_page(addr, &mut one).expect("a readable page"));
+        assert!(one == page(*seed), "page {addr:#x} of {:?}", snapshot.id());
+        assert!(bulk.get(&addr) == Some(&one), "page {addr:#x} in bulk");
+    }
+    let mut absent = [0; PAGE_SIZE as usize];
+    let none = (0..).find(|n| !memory.contains_key(n)).expect("endless");
+    assert!(
+        !snapshot
+            .read_page(none * PAGE_SIZE, &mut absent)
+            .expect("no page")
+    );
+}

@@ -1,0 +1,212 @@
+//! Checks everything that is stored.
+
+use super::cache::ImageFile;
+use super::chain::SessionFiles;
+use super::directory::Store;
+use super::error::StoreError;
+use super::snapshot::Snapshot;
+use crate::codec::Encoding;
+use crate::image::{IndexEntry, Location, decode_dropped, decode_span};
+use crate::model::{PAGE_SIZE, PageTable, SnapshotId};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Something that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The snapshot that cannot be relied on; `None` for what belongs to no snapshot.
+    pub id: Option<SnapshotId>,
+    /// File where the fault lies, or whose reading failed.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub what: String,
+}
+
+/// What verification found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Snapshots checked.
+    pub snapshots: u64,
+    /// Pages decoded and compared with their checksums.
+    pub pages: u64,
+    /// Everything that is wrong. Snapshots that it does not name are whole.
+    pub problems: Vec<Problem>,
+}
+
+impl Report {
+    /// Nothing is wrong.
+    pub fn is_clean(&self) -> bool {
+        self.problems.is_empty()
+    }
+}
+
+impl Store {
+    /// Checks one snapshot and the files it needs, or all snapshots: headers, indexes, page tables, manifests,
+    /// every page, and that parents exist. Damage is reported; only a store that cannot be listed is an error.
+    pub fn verify(&self, only: Option<SnapshotId>) -> Result<Report, StoreError> {
+        let mut report = Report::default();
+        let mut found = false;
+        for session in self.session_ids()? {
+            let files = self.session_files(session)?;
+            let wanted: Vec<u32> = files
+                .by_seq
+                .iter()
+                .filter(|(_, id)| only.is_none_or(|only| **id == only))
+                .map(|(seq, _)| *seq)
+                .collect();
+            if wanted.is_empty() && only.is_some() {
+                continue;
+            }
+            found = true;
+            if let Err(error) = self.session_info(session) {
+                report.problems.push(Problem {
+                    id: None,
+                    path: self.session_path(session),
+                    what: error.to_string(),
+                });
+            }
+            Check::new(files, &mut report).run(&wanted);
+        }
+        match only {
+            Some(id) if !found => Err(StoreError::NotFound {
+                what: format!("snapshot {id} in {}", self.dir().display()),
+            }),
+            _ => Ok(report),
+        }
+    }
+}
+
+/// One session under examination.
+struct Check<'a> {
+    files: SessionFiles,
+    report: &'a mut Report,
+    /// What is wrong with each file itself, and how many entries and which references it has.
+    checked: BTreeMap<u32, Own>,
+}
+
+/// What a file's own sections say.
+struct Own {
+    fault: Option<String>,
+    /// For each slot, whether it holds a page rather than a reference.
+    stored: Vec<bool>,
+}
+
+impl<'a> Check<'a> {
+    fn new(files: SessionFiles, report: &'a mut Report) -> Self {
+        Self {
+            files,
+            report,
+            checked: BTreeMap::new(),
+        }
+    }
+
+    fn run(&mut self, wanted: &[u32]) {
+        for &seq in wanted {
+            self.report.snapshots += 1;
+            let id = self.files.by_seq[&seq];
+            let path = self.files.path(seq).unwrap_or_default();
+            let whats = self.snapshot(seq);
+            self.report
+                .problems
+                .extend(whats.into_iter().map(|what| Problem {
+                    id: Some(id),
+                    path: path.clone(),
+                    what,
+                }));
+        }
+    }
+
+    /// All that is wrong with one snapshot, and with the files that it needs.
+    fn snapshot(&mut self, seq: u32) -> Vec<String> {
+        self.check_file(seq);
+        let mut whats: Vec<String> = self.checked[&seq].fault.iter().cloned().collect();
+        let Ok(snapshot) = Snapshot::open(self.files.clone(), seq) else {
+            return whats;
+        };
+        let header = snapshot.header();
+        if let Some(parent) = header.parent
+            && self.files.by_seq.get(&header.parent_seq) != Some(&parent)
+        {
+            whats.push(format!("its parent {} is missing", parent.short()));
+        }
+        match snapshot.page_table() {
+            Ok(table) => whats.extend(self.check_table(seq, table)),
+            Err(error) if whats.is_empty() => whats.push(format!("page table: {error}")),
+            Err(_) => {}
+        }
+        whats
+    }
+
+    /// Every place that a page table names must hold a page, in a file without a fault.
+    fn check_table(&mut self, own: u32, table: &PageTable<Location>) -> Vec<String> {
+        let mut bad: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
+        for (addr, location) in table.iter() {
+            let seq = location.seq.get();
+            self.check_file(seq);
+            let file = &self.checked[&seq];
+            let sound = file.fault.is_none()
+                && file.stored.get(location.slot as usize).copied() == Some(true);
+            // Its own faults are named already.
+            if !sound && (seq != own || file.fault.is_none()) {
+                bad.entry(seq).or_insert((0, addr)).0 += 1;
+            }
+        }
+        bad.into_iter()
+            .map(|(seq, (pages, first))| {
+                let fault = self.checked[&seq].fault.as_deref();
+                let why = fault.unwrap_or("it has no such page");
+                format!("{pages} of its pages, {first:#x} first, are in snapshot @{seq}: {why}")
+            })
+            .collect()
+    }
+
+    /// Checks a file by itself, once.
+    fn check_file(&mut self, seq: u32) {
+        if self.checked.contains_key(&seq) {
+            return;
+        }
+        let mut stored = Vec::new();
+        let fault = self
+            .files
+            .open(seq)
+            .and_then(|file| {
+                let entries = file.index()?;
+                stored = entries
+                    .iter()
+                    .map(|entry| entry.encoding != Encoding::Reference)
+                    .collect();
+                self.report.pages += check_pages(&file, &entries)?;
+                check_sections(&file)
+            })
+            .err()
+            .map(|error| error.to_string());
+        self.checked.insert(seq, Own { fault, stored });
+    }
+}
+
+fn check_sections(file: &ImageFile) -> Result<(), StoreError> {
+    let header = &file.header;
+    let dropped = file.section(&header.dropped)?;
+    decode_dropped(&dropped, header).map_err(StoreError::image(&file.path))?;
+    let span = file.section(&header.span)?;
+    decode_span(&span, header).map_err(StoreError::image(&file.path))?;
+    let manifest = file.section(&header.manifest)?;
+    crate::image::Manifest::decode(&manifest, header).map_err(StoreError::image(&file.path))?;
+    Ok(())
+}
+
+fn check_pages(file: &ImageFile, entries: &[IndexEntry]) -> Result<u64, StoreError> {
+    let mut page = [0; PAGE_SIZE as usize];
+    let mut pages = 0;
+    for entry in entries {
+        if entry.encoding == Encoding::Reference {
+            continue;
+        }
+        let bytes = file.read(entry.at, entry.len.into())?;
+        entry
+            .decode_page(&bytes, &mut page)
+            .map_err(StoreError::image(&file.path))?;
+        pages += 1;
+    }
+    Ok(pages)
+}

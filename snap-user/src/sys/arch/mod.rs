@@ -1,0 +1,11 @@
+//! What differs between processors, under the same names for each.
+
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+#[cfg(target_arch = "x86_64")]
+pub use x86_64::*;
+
+#[cfg(not(target_arch = "x86_64"))]
+compile_error!(
+    "ksnap knows the registers of x86-64 only; other processors need a file beside x86_64.rs"
+);

@@ -1,0 +1,323 @@
+//! x86-64: registers, the system call instruction, restart of interrupted calls.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// `e_machine` of this architecture, as images record it.
+pub const MACHINE: u16 = 62;
+/// Register set number of the extended state (`NT_X86_XSTATE`).
+pub const NT_EXTENDED: i32 = 0x202;
+/// Enough for the extended state of any x86-64 processor to date (AMX included).
+pub const EXTENDED_MAX: usize = 16 * 1024;
+/// The system call instruction.
+pub const SYSCALL_INSN: [u8; 2] = [0x0f, 0x05];
+/// Bytes below the stack pointer that a function may use without moving it (System V ABI).
+pub const RED_ZONE: u64 = 128;
+/// End of user addresses with four-level paging.
+pub const USER_END: u64 = 0x7fff_ffff_f000;
+
+const ERESTARTSYS: i64 = -512;
+const ERESTARTNOINTR: i64 = -513;
+const ERESTARTNOHAND: i64 = -514;
+const ERESTART_RESTARTBLOCK: i64 = -516;
+
+/// General registers: `struct user_regs_struct`, the layout of `NT_PRSTATUS`.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+#[allow(missing_docs, reason = "the processor's names")]
+pub struct Registers {
+    pub r15: u64,
+    pub r14: u64,
+    pub r13: u64,
+    pub r12: u64,
+    pub rbp: u64,
+    pub rbx: u64,
+    pub r11: u64,
+    pub r10: u64,
+    pub r9: u64,
+    pub r8: u64,
+    pub rax: u64,
+    pub rcx: u64,
+    pub rdx: u64,
+    pub rsi: u64,
+    pub rdi: u64,
+    pub orig_rax: u64,
+    pub rip: u64,
+    pub cs: u64,
+    pub eflags: u64,
+    pub rsp: u64,
+    pub ss: u64,
+    pub fs_base: u64,
+    pub gs_base: u64,
+    pub ds: u64,
+    pub es: u64,
+    pub fs: u64,
+    pub gs: u64,
+}
+
+impl Registers {
+    /// Reads the layout of `NT_PRSTATUS`; `None` if the length is another architecture's (a 32-bit task).
+    pub fn from_prstatus(bytes: &[u8]) -> Option<Self> {
+        Self::read_from_bytes(bytes).ok()
+    }
+
+    /// Program counter.
+    pub fn ip(&self) -> u64 {
+        self.rip
+    }
+
+    /// Stack pointer.
+    pub fn sp(&self) -> u64 {
+        self.rsp
+    }
+
+    /// These registers, about to execute the system call instruction at `insn`.
+    pub fn with_syscall(&self, insn: u64, nr: u64, args: [u64; 6]) -> Self {
+        Self {
+            rip: insn,
+            rax: nr,
+            // Not inside a system call: keeps the kernel from restarting one on the way out.
+            orig_rax: u64::MAX,
+            rdi: args[0],
+            rsi: args[1],
+            rdx: args[2],
+            r10: args[3],
+            r8: args[4],
+            r9: args[5],
+            // No trap flag and no direction flag of the interrupted code.
+            eflags: self.eflags & !0x500,
+            ..*self
+        }
+    }
+
+    /// Result of a system call that has returned.
+    pub fn syscall_result(&self) -> i64 {
+        self.rax as i64
+    }
+
+    /// The system call that the stop interrupted and the kernel will restart by itself, if any.
+    pub fn interrupted_syscall(&self) -> Option<u64> {
+        let restarts = matches!(
+            self.rax as i64,
+            ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND | ERESTART_RESTARTBLOCK
+        );
+        (restarts && (self.orig_rax as i64) >= 0).then_some(self.orig_rax)
+    }
+
+    /// The interrupted system call continues by the thread's restart block, which only that thread,
+    /// at that moment, has.
+    pub fn needs_restart_block(&self) -> bool {
+        self.interrupted_syscall().is_some() && self.rax as i64 == ERESTART_RESTARTBLOCK
+    }
+
+    /// These registers in a form that does not need the restart block: the call is issued again
+    /// with its own arguments.
+    pub fn without_restart_block(&self) -> Self {
+        if !self.needs_restart_block() {
+            return *self;
+        }
+        Self {
+            rax: self.orig_rax,
+            rip: self.rip - SYSCALL_INSN.len() as u64,
+            orig_rax: u64::MAX,
+            ..*self
+        }
+    }
+
+    /// What the thread will execute first: the registers after the kernel has prepared a restart.
+    pub fn resume_point(&self) -> Self {
+        match self.interrupted_syscall() {
+            None => *self,
+            Some(nr) => Self {
+                rax: nr,
+                rip: self.rip - SYSCALL_INSN.len() as u64,
+                orig_rax: u64::MAX,
+                ..*self
+            },
+        }
+    }
+}
+
+/// The part of `struct sigcontext` and its frame that `rt_sigreturn(2)` reads.
+///
+/// Layout: arch/x86/include/uapi/asm/{ucontext,sigcontext}.h. The frame starts where the stack
+/// pointer is when the call is made, which is past the return address of `struct rt_sigframe`.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SigFrame {
+    uc_flags: u64,
+    uc_link: u64,
+    ss_sp: u64,
+    ss_flags: u32,
+    pad: u32,
+    ss_size: u64,
+    r8: u64,
+    r9: u64,
+    r10: u64,
+    r11: u64,
+    r12: u64,
+    r13: u64,
+    r14: u64,
+    r15: u64,
+    rdi: u64,
+    rsi: u64,
+    rbp: u64,
+    rbx: u64,
+    rdx: u64,
+    rax: u64,
+    rcx: u64,
+    rsp: u64,
+    rip: u64,
+    eflags: u64,
+    cs: u16,
+    gs: u16,
+    fs: u16,
+    ss: u16,
+    err: u64,
+    trapno: u64,
+    oldmask: u64,
+    cr2: u64,
+    fpstate: u64,
+    reserved: [u64; 8],
+    sigmask: u64,
+}
+
+const UC_FP_XSTATE: u64 = 1;
+const UC_SIGCONTEXT_SS: u64 = 2;
+const UC_STRICT_RESTORE_SS: u64 = 4;
+const FP_XSTATE_MAGIC1: u32 = 0x4650_5853;
+const FP_XSTATE_MAGIC2: u32 = 0x4650_5845;
+/// Offset of the software-reserved bytes in the legacy save area.
+const SW_RESERVED: usize = 464;
+/// Alternate stack marked as unset: `rt_sigreturn` leaves the thread's own alone when the size is
+/// too small to be accepted.
+const SS_INVALID: u32 = 0xffff_ffff;
+
+impl SigFrame {
+    /// A frame that loads `regs`, `sigmask` and the extended state at address `fpstate`.
+    pub fn new(regs: &Registers, sigmask: u64, fpstate: u64) -> Self {
+        Self {
+            uc_flags: UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS,
+            uc_link: 0,
+            // restore_altstack() refuses these flags with EINVAL, which rt_sigreturn ignores: the
+            // alternate stack stays as it is.
+            ss_sp: 0,
+            ss_flags: SS_INVALID,
+            pad: 0,
+            ss_size: 0,
+            r8: regs.r8,
+            r9: regs.r9,
+            r10: regs.r10,
+            r11: regs.r11,
+            r12: regs.r12,
+            r13: regs.r13,
+            r14: regs.r14,
+            r15: regs.r15,
+            rdi: regs.rdi,
+            rsi: regs.rsi,
+            rbp: regs.rbp,
+            rbx: regs.rbx,
+            rdx: regs.rdx,
+            rax: regs.rax,
+            rcx: regs.rcx,
+            rsp: regs.rsp,
+            rip: regs.rip,
+            eflags: regs.eflags,
+            cs: regs.cs as u16,
+            gs: 0,
+            fs: 0,
+            ss: regs.ss as u16,
+            err: 0,
+            trapno: 0,
+            oldmask: 0,
+            cr2: 0,
+            fpstate,
+            reserved: [0; 8],
+            sigmask,
+        }
+    }
+}
+
+/// Offset of `XSTATE_BV`, the components that are not in their initial state.
+const XSTATE_BV: usize = 512;
+/// AMX tile data: the one component that a process must ask for, and whose space is not in the
+/// frame of one that has not.
+const TILE_DATA: u32 = 18;
+
+fn word(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+/// Length of the extended state without the component that must be asked for (CPUID leaf 0xd).
+fn default_length(features: u64) -> usize {
+    (2..TILE_DATA)
+        .filter(|component| features >> component & 1 != 0)
+        .map(|component| {
+            let leaf = core::arch::x86_64::__cpuid_count(0xd, component);
+            (leaf.eax + leaf.ebx) as usize
+        })
+        .fold(XSTATE_BV + 64, usize::max)
+}
+
+/// Turns the extended state as ptrace gives it into what `rt_sigreturn` expects on the stack:
+/// software bytes filled in and the closing mark behind it.
+pub fn signal_fpstate(xstate: &[u8]) -> Vec<u8> {
+    let mut out = xstate.to_vec();
+    let mut features = word(xstate, SW_RESERVED);
+    if word(xstate, XSTATE_BV) >> TILE_DATA & 1 == 0 {
+        features &= !(1 << TILE_DATA);
+        out.truncate(default_length(features));
+    }
+    let size = out.len() as u32;
+    let mut put = |at: usize, bytes: &[u8]| {
+        out[SW_RESERVED + at..SW_RESERVED + at + bytes.len()].copy_from_slice(bytes);
+    };
+    put(0, &FP_XSTATE_MAGIC1.to_le_bytes());
+    put(4, &(size + 4).to_le_bytes());
+    put(8, &features.to_le_bytes());
+    put(16, &size.to_le_bytes());
+    put(20, &[0; 28]);
+    out.extend_from_slice(&FP_XSTATE_MAGIC2.to_le_bytes());
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernel_layouts_have_their_sizes() {
+        assert_eq!(size_of::<Registers>(), 27 * 8);
+        // 40 bytes of ucontext head, 256 of sigcontext, 8 of mask.
+        assert_eq!(size_of::<SigFrame>(), 304);
+    }
+
+    #[test]
+    fn a_sleep_is_issued_again_without_its_restart_block() {
+        let regs = Registers {
+            rax: -516i64 as u64,
+            orig_rax: 35,
+            rip: 0x1002,
+            ..Default::default()
+        };
+        assert!(regs.needs_restart_block());
+        let again = regs.without_restart_block();
+        assert_eq!(
+            (again.rax, again.rip, again.orig_rax),
+            (35, 0x1000, u64::MAX)
+        );
+    }
+
+    #[test]
+    fn a_finished_call_is_not_interrupted() {
+        let regs = Registers {
+            rax: 5,
+            orig_rax: 0,
+            rip: 0x1002,
+            ..Default::default()
+        };
+        assert_eq!(regs.interrupted_syscall(), None);
+        assert_eq!(regs.resume_point(), regs);
+    }
+}

@@ -1,0 +1,316 @@
+//! Stopping every thread of a process, and letting it go on whatever happens.
+
+use super::ptrace::{self, Event, Options, Tid};
+use super::{Result, SysError, proc};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::io;
+use std::time::Duration;
+
+/// How the process is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// By ptrace alone: if ksnap dies, the process runs on at once, as if nothing had been.
+    Trace,
+    /// In a job-control stop as well: if ksnap dies, the process stays stopped. For work that must
+    /// never be left half done with the process running.
+    JobControl,
+}
+
+/// Options of a freeze.
+#[derive(Clone, Copy, Debug)]
+pub struct Freeze {
+    /// How to hold it.
+    pub hold: Hold,
+    /// How long a thread may take to stop. One that sleeps uninterruptibly, as in vfork(2), never does.
+    pub timeout: Duration,
+}
+
+impl Default for Freeze {
+    fn default() -> Self {
+        Self {
+            hold: Hold::Trace,
+            timeout: Duration::from_secs(2),
+        }
+    }
+}
+
+/// A process all of whose threads are stopped. Thaws on drop.
+///
+/// Belongs to the thread that froze: only that one is the tracer.
+#[derive(Debug)]
+pub struct Frozen {
+    pid: i32,
+    threads: Vec<Tid>,
+    hold: Hold,
+    /// It was in a job-control stop before we came, and stays in it.
+    was_stopped: bool,
+    not_send: std::marker::PhantomData<*const ()>,
+}
+
+impl Frozen {
+    /// Stops every thread of the process.
+    ///
+    /// # Errors
+    /// EPERM when it may not be traced or something traces it already, ESRCH when it is gone,
+    /// `TimedOut` when a thread does not stop. Nothing stays stopped after an error.
+    pub fn freeze(pid: i32, options: Freeze) -> Result<Self> {
+        release_strays();
+        // Outlives the frozen set when an error drops it: letting go waits as well.
+        let _alarm = Alarm::start(options.timeout)?;
+        let mut frozen = Self {
+            pid,
+            threads: Vec::new(),
+            hold: Hold::Trace,
+            was_stopped: false,
+            not_send: std::marker::PhantomData,
+        };
+        frozen.stop_all(options.hold)?;
+        Ok(frozen)
+    }
+
+    fn stop_all(&mut self, hold: Hold) -> Result<()> {
+        let was_stopped = hold == Hold::JobControl && proc::stat(self.pid, None)?.state == 'T';
+        let mut seen = BTreeSet::new();
+        let mut group_stopped = false;
+        let mut signalled = false;
+        loop {
+            let new: Vec<Tid> = proc::threads(self.pid)?
+                .into_iter()
+                .filter(|tid| seen.insert(*tid))
+                .collect();
+            if new.is_empty() {
+                break;
+            }
+            let mut seized = Vec::with_capacity(new.len());
+            for tid in new {
+                match ptrace::seize(tid, Options::default()) {
+                    Ok(()) => seized.push(tid),
+                    Err(e) if is_gone(self.pid, tid, &e) => continue,
+                    Err(e) => {
+                        self.threads.append(&mut seized);
+                        return Err(e);
+                    }
+                }
+                if hold == Hold::Trace {
+                    let _ = ptrace::interrupt(tid);
+                }
+            }
+            if hold == Hold::JobControl && !signalled {
+                signalled = true;
+                group_stopped = was_stopped;
+                if !was_stopped {
+                    kill(self.pid, libc::SIGSTOP)?;
+                }
+            }
+            // From here on an error must thaw these too.
+            let first = self.threads.len();
+            self.threads.append(&mut seized);
+            let mut at = first;
+            while let Some(&tid) = self.threads.get(at) {
+                match wait_for_stop(tid)? {
+                    Some(in_group_stop) => {
+                        group_stopped |= in_group_stop && hold == Hold::Trace;
+                        at += 1;
+                    }
+                    None => {
+                        self.threads.remove(at);
+                    }
+                }
+            }
+        }
+        self.hold = hold;
+        self.was_stopped = group_stopped;
+        if self.threads.is_empty() {
+            return Err(vanished(self.pid));
+        }
+        Ok(())
+    }
+
+    /// The process.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// Its threads, stopped; the leader first unless it has ended before the others.
+    pub fn threads(&self) -> &[Tid] {
+        &self.threads
+    }
+
+    /// Takes a thread into the frozen set that was started stopped and traced by injected calls.
+    pub fn adopt(&mut self, tid: Tid) {
+        self.threads.push(tid);
+    }
+
+    /// Takes a thread that has ended out of the frozen set.
+    pub fn forget(&mut self, tid: Tid) {
+        self.threads.retain(|t| *t != tid);
+    }
+
+    /// Lets the process go on. Same as dropping, said aloud.
+    pub fn thaw(self) {}
+
+    /// Ends tracing but leaves the process in its job-control stop: for work that failed in the
+    /// middle. Only meaningful with [`Hold::JobControl`].
+    pub fn leave_stopped(mut self) {
+        self.was_stopped = true;
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        if self.hold == Hold::JobControl && !self.was_stopped {
+            let _ = kill(self.pid, libc::SIGCONT);
+        }
+        for tid in &self.threads {
+            if ptrace::detach(*tid).is_err() {
+                // Still on its way to a stop (an error came first), or gone: a tracee can only be
+                // let go from a stop.
+                if ptrace::interrupt(*tid).is_err() {
+                    continue;
+                }
+                match wait_for_stop(*tid) {
+                    Ok(_) => drop(ptrace::detach(*tid)),
+                    Err(_) => STRAYS.with_borrow_mut(|strays| strays.push(*tid)),
+                }
+            }
+        }
+    }
+}
+
+thread_local! {
+    /// Threads that did not stop in time: still seized, and bound to stop once they leave the kernel.
+    static STRAYS: RefCell<Vec<Tid>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lets go of threads that stopped only after their freeze was given up. A tracer that goes on
+/// working after a timed-out freeze calls this now and then; its exit does the same.
+pub fn release_strays() {
+    STRAYS.with_borrow_mut(|strays| {
+        strays.retain(|&tid| match ptrace::try_wait(tid) {
+            Ok(None) => true,
+            Ok(Some(Event::Signal(signal))) => ptrace::cont(tid, signal).is_ok(),
+            Ok(Some(Event::Stopped | Event::GroupStopped)) => ptrace::detach(tid).is_err(),
+            Ok(Some(Event::Syscall | Event::Clone)) => ptrace::cont(tid, 0).is_ok(),
+            Ok(Some(Event::Exited(_))) | Err(_) => false,
+        });
+    });
+}
+
+/// Waits for the requested stop, passing signals on meanwhile. `Some(true)` for a job-control stop,
+/// `None` for a thread that has ended.
+fn wait_for_stop(tid: Tid) -> Result<Option<bool>> {
+    loop {
+        match ptrace::wait(tid) {
+            Ok(Event::Stopped) => return Ok(Some(false)),
+            Ok(Event::GroupStopped) => return Ok(Some(true)),
+            Ok(Event::Exited(_)) => return Ok(None),
+            Ok(Event::Signal(signal)) => {
+                // Delivered now, so that no signal is in flight while frozen: the handler's frame
+                // is part of what is captured.
+                let _ = ptrace::cont(tid, signal);
+            }
+            Ok(Event::Syscall | Event::Clone) => {
+                let _ = ptrace::cont(tid, 0);
+            }
+            Err(e) if e.is_vanished() => return Ok(None),
+            Err(e) if e.errno() == Some(libc::EINTR) => {
+                return Err(SysError::new(
+                    "freeze",
+                    format_args!("thread {tid}"),
+                    io::Error::new(
+                        io::ErrorKind::TimedOut,
+                        "it does not stop: it sleeps uninterruptibly in the kernel (vfork, a hung disk or network file)",
+                    ),
+                ));
+            }
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// The thread ended, or is a leader that ended before its threads.
+fn is_gone(pid: i32, tid: Tid, error: &SysError) -> bool {
+    if error.is_vanished() {
+        return true;
+    }
+    match proc::stat(pid, Some(tid)) {
+        Ok(stat) => matches!(stat.state, 'Z' | 'X') && tid == pid && has_other_threads(pid),
+        Err(e) => e.is_vanished(),
+    }
+}
+
+fn has_other_threads(pid: i32) -> bool {
+    proc::threads(pid).is_ok_and(|tids| tids.len() > 1)
+}
+
+fn vanished(pid: i32) -> SysError {
+    SysError::new(
+        "freeze",
+        format_args!("process {pid}"),
+        io::Error::from_raw_os_error(libc::ESRCH),
+    )
+}
+
+fn kill(pid: i32, signal: i32) -> Result<()> {
+    // SAFETY: a system call without pointers.
+    match unsafe { libc::kill(pid, signal) } {
+        0 => Ok(()),
+        _ => Err(SysError::last("kill", format_args!("process {pid}"))),
+    }
+}
+
+/// A timer that interrupts this thread's blocking waits, so that none lasts for ever.
+struct Alarm(libc::timer_t);
+
+extern "C" fn on_alarm(_: libc::c_int) {}
+
+impl Alarm {
+    fn start(after: Duration) -> Result<Self> {
+        static HANDLER: std::sync::Once = std::sync::Once::new();
+        let signal = libc::SIGRTMIN() + 5;
+        HANDLER.call_once(|| {
+            // SAFETY: an empty handler, installed without SA_RESTART so that waits return EINTR;
+            // the zeroed structure is a valid sigaction.
+            unsafe {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                action.sa_sigaction = on_alarm as *const () as usize;
+                libc::sigaction(signal, &action, std::ptr::null_mut());
+            }
+        });
+        let mut timer: libc::timer_t = std::ptr::null_mut();
+        // SAFETY: zeroed, then the fields for a signal to this very thread are set; `timer` is live.
+        let made = unsafe {
+            let mut event: libc::sigevent = std::mem::zeroed();
+            event.sigev_notify = libc::SIGEV_THREAD_ID;
+            event.sigev_signo = signal;
+            event.sigev_notify_thread_id = libc::gettid();
+            libc::timer_create(libc::CLOCK_MONOTONIC, &mut event, &mut timer)
+        };
+        if made != 0 {
+            return Err(SysError::last("timer_create", "this thread"));
+        }
+        let alarm = Self(timer);
+        let time = |d: Duration| libc::timespec {
+            tv_sec: d.as_secs() as libc::time_t,
+            tv_nsec: d.subsec_nanos() as libc::c_long,
+        };
+        // Repeats, so that a signal between two waits is not the only one.
+        let spec = libc::itimerspec {
+            it_value: time(after),
+            it_interval: time(after),
+        };
+        // SAFETY: the timer was made above, and `spec` is live.
+        match unsafe { libc::timer_settime(alarm.0, 0, &spec, std::ptr::null_mut()) } {
+            0 => Ok(alarm),
+            _ => Err(SysError::last("timer_settime", "this thread")),
+        }
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        // SAFETY: deletes the timer that `start` made.
+        unsafe { libc::timer_delete(self.0) };
+    }
+}

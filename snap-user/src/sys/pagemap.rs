@@ -1,0 +1,224 @@
+//! Which pages are there, and which were written: `PAGEMAP_SCAN` (Linux 6.7) and the entries of
+//! `/proc/PID/pagemap` (Documentation/admin-guide/mm/pagemap.rst).
+
+use super::{Result, SysError};
+use crate::model::{PAGE_SIZE, PageRange};
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+/// What is known of each page of a range.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PageInfo {
+    /// In memory.
+    pub present: bool,
+    /// In swap, or a mark left in the page table.
+    pub swapped: bool,
+    /// Page cache or shared memory, not the process's own copy.
+    pub file: bool,
+    /// The kernel's page of zeroes.
+    pub zero: bool,
+    /// Written since it was last protected; always set where nothing is protected.
+    pub written: bool,
+    /// Written since soft-dirty was last cleared; never set on kernels without soft-dirty.
+    pub soft_dirty: bool,
+}
+
+impl PageInfo {
+    /// The page has content of its own: not a hole, not a clean file page, not the page of zeroes.
+    pub fn is_own(&self) -> bool {
+        (self.present && !self.file && !self.zero) || self.swapped
+    }
+}
+
+/// Ranges with the same info, ascending.
+pub type ScanResult = Vec<(PageRange, PageInfo)>;
+
+const PAGE_IS_WRITTEN: u64 = 1 << 1;
+const PAGE_IS_FILE: u64 = 1 << 2;
+const PAGE_IS_PRESENT: u64 = 1 << 3;
+const PAGE_IS_SWAPPED: u64 = 1 << 4;
+const PAGE_IS_PFNZERO: u64 = 1 << 5;
+const PAGE_IS_SOFT_DIRTY: u64 = 1 << 7;
+const PM_SCAN_WP_MATCHING: u64 = 1;
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct PageRegion {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+#[repr(C)]
+struct PmScanArg {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+nix::ioctl_readwrite!(pagemap_scan, b'f', 16, PmScanArg);
+
+const REGIONS: usize = 32 * 1024;
+
+/// A process's page map.
+pub struct Pagemap {
+    file: File,
+    pid: i32,
+    regions: Vec<PageRegion>,
+}
+
+impl Pagemap {
+    /// Opens the page map of a process.
+    pub fn open(pid: i32) -> Result<Self> {
+        let path = format!("/proc/{pid}/pagemap");
+        let file = File::open(&path).map_err(|e| SysError::new("open", path, e))?;
+        Ok(Self {
+            file,
+            pid,
+            regions: Vec::new(),
+        })
+    }
+
+    /// The kernel has `PAGEMAP_SCAN`.
+    pub fn can_scan(&mut self) -> bool {
+        self.scan(PageRange::new(0, 0)).is_ok()
+    }
+
+    /// Every page of `range` that is in memory or swapped, by `PAGEMAP_SCAN`.
+    pub fn scan(&mut self, range: PageRange) -> Result<ScanResult> {
+        self.run(range, 0, 0, PAGE_IS_PRESENT | PAGE_IS_SWAPPED)
+    }
+
+    /// Every page of `range` written since it was last protected; protects those again, each
+    /// atomically with being reported.
+    pub fn scan_and_protect(&mut self, range: PageRange) -> Result<ScanResult> {
+        self.run(range, PM_SCAN_WP_MATCHING, PAGE_IS_WRITTEN, 0)
+    }
+
+    fn run(
+        &mut self,
+        range: PageRange,
+        flags: u64,
+        all_of: u64,
+        any_of: u64,
+    ) -> Result<ScanResult> {
+        self.regions.resize(REGIONS, PageRegion::default());
+        let mut found = Vec::new();
+        let mut start = range.start;
+        loop {
+            let mut arg = PmScanArg {
+                size: size_of::<PmScanArg>() as u64,
+                flags,
+                start,
+                end: range.end,
+                walk_end: 0,
+                vec: self.regions.as_mut_ptr() as u64,
+                vec_len: REGIONS as u64,
+                max_pages: 0,
+                category_inverted: 0,
+                category_mask: all_of,
+                category_anyof_mask: any_of,
+                return_mask: PAGE_IS_WRITTEN
+                    | PAGE_IS_FILE
+                    | PAGE_IS_PRESENT
+                    | PAGE_IS_SWAPPED
+                    | PAGE_IS_PFNZERO
+                    | PAGE_IS_SOFT_DIRTY,
+            };
+            // SAFETY: `arg` has the kernel's layout and size, and its vector is `regions`, which
+            // lives across the call and has `vec_len` entries.
+            let filled = unsafe { pagemap_scan(self.file.as_raw_fd(), &mut arg) }.map_err(|e| {
+                SysError::new("PAGEMAP_SCAN", format_args!("process {}", self.pid), e)
+            })?;
+            found.extend(self.regions[..filled as usize].iter().map(|r| {
+                let has = |bit| r.categories & bit != 0;
+                let info = PageInfo {
+                    present: has(PAGE_IS_PRESENT),
+                    swapped: has(PAGE_IS_SWAPPED),
+                    file: has(PAGE_IS_FILE),
+                    zero: has(PAGE_IS_PFNZERO),
+                    written: has(PAGE_IS_WRITTEN),
+                    soft_dirty: has(PAGE_IS_SOFT_DIRTY),
+                };
+                (
+                    PageRange {
+                        start: r.start,
+                        end: r.end,
+                    },
+                    info,
+                )
+            }));
+            // The walk stops early when the vector is full, and says where.
+            if arg.walk_end >= range.end || arg.walk_end <= start {
+                return Ok(found);
+            }
+            start = arg.walk_end;
+        }
+    }
+
+    /// Every page of `range` that is in memory or swapped, from the map's entries: for kernels
+    /// without `PAGEMAP_SCAN`. They do not tell the page of zeroes apart.
+    pub fn read_entries(&self, range: PageRange) -> Result<ScanResult> {
+        const CHUNK: usize = 8192;
+        let mut found: ScanResult = Vec::new();
+        let mut bytes = vec![0u8; CHUNK * 8];
+        let mut addr = range.start;
+        while addr < range.end {
+            let pages = ((range.end - addr) / PAGE_SIZE).min(CHUNK as u64) as usize;
+            let part = &mut bytes[..pages * 8];
+            self.file
+                .read_exact_at(part, addr / PAGE_SIZE * 8)
+                .map_err(|e| {
+                    SysError::new("read", format_args!("page map of process {}", self.pid), e)
+                })?;
+            for entry in part
+                .as_chunks::<8>()
+                .0
+                .iter()
+                .map(|b| u64::from_le_bytes(*b))
+            {
+                let has = |bit: u32| entry >> bit & 1 != 0;
+                let info = PageInfo {
+                    present: has(63),
+                    swapped: has(62),
+                    file: has(61),
+                    zero: false,
+                    written: !has(57),
+                    soft_dirty: has(55),
+                };
+                let page = PageRange {
+                    start: addr,
+                    end: addr + PAGE_SIZE,
+                };
+                addr += PAGE_SIZE;
+                if !info.present && !info.swapped {
+                    continue;
+                }
+                match found.last_mut() {
+                    Some((last, same)) if last.end == page.start && *same == info => {
+                        last.end = page.end;
+                    }
+                    _ => found.push((page, info)),
+                }
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Clears the soft-dirty bits of a process. Succeeds without any effect where the kernel was built
+/// without `CONFIG_MEM_SOFT_DIRTY`: probe by a round trip.
+pub fn clear_soft_dirty(pid: i32) -> Result<()> {
+    let path = format!("/proc/{pid}/clear_refs");
+    std::fs::write(&path, "4").map_err(|e| SysError::new("write", path, e))
+}

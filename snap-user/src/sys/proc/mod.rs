@@ -1,0 +1,25 @@
+//! /proc: what the kernel tells of a process in text.
+
+mod fds;
+mod maps;
+mod status;
+
+pub use fds::{descriptor, descriptor_links, descriptors, flags_and_position, refresh_position};
+pub use maps::{build_id, maps, vm_flags};
+pub use status::{
+    Stat, Status, auxv, cmdline, cpu_time_ns, exe, link, mm_fields, stat, status, threads,
+};
+
+use super::{Result, SysError};
+
+pub(super) fn read(path: String) -> Result<Vec<u8>> {
+    std::fs::read(&path).map_err(|e| SysError::new("read", path, e))
+}
+
+pub(super) fn bad(path: &str, what: &str) -> SysError {
+    SysError::new(
+        "read",
+        path,
+        std::io::Error::new(std::io::ErrorKind::InvalidData, format!("no {what} in it")),
+    )
+}

@@ -1,0 +1,168 @@
+//! One epoch of tracking: from one committed snapshot to the next.
+
+use super::fault_log::FaultLog;
+use super::{Result, Survey, Tracker, survey};
+use crate::model::{PageRange, PageSet, Vma};
+
+/// What a stopped process has to have copied.
+#[derive(Clone, Debug, Default)]
+pub struct Dirty {
+    /// Pages that may have changed and have content of their own.
+    pub copy: PageSet,
+    /// Where the page tables were looked at: a page in here that is not in `own` has no content of
+    /// its own any more.
+    pub examined: PageSet,
+    /// Pages with content of their own, within `examined`.
+    pub own: PageSet,
+    /// Everything was examined, rather than what the events pointed at.
+    pub full: bool,
+}
+
+/// What one epoch has learnt so far.
+#[derive(Debug, Default)]
+struct Ledger {
+    /// Pages handed out to be copied.
+    reported: PageSet,
+    /// Pages left from a snapshot that failed, or written in ways that only an event told of.
+    carried: PageSet,
+    /// Address space whose mappings changed.
+    remapped: PageSet,
+}
+
+/// Tracks one process across snapshots. What was reported for a snapshot that failed is reported
+/// again for the next one.
+pub struct Epoch {
+    tracker: Box<dyn Tracker>,
+    log: Option<FaultLog>,
+    current: Ledger,
+    /// The epoch that ended with the last rotation, until its snapshot is safe.
+    unsafe_yet: Ledger,
+    rearmed: bool,
+}
+
+impl Epoch {
+    /// Tracks by `tracker`; `with_log` when the probes deliver fault and mapping events.
+    pub fn new(tracker: Box<dyn Tracker>, with_log: bool) -> Self {
+        Self {
+            tracker,
+            log: with_log.then(FaultLog::default),
+            current: Ledger::default(),
+            unsafe_yet: Ledger::default(),
+            rearmed: false,
+        }
+    }
+
+    /// The mechanism.
+    pub fn tracker(&self) -> &dyn Tracker {
+        &*self.tracker
+    }
+
+    /// Where to enter events, if they are used.
+    pub fn log(&mut self) -> Option<&mut FaultLog> {
+        self.log.as_mut()
+    }
+
+    /// The mappings inside `range` changed.
+    pub fn remapped(&mut self, range: PageRange) {
+        if self.log.is_some() {
+            add(
+                &mut self.current.remapped,
+                PageSet::from_ranges(vec![range]),
+            );
+        }
+    }
+
+    /// These pages were written in a way that neither page tables nor the fault log need show.
+    pub fn written(&mut self, pages: &PageSet) {
+        add(&mut self.current.carried, pages.clone());
+    }
+
+    /// Ahead of the stop: pages worth copying now. `None` if the tracker keeps no record of writes.
+    /// The target may run, unless the tracker re-arms only while it is stopped.
+    /// Events of everything that happened before must have been entered, `vmas` read after that.
+    pub fn precopy(&mut self, vmas: &[Vma]) -> Result<Option<PageSet>> {
+        if let Some(log) = &mut self.log {
+            log.rearm();
+        }
+        let Some(found) = self.tracker.rearm(vmas)? else {
+            return Ok(None);
+        };
+        self.rearmed = true;
+        add(&mut self.current.reported, found.clone());
+        Ok(Some(found))
+    }
+
+    /// While the target is stopped and all events are entered: what is dirty. `known` tells of a
+    /// page that an earlier snapshot holds. Ends the epoch: [`Epoch::commit`] or [`Epoch::abort`]
+    /// must follow before the next rotation.
+    pub fn rotate(&mut self, vmas: &[Vma], known: impl Fn(u64) -> bool) -> Result<Dirty> {
+        let by_log = match &self.log {
+            Some(log) if self.rearmed && log.is_whole() && self.tracker.refused().is_empty() => {
+                Some(log.split(|page| known(page) || self.current.reported.contains(page)))
+            }
+            _ => None,
+        };
+        let mut dirty = match by_log {
+            Some((pages, windows)) => {
+                let area = windows
+                    .union(&self.current.remapped)
+                    .union(&self.current.carried);
+                let survey = self.tracker.survey(vmas, Some(&area))?;
+                // Outside the area, a page that was there at the last rearm still is.
+                let exact = pages
+                    .subtract(&area)
+                    .intersect(&survey::examined(vmas, None));
+                Dirty {
+                    copy: survey.dirty.union(&exact),
+                    full: false,
+                    ..Dirty::from(survey)
+                }
+            }
+            None => Dirty {
+                full: true,
+                ..Dirty::from(self.tracker.survey(vmas, None)?)
+            },
+        };
+        dirty.copy = dirty
+            .copy
+            .union(&dirty.own.intersect(&self.current.carried));
+        add(&mut self.current.reported, dirty.copy.clone());
+        self.unsafe_yet = std::mem::take(&mut self.current);
+        Ok(dirty)
+    }
+
+    /// Everything, whatever the events said.
+    pub fn survey_all(&mut self, vmas: &[Vma]) -> Result<Survey> {
+        self.tracker.survey(vmas, None)
+    }
+
+    /// The snapshot of the last rotation is safe.
+    pub fn commit(&mut self) {
+        self.unsafe_yet = Ledger::default();
+    }
+
+    /// The snapshot failed, before or after its rotation: what was reported for it comes again.
+    pub fn abort(&mut self) {
+        let failed = std::mem::take(&mut self.unsafe_yet);
+        let reported = std::mem::take(&mut self.current.reported);
+        for pages in [failed.reported, failed.carried, reported] {
+            add(&mut self.current.carried, pages);
+        }
+        add(&mut self.current.remapped, failed.remapped);
+    }
+}
+
+fn add(set: &mut PageSet, pages: PageSet) {
+    *set = set.union(&pages);
+}
+
+impl From<Survey> for Dirty {
+    fn from(survey: Survey) -> Self {
+        Self {
+            copy: survey.dirty,
+            examined: survey.examined,
+            own: survey.own,
+            full: false,
+        }
+    }
+}

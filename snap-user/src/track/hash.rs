@@ -1,0 +1,55 @@
+//! No mechanism at all: every page counts as dirty, and its content decides.
+
+use super::survey::{self, Survey};
+use super::{Result, Tracker, TrackerKind};
+use crate::model::{PageSet, Vma};
+use crate::sys::Pagemap;
+
+pub(super) struct Hash {
+    pagemap: Pagemap,
+    scans: bool,
+    refused: PageSet,
+}
+
+impl Hash {
+    pub(super) fn new(mut pagemap: Pagemap) -> Self {
+        let scans = pagemap.can_scan();
+        Self {
+            pagemap,
+            scans,
+            refused: PageSet::new(),
+        }
+    }
+}
+
+impl Tracker for Hash {
+    fn kind(&self) -> TrackerKind {
+        TrackerKind::Hash
+    }
+
+    fn rearm(&mut self, _vmas: &[Vma]) -> Result<Option<PageSet>> {
+        Ok(None)
+    }
+
+    fn survey(&mut self, vmas: &[Vma], area: Option<&PageSet>) -> Result<Survey> {
+        let examined = survey::examined(vmas, area);
+        let mut scan = Vec::new();
+        for range in examined.ranges() {
+            scan.extend(match self.scans {
+                true => self.pagemap.scan(*range)?,
+                false => self.pagemap.read_entries(*range)?,
+            });
+        }
+        Ok(Survey::from_scan(
+            &scan,
+            vmas,
+            examined,
+            &self.refused,
+            |_| true,
+        ))
+    }
+
+    fn refused(&self) -> &PageSet {
+        &self.refused
+    }
+}

@@ -1,0 +1,67 @@
+//! Soft-dirty bits (Documentation/admin-guide/mm/soft-dirty.rst).
+
+use super::survey::{self, Survey};
+use super::{Result, Tracker, TrackerKind};
+use crate::model::{PageSet, Vma};
+use crate::sys::{Pagemap, clear_soft_dirty};
+
+pub(super) struct SoftDirty {
+    pid: i32,
+    pagemap: Pagemap,
+    scans: bool,
+    refused: PageSet,
+    cleared: bool,
+}
+
+impl SoftDirty {
+    pub(super) fn new(pid: i32, mut pagemap: Pagemap) -> Self {
+        let scans = pagemap.can_scan();
+        Self {
+            pid,
+            pagemap,
+            scans,
+            refused: PageSet::new(),
+            cleared: false,
+        }
+    }
+}
+
+impl Tracker for SoftDirty {
+    fn kind(&self) -> TrackerKind {
+        TrackerKind::SoftDirty
+    }
+
+    fn rearm(&mut self, vmas: &[Vma]) -> Result<Option<PageSet>> {
+        let found = self.survey(vmas, None)?.dirty;
+        clear_soft_dirty(self.pid)?;
+        self.cleared = true;
+        Ok(Some(found))
+    }
+
+    fn rearms_stopped(&self) -> bool {
+        true
+    }
+
+    fn survey(&mut self, vmas: &[Vma], area: Option<&PageSet>) -> Result<Survey> {
+        let examined = survey::examined(vmas, area);
+        let mut scan = Vec::new();
+        for range in examined.ranges() {
+            scan.extend(match self.scans {
+                true => self.pagemap.scan(*range)?,
+                false => self.pagemap.read_entries(*range)?,
+            });
+        }
+        let cleared = self.cleared;
+        Ok(Survey::from_scan(
+            &scan,
+            vmas,
+            examined,
+            &self.refused,
+            |info| info.soft_dirty || !cleared,
+        ))
+    }
+
+    fn refused(&self) -> &PageSet {
+        &self.refused
+    }
+}

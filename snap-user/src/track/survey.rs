@@ -1,0 +1,172 @@
+//! What a look at the page tables of a stopped process tells.
+
+use crate::model::{PageRange, PageSet, Vma};
+use crate::sys::{PageInfo, ScanResult};
+
+/// The state of the private mappings within an area.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// What was looked at.
+    pub examined: PageSet,
+    /// Pages that have content of their own.
+    pub own: PageSet,
+    /// Those of them that may have changed.
+    pub dirty: PageSet,
+}
+
+/// Mappings whose pages are tracked and stored by page table: private and not the kernel's.
+pub(super) fn private(vmas: &[Vma]) -> impl Iterator<Item = &Vma> {
+    vmas.iter().filter(|v| !v.shared && !v.is_special())
+}
+
+/// The regions of a scan that lie in private mappings, with the mapping of each.
+pub(super) fn in_private<'a>(
+    scan: &'a ScanResult,
+    vmas: &'a [Vma],
+) -> impl Iterator<Item = (PageRange, PageInfo, &'a Vma)> + 'a {
+    let mut first = 0;
+    scan.iter().flat_map(move |(range, info)| {
+        while vmas.get(first).is_some_and(|v| v.range.end <= range.start) {
+            first += 1;
+        }
+        vmas[first..]
+            .iter()
+            .take_while(move |v| v.range.start < range.end)
+            .filter(|v| !v.shared && !v.is_special())
+            .filter_map(move |v| Some((v.range.intersect(range)?, *info, v)))
+    })
+}
+
+impl Survey {
+    /// Sorts a scan of `area` into a survey; `dirty` decides for a page with content of its own.
+    pub(super) fn from_scan(
+        scan: &ScanResult,
+        vmas: &[Vma],
+        examined: PageSet,
+        refused: &PageSet,
+        dirty: impl Fn(&PageInfo) -> bool,
+    ) -> Self {
+        let mut own = Vec::new();
+        let mut changed = Vec::new();
+        for (range, info, vma) in in_private(scan, vmas).filter(|(_, info, _)| info.is_own()) {
+            own.push(range);
+            // A page table entry that is neither empty nor a page: in swap, or, in a file mapping,
+            // the mark of a protected page that was since thrown away. The kernel does not say which.
+            let ambiguous = info.swapped && vma.is_private_file();
+            if dirty(&info) || ambiguous {
+                changed.push(range);
+            }
+        }
+        let own = PageSet::from_ranges(own);
+        let dirty = PageSet::from_ranges(changed).union(&own.intersect(refused));
+        Self {
+            examined,
+            own,
+            dirty,
+        }
+    }
+}
+
+/// The whole of the private mappings, or their part inside `area`.
+pub(super) fn examined(vmas: &[Vma], area: Option<&PageSet>) -> PageSet {
+    let all: PageSet = private(vmas).map(|v| v.range).collect();
+    match area {
+        None => all,
+        Some(area) => all.intersect(area),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Backing, PAGE_SIZE, Protection};
+
+    fn vma(start: u64, pages: u64, shared: bool, backing: Backing) -> Vma {
+        Vma {
+            range: PageRange::new(start, start + pages * PAGE_SIZE),
+            prot: Protection {
+                read: true,
+                write: true,
+                exec: false,
+            },
+            shared,
+            backing,
+            flags: Vec::new(),
+            build_id: None,
+        }
+    }
+
+    #[test]
+    fn a_region_is_cut_at_mappings_and_shared_ones_are_passed_over() {
+        let anon = || Backing::Anonymous { name: None };
+        let vmas = [
+            vma(0x1000, 2, false, anon()),
+            vma(0x3000, 1, true, anon()),
+            vma(0x4000, 1, false, Backing::Special("vdso".into())),
+            vma(0x6000, 2, false, anon()),
+        ];
+        let info = PageInfo {
+            present: true,
+            written: true,
+            ..Default::default()
+        };
+        let scan = vec![(PageRange::new(0x0, 0x8000), info)];
+        let survey = Survey::from_scan(&scan, &vmas, examined(&vmas, None), &PageSet::new(), |i| {
+            i.written
+        });
+        let want = [
+            PageRange::new(0x1000, 0x3000),
+            PageRange::new(0x6000, 0x8000),
+        ];
+        assert_eq!(survey.own.ranges(), want);
+        assert_eq!(survey.dirty, survey.own);
+        assert_eq!(survey.examined, survey.own);
+    }
+
+    #[test]
+    fn clean_file_pages_and_zeroes_are_not_a_processes_own() {
+        let file = Backing::File {
+            path: "/x".into(),
+            deleted: false,
+            dev: (1, 1),
+            inode: 1,
+            offset: 0,
+        };
+        let vmas = [vma(0x1000, 3, false, file)];
+        let page = |n: u64| PageRange::new(n * 0x1000, (n + 1) * 0x1000);
+        let scan = vec![
+            (
+                page(1),
+                PageInfo {
+                    present: true,
+                    file: true,
+                    written: true,
+                    ..Default::default()
+                },
+            ),
+            (
+                page(2),
+                PageInfo {
+                    present: true,
+                    ..Default::default()
+                },
+            ),
+            (
+                page(3),
+                PageInfo {
+                    swapped: true,
+                    ..Default::default()
+                },
+            ),
+        ];
+        let survey = Survey::from_scan(&scan, &vmas, examined(&vmas, None), &PageSet::new(), |i| {
+            i.written
+        });
+        assert_eq!(survey.own.ranges(), [PageRange::new(0x2000, 0x4000)]);
+        assert_eq!(
+            survey.dirty.ranges(),
+            [page(3)],
+            "a mark and a swapped page look the same"
+        );
+    }
+}

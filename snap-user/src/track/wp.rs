@@ -1,0 +1,73 @@
+//! Asynchronous write protection: userfaultfd and `PAGEMAP_SCAN`.
+
+use super::survey::{self, Survey};
+use super::{Result, Tracker, TrackerKind};
+use crate::model::{PageRange, PageSet, Vma};
+use crate::sys::arch::USER_END;
+use crate::sys::{Pagemap, Userfaultfd, WpRegister};
+
+pub(super) struct WriteProtect {
+    uffd: Userfaultfd,
+    pagemap: Pagemap,
+    refused: PageSet,
+}
+
+impl WriteProtect {
+    /// `uffd` belongs to the memory that `pagemap` shows. Nothing is watched before the first rearm.
+    pub(super) fn new(uffd: Userfaultfd, pagemap: Pagemap) -> Self {
+        Self {
+            uffd,
+            pagemap,
+            refused: PageSet::new(),
+        }
+    }
+}
+
+impl Tracker for WriteProtect {
+    fn kind(&self) -> TrackerKind {
+        TrackerKind::WriteProtect
+    }
+
+    fn rearm(&mut self, vmas: &[Vma]) -> Result<Option<PageSet>> {
+        // All of them each time: a new mapping at an old address looks the same from outside.
+        let mut refused = Vec::new();
+        for vma in survey::private(vmas) {
+            if self.uffd.register(vma.range)? == WpRegister::Refused {
+                refused.push(vma.range);
+            }
+        }
+        self.refused = PageSet::from_ranges(refused);
+        let scan = self.pagemap.scan_and_protect(PageRange::new(0, USER_END))?;
+        Ok(Some(
+            survey::in_private(&scan, vmas)
+                .filter(|(_, info, _)| info.is_own())
+                .map(|(range, ..)| range)
+                .collect(),
+        ))
+    }
+
+    fn survey(&mut self, vmas: &[Vma], area: Option<&PageSet>) -> Result<Survey> {
+        let examined = survey::examined(vmas, area);
+        let scan = match area {
+            None => self.pagemap.scan(PageRange::new(0, USER_END))?,
+            Some(_) => {
+                let mut scan = Vec::new();
+                for range in examined.ranges() {
+                    scan.extend(self.pagemap.scan(*range)?);
+                }
+                scan
+            }
+        };
+        Ok(Survey::from_scan(
+            &scan,
+            vmas,
+            examined,
+            &self.refused,
+            |info| info.written,
+        ))
+    }
+
+    fn refused(&self) -> &PageSet {
+        &self.refused
+    }
+}

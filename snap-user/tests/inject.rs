@@ -1,0 +1,157 @@
+//! Injected system calls: exact, and harmless when the tracer dies at any moment.
+
+use snap_user::model::Vma;
+use snap_user::sys::{Call, Freeze, Frozen, Gadgets, Guarded, USERFAULTFD_FLAGS, proc};
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+const TRACER: &str = "KSNAP_TEST_TRACE";
+
+/// python3 that answers each line with a sum of floating-point work, and counts what it answered.
+struct Target {
+    child: Child,
+    stdin: ChildStdin,
+    stdout: BufReader<ChildStdout>,
+    asked: u64,
+}
+
+impl Target {
+    fn start() -> Option<Self> {
+        let script = "import sys,math\nn=0\nfor line in sys.stdin:\n    n+=1\n    print(n, sum(math.sqrt(i) for i in range(1000)), flush=True)\n";
+        let mut child = Command::new("python3")
+            .args(["-c", script])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .ok()?;
+        let (stdin, stdout) = (child.stdin.take()?, BufReader::new(child.stdout.take()?));
+        let mut target = Self {
+            child,
+            stdin,
+            stdout,
+            asked: 0,
+        };
+        target.ask();
+        Some(target)
+    }
+
+    fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    fn ask(&mut self) {
+        self.asked += 1;
+        writeln!(self.stdin, "go").unwrap();
+        let mut line = String::new();
+        self.stdout.read_line(&mut line).unwrap();
+        let want: f64 = (0..1000).map(|i| f64::from(i).sqrt()).sum();
+        let (count, sum) = line.trim().split_once(' ').expect("an answer");
+        assert_eq!(count.parse::<u64>().unwrap(), self.asked);
+        assert!((sum.parse::<f64>().unwrap() - want).abs() < 1e-6, "{line}");
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn prepare(pid: i32) -> (Gadgets, Vec<Vma>) {
+    let vmas = proc::maps(pid).unwrap();
+    (
+        Gadgets::find(pid, &vmas)
+            .unwrap()
+            .expect("python3 has gadgets"),
+        vmas,
+    )
+}
+
+fn lowest_free_fd(pid: i32) -> i32 {
+    let open: Vec<i32> = proc::descriptors(pid)
+        .unwrap()
+        .iter()
+        .map(|r| r.fd)
+        .collect();
+    (0..).find(|fd| !open.contains(fd)).unwrap()
+}
+
+fn inject_once(pid: i32, gadgets: &Gadgets, vmas: &[Vma]) {
+    let frozen = Frozen::freeze(pid, Freeze::default()).unwrap();
+    let fd = lowest_free_fd(pid);
+    let close = Call {
+        nr: libc::SYS_close,
+        args: [fd as u64, 0, 0, 0, 0, 0],
+    };
+    let mut guarded = Guarded::new(&frozen, gadgets, vmas).unwrap();
+    let open = Call {
+        nr: libc::SYS_userfaultfd,
+        args: [USERFAULTFD_FLAGS, 0, 0, 0, 0, 0],
+    };
+    assert_eq!(guarded.call(open, Some(close)).unwrap(), i64::from(fd));
+    assert_eq!(guarded.call(close, None).unwrap(), 0);
+    let getpid = Call {
+        nr: libc::SYS_getpid,
+        args: [0; 6],
+    };
+    assert_eq!(guarded.call(getpid, None).unwrap(), i64::from(pid));
+}
+
+#[test]
+fn calls_return_their_results_and_leave_no_trace() {
+    let Some(mut target) = Target::start() else {
+        return eprintln!("SKIP calls_return_their_results: python3 is missing; install python3");
+    };
+    let (gadgets, vmas) = prepare(target.pid());
+    let before = proc::descriptors(target.pid()).unwrap();
+    for _ in 0..50 {
+        inject_once(target.pid(), &gadgets, &vmas);
+        target.ask();
+    }
+    assert_eq!(proc::descriptors(target.pid()).unwrap(), before);
+    assert_eq!(proc::maps(target.pid()).unwrap(), vmas);
+    assert_eq!(proc::status(target.pid()).unwrap().tracer, 0);
+}
+
+#[test]
+fn a_tracer_killed_at_any_moment_leaves_the_target_whole() {
+    if let Ok(pid) = std::env::var(TRACER) {
+        let pid = pid.parse().unwrap();
+        let (gadgets, vmas) = prepare(pid);
+        println!("tracing");
+        loop {
+            inject_once(pid, &gadgets, &vmas);
+        }
+    }
+    let Some(mut target) = Target::start() else {
+        return eprintln!("SKIP a_tracer_killed: python3 is missing; install python3");
+    };
+    let before = proc::descriptors(target.pid()).unwrap();
+    for round in 0..100u64 {
+        let mut tracer = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "--nocapture",
+                "a_tracer_killed_at_any_moment_leaves_the_target_whole",
+            ])
+            .env(TRACER, target.pid().to_string())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(tracer.stdout.take().unwrap()).lines();
+        while !lines.next().unwrap().unwrap().ends_with("tracing") {}
+        std::thread::sleep(Duration::from_micros(round * 7919 % 2000));
+        tracer.kill().unwrap();
+        tracer.wait().unwrap();
+        for _ in 0..3 {
+            target.ask();
+        }
+        assert_eq!(
+            proc::descriptors(target.pid()).unwrap(),
+            before,
+            "after round {round}"
+        );
+    }
+}
