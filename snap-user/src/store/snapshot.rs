@@ -48,13 +48,16 @@ impl Snapshot {
         &self.file.header
     }
 
-    /// Reads process state and costs, the sync time included if it is known.
+    /// Reads process state and costs. Write and sync time are 0 if they were not recorded.
     pub fn manifest(&self) -> Result<Manifest, StoreError> {
         let header = &self.file.header;
         let bytes = self.file.section(&header.manifest)?;
         let mut manifest =
             Manifest::decode(&bytes, header).map_err(StoreError::image(&self.file.path))?;
-        manifest.costs.phases.sync_ns = header.sync_ns.unwrap_or(0);
+        if let Some(late) = header.late {
+            manifest.costs.phases.write_ns = late.write_ns;
+            manifest.costs.phases.sync_ns = late.sync_ns;
+        }
         Ok(manifest)
     }
 
