@@ -1,14 +1,17 @@
-//! Bytes on their way into a file, where direct I/O can take them from.
+//! Memory that direct I/O can take bytes from and put them into.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Page data is handed to the operating system in pieces of this many blocks: 1 MiB.
 const BLOCKS: usize = 256;
 
+/// Alignment of memory, offset and length that direct I/O wants; a device's own may be smaller.
+pub(super) const ALIGN: usize = 4096;
+
 /// A piece of memory that direct I/O accepts on every common device.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C, align(4096))]
-struct Block([u8; 4096]);
+struct Block([u8; ALIGN]);
 
 /// A buffer of 1 MiB, allocated on first use.
 #[derive(Default)]
@@ -27,7 +30,7 @@ impl WriteBuffer {
     /// Takes as many bytes as there is room for; says how many.
     pub(super) fn extend(&mut self, bytes: &[u8]) -> usize {
         if self.blocks.is_empty() {
-            self.blocks = vec![Block([0; 4096]); BLOCKS];
+            self.blocks = vec![Block([0; ALIGN]); BLOCKS];
         }
         let room = &mut self.blocks.as_mut_slice().as_mut_bytes()[self.filled..];
         let taken = bytes.len().min(room.len());
@@ -49,5 +52,22 @@ impl WriteBuffer {
     /// Empties it, keeping its memory.
     pub(super) fn clear(&mut self) {
         self.filled = 0;
+    }
+}
+
+/// Room to read into, grown as needed and kept.
+#[derive(Default)]
+pub(super) struct ReadBuffer {
+    blocks: Vec<Block>,
+}
+
+impl ReadBuffer {
+    /// The first `len` bytes.
+    pub(super) fn bytes(&mut self, len: usize) -> &mut [u8] {
+        let blocks = len.div_ceil(ALIGN);
+        if self.blocks.len() < blocks {
+            self.blocks.resize(blocks, Block([0; ALIGN]));
+        }
+        &mut self.blocks.as_mut_slice().as_mut_bytes()[..len]
     }
 }

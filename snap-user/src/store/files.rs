@@ -1,11 +1,13 @@
 //! The operating system behind a seam, so that tests can make any operation fail.
 
+use super::buffer::ALIGN;
 use rustix::fs::{FlockOperation, OFlags, flock};
 use std::fmt::Debug;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// File operations of a store. Every method is one operation that may fail on its own.
 pub trait Files: Send + Sync + Debug {
@@ -93,7 +95,11 @@ impl Files for Disk {
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>> {
-        Ok(Box::new(File::open(path)?))
+        Ok(Box::new(DiskReader {
+            file: File::open(path)?,
+            path: path.to_owned(),
+            direct: OnceLock::new(),
+        }))
     }
 
     fn names(&self, dir: &Path) -> io::Result<Vec<String>> {
@@ -164,8 +170,18 @@ struct DiskFile {
 
 /// Pieces shorter than this go through the page cache: on their own they are not worth a device's latency.
 const LEAST_DIRECT: usize = 64 << 10;
-/// Alignment of memory, offset and length that direct I/O wants; the device's own may be smaller.
-const ALIGN: usize = 4096;
+
+/// How much of the beginning of these bytes direct I/O can move.
+fn direct_len(bytes: &[u8], offset: u64) -> usize {
+    let aligned =
+        offset.is_multiple_of(ALIGN as u64) && bytes.as_ptr().addr().is_multiple_of(ALIGN);
+    let len = bytes.len() / ALIGN * ALIGN;
+    if aligned && len >= LEAST_DIRECT {
+        len
+    } else {
+        0
+    }
+}
 
 impl DiskFile {
     /// Writes as much of the beginning of `bytes` as can go directly; says how much.
@@ -173,9 +189,8 @@ impl DiskFile {
         let Some(direct) = &self.direct else {
             return Ok(0);
         };
-        let len = bytes.len() / ALIGN * ALIGN;
-        let aligned = offset.is_multiple_of(ALIGN as u64) && bytes.as_ptr().addr() % ALIGN == 0;
-        if len < LEAST_DIRECT || !aligned {
+        let len = direct_len(bytes, offset);
+        if len == 0 {
             return Ok(0);
         }
         match direct.write_at(&bytes[..len], offset) {
@@ -203,12 +218,42 @@ impl WriteFile for DiskFile {
     }
 }
 
-impl ReadFile for File {
+/// A file of which large pieces are read past the page cache, into which they were not written either.
+#[derive(Debug)]
+struct DiskReader {
+    file: File,
+    path: PathBuf,
+    /// Opened with the first large read: a listing has none.
+    direct: OnceLock<Option<File>>,
+}
+
+impl DiskReader {
+    fn direct(&self) -> Option<&File> {
+        let open = || {
+            OpenOptions::new()
+                .read(true)
+                .custom_flags(OFlags::DIRECT.bits() as i32)
+                .open(&self.path)
+                .ok()
+        };
+        self.direct.get_or_init(open).as_ref()
+    }
+}
+
+impl ReadFile for DiskReader {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
-        FileExt::read_exact_at(self, bytes, offset)
+        let read = match direct_len(bytes, offset) {
+            0 => 0,
+            len => self
+                .direct()
+                .and_then(|direct| direct.read_at(&mut bytes[..len], offset).ok())
+                .unwrap_or(0),
+        };
+        // What direct I/O did not give, for whatever reason, the page cache gives or says why not.
+        FileExt::read_exact_at(&self.file, &mut bytes[read..], offset + read as u64)
     }
 }
