@@ -4,7 +4,7 @@ use super::*;
 use crate::codec::{Encoding, Scratch};
 use crate::model::*;
 
-const GOLDEN: &[u8] = include_bytes!("../../tests/data/delta-v1.ksnap");
+pub(super) const GOLDEN: &[u8] = include_bytes!("../../tests/data/delta-v1.ksnap");
 const SESSION: SessionId = SessionId([0x5e; 16]);
 const LATE: Late = Late {
     write_ns: 44_000,

@@ -22,6 +22,8 @@ mod span;
 
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
+mod total;
 
 pub use batch::{EncodedBatch, EncodedPage};
 pub use builder::{Builder, Finished, Identity, SpanPlan};

@@ -257,3 +257,50 @@ impl ReadFile for DiskReader {
         FileExt::read_exact_at(&self.file, &mut bytes[read..], offset + read as u64)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::buffer::{ReadBuffer, WriteBuffer};
+    use super::*;
+
+    #[test]
+    fn large_and_small_pieces_of_one_file_read_back() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("file");
+        let content: Vec<u8> = (0..2_500_001u32)
+            .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
+            .collect();
+        let mut buffer = WriteBuffer::default();
+        let mut file = Disk.create(&path).expect("a new file");
+        let mut at = 0;
+        while at < content.len() {
+            buffer.clear();
+            let taken = buffer.extend(&content[at..]);
+            file.write_all_at(buffer.bytes(), at as u64)
+                .expect("written");
+            at += taken;
+        }
+        // Over what went past the page cache.
+        file.write_all_at(b"head", 0).expect("written");
+        file.sync().expect("synced");
+        let mut want = content;
+        want[..4].copy_from_slice(b"head");
+
+        let file = Disk.open(&path).expect("the file");
+        assert_eq!(file.len().expect("a length"), want.len() as u64);
+        let mut buffer = ReadBuffer::default();
+        for (start, len) in [
+            (0, want.len()),
+            (4096, 1 << 20),
+            (8192, want.len() - 8192),
+            (5, 100_000),
+            (want.len() - 3, 3),
+        ] {
+            let bytes = buffer.bytes(len);
+            file.read_exact_at(bytes, start as u64).expect("read");
+            assert!(bytes == &want[start..start + len], "{start} {len}");
+        }
+        let past = buffer.bytes(1 << 20);
+        assert!(file.read_exact_at(past, 2_000_896).is_err(), "past the end");
+    }
+}
