@@ -45,6 +45,8 @@ impl fmt::Display for Symbol {
 }
 
 const KERNEL: &str = "[kernel]";
+/// Longer than any function of the kernel.
+const KERNEL_FUNCTION: usize = 1 << 20;
 const NOWHERE: &str = "[none]";
 const KALLSYMS: &str = "/proc/kallsyms";
 
@@ -97,18 +99,19 @@ fn classify(pid: i32, vmas: &[Vma], ip: u64) -> (Symbol, Option<(Place, u64)>) {
     if ip == 0 {
         return (unnamed(NOWHERE, 0), None);
     }
-    // The kernel has the upper half of the address space, on every architecture we know.
-    if ip >> 63 != 0 {
-        let place = kallsyms_are_readable().then_some((Place::Kernel, ip));
-        return (unnamed(KERNEL, 0), place);
-    }
     let after = vmas.partition_point(|v| v.range.start <= ip);
-    let Some(vma) = after
+    let vma = after
         .checked_sub(1)
         .map(|at| &vmas[at])
-        .filter(|v| v.range.contains(ip))
-    else {
-        return (unnamed("[unmapped]", ip), None);
+        .filter(|v| v.range.contains(ip));
+    let Some(vma) = vma else {
+        // The kernel has the upper half of the address space, on every architecture we know.
+        return if ip >> 63 != 0 {
+            let place = kallsyms_are_readable().then_some((Place::Kernel, ip));
+            (unnamed(KERNEL, 0), place)
+        } else {
+            (unnamed("[unmapped]", ip), None)
+        };
     };
     let into = ip - vma.range.start;
     match &vma.backing {
@@ -220,6 +223,10 @@ fn look_up<'s>(
 }
 
 fn name(symbol: &mut Symbol, sym: &Sym<'_>) {
+    // The kernel's list has no sizes: what lies behind a symbol need not belong to it.
+    if symbol.module == KERNEL && sym.offset > KERNEL_FUNCTION {
+        return;
+    }
     symbol.function = Some(sym.name.to_string());
     symbol.offset = sym.offset as u64;
     if let Some(code) = &sym.code_info {

@@ -9,7 +9,8 @@ const ROUNDS: usize = 5;
 
 /// Nanoseconds that a write to a page under asynchronous write protection takes longer than one to
 /// a page that is not: the median of a few rounds over 8 MiB of this process itself. Takes tens of
-/// milliseconds. The fault log's own part is not in it.
+/// milliseconds. The fault log's own part is not in it, nor are the cache misses that writes scattered
+/// over a large memory add.
 ///
 /// # Errors
 /// [`TrackError::Unavailable`] where the kernel lacks the mechanism; else a failed system call.

@@ -133,6 +133,7 @@ fn a_kernel_address_is_named_where_the_kernel_shows_its_symbols() {
     if let Some(ip) = known {
         let found = symbol(ip + 4);
         assert_eq!(found.to_string(), "handle_mm_fault+0x4 ([kernel])");
+        assert_eq!(symbol(u64::MAX - 4096).to_string(), "[kernel]");
     } else {
         assert_eq!(symbol(0xffff_ffff_8100_0000).to_string(), "[kernel]");
     }
