@@ -54,11 +54,12 @@ fn is_fault(tid: u32) -> bool {
     maps::now() - expected.time_ns < FAULT_TO_LOCK_NS
 }
 
-/// Arguments: address space, whether for writing.
+/// Arguments: address space, in older kernels the path of its memcg, whether for writing.
 #[btf_tracepoint(function = "mmap_lock_start_locking")]
 pub fn mmap_lock_start_locking(ctx: BtfTracePointContext) -> i32 {
+    let for_writing: u64 = if config::mm_lock_has_path() != 0 { ctx.arg(2) } else { ctx.arg(1) };
     // Lock holders that write are mapping changes, which have their own events.
-    if ctx.arg::<u64>(1) & 0xff != 0 {
+    if for_writing & 0xff != 0 {
         return 0;
     }
     let mm: Kptr = ctx.arg(0);
