@@ -242,6 +242,7 @@ impl Engine {
     fn precopy(&mut self, costs: &mut Costs, now: &mut Hashes) -> Result<u32> {
         let mut last = u64::MAX;
         for pass in 0..MOST_ROUNDS {
+            let round = monotonic_ns();
             let stopped = match self.epoch.tracker().rearms_stopped() {
                 true => Some(self.freeze()?),
                 false => None,
@@ -271,6 +272,7 @@ impl Engine {
             costs.pages.copied += pages.pages();
             self.copy_changed(&pages, pass, now)?;
             let count = pages.pages();
+            tracing::debug!(pass, count, us = (monotonic_ns() - round) / 1000, staged = self.pipeline.staged(), "copied ahead");
             if count < FEW_PAGES || count > last / 5 * 4 {
                 return Ok(pass + 1);
             }
@@ -319,7 +321,11 @@ impl Engine {
         let gone = match compare_all {
             true => self.copy_changed(&dirty.copy.union(&shared_pages), pass, &mut now)?,
             false => {
-                let gone = self.copy(&dirty.copy, pass)?;
+                // Much at once does not fit the buffers, and most of it has not really changed.
+                let gone = match dirty.copy.pages() > FEW_PAGES * 4 {
+                    true => self.copy_changed(&dirty.copy, pass, &mut now)?,
+                    false => self.copy(&dirty.copy, pass)?,
+                };
                 match shared_pages.is_empty() {
                     true => gone,
                     false => gone.union(&self.copy_changed(&shared_pages, pass, &mut now)?),

@@ -116,6 +116,11 @@ impl Pipeline {
         self.staged.push_back(copied);
     }
 
+    /// Buffers that wait.
+    pub fn staged(&self) -> usize {
+        self.staged.len()
+    }
+
     /// Gives everything that is staged to the encoders, each page once, as copied last.
     pub fn flush(&mut self) {
         let mut later = HashSet::new();
