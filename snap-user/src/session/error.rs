@@ -1,0 +1,266 @@
+//! Errors of the verbs, complete for the user, and what kind of trouble each is.
+
+use crate::capture::CaptureError;
+use crate::probe::ProbeError;
+use crate::restore::RestoreError;
+use crate::store::StoreError;
+use crate::sys::SysError;
+use crate::track::TrackError;
+use std::io;
+
+/// Addresses that an audit error prints.
+const SHOWN: usize = 8;
+
+/// Why a verb failed.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// The process cannot be captured.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// The process cannot be put back.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Its pages cannot be tracked.
+    #[error(transparent)]
+    Track(#[from] TrackError),
+    /// The probes failed.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// A system call failed.
+    #[error(transparent)]
+    Sys(#[from] SysError),
+    /// Something else of the operating system failed.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried, on what.
+        what: String,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+    /// The memory of the process is not what the store would give back.
+    #[error(
+        "audit: {} of the process differ from what the store gives back: {}. The snapshot is stored but must not be trusted; this is a fault in ksnap, please report it with the output of `ksnap doctor`",
+        count(pages.len()), list(pages)
+    )]
+    Audit {
+        /// Every page that differs, ascending.
+        pages: Vec<AuditPage>,
+    },
+    /// The ksnap process that watches the target did not do it.
+    #[error("the ksnap that watches this process {why}")]
+    Control {
+        /// What it said, or that it ended: completes the sentence.
+        why: String,
+    },
+    /// The user asked for something that cannot be.
+    #[error("{0}")]
+    Usage(String),
+}
+
+/// A page that an audit found different.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuditPage {
+    /// Its address.
+    pub addr: u64,
+    /// Name of its mapping.
+    pub mapping: String,
+}
+
+fn count(pages: usize) -> String {
+    match pages {
+        1 => "1 page".into(),
+        n => format!("{n} pages"),
+    }
+}
+
+fn list(pages: &[AuditPage]) -> String {
+    let mut words: Vec<String> = pages
+        .iter()
+        .take(SHOWN)
+        .map(|page| format!("{:#x} in {}", page.addr, page.mapping))
+        .collect();
+    if pages.len() > SHOWN {
+        words.push(format!("{} more", pages.len() - SHOWN));
+    }
+    words.join(", ")
+}
+
+/// Kinds of trouble, as scripts tell them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// None of the others.
+    Failed,
+    /// The user asked for something that cannot be.
+    Usage,
+    /// There is no store.
+    NoStore,
+    /// Someone else writes it.
+    Locked,
+    /// The kernel lacks something.
+    KernelLacks,
+    /// Not allowed.
+    Permission,
+    /// The process is gone.
+    Vanished,
+    /// Stored data is damaged.
+    Corrupt,
+}
+
+impl SessionError {
+    /// Wraps an I/O error.
+    pub fn io(what: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
+        let what = what.into();
+        move |source| Self::Io { what, source }
+    }
+
+    /// What kind of trouble it is.
+    pub fn trouble(&self) -> Trouble {
+        match self {
+            Self::Capture(error) => match error {
+                CaptureError::Vanished { .. } => Trouble::Vanished,
+                CaptureError::Permission { .. } => Trouble::Permission,
+                CaptureError::Refused { .. } => Trouble::Failed,
+                CaptureError::Sys(error) => sys(error),
+            },
+            Self::Restore(error) => match error {
+                RestoreError::Sys(error) => sys(error),
+                RestoreError::Refused { .. } | RestoreError::Halfway { .. } => Trouble::Failed,
+            },
+            Self::Store(error) => store(error),
+            Self::Track(error) => match error {
+                TrackError::Unavailable { .. } => Trouble::KernelLacks,
+                TrackError::Sys(error) => sys(error),
+            },
+            Self::Probe(error) => probe(error),
+            Self::Sys(error) => sys(error),
+            Self::Io { source, .. } => io_trouble(source),
+            Self::Audit { .. } | Self::Control { .. } => Trouble::Failed,
+            Self::Usage(_) => Trouble::Usage,
+        }
+    }
+}
+
+fn store(error: &StoreError) -> Trouble {
+    match error {
+        StoreError::NoStore { .. } => Trouble::NoStore,
+        StoreError::Locked { .. } => Trouble::Locked,
+        StoreError::Corrupt { .. } => Trouble::Corrupt,
+        StoreError::Io { source, .. } => io_trouble(source),
+        StoreError::BadReference { .. } => Trouble::Usage,
+        StoreError::Full { .. }
+        | StoreError::NotFound { .. }
+        | StoreError::Ambiguous { .. }
+        | StoreError::NewerVersion { .. }
+        | StoreError::Misuse { .. } => Trouble::Failed,
+    }
+}
+
+fn probe(error: &ProbeError) -> Trouble {
+    match error {
+        ProbeError::NotPermitted { .. } => Trouble::Permission,
+        ProbeError::AbiMismatch { .. } | ProbeError::BadObject { .. } => Trouble::Failed,
+        _ => Trouble::KernelLacks,
+    }
+}
+
+fn sys(error: &SysError) -> Trouble {
+    if error.is_vanished() {
+        Trouble::Vanished
+    } else if error.is_denied() {
+        Trouble::Permission
+    } else if matches!(error.errno(), Some(libc::ENOSYS)) {
+        Trouble::KernelLacks
+    } else {
+        Trouble::Failed
+    }
+}
+
+fn io_trouble(error: &io::Error) -> Trouble {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => Trouble::Permission,
+        _ => Trouble::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::image::ImageError;
+
+    #[test]
+    fn each_kind_of_trouble_is_told_apart() {
+        let errno = |n| SysError::new("ptrace", "thread 1", io::Error::from_raw_os_error(n));
+        let store = |error: StoreError| SessionError::from(error).trouble();
+        assert_eq!(
+            SessionError::from(errno(libc::ESRCH)).trouble(),
+            Trouble::Vanished
+        );
+        assert_eq!(
+            SessionError::from(errno(libc::EPERM)).trouble(),
+            Trouble::Permission
+        );
+        assert_eq!(
+            SessionError::from(errno(libc::ENOSYS)).trouble(),
+            Trouble::KernelLacks
+        );
+        assert_eq!(
+            SessionError::from(errno(libc::EIO)).trouble(),
+            Trouble::Failed
+        );
+        assert_eq!(
+            SessionError::from(CaptureError::Vanished { pid: 1 }).trouble(),
+            Trouble::Vanished
+        );
+        let denied = io::Error::from(io::ErrorKind::PermissionDenied);
+        assert_eq!(
+            store(StoreError::Io {
+                call: "open",
+                path: "/x".into(),
+                source: denied
+            }),
+            Trouble::Permission
+        );
+        assert_eq!(
+            store(StoreError::NoStore {
+                dir: "/x".into(),
+                why: "w".into()
+            }),
+            Trouble::NoStore
+        );
+        assert_eq!(
+            store(StoreError::Locked {
+                session: "/x".into(),
+                pid: None
+            }),
+            Trouble::Locked
+        );
+        let source = ImageError::Corrupt {
+            part: "header",
+            why: "w".into(),
+        };
+        assert_eq!(
+            store(StoreError::Corrupt {
+                path: "/x".into(),
+                source
+            }),
+            Trouble::Corrupt
+        );
+    }
+
+    #[test]
+    fn an_audit_names_the_first_pages_and_counts_the_rest() {
+        let pages = (0..10)
+            .map(|n| AuditPage {
+                addr: n * 0x1000,
+                mapping: "[heap]".into(),
+            })
+            .collect();
+        let text = SessionError::Audit { pages }.to_string();
+        assert!(text.contains("10 pages"), "{text}");
+        assert!(text.contains("0x7000 in [heap], 2 more."), "{text}");
+        assert!(!text.contains("0x8000"), "{text}");
+    }
+}

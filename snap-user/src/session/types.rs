@@ -1,0 +1,174 @@
+//! What the verbs take and what they tell.
+
+use crate::model::{Costs, SnapshotId, SnapshotKind};
+pub use crate::track::{TrackerChoice, TrackerKind};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use std::time::Duration;
+
+/// Bound of the copy buffers unless the user says otherwise, in bytes.
+pub const DEFAULT_MEMORY: u64 = 64 << 20;
+
+/// How to take snapshots.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Which tracker to use.
+    pub tracker: TrackerChoice,
+    /// Use the eBPF probes where the kernel accepts them.
+    pub probes: bool,
+    /// Inside each stop, compare all memory with what the stored chain gives back.
+    pub audit: bool,
+    /// Most bytes held in copy buffers at any time.
+    pub memory: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            tracker: TrackerChoice::Auto,
+            probes: true,
+            audit: false,
+            memory: DEFAULT_MEMORY,
+        }
+    }
+}
+
+/// When to take snapshots, and until when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Schedule {
+    /// From the start of one snapshot to the start of the next.
+    pub every: Duration,
+    /// End after this many.
+    pub count: Option<u64>,
+    /// End after this long.
+    pub lasting: Option<Duration>,
+}
+
+/// A snapshot that was taken and stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Taken {
+    /// Its name.
+    #[serde(serialize_with = "hex", deserialize_with = "unhex")]
+    pub id: SnapshotId,
+    /// Sequence number in its session.
+    pub seq: u32,
+    /// Base or delta.
+    pub kind: SnapshotKind,
+    /// Wall-clock time, nanoseconds since 1970.
+    pub time_ns: u64,
+    /// What it cost.
+    pub costs: Costs,
+    /// What could not be saved, a sentence each.
+    pub unsupported: Vec<String>,
+    /// Length of its file.
+    pub file_bytes: u64,
+}
+
+/// A rollback that was done.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolledBack {
+    /// The snapshot that the process is back at.
+    #[serde(serialize_with = "hex", deserialize_with = "unhex")]
+    pub to: SnapshotId,
+    /// Its sequence number.
+    pub seq: u32,
+    /// Pages written into the process.
+    pub written: u64,
+    /// Pages thrown away in the process, because the snapshot does not have them.
+    pub discarded: u64,
+    /// How long the process was stopped, in nanoseconds.
+    pub stop_ns: u64,
+    /// What the user should know, a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// What a running watch reports as it happens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Watching begins.
+    Attached {
+        /// The process.
+        pid: i32,
+        /// Its name.
+        comm: String,
+        /// The tracker in use.
+        tracker: TrackerKind,
+        /// Where the fault log comes from; `None` without one.
+        faults: Option<String>,
+        /// What is missing on this kernel or with these privileges, a sentence each.
+        notes: Vec<String>,
+    },
+    /// A snapshot is stored.
+    Taken(Taken),
+    /// A snapshot failed; its pages go into the next one.
+    Failed {
+        /// Why.
+        why: String,
+    },
+    /// A snapshot begins later than planned, because storing the ones before takes longer than the interval.
+    Late {
+        /// By how much.
+        by: Duration,
+    },
+    /// The process was rolled back on someone's request.
+    RolledBack(RolledBack),
+}
+
+/// What a watch did, when it is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// Snapshots stored.
+    pub taken: u64,
+    /// Snapshots that failed.
+    pub failed: u64,
+    /// The first one stored.
+    pub first: Option<SnapshotId>,
+    /// The last one stored.
+    pub last: Option<SnapshotId>,
+    /// Bytes of all files stored.
+    pub bytes: u64,
+    /// Median stop, in nanoseconds.
+    pub stop_p50_ns: u64,
+    /// 99th percentile of the stops, in nanoseconds.
+    pub stop_p99_ns: u64,
+    /// Longest stop, in nanoseconds.
+    pub stop_max_ns: u64,
+    /// How long it went on.
+    pub lasted: Duration,
+    /// What ended it.
+    pub ended: Ended,
+}
+
+/// What ended a watch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// As many snapshots as asked for.
+    Count,
+    /// The time asked for.
+    Time,
+    /// Ctrl-C or a request to end.
+    Interrupted,
+    /// The process ended, with this exit code where it is known.
+    TargetExited(Option<i32>),
+}
+
+/// Writes an id as 32 hex digits.
+pub(super) fn hex<S: Serializer>(id: &SnapshotId, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(id)
+}
+
+/// Reads what [`hex`] wrote.
+pub(super) fn unhex<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SnapshotId, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    SnapshotId::from_hex(&text).ok_or_else(|| serde::de::Error::custom("an id has 32 hex digits"))
+}
+
+/// Writes an id that may be missing as 32 hex digits or null.
+pub(super) fn hex_option<S: Serializer>(
+    id: &Option<SnapshotId>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    match id {
+        Some(id) => serializer.collect_str(id),
+        None => serializer.serialize_none(),
+    }
+}
