@@ -6,6 +6,7 @@ use super::render::Style;
 use super::status;
 use crate::session::{SessionError, store_dir};
 use serde::Serialize;
+use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
 use std::path::PathBuf;
 
@@ -36,9 +37,17 @@ impl Context {
         self.global.verbose
     }
 
-    /// Whether the user can be asked something.
-    pub fn can_ask(&self) -> bool {
-        !self.global.no_input && io::stdin().is_terminal() && io::stderr().is_terminal()
+    /// Asks a question that has a yes or no for an answer, no by default. `None`: there is no one to ask.
+    pub fn ask(&self, question: &str) -> Option<bool> {
+        let terminal = io::stdin().is_terminal() && io::stderr().is_terminal();
+        if self.global.no_input || !terminal {
+            return None;
+        }
+        let mut answer = String::new();
+        write!(io::stderr(), "{question} [y/N] ").ok()?;
+        io::stdin().read_line(&mut answer).ok()?;
+        let answer = answer.trim().to_lowercase();
+        Some(matches!(answer.as_str(), "y" | "yes"))
     }
 
     /// Style of standard output.
@@ -74,8 +83,8 @@ impl Context {
         }
     }
 
-    /// Says why it failed, also with -q.
-    pub fn complain(&self, error: &CliError) {
+    /// Says what failed, also with -q.
+    pub fn complain(&self, error: &dyn Display) {
         status::clear_line();
         let _ = writeln!(io::stderr(), "{} {error}", self.err_style().red("ksnap:"));
     }

@@ -82,9 +82,12 @@ pub enum CliError {
     /// Standard output failed.
     #[error("standard output: {0}")]
     Output(#[from] io::Error),
-    /// Refused, or not confirmed.
+    /// Refused without the user's consent.
     #[error("{0}")]
     Refused(String),
+    /// The user said no.
+    #[error("nothing was done")]
+    Declined,
 }
 
 impl CliError {
@@ -93,7 +96,7 @@ impl CliError {
         match self {
             Self::Session(error) => error.trouble().into(),
             Self::Output(_) if self.is_closed_pipe() => Exit::Done,
-            Self::Output(_) => Exit::Failed,
+            Self::Output(_) | Self::Declined => Exit::Failed,
             Self::Refused(_) => Exit::Usage,
         }
     }
