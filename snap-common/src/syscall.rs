@@ -16,8 +16,13 @@ pub enum SyscallClass {
     Hazard = 2,
     /// Report as a hazard, when the caller is tracked and the descriptor in the first argument is open with O_DIRECT.
     DirectRead = 3,
+    /// The same for calls that take a vector of buffers: one event for each buffer.
+    DirectVector = 6,
     /// Report as a hazard whoever the caller is: process_vm_writev.
     RemoteWrite = 4,
     /// Report as a hazard whoever the caller is, when the request is a poke: ptrace.
     Ptrace = 5,
+    /// Do not report, and take its locks of the address space for harmless: it writes no user
+    /// memory through get_user_pages that has no event of its own.
+    NoPin = 7,
 }

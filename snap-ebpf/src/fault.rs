@@ -1,7 +1,7 @@
 //! Write faults of tracked address spaces.
 
 use crate::kernel::{self, Kptr, field};
-use crate::{config, maps};
+use crate::{config, maps, mm_lock};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::macros::{btf_tracepoint, fentry};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
@@ -18,41 +18,59 @@ const FAULT_FLAG_USER: u32 = 1 << 6;
 /// Kernel addresses have the top bit set on every 64-bit architecture.
 const KERNEL_HALF: u64 = 1 << 63;
 
-/// A fault taken in user mode.
+/// A fault taken in user mode. Arguments: address, registers, error code.
 #[btf_tracepoint(function = "page_fault_user")]
 pub fn page_fault_user(ctx: BtfTracePointContext) -> i32 {
-    on_exception(&ctx, flag::USER);
+    if is_write(&ctx) {
+        let task = kernel::current();
+        let (own, tgid) = writer_and_owner(task);
+        if maps::tracked(tgid) {
+            emit(&ctx, task, own, tgid, flag::USER);
+        }
+    }
     0
 }
 
-/// A fault taken in kernel mode, such as copy_to_user into fresh memory.
+/// A fault taken in kernel mode, such as copy_to_user into fresh memory. Arguments as above.
 #[btf_tracepoint(function = "page_fault_kernel")]
 pub fn page_fault_kernel(ctx: BtfTracePointContext) -> i32 {
-    on_exception(&ctx, 0);
+    let task = kernel::current();
+    let (own, tgid) = writer_and_owner(task);
+    if !maps::tracked(tgid) {
+        return 0;
+    }
+    // It takes the lock by which get_user_pages is known.
+    mm_lock::expect_fault(kernel::pid(task));
+    if is_write(&ctx) {
+        emit(&ctx, task, own, tgid, 0);
+    }
     0
 }
 
-/// Arguments of both tracepoints: address, registers, error code.
 #[inline(always)]
-fn on_exception(ctx: &BtfTracePointContext, flags: u16) {
-    let error_code: u64 = ctx.arg(2);
-    if error_code & X86_PF_WRITE == 0 {
-        return;
-    }
-    let task = kernel::current();
-    // A vfork child writes into its parent's memory: the owner of the address space counts.
+fn is_write(ctx: &BtfTracePointContext) -> bool {
+    ctx.arg::<u64>(2) & X86_PF_WRITE != 0
+}
+
+/// The process of the task, and the one that its address space belongs to: a vfork child writes
+/// into its parent's memory.
+#[inline(always)]
+fn writer_and_owner(task: Kptr) -> (u32, u32) {
     let own = kernel::tgid(task);
-    let owner = kernel::mm_tgid(field::<Kptr>(task, config::off_task_mm()));
-    let tgid = if owner == 0 { own } else { owner };
-    if !maps::tracked(tgid) {
-        return;
+    match kernel::mm_tgid(field::<Kptr>(task, config::off_task_mm())) {
+        0 => (own, own),
+        owner => (own, owner),
     }
+}
+
+#[inline(always)]
+fn emit(ctx: &BtfTracePointContext, task: Kptr, own: u32, tgid: u32, flags: u16) {
     let address: u64 = ctx.arg(0);
     if address & KERNEL_HALF != 0 {
         return;
     }
     let regs: Kptr = ctx.arg(1);
-    let present = if error_code & X86_PF_PROT != 0 { flag::PRESENT } else { 0 };
+    let present = if ctx.arg::<u64>(2) & X86_PF_PROT != 0 { flag::PRESENT } else { 0 };
     let remote = if tgid == own { 0 } else { flag::REMOTE };
     maps::emit_fault(
         maps::header(EventKind::Fault, flags | present | remote, tgid, kernel::pid(task), 0),

@@ -12,6 +12,9 @@ use snap_common::EventKind;
 const TASK_TRACED: u32 = 8;
 
 /// Entries in the map of stops. While it is zero, a task that is switched in costs one load.
+///
+/// Not mangled: a mangled name has a hash of the folder that was built in.
+#[unsafe(no_mangle)]
 static mut STOPPED: u64 = 0;
 
 /// Arguments: preempt, previous task, next task, state of the previous task.

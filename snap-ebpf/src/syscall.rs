@@ -4,7 +4,7 @@
 
 use crate::kernel::{self, Kptr, field};
 use crate::{config, maps};
-use aya_ebpf::helpers::bpf_probe_read_kernel;
+use aya_ebpf::helpers::{bpf_probe_read_kernel, bpf_probe_read_user};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
 use snap_common::{EventKind, SyscallClass, flag};
@@ -13,66 +13,138 @@ use snap_common::{EventKind, SyscallClass, flag};
 const PTRACE_POKES: [u64; 2] = [4, 5];
 /// `TS_COMPAT` (arch/x86/include/asm/thread_info.h).
 const TS_COMPAT: u32 = 2;
+/// Buffers of a vectored read that are reported one by one.
+const MAX_BUFFERS: u64 = 16;
 
 const MAPPING: u8 = SyscallClass::Mapping as u8;
+const HAZARD: u8 = SyscallClass::Hazard as u8;
 const DIRECT_READ: u8 = SyscallClass::DirectRead as u8;
+const DIRECT_VECTOR: u8 = SyscallClass::DirectVector as u8;
 const REMOTE_WRITE: u8 = SyscallClass::RemoteWrite as u8;
 const PTRACE: u8 = SyscallClass::Ptrace as u8;
+
+/// What the vectored calls take (`struct iovec`, include/uapi/linux/uio.h).
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct IoVec {
+    base: u64,
+    len: u64,
+}
 
 /// Arguments: registers, return value.
 #[btf_tracepoint(function = "sys_exit")]
 pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
     let regs: Kptr = ctx.arg(0);
+    let task = kernel::current();
     let nr: u64 = field(regs, config::off_regs_nr());
     let class = config::syscall_class(nr);
-    if class == SyscallClass::Ignore as u8 {
+    if config::has_compat() != 0
+        && field::<u32>(task, config::off_task_status()) & TS_COMPAT != 0
+    {
+        on_compat(task, nr);
         return 0;
     }
-    let task = kernel::current();
-    let own = kernel::tgid(task);
-    let args = || {
-        [
+    if class == SyscallClass::Ignore as u8 || class == SyscallClass::NoPin as u8 {
+        return 0;
+    }
+    let call = Call {
+        task,
+        nr: nr as u32,
+        args: [
             field(regs, config::off_regs_arg0()),
             field(regs, config::off_regs_arg1()),
             field(regs, config::off_regs_arg2()),
             field(regs, config::off_regs_arg3()),
-            ctx.arg::<u64>(1),
-        ]
+            ctx.arg(1),
+        ],
     };
-    let pid = || kernel::pid(task);
-
     if class == REMOTE_WRITE || class == PTRACE {
-        let result: i64 = ctx.arg(1);
-        let request: u64 = field(regs, config::off_regs_arg0());
-        let writes = class == REMOTE_WRITE || PTRACE_POKES.contains(&request);
-        if own != config::own_tgid() && writes && result >= 0 {
-            // The target is named in the caller's pid namespace, and may be a thread: whoever it
-            // is, every tracked process takes it as its own.
-            let header = maps::header(EventKind::Hazard, flag::ANY_TARGET, own, pid(), nr as u32);
-            maps::emit(header, args());
-        }
+        on_remote(&call, class);
         return 0;
     }
-
-    // A vfork child changes its parent's mappings.
-    let owner = kernel::mm_tgid(field::<Kptr>(task, config::off_task_mm()));
-    let tgid = if owner == 0 { own } else { owner };
+    let tgid = affected(task);
     if !maps::tracked(tgid) {
         return 0;
     }
-    let compat = if config::has_compat() != 0
-        && field::<u32>(task, config::off_task_status()) & TS_COMPAT != 0
-    {
-        flag::COMPAT
-    } else {
-        0
-    };
-    if class == DIRECT_READ && !opened_direct(task, field(regs, config::off_regs_arg0())) {
-        return 0;
+    match class {
+        MAPPING => call.emit(EventKind::Mapping, 0, tgid, call.args),
+        DIRECT_READ if opened_direct(task, call.args[0]) => {
+            call.emit(EventKind::Hazard, 0, tgid, call.args);
+        }
+        DIRECT_VECTOR if opened_direct(task, call.args[0]) => on_vector(&call, tgid),
+        HAZARD => call.emit(EventKind::Hazard, 0, tgid, call.args),
+        _ => {}
     }
-    let kind = if class == MAPPING { EventKind::Mapping } else { EventKind::Hazard };
-    maps::emit(maps::header(kind, compat, tgid, pid(), nr as u32), args());
     0
+}
+
+/// A call that returned.
+struct Call {
+    task: Kptr,
+    nr: u32,
+    /// Four arguments and the result.
+    args: [u64; 5],
+}
+
+impl Call {
+    #[inline(always)]
+    fn emit(&self, kind: EventKind, flags: u16, tgid: u32, args: [u64; 5]) {
+        maps::emit(maps::header(kind, flags, tgid, kernel::pid(self.task), self.nr), args);
+    }
+}
+
+/// The process whose memory the task works on: a vfork child changes its parent's.
+#[inline(always)]
+fn affected(task: Kptr) -> u32 {
+    match kernel::mm_tgid(field::<Kptr>(task, config::off_task_mm())) {
+        0 => kernel::tgid(task),
+        owner => owner,
+    }
+}
+
+/// The 32-bit ABI numbers and passes everything differently.
+#[inline(always)]
+fn on_compat(task: Kptr, nr: u64) {
+    let tgid = affected(task);
+    if maps::tracked(tgid) {
+        let pid = kernel::pid(task);
+        maps::emit(maps::header(EventKind::Hazard, flag::COMPAT, tgid, pid, nr as u32), [0; 5]);
+    }
+}
+
+/// The target is named in the caller's pid namespace, and may be a thread: whoever it is, every
+/// tracked process takes it as its own.
+#[inline(always)]
+fn on_remote(call: &Call, class: u8) {
+    let writes = class == REMOTE_WRITE || PTRACE_POKES.contains(&call.args[0]);
+    let own = kernel::tgid(call.task);
+    if writes && (call.args[4] as i64) >= 0 && own != config::own_tgid() {
+        call.emit(EventKind::Hazard, flag::ANY_TARGET, own, call.args);
+    }
+}
+
+/// One event for each buffer, in place of the vector's address and length; an address of zero when
+/// the buffers cannot be told.
+#[inline(always)]
+fn on_vector(call: &Call, tgid: u32) {
+    let [fd, vector, count, _, result] = call.args;
+    if count > MAX_BUFFERS {
+        call.emit(EventKind::Hazard, 0, tgid, [fd, 0, 0, 0, result]);
+        return;
+    }
+    for index in 0..MAX_BUFFERS {
+        if index >= count {
+            return;
+        }
+        let entry = (vector + index * size_of::<IoVec>() as u64) as *const IoVec;
+        // SAFETY: the helper checks the address.
+        match unsafe { bpf_probe_read_user(entry) } {
+            Ok(IoVec { base, len }) => {
+                call.emit(EventKind::Hazard, 0, tgid, [fd, base, len, 0, result]);
+            }
+            Err(_) => call.emit(EventKind::Hazard, 0, tgid, [fd, 0, 0, 0, result]),
+        }
+    }
 }
 
 /// True when descriptor `fd` of the task has `O_DIRECT` set.

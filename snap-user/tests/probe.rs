@@ -17,6 +17,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 const VICTIM: &str = "KSNAP_PROBE_VICTIM";
+const VICTIM_FILE: &str = "KSNAP_PROBE_VICTIM_FILE";
 const PAGES: u64 = 500;
 
 /// The probes, or a printed reason why this test cannot run here.
@@ -60,9 +61,15 @@ struct Victim {
 
 impl Victim {
     fn start(name: &str) -> Self {
+        Self::start_on(name, std::path::Path::new("/dev/null"))
+    }
+
+    /// A victim that works on a file.
+    fn start_on(name: &str, file: &std::path::Path) -> Self {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "victim", "--nocapture", "--test-threads=1"])
             .env(VICTIM, name)
+            .env(VICTIM_FILE, file)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -190,6 +197,40 @@ fn victim() {
                 moved as u64
             };
             say(&[at, moved]);
+        }
+        "direct-reader" => {
+            use std::os::fd::AsRawFd;
+            use std::os::unix::fs::OpenOptionsExt;
+            let path = std::env::var(VICTIM_FILE).unwrap();
+            let file = std::fs::OpenOptions::new()
+                .read(true)
+                .custom_flags(libc::O_DIRECT)
+                .open(path)
+                .unwrap();
+            let at = map(6);
+            say(&[at]);
+            await_go();
+            let part = |page: u64, pages: u64| libc::iovec {
+                iov_base: (at + page * PAGE_SIZE) as *mut libc::c_void,
+                iov_len: (pages * PAGE_SIZE) as usize,
+            };
+            let (plain, vector) = (part(0, 2), [part(2, 1), part(4, 2)]);
+            // SAFETY: both reads fill memory of the mapping made above.
+            let got = unsafe {
+                let plain = libc::pread(file.as_raw_fd(), plain.iov_base, plain.iov_len, 0);
+                plain + libc::preadv(file.as_raw_fd(), vector.as_ptr(), 2, 0)
+            };
+            say(&[got as u64]);
+        }
+        "watcher" => {
+            let mut probes = Probes::load(&ProbeOptions::default()).unwrap();
+            probes.track(std::os::unix::process::parent_id()).unwrap();
+            let stats = probes.program_stats().unwrap();
+            say(&stats
+                .iter()
+                .map(|program| u64::from(program.id))
+                .collect::<Vec<_>>());
+            await_go();
         }
         "idle" => {
             let at = map(1);
@@ -405,27 +446,21 @@ fn a_write_by_another_process_is_a_remote_fault_or_a_hazard() {
     let local = [std::io::IoSlice::new(b"text")];
     assert_eq!(process_vm_writev(pid, &local, &remote).unwrap(), 4);
 
+    let (locks, faults_too) = (probes.sees_page_locks(), probes.sees_gup_writes());
     let told = |events: &[Event]| {
-        let has = |wanted: fn(&HazardKind) -> bool| {
-            events
-                .iter()
-                .any(|e| matches!(e, Event::Hazard { kind, .. } if wanted(kind)))
+        let hazard = |wanted: HazardKind, process: Option<u32>| {
+            events.iter().any(|e| {
+                matches!(e, Event::Hazard { kind, tgid, .. } if *kind == wanted && *tgid == process)
+            })
         };
         let fault = events.iter().any(|e| {
             matches!(e, Event::Fault { page, remote: true, tgid, .. } if *page == at && *tgid == victim.pid())
         });
-        let lock =
-            !probes_sees_locks(events) || has(|k| *k == HazardKind::PageLock { syscall: None });
-        (fault || lock) && has(|k| *k == HazardKind::RemoteWrite)
+        let lock = hazard(HazardKind::PageLock { syscall: None }, Some(victim.pid()));
+        (fault || !faults_too) && (lock || !locks) && hazard(HazardKind::RemoteWrite, None)
     };
-    fn probes_sees_locks(events: &[Event]) -> bool {
-        !events.is_empty()
-    }
     let events = drain_until(&mut probes, told);
     assert!(told(&events), "{events:?}");
-    if probes.sees_gup_writes() {
-        assert!(faults(&events, victim.pid()).contains(&at));
-    }
 }
 
 #[test]
@@ -448,6 +483,61 @@ fn ksnap_s_own_writes_are_no_hazard() {
 }
 
 #[test]
+fn direct_reads_are_hazards_with_the_range_of_each_buffer() {
+    let Some(mut probes) = probes() else { return };
+    let file = tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    std::fs::write(file.path(), [7; 6 * PAGE_SIZE as usize]).unwrap();
+    let direct = {
+        use std::os::unix::fs::OpenOptionsExt;
+        std::fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(file.path())
+    };
+    if let Err(error) = direct {
+        eprintln!(
+            "skipped (file system): no O_DIRECT on {}: {error}",
+            file.path().display()
+        );
+        return;
+    }
+    let mut victim = Victim::start_on("direct-reader", file.path());
+    let at = victim.hear()[0];
+    probes.track(victim.pid()).unwrap();
+    victim.go();
+    assert_eq!(victim.hear(), [5 * PAGE_SIZE], "the reads worked");
+
+    let range = |page: u64, pages: u64| {
+        PageRange::new(at + page * PAGE_SIZE, at + (page + pages) * PAGE_SIZE)
+    };
+    let wanted = [range(0, 2), range(2, 1), range(4, 2)];
+    let ranges = |events: &[Event]| -> Vec<PageRange> {
+        let range = |event: &Event| match event {
+            Event::Hazard {
+                kind: HazardKind::DirectRead,
+                tgid,
+                range,
+                ..
+            } => {
+                assert_eq!(*tgid, Some(victim.pid()));
+                *range
+            }
+            _ => None,
+        };
+        events.iter().filter_map(range).collect()
+    };
+    let events = drain_until(&mut probes, |events| ranges(events).len() >= wanted.len());
+    assert_eq!(ranges(&events), wanted);
+    if probes.sees_page_locks() {
+        let lock = HazardKind::PageLock {
+            syscall: Some(libc::SYS_pread64 as u32),
+        };
+        let is_lock = |e: &Event| matches!(e, Event::Hazard { kind, .. } if *kind == lock);
+        assert!(events.iter().any(is_lock), "the lock is seen: {events:?}");
+    }
+}
+
+#[test]
 fn programs_are_attached_only_while_something_is_tracked_and_gone_afterwards() {
     let Some(mut probes) = probes() else { return };
     let victim = Victim::start("idle");
@@ -465,6 +555,40 @@ fn programs_are_attached_only_while_something_is_tracked_and_gone_afterwards() {
             .any(|e| matches!(e, Event::Exit { last: true, .. }))
     });
     assert!(!probes.is_attached(), "the last target has ended");
+}
+
+/// Which of these programs the kernel still has.
+fn still_loaded(ids: &[u64]) -> usize {
+    aya::programs::loaded_programs()
+        .filter(|program| {
+            program
+                .as_ref()
+                .is_ok_and(|p| ids.contains(&u64::from(p.id())))
+        })
+        .count()
+}
+
+#[test]
+fn a_killed_ksnap_leaves_no_program_behind() {
+    if probes().is_none() {
+        return;
+    }
+    let mut watcher = Victim::start("watcher");
+    let ids = watcher.hear();
+    assert!(ids.len() >= 6);
+    assert_eq!(still_loaded(&ids), ids.len());
+    watcher.child.kill().unwrap();
+    watcher.child.wait().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    // The kernel frees programs after a grace period.
+    while still_loaded(&ids) > 0 {
+        assert!(
+            Instant::now() < deadline,
+            "{} programs are left",
+            still_loaded(&ids)
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 #[test]

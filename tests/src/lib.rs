@@ -1,1 +1,71 @@
-//! Fixtures of the end-to-end tests.
+//! Fixtures and victims of the end-to-end tests.
+//!
+//! # How to write a test
+//!
+//! One file per verb in `tests/tests/`. A test names what it needs, starts a victim, lets ksnap work on it, and
+//! asks the victim itself whether all is well:
+//!
+//! ```no_run
+//! use std::time::Duration;
+//! use tests::{Footprint, Ksnap, Victim, require};
+//!
+//! #[test]
+//! fn a_rollback_brings_the_counter_back() -> anyhow::Result<()> {
+//!     require!(Root, Ksnap);
+//!     let ksnap = Ksnap::new()?;
+//!     let mut victim = Victim::spawn("counter", &["--mib", "16"])?;
+//!     let before = Footprint::of(victim.pid())?;
+//!     ksnap.ok(&["snap", &victim.pid().to_string(), "--audit"])?;
+//!     let then = victim.status()?.counter;
+//!     victim.wait_beyond(then + 500, Duration::from_secs(10))?;
+//!     ksnap.ok(&["rollback", &victim.pid().to_string(), "latest", "-y"])?;
+//!     assert!(victim.status()?.counter < then + 500);
+//!     victim.check()?;                                  // every invariant, in the victim
+//!     Footprint::of(victim.pid())?.nothing_left_since(&before)?;
+//!     victim.quit()
+//! }
+//! ```
+//!
+//! - A test returns `anyhow::Result<()>` (or nothing); [`require!`] returns early with a printed, typed skip
+//!   where something is missing. `KSNAP_TESTS_STRICT=1` turns skips into failures.
+//! - Pass `--rollbacks` to a victim that the test is going to roll back: it then forgives what a rollback
+//!   cannot restore (messages in a pipe, queued signals, reaped children), and nothing else.
+//! - Everything that a fixture starts ends when it is dropped, by process id.
+//! - A test's name is the sentence that it proves.
+//!
+//! # Layout
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`victim`] | the victim programs (binary `victim`) |
+//! | [`subject`] | [`Victim`]: a running victim and its protocol |
+//! | [`ksnap`] | [`Ksnap`]: runs the `ksnap` binary with a store of its own |
+//! | [`background`] | [`Background`]: a child process with collected output and time limits |
+//! | [`requires`] | [`require!`], [`Need`]: typed skips |
+//! | [`footprint`] | [`Footprint`]: what a process looks like from outside, to find what was left behind |
+//! | [`bpf`] | the BPF programs in the kernel, to find those left behind |
+//! | [`poke`] | damages a process's memory on purpose |
+//! | [`redis`], [`resp`], [`python`] | real programs under test |
+//! | [`paths`] | where cargo put the binaries |
+
+pub mod background;
+pub mod bpf;
+pub mod footprint;
+pub mod ksnap;
+pub mod paths;
+pub mod poke;
+pub mod python;
+pub mod redis;
+pub mod requires;
+pub mod resp;
+pub mod subject;
+pub mod victim;
+
+pub use background::{Background, Finished};
+pub use footprint::Footprint;
+pub use ksnap::Ksnap;
+pub use python::Python;
+pub use redis::Redis;
+pub use requires::Need;
+pub use resp::{Reply, Resp};
+pub use subject::{Status, Victim};

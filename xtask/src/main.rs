@@ -1,96 +1,33 @@
-//! `cargo xtask`: builds, runs, tests and measures ksnap.
+//! `cargo xtask`: builds, runs, tests and measures ksnap. One file per subcommand, which owns its
+//! options.
 
-use std::path::PathBuf;
-use std::process::ExitCode;
-use std::time::Duration;
-
-use anyhow::Context;
-use clap::{Parser, Subcommand};
-
+mod build_ebpf;
+mod setup;
+mod toolchain;
 mod vm;
 
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Builds, runs, tests and measures ksnap.
 #[derive(Parser)]
-#[command(about = "Builds, runs, tests and measures ksnap")]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
 struct Cli {
     #[command(subcommand)]
-    task: Task,
+    command: Command,
 }
 
 #[derive(Subcommand)]
-enum Task {
-    /// Boot a Debian kernel and run a program of the host in it
-    Vm {
-        /// The kernel
-        #[arg(long, value_enum, default_value = "all")]
-        kernel: vm::Selection,
-        /// Programs or folders to take along, at the same path
-        #[arg(long)]
-        with: Vec<PathBuf>,
-        /// The program is a test executable: its own counts are the result
-        #[arg(long)]
-        tests: bool,
-        /// Environment variables for it, as NAME=VALUE
-        #[arg(long)]
-        env: Vec<String>,
-        /// The guest folder it runs in
-        #[arg(long, default_value = "/")]
-        folder: PathBuf,
-        /// Guest seconds it may take
-        #[arg(long, default_value_t = 60)]
-        limit: u64,
-        /// The program and its arguments
-        #[arg(trailing_var_arg = true, required = true)]
-        command: Vec<String>,
-    },
+enum Command {
+    BuildEbpf(build_ebpf::Options),
+    Setup(setup::Options),
+    Vm(vm::command::Options),
 }
 
 fn main() -> anyhow::Result<ExitCode> {
-    let Task::Vm {
-        kernel,
-        with,
-        tests,
-        env,
-        folder,
-        limit,
-        command,
-    } = Cli::parse().task;
-    let mut payload = vm::Payload::new();
-    payload.add_in_place(&command[0]);
-    for path in with {
-        payload.add_in_place(path);
+    match Cli::parse().command {
+        Command::BuildEbpf(options) => build_ebpf::run(options).map(|()| ExitCode::SUCCESS),
+        Command::Setup(options) => setup::run(options).map(|()| ExitCode::SUCCESS),
+        Command::Vm(options) => vm::command::run(options),
     }
-    let guest = if tests {
-        vm::GuestCommand::tests(&command[0], &command[0], &command[1..])
-    } else {
-        vm::GuestCommand::new(&command[0], &command)
-    };
-    for pair in env {
-        let (name, value) = pair.split_once('=').context("--env takes NAME=VALUE")?;
-        payload.env(name, value);
-    }
-    payload.command(guest.folder(folder).limit(Duration::from_secs(limit)));
-    let mut success = true;
-    for kernel in kernel.kernels() {
-        let outcome = match vm::run(*kernel, &payload) {
-            Ok(outcome) => outcome,
-            Err(error) if error.is_skip() => {
-                println!("vm {kernel}: skipped: {error}");
-                continue;
-            }
-            Err(error) => return Err(error.into()),
-        };
-        for result in &outcome.results {
-            println!("{}", result.output.trim_end());
-        }
-        for warning in &outcome.warnings {
-            println!("vm {kernel}: guest set-up: {warning}");
-        }
-        println!("{outcome}");
-        success &= outcome.is_success();
-    }
-    Ok(if success {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
 }

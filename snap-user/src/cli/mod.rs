@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `args`, `help`, `units` | what can be said on the command line |
 //! | one for each command | calls the session and prints what came of it |
-//! | `live` | the commands that work on a live process |
+//! | `reporter` | tells what a watch does while it goes on |
 //! | `context` | options of every command, and the terminal |
 //! | `status`, `logging` | standard error: the live line, messages |
 //! | `render` | data as text for people |
@@ -16,15 +16,19 @@ mod diff;
 mod doctor;
 mod exit;
 mod help;
-mod live;
 mod log;
 mod logging;
+mod profile;
 mod render;
+mod reporter;
+mod rollback;
 mod shell;
 mod show;
+mod snap;
 mod status;
 mod units;
 mod verify;
+mod watch;
 
 pub use exit::Exit;
 
@@ -61,15 +65,15 @@ pub fn main() -> ExitCode {
 
 fn dispatch(context: &Context, verb: &Verb) -> Result<Exit, CliError> {
     match verb {
-        Verb::Run(args) => live::run(context, args),
-        Verb::Watch(args) => live::watch(context, args),
-        Verb::Snap(args) => live::snap(context, args),
+        Verb::Run(args) => watch::run(context, args),
+        Verb::Watch(args) => watch::watch(context, args),
+        Verb::Snap(args) => snap::snap(context, args),
         Verb::Log(args) => log::log(context, args),
         Verb::Show(args) => show::show(context, args),
         Verb::Diff(args) => diff::diff(context, args),
         Verb::Verify(args) => verify::verify(context, args),
-        Verb::Rollback(args) => live::rollback(context, args),
-        Verb::Profile(args) => live::profile(context, args),
+        Verb::Rollback(args) => rollback::rollback(context, args),
+        Verb::Profile(args) => profile::profile(context, args),
         Verb::Doctor(args) => doctor::doctor(context, args),
         Verb::Completions(args) => shell::completions(args),
         Verb::Man(args) => shell::man(args),

@@ -199,7 +199,7 @@ impl Builder {
             manifest: section(&mut |out| out.extend_from_slice(&manifest)),
             pages,
             stop_ns: costs.phases.stop_ns,
-            sync_ns: None,
+            late: None,
         };
         let head = header.encode();
         Ok(Finished { header, head, tail })

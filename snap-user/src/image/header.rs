@@ -13,15 +13,15 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub const HEADER_LEN: usize = 256;
 /// Newest format version that this program reads, and the one it writes.
 pub const FORMAT_VERSION: u16 = 1;
-/// Where the late field lies: the sync time, known only once everything else is on disk.
-pub const LATE_OFFSET: u64 = 240;
+/// Where the late field lies: write and sync time, known only once everything else is on disk.
+pub const LATE_OFFSET: u64 = 232;
 /// Length of the late field.
-pub const LATE_LEN: usize = 16;
+pub const LATE_LEN: usize = 24;
 
 const MAGIC: [u8; 8] = *b"\x89KSNAP\r\n";
 const PART: &str = "header";
 /// The header's checksum covers the bytes before it.
-const CRC_OFFSET: usize = 236;
+const CRC_OFFSET: usize = 228;
 const ID: std::ops::Range<usize> = 16..32;
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -61,15 +61,16 @@ struct RawHeader {
     manifest_crc: U32,
     pages: U64,
     stop_ns: U64,
-    reserved: [u8; 28],
+    reserved: [u8; 20],
     crc: U32,
+    write_ns: U64,
     sync_ns: U64,
-    sync_ns_inverted: U64,
+    late_check: U64,
 }
 
 const _: () = assert!(size_of::<RawHeader>() == HEADER_LEN);
 const _: () = assert!(std::mem::offset_of!(RawHeader, crc) == CRC_OFFSET);
-const _: () = assert!(std::mem::offset_of!(RawHeader, sync_ns) as u64 == LATE_OFFSET);
+const _: () = assert!(std::mem::offset_of!(RawHeader, write_ns) as u64 == LATE_OFFSET);
 
 /// Name of a session: one continuous watch of one process.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -190,8 +191,17 @@ pub struct Header {
     pub pages: u64,
     /// How long the process was stopped, in nanoseconds.
     pub stop_ns: u64,
-    /// How long the file's sync took, in nanoseconds; `None` when it was not recorded.
-    pub sync_ns: Option<u64>,
+    /// What writing the file cost; `None` when it was not recorded.
+    pub late: Option<Late>,
+}
+
+/// What is known of a snapshot only after it is on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Late {
+    /// How long the writes took, in nanoseconds.
+    pub write_ns: u64,
+    /// How long the file's sync took, in nanoseconds.
+    pub sync_ns: u64,
 }
 
 impl Header {
@@ -259,10 +269,11 @@ impl Header {
             manifest_crc: self.manifest.crc.into(),
             pages: self.pages.into(),
             stop_ns: self.stop_ns.into(),
-            reserved: [0; 28],
+            reserved: [0; 20],
             crc: 0.into(),
+            write_ns: 0.into(),
             sync_ns: 0.into(),
-            sync_ns_inverted: 0.into(),
+            late_check: 0.into(),
         }
     }
 
@@ -303,7 +314,10 @@ impl Header {
             len: raw.len.get(),
             crc,
         };
-        let sync_ns = raw.sync_ns.get();
+        let late = Late {
+            write_ns: raw.write_ns.get(),
+            sync_ns: raw.sync_ns.get(),
+        };
         Ok(Self {
             arch: Arch::from_number(raw.arch.get())
                 .ok_or_else(|| corrupt(format!("unknown architecture {}", raw.arch)))?,
@@ -333,7 +347,7 @@ impl Header {
             manifest: section(&raw.manifest, raw.manifest_crc.get()),
             pages: raw.pages.get(),
             stop_ns: raw.stop_ns.get(),
-            sync_ns: (sync_ns == !raw.sync_ns_inverted.get()).then_some(sync_ns),
+            late: (late.check() == raw.late_check.get()).then_some(late),
         })
     }
 
@@ -390,10 +404,18 @@ impl Header {
     }
 }
 
-/// The late field: how long the sync took, and its complement to tell it from a torn write.
-pub fn encode_late(sync_ns: u64) -> [u8; LATE_LEN] {
-    let mut bytes = [0; LATE_LEN];
-    bytes[..8].copy_from_slice(&sync_ns.to_le_bytes());
-    bytes[8..].copy_from_slice(&(!sync_ns).to_le_bytes());
-    bytes
+impl Late {
+    /// Tells the field from one that was never written or only half.
+    const fn check(&self) -> u64 {
+        !(self.write_ns ^ self.sync_ns)
+    }
+
+    /// The bytes of the late field.
+    pub fn encode(&self) -> [u8; LATE_LEN] {
+        let mut bytes = [0; LATE_LEN];
+        bytes[..8].copy_from_slice(&self.write_ns.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.sync_ns.to_le_bytes());
+        bytes[16..].copy_from_slice(&self.check().to_le_bytes());
+        bytes
+    }
 }

@@ -57,7 +57,8 @@ impl Manifest {
             });
         }
         let len = u32::from_le_bytes([prefix[4], prefix[5], prefix[6], prefix[7]]);
-        if u64::from(len) > MAX_MANIFEST {
+        // An LZ4 block grows 255-fold at most: a small file cannot ask for much memory.
+        if u64::from(len) > MAX_MANIFEST || len as usize > block.len().saturating_mul(255) {
             return Err(ImageError::corrupt(PART, format!("{len} decoded bytes")));
         }
         let plain = decompress_block(block, len as usize)

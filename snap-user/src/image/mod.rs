@@ -22,13 +22,15 @@ mod span;
 
 #[cfg(test)]
 mod golden;
+#[cfg(test)]
+mod total;
 
 pub use batch::{EncodedBatch, EncodedPage};
 pub use builder::{Builder, Finished, Identity, SpanPlan};
 pub use error::ImageError;
 pub use header::{
-    Arch, FORMAT_VERSION, HEADER_LEN, Header, LATE_LEN, LATE_OFFSET, Section, SessionId, SpanKind,
-    encode_late,
+    Arch, FORMAT_VERSION, HEADER_LEN, Header, LATE_LEN, LATE_OFFSET, Late, Section, SessionId,
+    SpanKind,
 };
 pub use index::{ENTRY_LEN, IndexEntry, decode_dropped, decode_index};
 pub use location::Location;

@@ -8,8 +8,8 @@ use std::io;
 pub enum ProbeError {
     /// The kernel refuses bpf() to this user.
     #[error(
-        "{call} was refused: {source}. Run as root, or with CAP_BPF, CAP_PERFMON and \
-         CAP_SYS_RESOURCE on kernels before 5.11; in a container these must be granted from outside"
+        "{call} was refused: {source}. Run as root, or with CAP_BPF and CAP_PERFMON; in a \
+         container these must be granted from outside"
     )]
     NotPermitted {
         /// The call that was refused.

@@ -52,16 +52,19 @@ pub fn decode(event: &SystemEvent) -> Option<(HazardKind, Option<PageRange>)> {
             let range = PageRange::covering(buffer, length);
             return (!range.is_empty()).then_some((HazardKind::DirectRead, Some(range)));
         }
-        libc::SYS_readv | libc::SYS_preadv | libc::SYS_preadv2 => HazardKind::DirectRead,
+        // One event for each buffer; no address when they are too many or cannot be read.
+        libc::SYS_readv | libc::SYS_preadv | libc::SYS_preadv2 => {
+            let range = (buffer != 0).then(|| PageRange::covering(buffer, event.args[2]));
+            return Some((HazardKind::DirectRead, range));
+        }
         libc::SYS_process_vm_writev => HazardKind::RemoteWrite,
         libc::SYS_ptrace => HazardKind::PtracePoke,
         libc::SYS_io_setup | libc::SYS_io_submit => HazardKind::Aio,
         libc::SYS_vmsplice => HazardKind::Vmsplice,
         _ => HazardKind::IoUring,
     };
-    // Reads and batches may have worked in part; the rest does nothing when it fails.
-    let partial = matches!(kind, HazardKind::DirectRead | HazardKind::IoUring);
-    (succeeded || partial).then_some((kind, None))
+    // Of a batch some may have worked; the rest does nothing when it fails.
+    (succeeded || kind == HazardKind::IoUring).then_some((kind, None))
 }
 
 /// System call of a lock event.
@@ -104,6 +107,14 @@ mod tests {
             decode(&event(libc::SYS_read, [3, 0x1000, 0x2000, 0, 0])),
             None
         );
+    }
+
+    #[test]
+    fn a_vectored_read_has_the_range_of_its_buffer_or_none_at_all() {
+        let one = decode(&event(libc::SYS_preadv, [3, 0x1000, 0x2000, 0, 0x9000])).unwrap();
+        assert_eq!(one.1, Some(PageRange::new(0x1000, 0x3000)));
+        let unknown = decode(&event(libc::SYS_readv, [3, 0, 0, 0, 0x9000])).unwrap();
+        assert_eq!(unknown, (HazardKind::DirectRead, None));
     }
 
     #[test]

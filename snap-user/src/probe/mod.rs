@@ -7,6 +7,7 @@
 mod btf;
 mod error;
 mod event;
+mod features;
 mod hazard;
 mod load;
 mod mapping;
@@ -18,6 +19,7 @@ mod syscalls;
 
 pub use error::ProbeError;
 pub use event::Event;
+pub use features::{Feature, Outcome, features};
 pub use hazard::HazardKind;
 pub use load::ProbeOptions;
 pub use mapping::{MappingChange, MappingKind};

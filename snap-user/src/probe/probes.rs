@@ -29,6 +29,8 @@ pub struct Drained {
 pub struct ProgramStats {
     /// Name of the program: the hook it is on.
     pub name: &'static str,
+    /// The kernel's id of it, as `bpftool prog` shows it.
+    pub id: u32,
     /// How often it ran, for whatever process.
     pub run_count: u64,
     /// Time it ran, in total.
@@ -259,6 +261,7 @@ impl Probes {
             let info = program.info()?;
             Ok(ProgramStats {
                 name,
+                id: info.id(),
                 run_count: info.run_count(),
                 run_time: info.run_time(),
             })

@@ -31,12 +31,19 @@ const HAZARD: [libc::c_long; 6] = [
 ];
 
 /// Calls that fill memory from a descriptor, which get_user_pages does when that is open with O_DIRECT.
-const READ: [libc::c_long; 5] = [
-    libc::SYS_read,
-    libc::SYS_pread64,
-    libc::SYS_readv,
-    libc::SYS_preadv,
-    libc::SYS_preadv2,
+const READ: [libc::c_long; 2] = [libc::SYS_read, libc::SYS_pread64];
+
+/// The same into a vector of buffers.
+const READ_VECTOR: [libc::c_long; 3] = [libc::SYS_readv, libc::SYS_preadv, libc::SYS_preadv2];
+
+/// Calls that lock the address space on their way, and whose effects have events of their own.
+const NO_PIN: [libc::c_long; 6] = [
+    libc::SYS_clone,
+    libc::SYS_clone3,
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
 ];
 
 /// The table for the object.
@@ -50,6 +57,8 @@ pub fn table() -> [u8; SYSCALL_TABLE] {
     set(&MAPPING, SyscallClass::Mapping);
     set(&HAZARD, SyscallClass::Hazard);
     set(&READ, SyscallClass::DirectRead);
+    set(&READ_VECTOR, SyscallClass::DirectVector);
+    set(&NO_PIN, SyscallClass::NoPin);
     set(&[libc::SYS_process_vm_writev], SyscallClass::RemoteWrite);
     set(&[libc::SYS_ptrace], SyscallClass::Ptrace);
     table
@@ -69,6 +78,9 @@ mod tests {
         );
         assert_eq!(table[libc::SYS_write as usize], SyscallClass::Ignore as u8);
         let reported = table.iter().filter(|class| **class != 0).count();
-        assert_eq!(reported, MAPPING.len() + HAZARD.len() + READ.len() + 2);
+        assert_eq!(
+            reported,
+            NO_PIN.len() + MAPPING.len() + HAZARD.len() + READ.len() + READ_VECTOR.len() + 2
+        );
     }
 }

@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 /// What a carried-out plan did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
-    /// Pages written.
+    /// Pages that differed and were written.
     pub written: u64,
     /// Pages thrown away.
     pub discarded: u64,
@@ -60,7 +60,7 @@ pub fn apply(
             .map(|v| v.range)
             .collect();
         let pages = pages.intersect(&mapped);
-        let absent = memory::write(pid, &pages, content)?;
+        let (written, absent) = memory::write(pid, &pages, content)?;
         memory::discard(pid, &absent, &target.vmas, &mut remote)?;
         drop(remote);
         step = "setting file positions";
@@ -79,7 +79,7 @@ pub fn apply(
             threads::set(thread)?;
         }
         Ok(Applied {
-            written: pages.pages() - absent.pages(),
+            written,
             discarded: absent.pages(),
         })
     };

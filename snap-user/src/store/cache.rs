@@ -43,10 +43,15 @@ impl ImageFile {
     /// Reads `len` bytes, whose place the header has vouched for.
     pub(super) fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>, StoreError> {
         let mut bytes = vec![0; len];
-        self.file
-            .read_exact_at(&mut bytes, offset)
-            .map_err(StoreError::io("read", &self.path))?;
+        self.read_into(offset, &mut bytes)?;
         Ok(bytes)
+    }
+
+    /// Fills `bytes`, whose place the header has vouched for.
+    pub(super) fn read_into(&self, offset: u64, bytes: &mut [u8]) -> Result<(), StoreError> {
+        self.file
+            .read_exact_at(bytes, offset)
+            .map_err(StoreError::io("read", &self.path))
     }
 
     /// Reads a section whole. Its length was held against the file's when the header was decoded.

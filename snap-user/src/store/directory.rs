@@ -7,7 +7,7 @@ use super::files::{Disk, Files, Locking};
 use super::names::{self, MARKER, SESSION_FILE, TEMP_PREFIX};
 use super::session::{Session, SessionInfo};
 use super::snapshot::Snapshot;
-use crate::image::SessionId;
+use crate::image::{Late, SessionId};
 use crate::model::{SnapshotId, SnapshotKind};
 use std::fmt::Debug;
 use std::fs::DirBuilder;
@@ -62,8 +62,8 @@ pub struct SnapshotMeta {
     pub file_bytes: u64,
     /// How long the process was stopped, in nanoseconds.
     pub stop_ns: u64,
-    /// How long the file's sync took, in nanoseconds, if it was recorded.
-    pub sync_ns: Option<u64>,
+    /// What writing the file cost, if it was recorded.
+    pub late: Option<Late>,
     /// Where it is.
     pub path: PathBuf,
 }
@@ -86,7 +86,7 @@ impl SnapshotMeta {
             data_bytes: header.data.len,
             file_bytes: header.file_len(),
             stop_ns: header.stop_ns,
-            sync_ns: header.sync_ns,
+            late: header.late,
             path: file.path.clone(),
         }
     }

@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `directory` | open or create a store; its sessions and snapshots |
 //! | `session` | the one writer of a session |
-//! | `pending` | a snapshot being written, up to its publication |
+//! | `pending`, `buffer` | a snapshot being written, up to its publication |
 //! | `head` | the page table that the next delta builds on, and when it gets a span |
 //! | `chain` | the page table of any snapshot, by jumps over its ancestors |
 //! | `snapshot` | reads manifest and pages |
@@ -16,6 +16,7 @@
 //! | `names` | file names, default folder |
 //! | `cache`, `files` | open files; the operating system behind a seam |
 
+mod buffer;
 mod cache;
 mod chain;
 mod diff;
@@ -34,7 +35,7 @@ mod verify;
 mod tests;
 
 pub use crate::image::{
-    EncodedBatch, Location, Manifest, PageSink, PageSource, SessionId, SpanKind,
+    EncodedBatch, Late, Location, Manifest, PageSink, PageSource, SessionId, SpanKind,
 };
 pub use diff::{PageChange, PageDiff};
 pub use directory::{SnapshotMeta, Store};

@@ -1,20 +1,21 @@
 //! A snapshot being written, up to its publication.
 
+use super::buffer::WriteBuffer;
 use super::error::StoreError;
 use super::files::WriteFile;
 use super::head::Head;
 use super::names::{self, TEMP_PREFIX};
 use super::session::{Session, now_ns};
 use crate::image::{
-    Arch, Builder, EncodedBatch, HEADER_LEN, Identity, LATE_OFFSET, Location, PageSink, SpanKind,
-    SpanPlan, encode_late,
+    Arch, Builder, EncodedBatch, HEADER_LEN, Identity, LATE_OFFSET, Late, Location, PageSink,
+    SpanKind, SpanPlan,
 };
 use crate::model::{Costs, PageSet, PageTable, ProcessState, SnapshotId, SnapshotKind};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// Page data is handed to the operating system in pieces of this size.
-const BUFFER: usize = 1 << 20;
+/// Length of the beginning that is written again when header and costs are known.
+const FIRST: usize = 4096;
 
 /// A snapshot being written. Dropped without [`PendingSnapshot::publish`] it leaves nothing behind.
 ///
@@ -25,8 +26,11 @@ pub struct PendingSnapshot<'a> {
     builder: Builder,
     file: Option<Box<dyn WriteFile>>,
     temp: PathBuf,
-    buffer: Vec<u8>,
-    written: u64,
+    buffer: WriteBuffer,
+    /// The beginning of the file, once it is written.
+    first: Vec<u8>,
+    /// Bytes of the file that are written, the rest is in the buffer.
+    flushed: u64,
     write_ns: u64,
     failed: bool,
 }
@@ -84,14 +88,19 @@ impl<'a> PendingSnapshot<'a> {
             seq,
             time_ns: now_ns(),
         };
+        let mut buffer = std::mem::take(&mut session.buffer);
+        buffer.clear();
+        // Room for the header, which is known last.
+        buffer.extend(&[0; HEADER_LEN]);
         Ok(Self {
             session,
             identity,
             builder: Builder::new(),
             file: Some(file),
             temp,
-            buffer: Vec::new(),
-            written: HEADER_LEN as u64,
+            buffer,
+            flushed: 0,
+            first: Vec::new(),
             write_ns: 0,
             failed: false,
         })
@@ -120,7 +129,8 @@ impl<'a> PendingSnapshot<'a> {
         self.builder.data_len()
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+    /// Writes at an offset of the file, unless an earlier write failed.
+    fn write(&mut self, bytes: &[u8], offset: u64) -> Result<(), StoreError> {
         if self.failed {
             return Err(StoreError::Misuse {
                 why: "an earlier write of it failed: drop it and begin anew".into(),
@@ -130,40 +140,62 @@ impl<'a> PendingSnapshot<'a> {
         let Some(file) = self.file.as_mut() else {
             return Ok(());
         };
-        let done = file.write_all_at(bytes, self.written);
+        let done = file.write_all_at(bytes, offset);
         self.write_ns += ns(start);
         self.failed = done.is_err();
-        done.map_err(StoreError::io("write", &self.temp))?;
-        self.written += bytes.len() as u64;
+        done.map_err(StoreError::io("write", &self.temp))
+    }
+
+    /// Writes what the buffer holds.
+    fn flush(&mut self) -> Result<(), StoreError> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        if self.flushed == 0 {
+            let first = &buffer.bytes()[..buffer.bytes().len().min(FIRST)];
+            self.first.extend_from_slice(first);
+        }
+        let done = self.write(buffer.bytes(), self.flushed);
+        self.flushed += buffer.bytes().len() as u64;
+        buffer.clear();
+        self.buffer = buffer;
+        done
+    }
+
+    /// Adds to the end of the file. All writes but the last are whole buffers at multiples of its size, as
+    /// direct I/O wants them.
+    fn extend(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
+        while !bytes.is_empty() {
+            let taken = self.buffer.extend(bytes);
+            bytes = &bytes[taken..];
+            if self.buffer.is_full() {
+                self.flush()?;
+            }
+        }
         Ok(())
     }
 
-    fn flush(&mut self) -> Result<(), StoreError> {
-        let buffer = std::mem::take(&mut self.buffer);
-        let done = if buffer.is_empty() {
-            Ok(())
-        } else {
-            self.write(&buffer)
-        };
-        self.buffer = buffer;
-        self.buffer.clear();
+    /// Writes the beginning of the file again, with other bytes at `offset`. A whole page of it, because a part
+    /// would have to be read back first.
+    fn rewrite(&mut self, bytes: &[u8], offset: usize) -> Result<(), StoreError> {
+        self.first[offset..offset + bytes.len()].copy_from_slice(bytes);
+        let first = std::mem::take(&mut self.first);
+        let done = self.write(&first, 0);
+        self.first = first;
         done
     }
 
     /// Completes the snapshot and makes it visible and durable, in this order: pages, index and manifest,
     /// header, sync, rename, sync of the folder. A crash at any point leaves all of it or nothing.
     ///
-    /// In the stored costs `bytes_out` and `phases.write_ns` are what was measured here, and `phases.sync_ns`
-    /// is filled in at reading from the header's late field.
+    /// In the stored costs `bytes_out` is what was measured here. `phases.write_ns` and `phases.sync_ns` are
+    /// known only afterwards: they go into the header's late field, from where reading fills them in.
     ///
     /// After an error the session is as before [`Session::begin`], and the snapshot can be tried again.
     pub fn publish(mut self, state: &ProcessState, costs: &Costs) -> Result<Published, StoreError> {
-        self.flush()?;
         let entries = self.builder.entries();
         let (table, span) = self.plan(&entries)?;
         let mut costs = costs.clone();
         costs.bytes_out = self.builder.data_len();
-        costs.phases.write_ns = self.write_ns;
+        costs.phases.write_ns = 0;
         costs.phases.sync_ns = 0;
         let pages = table.pages();
         let finished = self
@@ -172,9 +204,9 @@ impl<'a> PendingSnapshot<'a> {
             .map_err(|error| StoreError::Misuse {
                 why: error.to_string(),
             })?;
-        self.write(&finished.tail)?;
-        self.written = 0;
-        self.write(&finished.head)?;
+        self.extend(&finished.tail)?;
+        self.flush()?;
+        self.rewrite(&finished.head, 0)?;
 
         let header = finished.header;
         let name = names::snapshot_file(header.seq, header.id);
@@ -226,15 +258,18 @@ impl<'a> PendingSnapshot<'a> {
 
     fn make_durable(&mut self, path: &Path) -> Result<u64, StoreError> {
         let start = Instant::now();
-        let Some(mut file) = self.file.take() else {
-            return Ok(0);
-        };
-        file.sync().map_err(StoreError::io("sync", &self.temp))?;
-        // Only for the record, and only known now: after a crash it may be missing.
-        if let Err(error) = file.write_all_at(&encode_late(ns(start)), LATE_OFFSET) {
-            tracing::debug!("sync time of {}: {error}", self.temp.display());
+        if let Some(file) = &mut self.file {
+            file.sync().map_err(StoreError::io("sync", &self.temp))?;
         }
-        drop(file);
+        let late = Late {
+            write_ns: self.write_ns,
+            sync_ns: ns(start),
+        };
+        // Only for the record, and only known now: after a crash it may be missing.
+        if let Err(error) = self.rewrite(&late.encode(), LATE_OFFSET as usize) {
+            tracing::debug!("costs of writing: {error}");
+        }
+        self.file = None;
         let files = &*self.session.store.files;
         files
             .rename(&self.temp, path)
@@ -266,14 +301,7 @@ impl PageSink for PendingSnapshot<'_> {
             .map_err(|addr| StoreError::Misuse {
                 why: format!("its parent has no page {addr:#x} to refer to"),
             })?;
-        if self.buffer.len() + batch.bytes().len() > BUFFER {
-            self.flush()?;
-        }
-        if batch.bytes().len() >= BUFFER {
-            return self.write(batch.bytes());
-        }
-        self.buffer.extend_from_slice(batch.bytes());
-        Ok(())
+        self.extend(batch.bytes())
     }
 
     fn drop_ranges(&mut self, pages: &PageSet) {
@@ -287,6 +315,7 @@ impl PageSink for PendingSnapshot<'_> {
 
 impl Drop for PendingSnapshot<'_> {
     fn drop(&mut self) {
+        self.session.buffer = std::mem::take(&mut self.buffer);
         if self.temp.as_os_str().is_empty() {
             return;
         }

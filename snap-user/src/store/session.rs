@@ -1,5 +1,6 @@
 //! The one writer of a session.
 
+use super::buffer::WriteBuffer;
 use super::directory::{Store, publish_text};
 use super::error::StoreError;
 use super::files::{LockGuard, Locking};
@@ -42,6 +43,8 @@ pub struct Session {
     pub(super) dir: PathBuf,
     pub(super) head: Option<Head>,
     pub(super) next_seq: u32,
+    /// Lent to the snapshot being written.
+    pub(super) buffer: WriteBuffer,
     info: SessionInfo,
     _lock: LockGuard,
 }
@@ -114,10 +117,13 @@ impl Session {
             Ok(lock)
         });
         let lock = made.inspect_err(|_| {
-            for name in [SESSION_FILE, LOCK_FILE] {
-                let _ = files.remove_file(&temp.join(name));
+            // Whichever name the folder has by now.
+            for folder in [&temp, &dir] {
+                for name in [SESSION_FILE, LOCK_FILE] {
+                    let _ = files.remove_file(&folder.join(name));
+                }
+                let _ = files.remove_dir(folder);
             }
-            let _ = files.remove_dir(&temp);
         })?;
         Ok(Self {
             store: store.clone(),
@@ -125,6 +131,7 @@ impl Session {
             dir,
             head: None,
             next_seq: 1,
+            buffer: WriteBuffer::default(),
             info,
             _lock: lock,
         })
@@ -156,6 +163,7 @@ impl Session {
             dir,
             head: None,
             next_seq: last + 1,
+            buffer: WriteBuffer::default(),
             info,
             _lock: lock,
         })

@@ -4,8 +4,10 @@
 
 use super::{Result, SysError};
 use crate::model::{RobustList, Rseq};
+use std::collections::BTreeMap;
 use std::io;
 use std::ptr;
+use std::sync::Mutex;
 
 /// A thread id.
 pub type Tid = i32;
@@ -145,13 +147,28 @@ pub fn try_wait(tid: Tid) -> Result<Option<Event>> {
     wait_with(tid, libc::WNOHANG)
 }
 
+/// Statuses of tracees that a wait here has met at their end. When the tracer is the parent too, no
+/// other wait gets them.
+static EXITED: Mutex<BTreeMap<Tid, i32>> = Mutex::new(BTreeMap::new());
+
+/// The wait status of a process whose end a wait for its main thread has met.
+pub fn exit_status(pid: i32) -> Option<i32> {
+    EXITED.lock().expect("no holder panics").get(&pid).copied()
+}
+
 fn wait_with(tid: Tid, options: i32) -> Result<Option<Event>> {
     let mut status = 0;
     // SAFETY: `status` is a live integer that the kernel fills.
     match unsafe { libc::waitpid(tid, &mut status, libc::__WALL | options) } {
         -1 => Err(SysError::last("waitpid", format_args!("thread {tid}"))),
         0 => Ok(None),
-        _ => Ok(Some(decode(status))),
+        _ => {
+            let event = decode(status);
+            if let Event::Exited(status) = event {
+                EXITED.lock().expect("no holder panics").insert(tid, status);
+            }
+            Ok(Some(event))
+        }
     }
 }
 

@@ -72,9 +72,9 @@ impl Epoch {
         }
     }
 
-    /// The pages of `range` were written in a way that page tables may not show.
-    pub fn written(&mut self, range: PageRange) {
-        add(&mut self.current.carried, PageSet::from_ranges(vec![range]));
+    /// These pages were written in a way that neither page tables nor the fault log need show.
+    pub fn written(&mut self, pages: &PageSet) {
+        add(&mut self.current.carried, pages.clone());
     }
 
     /// Ahead of the stop: pages worth copying now. `None` if the tracker keeps no record of writes.

@@ -9,6 +9,7 @@
 mod attach;
 mod epoch;
 mod error;
+mod fault_cost;
 mod fault_log;
 mod hash;
 mod kind;
@@ -20,6 +21,7 @@ mod wp;
 pub use attach::{Attached, attach};
 pub use epoch::{Dirty, Epoch};
 pub use error::TrackError;
+pub use fault_cost::fault_cost_ns;
 pub use fault_log::FaultLog;
 pub use kind::{TrackerChoice, TrackerKind};
 pub use self_test::{Support, support};

@@ -40,11 +40,6 @@ impl Table {
             .push(cells.iter().map(|cell| clean(cell)).collect());
     }
 
-    /// No rows.
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
     /// Writes heading and rows, each line behind `indent`.
     pub fn write(&self, out: &mut dyn Write, style: Style, indent: &str) -> io::Result<()> {
         let width = |text: &str| text.chars().count();

@@ -145,5 +145,18 @@ fn manifest_and_costs_come_back() {
         (meta.stop_ns, meta.pid, meta.comm.as_str()),
         (77, 7, "victim")
     );
-    assert_eq!(meta.sync_ns, Some(manifest.costs.phases.sync_ns));
+    let late = meta.late.expect("recorded");
+    assert_eq!(late.sync_ns, manifest.costs.phases.sync_ns);
+    assert_eq!(late.write_ns, manifest.costs.phases.write_ns);
+}
+
+#[test]
+fn writer_and_reader_can_move_to_worker_threads() {
+    fn send<T: Send>() {}
+    fn sync<T: Sync>() {}
+    send::<crate::store::Session>();
+    send::<crate::store::PendingSnapshot<'_>>();
+    send::<crate::store::Snapshot>();
+    sync::<crate::store::Snapshot>();
+    sync::<Store>();
 }

@@ -1,4 +1,9 @@
 //! Tests of the store as a whole.
 
+mod access;
 mod basics;
+mod corruption;
+mod faults;
+mod files;
+mod history;
 mod support;

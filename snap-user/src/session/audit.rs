@@ -1,0 +1,79 @@
+//! Comparing all of a stopped process's memory with what the chain gives back for it.
+
+use super::{AuditPage, Result};
+use crate::capture::{compared, compared_pages};
+use crate::image::PageSource;
+use crate::model::{Backing, PAGE_SIZE, Page, PageSet, Vma};
+use crate::store::Snapshot;
+use crate::sys;
+use crate::track::Survey;
+use std::collections::BTreeMap;
+
+/// Pages compared at a time.
+const BATCH: usize = 2048;
+
+/// Pages of the stopped process whose content is not what `snapshot` holds. `survey` is a look at
+/// all of its page tables.
+pub fn compare(
+    pid: i32,
+    snapshot: &Snapshot,
+    vmas: &[Vma],
+    survey: &Survey,
+) -> Result<Vec<AuditPage>> {
+    let table = snapshot.page_table()?;
+    let stored = PageSet::from_pages(table.iter().map(|(addr, _)| addr).collect());
+    let tracked: PageSet = vmas
+        .iter()
+        .filter(|v| !v.shared && !v.is_special())
+        .map(|v| v.range)
+        .collect();
+    let shared: PageSet = compared(vmas).map(|v| v.range).collect();
+    let covered = tracked.union(&shared);
+    let there = survey.own.union(&compared_pages(pid, vmas));
+    let mut wrong: Vec<u64> = stored.subtract(&covered).iter().collect();
+    let pages: Vec<u64> = there.union(&stored.intersect(&covered)).iter().collect();
+    for batch in pages.chunks(BATCH) {
+        let mut live = vec![0u8; batch.len() * PAGE_SIZE as usize];
+        // A page that cannot be read (behind the end of a file) reads as zeroes, as it does when captured.
+        sys::read_pages(pid, batch, &mut live)?;
+        let mut held: BTreeMap<u64, Box<Page>> = BTreeMap::new();
+        snapshot.read_pages(batch, &mut |addr, page| {
+            held.insert(addr, Box::new(*page));
+        })?;
+        for (&addr, content) in batch
+            .iter()
+            .zip(live.as_chunks::<{ PAGE_SIZE as usize }>().0)
+        {
+            let same = match held.get(&addr) {
+                Some(page) => **page == *content,
+                // Without content of its own it reads as zeroes, unless a file is behind.
+                None => content.iter().all(|b| *b == 0),
+            };
+            if !same {
+                wrong.push(addr);
+            }
+        }
+    }
+    wrong.sort_unstable();
+    Ok(wrong
+        .into_iter()
+        .map(|addr| AuditPage {
+            addr,
+            mapping: name(vmas, addr),
+        })
+        .collect())
+}
+
+fn name(vmas: &[Vma], addr: u64) -> String {
+    let Some(vma) = vmas.iter().find(|v| v.range.contains(addr)) else {
+        return "unmapped".into();
+    };
+    let what = match &vma.backing {
+        Backing::Anonymous { name } => name.clone().unwrap_or_else(|| "anonymous".into()),
+        Backing::Heap => "heap".into(),
+        Backing::Stack => "stack".into(),
+        Backing::Special(name) => name.clone(),
+        Backing::File { path, .. } => path.clone(),
+    };
+    format!("{} {what}", if vma.shared { "shared" } else { "private" })
+}

@@ -1,0 +1,129 @@
+//! The socket of a watcher: one process owns the tracking of a target, other commands ask it.
+//!
+//! A line of JSON each way. The socket lies in the store, one for each watched process, for its
+//! owner alone.
+
+use super::{Result, RolledBack, SessionError, Taken};
+use crate::model::SnapshotId;
+use serde::{Deserialize, Serialize};
+use std::io::{BufRead, BufReader, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+/// What a watcher can be asked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Take a snapshot now.
+    Snap,
+    /// Roll the process back.
+    Rollback {
+        /// The snapshot, 32 hex digits.
+        to: String,
+    },
+}
+
+/// What it answers.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reply {
+    /// The snapshot that was taken.
+    Taken(Box<Taken>),
+    /// The rollback that was done.
+    RolledBack(RolledBack),
+    /// It failed.
+    Failed(String),
+}
+
+/// Where the socket of a watched process lies.
+pub fn socket_path(store: &Path, pid: i32) -> PathBuf {
+    store.join(format!("{pid}.sock"))
+}
+
+/// The same place by a short name: the address of a Unix socket has 108 bytes, a path may have more.
+/// The folder must stay open meanwhile.
+pub fn short_path(folder: &std::fs::File, pid: i32) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}/{pid}.sock", folder.as_raw_fd()))
+}
+
+/// A connection to a watcher.
+pub struct Watcher {
+    stream: BufReader<UnixStream>,
+}
+
+/// Finds the watcher of a process. `None` when nobody watches it.
+pub fn connect(store: &Path, pid: i32) -> Result<Option<Watcher>> {
+    let Ok(folder) = std::fs::File::open(store) else {
+        return Ok(None);
+    };
+    match UnixStream::connect(short_path(&folder, pid)) {
+        Ok(stream) => Ok(Some(Watcher {
+            stream: BufReader::new(stream),
+        })),
+        // A socket whose watcher was killed refuses.
+        Err(e)
+            if matches!(
+                e.kind(),
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(e) => Err(SessionError::Io {
+            what: format!("connect to {}", socket_path(store, pid).display()),
+            source: e,
+        }),
+    }
+}
+
+impl Watcher {
+    /// Asks one thing and waits for the answer.
+    pub fn ask(&mut self, request: &Request) -> Result<Reply> {
+        let died = || SessionError::Control {
+            why: "ended before it answered".into(),
+        };
+        let mut line = serde_json::to_string(request).expect("plain data");
+        line.push('\n');
+        self.stream
+            .get_mut()
+            .write_all(line.as_bytes())
+            .map_err(|_| died())?;
+        let mut answer = String::new();
+        self.stream.read_line(&mut answer).map_err(|_| died())?;
+        let reply = serde_json::from_str(&answer).map_err(|e| match answer.is_empty() {
+            true => died(),
+            false => SessionError::Control {
+                why: format!("answered in a form unknown here ({e})"),
+            },
+        })?;
+        match reply {
+            Reply::Failed(why) => Err(SessionError::Control {
+                why: format!("failed: {why}"),
+            }),
+            other => Ok(other),
+        }
+    }
+
+    /// Has a snapshot taken.
+    pub fn snap(&mut self) -> Result<Taken> {
+        match self.ask(&Request::Snap)? {
+            Reply::Taken(taken) => Ok(*taken),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Has the process rolled back.
+    pub fn rollback(&mut self, to: SnapshotId) -> Result<RolledBack> {
+        match self.ask(&Request::Rollback { to: to.to_string() })? {
+            Reply::RolledBack(done) => Ok(done),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+fn unexpected(reply: &Reply) -> SessionError {
+    SessionError::Control {
+        why: format!("answered something else: {reply:?}"),
+    }
+}

@@ -1,0 +1,540 @@
+//! One process under snapshots: everything that its tracer thread does.
+
+use super::events::Events;
+use super::pipeline::{CHUNK, Hashes, Pipeline};
+use super::writer::Settled;
+use super::{Options, Result, SessionError, Taken, audit};
+use crate::capture::{
+    self, CaptureError, Live, Target, compared, compared_pages, frozen_state, preflight,
+};
+use crate::image::{PageSource, SessionId};
+use crate::model::{Costs, PageSet, SnapshotId, SnapshotKind, Vma};
+use crate::store::{Session, SessionInfo, Store, StoreError};
+use crate::sys::{self, Freeze, Frozen, monotonic_ns, proc};
+use crate::track::{self, Epoch, TrackerKind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::Duration;
+use xxhash_rust::xxh3::xxh3_128;
+
+/// Rounds of copying ahead of a stop.
+const MOST_ROUNDS: u32 = 4;
+/// A round that finds fewer pages is the last: copying them inside the stop costs less than another
+/// round of faults costs the target.
+const FEW_PAGES: u64 = 384;
+/// How long a thread may take to stop. A vfork in progress takes as long as its child needs to
+/// execute something; the other threads should not wait for it.
+const FREEZE_TIMEOUT: Duration = Duration::from_millis(250);
+/// How long to wait, after a stop, for the scheduler's account of it.
+const STOP_EVENTS: Duration = Duration::from_millis(3);
+
+/// A snapshot on its way to the disk.
+struct InFlight {
+    answer: Receiver<std::result::Result<Settled, StoreError>>,
+    kind: SnapshotKind,
+    time_ns: u64,
+    unsupported: Vec<String>,
+    /// What it covers.
+    covered: PageSet,
+}
+
+/// The last snapshot, until somebody asks for it.
+enum Flight {
+    Writing(InFlight),
+    Done(Taken),
+}
+
+/// Tells one program of a process from the next: an exec lays both anew.
+type Layout = (u64, u64);
+
+/// Takes snapshots of one process. All of its calls must come from one thread, the tracer.
+pub struct Engine {
+    pub(super) target: Target,
+    pub(super) store: Store,
+    pub(super) options: Options,
+    pub(super) epoch: Epoch,
+    pub(super) events: Events,
+    pub(super) live: Live,
+    pub(super) head: Option<SnapshotId>,
+    pub(super) hashes: Arc<Hashes>,
+    pub(super) pipeline: Pipeline,
+    flight: Option<Flight>,
+    layout: Layout,
+    /// Address space that the last snapshot covers, and every look since.
+    pub(super) covered: PageSet,
+    cpu_ns: u64,
+    session: SessionId,
+}
+
+impl Engine {
+    /// Starts tracking a process, in its session of the store: the one that it has from before, or
+    /// a new one.
+    pub fn attach(store: &Store, pid: i32, options: &Options) -> Result<Self> {
+        let target = preflight(pid)?;
+        let mut events = Events::load(pid, options.probes);
+        let attached = match track::attach(pid, options.tracker) {
+            Ok(attached) => attached,
+            Err(e) => match e.sys().is_some() {
+                true => return Err(named(pid, e)),
+                false => return Err(e.into()),
+            },
+        };
+        events.brk = attached.brk;
+        let live = Live::read(pid)?;
+        let (session, head, hashes) = open_session(store, &target)?;
+        Ok(Self {
+            session: session.id(),
+            layout: layout(pid)?,
+            epoch: Epoch::new(attached.tracker, events.is_on()),
+            cpu_ns: proc::cpu_time_ns(pid).unwrap_or(0),
+            pipeline: Pipeline::start(session, options.memory),
+            hashes: Arc::new(hashes),
+            target,
+            store: store.clone(),
+            options: *options,
+            events,
+            live,
+            head,
+            flight: None,
+            covered: PageSet::new(),
+        })
+    }
+
+    /// The mechanism that finds changed pages.
+    pub fn tracker(&self) -> TrackerKind {
+        self.epoch.tracker().kind()
+    }
+
+    /// The process.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Its session in the store.
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// Where write faults are seen, if they are.
+    pub fn fault_source(&self) -> Option<String> {
+        self.events.fault_source()
+    }
+
+    /// Why the probes are not used, where they were wanted.
+    pub fn without_probes(&self) -> Option<&str> {
+        self.events.why_off()
+    }
+
+    /// The events' side of the accounts, for profiles.
+    pub fn events(&mut self) -> &mut Events {
+        &mut self.events
+    }
+
+    /// Takes in what happened meanwhile. Call it often enough that the ring buffer does not overflow.
+    pub fn tick(&mut self) -> Result<()> {
+        sys::release_strays();
+        self.events.drain(&mut self.epoch);
+        if std::mem::take(&mut self.events.exec) {
+            self.reattach()?;
+        }
+        Ok(())
+    }
+
+    /// A new program, a new address space: tracking starts over, the chain goes on.
+    fn reattach(&mut self) -> Result<()> {
+        let pid = self.target.pid;
+        let attached = track::attach(pid, self.options.tracker).map_err(|e| named(pid, e))?;
+        self.events.brk = attached.brk;
+        self.layout = layout(pid)?;
+        self.epoch = Epoch::new(attached.tracker, self.events.is_on());
+        self.live = Live::read(pid)?;
+        self.target.exe = proc::exe(pid).map_err(|e| CaptureError::from_sys(pid, e))?;
+        self.target.cmdline = proc::cmdline(pid).map_err(|e| CaptureError::from_sys(pid, e))?;
+        Ok(())
+    }
+
+    /// Takes a snapshot. It is on its way when this returns; [`Engine::settle`] tells what became
+    /// of it, and must have been called since the one before.
+    pub fn snapshot(&mut self) -> Result<()> {
+        debug_assert!(self.flight.is_none(), "one snapshot at a time");
+        self.tick()?;
+        if self.try_snapshot()? {
+            return Ok(());
+        }
+        // The program was replaced in the middle of it: once more, with the new one.
+        self.reattach()?;
+        match self.try_snapshot()? {
+            true => Ok(()),
+            false => Err(CaptureError::Refused {
+                pid: self.target.pid,
+                why: "it replaces its program (exec) faster than a snapshot can be taken".into(),
+            }
+            .into()),
+        }
+    }
+
+    /// `false` when the process turned out to run another program than is tracked.
+    fn try_snapshot(&mut self) -> Result<bool> {
+        let kind = match self.head {
+            None => SnapshotKind::Base,
+            Some(_) => SnapshotKind::Delta,
+        };
+        self.pipeline.begin(kind, self.head);
+        let done = self.capture(kind);
+        if !matches!(done, Ok(true)) && self.flight.is_none() {
+            self.pipeline.abandon();
+            self.epoch.abort();
+        }
+        done
+    }
+
+    pub(super) fn maps(&mut self) -> Result<Vec<Vma>> {
+        let pid = self.target.pid;
+        let vmas = proc::maps(pid).map_err(|e| CaptureError::from_sys(pid, e))?;
+        if vmas.is_empty() {
+            return Err(CaptureError::Vanished { pid }.into());
+        }
+        Ok(vmas)
+    }
+
+    fn freeze(&self) -> Result<Frozen> {
+        let options = Freeze {
+            timeout: FREEZE_TIMEOUT,
+            ..Freeze::default()
+        };
+        let pid = self.target.pid;
+        Frozen::freeze(pid, options).map_err(|e| CaptureError::from_sys(pid, e).into())
+    }
+
+    fn copy(&mut self, pages: &PageSet, pass: u32) -> Result<PageSet> {
+        let pipeline = std::cell::RefCell::new(&mut self.pipeline);
+        Ok(capture::copy(
+            self.target.pid,
+            pages,
+            pass,
+            CHUNK,
+            || pipeline.borrow_mut().buffer(),
+            |copied| pipeline.borrow_mut().submit(copied, &self.hashes),
+        )?)
+    }
+
+    fn copy_changed(&mut self, pages: &PageSet, pass: u32, now: &Hashes) -> Result<PageSet> {
+        let pipeline = std::cell::RefCell::new(&mut self.pipeline);
+        Ok(capture::copy_changed(
+            self.target.pid,
+            pages,
+            pass,
+            CHUNK,
+            || pipeline.borrow_mut().buffer(),
+            |copied| pipeline.borrow_mut().submit(copied, &self.hashes),
+            |addr, page| now.get(addr) != Some(xxh3_128(page)),
+        )?)
+    }
+
+    /// Copies ahead of the stop, in rounds, until little is left. Returns the pass that the stop is.
+    fn precopy(&mut self, costs: &mut Costs) -> Result<u32> {
+        let mut last = u64::MAX;
+        for pass in 0..MOST_ROUNDS {
+            let stopped = match self.epoch.tracker().rearms_stopped() {
+                true => Some(self.freeze()?),
+                false => None,
+            };
+            self.events.drain(&mut self.epoch);
+            let vmas = self.maps()?;
+            let found = self.epoch.precopy(&vmas)?;
+            drop(stopped);
+            self.cover(&vmas);
+            let shared = match self.head {
+                // Later their content is compared inside the stop, all of it.
+                Some(_) => PageSet::new(),
+                None if pass == 0 => compared_pages(self.target.pid, &vmas),
+                None => PageSet::new(),
+            };
+            let Some(found) = found else {
+                // Nothing is recorded: what there is now is copied, what has changed since the
+                // parent, so that little is new inside the stop.
+                let all = self.epoch.survey_all(&vmas)?.own.union(&shared);
+                let before = self.hashes.clone();
+                costs.pages.scanned += all.pages();
+                self.copy_changed(&all, pass, &before)?;
+                return Ok(pass + 1);
+            };
+            let pages = found.union(&shared);
+            costs.pages.scanned += pages.pages();
+            costs.pages.dirty += pages.pages();
+            costs.pages.copied += pages.pages();
+            self.copy(&pages, pass)?;
+            let count = pages.pages();
+            if count < FEW_PAGES || count > last / 2 {
+                return Ok(pass + 1);
+            }
+            last = count;
+        }
+        Ok(MOST_ROUNDS)
+    }
+
+    fn cover(&mut self, vmas: &[Vma]) {
+        self.covered = self.covered.union(&covered(vmas));
+    }
+
+    fn capture(&mut self, kind: SnapshotKind) -> Result<bool> {
+        let pid = self.target.pid;
+        let mut costs = Costs {
+            tracker: self.tracker().to_string(),
+            ..Costs::default()
+        };
+        let begun = monotonic_ns();
+        let pass = self.precopy(&mut costs)?;
+        let vmas = self.maps()?;
+        self.live.refresh(&vmas)?;
+        let compare_all = self.tracker() == TrackerKind::Hash;
+        let now = match compare_all || compared(&vmas).next().is_some() {
+            true => self.pipeline.barrier(&self.hashes),
+            false => self.hashes.clone(),
+        };
+        self.events.drain(&mut self.epoch);
+
+        let stop = monotonic_ns();
+        costs.phases.precopy_ns = stop - begun;
+        let frozen = self.freeze()?;
+        let frozen_at = monotonic_ns();
+        if layout(pid)? != self.layout {
+            return Ok(false);
+        }
+        self.events.drain(&mut self.epoch);
+        let vmas = self.maps()?;
+        let known = now.clone();
+        let dirty = self.epoch.rotate(&vmas, |page| known.get(page).is_some())?;
+        let scanned_at = monotonic_ns();
+
+        let unmapped = self.covered.subtract(&covered(&vmas));
+        let shared_pages = compared_pages(pid, &vmas);
+        let shared: PageSet = compared(&vmas).map(|v| v.range).collect();
+        let mut removed = unmapped
+            .union(&dirty.examined.subtract(&dirty.own))
+            .union(&shared.subtract(&shared_pages));
+        let gone = match compare_all {
+            true => self.copy_changed(&dirty.copy.union(&shared_pages), pass, &now)?,
+            false => {
+                let gone = self.copy(&dirty.copy, pass)?;
+                match shared_pages.is_empty() {
+                    true => gone,
+                    false => gone.union(&self.copy_changed(&shared_pages, pass, &now)?),
+                }
+            }
+        };
+        removed = removed.union(&gone);
+        let copied_at = monotonic_ns();
+
+        let state = frozen_state(&frozen, &self.target, &self.live, &vmas, self.events.brk)?;
+        let state_at = monotonic_ns();
+        let audited = match self.options.audit {
+            true => Some(self.epoch.survey_all(&vmas)?),
+            false => None,
+        };
+        let held = match audited {
+            Some(_) => Some(frozen),
+            None => {
+                frozen.thaw();
+                None
+            }
+        };
+        let thawed_at = monotonic_ns();
+
+        let phases = &mut costs.phases;
+        phases.freeze_ns = frozen_at - stop;
+        phases.scan_ns = scanned_at - frozen_at;
+        phases.copy_ns = copied_at - scanned_at;
+        phases.state_ns = state_at - copied_at;
+        phases.thaw_ns = thawed_at - state_at;
+        phases.stop_ns = thawed_at - stop;
+        let pages = &mut costs.pages;
+        pages.resident = proc::status(pid).map_or(0, |s| s.rss / crate::model::PAGE_SIZE);
+        pages.scanned += dirty.examined.pages();
+        pages.dirty += dirty.copy.pages();
+        pages.copied_stopped = dirty.copy.pages() + shared_pages.pages();
+        pages.copied += pages.copied_stopped;
+        costs.full_scan = dirty.full;
+
+        // Only what some snapshot or an earlier pass may hold needs to be taken out.
+        let relevant: PageSet = removed
+            .ranges()
+            .iter()
+            .filter(|r| pass > 0 || known.range(**r).next().is_some())
+            .copied()
+            .collect();
+        self.pipeline.remove(relevant, pass);
+        if held.is_none() {
+            costs.stop_seen_ns = self.events.stop_seen(&mut self.epoch, stop, STOP_EVENTS);
+        }
+        costs.faults = self.epoch.log().map_or(0, |log| log.take_count());
+        costs.ring_drops = self.events.take_drops();
+        let cpu = proc::cpu_time_ns(pid).unwrap_or(self.cpu_ns);
+        costs.target_cpu_ns = cpu.saturating_sub(std::mem::replace(&mut self.cpu_ns, cpu));
+        let unsupported = state.unsupported.clone();
+        let answer = self.pipeline.publish(state, costs);
+        self.flight = Some(Flight::Writing(InFlight {
+            answer,
+            kind,
+            time_ns: wall_clock_ns(),
+            unsupported,
+            covered: covered(&vmas),
+        }));
+        if let Some(survey) = audited {
+            let taken = self.settle().expect("just put there")?;
+            let snapshot = self.store.snapshot(taken.id)?;
+            let wrong = audit::compare(pid, &snapshot, &vmas, &survey)?;
+            drop(held);
+            if !wrong.is_empty() {
+                return Err(SessionError::Audit { pages: wrong });
+            }
+            self.flight = Some(Flight::Done(taken));
+        }
+        Ok(true)
+    }
+
+    /// What became of the last snapshot, waiting until it is known. `None` if that was told before.
+    pub fn settle(&mut self) -> Option<Result<Taken>> {
+        match self.flight.take()? {
+            Flight::Done(taken) => Some(Ok(taken)),
+            Flight::Writing(flight) => {
+                let answer = flight.answer.recv().ok();
+                Some(self.land(flight, answer))
+            }
+        }
+    }
+
+    /// As [`Engine::settle`], without waiting: `None` also while it is still on its way.
+    pub fn try_settle(&mut self) -> Option<Result<Taken>> {
+        if let Flight::Writing(flight) = self.flight.as_ref()? {
+            match flight.answer.try_recv() {
+                Err(TryRecvError::Empty) => return None,
+                answer => {
+                    let Some(Flight::Writing(flight)) = self.flight.take() else {
+                        return None;
+                    };
+                    return Some(self.land(flight, answer.ok()));
+                }
+            }
+        }
+        self.settle()
+    }
+
+    /// A snapshot is on its way.
+    pub fn is_busy(&self) -> bool {
+        matches!(self.flight, Some(Flight::Writing(_)))
+    }
+
+    fn land(
+        &mut self,
+        flight: InFlight,
+        answer: Option<std::result::Result<Settled, StoreError>>,
+    ) -> Result<Taken> {
+        let settled = match answer {
+            Some(Ok(settled)) => settled,
+            failed => {
+                // The next one copies all of it again.
+                self.epoch.abort();
+                self.covered = self.covered.union(&flight.covered);
+                return Err(match failed {
+                    Some(Err(e)) => e.into(),
+                    _ => SessionError::Control {
+                        why: "the writer thread died".into(),
+                    },
+                });
+            }
+        };
+        self.epoch.commit();
+        self.covered = flight.covered;
+        self.head = Some(settled.published.id);
+        let hashes = Arc::make_mut(&mut self.hashes);
+        settled
+            .removed
+            .ranges()
+            .iter()
+            .for_each(|range| hashes.remove_range(*range));
+        settled
+            .hashes
+            .iter()
+            .for_each(|(addr, hash)| hashes.insert(*addr, *hash));
+        Ok(Taken {
+            id: settled.published.id,
+            seq: settled.published.seq,
+            kind: flight.kind,
+            time_ns: flight.time_ns,
+            costs: settled.costs,
+            unsupported: flight.unsupported,
+            file_bytes: settled.published.bytes,
+        })
+    }
+}
+
+/// Address space whose content snapshots hold: private mappings, and shared ones that are compared.
+pub(super) fn covered(vmas: &[Vma]) -> PageSet {
+    let private = vmas.iter().filter(|v| !v.shared && !v.is_special());
+    private.chain(compared(vmas)).map(|v| v.range).collect()
+}
+
+fn layout(pid: i32) -> Result<Layout> {
+    let stat = proc::stat(pid, None).map_err(|e| CaptureError::from_sys(pid, e))?;
+    let mm = proc::mm_fields(&stat);
+    Ok((mm.start_stack, mm.arg_start))
+}
+
+fn wall_clock_ns() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_nanos() as u64)
+}
+
+/// Names the usual reasons for which a process cannot be tracked.
+fn named(pid: i32, error: track::TrackError) -> SessionError {
+    match error {
+        track::TrackError::Sys(e) => CaptureError::from_sys(pid, e).into(),
+        other => other.into(),
+    }
+}
+
+/// The session that the process has in the store, with its latest snapshot and the hashes of its
+/// pages; or a new one.
+fn open_session(store: &Store, target: &Target) -> Result<(Session, Option<SnapshotId>, Hashes)> {
+    let mine = store
+        .sessions()?
+        .into_iter()
+        .rev()
+        .find(|(_, info)| (info.pid, info.start_time) == (target.pid, target.start_time));
+    let Some((id, _)) = mine else {
+        let session = store.create_session(&SessionInfo {
+            pid: target.pid,
+            start_time: target.start_time,
+            comm: target.comm.clone(),
+            exe: target.exe.clone(),
+            cmdline: target
+                .cmdline
+                .iter()
+                .map(|a| String::from_utf8_lossy(a).into_owned())
+                .collect(),
+            created_ns: 0,
+        })?;
+        return Ok((session, None, Hashes::new()));
+    };
+    let session = store.open_session(id)?;
+    let latest = store
+        .list()?
+        .into_iter()
+        .filter(|s| s.session == id)
+        .max_by_key(|s| s.seq);
+    let mut hashes = Hashes::new();
+    if let Some(latest) = &latest {
+        let snapshot = store.snapshot(latest.id)?;
+        let pages: Vec<u64> = snapshot
+            .page_table()?
+            .iter()
+            .map(|(addr, _)| addr)
+            .collect();
+        snapshot.read_pages(&pages, &mut |addr, page| {
+            hashes.insert(addr, xxh3_128(page))
+        })?;
+    }
+    Ok((session, latest.map(|l| l.id), hashes))
+}

@@ -1,0 +1,264 @@
+//! What the probes tell of one process, entered where it matters.
+
+use crate::model::{PageRange, PageSet};
+use crate::probe::{
+    Event, FaultSource, HazardKind, MappingKind, ProbeOptions, Probes, ProgramStats,
+};
+use crate::sys::arch::USER_END;
+use crate::sys::monotonic_ns;
+use crate::track::Epoch;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// A write fault, for profiles.
+#[derive(Clone, Copy, Debug)]
+pub struct Fault {
+    /// Page written.
+    pub page: u64,
+    /// Writing instruction.
+    pub ip: u64,
+    /// Writing thread.
+    pub tid: i32,
+}
+
+/// The probes, if they can be had, and what they said.
+pub struct Events {
+    pid: u32,
+    probes: Option<Probes>,
+    why_off: Option<String>,
+    /// The program break as last heard of.
+    pub brk: Option<u64>,
+    /// The program was replaced.
+    pub exec: bool,
+    /// Children that run on this process's memory until they execute something (vfork).
+    borrowers: BTreeSet<u32>,
+    /// io_uring or asynchronous I/O is in use.
+    lasting_hazard: bool,
+    drops_seen: u64,
+    drops: u64,
+    stops: BTreeMap<u32, (u64, u64)>,
+    /// Faults for a profile, where one is being made.
+    pub faults: Option<Vec<Fault>>,
+}
+
+impl Events {
+    /// Loads the probes and tracks the process, unless `wanted` is false or they cannot be had.
+    pub fn load(pid: i32, wanted: bool) -> Self {
+        let mut events = Self {
+            pid: pid as u32,
+            probes: None,
+            why_off: None,
+            brk: None,
+            exec: false,
+            borrowers: BTreeSet::new(),
+            lasting_hazard: false,
+            drops_seen: 0,
+            drops: 0,
+            stops: BTreeMap::new(),
+            faults: None,
+        };
+        if !wanted {
+            return events;
+        }
+        let loaded = Probes::load(&ProbeOptions::default()).and_then(|mut probes| {
+            probes.track(pid as u32)?;
+            Ok(probes)
+        });
+        match loaded {
+            Ok(probes) => events.probes = Some(probes),
+            Err(e) => events.why_off = Some(e.to_string()),
+        }
+        events
+    }
+
+    /// Events arrive.
+    pub fn is_on(&self) -> bool {
+        self.probes.is_some()
+    }
+
+    /// Why they do not, though they were wanted.
+    pub fn why_off(&self) -> Option<&str> {
+        self.why_off.as_deref()
+    }
+
+    /// Where write faults are seen.
+    pub fn fault_source(&self) -> Option<String> {
+        let name = |source| match source {
+            FaultSource::HandleMmFault => "fentry/handle_mm_fault",
+            FaultSource::Tracepoints => "page_fault tracepoints",
+        };
+        self.probes
+            .as_ref()
+            .map(|p| name(p.fault_source()).to_owned())
+    }
+
+    /// Turns run-time statistics of the programs on.
+    pub fn count_costs(&mut self) {
+        if let Some(probes) = &mut self.probes
+            && let Err(e) = probes.count_costs(true)
+        {
+            tracing::debug!("{e}");
+        }
+    }
+
+    /// What each program has cost so far.
+    pub fn program_stats(&self) -> Vec<ProgramStats> {
+        self.probes
+            .as_ref()
+            .and_then(|p| p.program_stats().ok())
+            .unwrap_or_default()
+    }
+
+    /// Takes in everything that is in the ring buffer.
+    pub fn drain(&mut self, epoch: &mut Epoch) {
+        let Some(mut probes) = self.probes.take() else {
+            return;
+        };
+        let sees_gup = probes.sees_gup_writes();
+        let mut ended = Vec::new();
+        let drained = probes.drain(|event| self.take(event, epoch, sees_gup, &mut ended));
+        let lost = drained.drops_total - self.drops_seen;
+        self.drops_seen = drained.drops_total;
+        self.drops += lost;
+        if lost > 0 || self.lasting_hazard {
+            distrust(epoch);
+        }
+        if lost > 0 {
+            // Mapping changes may be among the lost.
+            epoch.remapped(PageRange::new(0, USER_END));
+        }
+        for child in ended {
+            let _ = probes.untrack(child);
+        }
+        self.probes = Some(probes);
+    }
+
+    fn take(&mut self, event: &Event, epoch: &mut Epoch, sees_gup: bool, ended: &mut Vec<u32>) {
+        match *event {
+            Event::Fault {
+                tgid,
+                tid,
+                page,
+                ip,
+                ..
+            } if self.is_ours(tgid) => {
+                if let Some(log) = epoch.log() {
+                    log.record(tid as i32, page);
+                }
+                if let Some(faults) = &mut self.faults {
+                    faults.push(Fault {
+                        page,
+                        ip,
+                        tid: tid as i32,
+                    });
+                }
+            }
+            Event::Mapping { tgid, change, .. } if self.is_ours(tgid) => {
+                if let MappingKind::Brk { end } = change.kind {
+                    // What it was before is not told, but known.
+                    if let Some(before) = self.brk.replace(end) {
+                        let (low, high) = (before.min(end), before.max(end));
+                        epoch.remapped(PageRange::covering(low, high - low));
+                        return;
+                    }
+                }
+                for range in change.old.into_iter().chain(change.new) {
+                    epoch.remapped(range);
+                }
+                if change.is_unbounded() {
+                    epoch.remapped(PageRange::new(0, USER_END));
+                }
+            }
+            Event::Hazard {
+                tgid, kind, range, ..
+            } if tgid.is_none_or(|t| self.is_ours(t)) => {
+                tracing::trace!(?kind, ?range, "hazard");
+                self.lasting_hazard |= kind.is_lasting();
+                if let (HazardKind::DirectRead, Some(range)) = (kind, range) {
+                    epoch.written(&PageSet::from_ranges(vec![range]));
+                }
+                if !sees_gup || kind.is_lasting() || matches!(kind, HazardKind::Compat) {
+                    distrust(epoch);
+                }
+                if matches!(kind, HazardKind::Compat) {
+                    epoch.remapped(PageRange::new(0, USER_END));
+                }
+            }
+            Event::Exec { tgid, .. } => {
+                if tgid == self.pid {
+                    self.exec = true;
+                } else if self.borrowers.remove(&tgid) {
+                    ended.push(tgid);
+                }
+            }
+            Event::Exit {
+                tgid, tid, last, ..
+            } => {
+                if let Some(log) = epoch.log() {
+                    log.ended(tid as i32);
+                }
+                if last {
+                    self.borrowers.remove(&tgid);
+                }
+            }
+            Event::Fork {
+                child,
+                shares_memory,
+                ..
+            } => {
+                if shares_memory {
+                    self.borrowers.insert(child);
+                } else {
+                    ended.push(child);
+                }
+            }
+            Event::Stopped {
+                tgid,
+                tid,
+                start_ns,
+                end_ns,
+            } if tgid == self.pid => {
+                self.stops.insert(tid, (start_ns, end_ns));
+            }
+            _ => {}
+        }
+    }
+
+    fn is_ours(&self, tgid: u32) -> bool {
+        tgid == self.pid || self.borrowers.contains(&tgid)
+    }
+
+    /// The longest that any thread was kept from running by the stop that began at `since`, as the
+    /// scheduler saw it. Waits up to `patience` for its account, which comes once the threads run again.
+    pub fn stop_seen(&mut self, epoch: &mut Epoch, since: u64, patience: Duration) -> Option<u64> {
+        if !self.probes.as_ref().is_some_and(Probes::times_stops) {
+            return None;
+        }
+        let deadline = monotonic_ns() + patience.as_nanos() as u64;
+        loop {
+            self.drain(epoch);
+            self.stops.retain(|_, (_, end)| *end > since);
+            let longest = self
+                .stops
+                .values()
+                .map(|(start, end)| end.saturating_sub(*start))
+                .max();
+            if longest.is_some() || monotonic_ns() > deadline {
+                self.stops.clear();
+                return longest;
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+    }
+
+    /// Events lost since the last call.
+    pub fn take_drops(&mut self) -> u64 {
+        std::mem::take(&mut self.drops)
+    }
+}
+
+fn distrust(epoch: &mut Epoch) {
+    if let Some(log) = epoch.log() {
+        log.distrust();
+    }
+}

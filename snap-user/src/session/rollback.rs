@@ -1,0 +1,235 @@
+//! `rollback`: putting a live process back to one of its snapshots, in place.
+
+use super::engine::{Engine, covered};
+use super::{Options, Result, RolledBack, SessionError, control};
+use crate::capture::{CaptureError, compared, compared_pages, frozen_state};
+use crate::image::{PageSource, SessionId};
+use crate::model::{Backing, PageSet, SnapshotId, Vma};
+use crate::restore::{Content, RestorePlan, World, apply, can_start_thread, plan};
+use crate::store::{Snapshot, Store};
+use crate::sys::{Freeze, Frozen, Hold, monotonic_ns};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use xxhash_rust::xxh3::xxh3_128;
+
+/// Rolls `pid` back to a snapshot: through the ksnap that watches it, or right here.
+pub fn rollback(dir: &Path, pid: i32, reference: &str, options: &Options) -> Result<RolledBack> {
+    let store = Store::open(dir)?;
+    let id = store.resolve(reference, Some(pid))?;
+    if let Some(mut watcher) = control::connect(dir, pid)? {
+        return watcher.rollback(id);
+    }
+    Engine::attach(&store, pid, options)?.rollback(id)
+}
+
+/// The world that a plan for a live process depends on.
+struct Live {
+    pid: i32,
+}
+
+impl World for Live {
+    fn can_map(&self, vma: &Vma) -> std::result::Result<(), String> {
+        let Backing::File {
+            path,
+            deleted,
+            dev,
+            inode,
+            ..
+        } = &vma.backing
+        else {
+            return Ok(());
+        };
+        if *deleted {
+            return Err("it has no name any more by which it could be opened".into());
+        }
+        let here = format!("/proc/{}/root{path}", self.pid);
+        let meta = std::fs::metadata(here).map_err(|e| format!("it cannot be opened ({e})"))?;
+        let device = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
+        match (device, meta.ino()) == (*dev, *inode) {
+            true => Ok(()),
+            false => Err("another file has its name now".into()),
+        }
+    }
+
+    fn can_start_thread(&self, tid: i32) -> std::result::Result<(), String> {
+        can_start_thread(tid)
+    }
+}
+
+impl Engine {
+    /// Puts the process back to a snapshot of its session, backwards or forwards. Snapshots that
+    /// follow have it as their parent.
+    ///
+    /// # Errors
+    /// A refusal leaves the process as it was. A failure halfway leaves it stopped.
+    pub fn rollback(&mut self, to: SnapshotId) -> Result<RolledBack> {
+        if let Some(Err(e)) = self.settle() {
+            tracing::warn!("the snapshot before the rollback failed: {e}");
+        }
+        self.tick()?;
+        let store = self.store.clone();
+        let snapshot = store.snapshot(to)?;
+        self.check_session(snapshot.header().session)?;
+        let target = snapshot.manifest()?.state;
+        let pid = self.target.pid;
+
+        // Everything that can be loaded ahead of the stop.
+        let table = snapshot.page_table()?;
+        let mut differing = match self.head {
+            Some(head) => PageSet::from_pages(store.snapshot(head)?.page_table()?.diff(table)),
+            // Nothing is known of what it holds now: all of it is compared.
+            None => PageSet::from_pages(table.iter().map(|(addr, _)| addr).collect()),
+        };
+        let mut content = Content::default();
+        load(&snapshot, &differing, &mut content)?;
+        let vmas = self.maps()?;
+        if !self.epoch.tracker().rearms_stopped()
+            && let Some(found) = self.epoch.precopy(&vmas)?
+        {
+            load(&snapshot, &found, &mut content)?;
+            differing = differing.union(&found);
+        }
+        self.live.refresh(&vmas)?;
+
+        let stop = monotonic_ns();
+        let options = Freeze {
+            hold: Hold::JobControl,
+            timeout: Duration::from_secs(2),
+        };
+        let mut frozen =
+            Frozen::freeze(pid, options).map_err(|e| CaptureError::from_sys(pid, e))?;
+        self.events.drain(&mut self.epoch);
+        let vmas = self.maps()?;
+        let known = self.hashes.clone();
+        let dirty = self.epoch.rotate(&vmas, |page| known.get(page).is_some())?;
+        let live = frozen_state(&frozen, &self.target, &self.live, &vmas, self.events.brk);
+        let planned = live.map_err(SessionError::from).and_then(|mut live| {
+            // Compared without what only listings need.
+            live.vmas = vmas.clone();
+            Ok(plan(&target, &live, &Live { pid })?)
+        });
+        let planned = match planned {
+            Ok(planned) => planned,
+            Err(e) => {
+                self.epoch.abort();
+                return Err(e);
+            }
+        };
+        let pages = self.pages_to_write(&planned, &differing, &dirty, &vmas, &snapshot)?;
+        load(&snapshot, &pages, &mut content)?;
+        let applied = match apply(
+            &mut frozen,
+            &planned,
+            &target,
+            &pages,
+            &content,
+            &self.target.pidfd,
+        ) {
+            Ok(applied) => applied,
+            Err(e) => {
+                frozen.leave_stopped();
+                self.epoch.abort();
+                return Err(e.into());
+            }
+        };
+        frozen.thaw();
+        let stop_ns = monotonic_ns() - stop;
+        self.follow(to, &target.vmas, &pages, &content, &snapshot)?;
+        Ok(RolledBack {
+            to,
+            seq: snapshot.header().seq,
+            written: applied.written,
+            discarded: applied.discarded,
+            stop_ns,
+            notes: planned.notes,
+        })
+    }
+
+    fn check_session(&self, session: SessionId) -> Result<()> {
+        if session == self.session() {
+            return Ok(());
+        }
+        Err(SessionError::Usage(format!(
+            "that snapshot is of another process than {} as it runs now; a rollback works in place, on the same process",
+            self.target.pid
+        )))
+    }
+
+    /// Pages whose content may not be the snapshot's: those that differ between the two snapshots,
+    /// those written since, those mapped anew, and all shared ones.
+    fn pages_to_write(
+        &self,
+        planned: &RestorePlan,
+        differing: &PageSet,
+        dirty: &crate::track::Dirty,
+        vmas: &[Vma],
+        snapshot: &Snapshot,
+    ) -> Result<PageSet> {
+        let table = snapshot.page_table()?;
+        let shared: PageSet = compared(vmas).map(|v| v.range).collect();
+        let fresh = planned.fresh();
+        let held: PageSet = fresh
+            .union(&shared)
+            .union(&dirty.examined)
+            .ranges()
+            .iter()
+            .flat_map(|range| table.range(*range))
+            .map(|(addr, _)| crate::model::PageRange::covering(addr, 1))
+            .collect();
+        // Where page tables were looked at: pages that the snapshot has and the process lost.
+        let lost = held.subtract(&dirty.own).intersect(&dirty.examined);
+        let shared_now = compared_pages(self.target.pid, vmas);
+        Ok(differing
+            .union(&dirty.copy)
+            .union(&lost)
+            .union(&held.intersect(&fresh.union(&shared)))
+            .union(&shared_now))
+    }
+
+    /// The snapshot is the head from now on.
+    fn follow(
+        &mut self,
+        to: SnapshotId,
+        vmas: &[Vma],
+        pages: &PageSet,
+        content: &Content,
+        snapshot: &Snapshot,
+    ) -> Result<()> {
+        let table = snapshot.page_table()?;
+        let hashes = Arc::make_mut(&mut self.hashes);
+        for range in pages.ranges() {
+            hashes.remove_range(*range);
+        }
+        for addr in pages.iter() {
+            if let Some(page) = content.get(addr) {
+                hashes.insert(addr, xxh3_128(page));
+            }
+        }
+        // What is known must be what the snapshot has, no more: pages of mappings that are gone.
+        let stale: Vec<u64> = hashes
+            .iter()
+            .map(|(addr, _)| addr)
+            .filter(|a| table.get(*a).is_none())
+            .collect();
+        for range in PageSet::from_pages(stale).ranges() {
+            hashes.remove_range(*range);
+        }
+        self.head = Some(to);
+        self.covered = covered(vmas).union(&covered(&self.maps()?));
+        self.epoch.commit();
+        // Written by us, without a fault: open for writing until the next rearm.
+        self.epoch.written(pages);
+        Ok(())
+    }
+}
+
+fn load(snapshot: &Snapshot, pages: &PageSet, content: &mut Content) -> Result<()> {
+    let missing: Vec<u64> = pages
+        .iter()
+        .filter(|addr| content.get(*addr).is_none())
+        .collect();
+    snapshot.read_pages(&missing, &mut |addr, page| content.insert(addr, page))?;
+    Ok(())
+}

@@ -1,0 +1,206 @@
+//! The thread that owns a session in the store and writes its snapshots.
+
+use crate::image::{EncodedBatch, PageSink};
+use crate::model::{Costs, PAGE_SIZE, PageSet, ProcessState, SnapshotId, SnapshotKind};
+use crate::store::{PendingSnapshot, Published, Session, StoreError};
+use std::collections::HashMap;
+use std::sync::mpsc::{Receiver, Sender};
+
+/// A batch of encoded pages with what the encoder found.
+pub struct Encoded {
+    pub batch: EncodedBatch,
+    /// Hash of each page of the batch, changed or not.
+    pub hashes: Vec<(u64, u128)>,
+    /// Pages whose content is the parent's.
+    pub same: Vec<u64>,
+    pub encode_ns: u64,
+}
+
+/// A snapshot that is durable.
+#[derive(Debug)]
+pub struct Settled {
+    pub published: Published,
+    /// Its costs, complete.
+    pub costs: Costs,
+    /// Content hash of each page that was copied and stayed.
+    pub hashes: Vec<(u64, u128)>,
+    /// Pages that are gone.
+    pub removed: PageSet,
+}
+
+/// What the writer is asked.
+pub enum ToWriter {
+    Begin {
+        kind: SnapshotKind,
+        parent: Option<SnapshotId>,
+    },
+    Batch(Encoded),
+    Remove {
+        pages: PageSet,
+        before: u32,
+    },
+    Barrier {
+        batches: u64,
+        reply: Sender<Vec<(u64, u128)>>,
+    },
+    Publish {
+        batches: u64,
+        state: Box<ProcessState>,
+        costs: Box<Costs>,
+        reply: Sender<Result<Settled, StoreError>>,
+    },
+    Abandon {
+        batches: u64,
+    },
+}
+
+/// Serves until the other side hangs up.
+pub fn write_snapshots(mut session: Session, queue: &Receiver<ToWriter>) {
+    while let Ok(message) = queue.recv() {
+        if let ToWriter::Begin { kind, parent } = message {
+            one(&mut session, kind, parent, queue);
+        }
+    }
+}
+
+/// The latest that is known of a page of the snapshot.
+struct Latest {
+    pass: u32,
+    hash: u128,
+    same: bool,
+    /// Some pass put content into the file.
+    appended: bool,
+}
+
+struct Writing<'a> {
+    /// `Err` once something failed: the rest is taken and thrown away until the end is reached.
+    pending: Result<PendingSnapshot<'a>, StoreError>,
+    pages: HashMap<u64, Latest>,
+    removed: Vec<(PageSet, u32)>,
+    batches: u64,
+    encode_ns: u64,
+}
+
+fn one(
+    session: &mut Session,
+    kind: SnapshotKind,
+    parent: Option<SnapshotId>,
+    queue: &Receiver<ToWriter>,
+) {
+    let mut writing = Writing {
+        pending: session.begin(kind, parent),
+        pages: HashMap::new(),
+        removed: Vec::new(),
+        batches: 0,
+        encode_ns: 0,
+    };
+    loop {
+        let Ok(message) = queue.recv() else { return };
+        match message {
+            ToWriter::Begin { .. } => return,
+            ToWriter::Batch(encoded) => writing.take(&encoded),
+            ToWriter::Remove { pages, before } => writing.remove(pages, before),
+            ToWriter::Barrier { batches, reply } => {
+                writing.wait_for(batches, queue);
+                let _ = reply.send(writing.pages.iter().map(|(a, p)| (*a, p.hash)).collect());
+            }
+            ToWriter::Publish {
+                batches,
+                state,
+                costs,
+                reply,
+            } => {
+                writing.wait_for(batches, queue);
+                let _ = reply.send(writing.publish(&state, *costs));
+                return;
+            }
+            ToWriter::Abandon { batches } => {
+                writing.wait_for(batches, queue);
+                return;
+            }
+        }
+    }
+}
+
+impl Writing<'_> {
+    /// Batches come from several threads: the last may still be on its way.
+    fn wait_for(&mut self, batches: u64, queue: &Receiver<ToWriter>) {
+        while self.batches < batches {
+            match queue.recv() {
+                Ok(ToWriter::Batch(encoded)) => self.take(&encoded),
+                Ok(_) => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn take(&mut self, encoded: &Encoded) {
+        self.batches += 1;
+        self.encode_ns += encoded.encode_ns;
+        let pass = encoded.batch.pass();
+        let mut same = encoded.same.iter().peekable();
+        for &(addr, hash) in &encoded.hashes {
+            let is_same = same.next_if(|a| **a == addr).is_some();
+            let page = self.pages.entry(addr).or_insert(Latest {
+                pass,
+                hash,
+                same: is_same,
+                appended: false,
+            });
+            page.appended |= !is_same;
+            if pass >= page.pass {
+                (page.pass, page.hash, page.same) = (pass, hash, is_same);
+            }
+        }
+        if let Ok(pending) = &mut self.pending
+            && let Err(e) = pending.append(&encoded.batch)
+        {
+            self.pending = Err(e);
+        }
+    }
+
+    fn remove(&mut self, pages: PageSet, before: u32) {
+        if let Ok(pending) = &mut self.pending {
+            pending.remove_pages(&pages, before);
+        }
+        self.removed.push((pages, before));
+    }
+
+    fn publish(mut self, state: &ProcessState, mut costs: Costs) -> Result<Settled, StoreError> {
+        let mut pending = self.pending?;
+        for (removed, before) in &self.removed {
+            self.pages
+                .retain(|addr, page| page.pass >= *before || !removed.contains(*addr));
+        }
+        // Copied more than once, changed in between, and changed back.
+        let last = self.pages.values().map(|p| p.pass).max().unwrap_or(0);
+        let mut back = EncodedBatch::new(last);
+        for (addr, _) in self.pages.iter().filter(|(_, p)| p.same && p.appended) {
+            back.push_same(*addr, *addr);
+        }
+        if !back.is_empty() {
+            pending.append(&back)?;
+        }
+        costs.pages.changed = self.pages.values().filter(|p| !p.same).count() as u64;
+        costs.bytes_in = costs.pages.changed * PAGE_SIZE;
+        costs.phases.encode_ns = self.encode_ns;
+        let published = pending.publish(state, &costs)?;
+        costs.bytes_out = published.data_bytes;
+        costs.phases.write_ns = published.write_ns;
+        costs.phases.sync_ns = published.sync_ns;
+        Ok(Settled {
+            published,
+            costs,
+            hashes: self
+                .pages
+                .into_iter()
+                .map(|(addr, p)| (addr, p.hash))
+                .collect(),
+            removed: self
+                .removed
+                .into_iter()
+                .flat_map(|(set, _)| set.ranges().to_vec())
+                .collect(),
+        })
+    }
+}

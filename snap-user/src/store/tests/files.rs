@@ -1,0 +1,265 @@
+//! Files that count, fail and lose power.
+
+use crate::store::{Disk, Files, Locking, ReadFile, WriteFile};
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// What is to go wrong. Operations that change something are numbered from 1.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Plan {
+    #[default]
+    Nothing,
+    /// This one operation fails with this errno; a write gets half of its bytes out first.
+    Fail(u64, i32),
+    /// The process dies in this operation: it and everything after it fails.
+    Crash(u64),
+}
+
+/// What a file that is being written would come back as after a power cut.
+#[derive(Debug, Default)]
+struct Unsynced {
+    durable_len: u64,
+    overwritten: Vec<(u64, Vec<u8>)>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    plan: Plan,
+    operations: u64,
+    reads: u64,
+    bytes_read: u64,
+    opens: u64,
+    written: HashMap<PathBuf, Unsynced>,
+    /// Renames whose folder is not synced yet.
+    renames: Vec<(PathBuf, PathBuf)>,
+}
+
+/// The real files, watched and made to fail. Syncs are only recorded, to be fast.
+#[derive(Clone, Debug, Default)]
+pub struct TestFiles(Arc<Mutex<State>>);
+
+impl TestFiles {
+    pub fn new(plan: Plan) -> Self {
+        let files = Self::default();
+        files.set_plan(plan);
+        files
+    }
+
+    pub fn shared(&self) -> Arc<dyn Files> {
+        Arc::new(self.clone())
+    }
+
+    pub fn set_plan(&self, plan: Plan) {
+        self.state().plan = plan;
+    }
+
+    /// Operations so far that change something.
+    pub fn operations(&self) -> u64 {
+        self.state().operations
+    }
+
+    /// Files opened, reads and bytes read since the last call.
+    pub fn take_reads(&self) -> (u64, u64, u64) {
+        let mut state = self.state();
+        let counts = (state.opens, state.reads, state.bytes_read);
+        (state.opens, state.reads, state.bytes_read) = (0, 0, 0);
+        counts
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("no test panics with the lock held")
+    }
+
+    /// Counts an operation; the error is the plan's.
+    fn step(&self) -> io::Result<()> {
+        let mut state = self.state();
+        state.operations += 1;
+        match state.plan {
+            Plan::Fail(at, errno) if at == state.operations => {
+                Err(io::Error::from_raw_os_error(errno))
+            }
+            Plan::Crash(at) if at <= state.operations => {
+                Err(io::Error::other("the process is dead"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes away all that was not made durable.
+    pub fn power_cut(&self) {
+        let mut state = self.state();
+        let renames = std::mem::take(&mut state.renames);
+        for (from, to) in renames.into_iter().rev() {
+            fs::rename(&to, &from).expect("the rename can be undone");
+            rename_keys(&mut state.written, &to, &from);
+        }
+        for (path, unsynced) in std::mem::take(&mut state.written) {
+            let Ok(file) = fs::OpenOptions::new().write(true).open(&path) else {
+                continue;
+            };
+            for (at, bytes) in unsynced.overwritten.iter().rev() {
+                file.write_all_at(bytes, *at).expect("writable");
+            }
+            file.set_len(unsynced.durable_len).expect("truncatable");
+        }
+    }
+}
+
+fn rename_keys(written: &mut HashMap<PathBuf, Unsynced>, from: &Path, to: &Path) {
+    let moved: Vec<PathBuf> = written
+        .keys()
+        .filter(|path| path.starts_with(from))
+        .cloned()
+        .collect();
+    for path in moved {
+        let rest = path.strip_prefix(from).expect("it starts with it");
+        let new = if rest.as_os_str().is_empty() {
+            to.to_owned()
+        } else {
+            to.join(rest)
+        };
+        let unsynced = written.remove(&path).expect("listed above");
+        written.insert(new, unsynced);
+    }
+}
+
+impl Files for TestFiles {
+    fn create_dir(&self, path: &Path) -> io::Result<()> {
+        self.step()?;
+        Disk.create_dir(path)
+    }
+
+    fn create(&self, path: &Path) -> io::Result<Box<dyn WriteFile>> {
+        self.step()?;
+        drop(Disk.create(path)?);
+        let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
+        self.state()
+            .written
+            .insert(path.to_owned(), Unsynced::default());
+        Ok(Box::new(Writing {
+            file,
+            path: path.to_owned(),
+            files: self.clone(),
+        }))
+    }
+
+    fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>> {
+        self.state().opens += 1;
+        Ok(Box::new(Reading {
+            inner: Disk.open(path)?,
+            files: self.clone(),
+        }))
+    }
+
+    fn names(&self, dir: &Path) -> io::Result<Vec<String>> {
+        Disk.names(dir)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.step()?;
+        Disk.rename(from, to)?;
+        let mut state = self.state();
+        rename_keys(&mut state.written, from, to);
+        state.renames.push((from.to_owned(), to.to_owned()));
+        Ok(())
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.step()?;
+        Disk.remove_file(path)?;
+        let mut state = self.state();
+        state.written.remove(path);
+        state.renames.retain(|(_, to)| to != path);
+        Ok(())
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.step()?;
+        Disk.remove_dir(path)?;
+        self.state().renames.retain(|(_, to)| to != path);
+        Ok(())
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.step()?;
+        self.state()
+            .renames
+            .retain(|(_, to)| to.parent() != Some(path));
+        Ok(())
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Locking> {
+        self.step()?;
+        Disk.lock(path)
+    }
+}
+
+#[derive(Debug)]
+struct Writing {
+    file: fs::File,
+    path: PathBuf,
+    files: TestFiles,
+}
+
+impl WriteFile for Writing {
+    fn write_all_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let outcome = self.files.step();
+        let bytes = if outcome.is_ok() {
+            bytes
+        } else {
+            &bytes[..bytes.len() / 2]
+        };
+        {
+            let mut state = self.files.state();
+            if let Some(unsynced) = state.written.get_mut(&self.path) {
+                let over = unsynced
+                    .durable_len
+                    .saturating_sub(offset)
+                    .min(bytes.len() as u64);
+                let mut old = vec![0; over as usize];
+                FileExt::read_exact_at(&self.file, &mut old, offset)?;
+                unsynced.overwritten.push((offset, old));
+            }
+        }
+        FileExt::write_all_at(&self.file, bytes, offset)?;
+        outcome
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.files.step()?;
+        let len = self.file.metadata()?.len();
+        let durable = Unsynced {
+            durable_len: len,
+            overwritten: Vec::new(),
+        };
+        self.files
+            .state()
+            .written
+            .insert(self.path.clone(), durable);
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct Reading {
+    inner: Box<dyn ReadFile>,
+    files: TestFiles,
+}
+
+impl ReadFile for Reading {
+    fn len(&self) -> io::Result<u64> {
+        self.inner.len()
+    }
+
+    fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        let mut state = self.files.state();
+        state.reads += 1;
+        state.bytes_read += bytes.len() as u64;
+        drop(state);
+        self.inner.read_exact_at(bytes, offset)
+    }
+}

@@ -1,0 +1,57 @@
+//! Messages of the programs reach the ordinary log. Alone in its process: there is one logger.
+
+use snap_user::probe::{ProbeError, ProbeOptions, Probes};
+use std::process::Command;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+use tracing_log::log::{self, LevelFilter, Log, Metadata, Record};
+
+struct Lines(Mutex<Vec<String>>);
+
+static LINES: Lines = Lines(Mutex::new(Vec::new()));
+
+impl Log for Lines {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        self.0
+            .lock()
+            .unwrap()
+            .push(format!("{} {}", record.level(), record.args()));
+    }
+
+    fn flush(&self) {}
+}
+
+#[test]
+fn the_end_of_a_tracked_process_is_in_the_log_at_debug_level() {
+    log::set_logger(&LINES).unwrap();
+    log::set_max_level(LevelFilter::Debug);
+    let mut probes = match Probes::load(&ProbeOptions::default()) {
+        Ok(probes) => probes,
+        Err(
+            error @ (ProbeError::NotPermitted { .. }
+            | ProbeError::PidNamespace { .. }
+            | ProbeError::NoBtf { .. }),
+        ) => {
+            eprintln!("skipped (permission): {error}");
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+    probes.track(child.id()).unwrap();
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    let wanted = format!("DEBUG process {}: ended", child.id());
+    let deadline = Instant::now() + Duration::from_secs(2);
+    while !LINES.0.lock().unwrap().contains(&wanted) {
+        let lines = LINES.0.lock().unwrap().clone();
+        assert!(Instant::now() < deadline, "{wanted:?} is not in {lines:?}");
+        probes.drain(|_| {});
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}

@@ -1,0 +1,219 @@
+//! A child process with collected output and time limits, killed by id when dropped.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+/// How a process ended and what it said.
+#[derive(Debug)]
+pub struct Finished {
+    /// Exit status or signal.
+    pub status: ExitStatus,
+    /// Everything on stdout that [`Background::line`] had not taken.
+    pub stdout: String,
+    /// Everything on stderr.
+    pub stderr: String,
+}
+
+impl Finished {
+    /// The exit code; a signal is an error.
+    pub fn code(&self) -> Result<i32> {
+        self.status
+            .code()
+            .with_context(|| format!("ended by a signal: {}\n{}", self.status, self.stderr))
+    }
+
+    /// Demands exit code 0, and gives stdout.
+    pub fn success(self) -> Result<String> {
+        match self.status.success() {
+            true => Ok(self.stdout),
+            false => bail!(
+                "ended with {}\nstdout: {}\nstderr: {}",
+                self.status,
+                self.stdout,
+                self.stderr
+            ),
+        }
+    }
+}
+
+/// A running child.
+pub struct Background {
+    what: String,
+    child: Child,
+    stdin: Option<ChildStdin>,
+    lines: Receiver<String>,
+    stderr: Arc<Mutex<String>>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+impl Background {
+    /// Starts the command with all three standard streams piped.
+    pub fn start(mut command: Command) -> Result<Self> {
+        let what = command.get_program().to_string_lossy().into_owned();
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("cannot start {what}"))?;
+        let (stdout, mut errors) = (
+            child.stdout.take().context("no stdout pipe")?,
+            child.stderr.take().context("no stderr pipe")?,
+        );
+        let (send, lines) = channel();
+        let stderr = Arc::new(Mutex::new(String::new()));
+        let collected = Arc::clone(&stderr);
+        let readers = vec![
+            std::thread::spawn(move || {
+                for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
+                    if send
+                        .send(String::from_utf8_lossy(&line).into_owned())
+                        .is_err()
+                    {
+                        return;
+                    }
+                }
+            }),
+            std::thread::spawn(move || {
+                let mut chunk = [0; 4096];
+                while let Ok(got @ 1..) = errors.read(&mut chunk) {
+                    let text = String::from_utf8_lossy(&chunk[..got]);
+                    collected
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .push_str(&text);
+                }
+            }),
+        ];
+        let stdin = child.stdin.take();
+        Ok(Self {
+            what,
+            child,
+            stdin,
+            lines,
+            stderr,
+            readers,
+        })
+    }
+
+    /// The child's process id.
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// The child's stdin, until it is closed.
+    pub fn stdin(&mut self) -> Result<&mut ChildStdin> {
+        self.stdin.as_mut().context("stdin is closed")
+    }
+
+    /// Closes the child's stdin.
+    pub fn close_stdin(&mut self) {
+        self.stdin = None;
+    }
+
+    /// The next line of stdout, or nothing if none came in time. An error if the child closed stdout.
+    pub fn line(&mut self, limit: Duration) -> Result<Option<String>> {
+        match self.lines.recv_timeout(limit) {
+            Ok(line) => Ok(Some(line)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => {
+                let words = self.last_words();
+                Err(anyhow!("{} closed its output; {words}", self.what))
+            }
+        }
+    }
+
+    /// What the child wrote to stderr so far.
+    pub fn stderr(&self) -> String {
+        self.stderr
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// Whether the child is still running.
+    pub fn running(&mut self) -> Result<bool> {
+        Ok(self
+            .child
+            .try_wait()
+            .with_context(|| format!("cannot ask after {}", self.what))?
+            .is_none())
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(self.pid()), signal)
+            .with_context(|| format!("cannot send {signal} to {}", self.what))
+    }
+
+    /// Waits for the end; past the limit the child is killed and that is an error.
+    pub fn finish(&mut self, limit: Duration) -> Result<Finished> {
+        let Some(status) = self.wait(limit)? else {
+            let so_far: Vec<String> = self.lines.try_iter().collect();
+            let state = crate::footprint::state_of(self.pid());
+            bail!(
+                "{} did not end within {limit:?} (state {state}); stdout: {}\nstderr: {}",
+                self.what,
+                so_far.join("\n"),
+                self.stderr()
+            );
+        };
+        // Grandchildren may keep the pipes open; what they say later is not this process's output.
+        let drained = Instant::now() + Duration::from_millis(500);
+        while Instant::now() < drained && !self.readers.iter().all(JoinHandle::is_finished) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let stdout = self
+            .lines
+            .try_iter()
+            .fold(String::new(), |text, line| text + &line + "\n");
+        Ok(Finished {
+            status,
+            stdout,
+            stderr: self.stderr(),
+        })
+    }
+
+    /// Waits for the end, at most so long.
+    pub fn wait(&mut self, limit: Duration) -> Result<Option<ExitStatus>> {
+        let end = Instant::now() + limit;
+        loop {
+            if let Some(status) = self
+                .child
+                .try_wait()
+                .with_context(|| format!("cannot wait for {}", self.what))?
+            {
+                return Ok(Some(status));
+            }
+            if Instant::now() >= end {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn last_words(&mut self) -> String {
+        let status = match self.wait(Duration::from_millis(500)) {
+            Ok(Some(status)) => status.to_string(),
+            _ => "still running".to_owned(),
+        };
+        format!("{status}; stderr: {}", self.stderr())
+    }
+}
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        // Not yet waited for, so the id is still this child's.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

@@ -1,0 +1,221 @@
+//! What a process looks like from outside, to find what ksnap left behind in it.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+
+/// Descriptors, mappings and tracing state of a process at one moment.
+#[derive(Clone, Debug)]
+pub struct Footprint {
+    /// The process.
+    pub pid: i32,
+    /// Descriptor number → what it is (`/proc/PID/fd` link).
+    pub fds: BTreeMap<i32, String>,
+    /// Mappings: `range perms … path` lines of `/proc/PID/maps`.
+    pub maps: Vec<String>,
+    /// How many mappings are registered with some userfaultfd (`uw`, `um` or `ui` in VmFlags).
+    pub registered: usize,
+    /// The tracer's thread id, 0 if there is none.
+    pub tracer: i32,
+    /// The state letter of the main thread: R, S, D, T (stopped), t (traced), Z.
+    pub state: char,
+    /// How many threads.
+    pub threads: usize,
+}
+
+impl Footprint {
+    /// Looks at a process. The threads run on meanwhile, so the parts may be of slightly different moments.
+    pub fn of(pid: i32) -> Result<Self> {
+        let read = |file: &str| {
+            let path = format!("/proc/{pid}/{file}");
+            fs::read_to_string(&path).with_context(|| format!("read {path}"))
+        };
+        let mut fds = BTreeMap::new();
+        for entry in fs::read_dir(format!("/proc/{pid}/fd"))
+            .with_context(|| format!("list descriptors of {pid}"))?
+        {
+            let Ok(entry) = entry else { continue };
+            // A descriptor may be closed between listing and looking.
+            if let (Some(number), Ok(link)) = (
+                entry
+                    .file_name()
+                    .to_str()
+                    .and_then(|name| name.parse().ok()),
+                fs::read_link(entry.path()),
+            ) {
+                fds.insert(number, link.to_string_lossy().into_owned());
+            }
+        }
+        let registered = read("smaps")?
+            .lines()
+            .filter_map(|line| line.strip_prefix("VmFlags:"))
+            .filter(|flags| {
+                flags
+                    .split_whitespace()
+                    .any(|flag| ["uw", "um", "ui"].contains(&flag))
+            })
+            .count();
+        let status = read("status")?;
+        let tracer = field(&status, "TracerPid:")
+            .and_then(|value| value.parse().ok())
+            .context("no TracerPid")?;
+        let threads = field(&status, "Threads:")
+            .and_then(|value| value.parse().ok())
+            .context("no Threads")?;
+        let maps = read("maps")?.lines().map(str::to_owned).collect();
+        Ok(Self {
+            pid,
+            fds,
+            maps,
+            registered,
+            tracer,
+            state: state_of(pid),
+            threads,
+        })
+    }
+
+    /// Descriptors that hold a userfaultfd.
+    pub fn userfaultfds(&self) -> Vec<i32> {
+        self.fds
+            .iter()
+            .filter(|(_, link)| link.contains("userfaultfd"))
+            .map(|(fd, _)| *fd)
+            .collect()
+    }
+
+    /// Anonymous executable mappings, such as a stub page.
+    pub fn anonymous_code(&self) -> Vec<&str> {
+        let is_code = |line: &&str| {
+            let mut words = line.split_whitespace().skip(1);
+            let executable = words.next().is_some_and(|flags| flags.contains('x'));
+            executable && (words.nth(3).is_none() || line.contains("ksnap"))
+        };
+        self.maps
+            .iter()
+            .map(String::as_str)
+            .filter(is_code)
+            .collect()
+    }
+
+    /// Demands that the process is not traced, not stopped, registered with nothing, and has no descriptor of a
+    /// kind and no code page that it did not have before.
+    pub fn nothing_left_since(&self, before: &Self) -> Result<()> {
+        let pid = self.pid;
+        ensure!(
+            self.tracer == 0,
+            "process {pid} is still traced by {}",
+            self.tracer
+        );
+        ensure!(
+            !matches!(self.state, 'T' | 't'),
+            "process {pid} is still stopped (state {})",
+            self.state
+        );
+        self.no_descriptors_since(before)?;
+        ensure!(
+            self.registered <= before.registered,
+            "process {pid} has {} mappings registered with a userfaultfd, {} before",
+            self.registered,
+            before.registered
+        );
+        self.no_code_since(before)
+    }
+
+    /// Demands that the process has no anonymous code page that it did not have before.
+    pub fn no_code_since(&self, before: &Self) -> Result<()> {
+        let old = before.anonymous_code();
+        let new: Vec<_> = self
+            .anonymous_code()
+            .into_iter()
+            .filter(|line| !old.contains(line))
+            .collect();
+        ensure!(
+            new.is_empty(),
+            "process {} has code pages that are not its own: {new:?}",
+            self.pid
+        );
+        Ok(())
+    }
+
+    /// Demands that the process has no more anonymous inodes (userfaultfd, BPF, eventfd…), memfds, pipes and
+    /// sockets than before. Holds while it is being watched too: what ksnap makes in a target it takes out again
+    /// at once. Files with a path are not counted: programs open and close those at any time.
+    pub fn no_descriptors_since(&self, before: &Self) -> Result<()> {
+        let (old, new) = (before.kinds(), self.kinds());
+        for (kind, now) in new {
+            let was = old.get(kind).copied().unwrap_or_default();
+            ensure!(
+                now <= was,
+                "process {} has {now} descriptors of {kind:?}, {was} before: {:?}",
+                self.pid,
+                self.fds
+            );
+        }
+        Ok(())
+    }
+
+    fn kinds(&self) -> BTreeMap<&str, usize> {
+        let mut kinds = BTreeMap::new();
+        for link in self.fds.values() {
+            let kind = match link.split_once(':') {
+                Some(("anon_inode", _)) => link.as_str(),
+                Some((kind @ ("/memfd" | "pipe" | "socket"), _)) => kind,
+                _ => continue,
+            };
+            *kinds.entry(kind).or_default() += 1;
+        }
+        kinds
+    }
+}
+
+/// The state letter of a process: `?` if there is no such process.
+pub fn state_of(pid: i32) -> char {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    field(&status, "State:")
+        .and_then(|value| value.chars().next())
+        .unwrap_or('?')
+}
+
+fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix(name))
+        .map(str::trim)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own() -> Footprint {
+        Footprint::of(std::process::id() as i32).unwrap()
+    }
+
+    #[test]
+    fn a_descriptor_left_behind_is_found() {
+        let before = own();
+        // SAFETY: eventfd takes two integers and gives a new descriptor or -1.
+        let leak = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC) };
+        assert!(leak >= 0);
+        let error = own().no_descriptors_since(&before).unwrap_err().to_string();
+        assert!(error.contains("eventfd"), "{error}");
+        // SAFETY: this test's own descriptor.
+        unsafe { libc::close(leak) };
+    }
+
+    #[test]
+    fn a_code_page_left_behind_is_found() {
+        let before = own();
+        let page = crate::victim::mem::Mapping::with(
+            4096,
+            libc::PROT_READ | libc::PROT_EXEC,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+            -1,
+        )
+        .unwrap();
+        let error = own().no_code_since(&before).unwrap_err().to_string();
+        assert!(error.contains("code pages"), "{error}");
+        drop(page);
+    }
+}

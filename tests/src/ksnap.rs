@@ -1,0 +1,147 @@
+//! Runs the `ksnap` binary with a store of its own.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::background::{Background, Finished};
+use crate::paths;
+use crate::subject::Victim;
+
+/// How long a command that should end by itself may take.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// The tool under test, with a store in a temporary folder that goes with it.
+pub struct Ksnap {
+    binary: PathBuf,
+    store: PathBuf,
+    _folder: TempDir,
+}
+
+impl Ksnap {
+    /// Finds the binary and makes an empty place for a store.
+    pub fn new() -> Result<Self> {
+        Self::with_binary(paths::ksnap()?)
+    }
+
+    /// The same with another binary.
+    pub fn with_binary(binary: PathBuf) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("ksnap-store-").tempdir()?;
+        let store = folder.path().join("store");
+        Ok(Self {
+            binary,
+            store,
+            _folder: folder,
+        })
+    }
+
+    /// Where the store is.
+    pub fn store(&self) -> &Path {
+        &self.store
+    }
+
+    /// `ksnap --store DIR`, to add a verb and arguments to. The caller's own settings are kept out.
+    pub fn command(&self) -> Command {
+        let mut command = Command::new(&self.binary);
+        command
+            .env_remove("KSNAP_STORE")
+            .env_remove("KSNAP_CONFIG")
+            .arg("--store")
+            .arg(&self.store);
+        command
+    }
+
+    /// Runs to the end, whatever the exit code.
+    pub fn run(&self, args: &[&str]) -> Result<Finished> {
+        let mut process = self.start(args)?;
+        process.close_stdin();
+        process
+            .finish(LIMIT)
+            .with_context(|| format!("ksnap {}", args.join(" ")))
+    }
+
+    /// Runs to the end, and demands exit code 0; gives stdout.
+    pub fn ok(&self, args: &[&str]) -> Result<String> {
+        self.run(args)?
+            .success()
+            .with_context(|| format!("ksnap {}", args.join(" ")))
+    }
+
+    /// Runs with `--json` to the end, demands exit code 0, and parses stdout: one JSON document, or a stream of
+    /// them.
+    pub fn json(&self, args: &[&str]) -> Result<Vec<Value>> {
+        let mut all = args.to_vec();
+        // Before a `--`, after which words belong to another command.
+        let at = args
+            .iter()
+            .position(|word| *word == "--")
+            .unwrap_or(args.len());
+        all.insert(at, "--json");
+        let text = self.ok(&all)?;
+        let values = serde_json::Deserializer::from_str(&text).into_iter::<Value>();
+        values
+            .collect::<Result<_, _>>()
+            .with_context(|| format!("ksnap {}: not JSON: {text}", all.join(" ")))
+    }
+
+    /// Starts in the background: `watch`, `run`.
+    pub fn start(&self, args: &[&str]) -> Result<Background> {
+        let mut command = self.command();
+        command.args(args);
+        Background::start(command)
+    }
+
+    /// `ksnap run OPTIONS -- victim NAME ARGS`, once the victim is ready.
+    pub fn run_victim(&self, options: &[&str], name: &str, args: &[&str]) -> Result<Victim> {
+        let mut command = self.command();
+        command
+            .arg("run")
+            .args(options)
+            .arg("--")
+            .arg(paths::victim()?)
+            .arg(name)
+            .args(args);
+        Victim::from_command(command)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// A stand-in that prints what the script says.
+    fn with_script(text: &str) -> (Ksnap, TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let binary = folder.path().join("ksnap");
+        std::fs::write(&binary, format!("#!/bin/sh\n{text}\n")).unwrap();
+        std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o755)).unwrap();
+        (Ksnap::with_binary(binary).unwrap(), folder)
+    }
+
+    #[test]
+    fn json_is_asked_for_before_the_words_of_another_command() {
+        let (ksnap, _folder) = with_script(r#"for word; do echo "\"$word\""; done"#);
+        let words = ksnap.json(&["run", "--", "cmd", "arg"]).unwrap();
+        let store = ksnap.store().to_str().unwrap();
+        assert_eq!(
+            words,
+            ["--store", store, "run", "--json", "--", "cmd", "arg"]
+        );
+    }
+
+    #[test]
+    fn a_failure_tells_the_command_its_status_and_its_words() {
+        let (ksnap, _folder) = with_script("echo no such process >&2; exit 14");
+        assert_eq!(ksnap.run(&["snap", "1"]).unwrap().code().unwrap(), 14);
+        let error = format!("{:#}", ksnap.ok(&["snap", "1"]).unwrap_err());
+        for part in ["ksnap snap 1", "14", "no such process"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
+}

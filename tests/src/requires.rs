@@ -1,0 +1,260 @@
+//! Typed skips: what a test needs, why it is missing, and how to get it.
+
+use std::os::unix::fs::PermissionsExt;
+
+use crate::{paths, victim};
+
+/// Something that a test needs.
+#[derive(Clone, Copy, Debug)]
+pub enum Need {
+    /// Effective user id 0.
+    Root,
+    /// The `ksnap` binary of this build.
+    Ksnap,
+    /// A program on PATH.
+    Program(&'static str),
+    /// A kernel facility that finds dirty pages: `wp`, `soft-dirty` or `hash`.
+    Tracker(&'static str),
+    /// An x86 feature such as `avx2`, or `avx512f`.
+    Cpu(&'static str),
+    /// A kernel of at least this version.
+    Kernel(u32, u32),
+    /// A C library that has registered rseq.
+    Rseq,
+    /// A build folder from which other users can run programs.
+    BuildForAll,
+}
+
+impl Need {
+    /// Nothing if it is there, else what is missing and how to get it.
+    pub fn missing(self) -> Option<(String, String)> {
+        let (there, what, how) = match self {
+            Self::Root => (
+                is_root(),
+                "root".to_owned(),
+                "run the tests as root".to_owned(),
+            ),
+            Self::Ksnap => match paths::ksnap() {
+                Ok(_) => (true, String::new(), String::new()),
+                Err(error) => (
+                    false,
+                    error.to_string(),
+                    "cargo build -p snap-user".to_owned(),
+                ),
+            },
+            Self::Program(name) => (
+                paths::program(name).is_some(),
+                format!("the program {name}"),
+                format!("apt-get install {}", package(name)),
+            ),
+            Self::Tracker(kind) => (
+                tracker::works(kind),
+                format!("the {kind} tracker"),
+                tracker::how(kind).to_owned(),
+            ),
+            Self::Cpu(feature) => (
+                has_feature(feature),
+                format!("the CPU feature {feature}"),
+                "run on an x86-64 processor that has it".to_owned(),
+            ),
+            Self::Kernel(major, minor) => (
+                kernel() >= (major, minor),
+                format!("Linux {major}.{minor}"),
+                "cargo xtask test --vm".to_owned(),
+            ),
+            Self::BuildForAll => (
+                build_is_open(),
+                "a build folder that other users can enter".to_owned(),
+                "chmod o+x it and the folders above it, or set CARGO_TARGET_DIR".to_owned(),
+            ),
+            Self::Rseq => (
+                victim::rseq::available(),
+                "a registered rseq area".to_owned(),
+                "use glibc 2.35 or newer, without GLIBC_TUNABLES that turn it off".to_owned(),
+            ),
+        };
+        (!there).then_some((what, how))
+    }
+}
+
+/// Whether the test is to be skipped; prints why. With `KSNAP_TESTS_STRICT=1` a skip is a failure.
+pub fn skips(test: &str, needs: &[Need]) -> bool {
+    let Some((what, how)) = needs.iter().find_map(|need| need.missing()) else {
+        return false;
+    };
+    let line = format!("SKIP {test}: missing {what}; {how}");
+    assert!(
+        std::env::var_os("KSNAP_TESTS_STRICT").is_none_or(|value| value != "1"),
+        "{line} (strict)"
+    );
+    // Straight to the descriptor: the test harness hides what a passing test prints.
+    let text = format!("{line}\n");
+    // SAFETY: the buffer is valid for its length.
+    unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
+    true
+}
+
+/// What a skipped test returns.
+pub trait Skipped {
+    /// A pass.
+    fn skipped() -> Self;
+}
+
+impl Skipped for () {
+    fn skipped() -> Self {}
+}
+
+impl<E> Skipped for Result<(), E> {
+    fn skipped() -> Self {
+        Ok(())
+    }
+}
+
+/// Returns from the test, with a printed skip, unless everything named is there:
+/// `require!(Root, Program("redis-server"), Tracker("wp"))`. The variants are those of [`Need`].
+#[macro_export]
+macro_rules! require {
+    ($($need:expr),+ $(,)?) => {{
+        #[allow(unused_imports)]
+        use $crate::requires::Need::*;
+        fn here() {}
+        let test = std::any::type_name_of_val(&here);
+        let test = test.strip_suffix("::here").unwrap_or(test);
+        if $crate::requires::skips(test, &[$($need),+]) {
+            return $crate::requires::Skipped::skipped();
+        }
+    }};
+}
+
+fn build_is_open() -> bool {
+    let open = |folder: &std::path::Path| {
+        folder
+            .metadata()
+            .is_ok_and(|metadata| metadata.permissions().mode() & 1 == 1)
+    };
+    paths::binaries().is_ok_and(|folder| folder.ancestors().all(open))
+}
+
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+fn package(program: &str) -> &str {
+    match program {
+        "redis-server" => "redis-server",
+        "redis-benchmark" | "redis-cli" => "redis-tools",
+        "python3" => "python3",
+        other => other,
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn has_feature(name: &str) -> bool {
+    std::fs::read_to_string("/proc/cpuinfo")
+        .unwrap_or_default()
+        .lines()
+        .find_map(|line| line.strip_prefix("flags"))
+        .is_some_and(|flags| flags.split_whitespace().any(|flag| flag == name))
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_feature(_name: &str) -> bool {
+    false
+}
+
+fn kernel() -> (u32, u32) {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map_while(|part| part.parse().ok());
+    (
+        numbers.next().unwrap_or_default(),
+        numbers.next().unwrap_or_default(),
+    )
+}
+
+mod tracker {
+    use std::os::fd::{FromRawFd, OwnedFd};
+    use std::os::unix::fs::FileExt;
+
+    use crate::victim::mem::Mapping;
+
+    const USER_MODE_ONLY: i32 = 1;
+    const API: u64 = 0xaa;
+    // _IOWR(0xAA, 0x3F, struct uffdio_api), include/uapi/linux/userfaultfd.h
+    const UFFDIO_API: libc::c_ulong = 0xc018_aa3f;
+    const WP_ASYNC: u64 = 1 << 15;
+
+    pub fn works(kind: &str) -> bool {
+        match kind {
+            "wp" => wp_async(),
+            "soft-dirty" => soft_dirty(),
+            _ => kind == "hash",
+        }
+    }
+
+    pub fn how(kind: &str) -> &'static str {
+        match kind {
+            "wp" => "use Linux 6.7 or newer, with CONFIG_USERFAULTFD (or cargo xtask test --vm)",
+            "soft-dirty" => {
+                "use a kernel with CONFIG_MEM_SOFT_DIRTY (cargo xtask test --vm has one)"
+            }
+            _ => "there is no tracker of that name",
+        }
+    }
+
+    fn wp_async() -> bool {
+        // SAFETY: userfaultfd takes flags and gives a new descriptor or -1.
+        let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | USER_MODE_ONLY) };
+        if fd < 0 {
+            return false;
+        }
+        // SAFETY: just made, and owned by nobody else.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        let mut api = [API, WP_ASYNC, 0];
+        // SAFETY: struct uffdio_api is three u64: api, features, ioctls.
+        unsafe {
+            libc::ioctl(
+                std::os::fd::AsRawFd::as_raw_fd(&fd),
+                UFFDIO_API,
+                api.as_mut_ptr(),
+            ) == 0
+        }
+    }
+
+    /// A round trip: on kernels without it, the write to clear_refs succeeds and does nothing.
+    fn soft_dirty() -> bool {
+        let Ok(page) = Mapping::private(4096) else {
+            return false;
+        };
+        let bit = || -> Option<bool> {
+            let mut entry = [0; 8];
+            let file = std::fs::File::open("/proc/self/pagemap").ok()?;
+            file.read_exact_at(&mut entry, page.at() as u64 / 4096 * 8)
+                .ok()?;
+            Some(u64::from_le_bytes(entry) >> 55 & 1 == 1)
+        };
+        // SAFETY: the page is this function's own.
+        unsafe { page.at().write_volatile(1) };
+        if std::fs::write("/proc/self/clear_refs", "4").is_err() || bit() != Some(false) {
+            return false;
+        }
+        // SAFETY: as above.
+        unsafe { page.at().write_volatile(2) };
+        bit() == Some(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_missing_is_named_with_the_way_to_get_it() {
+        let (what, how) = Need::Program("no-such-program-anywhere").missing().unwrap();
+        assert!(what.contains("no-such-program-anywhere") && how.contains("install"));
+        assert!(Need::Kernel(2, 6).missing().is_none());
+        assert!(Need::Kernel(999, 0).missing().is_some());
+        assert!(Need::Tracker("no such").missing().is_some());
+    }
+}
