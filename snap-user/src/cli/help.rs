@@ -87,6 +87,9 @@ pub(super) const ROLLBACK: &str = concat!(
 Memory, mappings, registers, signal masks and file positions go back; what the process did since is lost. \
 What cannot be put back is refused before anything is touched. Asks first; without a terminal, -y is needed.
 
+A file position goes back for everyone who shares the open file, as a process started by a shell shares the \
+shell's redirected output.
+
 Examples:
   ksnap rollback 1234 latest
   ksnap rollback 1234 @12 -y",

@@ -82,7 +82,7 @@ fn mapping_text(mapping: &MappingDiff) -> String {
 
 fn pages(out: &mut dyn Write, style: Style, diff: &PagesDiff) -> io::Result<()> {
     let total = count(diff.added + diff.removed + diff.changed, "page");
-    writeln!(out, "\n{} ({total} differ)", style.bold("Pages"))?;
+    writeln!(out, "\n{}: {total}", style.bold("Pages that differ"))?;
     let mut table = Table::new([
         ("changed", Align::Right),
         ("added", Align::Right),

@@ -101,7 +101,7 @@ pub(super) fn store(dir: Option<&Path>) -> Check {
     if let Err(error) = access(there, Access::WRITE_OK | Access::EXEC_OK) {
         return STORE.no(format!("{}: {error}", there.display()));
     }
-    let free = statvfs(there).map(|fs| fs.f_bavail * fs.f_frsize >> 20);
+    let free = statvfs(there).map(|fs| (fs.f_bavail * fs.f_frsize) >> 20);
     let free = free.map_or(String::new(), |mib| format!(", {mib} MiB free"));
     match there == dir {
         true => STORE.yes(format!("{}{free}", dir.display())),

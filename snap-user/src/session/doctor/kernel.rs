@@ -1,7 +1,7 @@
 //! Trackers and probes.
 
 use super::{About, Check};
-use crate::probe::{FaultSource, ProbeError, ProbeOptions, Probes};
+use crate::probe::{Outcome, features};
 use crate::track::{Support, TrackerKind, support};
 
 const WP: About = About {
@@ -25,28 +25,6 @@ const HASH: About = About {
     without: "nothing can be captured where no other tracker works",
     how: "nothing to do: it needs no help from the kernel",
 };
-const PROBES: About = About {
-    name: "probes",
-    title: "eBPF probes",
-    used_for: "the fault log (which pages, threads and instructions write), mapping changes as they happen, and narrower scans inside the stop",
-    without: "every stop scans the whole process; who writes what is not known",
-    how: "run as root, or with CAP_BPF and CAP_PERFMON, on a kernel with CONFIG_DEBUG_INFO_BTF (Linux 6.1 or newer is tested); a container needs the host's PID namespace",
-};
-const FENTRY: About = About {
-    name: "probe_fentry",
-    title: "faults seen in handle_mm_fault (fentry)",
-    used_for: "seeing also the pages that the kernel writes through get_user_pages (O_DIRECT, io_uring)",
-    without: "faults come from tracepoints; a stop after such a write scans everything",
-    how: "a kernel that can attach fentry programs (CONFIG_FUNCTION_TRACER with direct calls); some virtual machines and hardened kernels cannot",
-};
-const STOP_TIMES: About = About {
-    name: "probe_stop_times",
-    title: "stop time as the scheduler sees it",
-    used_for: "the stop time that the process itself sees, in the profile",
-    without: "the stop is timed by ksnap's own clock alone",
-    how: "Linux 5.18 or newer, with the probes",
-};
-
 /// The check of a tracker.
 pub(super) fn tracker_name(kind: TrackerKind) -> &'static str {
     about(kind).name
@@ -70,58 +48,50 @@ pub(super) fn trackers() -> impl Iterator<Item = Check> {
         })
 }
 
-/// The smallest ring that the loader makes: nothing is attached, so nothing is written to it.
-const RING_BYTES: u32 = 4096;
+/// Stable names for the features of the probes, which have names for people only.
+const PROBE_NAMES: [(&str, &str); 8] = [
+    ("kernel type information (BTF)", "probe_btf"),
+    ("kernel struct fields", "probe_fields"),
+    ("eBPF programs on tracepoints", "probes"),
+    ("fentry on handle_mm_fault", "probe_fentry"),
+    ("mmap_lock tracepoint", "probe_page_lock"),
+    ("sched_switch with task state", "probe_stop_times"),
+    ("owner of an address space", "probe_mm_owner"),
+    ("run-time statistics of programs", "probe_statistics"),
+];
 
-pub(super) fn probes() -> Vec<Check> {
-    let options = ProbeOptions {
-        ring_bytes: RING_BYTES,
-        ..ProbeOptions::default()
-    };
-    let probes = match Probes::load(&options) {
-        Ok(probes) => probes,
-        Err(error) => {
-            let dependent = "it needs the probes";
-            return vec![
-                refused(PROBES, &error),
-                FENTRY.no(dependent),
-                STOP_TIMES.no(dependent),
-            ];
+fn stable_name(feature: &str) -> &'static str {
+    PROBE_NAMES
+        .iter()
+        .find(|(name, _)| *name == feature)
+        .map_or("probe_other", |(_, stable)| stable)
+}
+
+pub(super) fn probes() -> impl Iterator<Item = Check> {
+    features().into_iter().map(|feature| {
+        let about = About {
+            name: stable_name(feature.name),
+            title: feature.name,
+            used_for: feature.used_for,
+            without: feature.without,
+            how: feature.how_to_get,
+        };
+        match feature.outcome {
+            Outcome::Supported => about.yes("works"),
+            Outcome::Unsupported(why) => about.no(why),
+            Outcome::Unknown(why) => about.unknown(why),
         }
-    };
-    let source = match probes.fault_source() {
-        FaultSource::HandleMmFault => "handle_mm_fault",
-        FaultSource::Tracepoints => "the page fault tracepoints",
-    };
-    vec![
-        PROBES.yes(format!("loaded; faults come from {source}")),
-        fentry(&probes, options),
-        match probes.times_stops() {
-            true => STOP_TIMES.yes("the sched_switch program loads"),
-            false => STOP_TIMES.no("the sched_switch program does not load"),
-        },
-    ]
+    })
 }
 
-fn fentry(probes: &Probes, options: ProbeOptions) -> Check {
-    if probes.fault_source() == FaultSource::HandleMmFault {
-        return FENTRY.yes("attaches");
-    }
-    let only = ProbeOptions {
-        fault_source: Some(FaultSource::HandleMmFault),
-        ..options
-    };
-    match Probes::load(&only) {
-        Ok(_) => FENTRY.unknown("attached at the second attempt only"),
-        Err(error) => refused(FENTRY, &error),
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn refused(about: About, error: &ProbeError) -> Check {
-    match error {
-        ProbeError::BadBtf { .. }
-        | ProbeError::BadObject { .. }
-        | ProbeError::AbiMismatch { .. } => about.unknown(error.to_string()),
-        _ => about.no(error.to_string()),
+    #[test]
+    fn every_feature_of_the_probes_has_a_stable_name() {
+        for feature in features() {
+            assert_ne!(stable_name(feature.name), "probe_other", "{}", feature.name);
+        }
     }
 }
