@@ -156,10 +156,12 @@ fn verdict(ready: bool, tracker: Option<&str>, checks: &[Check]) -> String {
         false => "without the fault log",
     };
     let lacking = checks.iter().filter(missing).count();
+    let all = checks.len();
     match lacking {
         0 => format!("ksnap works here: tracker {tracker}, {probes}; nothing is missing"),
-        1 => format!("ksnap works here: tracker {tracker}, {probes}; 1 feature is missing"),
-        n => format!("ksnap works here: tracker {tracker}, {probes}; {n} features are missing"),
+        n => format!(
+            "ksnap works here: tracker {tracker}, {probes}; {n} of {all} features are missing or unknown"
+        ),
     }
 }
 
@@ -201,7 +203,7 @@ mod tests {
         );
         let text = verdict(true, Some("hash"), &all(Supported, Supported, Supported));
         assert!(
-            text.contains("tracker hash, without the fault log; 1 feature"),
+            text.contains("tracker hash, without the fault log; 1 of 4 features"),
             "{text}"
         );
     }
