@@ -32,6 +32,8 @@ constants! {
     HAS_MM_OWNER: u32 = 0, has_mm_owner;
     /// Whether `thread_info.status` tells a 32-bit system call (x86).
     HAS_COMPAT: u32 = 0, has_compat;
+    /// Whether mmap_lock_start_locking passes a memcg path before its last argument.
+    MM_LOCK_HAS_PATH: u32 = 0, mm_lock_has_path;
 
     /// `task_struct.tgid`
     OFF_TASK_TGID: u32 = 0, off_task_tgid;

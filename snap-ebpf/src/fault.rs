@@ -70,10 +70,20 @@ fn emit(ctx: &BtfTracePointContext, task: Kptr, own: u32, tgid: u32, flags: u16)
         return;
     }
     let regs: Kptr = ctx.arg(1);
-    let present = if ctx.arg::<u64>(2) & X86_PF_PROT != 0 { flag::PRESENT } else { 0 };
+    let present = if ctx.arg::<u64>(2) & X86_PF_PROT != 0 {
+        flag::PRESENT
+    } else {
+        0
+    };
     let remote = if tgid == own { 0 } else { flag::REMOTE };
     maps::emit_fault(
-        maps::header(EventKind::Fault, flags | present | remote, tgid, kernel::pid(task), 0),
+        maps::header(
+            EventKind::Fault,
+            flags | present | remote,
+            tgid,
+            kernel::pid(task),
+            0,
+        ),
         address & !(PAGE_SIZE - 1),
         field(regs, config::off_regs_ip()),
     );
@@ -97,7 +107,11 @@ pub fn handle_mm_fault(ctx: FEntryContext) -> i32 {
     }
     let address: u64 = ctx.arg(1);
     let regs: Kptr = ctx.arg(3);
-    let user = if fault & FAULT_FLAG_USER != 0 { flag::USER } else { 0 };
+    let user = if fault & FAULT_FLAG_USER != 0 {
+        flag::USER
+    } else {
+        0
+    };
     let remote = if tgid == own { 0 } else { flag::REMOTE };
     maps::emit_fault(
         maps::header(EventKind::Fault, user | remote, tgid, ids as u32, 0),

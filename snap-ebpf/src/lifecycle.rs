@@ -21,12 +21,19 @@ pub fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
     if child_tgid == parent_tgid {
         let header = maps::header(EventKind::ThreadStart, 0, parent_tgid, child_pid, 0);
         maps::emit(header, [u64::from(parent_pid), 0, 0, 0, 0]);
-        debug!(&ctx, "process {}: thread {} started by {}", parent_tgid, child_pid, parent_pid);
+        debug!(
+            &ctx,
+            "process {}: thread {} started by {}", parent_tgid, child_pid, parent_pid
+        );
         return 0;
     }
     maps::track(child_tgid);
     let mm = |task| field::<u64>(task, config::off_task_mm());
-    let shares = if mm(parent) == mm(child) { flag::SHARES_MM } else { 0 };
+    let shares = if mm(parent) == mm(child) {
+        flag::SHARES_MM
+    } else {
+        0
+    };
     let header = maps::header(EventKind::Fork, shares, parent_tgid, parent_pid, 0);
     maps::emit(header, [u64::from(child_tgid), 0, 0, 0, 0]);
     debug!(&ctx, "process {}: forked {}", parent_tgid, child_tgid);
@@ -44,7 +51,10 @@ pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
     let old_pid: u32 = ctx.arg(1);
     let header = maps::header(EventKind::Exec, 0, tgid, kernel::pid(task), 0);
     maps::emit(header, [u64::from(old_pid), 0, 0, 0, 0]);
-    debug!(&ctx, "process {}: executed a program in thread {}", tgid, old_pid);
+    debug!(
+        &ctx,
+        "process {}: executed a program in thread {}", tgid, old_pid
+    );
     0
 }
 

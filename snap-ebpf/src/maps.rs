@@ -4,9 +4,7 @@ use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, PerCpuArray, RingBuf};
-use snap_common::{
-    EventHeader, EventKind, FaultEvent, MAX_STOPPED, MAX_TRACKED, SystemEvent,
-};
+use snap_common::{EventHeader, EventKind, FaultEvent, MAX_STOPPED, MAX_TRACKED, SystemEvent};
 
 /// Tracked processes, by process id. The value is unused.
 #[map]
@@ -65,7 +63,14 @@ pub fn now() -> u64 {
 /// Header of an event that happens now.
 #[inline(always)]
 pub fn header(kind: EventKind, flags: u16, tgid: u32, tid: u32, nr: u32) -> EventHeader {
-    EventHeader { kind: kind as u16, flags, tgid, tid, nr, time_ns: now() }
+    EventHeader {
+        kind: kind as u16,
+        flags,
+        tgid,
+        tid,
+        nr,
+        time_ns: now(),
+    }
 }
 
 /// Puts a fault into the ring, or counts it as lost.

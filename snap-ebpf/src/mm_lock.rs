@@ -34,7 +34,12 @@ const FAULT_TO_LOCK_NS: u64 = 5_000;
 pub fn expect_fault(tid: u32) {
     if let Some(slot) = EXPECTED.get_ptr_mut(0) {
         // SAFETY: a valid map value, of this CPU alone.
-        unsafe { *slot = Expected { tid: u64::from(tid), time_ns: maps::now() } }
+        unsafe {
+            *slot = Expected {
+                tid: u64::from(tid),
+                time_ns: maps::now(),
+            }
+        }
     }
 }
 
@@ -54,11 +59,16 @@ fn is_fault(tid: u32) -> bool {
     maps::now() - expected.time_ns < FAULT_TO_LOCK_NS
 }
 
-/// Arguments: address space, whether for writing.
+/// Arguments: address space, in older kernels the path of its memcg, whether for writing.
 #[btf_tracepoint(function = "mmap_lock_start_locking")]
 pub fn mmap_lock_start_locking(ctx: BtfTracePointContext) -> i32 {
+    let for_writing: u64 = if config::mm_lock_has_path() != 0 {
+        ctx.arg(2)
+    } else {
+        ctx.arg(1)
+    };
     // Lock holders that write are mapping changes, which have their own events.
-    if ctx.arg::<u64>(1) & 0xff != 0 {
+    if for_writing & 0xff != 0 {
         return 0;
     }
     let mm: Kptr = ctx.arg(0);
@@ -88,7 +98,10 @@ pub fn mmap_lock_start_locking(ctx: BtfTracePointContext) -> i32 {
     let class = config::syscall_class(nr);
     let harmless = class == SyscallClass::Mapping as u8 || class == SyscallClass::NoPin as u8;
     if nr as i64 >= 0 && !harmless && !is_fault(tid) {
-        maps::emit(maps::header(EventKind::MmLock, 0, tgid, tid, nr as u32), [0; 5]);
+        maps::emit(
+            maps::header(EventKind::MmLock, 0, tgid, tid, nr as u32),
+            [0; 5],
+        );
     }
     0
 }

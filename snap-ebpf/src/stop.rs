@@ -49,7 +49,10 @@ fn on_stop(task: Kptr) {
         return;
     }
     // 1 = BPF_NOEXIST: the count follows the number of entries.
-    if maps::STOPS.insert(&kernel::pid(task), &maps::now(), 1).is_ok() {
+    if maps::STOPS
+        .insert(&kernel::pid(task), &maps::now(), 1)
+        .is_ok()
+    {
         add(&raw mut STOPPED, 1);
     }
 }

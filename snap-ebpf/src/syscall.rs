@@ -38,9 +38,7 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
     let task = kernel::current();
     let nr: u64 = field(regs, config::off_regs_nr());
     let class = config::syscall_class(nr);
-    if config::has_compat() != 0
-        && field::<u32>(task, config::off_task_status()) & TS_COMPAT != 0
-    {
+    if config::has_compat() != 0 && field::<u32>(task, config::off_task_status()) & TS_COMPAT != 0 {
         on_compat(task, nr);
         return 0;
     }
@@ -89,7 +87,10 @@ struct Call {
 impl Call {
     #[inline(always)]
     fn emit(&self, kind: EventKind, flags: u16, tgid: u32, args: [u64; 5]) {
-        maps::emit(maps::header(kind, flags, tgid, kernel::pid(self.task), self.nr), args);
+        maps::emit(
+            maps::header(kind, flags, tgid, kernel::pid(self.task), self.nr),
+            args,
+        );
     }
 }
 
@@ -108,7 +109,10 @@ fn on_compat(task: Kptr, nr: u64) {
     let tgid = affected(task);
     if maps::tracked(tgid) {
         let pid = kernel::pid(task);
-        maps::emit(maps::header(EventKind::Hazard, flag::COMPAT, tgid, pid, nr as u32), [0; 5]);
+        maps::emit(
+            maps::header(EventKind::Hazard, flag::COMPAT, tgid, pid, nr as u32),
+            [0; 5],
+        );
     }
 }
 

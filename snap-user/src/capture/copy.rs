@@ -3,6 +3,7 @@
 use super::{CaptureError, Result};
 use crate::model::{PAGE_SIZE, Page, PageRange, PageSet};
 use crate::sys;
+use xxhash_rust::xxh3::xxh3_128;
 
 /// Pages copied out of the target: `bytes` holds them one after the other.
 #[derive(Debug, Default)]
@@ -13,12 +14,44 @@ pub struct Copied {
     pub addrs: Vec<u64>,
     /// Their content, [`PAGE_SIZE`] bytes each.
     pub bytes: Vec<u8>,
+    /// Content hash of each page, where it was computed while copying; else empty.
+    pub hashes: Vec<u128>,
 }
 
+/// In place of the address of a page that is not wanted any more.
+const FORGOTTEN: u64 = u64::MAX;
+
 impl Copied {
-    /// Each page with its address.
-    pub fn pages(&self) -> impl Iterator<Item = (u64, &Page)> {
-        self.addrs.iter().copied().zip(self.bytes.as_chunks().0)
+    /// Each page with its address, and its hash where it is known.
+    pub fn pages(&self) -> impl Iterator<Item = (u64, &Page, Option<u128>)> {
+        let hashes = self
+            .hashes
+            .iter()
+            .map(|hash| Some(*hash))
+            .chain(std::iter::repeat(None));
+        self.addrs
+            .iter()
+            .zip(self.bytes.as_chunks().0)
+            .zip(hashes)
+            .map(|((addr, page), hash)| (*addr, page, hash))
+            .filter(|(addr, ..)| *addr != FORGOTTEN)
+    }
+
+    /// Empties it, keeping its memory.
+    fn reset(&mut self, pass: u32) {
+        self.pass = pass;
+        self.addrs.clear();
+        self.bytes.clear();
+        self.hashes.clear();
+    }
+
+    /// Takes out pages for which `stale` holds.
+    pub fn forget(&mut self, mut stale: impl FnMut(u64) -> bool) {
+        for addr in &mut self.addrs {
+            if *addr != FORGOTTEN && stale(*addr) {
+                *addr = FORGOTTEN;
+            }
+        }
     }
 
     /// Takes out the pages that could not be read.
@@ -76,6 +109,7 @@ pub fn copy(
     for piece in pieces(pages, chunk) {
         let mut copied = buffer();
         copied.pass = pass;
+        copied.hashes.clear();
         copied.addrs.clear();
         copied.addrs.extend(piece.iter().flat_map(PageRange::iter));
         copied
@@ -90,8 +124,8 @@ pub fn copy(
     Ok(PageSet::from_pages(gone))
 }
 
-/// As [`copy`], for pages of which few have changed: reads all of them, delivers those for which
-/// `changed` holds.
+/// As [`copy`], for pages that may not have changed: reads all of them, asks `changed` with the
+/// hash of each, and delivers those for which it holds.
 pub fn copy_changed(
     pid: i32,
     pages: &PageSet,
@@ -99,7 +133,7 @@ pub fn copy_changed(
     chunk: u64,
     mut buffer: impl FnMut() -> Copied,
     mut deliver: impl FnMut(Copied),
-    changed: impl Fn(u64, &Page) -> bool,
+    mut changed: impl FnMut(u64, u128) -> bool,
 ) -> Result<PageSet> {
     let mut read = Copied::default();
     let mut out: Option<Copied> = None;
@@ -112,16 +146,19 @@ pub fn copy_changed(
             .map_err(|e| CaptureError::from_sys(pid, e))?;
         read.remove(&faults);
         gone.extend(faults.iter().map(|f| f.addr));
-        for (addr, page) in read.pages().filter(|(addr, page)| changed(*addr, page)) {
+        for (addr, page, _) in read.pages() {
+            let hash = xxh3_128(page);
+            if !changed(addr, hash) {
+                continue;
+            }
             let filling = out.get_or_insert_with(|| {
                 let mut fresh = buffer();
-                fresh.pass = pass;
-                fresh.addrs.clear();
-                fresh.bytes.clear();
+                fresh.reset(pass);
                 fresh
             });
             filling.addrs.push(addr);
             filling.bytes.extend_from_slice(page);
+            filling.hashes.push(hash);
             if filling.addrs.len() as u64 == chunk {
                 deliver(out.take().expect("being filled"));
             }

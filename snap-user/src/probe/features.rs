@@ -52,7 +52,7 @@ pub fn features() -> Vec<Feature> {
     let mut features = vec![
         Feature {
             name: "kernel type information (BTF)",
-            outcome: of(kernel.as_ref().map(drop)),
+            outcome: of(kernel.as_ref()),
             used_for: "finding the kernel's fields; one program object for all kernels",
             without: SCANS,
             how_to_get: "a kernel built with CONFIG_DEBUG_INFO_BTF=y, and /sys mounted",
@@ -60,7 +60,7 @@ pub fn features() -> Vec<Feature> {
         Feature {
             name: "kernel struct fields",
             outcome: match &kernel {
-                Ok(kernel) => of(kernel.globals().as_ref().map(drop)),
+                Ok(kernel) => of(kernel.globals().as_ref()),
                 Err(_) => Outcome::Unknown("the kernel's types cannot be read".to_owned()),
             },
             used_for: "reading tasks, address spaces and files in the programs",
@@ -69,7 +69,7 @@ pub fn features() -> Vec<Feature> {
         },
         Feature {
             name: "eBPF programs on tracepoints",
-            outcome: of(loaded.as_ref().map(drop)),
+            outcome: of(loaded.as_ref()),
             used_for: "the fault log, mapping changes, forks and exits",
             without: SCANS,
             how_to_get: ROOT,
@@ -95,15 +95,15 @@ fn optional(loaded: Result<Loaded, ProbeError>) -> [Feature; 5] {
         });
         outcomes[1] = Some(match (&loaded.page_lock, tracepoints) {
             (Err(_), false) => Outcome::Unknown("not needed beside fentry".to_owned()),
-            (result, _) => of(result.as_ref().map(|()| ())),
+            (result, _) => of(result.as_ref()),
         });
-        outcomes[2] = Some(of(loaded.stop_times.as_ref().map(|()| ())));
+        outcomes[2] = Some(of(loaded.stop_times.as_ref()));
         outcomes[3] = Some(match loaded.has_mm_owner {
             true => Outcome::Supported,
             false => Outcome::Unsupported("mm_struct has no field owner".to_owned()),
         });
         outcomes[4] = Some(match Probes::new(loaded) {
-            Ok(mut probes) => of(probes.count_costs(true).as_ref().map(|()| ())),
+            Ok(mut probes) => of(probes.count_costs(true).as_ref()),
             Err(error) => Outcome::Unsupported(error.to_string()),
         });
     }
@@ -149,9 +149,9 @@ fn optional(loaded: Result<Loaded, ProbeError>) -> [Feature; 5] {
     ]
 }
 
-fn of(result: Result<(), &ProbeError>) -> Outcome {
+fn of<T>(result: Result<T, &ProbeError>) -> Outcome {
     match result {
-        Ok(()) => Outcome::Supported,
+        Ok(_) => Outcome::Supported,
         // Refused for lack of privilege: the kernel may well be able to.
         Err(error) if error.is_not_permitted() => Outcome::Unknown(error.to_string()),
         Err(error) => Outcome::Unsupported(error.to_string()),
@@ -191,10 +191,12 @@ mod tests {
             call: "bpf".to_owned(),
             source: std::io::Error::from_raw_os_error(libc::EPERM),
         };
-        assert!(matches!(of(Err(&refused)), Outcome::Unknown(_)));
+        assert!(matches!(of::<()>(Err(&refused)), Outcome::Unknown(_)));
         let missing = ProbeError::MissingField {
             name: "a.b".to_owned(),
         };
-        assert!(matches!(of(Err(&missing)), Outcome::Unsupported(text) if text.contains("a.b")));
+        assert!(
+            matches!(of::<()>(Err(&missing)), Outcome::Unsupported(text) if text.contains("a.b"))
+        );
     }
 }

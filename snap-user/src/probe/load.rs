@@ -2,7 +2,9 @@
 
 use super::error::ProbeError;
 use super::offsets::{Kernel, VMLINUX};
-use super::programs::{self, FaultSource, LIFECYCLE, MM_LOCK, SCHED_SWITCH, chain, is_refusal};
+use super::programs::{
+    self, FaultSource, HANDLE_MM_FAULT, LIFECYCLE, MM_LOCK, SCHED_SWITCH, chain, is_refusal,
+};
 use super::{object, syscalls};
 use crate::model::PAGE_SIZE;
 use aya::maps::MapError;
@@ -99,8 +101,10 @@ pub fn load(options: &ProbeOptions) -> Result<Loaded, ProbeError> {
     let mut optional = |ebpf: &mut Ebpf, name: &'static str| -> Result<(), ProbeError> {
         programs::check_hook(&kernel, name)?;
         programs::load(ebpf, name, &btf)?;
-        // The kernel may accept a program and then refuse to attach it.
-        programs::attach(ebpf, name).map(drop)?;
+        if name == HANDLE_MM_FAULT {
+            // The kernel may accept the program and then refuse to attach it.
+            programs::attach(ebpf, name).map(drop)?;
+        }
         loaded.push(name);
         Ok(())
     };

@@ -106,6 +106,9 @@ impl Kernel {
         let status = self.offset("task_struct.thread_info.status")?;
         globals.push(("HAS_COMPAT", u32::from(status.is_some())));
         globals.push(("OFF_TASK_STATUS", status.unwrap_or(0)));
+        // Older kernels pass the path of a memcg in between.
+        let lock_args = self.tracepoint_args("mmap_lock_start_locking")?;
+        globals.push(("MM_LOCK_HAS_PATH", u32::from(lock_args == Some(3))));
         Ok(globals)
     }
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// Rounds of copying ahead of a stop.
-const MOST_ROUNDS: u32 = 4;
+const MOST_ROUNDS: u32 = 10;
 /// A round that finds fewer pages is the last: copying them inside the stop costs less than another
 /// round of faults costs the target.
 const FEW_PAGES: u64 = 384;
@@ -179,7 +179,7 @@ impl Engine {
             None => SnapshotKind::Base,
             Some(_) => SnapshotKind::Delta,
         };
-        self.pipeline.begin(kind, self.head);
+        self.pipeline.begin(kind, self.head, &self.hashes);
         let done = self.capture(kind);
         if !matches!(done, Ok(true)) && self.flight.is_none() {
             self.pipeline.abandon();
@@ -214,11 +214,12 @@ impl Engine {
             pass,
             CHUNK,
             || pipeline.borrow_mut().buffer(),
-            |copied| pipeline.borrow_mut().submit(copied, &self.hashes),
+            |copied| pipeline.borrow_mut().stage(copied),
         )?)
     }
 
-    fn copy_changed(&mut self, pages: &PageSet, pass: u32, now: &Hashes) -> Result<PageSet> {
+    /// Copies those pages whose content is not as `now` has it, and enters them there.
+    fn copy_changed(&mut self, pages: &PageSet, pass: u32, now: &mut Hashes) -> Result<PageSet> {
         let pipeline = std::cell::RefCell::new(&mut self.pipeline);
         Ok(capture::copy_changed(
             self.target.pid,
@@ -226,13 +227,19 @@ impl Engine {
             pass,
             CHUNK,
             || pipeline.borrow_mut().buffer(),
-            |copied| pipeline.borrow_mut().submit(copied, &self.hashes),
-            |addr, page| now.get(addr) != Some(xxh3_128(page)),
+            |copied| pipeline.borrow_mut().stage(copied),
+            |addr, hash| {
+                let changed = now.get(addr) != Some(hash);
+                if changed {
+                    now.insert(addr, hash);
+                }
+                changed
+            },
         )?)
     }
 
     /// Copies ahead of the stop, in rounds, until little is left. Returns the pass that the stop is.
-    fn precopy(&mut self, costs: &mut Costs) -> Result<u32> {
+    fn precopy(&mut self, costs: &mut Costs, now: &mut Hashes) -> Result<u32> {
         let mut last = u64::MAX;
         for pass in 0..MOST_ROUNDS {
             let stopped = match self.epoch.tracker().rearms_stopped() {
@@ -254,18 +261,17 @@ impl Engine {
                 // Nothing is recorded: what there is now is copied, what has changed since the
                 // parent, so that little is new inside the stop.
                 let all = self.epoch.survey_all(&vmas)?.own.union(&shared);
-                let before = self.hashes.clone();
                 costs.pages.scanned += all.pages();
-                self.copy_changed(&all, pass, &before)?;
+                self.copy_changed(&all, pass, now)?;
                 return Ok(pass + 1);
             };
             let pages = found.union(&shared);
             costs.pages.scanned += pages.pages();
             costs.pages.dirty += pages.pages();
             costs.pages.copied += pages.pages();
-            self.copy(&pages, pass)?;
+            self.copy_changed(&pages, pass, now)?;
             let count = pages.pages();
-            if count < FEW_PAGES || count > last / 2 {
+            if count < FEW_PAGES || count > last / 5 * 4 {
                 return Ok(pass + 1);
             }
             last = count;
@@ -284,14 +290,12 @@ impl Engine {
             ..Costs::default()
         };
         let begun = monotonic_ns();
-        let pass = self.precopy(&mut costs)?;
+        // What is known of each page: as the parent has it, then as copied meanwhile.
+        let mut now = (*self.hashes).clone();
+        let pass = self.precopy(&mut costs, &mut now)?;
         let vmas = self.maps()?;
         self.live.refresh(&vmas)?;
         let compare_all = self.tracker() == TrackerKind::Hash;
-        let now = match compare_all || compared(&vmas).next().is_some() {
-            true => self.pipeline.barrier(&self.hashes),
-            false => self.hashes.clone(),
-        };
         self.events.drain(&mut self.epoch);
 
         let stop = monotonic_ns();
@@ -303,8 +307,7 @@ impl Engine {
         }
         self.events.drain(&mut self.epoch);
         let vmas = self.maps()?;
-        let known = now.clone();
-        let dirty = self.epoch.rotate(&vmas, |page| known.get(page).is_some())?;
+        let dirty = self.epoch.rotate(&vmas, |page| now.get(page).is_some())?;
         let scanned_at = monotonic_ns();
 
         let unmapped = self.covered.subtract(&covered(&vmas));
@@ -314,12 +317,12 @@ impl Engine {
             .union(&dirty.examined.subtract(&dirty.own))
             .union(&shared.subtract(&shared_pages));
         let gone = match compare_all {
-            true => self.copy_changed(&dirty.copy.union(&shared_pages), pass, &now)?,
+            true => self.copy_changed(&dirty.copy.union(&shared_pages), pass, &mut now)?,
             false => {
                 let gone = self.copy(&dirty.copy, pass)?;
                 match shared_pages.is_empty() {
                     true => gone,
-                    false => gone.union(&self.copy_changed(&shared_pages, pass, &now)?),
+                    false => gone.union(&self.copy_changed(&shared_pages, pass, &mut now)?),
                 }
             }
         };
@@ -360,7 +363,7 @@ impl Engine {
         let relevant: PageSet = removed
             .ranges()
             .iter()
-            .filter(|r| pass > 0 || known.range(**r).next().is_some())
+            .filter(|r| now.range(**r).next().is_some())
             .copied()
             .collect();
         self.pipeline.remove(relevant, pass);

@@ -1,9 +1,12 @@
 //! From copied pages to a published snapshot, off the target's time.
 //!
-//! The tracer's thread copies into buffers of a bounded pool; encoder threads turn them into batches
-//! and give the buffers back; one writer thread owns the session in the store. When all buffers are
-//! full, the copier waits for the encoders: memory stays within the bound, and the snapshot takes
-//! longer instead.
+//! The tracer's thread copies into buffers of a bounded pool. They wait there until the stop is over:
+//! a page that is copied again meanwhile is encoded once, and the encoders do not compete with the
+//! target during the stop. Then encoder threads turn them into batches and give them back, and one
+//! writer thread, which owns the session in the store, writes.
+//!
+//! When all buffers are full, the oldest go to the encoders early, and the copier waits for one to
+//! come back: memory stays within the bound, and the snapshot takes longer instead.
 
 use super::writer::{Encoded, Settled, ToWriter, write_snapshots};
 use crate::capture::Copied;
@@ -11,6 +14,8 @@ use crate::codec::Scratch;
 use crate::image::EncodedBatch;
 use crate::model::{Costs, PageSet, PageTable, ProcessState, SnapshotId, SnapshotKind};
 use crate::store::{Session, StoreError};
+use crate::sys::lower_priority;
+use std::collections::{HashSet, VecDeque};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -21,6 +26,9 @@ use xxhash_rust::xxh3::xxh3_128;
 pub const CHUNK: u64 = 256;
 /// Bytes in one buffer.
 const BUFFER: u64 = CHUNK * crate::model::PAGE_SIZE;
+
+/// Niceness of the threads that work off the target's time.
+const ENCODER_NICE: i32 = 10;
 
 /// Content hashes of the pages of a snapshot: what a page was, without its bytes.
 pub type Hashes = PageTable<u128>;
@@ -37,6 +45,10 @@ pub struct Pipeline {
     free: Receiver<Copied>,
     /// Buffers that may still be made.
     unmade: u64,
+    /// Copied and not yet given to the encoders, oldest first.
+    staged: VecDeque<Copied>,
+    /// Hashes of the parent snapshot.
+    before: Arc<Hashes>,
     submitted: u64,
     threads: Vec<JoinHandle<()>>,
 }
@@ -64,6 +76,8 @@ impl Pipeline {
             writer: Some(writer),
             free,
             unmade: (memory / BUFFER).max(4),
+            staged: VecDeque::new(),
+            before: Arc::new(Hashes::new()),
             submitted: 0,
             threads,
         }
@@ -75,9 +89,10 @@ impl Pipeline {
         let _ = self.writer.as_ref().expect("until drop").send(message);
     }
 
-    /// Begins a snapshot.
-    pub fn begin(&mut self, kind: SnapshotKind, parent: Option<SnapshotId>) {
+    /// Begins a snapshot. Pages with the hash that `before` has for them are left out of it.
+    pub fn begin(&mut self, kind: SnapshotKind, parent: Option<SnapshotId>, before: &Arc<Hashes>) {
         self.submitted = 0;
+        self.before = before.clone();
         self.tell(ToWriter::Begin { kind, parent });
     }
 
@@ -90,38 +105,39 @@ impl Pipeline {
             self.unmade -= 1;
             return Copied::default();
         }
+        if let Some(oldest) = self.staged.pop_front() {
+            self.submit(oldest);
+        }
         self.free.recv().unwrap_or_default()
     }
 
-    /// Encodes copied pages; those with the hash that `before` has for them are left out.
-    pub fn submit(&mut self, copied: Copied, before: &Arc<Hashes>) {
+    /// Takes copied pages.
+    pub fn stage(&mut self, copied: Copied) {
+        self.staged.push_back(copied);
+    }
+
+    /// Gives everything that is staged to the encoders, each page once, as copied last.
+    pub fn flush(&mut self) {
+        let mut later = HashSet::new();
+        let mut staged = std::mem::take(&mut self.staged);
+        for copied in staged.iter_mut().rev() {
+            copied.forget(|addr| !later.insert(addr));
+        }
+        staged.into_iter().for_each(|copied| self.submit(copied));
+    }
+
+    fn submit(&mut self, copied: Copied) {
         self.submitted += 1;
-        let _ = self.jobs.as_ref().expect("until drop").send(Job {
+        let job = Job {
             copied,
-            before: before.clone(),
-        });
+            before: self.before.clone(),
+        };
+        let _ = self.jobs.as_ref().expect("until drop").send(job);
     }
 
     /// These pages were gone when copy pass `before` began.
     pub fn remove(&self, pages: PageSet, before: u32) {
         self.tell(ToWriter::Remove { pages, before });
-    }
-
-    /// Waits until everything submitted is encoded, and returns `before` with its hashes entered.
-    pub fn barrier(&self, before: &Arc<Hashes>) -> Arc<Hashes> {
-        let (reply, hashes) = channel();
-        self.tell(ToWriter::Barrier {
-            batches: self.submitted,
-            reply,
-        });
-        let mut now = before.clone();
-        if let Ok(found) = hashes.recv() {
-            let table = Arc::make_mut(&mut now);
-            found
-                .into_iter()
-                .for_each(|(addr, hash)| table.insert(addr, hash));
-        }
-        now
     }
 
     /// Completes the snapshot. The answer comes when it is durable, or has failed.
@@ -130,6 +146,7 @@ impl Pipeline {
         state: ProcessState,
         costs: Costs,
     ) -> Receiver<Result<Settled, StoreError>> {
+        self.flush();
         let (reply, answer) = channel();
         self.tell(ToWriter::Publish {
             batches: self.submitted,
@@ -142,6 +159,7 @@ impl Pipeline {
 
     /// Gives the snapshot up; nothing of it stays.
     pub fn abandon(&mut self) {
+        self.flush();
         self.tell(ToWriter::Abandon {
             batches: self.submitted,
         });
@@ -166,6 +184,8 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
 }
 
 fn encode_jobs(queue: &Mutex<Receiver<Job>>, out: &Sender<ToWriter>, back: &Sender<Copied>) {
+    // Behind the target wherever both want a processor.
+    lower_priority(ENCODER_NICE);
     let mut scratch = Scratch::default();
     loop {
         let job = queue
@@ -179,8 +199,8 @@ fn encode_jobs(queue: &Mutex<Receiver<Job>>, out: &Sender<ToWriter>, back: &Send
         let mut batch = EncodedBatch::new(copied.pass);
         let mut hashes = Vec::with_capacity(copied.addrs.len());
         let mut same = Vec::new();
-        for (addr, page) in copied.pages() {
-            let hash = xxh3_128(page);
+        for (addr, page, hash) in copied.pages() {
+            let hash = hash.unwrap_or_else(|| xxh3_128(page));
             hashes.push((addr, hash));
             if before.get(addr) == Some(hash) {
                 same.push(addr);

@@ -39,10 +39,6 @@ pub enum ToWriter {
         pages: PageSet,
         before: u32,
     },
-    Barrier {
-        batches: u64,
-        reply: Sender<Vec<(u64, u128)>>,
-    },
     Publish {
         batches: u64,
         state: Box<ProcessState>,
@@ -100,10 +96,6 @@ fn one(
             ToWriter::Begin { .. } => return,
             ToWriter::Batch(encoded) => writing.take(&encoded),
             ToWriter::Remove { pages, before } => writing.remove(pages, before),
-            ToWriter::Barrier { batches, reply } => {
-                writing.wait_for(batches, queue);
-                let _ = reply.send(writing.pages.iter().map(|(a, p)| (*a, p.hash)).collect());
-            }
             ToWriter::Publish {
                 batches,
                 state,
