@@ -1,2 +1,5 @@
 //! The `ksnap` command.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    snap_user::cli::main()
+}

@@ -1,1 +1,81 @@
 //! Arguments → one session call → output and exit code.
+//!
+//! | file | what |
+//! |---|---|
+//! | `args`, `help`, `units` | what can be said on the command line |
+//! | one for each command | calls the session and prints what came of it |
+//! | `reporter` | tells what a watch does while it goes on |
+//! | `context` | options of every command, and the terminal |
+//! | `status`, `logging` | standard error: the live line, messages |
+//! | `render` | data as text for people |
+//! | `exit` | exit codes |
+
+mod args;
+mod context;
+mod diff;
+mod doctor;
+mod exit;
+mod help;
+mod log;
+mod logging;
+mod profile;
+mod render;
+mod reporter;
+mod rollback;
+mod shell;
+mod show;
+mod snap;
+mod status;
+mod units;
+mod verify;
+mod watch;
+
+pub use exit::Exit;
+
+use args::{Cli, Verb};
+use clap::Parser;
+use context::Context;
+use exit::CliError;
+use std::process::ExitCode;
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are asked for and go to standard output, with exit code 0. When nobody
+            // reads them any more, there is no one to tell.
+            let _ = error.print();
+            return match error.use_stderr() {
+                true => Exit::Usage.into(),
+                false => Exit::Done.into(),
+            };
+        }
+    };
+    let context = Context::new(cli.global);
+    logging::init(&context);
+    let exit = dispatch(&context, &cli.verb).unwrap_or_else(|error| {
+        if !error.is_closed_pipe() {
+            context.complain(&error);
+        }
+        error.exit()
+    });
+    exit.into()
+}
+
+fn dispatch(context: &Context, verb: &Verb) -> Result<Exit, CliError> {
+    match verb {
+        Verb::Run(args) => watch::run(context, args),
+        Verb::Watch(args) => watch::watch(context, args),
+        Verb::Snap(args) => snap::snap(context, args),
+        Verb::Log(args) => log::log(context, args),
+        Verb::Show(args) => show::show(context, args),
+        Verb::Diff(args) => diff::diff(context, args),
+        Verb::Verify(args) => verify::verify(context, args),
+        Verb::Rollback(args) => rollback::rollback(context, args),
+        Verb::Profile(args) => profile::profile(context, args),
+        Verb::Doctor(args) => doctor::doctor(context, args),
+        Verb::Completions(args) => shell::completions(args),
+        Verb::Man(args) => shell::man(args),
+    }
+}

@@ -2,24 +2,37 @@
 
 mod audit;
 mod control;
+mod diff;
+mod doctor;
 mod engine;
 mod error;
 mod events;
+mod log;
 mod pipeline;
 mod rollback;
 mod run;
 mod service;
+mod show;
 mod snap;
 mod types;
+mod verify;
 mod watch;
 mod writer;
 
+pub use diff::{
+    Change, Comparison, DescriptorDiff, MappingDiff, MappingPages, PagesDiff, RegisterDiff,
+    ThreadDiff, diff,
+};
+pub use doctor::{Check, Diagnosis, Outcome, doctor};
 pub use engine::Engine;
 pub use error::{AuditPage, SessionError, Trouble};
+pub use log::{LogEntry, find, log, store_dir};
 pub use rollback::rollback;
 pub use run::run;
+pub use show::{Description, Mapping, Process, Thread, show};
 pub use snap::snap;
 pub use types::*;
+pub use verify::{Damage, Verification, verify};
 pub use watch::watch;
 
 /// Result of this room.

@@ -83,6 +83,10 @@ pub struct RolledBack {
 
 /// What a running watch reports as it happens.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one at a time, by reference, and nearly always the large one"
+)]
 pub enum Progress {
     /// Watching begins.
     Attached {

@@ -62,6 +62,39 @@ impl Registers {
         Self::read_from_bytes(bytes).ok()
     }
 
+    /// Each register with the processor's name for it.
+    pub fn named(&self) -> [(&'static str, u64); 27] {
+        [
+            ("r15", self.r15),
+            ("r14", self.r14),
+            ("r13", self.r13),
+            ("r12", self.r12),
+            ("rbp", self.rbp),
+            ("rbx", self.rbx),
+            ("r11", self.r11),
+            ("r10", self.r10),
+            ("r9", self.r9),
+            ("r8", self.r8),
+            ("rax", self.rax),
+            ("rcx", self.rcx),
+            ("rdx", self.rdx),
+            ("rsi", self.rsi),
+            ("rdi", self.rdi),
+            ("orig_rax", self.orig_rax),
+            ("rip", self.rip),
+            ("cs", self.cs),
+            ("eflags", self.eflags),
+            ("rsp", self.rsp),
+            ("ss", self.ss),
+            ("fs_base", self.fs_base),
+            ("gs_base", self.gs_base),
+            ("ds", self.ds),
+            ("es", self.es),
+            ("fs", self.fs),
+            ("gs", self.gs),
+        ]
+    }
+
     /// Program counter.
     pub fn ip(&self) -> u64 {
         self.rip

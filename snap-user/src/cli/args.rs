@@ -1,0 +1,408 @@
+//! What can be said on the command line.
+
+use super::help;
+use super::units;
+use crate::session::{Options, Schedule, TrackerChoice};
+use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Incremental snapshots of running processes, and rollback to any of them.
+#[derive(Debug, Parser)]
+#[command(name = "ksnap", version, max_term_width = 100, after_help = help::MAIN)]
+#[command(propagate_version = true, subcommand_required = true)]
+pub struct Cli {
+    /// The command.
+    #[command(subcommand)]
+    pub verb: Verb,
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// Options of every verb.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
+pub struct Global {
+    /// Folder of the snapshots [env: KSNAP_STORE] [default: /var/lib/ksnap for root, else
+    /// ~/.local/state/ksnap]
+    // KSNAP_STORE is read where the default is worked out, so that an empty value counts as unset.
+    #[arg(long, global = true, value_name = "DIR")]
+    pub store: Option<PathBuf>,
+    /// Print errors only
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    pub quiet: bool,
+    /// Say more on standard error; -vv for what the probes say, -vvv for everything [env: KSNAP_LOG]
+    #[arg(short, long, global = true, action = ArgAction::Count)]
+    pub verbose: u8,
+    /// Colours; auto: on a terminal, unless NO_COLOR is set
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "WHEN",
+        default_value = "auto"
+    )]
+    pub color: When,
+    /// Never ask: what would ask is refused unless it has -y
+    #[arg(long, global = true)]
+    pub no_input: bool,
+}
+
+/// When to do something that depends on the terminal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum When {
+    /// On a terminal.
+    #[default]
+    Auto,
+    /// Whatever the output goes to.
+    Always,
+    /// Not at all.
+    Never,
+}
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Start a command under continuous snapshots
+    #[command(after_help = help::RUN)]
+    Run(Run),
+    /// Snapshot a running process continuously
+    #[command(after_help = help::WATCH)]
+    Watch(Watch),
+    /// Take one snapshot of a running process, which runs on
+    #[command(after_help = help::SNAP)]
+    Snap(Snap),
+    /// List snapshots, newest last
+    #[command(after_help = help::LOG)]
+    Log(Log),
+    /// Describe a snapshot
+    #[command(after_help = help::SHOW)]
+    Show(Show),
+    /// Compare two snapshots
+    #[command(after_help = help::DIFF)]
+    Diff(Diff),
+    /// Check that what is stored is whole
+    #[command(after_help = help::VERIFY)]
+    Verify(Verify),
+    /// Put a live process back to a snapshot, in place
+    #[command(after_help = help::ROLLBACK)]
+    Rollback(Rollback),
+    /// Measure what snapshots of a process cost, and who dirties its memory
+    #[command(after_help = help::PROFILE)]
+    Profile(Profile),
+    /// Say what works on this machine, what is missing, and how to get it
+    #[command(after_help = help::DOCTOR)]
+    Doctor(Doctor),
+    /// Print completions for a shell
+    #[command(after_help = help::COMPLETIONS)]
+    Completions(Completions),
+    /// Print the manual page, of ksnap or of one command
+    #[command(after_help = help::MAN)]
+    Man(Man),
+}
+
+/// `--json`
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Json {
+    /// Print JSON, as docs/json.md describes it
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn tracker(text: &str) -> Result<TrackerChoice, String> {
+    text.parse()
+}
+
+fn count(text: &str) -> Result<u64, String> {
+    match text.parse() {
+        Ok(0) => Err("it must be 1 or more".into()),
+        Ok(count) => Ok(count),
+        Err(_) => Err("not a number".into()),
+    }
+}
+
+/// A process id. `-5` never gets here: clap takes it for an option.
+fn pid(text: &str) -> Result<i32, String> {
+    match text.parse() {
+        Ok(pid) if pid > 0 => Ok(pid),
+        _ => Err("a process id is a positive number".into()),
+    }
+}
+
+/// How snapshots are taken.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "How snapshots are taken")]
+pub struct Taking {
+    /// How written pages are found: auto, wp, soft-dirty or hash; see `ksnap doctor`
+    #[arg(long, value_name = "TRACKER", default_value = "auto", value_parser = tracker)]
+    pub tracker: TrackerChoice,
+    /// Do without the eBPF probes
+    #[arg(long)]
+    pub no_probes: bool,
+    /// Inside each stop, compare all memory with what the store would give back (slow)
+    #[arg(long)]
+    pub audit: bool,
+    /// Most memory for copied pages that wait to be stored
+    #[arg(long, value_name = "SIZE", default_value = "64M", value_parser = units::size)]
+    pub memory: u64,
+}
+
+impl Taking {
+    /// As the session takes it.
+    pub fn options(&self) -> Options {
+        Options {
+            tracker: self.tracker,
+            probes: !self.no_probes,
+            audit: self.audit,
+            memory: self.memory,
+        }
+    }
+}
+
+/// When snapshots are taken.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "When snapshots are taken")]
+pub struct Timing {
+    /// From one snapshot to the next: 100ms, 2s, 1m
+    #[arg(long, value_name = "D", default_value = "1s", value_parser = units::duration)]
+    pub every: Duration,
+    /// End after this many snapshots
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub count: Option<u64>,
+    /// End after this long
+    #[arg(long = "for", value_name = "D", value_parser = units::duration)]
+    pub lasting: Option<Duration>,
+}
+
+impl Timing {
+    /// As the session takes it.
+    pub fn schedule(&self) -> Schedule {
+        Schedule {
+            every: self.every,
+            count: self.count,
+            lasting: self.lasting,
+        }
+    }
+}
+
+/// The live status line.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Live {
+    /// The status line on standard error; auto: on a terminal that no one else writes to
+    #[arg(long, value_enum, value_name = "WHEN", default_value = "auto")]
+    pub progress: When,
+}
+
+/// `ksnap run`
+#[derive(Debug, Args)]
+pub struct Run {
+    #[command(flatten)]
+    pub when: Timing,
+    #[command(flatten)]
+    pub taking: Taking,
+    #[command(flatten)]
+    pub live: Live,
+    /// The command and its arguments, after `--`
+    #[arg(required = true, last = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// `ksnap watch`
+#[derive(Debug, Args)]
+pub struct Watch {
+    /// The process
+    #[arg(value_parser = pid)]
+    pub pid: i32,
+    #[command(flatten)]
+    pub when: Timing,
+    #[command(flatten)]
+    pub taking: Taking,
+    #[command(flatten)]
+    pub live: Live,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `ksnap snap`
+#[derive(Debug, Args)]
+pub struct Snap {
+    /// The process
+    #[arg(value_parser = pid)]
+    pub pid: i32,
+    #[command(flatten)]
+    pub taking: Taking,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `ksnap log`
+#[derive(Debug, Args)]
+pub struct Log {
+    /// Only snapshots of this process
+    #[arg(long, value_parser = pid)]
+    pub pid: Option<i32>,
+    /// Only the last N
+    #[arg(short = 'n', long = "last", value_name = "N")]
+    pub last: Option<usize>,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `ksnap show`
+#[derive(Debug, Args)]
+pub struct Show {
+    /// The snapshot
+    #[arg(value_name = "REF", default_value = "latest")]
+    pub reference: String,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `ksnap diff`
+#[derive(Debug, Args)]
+pub struct Diff {
+    /// The first snapshot
+    pub a: String,
+    /// The second snapshot
+    pub b: String,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `ksnap verify`
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// The snapshot to check, with all that it needs; everything if left out
+    #[arg(value_name = "REF")]
+    pub reference: Option<String>,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `ksnap rollback`
+#[derive(Debug, Args)]
+pub struct Rollback {
+    /// The process
+    #[arg(value_parser = pid)]
+    pub pid: i32,
+    /// The snapshot to go back to
+    #[arg(value_name = "REF")]
+    pub reference: String,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+    #[command(flatten)]
+    pub taking: Taking,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `ksnap profile`
+#[derive(Debug, Args)]
+pub struct Profile {
+    /// The process
+    #[arg(value_parser = pid)]
+    pub pid: i32,
+    /// From one snapshot to the next: 100ms, 2s, 1m
+    #[arg(long, value_name = "D", default_value = "100ms", value_parser = units::duration)]
+    pub every: Duration,
+    /// How long to measure
+    #[arg(long = "for", value_name = "D", default_value = "10s", value_parser = units::duration)]
+    pub lasting: Duration,
+    #[command(flatten)]
+    pub taking: Taking,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `ksnap doctor`
+#[derive(Debug, Args)]
+pub struct Doctor {
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `ksnap completions`
+#[derive(Debug, Args)]
+pub struct Completions {
+    /// The shell
+    pub shell: clap_complete::Shell,
+}
+
+/// `ksnap man`
+#[derive(Debug, Args)]
+pub struct Man {
+    /// The command; ksnap itself if left out
+    pub command: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(words: &str) -> Result<Verb, clap::error::ErrorKind> {
+        Cli::try_parse_from(words.split(' '))
+            .map(|cli| cli.verb)
+            .map_err(|error| error.kind())
+    }
+
+    #[test]
+    fn the_definition_holds_together() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn run_keeps_everything_after_the_dashes() {
+        let verb = parse("ksnap run --every 100ms --count 3 -- sh -c --json").unwrap();
+        let Verb::Run(run) = verb else {
+            panic!("{verb:?}")
+        };
+        assert_eq!(run.command, ["sh", "-c", "--json"]);
+        let schedule = run.when.schedule();
+        assert_eq!(schedule.every, Duration::from_millis(100));
+        assert_eq!((schedule.count, schedule.lasting), (Some(3), None));
+        assert_eq!(run.taking.options(), Options::default());
+        assert!(parse("ksnap run").is_err());
+        assert!(parse("ksnap run sleep 5").is_err());
+    }
+
+    #[test]
+    fn options_reach_the_session() {
+        let verb =
+            parse("ksnap watch 7 --tracker soft-dirty --no-probes --audit --memory 1G --for 2m");
+        let Ok(Verb::Watch(watch)) = verb else {
+            panic!("{verb:?}")
+        };
+        let options = watch.taking.options();
+        assert_eq!(options.tracker, "soft-dirty".parse().unwrap());
+        assert!(!options.probes && options.audit);
+        assert_eq!(options.memory, 1 << 30);
+        assert_eq!(
+            watch.when.schedule().lasting,
+            Some(Duration::from_secs(120))
+        );
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        use clap::error::ErrorKind::ValueValidation;
+        for words in [
+            "ksnap watch 0",
+            "ksnap watch x",
+            "ksnap watch 1 --tracker best",
+            "ksnap watch 1 --every 5",
+            "ksnap watch 1 --count 0",
+            "ksnap snap 1 --memory 3",
+        ] {
+            assert_eq!(parse(words).unwrap_err(), ValueValidation, "{words}");
+        }
+        assert!(parse("ksnap -q -v log").is_err());
+    }
+
+    #[test]
+    fn the_default_memory_is_the_sessions() {
+        assert_eq!(units::size("64M"), Ok(crate::session::DEFAULT_MEMORY));
+    }
+}

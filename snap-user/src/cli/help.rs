@@ -1,0 +1,121 @@
+//! What each command's help ends with: examples, and what its output and exit code mean.
+
+/// References, in every command that takes one.
+macro_rules! references {
+    () => {
+        "\n\nA snapshot is named by `latest`, by the first 4 digits of its id or more, or by @N, its number in \
+         the list; ~N behind it means the Nth parent: latest~2."
+    };
+}
+
+pub(super) const MAIN: &str = "\
+Begin with `ksnap doctor`.
+
+Examples:
+  ksnap run --every 100ms -- python3 job.py     start a program under snapshots
+  ksnap watch $(pidof redis-server)             or snapshot one that runs already
+  ksnap log                                     see what there is
+  ksnap rollback $(pidof redis-server) latest~5 go back
+
+Exit codes: 0 done; 1 failed; 2 usage; 3 captured, but something could not be saved; 10 no store; \
+11 store locked; 12 kernel feature missing; 13 permission; 14 target vanished; 15 corrupt; 130 interrupted.
+
+Data goes to standard output, everything else to standard error.";
+
+pub(super) const RUN: &str = "\
+The command keeps the terminal, and ksnap ends with its exit status (128 and the signal's number if a signal \
+ended it). When the snapshots end before the command, it runs on, and ksnap waits for it.
+
+Examples:
+  ksnap run -- ./server --port 8080
+  ksnap run --every 100ms --for 1m -- python3 job.py";
+
+pub(super) const WATCH: &str = "\
+Ctrl-C ends the watching, not the process. While it goes on, `ksnap snap` and `ksnap rollback` on the same \
+process go through it.
+
+Examples:
+  ksnap watch 1234
+  ksnap watch 1234 --every 100ms --count 50
+  ksnap watch 1234 --json | jq 'select(.event == \"taken\") | .costs.phases.stop_ns'";
+
+pub(super) const SNAP: &str = "\
+Examples:
+  ksnap snap 1234
+  ksnap snap 1234 --audit --json";
+
+pub(super) const LOG: &str = "\
+Columns: number in its session, id, kind, time (UTC), process, how long it was stopped, pages stored, bytes \
+stored, and for a snapshot that follows another than the one before it (after a rollback), which.
+
+With --json: one object a line.
+
+Examples:
+  ksnap log -n 20
+  ksnap log --pid 1234 --json | jq -r .id";
+
+pub(super) const SHOW: &str = concat!(
+    "\
+Examples:
+  ksnap show
+  ksnap show latest~3
+  ksnap show 3f9a --json | jq .costs.phases",
+    references!()
+);
+
+pub(super) const DIFF: &str = concat!(
+    "\
+Examples:
+  ksnap diff latest~ latest
+  ksnap diff 3f9a 41c2 --json | jq .pages",
+    references!()
+);
+
+pub(super) const VERIFY: &str = concat!(
+    "\
+Every header, index and page is read and compared with its checksum. Ends with exit code 15 when something \
+is damaged.
+
+Examples:
+  ksnap verify
+  ksnap verify latest",
+    references!()
+);
+
+pub(super) const ROLLBACK: &str = concat!(
+    "\
+Memory, mappings, registers, signal masks and file positions go back; what the process did since is lost. \
+What cannot be put back is refused before anything is touched. Asks first; without a terminal, -y is needed.
+
+A file position goes back for everyone who shares the open file, as a process started by a shell shares the \
+shell's redirected output.
+
+Examples:
+  ksnap rollback 1234 latest
+  ksnap rollback 1234 @12 -y",
+    references!()
+);
+
+pub(super) const PROFILE: &str = "\
+Examples:
+  ksnap profile 1234
+  ksnap profile 1234 --every 50ms --for 30s --json";
+
+pub(super) const DOCTOR: &str = "\
+Tries each thing rather than look at versions. Ends with exit code 12 when processes cannot be captured here \
+at all.
+
+Examples:
+  ksnap doctor
+  ksnap doctor --json | jq -r '.checks[] | select(.outcome != \"supported\") | .name'";
+
+pub(super) const COMPLETIONS: &str = "\
+Examples:
+  ksnap completions bash > /etc/bash_completion.d/ksnap
+  ksnap completions zsh > \"${fpath[1]}/_ksnap\"
+  ksnap completions fish > ~/.config/fish/completions/ksnap.fish";
+
+pub(super) const MAN: &str = "\
+Examples:
+  ksnap man | man -l -
+  ksnap man rollback > ksnap-rollback.1";

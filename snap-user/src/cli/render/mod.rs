@@ -1,0 +1,13 @@
+//! Data as text for people.
+
+pub mod diagnosis;
+pub mod diff;
+pub mod human;
+pub mod log;
+pub mod show;
+mod style;
+mod table;
+pub mod taken;
+
+pub use style::Style;
+pub use table::{Align, Table};

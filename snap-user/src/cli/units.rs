@@ -1,0 +1,101 @@
+//! Durations and sizes as people write them.
+
+use std::time::Duration;
+
+/// Splits `1.5s` into its number and its unit.
+fn split(text: &str) -> Result<(f64, &str), String> {
+    let text = text.trim();
+    let at = text
+        .find(|c: char| !(c.is_ascii_digit() || c == '.'))
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let number: f64 = number
+        .parse()
+        .map_err(|_| format!("'{text}' does not begin with a number"))?;
+    Ok((number, unit.trim_start()))
+}
+
+/// Parses `100ms`, `2s`, `1m`, `1.5h`, `250us`; more than nothing, and less than 100 years.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = split(text)?;
+    let seconds = match unit {
+        "us" | "µs" => 1e-6,
+        "ms" => 1e-3,
+        "s" => 1.0,
+        "m" | "min" => 60.0,
+        "h" => 3600.0,
+        "d" => 86400.0,
+        "" => return Err(format!("'{text}' has no unit: us, ms, s, m, h or d")),
+        other => return Err(format!("no unit of time '{other}': us, ms, s, m, h or d")),
+    };
+    let seconds = number * seconds;
+    if seconds > 100.0 * 365.0 * 86400.0 {
+        return Err(format!("'{text}' is longer than 100 years"));
+    }
+    let duration = Duration::from_secs_f64(seconds);
+    if duration.is_zero() {
+        return Err("it must be longer than nothing".into());
+    }
+    Ok(duration)
+}
+
+/// Smallest copy buffer that is worth having.
+const LEAST: u64 = 1 << 20;
+
+/// Parses `64M`, `1.5G`, `67108864`, in units of 1024; at least 1 MiB.
+pub fn size(text: &str) -> Result<u64, String> {
+    let (number, unit) = split(text)?;
+    let shift = match unit {
+        "" | "B" => 0,
+        "K" | "k" | "KiB" => 10,
+        "M" | "MiB" => 20,
+        "G" | "GiB" => 30,
+        "T" | "TiB" => 40,
+        other => return Err(format!("no unit of size '{other}': K, M, G or T")),
+    };
+    let bytes = number * (1u64 << shift) as f64;
+    if bytes >= (1u64 << 53) as f64 {
+        return Err(format!("'{text}' is more than any machine has"));
+    }
+    match bytes as u64 {
+        bytes if bytes < LEAST => Err("it must be 1M or more".into()),
+        bytes => Ok(bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_a_number_and_a_unit() {
+        for (text, ms) in [
+            ("100ms", 100),
+            ("2s", 2000),
+            ("1m", 60_000),
+            ("1.5s", 1500),
+            ("1h", 3_600_000),
+            ("2 min", 120_000),
+        ] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        assert_eq!(duration("250us"), Ok(Duration::from_micros(250)));
+        for bad in [
+            "", "s", "5", "-1s", "0s", "0ms", "1e3s", "1..2s", "3 weeks", "9999999d", "ms5",
+        ] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn sizes_count_in_units_of_1024() {
+        assert_eq!(size("64M"), Ok(64 << 20));
+        assert_eq!(size("1.5G"), Ok(3 << 29));
+        assert_eq!(size("2097152"), Ok(2 << 20));
+        assert_eq!(size("2048K"), Ok(2 << 20));
+        assert_eq!(size("1 MiB"), Ok(1 << 20));
+        for bad in ["", "M", "-5M", "5X", "1K", "0", "99999999T"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+}

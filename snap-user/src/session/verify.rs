@@ -1,0 +1,61 @@
+//! Checks what is stored.
+
+use super::SessionError;
+use super::types::hex_option;
+use crate::model::SnapshotId;
+use crate::store::Store;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+
+/// What verification found.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Verification {
+    /// Nothing is wrong.
+    pub clean: bool,
+    /// Snapshots checked.
+    pub snapshots: u64,
+    /// Pages decoded and compared with their checksums.
+    pub pages: u64,
+    /// Everything that is wrong.
+    pub problems: Vec<Damage>,
+}
+
+/// Something that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Damage {
+    /// The snapshot that cannot be relied on; null for what belongs to no snapshot.
+    #[serde(serialize_with = "hex_option")]
+    pub id: Option<SnapshotId>,
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong.
+    pub what: String,
+}
+
+/// Checks one snapshot and the files it needs, or everything in the store. Damage is a result, not an error.
+pub fn verify(store: &Path, reference: Option<&str>) -> Result<Verification, SessionError> {
+    let store = Store::open(store)?;
+    let only = match reference {
+        None => None,
+        // A snapshot whose header is damaged is in no listing; its whole name still finds it.
+        Some(reference) => Some(match SnapshotId::from_hex(reference) {
+            Some(id) => id,
+            None => store.resolve(reference, None)?,
+        }),
+    };
+    let report = store.verify(only)?;
+    Ok(Verification {
+        clean: report.is_clean(),
+        snapshots: report.snapshots,
+        pages: report.pages,
+        problems: report
+            .problems
+            .into_iter()
+            .map(|problem| Damage {
+                id: problem.id,
+                path: problem.path,
+                what: problem.what,
+            })
+            .collect(),
+    })
+}
