@@ -1,5 +1,6 @@
 //! Stopping every thread of a process, and letting it go on whatever happens.
 
+use super::interrupted::keep_waiting;
 use super::ptrace::{self, Event, Options, Tid};
 use super::{Result, SysError, proc};
 use std::cell::RefCell;
@@ -123,6 +124,13 @@ impl Frozen {
         self.was_stopped = group_stopped;
         if self.threads.is_empty() {
             return Err(vanished(self.pid));
+        }
+        for &tid in &self.threads {
+            // A thread that runs 32-bit code is refused by those who look at it; one that is gone
+            // waits for nothing.
+            if let Err(e) = keep_waiting(self.pid, tid) {
+                tracing::debug!("{e}");
+            }
         }
         Ok(())
     }
