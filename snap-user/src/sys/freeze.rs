@@ -237,19 +237,15 @@ fn wait_for_stop(tid: Tid) -> Result<Option<bool>> {
     }
 }
 
-/// The thread ended, or is a leader that ended before its threads.
+/// The thread has ended, or is about to.
 fn is_gone(pid: i32, tid: Tid, error: &SysError) -> bool {
     if error.is_vanished() {
         return true;
     }
     match proc::stat(pid, Some(tid)) {
-        Ok(stat) => matches!(stat.state, 'Z' | 'X') && tid == pid && has_other_threads(pid),
+        Ok(stat) => stat.is_exiting(),
         Err(e) => e.is_vanished(),
     }
-}
-
-fn has_other_threads(pid: i32) -> bool {
-    proc::threads(pid).is_ok_and(|tids| tids.len() > 1)
 }
 
 fn vanished(pid: i32) -> SysError {
