@@ -8,7 +8,7 @@ use xxhash_rust::xxh3::xxh3_128;
 /// Pages copied out of the target: `bytes` holds them one after the other.
 #[derive(Debug, Default)]
 pub struct Copied {
-    /// Copy pass: rounds ahead of the stop count upwards, the stop is last.
+    /// Place in the order of copying: where two hold the same page, the higher one counts.
     pub pass: u32,
     /// Address of each page.
     pub addrs: Vec<u64>,
@@ -38,11 +38,25 @@ impl Copied {
     }
 
     /// Empties it, keeping its memory.
-    fn reset(&mut self, pass: u32) {
+    pub fn reset(&mut self, pass: u32) {
         self.pass = pass;
         self.addrs.clear();
         self.bytes.clear();
         self.hashes.clear();
+    }
+
+    /// Adds a page with its hash.
+    pub fn push(&mut self, addr: u64, page: &Page, hash: u128) {
+        self.addrs.push(addr);
+        self.bytes.extend_from_slice(page);
+        self.hashes.push(hash);
+    }
+
+    /// Replaces the content of the page at `index`.
+    pub fn replace(&mut self, index: usize, page: &Page, hash: u128) {
+        let start = index * page.len();
+        self.bytes[start..start + page.len()].copy_from_slice(page);
+        self.hashes[index] = hash;
     }
 
     /// Takes out pages for which `stale` holds.
@@ -100,7 +114,6 @@ fn pieces(set: &PageSet, pages: u64) -> impl Iterator<Item = Vec<PageRange>> + '
 pub fn copy(
     pid: i32,
     pages: &PageSet,
-    pass: u32,
     chunk: u64,
     mut buffer: impl FnMut() -> Copied,
     mut deliver: impl FnMut(Copied),
@@ -108,9 +121,8 @@ pub fn copy(
     let mut gone = Vec::new();
     for piece in pieces(pages, chunk) {
         let mut copied = buffer();
-        copied.pass = pass;
-        copied.hashes.clear();
         copied.addrs.clear();
+        copied.hashes.clear();
         copied.addrs.extend(piece.iter().flat_map(PageRange::iter));
         copied
             .bytes
@@ -124,19 +136,15 @@ pub fn copy(
     Ok(PageSet::from_pages(gone))
 }
 
-/// As [`copy`], for pages that may not have changed: reads all of them, asks `changed` with the
-/// hash of each, and delivers those for which it holds.
-pub fn copy_changed(
+/// As [`copy`], for pages that may not have changed: reads all of them, and hands each one with its
+/// hash to `take`, which keeps what it wants.
+pub fn inspect(
     pid: i32,
     pages: &PageSet,
-    pass: u32,
     chunk: u64,
-    mut buffer: impl FnMut() -> Copied,
-    mut deliver: impl FnMut(Copied),
-    mut changed: impl FnMut(u64, u128) -> bool,
+    mut take: impl FnMut(u64, &Page, u128),
 ) -> Result<PageSet> {
     let mut read = Copied::default();
-    let mut out: Option<Copied> = None;
     let mut gone = Vec::new();
     for piece in pieces(pages, chunk) {
         read.addrs.clear();
@@ -147,24 +155,9 @@ pub fn copy_changed(
         read.remove(&faults);
         gone.extend(faults.iter().map(|f| f.addr));
         for (addr, page, _) in read.pages() {
-            let hash = xxh3_128(page);
-            if !changed(addr, hash) {
-                continue;
-            }
-            let filling = out.get_or_insert_with(|| {
-                let mut fresh = buffer();
-                fresh.reset(pass);
-                fresh
-            });
-            filling.addrs.push(addr);
-            filling.bytes.extend_from_slice(page);
-            filling.hashes.push(hash);
-            if filling.addrs.len() as u64 == chunk {
-                deliver(out.take().expect("being filled"));
-            }
+            take(addr, page, xxh3_128(page));
         }
     }
-    out.into_iter().for_each(deliver);
     Ok(PageSet::from_pages(gone))
 }
 

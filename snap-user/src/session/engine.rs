@@ -14,14 +14,14 @@ use crate::sys::{self, Freeze, Frozen, monotonic_ns, proc};
 use crate::track::{self, Epoch, TrackerKind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use xxhash_rust::xxh3::xxh3_128;
 
 /// Rounds of copying ahead of a stop.
-const MOST_ROUNDS: u32 = 10;
+const MOST_ROUNDS: u32 = 12;
 /// A round that finds fewer pages is the last: copying them inside the stop costs less than another
 /// round of faults costs the target.
-const FEW_PAGES: u64 = 384;
+const FEW_PAGES: u64 = 640;
 /// How long a thread may take to stop. A vfork in progress takes as long as its child needs to
 /// execute something; the other threads should not wait for it.
 const FREEZE_TIMEOUT: Duration = Duration::from_millis(250);
@@ -59,6 +59,7 @@ pub struct Engine {
     pub(super) hashes: Arc<Hashes>,
     pub(super) pipeline: Pipeline,
     flight: Option<Flight>,
+    hurry: Option<Duration>,
     layout: Layout,
     /// Address space that the last snapshot covers, and every look since.
     pub(super) covered: PageSet,
@@ -96,8 +97,14 @@ impl Engine {
             live,
             head,
             flight: None,
+            hurry: None,
             covered: PageSet::new(),
         })
+    }
+
+    /// Snapshots are to follow each other at this interval: encoding must not take longer.
+    pub fn pace(&mut self, every: Duration) {
+        self.hurry = Some(every / 2);
     }
 
     /// The mechanism that finds changed pages.
@@ -179,7 +186,8 @@ impl Engine {
             None => SnapshotKind::Base,
             Some(_) => SnapshotKind::Delta,
         };
-        self.pipeline.begin(kind, self.head, &self.hashes);
+        let hurry = self.hurry.map(|after| Instant::now() + after);
+        self.pipeline.begin(kind, self.head, &self.hashes, hurry);
         let done = self.capture(kind);
         if !matches!(done, Ok(true)) && self.flight.is_none() {
             self.pipeline.abandon();
@@ -206,12 +214,11 @@ impl Engine {
         Frozen::freeze(pid, options).map_err(|e| CaptureError::from_sys(pid, e).into())
     }
 
-    fn copy(&mut self, pages: &PageSet, pass: u32) -> Result<PageSet> {
+    fn copy(&mut self, pages: &PageSet) -> Result<PageSet> {
         let pipeline = std::cell::RefCell::new(&mut self.pipeline);
         Ok(capture::copy(
             self.target.pid,
             pages,
-            pass,
             CHUNK,
             || pipeline.borrow_mut().buffer(),
             |copied| pipeline.borrow_mut().stage(copied),
@@ -219,30 +226,26 @@ impl Engine {
     }
 
     /// Copies those pages whose content is not as `now` has it, and enters them there.
-    fn copy_changed(&mut self, pages: &PageSet, pass: u32, now: &mut Hashes) -> Result<PageSet> {
-        let pipeline = std::cell::RefCell::new(&mut self.pipeline);
-        Ok(capture::copy_changed(
+    fn copy_changed(&mut self, pages: &PageSet, now: &mut Hashes) -> Result<PageSet> {
+        let pipeline = &mut self.pipeline;
+        Ok(capture::inspect(
             self.target.pid,
             pages,
-            pass,
             CHUNK,
-            || pipeline.borrow_mut().buffer(),
-            |copied| pipeline.borrow_mut().stage(copied),
-            |addr, hash| {
-                let changed = now.get(addr) != Some(hash);
-                if changed {
+            |addr, page, hash| {
+                if now.get(addr) != Some(hash) {
                     now.insert(addr, hash);
+                    pipeline.put(addr, page, hash);
                 }
-                changed
             },
         )?)
     }
 
-    /// Copies ahead of the stop, in rounds, until little is left. Returns the pass that the stop is.
-    fn precopy(&mut self, costs: &mut Costs, now: &mut Hashes) -> Result<u32> {
+    /// Copies ahead of the stop, in rounds, until little is left.
+    fn precopy(&mut self, costs: &mut Costs, now: &mut Hashes) -> Result<()> {
         let mut last = u64::MAX;
-        for pass in 0..MOST_ROUNDS {
-            let round = monotonic_ns();
+        for round in 0..MOST_ROUNDS {
+            let start = monotonic_ns();
             let stopped = match self.epoch.tracker().rearms_stopped() {
                 true => Some(self.freeze()?),
                 false => None,
@@ -255,7 +258,7 @@ impl Engine {
             let shared = match self.head {
                 // Later their content is compared inside the stop, all of it.
                 Some(_) => PageSet::new(),
-                None if pass == 0 => compared_pages(self.target.pid, &vmas),
+                None if round == 0 => compared_pages(self.target.pid, &vmas),
                 None => PageSet::new(),
             };
             let Some(found) = found else {
@@ -263,22 +266,28 @@ impl Engine {
                 // parent, so that little is new inside the stop.
                 let all = self.epoch.survey_all(&vmas)?.own.union(&shared);
                 costs.pages.scanned += all.pages();
-                self.copy_changed(&all, pass, now)?;
-                return Ok(pass + 1);
+                self.copy_changed(&all, now)?;
+                return Ok(());
             };
             let pages = found.union(&shared);
             costs.pages.scanned += pages.pages();
             costs.pages.dirty += pages.pages();
             costs.pages.copied += pages.pages();
-            self.copy_changed(&pages, pass, now)?;
+            self.copy_changed(&pages, now)?;
             let count = pages.pages();
-            tracing::debug!(pass, count, us = (monotonic_ns() - round) / 1000, staged = self.pipeline.staged(), "copied ahead");
-            if count < FEW_PAGES || count > last / 5 * 4 {
-                return Ok(pass + 1);
+            tracing::debug!(
+                round,
+                count,
+                us = (monotonic_ns() - start) / 1000,
+                staged = self.pipeline.staged(),
+                "copied ahead"
+            );
+            if count < FEW_PAGES || count > last / 10 * 9 {
+                return Ok(());
             }
             last = count;
         }
-        Ok(MOST_ROUNDS)
+        Ok(())
     }
 
     fn cover(&mut self, vmas: &[Vma]) {
@@ -294,7 +303,8 @@ impl Engine {
         let begun = monotonic_ns();
         // What is known of each page: as the parent has it, then as copied meanwhile.
         let mut now = (*self.hashes).clone();
-        let pass = self.precopy(&mut costs, &mut now)?;
+        self.precopy(&mut costs, &mut now)?;
+        let pass = self.pipeline.next_pass();
         let vmas = self.maps()?;
         self.live.refresh(&vmas)?;
         let compare_all = self.tracker() == TrackerKind::Hash;
@@ -319,16 +329,16 @@ impl Engine {
             .union(&dirty.examined.subtract(&dirty.own))
             .union(&shared.subtract(&shared_pages));
         let gone = match compare_all {
-            true => self.copy_changed(&dirty.copy.union(&shared_pages), pass, &mut now)?,
+            true => self.copy_changed(&dirty.copy.union(&shared_pages), &mut now)?,
             false => {
                 // Much at once does not fit the buffers, and most of it has not really changed.
                 let gone = match dirty.copy.pages() > FEW_PAGES * 4 {
-                    true => self.copy_changed(&dirty.copy, pass, &mut now)?,
-                    false => self.copy(&dirty.copy, pass)?,
+                    true => self.copy_changed(&dirty.copy, &mut now)?,
+                    false => self.copy(&dirty.copy)?,
                 };
                 match shared_pages.is_empty() {
                     true => gone,
-                    false => gone.union(&self.copy_changed(&shared_pages, pass, &mut now)?),
+                    false => gone.union(&self.copy_changed(&shared_pages, &mut now)?),
                 }
             }
         };

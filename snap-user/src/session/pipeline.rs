@@ -12,10 +12,10 @@ use super::writer::{Encoded, Settled, ToWriter, write_snapshots};
 use crate::capture::Copied;
 use crate::codec::Scratch;
 use crate::image::EncodedBatch;
-use crate::model::{Costs, PageSet, PageTable, ProcessState, SnapshotId, SnapshotKind};
+use crate::model::{Costs, Page, PageSet, PageTable, ProcessState, SnapshotId, SnapshotKind};
 use crate::store::{Session, StoreError};
-use crate::sys::lower_priority;
-use std::collections::{HashSet, VecDeque};
+use crate::sys::renice;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -28,7 +28,7 @@ pub const CHUNK: u64 = 256;
 const BUFFER: u64 = CHUNK * crate::model::PAGE_SIZE;
 
 /// Niceness of the threads that work off the target's time.
-const ENCODER_NICE: i32 = 10;
+const ENCODER_NICE: i32 = 4;
 
 /// Content hashes of the pages of a snapshot: what a page was, without its bytes.
 pub type Hashes = PageTable<u128>;
@@ -36,6 +36,7 @@ pub type Hashes = PageTable<u128>;
 struct Job {
     copied: Copied,
     before: Arc<Hashes>,
+    hurry: Option<Instant>,
 }
 
 /// The stages behind the copier. Ends its threads on drop, once they are done.
@@ -47,6 +48,11 @@ pub struct Pipeline {
     unmade: u64,
     /// Copied and not yet given to the encoders, oldest first.
     staged: VecDeque<Copied>,
+    /// Where a waiting page is: place of its buffer, index in it.
+    staged_at: HashMap<u64, (u32, usize)>,
+    /// Place in the order of copying of the next buffer.
+    pass: u32,
+    hurry: Option<Instant>,
     /// Hashes of the parent snapshot.
     before: Arc<Hashes>,
     submitted: u64,
@@ -77,6 +83,9 @@ impl Pipeline {
             free,
             unmade: (memory / BUFFER).max(4),
             staged: VecDeque::new(),
+            staged_at: HashMap::new(),
+            pass: 0,
+            hurry: None,
             before: Arc::new(Hashes::new()),
             submitted: 0,
             threads,
@@ -89,15 +98,32 @@ impl Pipeline {
         let _ = self.writer.as_ref().expect("until drop").send(message);
     }
 
-    /// Begins a snapshot. Pages with the hash that `before` has for them are left out of it.
-    pub fn begin(&mut self, kind: SnapshotKind, parent: Option<SnapshotId>, before: &Arc<Hashes>) {
+    /// Begins a snapshot. Pages with the hash that `before` has for them are left out of it. From
+    /// `hurry` on, pages are stored as they are: encoding them takes longer than the next snapshot
+    /// should wait.
+    pub fn begin(
+        &mut self,
+        kind: SnapshotKind,
+        parent: Option<SnapshotId>,
+        before: &Arc<Hashes>,
+        hurry: Option<Instant>,
+    ) {
         self.submitted = 0;
+        self.pass = 0;
+        self.hurry = hurry;
         self.before = before.clone();
         self.tell(ToWriter::Begin { kind, parent });
     }
 
-    /// A buffer to copy into; waits for one if the bound is reached.
+    /// An empty buffer, last in the order of copying; waits for one if the bound is reached.
     pub fn buffer(&mut self) -> Copied {
+        let mut buffer = self.any_buffer();
+        buffer.reset(self.pass);
+        self.pass += 1;
+        buffer
+    }
+
+    fn any_buffer(&mut self) -> Copied {
         if let Ok(free) = self.free.try_recv() {
             return free;
         }
@@ -106,12 +132,44 @@ impl Pipeline {
             return Copied::default();
         }
         if let Some(oldest) = self.staged.pop_front() {
+            oldest.addrs.iter().for_each(|addr| {
+                self.staged_at.remove(addr);
+            });
             self.submit(oldest);
         }
         self.free.recv().unwrap_or_default()
     }
 
-    /// Takes copied pages.
+    /// The place in the order of copying that the next buffer will have.
+    pub fn next_pass(&self) -> u32 {
+        self.pass
+    }
+
+    /// Takes a copied page, in place of an earlier copy of it that still waits.
+    pub fn put(&mut self, addr: u64, page: &Page, hash: u128) {
+        if let Some(&(pass, index)) = self.staged_at.get(&addr) {
+            let first = self.staged.front().map_or(0, |b| b.pass);
+            if let Some(buffer) = self.staged.iter_mut().nth((pass - first) as usize)
+                && buffer.pass == pass
+            {
+                return buffer.replace(index, page, hash);
+            }
+        }
+        if self
+            .staged
+            .back()
+            .is_none_or(|b| b.addrs.len() as u64 == CHUNK)
+        {
+            let fresh = self.buffer();
+            self.staged.push_back(fresh);
+        }
+        let buffer = self.staged.back_mut().expect("put there above");
+        self.staged_at
+            .insert(addr, (buffer.pass, buffer.addrs.len()));
+        buffer.push(addr, page, hash);
+    }
+
+    /// Takes a buffer of copied pages.
     pub fn stage(&mut self, copied: Copied) {
         self.staged.push_back(copied);
     }
@@ -121,8 +179,9 @@ impl Pipeline {
         self.staged.len()
     }
 
-    /// Gives everything that is staged to the encoders, each page once, as copied last.
-    pub fn flush(&mut self) {
+    /// Gives everything that waits to the encoders, each page once, as copied last.
+    fn flush(&mut self) {
+        self.staged_at.clear();
         let mut later = HashSet::new();
         let mut staged = std::mem::take(&mut self.staged);
         for copied in staged.iter_mut().rev() {
@@ -136,6 +195,7 @@ impl Pipeline {
         let job = Job {
             copied,
             before: self.before.clone(),
+            hurry: self.hurry,
         };
         let _ = self.jobs.as_ref().expect("until drop").send(job);
     }
@@ -190,14 +250,19 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
 
 fn encode_jobs(queue: &Mutex<Receiver<Job>>, out: &Sender<ToWriter>, back: &Sender<Copied>) {
     // Behind the target wherever both want a processor.
-    lower_priority(ENCODER_NICE);
+    renice(ENCODER_NICE);
     let mut scratch = Scratch::default();
     loop {
         let job = queue
             .lock()
             .expect("no encoder panics while it waits")
             .recv();
-        let Ok(Job { copied, before }) = job else {
+        let Ok(Job {
+            copied,
+            before,
+            hurry,
+        }) = job
+        else {
             return;
         };
         let start = Instant::now();
@@ -209,6 +274,8 @@ fn encode_jobs(queue: &Mutex<Receiver<Job>>, out: &Sender<ToWriter>, back: &Send
             hashes.push((addr, hash));
             if before.get(addr) == Some(hash) {
                 same.push(addr);
+            } else if hurry.is_some_and(|when| Instant::now() >= when) {
+                batch.push_fast(addr, page);
             } else {
                 batch.push(addr, page, &mut scratch);
             }

@@ -35,11 +35,11 @@ pub fn monotonic_ns() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// Makes this thread nicer to others by `nice` steps. No harm if it is not allowed.
-pub fn lower_priority(nice: i32) {
-    // SAFETY: a system call without pointers; 0 is the calling thread.
+/// Makes this thread nicer to others by `steps`; less nice, where that is allowed, if negative.
+pub fn renice(steps: i32) {
+    // SAFETY: system calls without pointers; 0 is the calling thread.
     unsafe {
         let now = libc::getpriority(libc::PRIO_PROCESS, 0);
-        libc::setpriority(libc::PRIO_PROCESS, 0, now + nice);
+        libc::setpriority(libc::PRIO_PROCESS, 0, now + steps);
     }
 }
