@@ -54,7 +54,7 @@ impl Ksnap {
     pub fn as_user(user: u32) -> Result<Self> {
         let mut ksnap = Self::new()?;
         let copy = ksnap.folder.path().join("ksnap");
-        std::fs::copy(&ksnap.binary, &copy).context("copy the ksnap binary")?;
+        paths::copy_program(&ksnap.binary, &copy)?;
         std::os::unix::fs::chown(ksnap.folder.path(), Some(user), Some(user))
             .context("give the store's folder away")?;
         ksnap.binary = copy;

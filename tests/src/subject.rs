@@ -58,7 +58,7 @@ impl Victim {
             .permissions(Permissions::from_mode(0o755))
             .tempdir()?;
         let copy = folder.path().join("victim");
-        std::fs::copy(paths::victim()?, &copy).context("copy the victim binary")?;
+        paths::copy_program(&paths::victim()?, &copy)?;
         let mut command = Command::new(copy);
         command.arg(name).args(args).uid(user).gid(user);
         let mut victim = Self::from_command(command)?;

@@ -56,7 +56,6 @@ fn rolled(name: &str, args: &[&str], options: &[&str]) -> Result<()> {
 macro_rules! rolled {
     ($($test:ident: $name:literal $args:expr, $options:expr $(, needs $need:expr)?;)+) => {
         mod every_victim_goes_back_and_forth {
-            use tests::Need::*;
             $(#[test]
             fn $test() -> anyhow::Result<()> {
                 tests::require!(Root, Ksnap $(, $need)?);

@@ -38,7 +38,6 @@ fn watched(name: &str, args: &[&str], count: usize, options: &[&str]) -> Result<
 macro_rules! watched {
     ($($test:ident: $name:literal $args:expr, $count:literal $(, needs $need:expr)?;)+) => {
         mod every_victim_lives_through_audited_snapshots {
-            use tests::Need::*;
             $(#[test]
             fn $test() -> anyhow::Result<()> {
                 tests::require!(Root, Ksnap $(, $need)?);
