@@ -1,5 +1,6 @@
 //! Runs the `ksnap` binary with a store of its own.
 
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -19,7 +20,8 @@ const LIMIT: Duration = Duration::from_secs(120);
 pub struct Ksnap {
     binary: PathBuf,
     store: PathBuf,
-    _folder: TempDir,
+    user: Option<u32>,
+    folder: TempDir,
 }
 
 impl Ksnap {
@@ -35,8 +37,29 @@ impl Ksnap {
         Ok(Self {
             binary,
             store,
-            _folder: folder,
+            user: None,
+            folder,
         })
+    }
+
+    /// The same with a store in a folder of the caller's choice.
+    pub fn with_store(store: PathBuf) -> Result<Self> {
+        Ok(Self {
+            store,
+            ..Self::new()?
+        })
+    }
+
+    /// The same as another user, with a copy of the binary that this user can run. Needs root.
+    pub fn as_user(user: u32) -> Result<Self> {
+        let mut ksnap = Self::new()?;
+        let copy = ksnap.folder.path().join("ksnap");
+        paths::copy_program(&ksnap.binary, &copy)?;
+        std::os::unix::fs::chown(ksnap.folder.path(), Some(user), Some(user))
+            .context("give the store's folder away")?;
+        ksnap.binary = copy;
+        ksnap.user = Some(user);
+        Ok(ksnap)
     }
 
     /// Where the store is.
@@ -52,6 +75,9 @@ impl Ksnap {
             .env_remove("KSNAP_CONFIG")
             .arg("--store")
             .arg(&self.store);
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
         command
     }
 

@@ -40,6 +40,7 @@
 //! | [`victim`] | the victim programs (binary `victim`) |
 //! | [`subject`] | [`Victim`]: a running victim and its protocol |
 //! | [`ksnap`] | [`Ksnap`]: runs the `ksnap` binary with a store of its own |
+//! | [`watch`] | [`Watch`]: `ksnap watch` in the background, and what it says |
 //! | [`background`] | [`Background`]: a child process with collected output and time limits |
 //! | [`requires`] | [`require!`], [`Need`]: typed skips |
 //! | [`footprint`] | [`Footprint`]: what a process looks like from outside, to find what was left behind |
@@ -60,6 +61,7 @@ pub mod requires;
 pub mod resp;
 pub mod subject;
 pub mod victim;
+pub mod watch;
 
 pub use background::{Background, Finished};
 pub use footprint::Footprint;
@@ -69,3 +71,4 @@ pub use redis::Redis;
 pub use requires::Need;
 pub use resp::{Reply, Resp};
 pub use subject::{Status, Victim};
+pub use watch::{Watch, Watched};

@@ -49,6 +49,16 @@ pub fn victim() -> Result<PathBuf> {
     }
 }
 
+/// Copies a program, by another process: a descriptor open for writing here could be inherited by a child that
+/// another test's thread starts just now, and the copy would be busy (ETXTBSY) as long as that one has it.
+pub fn copy_program(from: &std::path::Path, to: &std::path::Path) -> Result<()> {
+    let done = std::process::Command::new("cp").arg(from).arg(to).status();
+    match done.context("start cp")?.success() {
+        true => Ok(()),
+        false => bail!("cannot copy {} to {}", from.display(), to.display()),
+    }
+}
+
 /// A program on PATH.
 pub fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;

@@ -21,6 +21,8 @@ pub enum Need {
     Kernel(u32, u32),
     /// A C library that has registered rseq.
     Rseq,
+    /// The right to mount file systems.
+    Mount,
     /// A build folder from which other users can run programs.
     BuildForAll,
 }
@@ -66,6 +68,11 @@ impl Need {
                 build_is_open(),
                 "a build folder that other users can enter".to_owned(),
                 "chmod o+x it and the folders above it, or set CARGO_TARGET_DIR".to_owned(),
+            ),
+            Self::Mount => (
+                can_mount(),
+                "the right to mount a file system".to_owned(),
+                "run the tests as root with CAP_SYS_ADMIN".to_owned(),
             ),
             Self::Rseq => (
                 victim::rseq::available(),
@@ -133,6 +140,14 @@ fn build_is_open() -> bool {
             .is_ok_and(|metadata| metadata.permissions().mode() & 1 == 1)
     };
     paths::binaries().is_ok_and(|folder| folder.ancestors().all(open))
+}
+
+/// Tried out in a mount namespace that ends with the command.
+fn can_mount() -> bool {
+    std::process::Command::new("unshare")
+        .args(["-m", "mount", "-t", "tmpfs", "ksnap-test", "/mnt"])
+        .output()
+        .is_ok_and(|output| output.status.success())
 }
 
 fn is_root() -> bool {

@@ -4,6 +4,7 @@ use std::fs::Permissions;
 use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,7 @@ pub struct Victim {
     pidfd: OwnedFd,
     next: u64,
     folder: TempDir,
+    binary: Option<TempDir>,
 }
 
 impl Victim {
@@ -47,6 +49,22 @@ impl Victim {
         let mut command = Command::new(paths::victim()?);
         command.arg(name).args(args);
         Self::from_command(command)
+    }
+
+    /// The same as another user, from a copy of the binary that this user can run. Needs root.
+    pub fn spawn_as(user: u32, name: &str, args: &[&str]) -> Result<Self> {
+        let folder = tempfile::Builder::new()
+            .prefix("ksnap-victim-")
+            .permissions(Permissions::from_mode(0o755))
+            .tempdir()?;
+        let copy = folder.path().join("victim");
+        paths::copy_program(&paths::victim()?, &copy)?;
+        let mut command = Command::new(copy);
+        command.arg(name).args(args).uid(user).gid(user);
+        let mut victim = Self::from_command(command)?;
+        // The binary must be there as long as the victim, which may execute itself.
+        victim.binary = Some(folder);
+        Ok(victim)
     }
 
     /// Starts a command that starts a victim and passes its stdin and stdout through
@@ -89,6 +107,7 @@ impl Victim {
             pidfd,
             next: 0,
             folder,
+            binary: None,
         })
     }
 

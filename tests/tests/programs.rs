@@ -1,99 +1,315 @@
-//! The fixtures of real programs work: what they start answers, and is gone afterwards.
+//! Real programs under audited snapshots and rollbacks, and their own consistency checks afterwards.
 
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::process::CommandExt;
-use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
-use tests::{Footprint, Python, Redis, Victim, require};
+use anyhow::{Context, Result, ensure};
+use tests::victim::rng::Rng;
+use tests::{Background, Footprint, Ksnap, Python, Redis, Watch, require};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A modest load: sets, increments, list and hash commands on a few thousand keys.
+fn load(redis: &Redis) -> Result<Background> {
+    redis.load(&[
+        "-t",
+        "set,incr,lpush,lpop,sadd,hset",
+        "-r",
+        "5000",
+        "-d",
+        "200",
+        "-c",
+        "4",
+        "-l",
+        "-n",
+        "20000",
+    ])
+}
+
+/// redis's own check: everything is written out and read back, and must be the same.
+fn redis_is_consistent(redis: &Redis) -> Result<()> {
+    let mut client = redis.client()?;
+    let (digest, keys) = (client.digest()?, client.integer(&["DBSIZE"])?);
+    client.command(&["DEBUG", "RELOAD"])?;
+    ensure!(client.digest()? == digest, "other contents after a reload");
+    ensure!(
+        client.integer(&["DBSIZE"])? == keys,
+        "other keys after a reload"
+    );
+    ensure!(keys > 0, "no keys");
+    Ok(())
+}
+
+fn roll_back(ksnap: &Ksnap, pid: i32, id: &str) -> Result<()> {
+    ksnap
+        .ok(&["rollback", &pid.to_string(), id, "-y"])
+        .map(drop)
+}
 
 #[test]
-fn redis_answers_takes_load_and_ends_with_its_fixture() -> Result<()> {
-    require!(Program("redis-server"), Program("redis-benchmark"));
+fn redis_under_load_lives_through_hundreds_of_audited_snapshots() -> Result<()> {
+    require!(
+        Root,
+        Ksnap,
+        Program("redis-server"),
+        Program("redis-benchmark")
+    );
+    let ksnap = Ksnap::new()?;
+    let redis = Redis::start_with(&["--io-threads", "2"])?;
+    redis.populate(5000, 400)?;
+    let before = Footprint::of(redis.pid())?;
+    let mut load = load(&redis)?;
+    let options = ["--every", "15ms", "--count", "250", "--audit"];
+    let watched = Watch::start(&ksnap, redis.pid(), &options)?.finish(LIMIT)?;
+    watched.took(250)?;
+    ensure!(load.running()?, "the load has ended: {}", load.stderr());
+    drop(load);
+    redis_is_consistent(&redis)?;
+    ksnap.ok(&["verify"])?;
+    // The connections of the load are closed by now.
+    watched.left_nothing(&before)
+}
+
+#[test]
+fn redis_under_load_goes_back_to_random_snapshots() -> Result<()> {
+    require!(
+        Root,
+        Ksnap,
+        Program("redis-server"),
+        Program("redis-benchmark")
+    );
+    let ksnap = Ksnap::new()?;
     let redis = Redis::start()?;
+    redis.populate(5000, 400)?;
     let pid = redis.pid();
     let mut client = redis.client()?;
-    client.set("key", "value")?;
-    assert_eq!(client.get("key")?.as_deref(), Some("value"));
-    assert_eq!(client.get("no such key")?, None);
-    assert_eq!(client.incr("n")?, 1);
-    redis.populate(1000, 100)?;
-    assert_eq!(client.integer(&["DBSIZE"])?, 1002);
-    let digest = client.digest()?;
-    let rates = redis.benchmark(
-        &["-t", "set", "-n", "2000", "-r", "100"],
-        Duration::from_secs(30),
-    )?;
-    assert!(
-        rates
-            .iter()
-            .any(|(name, rate)| name.contains("SET") && *rate > 0.0),
-        "{rates:?}"
+    client.set("marker", "0")?;
+    let mut watch = Watch::start(&ksnap, pid, &["--every", "30ms", "--audit"])?;
+    let mut rng = Rng::new(7);
+    for round in 1..=12 {
+        // A quiet moment whose contents are known exactly.
+        client.set("marker", &round.to_string())?;
+        let digest = client.digest()?;
+        let taken = ksnap.json(&["snap", &pid.to_string()])?.remove(0);
+        let quiet = taken["id"].as_str().context("no id")?.to_owned();
+        let work = load(&redis)?;
+        std::thread::sleep(Duration::from_millis(60));
+        // From here on all connections of the load are open; those that are not could not come back.
+        let so_far = watch.ids()?.len();
+        watch.wait_taken(so_far + 2 + rng.below(4), LIMIT)?;
+        let ids = watch.ids()?.split_off(so_far);
+        roll_back(&ksnap, pid, &ids[rng.below(ids.len())])?;
+        std::thread::sleep(Duration::from_millis(50));
+        // The load's connections are of the future as redis sees it, and it has forgotten some.
+        drop(work);
+        roll_back(&ksnap, pid, &quiet)?;
+        ensure!(client.get("marker")? == Some(round.to_string()));
+        ensure!(client.digest()? == digest, "round {round}: other contents");
+    }
+    let watched = watch.interrupt(LIMIT)?;
+    watched.none_failed()?;
+    ensure!(
+        watched.rolled_back.len() == 24,
+        "{}",
+        watched.rolled_back.len()
     );
-    assert_ne!(client.digest()?, digest);
-    assert_eq!(Footprint::of(pid)?.tracer, 0);
-    drop(redis);
-    assert!(
-        Footprint::of(pid).is_err(),
-        "redis-server {pid} outlives its fixture"
+    redis_is_consistent(&redis)?;
+    ksnap.ok(&["verify"])?;
+    Ok(())
+}
+
+/// Threads that extend hash chains and share a table under a lock; the result follows from the number of rounds.
+const COMPUTATION: &str = r#"
+import hashlib, sys, threading
+THREADS, ROUNDS = 4, int(sys.stdin.readline())
+table, lock, ends = {}, threading.Lock(), [None] * THREADS
+def work(me):
+    link = b"%d" % me
+    for n in range(ROUNDS):
+        link = hashlib.sha256(link + b"%d" % n).digest()
+        with lock:
+            key = (me, link[0])
+            table[key] = table.get(key, 0) + n
+    ends[me] = link
+threads = [threading.Thread(target=work, args=(n,)) for n in range(THREADS)]
+print("started")
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+whole = hashlib.sha256(repr((ends, sorted(table.items()))).encode()).hexdigest()
+print("result", whole)
+"#;
+
+fn computation(rounds: u64) -> Result<Python> {
+    let mut python = Python::script(COMPUTATION)?;
+    writeln!(python.process().stdin()?, "{rounds}")?;
+    ensure!(python.line(LIMIT)? == "started");
+    Ok(python)
+}
+
+/// What the computation gives without ksnap.
+fn expected(rounds: u64) -> Result<String> {
+    computation(rounds)?.line(LIMIT)
+}
+
+#[test]
+fn a_computation_with_threads_in_python_comes_to_its_result_under_snapshots() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"));
+    let ksnap = Ksnap::new()?;
+    const ROUNDS: u64 = 400_000;
+    let expected = expected(ROUNDS)?;
+    let mut python = computation(ROUNDS)?;
+    // Ends with its process.
+    let watched = Watch::start(&ksnap, python.pid(), &["--every", "15ms", "--audit"])?;
+    ensure!(python.line(LIMIT)? == expected);
+    ensure!(python.finish(LIMIT)?.code()? == 0);
+    let watched = watched.finish(LIMIT)?;
+    watched.took(30)?;
+    ensure!(
+        watched.ended["ended"] == "target_exited",
+        "{}",
+        watched.ended
     );
+    ksnap.ok(&["verify"])?;
     Ok(())
 }
 
 #[test]
-fn python_runs_a_script_and_ends_with_its_fixture() -> Result<()> {
-    require!(Program("python3"));
-    let mut python = Python::script("import os\nprint(os.getpid())\nprint(int(input()) + 1)\n")?;
-    assert_eq!(
-        python.line(Duration::from_secs(20))?,
-        python.pid().to_string()
-    );
-    writeln!(python.process().stdin()?, "41")?;
-    assert_eq!(python.line(Duration::from_secs(20))?, "42");
-    assert_eq!(python.finish(Duration::from_secs(20))?.code()?, 0);
+fn a_computation_in_python_that_goes_back_and_forth_comes_to_its_result() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"));
+    let ksnap = Ksnap::new()?;
+    const ROUNDS: u64 = 400_000;
+    let expected = expected(ROUNDS)?;
+    let mut python = computation(ROUNDS)?;
+    let mut watch = Watch::start(&ksnap, python.pid(), &["--every", "30ms", "--audit"])?;
+    watch.wait_taken(2, LIMIT)?;
+    let mut rng = Rng::new(8);
+    for _ in 0..15 {
+        std::thread::sleep(Duration::from_millis(10 + rng.word() % 60));
+        let ids = watch.ids()?;
+        roll_back(&ksnap, python.pid(), &ids[rng.below(ids.len())])?;
+    }
+    ensure!(python.line(LIMIT)? == expected);
+    ensure!(python.finish(LIMIT)?.code()? == 0);
+    let watched = watch.finish(LIMIT)?;
+    watched.none_failed()?;
+    ensure!(watched.rolled_back.len() == 15);
+    ksnap.ok(&["verify"])?;
     Ok(())
 }
 
-#[test]
-fn a_victim_that_another_program_runs_is_found_and_ends_with_its_fixture() -> Result<()> {
-    // The shell must stay the parent: it has something to do afterwards.
-    let script = || -> Result<Command> {
-        let mut command = Command::new("sh");
-        command
-            .arg("-c")
-            .arg(r#""$0" counter --mib 1; exit 7"#)
-            .arg(tests::paths::victim()?);
-        Ok(command)
-    };
-    let mut victim = Victim::from_command(script()?)?;
-    assert_ne!(victim.pid(), victim.process().pid());
-    victim.check()?;
-    assert_eq!(victim.finish()?.code()?, 7);
-    let victim = Victim::from_command(script()?)?;
-    let pid = victim.pid();
-    drop(victim);
-    let gone = (0..500).any(|_| {
-        std::thread::sleep(Duration::from_millis(10));
-        matches!(tests::footprint::state_of(pid), '?' | 'Z')
-    });
-    assert!(gone, "victim {pid} outlives its fixture");
-    Ok(())
+/// Transactions on a table whose rows always have the same sum, at a rate of a few hundred a second; on request
+/// the database's own check.
+const DATABASE: &str = r#"
+import random, select, sqlite3, sys, time
+db = sqlite3.connect(sys.argv[0] + ".db" if sys.stdin.readline().strip() == "file" else ":memory:", isolation_level=None)
+db.execute("create table account (id integer primary key, amount integer, note text)")
+db.execute("create index by_amount on account (amount)")
+db.execute("create table log (id integer primary key, text text)")
+db.execute("begin")
+for n in range(2000): db.execute("insert into account values (?, 1000, ?)", (n, "x" * (n % 200)))
+db.execute("commit")
+print("started")
+count = 0
+while True:
+    a, b, much = random.randrange(2000), random.randrange(2000), random.randrange(100)
+    db.execute("begin")
+    db.execute("update account set amount = amount - ?, note = ? where id = ?", (much, "y" * much, a))
+    db.execute("update account set amount = amount + ? where id = ?", (much, b))
+    db.execute("insert into log (text) values (?)", ("z" * much,))
+    db.execute("commit")
+    count += 1
+    time.sleep(0.001)
+    if select.select([0], [], [], 0)[0]:
+        word, number = sys.stdin.readline().split()
+        total, = db.execute("select sum(amount) from account").fetchone()
+        rows, = db.execute("select count(*) from log").fetchone()
+        check, = db.execute("pragma integrity_check").fetchone()
+        print(number, check, total == 2000 * 1000, rows == count, count)
+        if word != "check":
+            sys.exit(0)
+"#;
+
+struct Database {
+    python: Python,
+    asked: u64,
+}
+
+impl Database {
+    fn start(place: &str) -> Result<Self> {
+        let mut python = Python::script(DATABASE)?;
+        writeln!(python.process().stdin()?, "{place}")?;
+        ensure!(python.line(LIMIT)? == "started");
+        Ok(Self { python, asked: 0 })
+    }
+
+    /// The number of transactions.
+    fn check(&mut self, word: &str) -> Result<u64> {
+        self.asked += 1;
+        let number = self.asked.to_string();
+        writeln!(self.python.process().stdin()?, "{word} {number}")?;
+        loop {
+            let line = self.python.line(LIMIT)?;
+            let (which, said) = line.split_once(' ').context("no answer")?;
+            let count = said.strip_prefix("ok True True ");
+            let count = count.with_context(|| format!("sqlite says: {line}"))?;
+            // A rollback into the middle of an older answer gives that one again.
+            if which == number {
+                return Ok(count.parse()?);
+            }
+        }
+    }
+
+    fn quit(mut self) -> Result<()> {
+        self.check("quit")?;
+        self.python.finish(LIMIT)?.success().map(drop)
+    }
 }
 
 #[test]
-fn a_victim_can_run_as_an_ordinary_user() -> Result<()> {
-    require!(Root, BuildForAll);
-    const NOBODY: u32 = 65534;
-    let mut command = Command::new(tests::paths::victim()?);
-    command
-        .args(["filemap", "--mib", "1"])
-        .uid(NOBODY)
-        .gid(NOBODY);
-    let mut victim = Victim::from_command(command)?;
-    let owner = std::fs::metadata(format!("/proc/{}", victim.pid()))?.uid();
-    assert_eq!(owner, NOBODY);
-    victim.check()?;
-    victim.quit()
+fn sqlite_on_a_file_lives_through_hundreds_of_audited_snapshots() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"));
+    let ksnap = Ksnap::new()?;
+    let mut database = Database::start("file")?;
+    let before = Footprint::of(database.python.pid())?;
+    let options = ["--every", "15ms", "--count", "200", "--audit"];
+    let watched = Watch::start(&ksnap, database.python.pid(), &options)?.finish(LIMIT)?;
+    watched.took(200)?;
+    let count = database.check("check")?;
+    ensure!(count > 0, "no transactions");
+    watched.left_nothing(&before)?;
+    ksnap.ok(&["verify"])?;
+    database.quit()
+}
+
+/// In memory: a file would stay new while the process that writes it goes back.
+#[test]
+fn sqlite_in_memory_goes_back_to_random_snapshots() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"));
+    let ksnap = Ksnap::new()?;
+    let mut database = Database::start("memory")?;
+    let pid = database.python.pid();
+    let mut watch = Watch::start(&ksnap, pid, &["--every", "30ms", "--audit"])?;
+    watch.wait_taken(2, LIMIT)?;
+    let mut rng = Rng::new(9);
+    for _ in 0..8 {
+        let low = database.check("check")?;
+        let taken = ksnap.json(&["snap", &pid.to_string()])?.remove(0);
+        let known = taken["id"].as_str().context("no id")?;
+        let high = database.check("check")?;
+        std::thread::sleep(Duration::from_millis(50 + rng.word() % 200));
+        let ids = watch.ids()?;
+        roll_back(&ksnap, pid, &ids[rng.below(ids.len())])?;
+        database.check("check")?;
+        let start = Instant::now();
+        roll_back(&ksnap, pid, known)?;
+        let now = database.check("check")?;
+        // Each transaction takes more than a millisecond.
+        let most = high + start.elapsed().as_millis() as u64 + 1;
+        ensure!((low..=most).contains(&now), "{now}, not {low} to {most}");
+    }
+    let watched = watch.interrupt(LIMIT)?;
+    watched.none_failed()?;
+    ensure!(watched.rolled_back.len() == 16);
+    ksnap.ok(&["verify"])?;
+    database.quit()
 }

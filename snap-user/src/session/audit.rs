@@ -8,6 +8,8 @@ use crate::store::Snapshot;
 use crate::sys;
 use crate::track::Survey;
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 
 /// Pages compared at a time.
 const BATCH: usize = 2048;
@@ -30,6 +32,7 @@ pub fn compare(
     let shared: PageSet = compared(vmas).map(|v| v.range).collect();
     let covered = tracked.union(&shared);
     let there = survey.own.union(&compared_pages(pid, vmas));
+    let mut files = Files::new(pid, vmas);
     let mut wrong: Vec<u64> = stored.subtract(&covered).iter().collect();
     let pages: Vec<u64> = there.union(&stored.intersect(&covered)).iter().collect();
     for batch in pages.chunks(BATCH) {
@@ -46,8 +49,11 @@ pub fn compare(
         {
             let same = match held.get(&addr) {
                 Some(page) => **page == *content,
-                // Without content of its own it reads as zeroes, unless a file is behind.
-                None => content.iter().all(|b| *b == 0),
+                // Nothing is stored for a page without content of its own. The survey may count one in
+                // all the same: in a file mapping a page in swap and a mere mark look alike.
+                None => files
+                    .page(addr)
+                    .map_or_else(|| content.iter().all(|b| *b == 0), |page| page == *content),
             };
             if !same {
                 wrong.push(addr);
@@ -64,6 +70,50 @@ pub fn compare(
             mapping: name(vmas, addr),
         })
         .collect())
+}
+
+/// The files behind private mappings, each opened when it is first asked for.
+struct Files<'a> {
+    pid: i32,
+    vmas: &'a [Vma],
+    open: BTreeMap<u64, Option<File>>,
+}
+
+impl<'a> Files<'a> {
+    fn new(pid: i32, vmas: &'a [Vma]) -> Self {
+        let open = BTreeMap::new();
+        Self { pid, vmas, open }
+    }
+
+    /// What the file has for a page: zeroes behind its end. `None` where no file is, or none that can be read.
+    fn page(&mut self, addr: u64) -> Option<Page> {
+        let vma = self.vmas.iter().find(|v| v.range.contains(addr))?;
+        let Backing::File { path, offset, .. } = &vma.backing else {
+            return None;
+        };
+        let file = self.open.entry(vma.range.start).or_insert_with(|| {
+            let range = vma.range;
+            // Works for a file without a name too, where the caller is privileged.
+            let map = format!(
+                "/proc/{}/map_files/{:x}-{:x}",
+                self.pid, range.start, range.end
+            );
+            let named = || File::open(format!("/proc/{}/root{path}", self.pid));
+            File::open(map).or_else(|_| named()).ok()
+        });
+        let mut page = [0; PAGE_SIZE as usize];
+        let mut got = 0;
+        while got < page.len() {
+            let at = addr - vma.range.start + offset + got as u64;
+            match file.as_ref()?.read_at(&mut page[got..], at) {
+                Ok(0) => break,
+                Ok(more) => got += more,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(_) => return None,
+            }
+        }
+        Some(page)
+    }
 }
 
 fn is_written_by_others(pid: i32, vmas: &[Vma], addr: u64) -> bool {

@@ -1,0 +1,225 @@
+//! What ksnap refuses, with which exit code, and that a refusal touches nothing.
+
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use tests::{Background, Footprint, Ksnap, Victim, Watch, require};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Each verb that takes a process ends with this code and says all of these words on stderr.
+fn refused(ksnap: &Ksnap, pid: i32, code: i32, words: &[&str]) -> Result<()> {
+    let pid = pid.to_string();
+    for verb in ["snap", "watch"] {
+        let ended = ksnap.run(&[verb, &pid, "--json"])?;
+        let what = format!("ksnap {verb} {pid}: {ended:?}");
+        ensure!(ended.code()? == code, "{what}");
+        ensure!(ended.stdout.is_empty(), "{what}");
+        for word in words.iter().chain([&pid.as_str()]) {
+            ensure!(ended.stderr.contains(word), "no {word:?} in {what}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_process_that_is_not_there_is_14() -> Result<()> {
+    require!(Root, Ksnap);
+    let mut child = Command::new("true").spawn()?;
+    child.wait()?;
+    refused(&Ksnap::new()?, child.id() as i32, 14, &["gone"])
+}
+
+#[test]
+fn a_zombie_is_refused() -> Result<()> {
+    require!(Root, Ksnap);
+    let mut child = Command::new("true").spawn()?;
+    let pid = child.id() as i32;
+    let end = Instant::now() + LIMIT;
+    while tests::footprint::state_of(pid) != 'Z' {
+        ensure!(Instant::now() < end, "it does not end");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    refused(&Ksnap::new()?, pid, 1, &["zombie"])?;
+    child.wait()?;
+    Ok(())
+}
+
+#[test]
+fn a_kernel_thread_is_refused() -> Result<()> {
+    require!(Root, Ksnap);
+    // kthreadd, unless this is a PID namespace of its own.
+    let comm = std::fs::read_to_string("/proc/2/comm").unwrap_or_default();
+    if comm.trim() != "kthreadd" {
+        eprintln!("no kernel threads are visible here");
+        return Ok(());
+    }
+    refused(&Ksnap::new()?, 2, 1, &["kernel thread"])
+}
+
+#[test]
+fn a_thread_is_refused_and_its_process_named() -> Result<()> {
+    require!(Root, Ksnap);
+    let mut victim = Victim::spawn("counter", &["--mib", "1"])?;
+    let tid = std::fs::read_dir(format!("/proc/{}/task", victim.pid()))?
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
+        .find(|tid| *tid != victim.pid())
+        .context("no other thread")?;
+    refused(&Ksnap::new()?, tid, 1, &["thread", "Tgid"])?;
+    victim.check()?;
+    victim.quit()
+}
+
+/// The id has to be known before it is there: a shell becomes ksnap.
+#[test]
+fn ksnap_itself_is_refused() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", r#"exec "$0" --store "$1" snap $$"#])
+        .arg(tests::paths::ksnap()?)
+        .arg(ksnap.store());
+    let ended = Background::start(command)?.finish(LIMIT)?;
+    ensure!(ended.code()? == 1, "{ended:?}");
+    ensure!(ended.stderr.contains("ksnap itself"), "{ended:?}");
+    Ok(())
+}
+
+#[test]
+fn a_traced_process_is_refused_and_its_tracer_named() -> Result<()> {
+    require!(Root, Ksnap, Program("strace"));
+    let ksnap = Ksnap::new()?;
+    let mut victim = Victim::spawn("counter", &["--mib", "1"])?;
+    let mut strace = Command::new("strace");
+    strace
+        .args(["-f", "-o", "/dev/null", "-p", &victim.pid().to_string()])
+        .stdin(Stdio::null());
+    let strace = Background::start(strace)?;
+    let end = Instant::now() + LIMIT;
+    while Footprint::of(victim.pid())?.tracer == 0 {
+        ensure!(Instant::now() < end, "strace: {}", strace.stderr());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let tracer = strace.pid().to_string();
+    refused(&ksnap, victim.pid(), 1, &[&tracer, "traces it"])?;
+    ensure!(Footprint::of(victim.pid())?.tracer == strace.pid());
+    drop(strace);
+    let before = Footprint::of(victim.pid())?;
+    ksnap.ok(&["snap", &victim.pid().to_string(), "--audit"])?;
+    Footprint::of(victim.pid())?.nothing_left_since(&before)?;
+    victim.check()?;
+    victim.quit()
+}
+
+#[test]
+fn a_second_watcher_is_11_and_the_first_goes_on() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    let mut victim = Victim::spawn("counter", &["--mib", "4"])?;
+    let before = Footprint::of(victim.pid())?;
+    let pid = victim.pid().to_string();
+    let mut watch = Watch::start(&ksnap, victim.pid(), &["--every", "20ms", "--audit"])?;
+    watch.wait_taken(2, LIMIT)?;
+    for _ in 0..5 {
+        let ended = ksnap.run(&["watch", &pid, "--count", "1"])?;
+        ensure!(ended.code()? == 11, "{ended:?}");
+        let holder = watch.process().pid().to_string();
+        ensure!(ended.stderr.contains(&holder), "not named: {ended:?}");
+    }
+    // The first one's socket is still there.
+    ksnap.ok(&["snap", &pid])?;
+    let so_far = watch.ids()?.len();
+    watch.wait_taken(so_far + 5, LIMIT)?;
+    let watched = watch.interrupt(LIMIT)?;
+    watched.none_failed()?;
+    watched.left_nothing(&before)?;
+    victim.check()?;
+    victim.quit()
+}
+
+#[test]
+fn two_stores_may_watch_one_process_in_turns() -> Result<()> {
+    require!(Root, Ksnap);
+    let (one, other) = (Ksnap::new()?, Ksnap::new()?);
+    let mut victim = Victim::spawn("counter", &["--mib", "4"])?;
+    let before = Footprint::of(victim.pid())?;
+    let pid = victim.pid().to_string();
+    for _ in 0..4 {
+        one.ok(&["snap", &pid, "--audit"])?;
+        other.ok(&["snap", &pid, "--audit"])?;
+    }
+    Footprint::of(victim.pid())?.nothing_left_since(&before)?;
+    victim.check()?;
+    victim.quit()
+}
+
+#[test]
+fn what_is_not_there_has_a_code_of_its_own() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    let mut victim = Victim::spawn("counter", &["--mib", "1"])?;
+    let pid = victim.pid().to_string();
+    // No store yet.
+    for args in [
+        &["log"][..],
+        &["show"],
+        &["verify"],
+        &["rollback", &pid, "latest", "-y"],
+    ] {
+        let ended = ksnap.run(args)?;
+        ensure!(ended.code()? == 10, "{args:?}: {ended:?}");
+    }
+    ksnap.ok(&["snap", &pid])?;
+    // No such snapshot; no consent; no such option.
+    let ended = ksnap.run(&["rollback", &pid, "@99", "-y"])?;
+    ensure!(matches!(ended.code()?, 1 | 2), "{ended:?}");
+    ensure!(ended.stderr.contains("@99"), "{ended:?}");
+    for args in [
+        &["rollback", &pid, "latest"][..],
+        &["snap", "--no-such-option", &pid],
+        &["watch", "0"],
+        &["run", "--"],
+    ] {
+        let ended = ksnap.run(args)?;
+        ensure!(ended.code()? == 2, "{args:?}: {ended:?}");
+    }
+    victim.check()?;
+    victim.quit()
+}
+
+#[test]
+fn run_ends_as_its_command_and_says_what_cannot_be_started() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    for (script, code) in [("exit 0", 0), ("exit 7", 7), ("sleep 0.3; exit 9", 9)] {
+        let ended = ksnap.run(&["run", "--every", "50ms", "--", "sh", "-c", script])?;
+        ensure!(ended.code()? == code, "{script}: {ended:?}");
+    }
+    let ended = ksnap.run(&["run", "--", "sh", "-c", "sleep 0.2; kill -9 $$"])?;
+    ensure!(ended.code()? == 137, "{ended:?}");
+    let ended = ksnap.run(&["run", "--", "/no/such/program"])?;
+    ensure!(ended.code()? == 1, "{ended:?}");
+    ensure!(ended.stderr.contains("/no/such/program"), "{ended:?}");
+    Ok(())
+}
+
+#[test]
+fn a_process_that_ends_during_attach_or_snapshot_is_no_crash() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    for round in 0..20u64 {
+        let mut child = Command::new("sleep").arg("10").spawn()?;
+        let pid = child.id().to_string();
+        let mut process = ksnap.start(&["watch", &pid, "--every", "5ms"])?;
+        process.close_stdin();
+        std::thread::sleep(Duration::from_millis(5 + round * 6));
+        child.kill()?;
+        child.wait()?;
+        let ended = process.finish(LIMIT)?;
+        ensure!(matches!(ended.code()?, 0 | 14), "{ended:?}");
+        ensure!(!ended.stderr.contains("panicked"), "{ended:?}");
+    }
+    Ok(())
+}

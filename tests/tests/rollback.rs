@@ -1,0 +1,457 @@
+//! `ksnap rollback`: back and forth to any snapshot, through the watcher or without one; the program never notices.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use tests::victim::rng::Rng;
+use tests::{Footprint, Ksnap, Python, Redis, Victim, Watch, require};
+
+const LIMIT: Duration = Duration::from_secs(60);
+const NOBODY: u32 = 65534;
+
+/// `ksnap rollback PID ID`, which must succeed.
+fn roll_back(ksnap: &Ksnap, pid: i32, id: &str) -> Result<serde_json::Value> {
+    let pid = pid.to_string();
+    let done = ksnap.json(&["rollback", &pid, id, "-y"])?.remove(0);
+    ensure!(done["to"] == id, "{done}");
+    Ok(done)
+}
+
+/// Watches a victim, and rolls it back so many times to snapshots chosen at random, while snapshots go on.
+fn goes_back_and_forth(
+    ksnap: &Ksnap,
+    mut victim: Victim,
+    rollbacks: usize,
+    options: &[&str],
+) -> Result<()> {
+    let pid = victim.pid();
+    let before = Footprint::of(pid)?;
+    let mut watch = Watch::start(ksnap, pid, &[&["--every", "40ms"], options].concat())?;
+    watch.wait_taken(3, LIMIT)?;
+    let mut rng = Rng::new(u64::from(std::process::id()));
+    for _ in 0..rollbacks {
+        std::thread::sleep(Duration::from_millis(20 + rng.word() % 100));
+        let ids = watch.ids()?;
+        let id = &ids[rng.below(ids.len())];
+        roll_back(ksnap, pid, id)
+            .with_context(|| format!("stderr: {}", watch.process().stderr()))?;
+        victim.status()?;
+    }
+    let then = victim.check()?.counter;
+    victim.wait_beyond(then, Duration::from_secs(20))?;
+    let watched = watch.interrupt(LIMIT)?;
+    watched.none_failed()?;
+    ensure!(watched.rolled_back.len() == rollbacks, "{watched:?}");
+    watched.left_nothing(&before)?;
+    victim.check()?;
+    ksnap.ok(&["verify"])?;
+    victim.quit()
+}
+
+fn rolled(name: &str, args: &[&str], options: &[&str]) -> Result<()> {
+    let victim = Victim::spawn(name, &[args, &["--rollbacks"]].concat())?;
+    goes_back_and_forth(&Ksnap::new()?, victim, 12, options)
+}
+
+macro_rules! rolled {
+    ($($test:ident: $name:literal $args:expr, $options:expr $(, needs $need:expr)?;)+) => {
+        mod every_victim_goes_back_and_forth {
+            $(#[test]
+            fn $test() -> anyhow::Result<()> {
+                tests::require!(Root, Ksnap $(, $need)?);
+                super::rolled($name, &$args, &$options)
+            })+
+        }
+    };
+}
+
+rolled! {
+    counter: "counter" ["--mib", "16"], ["--audit"];
+    threads: "threads" [], ["--audit"];
+    maps: "maps" [], ["--audit"];
+    dontneed: "dontneed" [], ["--audit"];
+    deepstack: "deepstack" [], ["--audit"];
+    hugepages: "hugepages" ["--mib", "16"], ["--audit"];
+    avx: "avx" [], ["--audit"], needs Cpu("avx2");
+    rseq: "rseq" [], ["--audit"], needs Rseq;
+    sparse: "sparse" [], ["--audit"];
+    signals: "signals" [], ["--audit"];
+    filemap_private: "filemap" ["private"], ["--audit"];
+    shared_alone: "shared" ["--alone"], ["--audit"];
+    fork: "fork" [], ["--audit"];
+    gup_direct: "gup" [], [];
+    nanosleep: "blocked" ["nanosleep"], ["--audit"];
+    clock_nanosleep: "blocked" ["clock_nanosleep"], ["--audit"];
+    poll: "blocked" ["poll"], ["--audit"];
+    ppoll: "blocked" ["ppoll"], ["--audit"];
+    select: "blocked" ["select"], ["--audit"];
+    futex: "blocked" ["futex"], ["--audit"];
+    futex_timeout: "blocked" ["futex-timeout"], ["--audit"];
+    pipe: "blocked" ["pipe"], ["--audit"];
+    epoll_wait: "blocked" ["epoll_wait"], ["--audit"];
+    sigtimedwait: "blocked" ["sigtimedwait"], ["--audit"];
+    accept: "blocked" ["accept"], ["--audit"];
+    recv: "blocked" ["recv"], ["--audit"];
+    counter_without_probes: "counter" ["--mib", "8"], ["--audit", "--no-probes"];
+    maps_without_probes: "maps" [], ["--audit", "--no-probes"];
+    counter_by_hash: "counter" ["--mib", "4"], ["--audit", "--tracker", "hash"];
+    maps_by_hash: "maps" [], ["--audit", "--tracker", "hash"];
+    counter_by_soft_dirty: "counter" ["--mib", "4"], ["--audit", "--tracker", "soft-dirty"], needs Tracker("soft-dirty");
+}
+
+#[test]
+fn an_ordinary_user_rolls_back_an_own_process() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::as_user(NOBODY)?;
+    let victim = Victim::spawn_as(NOBODY, "counter", &["--mib", "4", "--rollbacks"])?;
+    goes_back_and_forth(&ksnap, victim, 6, &["--audit"])
+}
+
+/// A snapshot, with the counter's bounds at its moment.
+fn snapshot(ksnap: &Ksnap, victim: &mut Victim) -> Result<(String, u64, u64)> {
+    let low = victim.status()?.counter;
+    let pid = victim.pid().to_string();
+    let taken = ksnap.json(&["snap", &pid, "--audit"])?.remove(0);
+    let high = victim.status()?.counter;
+    let id = taken["id"].as_str().context("a snapshot without an id")?;
+    Ok((id.to_owned(), low, high))
+}
+
+/// The counter is where the snapshot has it, or what the victim has done since it runs again beyond that.
+fn counter_is_back(victim: &mut Victim, low: u64, too_high: u64) -> Result<()> {
+    let now = victim.check()?.counter;
+    ensure!(
+        (low..too_high).contains(&now),
+        "the counter is {now}, not between {low} and {too_high}"
+    );
+    Ok(())
+}
+
+/// Steps that the counter victim below does not make in the time of a rollback and a request.
+const FAR: u64 = 3000;
+const SLOW: &[&str] = &["--mib", "8", "--rate", "250", "--rollbacks"];
+
+fn the_counter_goes_back(watch: bool) -> Result<()> {
+    let ksnap = Ksnap::new()?;
+    let mut victim = Victim::spawn("counter", SLOW)?;
+    let pid = victim.pid();
+    let before = Footprint::of(pid)?;
+    let watch = match watch {
+        true => Some(Watch::start(&ksnap, pid, &["--every", "100ms", "--audit"])?),
+        false => None,
+    };
+    let (first, low, high) = snapshot(&ksnap, &mut victim)?;
+    victim.wait_beyond(high + FAR, LIMIT)?;
+    let (second, late, later) = snapshot(&ksnap, &mut victim)?;
+    for _ in 0..2 {
+        roll_back(&ksnap, pid, &first)?;
+        counter_is_back(&mut victim, low, high + FAR)?;
+        // And forwards.
+        roll_back(&ksnap, pid, &second)?;
+        counter_is_back(&mut victim, late, later + FAR)?;
+    }
+    if let Some(watch) = watch {
+        let watched = watch.interrupt(LIMIT)?;
+        watched.none_failed()?;
+        ensure!(watched.rolled_back.len() == 4, "{watched:?}");
+    }
+    Footprint::of(pid)?.nothing_left_since(&before)?;
+    ksnap.ok(&["verify"])?;
+    victim.quit()
+}
+
+#[test]
+fn the_counter_goes_back_and_forwards_through_the_watcher() -> Result<()> {
+    require!(Root, Ksnap);
+    the_counter_goes_back(true)
+}
+
+#[test]
+fn the_counter_goes_back_and_forwards_without_a_watcher() -> Result<()> {
+    require!(Root, Ksnap);
+    the_counter_goes_back(false)
+}
+
+#[test]
+fn snapshots_after_a_rollback_follow_the_one_it_went_to() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    let mut victim = Victim::spawn("counter", SLOW)?;
+    let pid = victim.pid();
+    let mut watch = Watch::start(&ksnap, pid, &["--every", "1h", "--audit"])?;
+    watch.wait_taken(1, LIMIT)?;
+    let (first, ..) = snapshot(&ksnap, &mut victim)?;
+    snapshot(&ksnap, &mut victim)?;
+    roll_back(&ksnap, pid, &first)?;
+    let (branch, ..) = snapshot(&ksnap, &mut victim)?;
+    let log = ksnap.json(&["log"])?;
+    let branch = log.iter().find(|entry| entry["id"] == branch.as_str());
+    let branch = branch.context("not listed")?;
+    ensure!(
+        branch["parent"] == first.as_str() && branch["branch"] == true,
+        "{branch}"
+    );
+    watch.interrupt(LIMIT)?.none_failed()?;
+    victim.quit()
+}
+
+#[test]
+fn after_an_exec_a_rollback_is_refused_and_changes_nothing() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    let mut victim = Victim::spawn("exec", &["--every-ms", "300"])?;
+    let pid = victim.pid();
+    let (first, _, high) = snapshot(&ksnap, &mut victim)?;
+    victim.wait_beyond(high + 1, LIMIT)?;
+    let before = Footprint::of(pid)?;
+    let ended = ksnap.run(&["rollback", &pid.to_string(), &first, "-y"])?;
+    ensure!(ended.code()? == 1, "{ended:?}");
+    ensure!(
+        ended.stderr.contains("exec") || ended.stderr.contains("program"),
+        "{ended:?}"
+    );
+    Footprint::of(pid)?.nothing_left_since(&before)?;
+    let then = victim.check()?.counter;
+    ensure!(then > high, "the count went back to {then}");
+    victim.wait_beyond(then + 1, LIMIT)?;
+    victim.quit()
+}
+
+#[test]
+fn a_snapshot_of_another_process_is_refused_and_changes_nothing() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    let mut one = Victim::spawn("counter", SLOW)?;
+    let mut other = Victim::spawn("counter", SLOW)?;
+    let (id, ..) = snapshot(&ksnap, &mut one)?;
+    snapshot(&ksnap, &mut other)?;
+    let before = Footprint::of(other.pid())?;
+    let then = other.status()?.counter;
+    let ended = ksnap.run(&["rollback", &other.pid().to_string(), &id, "-y"])?;
+    ensure!(ended.code()? == 2, "{ended:?}");
+    Footprint::of(other.pid())?.nothing_left_since(&before)?;
+    ensure!(other.check()?.counter >= then, "it went back");
+    one.quit()?;
+    other.quit()
+}
+
+/// A script that works on request; between requests it is blocked in a read of its stdin.
+const SCRIPT: &str = r#"
+import os, queue, sys, threading
+name = sys.argv[0] + ".data"
+with open(name, "w") as f:
+    f.write("".join("block %03d\n" % n for n in range(100)))
+fd = os.open(name, os.O_RDWR)
+jobs, answers = queue.Queue(), queue.Queue()
+def work():
+    while True:
+        job = jobs.get()
+        if job is None:
+            return
+        answers.put("%d %d" % (job, threading.get_native_id()))
+thread = threading.Thread(target=work)
+thread.start()
+print("ready", thread.native_id)
+n = 0
+while True:
+    word = os.read(0, 100).decode().strip()
+    n += 1
+    if word == "read":
+        print(os.read(fd, 10).decode().strip())
+    elif word == "where":
+        print(os.lseek(fd, 0, os.SEEK_CUR))
+    elif word == "count":
+        print(n)
+    elif word == "ask":
+        jobs.put(n)
+        print(answers.get())
+    elif word == "end":
+        jobs.put(None)
+        thread.join()
+        print("ended")
+    elif word == "again":
+        thread = threading.Thread(target=work)
+        thread.start()
+        print(thread.native_id)
+    elif word == "quit":
+        jobs.put(None)
+        sys.exit(0)
+"#;
+
+struct Script {
+    python: Python,
+    /// The worker thread.
+    tid: String,
+}
+
+impl Script {
+    fn start() -> Result<Self> {
+        let mut python = Python::script(SCRIPT)?;
+        let line = python.line(LIMIT)?;
+        let tid = line.strip_prefix("ready ").context("not ready")?.to_owned();
+        // Asleep in its read.
+        std::thread::sleep(Duration::from_millis(50));
+        Ok(Self { python, tid })
+    }
+
+    fn ask(&mut self, word: &str) -> Result<String> {
+        use std::io::Write;
+        writeln!(self.python.process().stdin()?, "{word}")?;
+        let answer = self.python.line(LIMIT)?;
+        // Back in its read.
+        std::thread::sleep(Duration::from_millis(20));
+        Ok(answer)
+    }
+
+    fn threads(&self) -> Result<Vec<String>> {
+        let folder = std::fs::read_dir(format!("/proc/{}/task", self.python.pid()))?;
+        let mut tids: Vec<String> = folder
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<Result<_>>()?;
+        tids.sort();
+        Ok(tids)
+    }
+
+    fn snapshot(&self, ksnap: &Ksnap) -> Result<String> {
+        let pid = self.python.pid().to_string();
+        let taken = ksnap.json(&["snap", &pid, "--audit"])?.remove(0);
+        Ok(taken["id"].as_str().context("no id")?.to_owned())
+    }
+
+    fn quit(mut self) -> Result<()> {
+        use std::io::Write;
+        writeln!(self.python.process().stdin()?, "quit")?;
+        self.python.finish(LIMIT)?.success().map(drop)
+    }
+}
+
+#[test]
+fn file_positions_go_back() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"));
+    let ksnap = Ksnap::new()?;
+    let mut script = Script::start()?;
+    ensure!(script.ask("read")? == "block 000");
+    let first = script.snapshot(&ksnap)?;
+    ensure!(script.ask("read")? == "block 001");
+    ensure!(script.ask("read")? == "block 002");
+    let second = script.snapshot(&ksnap)?;
+    for _ in 0..2 {
+        roll_back(&ksnap, script.python.pid(), &first)?;
+        ensure!(script.ask("where")? == "10");
+        ensure!(script.ask("count")? == "3");
+        ensure!(script.ask("read")? == "block 001");
+        roll_back(&ksnap, script.python.pid(), &second)?;
+        ensure!(script.ask("where")? == "30");
+        ensure!(script.ask("read")? == "block 003");
+    }
+    script.quit()
+}
+
+#[test]
+fn threads_that_ended_since_come_back_with_their_ids() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"));
+    let ksnap = Ksnap::new()?;
+    let mut script = Script::start()?;
+    let pid = script.python.pid();
+    let before = Footprint::of(pid)?;
+    let tid = script.tid.clone();
+    ensure!(script.ask("ask")? == format!("1 {tid}"));
+    let threads = script.threads()?;
+    let alive = script.snapshot(&ksnap)?;
+    ensure!(script.ask("end")? == "ended");
+    ensure!(!script.threads()?.contains(&tid));
+    let ended = script.snapshot(&ksnap)?;
+    for _ in 0..3 {
+        roll_back(&ksnap, pid, &alive)?;
+        ensure!(
+            script.threads()? == threads,
+            "{:?} {threads:?}",
+            script.threads()
+        );
+        ensure!(script.ask("ask")? == format!("2 {tid}"));
+        roll_back(&ksnap, pid, &ended)?;
+        ensure!(!script.threads()?.contains(&tid), "{:?}", script.threads());
+        ensure!(script.ask("count")? == "3");
+    }
+    // Another one has been started since: it ends.
+    let new = script.ask("again")?;
+    ensure!(script.threads()?.contains(&new));
+    roll_back(&ksnap, pid, &alive)?;
+    ensure!(
+        script.threads()? == threads,
+        "{:?} {threads:?}",
+        script.threads()
+    );
+    ensure!(script.ask("ask")? == format!("2 {tid}"));
+    Footprint::of(pid)?.nothing_left_since(&before)?;
+    script.quit()
+}
+
+fn an_open_connection_survives(watch: bool) -> Result<()> {
+    let ksnap = Ksnap::new()?;
+    let redis = Redis::start()?;
+    redis.populate(10_000, 100)?;
+    let mut client = redis.client()?;
+    client.set("key", "old")?;
+    let pid = redis.pid();
+    let watch = match watch {
+        true => Some(Watch::start(&ksnap, pid, &["--every", "50ms", "--audit"])?),
+        false => None,
+    };
+    let taken = ksnap
+        .json(&["snap", &pid.to_string(), "--audit"])?
+        .remove(0);
+    let id = taken["id"].as_str().context("no id")?;
+    let digest = client.digest()?;
+    for round in 0..5 {
+        client.set("key", "new")?;
+        client.set(&format!("another{round}"), "value")?;
+        ensure!(client.get("key")?.as_deref() == Some("new"));
+        std::thread::sleep(Duration::from_millis(60));
+        roll_back(&ksnap, pid, id)?;
+        ensure!(client.get("key")?.as_deref() == Some("old"));
+        ensure!(client.get(&format!("another{round}"))?.is_none());
+        ensure!(client.digest()? == digest);
+    }
+    if let Some(watch) = watch {
+        watch.interrupt(LIMIT)?.none_failed()?;
+    }
+    ksnap.ok(&["verify"])?;
+    Ok(())
+}
+
+#[test]
+fn an_open_connection_to_redis_survives_and_sees_the_old_value() -> Result<()> {
+    require!(Root, Ksnap, Program("redis-server"));
+    an_open_connection_survives(true)
+}
+
+#[test]
+fn an_open_connection_to_redis_survives_without_a_watcher() -> Result<()> {
+    require!(Root, Ksnap, Program("redis-server"));
+    an_open_connection_survives(false)
+}
+
+#[test]
+fn a_stopped_process_is_rolled_back_and_stays_stopped() -> Result<()> {
+    require!(Root, Ksnap);
+    use nix::sys::signal::{Signal, kill};
+    let ksnap = Ksnap::new()?;
+    let mut victim = Victim::spawn("counter", SLOW)?;
+    let process = nix::unistd::Pid::from_raw(victim.pid());
+    let (first, low, high) = snapshot(&ksnap, &mut victim)?;
+    victim.wait_beyond(high + FAR, LIMIT)?;
+    kill(process, Signal::SIGSTOP)?;
+    let end = Instant::now() + LIMIT;
+    while tests::footprint::state_of(victim.pid()) != 'T' {
+        ensure!(Instant::now() < end, "not stopped");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    roll_back(&ksnap, victim.pid(), &first)?;
+    std::thread::sleep(Duration::from_millis(50));
+    let state = tests::footprint::state_of(victim.pid());
+    ensure!(state == 'T', "state {state} after a rollback");
+    kill(process, Signal::SIGCONT)?;
+    counter_is_back(&mut victim, low, high + FAR)?;
+    victim.quit()
+}
