@@ -130,9 +130,7 @@ fn payload(executables: &[(String, String, PathBuf)]) -> Result<Payload> {
         };
         payload.add_in_place(path);
         let only = wanted.only.iter().map(|name| (*name).to_owned());
-        let arguments = only
-            
-            .chain(["--test-threads=1".to_owned()]);
+        let arguments = only.chain(["--test-threads=1".to_owned()]);
         let name = format!("{}/{}", wanted.package, wanted.target);
         payload.command(
             GuestCommand::tests(name, path.to_string_lossy(), arguments).limit(wanted.limit),
