@@ -110,11 +110,6 @@ impl Sorted {
             .unwrap_or(0)
     }
 
-    /// How many values there are.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
     /// No values.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

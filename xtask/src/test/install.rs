@@ -50,7 +50,8 @@ pub fn programs(stages: &mut Stages) {
     ]
     .concat();
     // Package lists may be missing or old.
-    if !apt(&install) && !(apt(&["update", "-q"]) && apt(&install)) {
+    let done = apt(&install) || (apt(&["update", "-q"]) && apt(&install));
+    if !done {
         stages.skip(
             "programs under test",
             &list,
