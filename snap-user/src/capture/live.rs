@@ -1,7 +1,7 @@
 //! What is read of a process while it runs, so that the stop need not.
 
 use super::{CaptureError, Result};
-use crate::model::{Auxv, Backing, Resource, Vma};
+use crate::model::{Auxv, Backing, Resource, ResourceKind, Vma};
 use crate::sys::proc;
 use std::collections::HashMap;
 
@@ -60,6 +60,14 @@ impl Live {
             }
         }
         Ok(())
+    }
+
+    /// Something may write into the process's memory through pages that it has pinned, which no page
+    /// table shows: io_uring, or asynchronous I/O.
+    pub fn has_pinned_writers(&self) -> bool {
+        let ring = |r: &Resource| r.kind == ResourceKind::IoUring;
+        let aio = |v: &Vma| matches!(&v.backing, Backing::File { path, .. } if path == "/[aio]");
+        self.descriptors.values().any(ring) || self.described.iter().any(aio)
     }
 
     /// The descriptor as last read, if it still is the same one.

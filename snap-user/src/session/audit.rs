@@ -54,6 +54,8 @@ pub fn compare(
             }
         }
     }
+    // Memory that another process has mapped too goes on changing while this one is stopped.
+    wrong.retain(|addr| !is_written_by_others(pid, vmas, *addr));
     wrong.sort_unstable();
     Ok(wrong
         .into_iter()
@@ -62,6 +64,28 @@ pub fn compare(
             mapping: name(vmas, addr),
         })
         .collect())
+}
+
+fn is_written_by_others(pid: i32, vmas: &[Vma], addr: u64) -> bool {
+    let Some(vma) = vmas.iter().find(|v| v.shared && v.range.contains(addr)) else {
+        return false;
+    };
+    let Backing::File { dev, inode, .. } = vma.backing else {
+        return false;
+    };
+    sys::proc::processes()
+        .into_iter()
+        .filter(|other| *other != pid)
+        .any(|other| {
+            sys::proc::maps(other).is_ok_and(|maps| {
+                maps.iter().any(|v| match v.backing {
+                    Backing::File {
+                        dev: d, inode: i, ..
+                    } => (d, i) == (dev, inode),
+                    _ => false,
+                })
+            })
+        })
 }
 
 fn name(vmas: &[Vma], addr: u64) -> String {

@@ -307,7 +307,9 @@ impl Engine {
         let pass = self.pipeline.next_pass();
         let vmas = self.maps()?;
         self.live.refresh(&vmas)?;
-        let compare_all = self.tracker() == TrackerKind::Hash;
+        let compare_all = self.tracker() == TrackerKind::Hash
+            || self.live.has_pinned_writers()
+            || self.events.has_lasting_hazard();
         self.events.drain(&mut self.epoch);
 
         let stop = monotonic_ns();
@@ -319,6 +321,9 @@ impl Engine {
         }
         self.events.drain(&mut self.epoch);
         let vmas = self.maps()?;
+        if compare_all {
+            self.epoch.distrust();
+        }
         let dirty = self.epoch.rotate(&vmas, |page| now.get(page).is_some())?;
         let scanned_at = monotonic_ns();
 
@@ -329,7 +334,9 @@ impl Engine {
             .union(&dirty.examined.subtract(&dirty.own))
             .union(&shared.subtract(&shared_pages));
         let gone = match compare_all {
-            true => self.copy_changed(&dirty.copy.union(&shared_pages), &mut now)?,
+            true => {
+                self.copy_changed(&dirty.own.union(&dirty.copy).union(&shared_pages), &mut now)?
+            }
             false => {
                 // Much at once does not fit the buffers, and most of it has not really changed.
                 let gone = match dirty.copy.pages() > FEW_PAGES * 4 {

@@ -76,6 +76,11 @@ impl Events {
         self.probes.is_some()
     }
 
+    /// Memory may be written unseen at any time from now on.
+    pub fn has_lasting_hazard(&self) -> bool {
+        self.lasting_hazard
+    }
+
     /// Why they do not, though they were wanted.
     pub fn why_off(&self) -> Option<&str> {
         self.why_off.as_deref()
@@ -121,7 +126,7 @@ impl Events {
         self.drops_seen = drained.drops_total;
         self.drops += lost;
         if lost > 0 || self.lasting_hazard {
-            distrust(epoch);
+            epoch.distrust();
         }
         if lost > 0 {
             // Mapping changes may be among the lost.
@@ -178,7 +183,7 @@ impl Events {
                     epoch.written(&PageSet::from_ranges(vec![range]));
                 }
                 if !sees_gup || kind.is_lasting() || matches!(kind, HazardKind::Compat) {
-                    distrust(epoch);
+                    epoch.distrust();
                 }
                 if matches!(kind, HazardKind::Compat) {
                     epoch.remapped(PageRange::new(0, USER_END));
@@ -254,11 +259,5 @@ impl Events {
     /// Events lost since the last call.
     pub fn take_drops(&mut self) -> u64 {
         std::mem::take(&mut self.drops)
-    }
-}
-
-fn distrust(epoch: &mut Epoch) {
-    if let Some(log) = epoch.log() {
-        log.distrust();
     }
 }

@@ -1,5 +1,6 @@
 //! Stopping every thread of a process, and letting it go on whatever happens.
 
+use super::interrupted::keep_waiting;
 use super::ptrace::{self, Event, Options, Tid};
 use super::{Result, SysError, proc};
 use std::cell::RefCell;
@@ -124,6 +125,13 @@ impl Frozen {
         if self.threads.is_empty() {
             return Err(vanished(self.pid));
         }
+        for &tid in &self.threads {
+            // A thread that runs 32-bit code is refused by those who look at it; one that is gone
+            // waits for nothing.
+            if let Err(e) = keep_waiting(self.pid, tid) {
+                tracing::debug!("{e}");
+            }
+        }
         Ok(())
     }
 
@@ -229,19 +237,15 @@ fn wait_for_stop(tid: Tid) -> Result<Option<bool>> {
     }
 }
 
-/// The thread ended, or is a leader that ended before its threads.
+/// The thread has ended, or is about to.
 fn is_gone(pid: i32, tid: Tid, error: &SysError) -> bool {
     if error.is_vanished() {
         return true;
     }
     match proc::stat(pid, Some(tid)) {
-        Ok(stat) => matches!(stat.state, 'Z' | 'X') && tid == pid && has_other_threads(pid),
+        Ok(stat) => stat.is_exiting(),
         Err(e) => e.is_vanished(),
     }
-}
-
-fn has_other_threads(pid: i32) -> bool {
-    proc::threads(pid).is_ok_and(|tids| tids.len() > 1)
 }
 
 fn vanished(pid: i32) -> SysError {

@@ -6,6 +6,7 @@ mod error;
 mod freeze;
 mod gadgets;
 mod guarded;
+mod interrupted;
 mod memory;
 mod pagemap;
 mod pidfd;

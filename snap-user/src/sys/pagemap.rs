@@ -12,7 +12,7 @@ use std::os::unix::fs::FileExt;
 pub struct PageInfo {
     /// In memory.
     pub present: bool,
-    /// In swap, or a mark left in the page table.
+    /// In swap.
     pub swapped: bool,
     /// Page cache or shared memory, not the process's own copy.
     pub file: bool,
@@ -20,6 +20,8 @@ pub struct PageInfo {
     pub zero: bool,
     /// Written since it was last protected; always set where nothing is protected.
     pub written: bool,
+    /// In swap, or not there at all: the kernel shows both alike, and does not show us which.
+    pub ambiguous: bool,
     /// Written since soft-dirty was last cleared; never set on kernels without soft-dirty.
     pub soft_dirty: bool,
 }
@@ -75,7 +77,18 @@ pub struct Pagemap {
     file: File,
     pid: i32,
     regions: Vec<PageRegion>,
+    /// Some swap space is in use, so that pages may be in it.
+    swap: bool,
 }
+
+/// Whether there is swap space (`proc_swaps(5)`: a line of headings, then one for each).
+fn has_swap() -> bool {
+    std::fs::read_to_string("/proc/swaps").map_or(true, |text| text.lines().count() > 1)
+}
+
+/// Swap type of a mark that stands for a protected page without content (`SWP_PTE_MARKER` in
+/// include/linux/swap.h: the last of the 32 types).
+const MARKER: u64 = 31;
 
 impl Pagemap {
     /// Opens the page map of a process.
@@ -86,6 +99,7 @@ impl Pagemap {
             file,
             pid,
             regions: Vec::new(),
+            swap: has_swap(),
         })
     }
 
@@ -102,6 +116,7 @@ impl Pagemap {
     /// Every page of `range` written since it was last protected; protects those again, each
     /// atomically with being reported.
     pub fn scan_and_protect(&mut self, range: PageRange) -> Result<ScanResult> {
+        self.swap = has_swap();
         self.run(range, PM_SCAN_WP_MATCHING, PAGE_IS_WRITTEN, 0)
     }
 
@@ -145,6 +160,7 @@ impl Pagemap {
                 let info = PageInfo {
                     present: has(PAGE_IS_PRESENT),
                     swapped: has(PAGE_IS_SWAPPED),
+                    ambiguous: false,
                     file: has(PAGE_IS_FILE),
                     zero: has(PAGE_IS_PFNZERO),
                     written: has(PAGE_IS_WRITTEN),
@@ -160,10 +176,37 @@ impl Pagemap {
             }));
             // The walk stops early when the vector is full, and says where.
             if arg.walk_end >= range.end || arg.walk_end <= start {
-                return Ok(found);
+                return self.without_marks(found);
             }
             start = arg.walk_end;
         }
+    }
+
+    /// Write-protecting a page that is not there leaves a mark in its place, which scans report as
+    /// swapped. Takes marks out.
+    fn without_marks(&self, found: ScanResult) -> Result<ScanResult> {
+        if !found.iter().any(|(_, info)| info.swapped) {
+            return Ok(found);
+        }
+        let mut sorted = Vec::with_capacity(found.len());
+        for (range, info) in found {
+            if !info.swapped {
+                sorted.push((range, info));
+            } else if self.swap {
+                // The entries tell, to those who may see them.
+                let entries = self.read_entries(range)?;
+                sorted.extend(entries.into_iter().map(|(range, entry)| {
+                    (
+                        range,
+                        PageInfo {
+                            ambiguous: entry.ambiguous,
+                            ..info
+                        },
+                    )
+                }));
+            }
+        }
+        Ok(sorted)
     }
 
     /// Every page of `range` that is in memory or swapped, from the map's entries: for kernels
@@ -188,9 +231,12 @@ impl Pagemap {
                 .map(|b| u64::from_le_bytes(*b))
             {
                 let has = |bit: u32| entry >> bit & 1 != 0;
+                // Bits 0-4 and 5-54: type and offset in swap, zero for those who may not see them.
+                let (kind, place) = (entry & 0x1f, entry & ((1 << 55) - 1));
                 let info = PageInfo {
                     present: has(63),
-                    swapped: has(62),
+                    swapped: has(62) && self.swap && kind != MARKER,
+                    ambiguous: has(62) && self.swap && place == 0,
                     file: has(61),
                     zero: false,
                     written: !has(57),

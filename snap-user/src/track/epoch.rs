@@ -62,6 +62,13 @@ impl Epoch {
         self.log.as_mut()
     }
 
+    /// Writes may have happened that no event told of: the next rotation looks at everything.
+    pub fn distrust(&mut self) {
+        if let Some(log) = &mut self.log {
+            log.distrust();
+        }
+    }
+
     /// The mappings inside `range` changed.
     pub fn remapped(&mut self, range: PageRange) {
         if self.log.is_some() {

@@ -48,12 +48,10 @@ impl Survey {
     ) -> Self {
         let mut own = Vec::new();
         let mut changed = Vec::new();
-        for (range, info, vma) in in_private(scan, vmas).filter(|(_, info, _)| info.is_own()) {
+        for (range, info, _) in in_private(scan, vmas).filter(|(_, info, _)| info.is_own()) {
             own.push(range);
-            // A page table entry that is neither empty nor a page: in swap, or, in a file mapping,
-            // the mark of a protected page that was since thrown away. The kernel does not say which.
-            let ambiguous = info.swapped && vma.is_private_file();
-            if dirty(&info) || ambiguous {
+            // What may not be there at all has no record of writes: its content tells.
+            if dirty(&info) || info.ambiguous {
                 changed.push(range);
             }
         }
@@ -155,6 +153,7 @@ mod tests {
                 page(3),
                 PageInfo {
                     swapped: true,
+                    ambiguous: true,
                     ..Default::default()
                 },
             ),
@@ -166,7 +165,7 @@ mod tests {
         assert_eq!(
             survey.dirty.ranges(),
             [page(3)],
-            "a mark and a swapped page look the same"
+            "what may not be there is looked at"
         );
     }
 }

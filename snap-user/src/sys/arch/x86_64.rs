@@ -138,6 +138,20 @@ impl Registers {
         (restarts && (self.orig_rax as i64) >= 0).then_some(self.orig_rax)
     }
 
+    /// Arguments of the system call that the thread is in.
+    pub fn arguments(&self) -> [u64; 6] {
+        [self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9]
+    }
+
+    /// These registers with the result on which the kernel restarts the call, or has it return
+    /// EINTR if a signal handler runs first.
+    pub fn with_restart_unless_handled(&self) -> Self {
+        Self {
+            rax: ERESTARTNOHAND as u64,
+            ..*self
+        }
+    }
+
     /// The interrupted system call continues by the thread's restart block, which only that thread,
     /// at that moment, has.
     pub fn needs_restart_block(&self) -> bool {

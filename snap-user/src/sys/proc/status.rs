@@ -3,6 +3,14 @@
 use super::{Result, SysError, bad, read};
 use crate::model::{Auxv, MmFields};
 
+/// Every process that /proc shows.
+pub fn processes() -> Vec<i32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten();
+    entries
+        .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
 /// Threads of a process, the leader first.
 pub fn threads(pid: i32) -> Result<Vec<i32>> {
     let path = format!("/proc/{pid}/task");
@@ -31,6 +39,7 @@ pub struct Stat {
 }
 
 const PF_KTHREAD: u64 = 0x0020_0000;
+const PF_EXITING: u64 = 0x0000_0004;
 
 impl Stat {
     fn parse(text: &str) -> Option<Self> {
@@ -54,6 +63,11 @@ impl Stat {
             .get(number - 3)
             .and_then(|f| f.parse().ok())
             .unwrap_or(0)
+    }
+
+    /// It has ended, or is on its way out: nothing can trace it any more.
+    pub fn is_exiting(&self) -> bool {
+        matches!(self.state, 'Z' | 'X') || self.flags & PF_EXITING != 0
     }
 
     /// A kernel thread: it has no memory of its own.
