@@ -411,6 +411,19 @@ impl Engine {
             let snapshot = self.store.snapshot(taken.id)?;
             let wrong = audit::compare(pid, &snapshot, &vmas, &survey)?;
             drop(held);
+            for page in &wrong {
+                tracing::debug!(
+                    copied = dirty.copy.contains(page.addr),
+                    own = dirty.own.contains(page.addr),
+                    examined = dirty.examined.contains(page.addr),
+                    full = dirty.full,
+                    known = now.get(page.addr).is_some(),
+                    removed = removed.contains(page.addr),
+                    "audit: {:#x} in {}",
+                    page.addr,
+                    page.mapping
+                );
+            }
             if !wrong.is_empty() {
                 return Err(SessionError::Audit { pages: wrong });
             }
