@@ -2,6 +2,7 @@
 
 use super::events::Events;
 use super::pipeline::{CHUNK, Hashes, Pipeline};
+use super::profile::Profiling;
 use super::writer::Settled;
 use super::{Options, Result, SessionError, Taken, audit};
 use crate::capture::{
@@ -59,6 +60,7 @@ pub struct Engine {
     pub(super) hashes: Arc<Hashes>,
     pub(super) pipeline: Pipeline,
     flight: Option<Flight>,
+    pub(super) profiling: Option<Profiling>,
     hurry: Option<Duration>,
     layout: Layout,
     /// Address space that the last snapshot covers, and every look since.
@@ -97,6 +99,7 @@ impl Engine {
             live,
             head,
             flight: None,
+            profiling: None,
             hurry: None,
             covered: PageSet::new(),
         })
@@ -132,15 +135,11 @@ impl Engine {
         self.events.why_off()
     }
 
-    /// The events' side of the accounts, for profiles.
-    pub fn events(&mut self) -> &mut Events {
-        &mut self.events
-    }
-
     /// Takes in what happened meanwhile. Call it often enough that the ring buffer does not overflow.
     pub fn tick(&mut self) -> Result<()> {
         sys::release_strays();
         self.events.drain(&mut self.epoch);
+        self.feed_profile();
         if std::mem::take(&mut self.events.exec) {
             self.reattach()?;
         }
@@ -292,6 +291,9 @@ impl Engine {
 
     fn cover(&mut self, vmas: &[Vma]) {
         self.covered = self.covered.union(&covered(vmas));
+        if let Some(profiling) = &mut self.profiling {
+            profiling.recorder.mappings(vmas);
+        }
     }
 
     fn capture(&mut self, kind: SnapshotKind) -> Result<bool> {
@@ -485,6 +487,9 @@ impl Engine {
         };
         self.epoch.commit();
         self.covered = flight.covered;
+        if let Some(profiling) = &mut self.profiling {
+            profiling.recorder.snapshot(&settled.costs);
+        }
         self.head = Some(settled.published.id);
         let hashes = Arc::make_mut(&mut self.hashes);
         settled
