@@ -140,13 +140,14 @@ pub(super) fn drive(
                 {
                     break ended;
                 }
-                continue;
+                // Commands come next, or they would never have their turn when snapshots take longer than
+                // the interval.
             }
         }
         let tick = if engine.is_busy() { SETTLE_TICK } else { TICK };
         let wait = match engine.is_busy() {
             true => tick,
-            false => due.saturating_duration_since(now).min(tick),
+            false => due.saturating_duration_since(Instant::now()).min(tick),
         };
         match commands.recv_timeout(wait) {
             Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break Ended::Interrupted,
