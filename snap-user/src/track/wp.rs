@@ -38,12 +38,9 @@ impl Tracker for WriteProtect {
         }
         self.refused = PageSet::from_ranges(refused);
         let scan = self.pagemap.scan_and_protect(PageRange::new(0, USER_END))?;
-        Ok(Some(
-            survey::in_private(&scan, vmas)
-                .filter(|(_, info, _)| info.is_own())
-                .map(|(range, ..)| range)
-                .collect(),
-        ))
+        // Whatever was protected is reported, also where `vmas` is out of date by now.
+        let own = scan.into_iter().filter(|(_, info)| info.is_own());
+        Ok(Some(own.map(|(range, _)| range).collect()))
     }
 
     fn survey(&mut self, vmas: &[Vma], area: Option<&PageSet>) -> Result<Survey> {

@@ -1,0 +1,59 @@
+//! `cargo xtask bench`: measurements, each with what is needed to judge it in the same run.
+
+mod floor;
+mod load;
+mod others;
+mod report;
+mod stop;
+
+use anyhow::{Result, ensure};
+use std::process::ExitCode;
+
+/// Measure ksnap (release build) on real programs; without a name, everything
+#[derive(clap::Args)]
+pub struct Options {
+    /// What to measure
+    #[arg(value_enum)]
+    name: Option<Name>,
+    /// Print one JSON object a measurement
+    #[arg(long)]
+    json: bool,
+    /// How long to measure under snapshots, and as long without
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(2..))]
+    seconds: u64,
+    /// What redis-server holds
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(16..))]
+    mib: u64,
+}
+
+/// The measurements there are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Name {
+    /// How long snapshots stop a redis-server under load, ten times a second
+    Stop,
+}
+
+/// Runs one measurement or all.
+///
+/// # Errors
+/// When a measurement could not be made.
+pub fn run(options: Options) -> Result<ExitCode> {
+    ensure!(
+        crate::host::find("redis-server").is_some()
+            && crate::host::find("redis-benchmark").is_some(),
+        "redis-server or redis-benchmark is missing: apt-get install redis-server redis-tools"
+    );
+    if options.name.is_none() && !options.json {
+        println!("measurements: stop\n");
+    }
+    match options.name {
+        None | Some(Name::Stop) => {
+            let result = stop::measure(options.mib, options.seconds)?;
+            match options.json {
+                true => println!("{}", result.json()),
+                false => print!("{}", result.text()),
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,101 @@
+//! `cargo xtask test`: every check there is, with one summary.
+
+mod install;
+mod stage;
+mod suite;
+mod virtual_machines;
+
+use crate::table::heading;
+use crate::vm::Selection;
+use crate::{cargo, host};
+use anyhow::Result;
+use stage::Stages;
+use std::process::ExitCode;
+
+/// Run every check: formatting, lints, unit, property and end-to-end tests
+///
+/// As root on a Debian machine it installs the programs that the tests work on (redis-server, python3,
+/// sqlite3, gdb, strace) where they are missing. Elsewhere each test that lacks something is skipped, and
+/// says what it lacks and how to get it.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Instead, run the tests of tracking, capture and rollback on Debian kernels under QEMU
+    #[arg(long, value_enum, value_name = "KERNEL", num_args = 0..=1, default_missing_value = "all")]
+    vm: Option<Selection>,
+    /// Only tests whose name contains one of these; formatting and lints are left out then
+    #[arg(conflicts_with = "vm")]
+    filter: Vec<String>,
+}
+
+/// Runs all stages, whatever becomes of the first ones.
+///
+/// # Errors
+/// When a stage cannot be run at all.
+pub fn run(options: Options) -> Result<ExitCode> {
+    let mut stages = Stages::new();
+    match options.vm {
+        Some(selection) => virtual_machines::run(selection, &mut stages)?,
+        None => on_this_machine(&options.filter, &mut stages)?,
+    }
+    println!("\n{}", heading("Summary"));
+    print!("{}", stages.summary());
+    Ok(match stages.passed() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
+
+fn on_this_machine(filter: &[String], stages: &mut Stages) -> Result<()> {
+    println!(
+        "Linux {}, {}",
+        host::kernel(),
+        if host::is_root() {
+            "root"
+        } else {
+            "an ordinary user"
+        }
+    );
+    install::programs(stages);
+    if filter.is_empty() {
+        if host::find("cargo-fmt").is_some() {
+            stages.run(
+                "formatting",
+                &mut cargo::cargo(&["fmt", "--all", "--check"]),
+            )?;
+            let mut probes = cargo::cargo(&["fmt", "--check"]);
+            probes.current_dir(cargo::root().join("snap-ebpf"));
+            stages.run("formatting of the probes", &mut probes)?;
+        } else {
+            stages.skip("formatting", "rustfmt", "rustup component add rustfmt");
+        }
+        if host::find("cargo-clippy").is_some() {
+            let lints = [
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--quiet",
+                "--",
+                "-D",
+                "warnings",
+            ];
+            stages.run("lints", &mut cargo::cargo(&lints))?;
+        } else {
+            stages.skip("lints", "clippy", "rustup component add clippy");
+        }
+    }
+    // The tests run both: the tool and the programs it works on. Built by themselves first, so that a
+    // failure is seen as what it is.
+    let binaries = [
+        "build",
+        "--quiet",
+        "--package",
+        "snap-user",
+        "--package",
+        "tests",
+        "--bins",
+    ];
+    if stages.run("build", &mut cargo::cargo(&binaries))? {
+        suite::run(filter, stages)?;
+    }
+    Ok(())
+}
