@@ -147,13 +147,18 @@ pub fn try_wait(tid: Tid) -> Result<Option<Event>> {
     wait_with(tid, libc::WNOHANG)
 }
 
-/// Lets a tracee that has ended go for good. One that lives, stopped or not, keeps what it has to report.
+/// Lets a tracee that has ended go for good. One that lives keeps what it has to report.
 pub fn meet_end(tid: Tid) {
     // SAFETY: zeroed, a siginfo_t is valid; the kernel fills it.
-    unsafe {
+    let code = unsafe {
         let mut info: libc::siginfo_t = std::mem::zeroed();
-        let options = libc::WEXITED | libc::WNOHANG | libc::__WALL;
+        // Looks only: stops of a tracee are reported, and taken, whatever was asked for.
+        let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
         libc::waitid(libc::P_PID, tid as libc::id_t, &mut info, options);
+        info.si_code
+    };
+    if matches!(code, libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED) {
+        let _ = try_wait(tid);
     }
 }
 
