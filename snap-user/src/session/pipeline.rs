@@ -218,12 +218,16 @@ impl Pipeline {
         answer
     }
 
-    /// Gives the snapshot up; nothing of it stays.
+    /// Gives the snapshot up; nothing of it stays. Waits for what is on its way: it must not be taken
+    /// for a part of the next snapshot.
     pub fn abandon(&mut self) {
         self.flush();
+        let (done, wait) = channel();
         self.tell(ToWriter::Abandon {
             batches: self.submitted,
+            done,
         });
+        let _ = wait.recv();
     }
 }
 

@@ -143,6 +143,8 @@ pub(super) fn drive(
                 {
                     break ended;
                 }
+                // Commands come next, or they would never have their turn when snapshots take longer than
+                // the interval.
             }
         }
         if let Some((_, answer)) = profile.take_if(|(end, _)| *end <= now) {
@@ -151,7 +153,7 @@ pub(super) fn drive(
         let tick = if engine.is_busy() { SETTLE_TICK } else { TICK };
         let wait = match engine.is_busy() {
             true => tick,
-            false => due.saturating_duration_since(now).min(tick),
+            false => due.saturating_duration_since(Instant::now()).min(tick),
         };
         match commands.recv_timeout(wait) {
             Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break Ended::Interrupted,

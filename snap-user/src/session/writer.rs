@@ -47,6 +47,7 @@ pub enum ToWriter {
     },
     Abandon {
         batches: u64,
+        done: Sender<()>,
     },
 }
 
@@ -106,8 +107,11 @@ fn one(
                 let _ = reply.send(writing.publish(&state, *costs));
                 return;
             }
-            ToWriter::Abandon { batches } => {
+            ToWriter::Abandon { batches, done } => {
                 writing.wait_for(batches, queue);
+                // Its files are gone first.
+                drop(writing);
+                let _ = done.send(());
                 return;
             }
         }

@@ -6,7 +6,12 @@ use super::{Result, SysError, proc};
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How often a wait for a thread to stop is interrupted to look after the others.
+const LOOK_AROUND: Duration = Duration::from_millis(5);
+/// How long to wait for a thread that must stop before it can be let go.
+const LETTING_GO: Duration = Duration::from_millis(250);
 
 /// How the process is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +63,7 @@ impl Frozen {
     pub fn freeze(pid: i32, options: Freeze) -> Result<Self> {
         release_strays();
         // Outlives the frozen set when an error drops it: letting go waits as well.
-        let _alarm = Alarm::start(options.timeout)?;
+        let alarm = Alarm::start(options.timeout)?;
         let mut frozen = Self {
             pid,
             threads: Vec::new(),
@@ -66,11 +71,12 @@ impl Frozen {
             was_stopped: false,
             not_send: std::marker::PhantomData,
         };
-        frozen.stop_all(options.hold)?;
+        frozen.stop_all(options.hold, &alarm)?;
+        drop(alarm);
         Ok(frozen)
     }
 
-    fn stop_all(&mut self, hold: Hold) -> Result<()> {
+    fn stop_all(&mut self, hold: Hold, alarm: &Alarm) -> Result<()> {
         let was_stopped = hold == Hold::JobControl && proc::stat(self.pid, None)?.state == 'T';
         let mut seen = BTreeSet::new();
         let mut group_stopped = false;
@@ -109,7 +115,7 @@ impl Frozen {
             self.threads.append(&mut seized);
             let mut at = first;
             while let Some(&tid) = self.threads.get(at) {
-                match wait_for_stop(tid)? {
+                match wait_for_stop(tid, &self.threads, alarm.end)? {
                     Some(in_group_stop) => {
                         group_stopped |= in_group_stop && hold == Hold::Trace;
                         at += 1;
@@ -177,7 +183,7 @@ impl Drop for Frozen {
                 if ptrace::interrupt(*tid).is_err() {
                     continue;
                 }
-                match wait_for_stop(*tid) {
+                match wait_for_stop(*tid, &self.threads, Instant::now() + LETTING_GO) {
                     Ok(_) => drop(ptrace::detach(*tid)),
                     Err(_) => STRAYS.with_borrow_mut(|strays| strays.push(*tid)),
                 }
@@ -206,8 +212,8 @@ pub fn release_strays() {
 }
 
 /// Waits for the requested stop, passing signals on meanwhile. `Some(true)` for a job-control stop,
-/// `None` for a thread that has ended.
-fn wait_for_stop(tid: Tid) -> Result<Option<bool>> {
+/// `None` for a thread that has ended. Gives up at `end`, where an [`Alarm`] is set.
+fn wait_for_stop(tid: Tid, all: &[Tid], end: Instant) -> Result<Option<bool>> {
     loop {
         match ptrace::wait(tid) {
             Ok(Event::Stopped) => return Ok(Some(false)),
@@ -222,6 +228,11 @@ fn wait_for_stop(tid: Tid) -> Result<Option<bool>> {
                 let _ = ptrace::cont(tid, 0);
             }
             Err(e) if e.is_vanished() => return Ok(None),
+            Err(e) if e.errno() == Some(libc::EINTR) && Instant::now() < end => {
+                // A thread in execve(2) waits until all others are gone for good, which those are only
+                // when their tracer has met their end.
+                all.iter().for_each(|other| ptrace::meet_end(*other));
+            }
             Err(e) if e.errno() == Some(libc::EINTR) => {
                 return Err(SysError::new(
                     "freeze",
@@ -264,8 +275,12 @@ fn kill(pid: i32, signal: i32) -> Result<()> {
     }
 }
 
-/// A timer that interrupts this thread's blocking waits, so that none lasts for ever.
-struct Alarm(libc::timer_t);
+/// A timer that interrupts this thread's blocking waits now and then, so that none lasts for ever.
+struct Alarm {
+    timer: libc::timer_t,
+    /// When waits are to be given up.
+    end: Instant,
+}
 
 extern "C" fn on_alarm(_: libc::c_int) {}
 
@@ -294,18 +309,21 @@ impl Alarm {
         if made != 0 {
             return Err(SysError::last("timer_create", "this thread"));
         }
-        let alarm = Self(timer);
+        let alarm = Self {
+            timer,
+            end: Instant::now() + after,
+        };
         let time = |d: Duration| libc::timespec {
             tv_sec: d.as_secs() as libc::time_t,
             tv_nsec: d.subsec_nanos() as libc::c_long,
         };
         // Repeats, so that a signal between two waits is not the only one.
         let spec = libc::itimerspec {
-            it_value: time(after),
-            it_interval: time(after),
+            it_value: time(after.min(LOOK_AROUND)),
+            it_interval: time(after.min(LOOK_AROUND)),
         };
         // SAFETY: the timer was made above, and `spec` is live.
-        match unsafe { libc::timer_settime(alarm.0, 0, &spec, std::ptr::null_mut()) } {
+        match unsafe { libc::timer_settime(alarm.timer, 0, &spec, std::ptr::null_mut()) } {
             0 => Ok(alarm),
             _ => Err(SysError::last("timer_settime", "this thread")),
         }
@@ -315,6 +333,6 @@ impl Alarm {
 impl Drop for Alarm {
     fn drop(&mut self) {
         // SAFETY: deletes the timer that `start` made.
-        unsafe { libc::timer_delete(self.0) };
+        unsafe { libc::timer_delete(self.timer) };
     }
 }

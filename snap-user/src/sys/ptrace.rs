@@ -147,6 +147,21 @@ pub fn try_wait(tid: Tid) -> Result<Option<Event>> {
     wait_with(tid, libc::WNOHANG)
 }
 
+/// Lets a tracee that has ended go for good. One that lives keeps what it has to report.
+pub fn meet_end(tid: Tid) {
+    // SAFETY: zeroed, a siginfo_t is valid; the kernel fills it.
+    let code = unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        // Looks only: stops of a tracee are reported, and taken, whatever was asked for.
+        let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+        libc::waitid(libc::P_PID, tid as libc::id_t, &mut info, options);
+        info.si_code
+    };
+    if matches!(code, libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED) {
+        let _ = try_wait(tid);
+    }
+}
+
 /// Statuses of tracees that a wait here has met at their end. When the tracer is the parent too, no
 /// other wait gets them.
 static EXITED: Mutex<BTreeMap<Tid, i32>> = Mutex::new(BTreeMap::new());
