@@ -33,11 +33,11 @@ pub fn apply(
     process: impl AsFd,
 ) -> Result<Applied> {
     let pid = frozen.pid();
-    let gadgets = Gadgets::find(pid, &proc::maps(pid)?)?.ok_or_else(|| RestoreError::Refused {
-        pid,
-        reasons: vec!["its code holds no system call instruction to borrow".into()],
-    })?;
-    let insn = gadgets.syscall;
+    let insn =
+        Gadgets::find_syscall(pid, &proc::maps(pid)?)?.ok_or_else(|| RestoreError::Refused {
+            pid,
+            reasons: vec!["its code holds no system call instruction to borrow".into()],
+        })?;
     let mut step = "ending threads";
     let mut run = || -> sys::Result<Applied> {
         for &tid in &plan.end_threads {

@@ -4,8 +4,10 @@ use super::engine::{Engine, covered};
 use super::{Options, Result, RolledBack, SessionError, control};
 use crate::capture::{CaptureError, compared, compared_pages, frozen_state};
 use crate::image::{PageSource, SessionId};
-use crate::model::{Backing, PageSet, SnapshotId, Vma};
-use crate::restore::{Content, RestorePlan, World, apply, can_start_thread, plan};
+use crate::model::{Backing, PageSet, ProcessState, SnapshotId, Vma};
+use crate::restore::{
+    Applied, Content, RestoreError, RestorePlan, World, apply, can_start_thread, plan,
+};
 use crate::store::{Snapshot, Store};
 use crate::sys::{Freeze, Frozen, Hold, monotonic_ns};
 use std::os::unix::fs::MetadataExt;
@@ -13,6 +15,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use xxhash_rust::xxh3::xxh3_128;
+
+/// Rounds of loading what is written while loading.
+const LOAD_ROUNDS: u32 = 5;
+/// A round that loads fewer pages is the last.
+const FEW_PAGES: usize = 8;
 
 /// Rolls `pid` back to a snapshot: through the ksnap that watches it, or right here.
 pub fn rollback(dir: &Path, pid: i32, reference: &str, options: &Options) -> Result<RolledBack> {
@@ -58,6 +65,14 @@ impl World for Live {
     }
 }
 
+/// What was done inside the stop.
+struct PutBack {
+    applied: Applied,
+    /// Pages that may have been written.
+    pages: PageSet,
+    notes: Vec<String>,
+}
+
 impl Engine {
     /// Puts the process back to a snapshot of its session, backwards or forwards. Snapshots that
     /// follow have it as their parent.
@@ -84,13 +99,24 @@ impl Engine {
         };
         let mut content = Content::default();
         load(&snapshot, &differing, &mut content)?;
-        let vmas = self.maps()?;
-        if !self.epoch.tracker().rearms_stopped()
-            && let Some(found) = self.epoch.precopy(&vmas)?
-        {
+        // What the process writes meanwhile is loaded too, until little is left for the stop.
+        for _ in 0..LOAD_ROUNDS {
+            let before = content.len();
+            if self.epoch.tracker().rearms_stopped() {
+                break;
+            }
+            self.events.drain(&mut self.epoch);
+            let vmas = self.maps()?;
+            let Some(found) = self.epoch.precopy(&vmas)? else {
+                break;
+            };
             load(&snapshot, &found, &mut content)?;
             differing = differing.union(&found);
+            if content.len() - before < FEW_PAGES {
+                break;
+            }
         }
+        let vmas = self.maps()?;
         self.live.refresh(&vmas)?;
 
         let stop = monotonic_ns();
@@ -100,49 +126,60 @@ impl Engine {
         };
         let mut frozen =
             Frozen::freeze(pid, options).map_err(|e| CaptureError::from_sys(pid, e))?;
-        self.events.drain(&mut self.epoch);
-        let vmas = self.maps()?;
-        let known = self.hashes.clone();
-        let dirty = self.epoch.rotate(&vmas, |page| known.get(page).is_some())?;
-        let live = frozen_state(&frozen, &self.target, &self.live, &vmas, self.events.brk);
-        let planned = live.map_err(SessionError::from).and_then(|mut live| {
-            // Compared without what only listings need.
-            live.vmas = vmas.clone();
-            Ok(plan(&target, &live, &Live { pid })?)
-        });
-        let planned = match planned {
-            Ok(planned) => planned,
+        let frozen_at = monotonic_ns();
+        let done = match self.put_back(&mut frozen, &snapshot, &target, &differing, &mut content) {
+            Ok(done) => done,
             Err(e) => {
                 self.epoch.abort();
+                if matches!(e, SessionError::Restore(RestoreError::Halfway { .. })) {
+                    frozen.leave_stopped();
+                }
                 return Err(e);
             }
         };
-        let pages = self.pages_to_write(&planned, &differing, &dirty, &vmas, &snapshot)?;
-        load(&snapshot, &pages, &mut content)?;
-        let applied = match apply(
-            &mut frozen,
-            &planned,
-            &target,
-            &pages,
-            &content,
-            &self.target.pidfd,
-        ) {
-            Ok(applied) => applied,
-            Err(e) => {
-                frozen.leave_stopped();
-                self.epoch.abort();
-                return Err(e.into());
-            }
-        };
+        let applied_at = monotonic_ns();
         frozen.thaw();
         let stop_ns = monotonic_ns() - stop;
-        self.follow(to, &target.vmas, &pages, &content, &snapshot)?;
+        tracing::debug!(
+            freeze_us = (frozen_at - stop) / 1000,
+            apply_us = (applied_at - frozen_at) / 1000,
+            stop_us = stop_ns / 1000,
+            "rolled back"
+        );
+        self.follow(to, &target.vmas, &done.pages, &content, &snapshot)?;
         Ok(RolledBack {
             to,
             seq: snapshot.header().seq,
-            written: applied.written,
-            discarded: applied.discarded,
+            written: done.applied.written,
+            discarded: done.applied.discarded,
             stop_ns,
+            notes: done.notes,
+        })
+    }
+
+    /// The part inside the stop: what is dirty, the plan, and its application.
+    fn put_back(
+        &mut self,
+        frozen: &mut Frozen,
+        snapshot: &Snapshot,
+        target: &ProcessState,
+        differing: &PageSet,
+        content: &mut Content,
+    ) -> Result<PutBack> {
+        let pid = self.target.pid;
+        self.events.drain(&mut self.epoch);
+        let vmas = self.maps()?;
+        let known = &self.hashes;
+        let dirty = self.epoch.rotate(&vmas, |page| known.get(page).is_some())?;
+        let live = frozen_state(frozen, &self.target, &self.live, &vmas, self.events.brk)?;
+        let planned = plan(target, &live, &Live { pid })?;
+        let pages = self.pages_to_write(&planned, differing, &dirty, &vmas, snapshot)?;
+        load(snapshot, &pages, content)?;
+        let process = &self.target.pidfd;
+        let applied = apply(frozen, &planned, target, &pages, content, process)?;
+        Ok(PutBack {
+            applied,
+            pages,
             notes: planned.notes,
         })
     }

@@ -53,9 +53,20 @@ fn search(bytes: &[u8], base: u64, found: &mut Gadgets) {
 }
 
 impl Gadgets {
+    /// The address of a system call instruction alone: next to no work where there is a vDSO.
+    pub fn find_syscall(pid: i32, vmas: &[Vma]) -> Result<Option<u64>> {
+        Ok(Self::look(pid, vmas, |found| found.syscall != 0)?.map(|found| found.syscall))
+    }
+
     /// Looks through the executable mappings of a process: the vDSO, then the C library, then the rest.
     /// `None` when there is no system call instruction at all.
     pub fn find(pid: i32, vmas: &[Vma]) -> Result<Option<Self>> {
+        Self::look(pid, vmas, |found| {
+            found.syscall_ret.is_some() && found.sigreturn.is_some()
+        })
+    }
+
+    fn look(pid: i32, vmas: &[Vma], enough: impl Fn(&Self) -> bool) -> Result<Option<Self>> {
         let mut code: Vec<&Vma> = vmas.iter().filter(|v| v.prot.exec && v.prot.read).collect();
         code.sort_by_key(|v| match &v.backing {
             Backing::Special(name) if name == "vdso" => 0,
@@ -76,7 +87,7 @@ impl Gadgets {
                 if memory::read_bytes(pid, base, &mut buffer[..len]).is_ok() {
                     search(&buffer[..len], base, &mut found);
                 }
-                if found.syscall_ret.is_some() && found.sigreturn.is_some() {
+                if enough(&found) {
                     return Ok(Some(found));
                 }
                 base += CHUNK as u64;
