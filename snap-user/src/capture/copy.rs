@@ -45,6 +45,11 @@ impl Copied {
         self.hashes.clear();
     }
 
+    /// Single pages may be added, up to `most`: not so where the others have no hashes.
+    pub fn takes(&self, most: u64) -> bool {
+        self.hashes.len() == self.addrs.len() && (self.addrs.len() as u64) < most
+    }
+
     /// Adds a page with its hash.
     pub fn push(&mut self, addr: u64, page: &Page, hash: u128) {
         self.addrs.push(addr);
@@ -164,6 +169,23 @@ pub fn inspect(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_page_keeps_its_own_hash() {
+        let mut copied = Copied {
+            addrs: vec![0x1000],
+            bytes: vec![1; 4096],
+            ..Default::default()
+        };
+        assert!(!copied.takes(8), "a page without a hash is in it");
+        copied.reset(1);
+        copied.push(0x2000, &[2; 4096], 22);
+        copied.push(0x3000, &[3; 4096], 33);
+        copied.replace(0, &[4; 4096], 44);
+        assert!(copied.takes(3) && !copied.takes(2));
+        let pages: Vec<_> = copied.pages().map(|(a, p, h)| (a, p[0], h)).collect();
+        assert_eq!(pages, [(0x2000, 4, Some(44)), (0x3000, 3, Some(33))]);
+    }
 
     #[test]
     fn pieces_cover_the_set_and_keep_to_their_size() {

@@ -5,11 +5,13 @@
 
 use super::{Result, RolledBack, SessionError, Taken};
 use crate::model::SnapshotId;
+use crate::profile::Report;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// What a watcher can be asked.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,6 +24,11 @@ pub enum Request {
         /// The snapshot, 32 hex digits.
         to: String,
     },
+    /// Go on for so long, then tell what it cost.
+    Profile {
+        /// Milliseconds.
+        lasting_ms: u64,
+    },
 }
 
 /// What it answers.
@@ -32,6 +39,8 @@ pub enum Reply {
     Taken(Box<Taken>),
     /// The rollback that was done.
     RolledBack(RolledBack),
+    /// The profile.
+    Profile(Box<Report>),
     /// It failed.
     Failed(String),
 }
@@ -117,6 +126,15 @@ impl Watcher {
     pub fn rollback(&mut self, to: SnapshotId) -> Result<RolledBack> {
         match self.ask(&Request::Rollback { to: to.to_string() })? {
             Reply::RolledBack(done) => Ok(done),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Has a profile made.
+    pub fn profile(&mut self, lasting: Duration) -> Result<Report> {
+        let lasting_ms = lasting.as_millis() as u64;
+        match self.ask(&Request::Profile { lasting_ms })? {
+            Reply::Profile(report) => Ok(*report),
             other => Err(unexpected(&other)),
         }
     }

@@ -4,22 +4,12 @@ use crate::model::{PageRange, PageSet};
 use crate::probe::{
     Event, FaultSource, HazardKind, MappingKind, ProbeOptions, Probes, ProgramStats,
 };
+use crate::profile::Fault;
 use crate::sys::arch::USER_END;
 use crate::sys::monotonic_ns;
 use crate::track::Epoch;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-
-/// A write fault, for profiles.
-#[derive(Clone, Copy, Debug)]
-pub struct Fault {
-    /// Page written.
-    pub page: u64,
-    /// Writing instruction.
-    pub ip: u64,
-    /// Writing thread.
-    pub tid: i32,
-}
 
 /// The probes, if they can be had, and what they said.
 pub struct Events {

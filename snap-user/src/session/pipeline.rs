@@ -155,11 +155,7 @@ impl Pipeline {
                 return buffer.replace(index, page, hash);
             }
         }
-        if self
-            .staged
-            .back()
-            .is_none_or(|b| b.addrs.len() as u64 == CHUNK)
-        {
+        if self.staged.back().is_none_or(|b| !b.takes(CHUNK)) {
             let fresh = self.buffer();
             self.staged.push_back(fresh);
         }

@@ -37,8 +37,8 @@ pub fn run(
     let watched = (|| {
         let (send, commands) = channel();
         let _service = Service::start(store.dir(), pid, pidfd_open(pid)?, true, send)?;
-        let engine = Engine::attach(&store, pid, options)?;
-        drive(engine, schedule, &commands, report)
+        let mut engine = Engine::attach(&store, pid, options)?;
+        drive(&mut engine, schedule, &commands, report)
     })();
     let mut summary = match watched {
         Ok(summary) => summary,

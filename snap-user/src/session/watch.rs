@@ -12,6 +12,7 @@ use hdrhistogram::Histogram;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
 
 /// How often events are taken in while nothing else happens: well before the ring buffer fills.
 const TICK: Duration = Duration::from_millis(20);
@@ -29,11 +30,11 @@ pub fn watch(
     report: &mut dyn FnMut(&Progress),
 ) -> Result<Summary> {
     let store = Store::open_or_create(dir)?;
-    let engine = Engine::attach(&store, pid, options)?;
+    let mut engine = Engine::attach(&store, pid, options)?;
     let (send, commands) = channel();
     let pidfd = pidfd_open(pid)?;
     let _service = Service::start(store.dir(), pid, pidfd, false, send)?;
-    drive(engine, schedule, &commands, report)
+    drive(&mut engine, schedule, &commands, report)
 }
 
 /// What has happened so far.
@@ -86,7 +87,7 @@ impl Tally {
 
 /// Takes snapshots as scheduled and answers commands, on the tracer's thread.
 pub(super) fn drive(
-    mut engine: Engine,
+    engine: &mut Engine,
     schedule: &Schedule,
     commands: &Receiver<Command>,
     report: &mut dyn FnMut(&Progress),
@@ -109,6 +110,8 @@ pub(super) fn drive(
     engine.pace(schedule.every);
     let mut due = Instant::now();
     let mut was_late = false;
+    // Who waits for a profile, and until when.
+    let mut profile: Option<(Instant, oneshot::Sender<Reply>)> = None;
     let ended = loop {
         if let Some(outcome) = engine.try_settle()
             && let Some(ended) = told(outcome, &mut tally, report)?
@@ -144,6 +147,9 @@ pub(super) fn drive(
                 // the interval.
             }
         }
+        if let Some((_, answer)) = profile.take_if(|(end, _)| *end <= now) {
+            let _ = answer.send(Reply::Profile(Box::new(engine.end_profile())));
+        }
         let tick = if engine.is_busy() { SETTLE_TICK } else { TICK };
         let wait = match engine.is_busy() {
             true => tick,
@@ -152,8 +158,12 @@ pub(super) fn drive(
         match commands.recv_timeout(wait) {
             Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break Ended::Interrupted,
             Ok(Command::TargetExited) => break Ended::TargetExited(None),
+            Ok(Command::Ask(Request::Profile { lasting_ms }, answer)) => {
+                engine.start_profile();
+                profile = Some((Instant::now() + Duration::from_millis(lasting_ms), answer));
+            }
             Ok(Command::Ask(request, answer)) => {
-                let reply = answer_to(&mut engine, &request, &mut tally, report)?;
+                let reply = answer_to(engine, &request, &mut tally, report)?;
                 let _ = answer.send(reply);
             }
             Err(RecvTimeoutError::Timeout) => {
@@ -167,6 +177,9 @@ pub(super) fn drive(
     };
     if let Some(outcome) = engine.settle() {
         told(outcome, &mut tally, report)?;
+    }
+    if let Some((_, answer)) = profile {
+        let _ = answer.send(Reply::Profile(Box::new(engine.end_profile())));
     }
     Ok(tally.end(ended))
 }
@@ -205,6 +218,7 @@ fn answer_to(
         told(outcome, tally, report)?;
     }
     Ok(match request {
+        Request::Profile { .. } => unreachable!("answered when its time is over"),
         Request::Snap => {
             let outcome = match engine.snapshot() {
                 Ok(()) => engine.settle().unwrap_or_else(|| {

@@ -64,16 +64,21 @@ impl Frozen {
         release_strays();
         // Outlives the frozen set when an error drops it: letting go waits as well.
         let alarm = Alarm::start(options.timeout)?;
-        let mut frozen = Self {
-            pid,
-            threads: Vec::new(),
-            hold: Hold::Trace,
-            was_stopped: false,
-            not_send: std::marker::PhantomData,
-        };
-        frozen.stop_all(options.hold, &alarm)?;
-        drop(alarm);
-        Ok(frozen)
+        loop {
+            let mut frozen = Self {
+                pid,
+                threads: Vec::new(),
+                hold: Hold::Trace,
+                was_stopped: false,
+                not_send: std::marker::PhantomData,
+            };
+            match frozen.stop_all(options.hold, &alarm) {
+                Ok(()) => return Ok(frozen),
+                // Every thread that was there is gone, but one took over the process: execve(2).
+                Err(e) if e.is_vanished() && Instant::now() < alarm.end && proc::is_alive(pid) => {}
+                Err(e) => return Err(e),
+            }
+        }
     }
 
     fn stop_all(&mut self, hold: Hold, alarm: &Alarm) -> Result<()> {
@@ -93,6 +98,9 @@ impl Frozen {
             for tid in new {
                 match ptrace::seize(tid, Options::default()) {
                     Ok(()) => seized.push(tid),
+                    // Seized under the id that it had before an execve(2), or given up for one that does
+                    // not stop.
+                    Err(_) if is_ours(tid) => seized.push(tid),
                     Err(e) if is_gone(self.pid, tid, &e) => continue,
                     Err(e) => {
                         self.threads.append(&mut seized);
@@ -246,6 +254,13 @@ fn wait_for_stop(tid: Tid, all: &[Tid], end: Instant) -> Result<Option<bool>> {
             Err(e) => return Err(e),
         }
     }
+}
+
+/// This thread is its tracer already.
+fn is_ours(tid: Tid) -> bool {
+    // SAFETY: a system call without arguments.
+    let own = unsafe { libc::gettid() };
+    proc::status(tid).is_ok_and(|status| status.tracer == own)
 }
 
 /// The thread has ended, or is about to.
