@@ -98,6 +98,7 @@ impl Engine {
         events.brk = attached.brk;
         let live = Live::read(pid)?;
         let (session, head, hashes) = open_session(store, &target)?;
+        let covered = PageSet::from_pages(hashes.iter().map(|(addr, _)| addr).collect());
         Ok(Self {
             session: session.id(),
             layout: layout(pid)?,
@@ -114,7 +115,8 @@ impl Engine {
             flight: None,
             profiling: None,
             hurry: None,
-            covered: PageSet::new(),
+            // What is unmapped since the last snapshot has to leave the chain.
+            covered,
         })
     }
 
