@@ -117,7 +117,13 @@ impl Engine {
                 return Err(e);
             }
         };
-        let pages = self.pages_to_write(&planned, &differing, &dirty, &vmas, &snapshot)?;
+        let pages = self.pages_to_write(
+            &planned,
+            &differing,
+            &dirty,
+            (&target.vmas, &vmas),
+            &snapshot,
+        )?;
         load(&snapshot, &pages, &mut content)?;
         let applied = match apply(
             &mut frozen,
@@ -164,12 +170,15 @@ impl Engine {
         planned: &RestorePlan,
         differing: &PageSet,
         dirty: &crate::track::Dirty,
-        vmas: &[Vma],
+        (target, vmas): (&[Vma], &[Vma]),
         snapshot: &Snapshot,
     ) -> Result<PageSet> {
         let table = snapshot.page_table()?;
         let shared: PageSet = compared(vmas).map(|v| v.range).collect();
-        let fresh = planned.fresh();
+        // A program break that grows again makes address space as well.
+        let fresh = planned
+            .fresh()
+            .union(&covered(target).subtract(&covered(vmas)));
         let held: PageSet = fresh
             .union(&shared)
             .union(&dirty.examined)
