@@ -4,7 +4,7 @@ use super::events::Events;
 use super::pipeline::{CHUNK, Hashes, Pipeline};
 use super::profile::Profiling;
 use super::writer::Settled;
-use super::{Options, Result, SessionError, Taken, audit};
+use super::{Options, Result, SessionError, Taken, Trouble, audit};
 use crate::capture::{
     self, CaptureError, Live, Target, compared, compared_pages, frozen_state, preflight,
 };
@@ -23,6 +23,8 @@ const MOST_ROUNDS: u32 = 12;
 /// A round that finds fewer pages is the last: copying them inside the stop costs less than another
 /// round of faults costs the target.
 const FEW_PAGES: u64 = 640;
+/// Attempts at what a process gets in the way of by replacing its program.
+const MOST_EXECS: u32 = 5;
 /// How long a thread may take to stop. A vfork in progress takes as long as its child needs to
 /// execute something; the other threads should not wait for it.
 const FREEZE_TIMEOUT: Duration = Duration::from_millis(250);
@@ -73,6 +75,17 @@ impl Engine {
     /// Starts tracking a process, in its session of the store: the one that it has from before, or
     /// a new one.
     pub fn attach(store: &Store, pid: i32, options: &Options) -> Result<Self> {
+        let mut attempt = 1;
+        loop {
+            match Self::attach_once(store, pid, options) {
+                // It replaced its program just then.
+                Err(e) if attempt < MOST_EXECS && is_mere_exec(pid, &e) => attempt += 1,
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn attach_once(store: &Store, pid: i32, options: &Options) -> Result<Self> {
         let target = preflight(pid)?;
         let mut events = Events::load(pid, options.probes);
         let attached = match track::attach(pid, options.tracker) {
@@ -85,6 +98,7 @@ impl Engine {
         events.brk = attached.brk;
         let live = Live::read(pid)?;
         let (session, head, hashes) = open_session(store, &target)?;
+        let covered = PageSet::from_pages(hashes.iter().map(|(addr, _)| addr).collect());
         Ok(Self {
             session: session.id(),
             layout: layout(pid)?,
@@ -101,7 +115,8 @@ impl Engine {
             flight: None,
             profiling: None,
             hurry: None,
-            covered: PageSet::new(),
+            // What is unmapped since the last snapshot has to leave the chain.
+            covered,
         })
     }
 
@@ -140,8 +155,14 @@ impl Engine {
         sys::release_strays();
         self.events.drain(&mut self.epoch);
         self.feed_profile();
-        if std::mem::take(&mut self.events.exec) {
-            self.reattach()?;
+        if std::mem::take(&mut self.events.exec)
+            && let Err(e) = self.reattach()
+        {
+            if !is_mere_exec(self.target.pid, &e) {
+                return Err(e);
+            }
+            // Replaced again: later.
+            self.events.exec = true;
         }
         Ok(())
     }
@@ -163,20 +184,24 @@ impl Engine {
     /// of it, and must have been called since the one before.
     pub fn snapshot(&mut self) -> Result<()> {
         debug_assert!(self.flight.is_none(), "one snapshot at a time");
-        self.tick()?;
-        if self.try_snapshot()? {
-            return Ok(());
-        }
-        // The program was replaced in the middle of it: once more, with the new one.
-        self.reattach()?;
-        match self.try_snapshot()? {
-            true => Ok(()),
-            false => Err(CaptureError::Refused {
-                pid: self.target.pid,
-                why: "it replaces its program (exec) faster than a snapshot can be taken".into(),
+        for attempt in 0..MOST_EXECS {
+            let ready = match attempt {
+                0 => self.tick(),
+                // The program was replaced in the middle of it: once more, with the new one.
+                _ => self.reattach(),
+            };
+            match ready.and_then(|()| self.try_snapshot()) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(e) if is_mere_exec(self.target.pid, &e) => {}
+                Err(e) => return Err(e),
             }
-            .into()),
         }
+        Err(CaptureError::Refused {
+            pid: self.target.pid,
+            why: "it replaces its program (exec) faster than a snapshot can be taken".into(),
+        }
+        .into())
     }
 
     /// `false` when the process turned out to run another program than is tracked.
@@ -517,6 +542,11 @@ impl Engine {
 pub(super) fn covered(vmas: &[Vma]) -> PageSet {
     let private = vmas.iter().filter(|v| !v.shared && !v.is_special());
     private.chain(compared(vmas)).map(|v| v.range).collect()
+}
+
+/// What failed as if the process were gone, because its memory is: it has replaced its program.
+fn is_mere_exec(pid: i32, error: &SessionError) -> bool {
+    error.trouble() == Trouble::Vanished && proc::is_alive(pid)
 }
 
 fn layout(pid: i32) -> Result<Layout> {

@@ -173,7 +173,8 @@ impl Engine {
         let dirty = self.epoch.rotate(&vmas, |page| known.get(page).is_some())?;
         let live = frozen_state(frozen, &self.target, &self.live, &vmas, self.events.brk)?;
         let planned = plan(target, &live, &Live { pid })?;
-        let pages = self.pages_to_write(&planned, differing, &dirty, &vmas, snapshot)?;
+        let pages =
+            self.pages_to_write(&planned, differing, &dirty, (&target.vmas, &vmas), snapshot)?;
         load(snapshot, &pages, content)?;
         let process = &self.target.pidfd;
         let applied = apply(frozen, &planned, target, &pages, content, process)?;
@@ -201,12 +202,15 @@ impl Engine {
         planned: &RestorePlan,
         differing: &PageSet,
         dirty: &crate::track::Dirty,
-        vmas: &[Vma],
+        (target, vmas): (&[Vma], &[Vma]),
         snapshot: &Snapshot,
     ) -> Result<PageSet> {
         let table = snapshot.page_table()?;
         let shared: PageSet = compared(vmas).map(|v| v.range).collect();
-        let fresh = planned.fresh();
+        // A program break that grows again makes address space as well.
+        let fresh = planned
+            .fresh()
+            .union(&covered(target).subtract(&covered(vmas)));
         let held: PageSet = fresh
             .union(&shared)
             .union(&dirty.examined)

@@ -64,16 +64,21 @@ impl Frozen {
         release_strays();
         // Outlives the frozen set when an error drops it: letting go waits as well.
         let alarm = Alarm::start(options.timeout)?;
-        let mut frozen = Self {
-            pid,
-            threads: Vec::new(),
-            hold: Hold::Trace,
-            was_stopped: false,
-            not_send: std::marker::PhantomData,
-        };
-        frozen.stop_all(options.hold, &alarm)?;
-        drop(alarm);
-        Ok(frozen)
+        loop {
+            let mut frozen = Self {
+                pid,
+                threads: Vec::new(),
+                hold: Hold::Trace,
+                was_stopped: false,
+                not_send: std::marker::PhantomData,
+            };
+            match frozen.stop_all(options.hold, &alarm) {
+                Ok(()) => return Ok(frozen),
+                // Every thread that was there is gone, but one took over the process: execve(2).
+                Err(e) if e.is_vanished() && Instant::now() < alarm.end && proc::is_alive(pid) => {}
+                Err(e) => return Err(e),
+            }
+        }
     }
 
     fn stop_all(&mut self, hold: Hold, alarm: &Alarm) -> Result<()> {
@@ -93,6 +98,9 @@ impl Frozen {
             for tid in new {
                 match ptrace::seize(tid, Options::default()) {
                     Ok(()) => seized.push(tid),
+                    // Seized under the id that it had before an execve(2), or given up for one that does
+                    // not stop.
+                    Err(_) if is_ours(tid) => seized.push(tid),
                     Err(e) if is_gone(self.pid, tid, &e) => continue,
                     Err(e) => {
                         self.threads.append(&mut seized);
@@ -111,17 +119,17 @@ impl Frozen {
                 }
             }
             // From here on an error must thaw these too.
-            let first = self.threads.len();
+            let mut waiting = seized.clone();
             self.threads.append(&mut seized);
-            let mut at = first;
-            while let Some(&tid) = self.threads.get(at) {
-                match wait_for_stop(tid, &self.threads, alarm.end)? {
-                    Some(in_group_stop) => {
+            while !waiting.is_empty() {
+                match next_stop(&waiting, &self.threads, alarm.end)? {
+                    (tid, Some(in_group_stop)) => {
                         group_stopped |= in_group_stop && hold == Hold::Trace;
-                        at += 1;
+                        waiting.retain(|t| *t != tid);
                     }
-                    None => {
-                        self.threads.remove(at);
+                    (tid, None) => {
+                        self.forget(tid);
+                        waiting.retain(|t| *t != tid);
                     }
                 }
             }
@@ -183,7 +191,7 @@ impl Drop for Frozen {
                 if ptrace::interrupt(*tid).is_err() {
                     continue;
                 }
-                match wait_for_stop(*tid, &self.threads, Instant::now() + LETTING_GO) {
+                match next_stop(&[*tid], &self.threads, Instant::now() + LETTING_GO) {
                     Ok(_) => drop(ptrace::detach(*tid)),
                     Err(_) => STRAYS.with_borrow_mut(|strays| strays.push(*tid)),
                 }
@@ -211,41 +219,72 @@ pub fn release_strays() {
     });
 }
 
-/// Waits for the requested stop, passing signals on meanwhile. `Some(true)` for a job-control stop,
-/// `None` for a thread that has ended. Gives up at `end`, where an [`Alarm`] is set.
-fn wait_for_stop(tid: Tid, all: &[Tid], end: Instant) -> Result<Option<bool>> {
+/// Waits until one of the threads `waiting` is stopped as requested, passing signals on meanwhile: its id, and
+/// `Some(true)` for a job-control stop, `None` for a thread that has ended. Gives up at `end`, where an [`Alarm`]
+/// is set.
+fn next_stop(waiting: &[Tid], all: &[Tid], end: Instant) -> Result<(Tid, Option<bool>)> {
+    let first = waiting[0];
     loop {
-        match ptrace::wait(tid) {
-            Ok(Event::Stopped) => return Ok(Some(false)),
-            Ok(Event::GroupStopped) => return Ok(Some(true)),
-            Ok(Event::Exited(_)) => return Ok(None),
-            Ok(Event::Signal(signal)) => {
-                // Delivered now, so that no signal is in flight while frozen: the handler's frame
-                // is part of what is captured.
-                let _ = ptrace::cont(tid, signal);
-            }
-            Ok(Event::Syscall | Event::Clone) => {
-                let _ = ptrace::cont(tid, 0);
-            }
-            Err(e) if e.is_vanished() => return Ok(None),
+        match ptrace::wait(first) {
             Err(e) if e.errno() == Some(libc::EINTR) && Instant::now() < end => {
                 // A thread in execve(2) waits until all others are gone for good, which those are only
                 // when their tracer has met their end.
                 all.iter().for_each(|other| ptrace::meet_end(*other));
+                // And the signal that is to stop them all may have gone to another one, which has to be
+                // told to take it.
+                for other in &waiting[1..] {
+                    if let Some(event) = ptrace::try_wait(*other).transpose()
+                        && let Some(stop) = stop_of(*other, event)?
+                    {
+                        return Ok((*other, stop));
+                    }
+                }
             }
             Err(e) if e.errno() == Some(libc::EINTR) => {
                 return Err(SysError::new(
                     "freeze",
-                    format_args!("thread {tid}"),
+                    format_args!("thread {first}"),
                     io::Error::new(
                         io::ErrorKind::TimedOut,
                         "it does not stop: it sleeps uninterruptibly in the kernel (vfork, a hung disk or network file)",
                     ),
                 ));
             }
-            Err(e) => return Err(e),
+            event => {
+                if let Some(stop) = stop_of(first, event)? {
+                    return Ok((first, stop));
+                }
+            }
         }
     }
+}
+
+/// What an event says of a thread that is to stop; nothing yet if it goes on first.
+fn stop_of(tid: Tid, event: Result<Event>) -> Result<Option<Option<bool>>> {
+    match event {
+        Ok(Event::Stopped) => Ok(Some(Some(false))),
+        Ok(Event::GroupStopped) => Ok(Some(Some(true))),
+        Ok(Event::Exited(_)) => Ok(Some(None)),
+        Ok(Event::Signal(signal)) => {
+            // Delivered now, so that no signal is in flight while frozen: the handler's frame is part of
+            // what is captured.
+            let _ = ptrace::cont(tid, signal);
+            Ok(None)
+        }
+        Ok(Event::Syscall | Event::Clone) => {
+            let _ = ptrace::cont(tid, 0);
+            Ok(None)
+        }
+        Err(e) if e.is_vanished() => Ok(Some(None)),
+        Err(e) => Err(e),
+    }
+}
+
+/// This thread is its tracer already.
+fn is_ours(tid: Tid) -> bool {
+    // SAFETY: a system call without arguments.
+    let own = unsafe { libc::gettid() };
+    proc::status(tid).is_ok_and(|status| status.tracer == own)
 }
 
 /// The thread has ended, or is about to.

@@ -22,6 +22,12 @@ pub fn threads(pid: i32) -> Result<Vec<i32>> {
     Ok(tids)
 }
 
+/// Some thread of the process lives and is not about to end.
+pub fn is_alive(pid: i32) -> bool {
+    let lives = |tid| stat(pid, Some(tid)).is_ok_and(|stat| !stat.is_exiting());
+    threads(pid).is_ok_and(|tids| tids.into_iter().any(lives))
+}
+
 /// `/proc/PID/stat` or `/proc/PID/task/TID/stat` (`proc_pid_stat(5)`).
 #[derive(Clone, Debug)]
 pub struct Stat {
