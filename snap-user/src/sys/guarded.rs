@@ -195,9 +195,7 @@ impl<'a> Guarded<'a> {
             match ptrace::wait(self.tid)? {
                 Event::Syscall => return Ok(()),
                 Event::Exited(_) => return Err(self.lost("ended")),
-                Event::Signal(signal)
-                    if matches!(signal, libc::SIGSEGV | libc::SIGBUS | libc::SIGILL) =>
-                {
+                Event::Signal(libc::SIGSEGV | libc::SIGBUS | libc::SIGILL) => {
                     return Err(self.lost("faulted"));
                 }
                 _ => ptrace::cont_to_syscall(self.tid)?,

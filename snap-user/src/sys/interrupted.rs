@@ -59,7 +59,7 @@ pub(super) fn keep_waiting(pid: i32, tid: Tid) -> super::Result<()> {
         regs.syscall_result() == -i64::from(libc::EINTR) && (regs.orig_rax as i64) >= 0;
     let kind = interrupted.then(|| waits(regs.orig_rax)).flatten();
     let Some((timeout, timed_out)) = kind else {
-        WAITS.with_borrow_mut(|waits| drop(waits.remove(&tid)));
+        WAITS.with_borrow_mut(|waits| waits.remove(&tid));
         return Ok(());
     };
     let call = (regs.orig_rax, regs.arguments());

@@ -270,10 +270,8 @@ mod tests {
 
         fn unmap(&self, n: u64) {
             // SAFETY: the page lies inside the mapping that this value owns.
-            assert_eq!(
-                unsafe { libc::munmap(self.page(n) as *mut _, PAGE_SIZE as usize) },
-                0
-            );
+            let r = unsafe { libc::munmap(self.page(n) as *mut _, PAGE_SIZE as usize) };
+            assert_eq!(r, 0);
         }
     }
 
