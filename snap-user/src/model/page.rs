@@ -31,7 +31,9 @@ pub struct PageRange {
 impl PageRange {
     /// The range `[start, end)`; both must be page-aligned and `start <= end`.
     pub const fn new(start: u64, end: u64) -> Self {
-        debug_assert!(start <= end && start.is_multiple_of(PAGE_SIZE) && end.is_multiple_of(PAGE_SIZE));
+        debug_assert!(
+            start <= end && start.is_multiple_of(PAGE_SIZE) && end.is_multiple_of(PAGE_SIZE)
+        );
         Self { start, end }
     }
 

@@ -149,7 +149,7 @@ impl Pipeline {
     pub fn put(&mut self, addr: u64, page: &Page, hash: u128) {
         if let Some(&(pass, index)) = self.staged_at.get(&addr) {
             let first = self.staged.front().map_or(0, |b| b.pass);
-            if let Some(buffer) = self.staged.iter_mut().nth((pass - first) as usize)
+            if let Some(buffer) = self.staged.get_mut((pass - first) as usize)
                 && buffer.pass == pass
             {
                 return buffer.replace(index, page, hash);
