@@ -6,7 +6,9 @@ mod others;
 mod report;
 mod stop;
 
+use crate::cargo::{self, Profile};
 use anyhow::{Result, ensure};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Measure ksnap (release build) on real programs; without a name, everything
@@ -24,6 +26,9 @@ pub struct Options {
     /// What redis-server holds
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(16..))]
     mib: u64,
+    /// Measure this ksnap instead of building one
+    #[arg(long, value_name = "FILE")]
+    ksnap: Option<PathBuf>,
 }
 
 /// The measurements there are.
@@ -43,12 +48,19 @@ pub fn run(options: Options) -> Result<ExitCode> {
             && crate::host::find("redis-benchmark").is_some(),
         "redis-server or redis-benchmark is missing: apt-get install redis-server redis-tools"
     );
+    let ksnap = match options.ksnap {
+        Some(file) => file,
+        None => {
+            cargo::build(Profile::Release)?;
+            cargo::binary(Profile::Release, "ksnap")
+        }
+    };
     if options.name.is_none() && !options.json {
         println!("measurements: stop\n");
     }
     match options.name {
         None | Some(Name::Stop) => {
-            let result = stop::measure(options.mib, options.seconds)?;
+            let result = stop::measure(&ksnap, options.mib, options.seconds)?;
             match options.json {
                 true => println!("{}", result.json()),
                 false => print!("{}", result.text()),

@@ -111,9 +111,7 @@ pub fn run(profile: Profile) -> Result<()> {
 
     title(6, "What it cost");
     let pid = watched.pid();
-    watched.end()?;
-    let history = History::read(&ksnap, pid)?;
-    costs::show(&ksnap, &history)?;
+    costs::show(&ksnap, pid)?;
     println!(
         "  ({} build of ksnap; `cargo xtask bench stop` measures redis-server with 1 GiB.)",
         match profile {
@@ -123,6 +121,8 @@ pub fn run(profile: Profile) -> Result<()> {
     );
 
     title(7, "And the store");
+    watched.end()?;
+    let history = History::read(&ksnap, pid)?;
     let verdict = ksnap.json(&["verify"])?;
     let verdict = verdict.first().context("ksnap verify printed nothing")?;
     ensure!(

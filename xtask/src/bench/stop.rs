@@ -6,11 +6,11 @@
 
 use super::load::{self, Fared};
 use super::{floor, others, report::Report};
-use crate::cargo::{self, Profile};
 use crate::table::Sorted;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tests::{Background, Ksnap, Redis};
 
@@ -26,9 +26,8 @@ const FIRST: Duration = Duration::from_secs(120);
 const IDLE: &str = "30";
 
 /// Measures for about `seconds` under snapshots, and as long without, on a server of `mib` MiB.
-pub fn measure(mib: u64, seconds: u64) -> Result<Report> {
-    cargo::build(Profile::Release)?;
-    let ksnap = Ksnap::with_binary(cargo::binary(Profile::Release, "ksnap"))?;
+pub fn measure(ksnap: &Path, mib: u64, seconds: u64) -> Result<Report> {
+    let ksnap = Ksnap::with_binary(ksnap.to_owned())?;
     let redis = Redis::start()?;
     eprintln!(
         "filling redis-server (process {}) with {mib} MiB",

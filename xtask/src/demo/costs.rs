@@ -1,78 +1,24 @@
-//! The cost table.
+//! The cost table: `ksnap profile`, through the ksnap that watches the program.
 
-use super::history::History;
-use crate::table::{Sorted, Table, nanos};
-use anyhow::{Context, Result};
-use serde_json::Value;
+use anyhow::{Context, Result, ensure};
 use tests::Ksnap;
 
-/// What the program pays for with standing still, in order.
-const STOPPED: [(&str, &str); 5] = [
-    ("freeze_ns", "stop all threads"),
-    ("scan_ns", "find what changed last"),
-    ("copy_ns", "copy it"),
-    ("state_ns", "registers, descriptors"),
-    ("thaw_ns", "let them go"),
-];
-/// What happens while it runs.
-const RUNNING: [(&str, &str); 4] = [
-    ("precopy_ns", "copy ahead"),
-    ("encode_ns", "compress"),
-    ("write_ns", "write"),
-    ("sync_ns", "sync"),
-];
+/// How long it measures.
+const TIME: &str = "2s";
 
-/// Prints percentiles of the stop and of each phase over all deltas.
-pub fn show(ksnap: &Ksnap, history: &History) -> Result<()> {
-    let costs: Vec<Value> = history
-        .iter()
-        .skip(1)
-        .map(|entry| {
-            let shown = ksnap.json(&["show", &entry.id])?;
-            Ok(shown
-                .into_iter()
-                .next()
-                .context("ksnap show printed nothing")?["costs"]
-                .take())
-        })
-        .collect::<Result<_>>()?;
-    let phase = |name: &str| {
-        Sorted::new(
-            costs
-                .iter()
-                .filter_map(|cost| cost["phases"][name].as_u64()),
-        )
-    };
-    let mut table = Table::new(["", "half of them", "99 of 100", "longest"]);
-    let mut row = |title: String, times: &Sorted| {
-        if !times.is_empty() {
-            table.row([
-                title,
-                nanos(times.at(0.5)),
-                nanos(times.at(0.99)),
-                nanos(times.at(1.0)),
-            ]);
-        }
-    };
-    row("program stands still".into(), &phase("stop_ns"));
-    for (name, title) in STOPPED {
-        row(format!("  {title}"), &phase(name));
-    }
-    row(
-        "  by the scheduler's account".into(),
-        &Sorted::new(
-            costs
-                .iter()
-                .filter_map(|cost| cost["stop_seen_ns"].as_u64()),
-        ),
+/// Has it measure for a while, and prints what it says.
+pub fn show(ksnap: &Ksnap, pid: i32) -> Result<()> {
+    println!("  `ksnap profile {pid} --for {TIME}`, while the snapshots go on:");
+    println!();
+    let profile = ksnap
+        .ok(&["profile", &pid.to_string(), "--for", TIME])
+        .context("ksnap profile failed")?;
+    ensure!(
+        profile.contains("process stopped"),
+        "ksnap profile measured nothing: {profile}"
     );
-    for (name, title) in RUNNING {
-        row(format!("while it runs: {title}"), &phase(name));
+    for line in profile.trim().lines() {
+        println!("{}", format!("  {line}").trim_end());
     }
-    println!(
-        "  {} deltas; the times not exceeded by so many of them:",
-        costs.len()
-    );
-    print!("{}", table.lines());
     Ok(())
 }

@@ -34,7 +34,7 @@ pub fn show(ksnap: &Ksnap) -> Result<()> {
         text(&doctor["arch"])
     );
     if !host::is_root() {
-        let fault_log = match supported("bpf") || supported("tracepoints") {
+        let fault_log = match supported("probes") {
             true => "",
             false => " no fault log from eBPF, so each stop scans all memory;",
         };

@@ -57,11 +57,6 @@ impl History {
         self.0.len()
     }
 
-    /// All of them.
-    pub fn iter(&self) -> std::slice::Iter<'_, Entry> {
-        self.0.iter()
-    }
-
     /// Size of all their files.
     pub fn bytes(&self) -> u64 {
         self.0.iter().map(|entry| entry.file_bytes).sum()

@@ -113,8 +113,9 @@ impl Stages {
             {
                 self.skips.insert(test.into(), why.trim_end().into());
             }
+            // Indented, it is a failing test's own output, which nextest shows.
             let line = plain.trim();
-            if line.starts_with("test result: ")
+            if plain.starts_with("test result: ")
                 || (line.starts_with("Summary [") && line.contains("tests run"))
             {
                 self.results.push(line.into());
