@@ -52,7 +52,9 @@ fn has_what_others_wrote(name: &str, args: &[&str], options: &[&str]) -> Result<
     for round in 0..15 {
         std::thread::sleep(Duration::from_millis(20 + 7 * round));
         let quiet = Quiet::keep(victim.pid())?;
-        ksnap.json(&["snap", &pid])?;
+        let ended = ksnap.run(&["snap", &pid])?;
+        // 3: requests under way in an io_uring are not captured, and that is said. An audit that fails is 1.
+        ensure!(matches!(ended.code()?, 0 | 3), "{ended:?}");
         drop(quiet);
         victim.status()?;
     }

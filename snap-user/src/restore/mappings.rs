@@ -1,6 +1,7 @@
 //! Which mappings to make, remove and protect so that one address space becomes another.
 
 use crate::model::{Backing, PageRange, Protection, Vma};
+use std::collections::HashSet;
 
 /// A change of the address space.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,6 +97,29 @@ fn at(vmas: &[Vma], addr: u64) -> Option<&Vma> {
     vmas[..after].last().filter(|v| v.range.contains(addr))
 }
 
+/// Mappings to be made anew as a whole, by their first address, because a part of them is missing. The kernel
+/// does not join the missing part to the one that is there once both are written, and mremap(2) refuses to take
+/// two mappings for one.
+fn mapped_anew(target: &[Vma], live: &[Vma]) -> HashSet<u64> {
+    let is_whole = |want: &Vma| {
+        let mut at_addr = want.range.start;
+        while at_addr < want.range.end {
+            match at(live, at_addr) {
+                Some(have) if same_memory(want, have) => at_addr = have.range.end,
+                _ => return false,
+            }
+        }
+        true
+    };
+    target
+        .iter()
+        .filter(|v| !v.shared)
+        .filter(|v| matches!(v.backing, Backing::Anonymous { .. } | Backing::File { .. }))
+        .filter(|v| !is_whole(v))
+        .map(|v| v.range.start)
+        .collect()
+}
+
 /// What turns `live` into `target`, ascending. Pieces that differ in nothing bring no change.
 pub(super) fn difference(target: &[Vma], live: &[Vma]) -> Vec<MapOp> {
     let mut cuts: Vec<u64> = target
@@ -105,6 +129,7 @@ pub(super) fn difference(target: &[Vma], live: &[Vma]) -> Vec<MapOp> {
         .collect();
     cuts.sort_unstable();
     cuts.dedup();
+    let anew = mapped_anew(target, live);
     let mut ops: Vec<MapOp> = Vec::new();
     for pair in cuts.windows(2) {
         let range = PageRange {
@@ -115,6 +140,9 @@ pub(super) fn difference(target: &[Vma], live: &[Vma]) -> Vec<MapOp> {
             (None, None) => continue,
             (None, Some(_)) => MapOp::Unmap(range),
             (Some(want), None) => MapOp::Map(part(want, range)),
+            (Some(want), Some(_)) if anew.contains(&want.range.start) => {
+                MapOp::Map(part(want, range))
+            }
             (Some(want), Some(have)) if !same_memory(want, have) => MapOp::Map(part(want, range)),
             (Some(want), Some(have)) if want.prot != have.prot => MapOp::Protect(range, want.prot),
             (Some(_), Some(_)) => continue,
@@ -243,6 +271,13 @@ mod tests {
         let mut named = anon(4, 8, true);
         named.backing = Backing::Heap;
         assert!(difference(&[anon(2, 8, true)], &[anon(2, 4, true), named]).is_empty());
+    }
+
+    #[test]
+    fn a_mapping_of_which_a_part_is_missing_is_made_anew_in_one_piece() {
+        let whole = anon(2, 8, true);
+        let ops = difference(std::slice::from_ref(&whole), &[anon(2, 4, true)]);
+        assert_eq!(ops, [MapOp::Map(whole)]);
     }
 
     #[test]

@@ -87,6 +87,13 @@ pub fn connect(store: &Path, pid: i32) -> Result<Option<Watcher>> {
 }
 
 impl Watcher {
+    /// The process that watches, as the kernel says.
+    pub fn pid(&self) -> Option<i32> {
+        use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+        let peer = getsockopt(self.stream.get_ref(), PeerCredentials).ok()?;
+        Some(peer.pid())
+    }
+
     /// Asks one thing and waits for the answer.
     pub fn ask(&mut self, request: &Request) -> Result<Reply> {
         let died = || SessionError::Control {

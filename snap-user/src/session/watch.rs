@@ -1,12 +1,12 @@
 //! `watch`: snapshots of a running process, one after the other, until something ends it.
 
-use super::control::{Reply, Request};
+use super::control::{self, Reply, Request};
 use super::service::{Command, Service};
 use super::{
     Ended, Engine, Options, Progress, Result, Schedule, SessionError, Summary, Taken, Trouble,
 };
 use crate::model::SnapshotId;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use crate::sys::{pidfd_open, renice};
 use hdrhistogram::Histogram;
 use std::path::Path;
@@ -30,6 +30,15 @@ pub fn watch(
     report: &mut dyn FnMut(&Progress),
 ) -> Result<Summary> {
     let store = Store::open_or_create(dir)?;
+    // The lock tells the same, but a process that is just being stopped by its watcher looks as if a debugger
+    // had it.
+    if let Some(watcher) = control::connect(store.dir(), pid)? {
+        return Err(StoreError::Locked {
+            session: control::socket_path(store.dir(), pid),
+            pid: watcher.pid(),
+        }
+        .into());
+    }
     let mut engine = Engine::attach(&store, pid, options)?;
     let (send, commands) = channel();
     let pidfd = pidfd_open(pid)?;

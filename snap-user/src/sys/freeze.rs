@@ -101,7 +101,10 @@ impl Frozen {
                     // Seized under the id that it had before an execve(2), or given up for one that does
                     // not stop.
                     Err(_) if is_ours(tid) => seized.push(tid),
-                    Err(e) if is_gone(self.pid, tid, &e) => continue,
+                    Err(e) if is_gone(self.pid, tid, &e) => {
+                        await_end(self.pid, tid, alarm.end);
+                        continue;
+                    }
                     Err(e) => {
                         self.threads.append(&mut seized);
                         return Err(e);
@@ -285,6 +288,15 @@ fn is_ours(tid: Tid) -> bool {
     // SAFETY: a system call without arguments.
     let own = unsafe { libc::gettid() };
     proc::status(tid).is_ok_and(|status| status.tracer == own)
+}
+
+/// Waits until a thread that is about to end has left the memory: on its way out it clears the word that
+/// pthread_join(3) waits for. A snapshot that has neither the thread nor the cleared word would wait for ever.
+fn await_end(pid: i32, tid: Tid, end: Instant) {
+    let leaves = || proc::stat(pid, Some(tid)).is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X'));
+    while leaves() && Instant::now() < end {
+        std::thread::sleep(Duration::from_micros(50));
+    }
 }
 
 /// The thread has ended, or is about to.
