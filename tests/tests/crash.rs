@@ -112,7 +112,7 @@ impl Trial {
     fn attached(&self, process: &mut Background) -> Result<()> {
         let socket = self.ksnap.store().join(format!("{}.sock", self.pid));
         let end = Instant::now() + LIMIT;
-        while !std::os::unix::net::UnixStream::connect(&socket).is_ok() {
+        while std::os::unix::net::UnixStream::connect(&socket).is_err() {
             ensure!(process.running()?, "it ended: {}", process.stderr());
             ensure!(Instant::now() < end, "no watcher at {}", socket.display());
             std::thread::sleep(Duration::from_millis(1));
