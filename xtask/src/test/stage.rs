@@ -2,7 +2,7 @@
 
 use crate::table::heading;
 use anyhow::{Context, Result};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 use std::sync::Mutex;
@@ -28,6 +28,7 @@ pub struct Stages {
     results: Vec<String>,
     /// Test → why it was skipped.
     skips: BTreeMap<String, String>,
+    failures: BTreeSet<String>,
     begun: Instant,
 }
 
@@ -38,6 +39,7 @@ impl Stages {
             stages: Vec::new(),
             results: Vec::new(),
             skips: BTreeMap::new(),
+            failures: BTreeSet::new(),
             begun: Instant::now(),
         }
     }
@@ -113,6 +115,7 @@ impl Stages {
             {
                 self.skips.insert(test.into(), why.trim_end().into());
             }
+            self.failures.extend(failed_test(&plain).map(str::to_owned));
             // Indented, it is a failing test's own output, which nextest shows.
             let line = plain.trim();
             if plain.starts_with("test result: ")
@@ -150,6 +153,9 @@ impl Stages {
         for (test, why) in &self.skips {
             text += &format!("  skipped            {test}: {why}\n");
         }
+        for test in &self.failures {
+            text += &format!("  FAILED             {test}\n");
+        }
         for line in &self.results {
             text += &format!("  {line}\n");
         }
@@ -178,7 +184,7 @@ fn pass(from: impl Read, to: &mut impl Write, kept: &Mutex<Vec<String>>) {
             .and_then(|()| to.write_all(b"\n"))
             .and_then(|()| to.flush());
         let text = String::from_utf8_lossy(&line);
-        if ["SKIP ", "test result: ", "Summary "]
+        if ["SKIP ", "test result: ", "Summary ", "FAIL", "TIMEOUT"]
             .iter()
             .any(|word| text.contains(word))
         {
@@ -187,6 +193,24 @@ fn pass(from: impl Read, to: &mut impl Write, kept: &Mutex<Vec<String>>) {
                 .push(text.into_owned());
         }
     }
+}
+
+/// The test that a line of nextest or of cargo's own runner calls failed.
+fn failed_test(line: &str) -> Option<&str> {
+    let of_cargo = || line.strip_prefix("test ")?.strip_suffix(" ... FAILED");
+    // `FAIL [   0.601s] (213/450) package::binary name`
+    let of_nextest = || {
+        let words = line.trim_start();
+        let rest = ["FAIL [", "TIMEOUT ["]
+            .iter()
+            .find_map(|word| words.strip_prefix(word))?;
+        let name = rest.split_once("] ")?.1;
+        Some(match name.strip_prefix('(') {
+            Some(counted) => counted.split_once(") ")?.1,
+            None => name,
+        })
+    };
+    of_cargo().or_else(of_nextest).map(str::trim)
 }
 
 /// Takes out the escape sequences that set colours.
@@ -215,6 +239,15 @@ mod tests {
             summary.contains("FAILED") && summary.contains("breaks") && summary.contains("ok"),
             "{summary}"
         );
+    }
+
+    #[test]
+    fn failed_tests_are_named() {
+        let line = "        FAIL [   0.601s] (213/450) tests::crash no_room";
+        assert_eq!(failed_test(line), Some("tests::crash no_room"));
+        assert_eq!(failed_test("test a::b ... FAILED"), Some("a::b"));
+        assert_eq!(failed_test("test result: FAILED. 1 passed; 1 failed"), None);
+        assert_eq!(failed_test("    test a::b ... FAILED"), None);
     }
 
     #[test]
