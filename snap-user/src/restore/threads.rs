@@ -1,14 +1,17 @@
 //! Ending, making and setting threads.
 
-use crate::model::{ThreadState, page_down};
+use crate::model::{PAGE_SIZE, ThreadState, page_down};
 use crate::sys::arch::Registers;
 use crate::sys::ptrace::{self, Tid};
 use crate::sys::{self, Frozen, Remote, SysError};
 use std::io;
+use std::time::Duration;
 use zerocopy::IntoBytes;
 
 /// Tries to get a thread id before giving up: another process may take it in between.
 const ATTEMPTS: u32 = 50;
+/// How long a thread takes to be gone once it has ended.
+const GONE_SOON: Duration = Duration::from_millis(2);
 const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
 
 /// Whether a thread with this id can be made in this PID namespace, or why not.
@@ -46,28 +49,82 @@ pub(super) fn start(
         | libc::CLONE_SIGHAND
         | libc::CLONE_THREAD
         | libc::CLONE_SYSVSEM;
-    let mut taken = 0;
+    let mut last = None;
     for _ in 0..ATTEMPTS {
-        std::fs::write(LAST_PID, (thread.tid - 1).to_string())
-            .map_err(|e| SysError::new("write", LAST_PID, e))?;
-        let mut remote = Remote::new(maker, insn)?;
-        let tid = remote.clone_thread([flags as u64, 0, 0, 0, 0, 0], libc::SYS_clone)?;
-        drop(remote);
-        frozen.adopt(tid);
-        if tid == thread.tid {
-            return register(frozen.pid(), thread, insn);
+        match clone_with_id(frozen, maker, insn, flags as u64, thread.tid) {
+            Ok(()) => return register(frozen.pid(), thread, insn),
+            // A thread that has just ended holds its id until it is quite gone.
+            Err(e) if e.errno() == Some(libc::EEXIST) => {
+                std::thread::sleep(GONE_SOON);
+                last = Some(e);
+            }
+            Err(e) if e.is_denied() => {
+                // Choosing the id itself needs a privilege of the target; choosing the one that
+                // comes next, of ours.
+                if clone_next(frozen, maker, insn, flags as u64, thread.tid)? {
+                    return register(frozen.pid(), thread, insn);
+                }
+                last = Some(e);
+            }
+            Err(e) => return Err(e),
         }
-        taken = tid;
-        end(frozen, tid, insn)?;
     }
-    Err(SysError::new(
-        "clone",
-        format_args!("thread {}", thread.tid),
-        io::Error::new(
-            io::ErrorKind::AddrInUse,
-            format!("its id is taken, {taken} came instead"),
-        ),
-    ))
+    Err(last.expect("at least one attempt"))
+}
+
+/// Makes a thread by clone3(2), which takes the id as an argument. EEXIST when it is taken, EPERM
+/// when the target lacks CAP_CHECKPOINT_RESTORE.
+fn clone_with_id(
+    frozen: &mut Frozen,
+    maker: Tid,
+    insn: u64,
+    flags: u64,
+    tid: Tid,
+) -> sys::Result<()> {
+    // Offsets in `struct clone_args` (include/uapi/linux/sched.h), the array of ids behind it.
+    const SIZE: u64 = 80;
+    const SET_TID: usize = 64;
+    const SET_TID_SIZE: usize = 72;
+    let mut remote = Remote::new(maker, insn)?;
+    let writable = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+    let anonymous = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+    let page = remote.call(
+        "mmap",
+        libc::SYS_mmap,
+        [0, PAGE_SIZE, writable, anonymous, u64::MAX, 0],
+    )?;
+    let mut args = vec![0u8; SIZE as usize + 8];
+    args[..8].copy_from_slice(&flags.to_le_bytes());
+    args[SET_TID..SET_TID + 8].copy_from_slice(&(page + SIZE).to_le_bytes());
+    args[SET_TID_SIZE..SET_TID_SIZE + 8].copy_from_slice(&1u64.to_le_bytes());
+    args[SIZE as usize..SIZE as usize + 4].copy_from_slice(&tid.to_le_bytes());
+    sys::write_bytes(frozen.pid(), page, &args)?;
+    let made = remote.clone_thread([page, SIZE, 0, 0, 0, 0], libc::SYS_clone3);
+    remote.call("munmap", libc::SYS_munmap, [page, PAGE_SIZE, 0, 0, 0, 0])?;
+    drop(remote);
+    frozen.adopt(made?);
+    Ok(())
+}
+
+/// Makes a thread by clone(2) after asking for `tid` to be the next id. `false` when another
+/// process was quicker.
+fn clone_next(
+    frozen: &mut Frozen,
+    maker: Tid,
+    insn: u64,
+    flags: u64,
+    tid: Tid,
+) -> sys::Result<bool> {
+    std::fs::write(LAST_PID, (tid - 1).to_string())
+        .map_err(|e| SysError::new("write", LAST_PID, e))?;
+    let mut remote = Remote::new(maker, insn)?;
+    let made = remote.clone_thread([flags, 0, 0, 0, 0, 0], libc::SYS_clone)?;
+    drop(remote);
+    frozen.adopt(made);
+    if made != tid {
+        end(frozen, made, insn)?;
+    }
+    Ok(made == tid)
 }
 
 /// What the kernel keeps per thread and a new one lacks.
