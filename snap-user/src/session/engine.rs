@@ -62,6 +62,8 @@ pub struct Engine {
     pub(super) hashes: Arc<Hashes>,
     pub(super) pipeline: Pipeline,
     flight: Option<Flight>,
+    /// Why it is not tracked by a better mechanism.
+    instead: Option<String>,
     pub(super) profiling: Option<Profiling>,
     hurry: Option<Duration>,
     layout: Layout,
@@ -113,6 +115,7 @@ impl Engine {
             live,
             head,
             flight: None,
+            instead: attached.instead,
             profiling: None,
             hurry: None,
             // What is unmapped since the last snapshot has to leave the chain.
@@ -145,9 +148,10 @@ impl Engine {
         self.events.fault_source()
     }
 
-    /// Why the probes are not used, where they were wanted.
-    pub fn without_probes(&self) -> Option<&str> {
-        self.events.why_off()
+    /// What the user should know of how the process is tracked, a sentence each.
+    pub fn notes(&self) -> Vec<String> {
+        let probes = self.events.why_off().map(str::to_owned);
+        probes.into_iter().chain(self.instead.clone()).collect()
     }
 
     /// Takes in what happened meanwhile. Call it often enough that the ring buffer does not overflow.

@@ -110,11 +110,7 @@ pub(super) fn drive(
         comm: engine.target().comm.clone(),
         tracker: engine.tracker(),
         faults: engine.fault_source(),
-        notes: engine
-            .without_probes()
-            .map(str::to_owned)
-            .into_iter()
-            .collect(),
+        notes: engine.notes(),
     });
     engine.pace(schedule.every);
     let mut due = Instant::now();

@@ -16,6 +16,8 @@ pub struct Attached {
     pub tracker: Box<dyn Tracker>,
     /// Its program break, where it could be asked.
     pub brk: Option<u64>,
+    /// Why not a better mechanism that works on this kernel, where one does.
+    pub instead: Option<String>,
 }
 
 /// Starts tracking a process with the best mechanism that `choice` allows. Stops it for well under
@@ -26,6 +28,7 @@ pub fn attach(pid: i32, choice: TrackerChoice) -> Result<Attached> {
         TrackerChoice::Only(kind) => vec![kind],
     };
     let mut reason = None;
+    let mut instead = None;
     for kind in wanted {
         if let Support::No(why) | Support::Unknown(why) = support(kind) {
             reason.get_or_insert(TrackError::Unavailable { kind, why });
@@ -36,11 +39,15 @@ pub fn attach(pid: i32, choice: TrackerChoice) -> Result<Attached> {
             TrackerKind::WriteProtect => match make_userfaultfd(pid) {
                 Ok((uffd, brk)) => {
                     let tracker = Box::new(WriteProtect::new(uffd, pagemap));
-                    return Ok(Attached { tracker, brk });
+                    return Ok(Attached {
+                        tracker,
+                        brk,
+                        instead,
+                    });
                 }
                 Err(e) if e.is_vanished() => return Err(e.into()),
                 Err(e) => {
-                    tracing::debug!("write protection of process {pid}: {e}");
+                    instead = Some(format!("this process cannot be tracked by {kind}: {e}"));
                     reason.get_or_insert(TrackError::Unavailable {
                         kind,
                         why: e.to_string(),
@@ -51,12 +58,14 @@ pub fn attach(pid: i32, choice: TrackerChoice) -> Result<Attached> {
                 return Ok(Attached {
                     tracker: Box::new(SoftDirty::new(pid, pagemap)),
                     brk: None,
+                    instead,
                 });
             }
             TrackerKind::Hash => {
                 return Ok(Attached {
                     tracker: Box::new(Hash::new(pagemap)),
                     brk: None,
+                    instead,
                 });
             }
         }
