@@ -252,15 +252,18 @@ mod tests {
 
     #[test]
     fn skips_and_counts_reach_the_summary() {
+        // Nothing of this is printed: a run of these tests would find it and count it as its own.
         let mut stages = Stages::new();
-        let script = "echo 'SKIP a::test: missing root; run as root' >&2; \
-                      printf '\\033[1mtest result: \\033[32mok\\033[0m. 3 passed; 0 failed\\n'";
-        assert!(
-            stages
-                .run("suite", Command::new("sh").args(["-c", script]))
-                .unwrap()
-        );
-        stages.skip("lints", "clippy", "get it");
+        stages.notice(&[
+            "SKIP a::test: missing root; run as root",
+            "\x1b[1mtest result: \x1b[32mok\x1b[0m. 3 passed; 0 failed",
+            "    test result: FAILED. 0 passed; 1 failed",
+        ]);
+        stages.stages.push(Stage {
+            name: "lints".into(),
+            ended: Ended::Skipped("clippy".into(), "get it".into()),
+            took: Duration::ZERO,
+        });
         assert!(stages.passed());
         let summary = stages.summary();
         for part in [
