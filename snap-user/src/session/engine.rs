@@ -1,28 +1,23 @@
 //! One process under snapshots: everything that its tracer thread does.
 
 use super::events::Events;
-use super::pipeline::{CHUNK, Hashes, Pipeline};
+use super::flight::{Flight, InFlight};
+use super::open::open_session;
+use super::pipeline::{Hashes, Pipeline};
+use super::precopy::FEW_PAGES;
 use super::profile::Profiling;
-use super::writer::Settled;
-use super::{Options, Result, SessionError, Taken, Trouble, audit};
+use super::{Options, Result, SessionError, Trouble, audit};
 use crate::capture::{
-    self, CaptureError, Live, Target, compared, compared_pages, frozen_state, preflight,
+    CaptureError, Live, Target, compared, compared_pages, frozen_state, preflight,
 };
-use crate::image::{PageSource, SessionId};
+use crate::image::SessionId;
 use crate::model::{Costs, PageSet, SnapshotId, SnapshotKind, Vma};
-use crate::store::{Session, SessionInfo, Store, StoreError};
+use crate::store::Store;
 use crate::sys::{self, Freeze, Frozen, monotonic_ns, proc};
 use crate::track::{self, Epoch, TrackerKind};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
-use xxhash_rust::xxh3::xxh3_128;
 
-/// Rounds of copying ahead of a stop.
-const MOST_ROUNDS: u32 = 12;
-/// A round that finds fewer pages is the last: copying them inside the stop costs less than another
-/// round of faults costs the target.
-const FEW_PAGES: u64 = 640;
 /// Attempts at what a process gets in the way of by replacing its program.
 const MOST_EXECS: u32 = 5;
 /// How long a thread may take to stop. A vfork in progress takes as long as its child needs to
@@ -30,22 +25,6 @@ const MOST_EXECS: u32 = 5;
 const FREEZE_TIMEOUT: Duration = Duration::from_millis(250);
 /// How long to wait, after a stop, for the scheduler's account of it.
 const STOP_EVENTS: Duration = Duration::from_millis(3);
-
-/// A snapshot on its way to the disk.
-struct InFlight {
-    answer: Receiver<std::result::Result<Settled, StoreError>>,
-    kind: SnapshotKind,
-    time_ns: u64,
-    unsupported: Vec<String>,
-    /// What it covers.
-    covered: PageSet,
-}
-
-/// The last snapshot, until somebody asks for it.
-enum Flight {
-    Writing(InFlight),
-    Done(Taken),
-}
 
 /// Tells one program of a process from the next: an exec lays both anew.
 type Layout = (u64, u64);
@@ -61,7 +40,7 @@ pub struct Engine {
     pub(super) head: Option<SnapshotId>,
     pub(super) hashes: Arc<Hashes>,
     pub(super) pipeline: Pipeline,
-    flight: Option<Flight>,
+    pub(super) flight: Option<Flight>,
     /// Why it is not tracked by a better mechanism.
     instead: Option<String>,
     pub(super) profiling: Option<Profiling>,
@@ -233,96 +212,13 @@ impl Engine {
         Ok(vmas)
     }
 
-    fn freeze(&self) -> Result<Frozen> {
+    pub(super) fn freeze(&self) -> Result<Frozen> {
         let options = Freeze {
             timeout: FREEZE_TIMEOUT,
             ..Freeze::default()
         };
         let pid = self.target.pid;
         Frozen::freeze(pid, options).map_err(|e| CaptureError::from_sys(pid, e).into())
-    }
-
-    fn copy(&mut self, pages: &PageSet) -> Result<PageSet> {
-        let pipeline = std::cell::RefCell::new(&mut self.pipeline);
-        Ok(capture::copy(
-            self.target.pid,
-            pages,
-            CHUNK,
-            || pipeline.borrow_mut().buffer(),
-            |copied| pipeline.borrow_mut().stage(copied),
-        )?)
-    }
-
-    /// Copies those pages whose content is not as `now` has it, and enters them there.
-    fn copy_changed(&mut self, pages: &PageSet, now: &mut Hashes) -> Result<PageSet> {
-        let pipeline = &mut self.pipeline;
-        Ok(capture::inspect(
-            self.target.pid,
-            pages,
-            CHUNK,
-            |addr, page, hash| {
-                if now.get(addr) != Some(hash) {
-                    now.insert(addr, hash);
-                    pipeline.put(addr, page, hash);
-                }
-            },
-        )?)
-    }
-
-    /// Copies ahead of the stop, in rounds, until little is left.
-    fn precopy(&mut self, costs: &mut Costs, now: &mut Hashes) -> Result<()> {
-        let mut last = u64::MAX;
-        for round in 0..MOST_ROUNDS {
-            let start = monotonic_ns();
-            let stopped = match self.epoch.tracker().rearms_stopped() {
-                true => Some(self.freeze()?),
-                false => None,
-            };
-            self.events.drain(&mut self.epoch);
-            let vmas = self.maps()?;
-            let found = self.epoch.precopy(&vmas)?;
-            drop(stopped);
-            self.cover(&vmas);
-            let shared = match self.head {
-                // Later their content is compared inside the stop, all of it.
-                Some(_) => PageSet::new(),
-                None if round == 0 => compared_pages(self.target.pid, &vmas),
-                None => PageSet::new(),
-            };
-            let Some(found) = found else {
-                // Nothing is recorded: what there is now is copied, what has changed since the
-                // parent, so that little is new inside the stop.
-                let all = self.epoch.survey_all(&vmas)?.own.union(&shared);
-                costs.pages.scanned += all.pages();
-                self.copy_changed(&all, now)?;
-                return Ok(());
-            };
-            let pages = found.union(&shared);
-            costs.pages.scanned += pages.pages();
-            costs.pages.dirty += pages.pages();
-            costs.pages.copied += pages.pages();
-            self.copy_changed(&pages, now)?;
-            let count = pages.pages();
-            tracing::debug!(
-                round,
-                count,
-                us = (monotonic_ns() - start) / 1000,
-                staged = self.pipeline.staged(),
-                "copied ahead"
-            );
-            if count < FEW_PAGES || count > last / 10 * 9 {
-                return Ok(());
-            }
-            last = count;
-        }
-        Ok(())
-    }
-
-    fn cover(&mut self, vmas: &[Vma]) {
-        self.covered = self.covered.union(&covered(vmas));
-        if let Some(profiling) = &mut self.profiling {
-            profiling.recorder.mappings(vmas);
-        }
     }
 
     fn capture(&mut self, kind: SnapshotKind) -> Result<bool> {
@@ -462,84 +358,6 @@ impl Engine {
         }
         Ok(true)
     }
-
-    /// What became of the last snapshot, waiting until it is known. `None` if that was told before.
-    pub fn settle(&mut self) -> Option<Result<Taken>> {
-        match self.flight.take()? {
-            Flight::Done(taken) => Some(Ok(taken)),
-            Flight::Writing(flight) => {
-                let answer = flight.answer.recv().ok();
-                Some(self.land(flight, answer))
-            }
-        }
-    }
-
-    /// As [`Engine::settle`], without waiting: `None` also while it is still on its way.
-    pub fn try_settle(&mut self) -> Option<Result<Taken>> {
-        if let Flight::Writing(flight) = self.flight.as_ref()? {
-            match flight.answer.try_recv() {
-                Err(TryRecvError::Empty) => return None,
-                answer => {
-                    let Some(Flight::Writing(flight)) = self.flight.take() else {
-                        return None;
-                    };
-                    return Some(self.land(flight, answer.ok()));
-                }
-            }
-        }
-        self.settle()
-    }
-
-    /// A snapshot is on its way.
-    pub fn is_busy(&self) -> bool {
-        matches!(self.flight, Some(Flight::Writing(_)))
-    }
-
-    fn land(
-        &mut self,
-        flight: InFlight,
-        answer: Option<std::result::Result<Settled, StoreError>>,
-    ) -> Result<Taken> {
-        let settled = match answer {
-            Some(Ok(settled)) => settled,
-            failed => {
-                // The next one copies all of it again.
-                self.epoch.abort();
-                self.covered = self.covered.union(&flight.covered);
-                return Err(match failed {
-                    Some(Err(e)) => e.into(),
-                    _ => SessionError::Control {
-                        why: "the writer thread died".into(),
-                    },
-                });
-            }
-        };
-        self.epoch.commit();
-        self.covered = flight.covered;
-        if let Some(profiling) = &mut self.profiling {
-            profiling.recorder.snapshot(&settled.costs);
-        }
-        self.head = Some(settled.published.id);
-        let hashes = Arc::make_mut(&mut self.hashes);
-        settled
-            .removed
-            .ranges()
-            .iter()
-            .for_each(|range| hashes.remove_range(*range));
-        settled
-            .hashes
-            .iter()
-            .for_each(|(addr, hash)| hashes.insert(*addr, *hash));
-        Ok(Taken {
-            id: settled.published.id,
-            seq: settled.published.seq,
-            kind: flight.kind,
-            time_ns: flight.time_ns,
-            costs: settled.costs,
-            unsupported: flight.unsupported,
-            file_bytes: settled.published.bytes,
-        })
-    }
 }
 
 /// Address space whose content snapshots hold: private mappings, and shared ones that are compared.
@@ -571,48 +389,4 @@ fn named(pid: i32, error: track::TrackError) -> SessionError {
         track::TrackError::Sys(e) => CaptureError::from_sys(pid, e).into(),
         other => other.into(),
     }
-}
-
-/// The session that the process has in the store, with its latest snapshot and the hashes of its
-/// pages; or a new one.
-fn open_session(store: &Store, target: &Target) -> Result<(Session, Option<SnapshotId>, Hashes)> {
-    let mine = store
-        .sessions()?
-        .into_iter()
-        .rev()
-        .find(|(_, info)| (info.pid, info.start_time) == (target.pid, target.start_time));
-    let Some((id, _)) = mine else {
-        let session = store.create_session(&SessionInfo {
-            pid: target.pid,
-            start_time: target.start_time,
-            comm: target.comm.clone(),
-            exe: target.exe.clone(),
-            cmdline: target
-                .cmdline
-                .iter()
-                .map(|a| String::from_utf8_lossy(a).into_owned())
-                .collect(),
-            created_ns: 0,
-        })?;
-        return Ok((session, None, Hashes::new()));
-    };
-    let session = store.open_session(id)?;
-    let latest = store
-        .list()?
-        .into_iter()
-        .filter(|s| s.session == id)
-        .max_by_key(|s| s.seq);
-    let mut hashes = Hashes::new();
-    if let Some(latest) = &latest {
-        let snapshot = store.snapshot(latest.id)?;
-        let pages: Vec<u64> = snapshot
-            .page_table()?
-            .iter()
-            .map(|(addr, _)| addr)
-            .collect();
-        snapshot.read_pages(&pages, &mut |addr, page| {
-            hashes.insert(addr, xxh3_128(page))
-        })?;
-    }
-    Ok((session, latest.map(|l| l.id), hashes))
 }
