@@ -132,8 +132,15 @@ pub fn copy(
         copied
             .bytes
             .resize(copied.addrs.len() * PAGE_SIZE as usize, 0);
-        let faults = sys::read_ranges(pid, &piece, &mut copied.bytes)
-            .map_err(|e| CaptureError::from_sys(pid, e))?;
+        let faults = match sys::read_ranges(pid, &piece, &mut copied.bytes) {
+            Ok(faults) => faults,
+            Err(e) => {
+                // Empty, but back where it came from.
+                copied.reset(copied.pass);
+                deliver(copied);
+                return Err(CaptureError::from_sys(pid, e));
+            }
+        };
         copied.remove(&faults);
         gone.extend(faults.iter().map(|f| f.addr));
         deliver(copied);

@@ -18,7 +18,10 @@ pub fn taken(taken: &Taken) -> String {
     )
 }
 
-/// One line on a rollback, and one for each note.
+/// Notes printed at most: a server whose clients have gone has one for each connection.
+const NOTES: usize = 8;
+
+/// One line on a rollback, and one for each of the first notes.
 pub fn rolled_back(done: &RolledBack) -> Vec<String> {
     let mut lines = vec![format!(
         "back at {} (@{}): {} written, {} thrown away, stopped for {}",
@@ -28,6 +31,13 @@ pub fn rolled_back(done: &RolledBack) -> Vec<String> {
         done.discarded,
         nanos(done.stop_ns)
     )];
-    lines.extend(done.notes.iter().map(|note| format!("  {}", clean(note))));
+    let shown = done.notes.iter().take(NOTES);
+    lines.extend(shown.map(|note| format!("  {}", clean(note))));
+    if done.notes.len() > NOTES {
+        let more = done.notes.len() - NOTES;
+        lines.push(format!(
+            "  … and {more} more of this kind (--json lists all)"
+        ));
+    }
     lines
 }
