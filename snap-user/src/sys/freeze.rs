@@ -96,7 +96,7 @@ impl Frozen {
             }
             let mut seized = Vec::with_capacity(new.len());
             for tid in new {
-                match ptrace::seize(tid, Options::default()) {
+                match seize(tid) {
                     Ok(()) => seized.push(tid),
                     // Seized under the id that it had before an execve(2), or given up for one that does
                     // not stop.
@@ -296,6 +296,23 @@ fn await_end(pid: i32, tid: Tid, end: Instant) {
     let leaves = || proc::stat(pid, Some(tid)).is_ok_and(|stat| !matches!(stat.state, 'Z' | 'X'));
     while leaves() && Instant::now() < end {
         std::thread::sleep(Duration::from_micros(50));
+    }
+}
+
+/// Becomes the tracer of a thread. In the middle of an execve(2) the kernel denies that for a moment,
+/// whoever asks.
+fn seize(tid: Tid) -> Result<()> {
+    const ATTEMPTS: u32 = 8;
+    const AN_EXEC: Duration = Duration::from_micros(500);
+    let mut attempt = 1;
+    loop {
+        match ptrace::seize(tid, Options::default()) {
+            Err(e) if e.is_denied() && attempt < ATTEMPTS && !is_ours(tid) => {
+                attempt += 1;
+                std::thread::sleep(AN_EXEC);
+            }
+            done => return done,
+        }
     }
 }
 
