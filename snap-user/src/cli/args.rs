@@ -144,7 +144,7 @@ pub struct Taking {
     #[arg(long)]
     pub audit: bool,
     /// Most memory for copied pages that wait to be stored
-    #[arg(long, value_name = "SIZE", default_value = "128M", value_parser = units::size)]
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = units::size)]
     pub memory: u64,
 }
 
@@ -403,6 +403,6 @@ mod tests {
 
     #[test]
     fn the_default_memory_is_the_sessions() {
-        assert_eq!(units::size("128M"), Ok(crate::session::DEFAULT_MEMORY));
+        assert_eq!(units::size("256M"), Ok(crate::session::DEFAULT_MEMORY));
     }
 }

@@ -4,7 +4,6 @@ use super::events::Events;
 use super::flight::{Flight, InFlight};
 use super::open::open_session;
 use super::pipeline::{Hashes, Pipeline};
-use super::precopy::FEW_PAGES;
 use super::profile::Profiling;
 use super::{Options, Result, SessionError, Trouble, audit};
 use crate::capture::{
@@ -265,8 +264,8 @@ impl Engine {
                 self.copy_changed(&dirty.own.union(&dirty.copy).union(&shared_pages), &mut now)?
             }
             false => {
-                // Much at once does not fit the buffers, and most of it has not really changed.
-                let gone = match dirty.copy.pages() > FEW_PAGES * 4 {
+                // What does not fit the buffers is copied only where it has really changed.
+                let gone = match dirty.copy.pages() > self.pipeline.room() {
                     true => self.copy_changed(&dirty.copy, &mut now)?,
                     false => self.copy(&dirty.copy)?,
                 };

@@ -46,6 +46,8 @@ pub struct Pipeline {
     free: Receiver<Copied>,
     /// Buffers that may still be made.
     unmade: u64,
+    /// Buffers in all.
+    most: u64,
     /// Copied and not yet given to the encoders, oldest first.
     staged: VecDeque<Copied>,
     /// Where a waiting page is: place of its buffer, index in it.
@@ -82,6 +84,7 @@ impl Pipeline {
             writer: Some(writer),
             free,
             unmade: (memory / BUFFER).max(4),
+            most: (memory / BUFFER).max(4),
             staged: VecDeque::new(),
             staged_at: HashMap::new(),
             pass: 0,
@@ -168,6 +171,12 @@ impl Pipeline {
     /// Takes a buffer of copied pages.
     pub fn stage(&mut self, copied: Copied) {
         self.staged.push_back(copied);
+    }
+
+    /// Pages that can be copied before a buffer has to be waited for, at least.
+    pub fn room(&self) -> u64 {
+        let busy = self.staged.len() as u64 + self.submitted;
+        self.most.saturating_sub(busy) * CHUNK
     }
 
     /// Buffers that wait.

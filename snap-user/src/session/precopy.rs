@@ -11,7 +11,7 @@ use crate::sys::monotonic_ns;
 const MOST_ROUNDS: u32 = 12;
 /// A round that finds fewer pages is the last: copying them inside the stop costs less than another
 /// round of faults costs the target.
-pub(super) const FEW_PAGES: u64 = 640;
+const FEW_PAGES: u64 = 640;
 impl Engine {
     pub(super) fn copy(&mut self, pages: &PageSet) -> Result<PageSet> {
         let pipeline = std::cell::RefCell::new(&mut self.pipeline);
@@ -51,7 +51,9 @@ impl Engine {
             };
             self.events.drain(&mut self.epoch);
             let vmas = self.maps()?;
+            let rearm = monotonic_ns();
             let found = self.epoch.precopy(&vmas)?;
+            let rearmed = monotonic_ns();
             drop(stopped);
             self.cover(&vmas);
             let shared = match self.head {
@@ -77,11 +79,13 @@ impl Engine {
             tracing::debug!(
                 round,
                 count,
+                rearm_us = (rearmed - rearm) / 1000,
+                copy_us = (monotonic_ns() - rearmed) / 1000,
                 us = (monotonic_ns() - start) / 1000,
                 staged = self.pipeline.staged(),
                 "copied ahead"
             );
-            if count < FEW_PAGES || count > last / 10 * 9 {
+            if count < FEW_PAGES || count > last / 10 * 6 {
                 return Ok(());
             }
             last = count;

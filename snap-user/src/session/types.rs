@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::time::Duration;
 
 /// Bound of the copy buffers unless the user says otherwise, in bytes.
-pub const DEFAULT_MEMORY: u64 = 128 << 20;
+pub const DEFAULT_MEMORY: u64 = 256 << 20;
 
 /// How to take snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -38,6 +38,8 @@ pub struct Epoch {
     /// The epoch that ended with the last rotation, until its snapshot is safe.
     unsafe_yet: Ledger,
     rearmed: bool,
+    /// Every mapping is known to the tracker: none has changed since it last looked at them.
+    registered: bool,
 }
 
 impl Epoch {
@@ -49,6 +51,7 @@ impl Epoch {
             current: Ledger::default(),
             unsafe_yet: Ledger::default(),
             rearmed: false,
+            registered: false,
         }
     }
 
@@ -71,6 +74,7 @@ impl Epoch {
 
     /// The mappings inside `range` changed.
     pub fn remapped(&mut self, range: PageRange) {
+        self.registered = false;
         if self.log.is_some() {
             add(
                 &mut self.current.remapped,
@@ -91,7 +95,10 @@ impl Epoch {
         if let Some(log) = &mut self.log {
             log.rearm();
         }
-        let Some(found) = self.tracker.rearm(vmas)? else {
+        // A stack grows without an event, but within its mapping.
+        let unchanged = self.registered && self.log.as_ref().is_some_and(FaultLog::is_whole);
+        self.registered = true;
+        let Some(found) = self.tracker.rearm(vmas, unchanged)? else {
             return Ok(None);
         };
         self.rearmed = true;

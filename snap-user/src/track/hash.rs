@@ -27,7 +27,7 @@ impl Tracker for Hash {
         TrackerKind::Hash
     }
 
-    fn rearm(&mut self, _vmas: &[Vma]) -> Result<Option<PageSet>> {
+    fn rearm(&mut self, _vmas: &[Vma], _unchanged: bool) -> Result<Option<PageSet>> {
         Ok(None)
     }
 

@@ -40,8 +40,9 @@ pub trait Tracker {
     /// The pages with content of their own that were written since the last call, begun to be
     /// watched again. `None` for a mechanism that keeps no record of writes.
     ///
-    /// The target may run meanwhile, unless [`Tracker::rearms_stopped`].
-    fn rearm(&mut self, vmas: &[Vma]) -> Result<Option<PageSet>>;
+    /// The target may run meanwhile, unless [`Tracker::rearms_stopped`]. `unchanged`: no mapping has
+    /// changed since the last call.
+    fn rearm(&mut self, vmas: &[Vma], unchanged: bool) -> Result<Option<PageSet>>;
 
     /// Reading and resetting the record are two steps, so that the target has to be stopped for
     /// [`Tracker::rearm`].

@@ -31,7 +31,7 @@ impl Tracker for SoftDirty {
         TrackerKind::SoftDirty
     }
 
-    fn rearm(&mut self, vmas: &[Vma]) -> Result<Option<PageSet>> {
+    fn rearm(&mut self, vmas: &[Vma], _unchanged: bool) -> Result<Option<PageSet>> {
         let found = self.survey(vmas, None)?.dirty;
         clear_soft_dirty(self.pid)?;
         self.cleared = true;

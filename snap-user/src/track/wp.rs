@@ -23,13 +23,9 @@ impl WriteProtect {
     }
 }
 
-impl Tracker for WriteProtect {
-    fn kind(&self) -> TrackerKind {
-        TrackerKind::WriteProtect
-    }
-
-    fn rearm(&mut self, vmas: &[Vma]) -> Result<Option<PageSet>> {
-        // All of them each time: a new mapping at an old address looks the same from outside.
+impl WriteProtect {
+    /// All of them each time: a new mapping at an old address looks the same from outside.
+    fn register(&mut self, vmas: &[Vma]) -> Result<()> {
         let mut refused = Vec::new();
         for vma in survey::private(vmas) {
             if self.uffd.register(vma.range)? == WpRegister::Refused {
@@ -37,6 +33,20 @@ impl Tracker for WriteProtect {
             }
         }
         self.refused = PageSet::from_ranges(refused);
+        Ok(())
+    }
+}
+
+impl Tracker for WriteProtect {
+    fn kind(&self) -> TrackerKind {
+        TrackerKind::WriteProtect
+    }
+
+    fn rearm(&mut self, vmas: &[Vma], unchanged: bool) -> Result<Option<PageSet>> {
+        // Registering takes the lock that the target's page faults wait for.
+        if !unchanged {
+            self.register(vmas)?;
+        }
         let scan = self.pagemap.scan_and_protect(PageRange::new(0, USER_END))?;
         // Whatever was protected is reported, also where `vmas` is out of date by now.
         let own = scan.into_iter().filter(|(_, info)| info.is_own());
