@@ -22,6 +22,10 @@ pub struct Options {
     /// Instead, run the tests of tracking, capture and rollback on Debian kernels under QEMU
     #[arg(long, value_enum, value_name = "KERNEL", num_args = 0..=1, default_missing_value = "all")]
     vm: Option<Selection>,
+    /// With --vm: only what uses the kernel directly (probes, trackers, injected calls), not the
+    /// end-to-end tests, which take several times as long there
+    #[arg(long, requires = "vm")]
+    interfaces: bool,
     /// Only tests whose name contains one of these; formatting and lints are left out then
     #[arg(conflicts_with = "vm")]
     filter: Vec<String>,
@@ -34,7 +38,7 @@ pub struct Options {
 pub fn run(options: Options) -> Result<ExitCode> {
     let mut stages = Stages::new();
     match options.vm {
-        Some(selection) => virtual_machines::run(selection, &mut stages)?,
+        Some(selection) => virtual_machines::run(selection, options.interfaces, &mut stages)?,
         None => on_this_machine(&options.filter, &mut stages)?,
     }
     println!("\n{}", heading("Summary"));

@@ -74,8 +74,9 @@ const WANTED: [Wanted; 7] = [
     wanted("tests", "rollback", ROLLBACK, 15),
 ];
 
-/// Boots each kernel and runs in it what depends on one.
-pub fn run(selection: Selection, stages: &mut Stages) -> Result<()> {
+/// Boots each kernel and runs in it what depends on one; the end-to-end tests too, unless
+/// `interfaces` alone are wanted.
+pub fn run(selection: Selection, interfaces: bool, stages: &mut Stages) -> Result<()> {
     let binaries = [
         "build",
         "--quiet",
@@ -88,7 +89,10 @@ pub fn run(selection: Selection, stages: &mut Stages) -> Result<()> {
     if !stages.run("build", &mut cargo::cargo(&binaries))? {
         return Ok(());
     }
-    let executables = executables()?;
+    let mut executables = executables()?;
+    if interfaces {
+        executables.retain(|(package, ..)| package == "snap-user");
+    }
     let payload = payload(&executables)?;
     for kernel in selection.kernels() {
         let name = format!("tests on Linux {kernel}");
