@@ -89,11 +89,8 @@ pub fn run(selection: Selection, interfaces: bool, stages: &mut Stages) -> Resul
     if !stages.run("build", &mut cargo::cargo(&binaries))? {
         return Ok(());
     }
-    let mut executables = executables()?;
-    if interfaces {
-        executables.retain(|(package, ..)| package == "snap-user");
-    }
-    let payload = payload(&executables)?;
+    let executables = executables()?;
+    let payload = payload(&executables, interfaces)?;
     for kernel in selection.kernels() {
         let name = format!("tests on Linux {kernel}");
         println!("\n{}", crate::table::heading(&name));
@@ -138,7 +135,7 @@ pub fn run(selection: Selection, interfaces: bool, stages: &mut Stages) -> Resul
     Ok(())
 }
 
-fn payload(executables: &[(String, String, PathBuf)]) -> Result<Payload> {
+fn payload(executables: &[(String, String, PathBuf)], interfaces: bool) -> Result<Payload> {
     let mut payload = Payload::new();
     for name in ["ksnap", "victim"] {
         payload.add_in_place(cargo::binary(cargo::Profile::Dev, name));
@@ -147,7 +144,8 @@ fn payload(executables: &[(String, String, PathBuf)]) -> Result<Payload> {
         "KSNAP_BIN",
         cargo::binary(cargo::Profile::Dev, "ksnap").to_string_lossy(),
     );
-    for wanted in &WANTED {
+    let end_to_end = |wanted: &&Wanted| wanted.package == "tests";
+    for wanted in WANTED.iter().filter(|w| !(interfaces && end_to_end(w))) {
         let found = executables
             .iter()
             .find(|(package, target, _)| package == wanted.package && target == wanted.target);
