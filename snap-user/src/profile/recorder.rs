@@ -91,7 +91,7 @@ fn page_counts(p: &PageCounts) -> [u64; 6] {
 }
 
 /// Collects what snapshots of one process cost. Its memory is bounded, however long it is fed:
-/// under 4 MiB, and the list of mappings. A fault costs it 10–50 ns.
+/// under 4 MiB, and the list of mappings.
 #[derive(Clone, Debug)]
 pub struct Recorder {
     snapshots: u64,
