@@ -7,7 +7,7 @@ mod preflight;
 mod shared;
 mod state;
 
-pub use copy::{Copied, copy, inspect};
+pub use copy::inspect;
 pub use error::CaptureError;
 pub use live::Live;
 pub use preflight::{Target, preflight};

@@ -47,6 +47,10 @@ pub struct Engine {
     layout: Layout,
     /// Address space that the last snapshot covers, and every look since.
     pub(super) covered: PageSet,
+    /// Copied for the snapshot under way without a look at their content.
+    pub(super) unhashed: PageSet,
+    /// Of this machine.
+    pub(super) processors: usize,
     cpu_ns: u64,
     session: SessionId,
 }
@@ -98,6 +102,8 @@ impl Engine {
             hurry: None,
             // What is unmapped since the last snapshot has to leave the chain.
             covered,
+            unhashed: PageSet::new(),
+            processors: std::thread::available_parallelism().map_or(1, usize::from),
         })
     }
 
@@ -229,6 +235,7 @@ impl Engine {
         let begun = monotonic_ns();
         // What is known of each page: as the parent has it, then as copied meanwhile.
         let mut now = (*self.hashes).clone();
+        self.unhashed = PageSet::new();
         self.precopy(&mut costs, &mut now)?;
         let pass = self.pipeline.next_pass();
         let vmas = self.maps()?;
@@ -250,7 +257,10 @@ impl Engine {
         if compare_all {
             self.epoch.distrust();
         }
-        let dirty = self.epoch.rotate(&vmas, |page| now.get(page).is_some())?;
+        let before = self.hashes.clone();
+        let dirty = self
+            .epoch
+            .rotate(&vmas, |page| before.get(page).is_some())?;
         let scanned_at = monotonic_ns();
 
         let unmapped = self.covered.subtract(&covered(&vmas));
@@ -265,9 +275,9 @@ impl Engine {
             }
             false => {
                 // What does not fit the buffers is copied only where it has really changed.
-                let gone = match dirty.copy.pages() > self.pipeline.room() {
+                let gone = match dirty.copy.pages() > self.pipeline.capacity() {
                     true => self.copy_changed(&dirty.copy, &mut now)?,
-                    false => self.copy(&dirty.copy)?,
+                    false => self.copy(&dirty.copy, &mut now)?,
                 };
                 match shared_pages.is_empty() {
                     true => gone,
@@ -309,12 +319,13 @@ impl Engine {
         costs.full_scan = dirty.full;
 
         // Only what some snapshot or an earlier pass may hold needs to be taken out.
-        let relevant: PageSet = removed
+        let known: PageSet = removed
             .ranges()
             .iter()
             .filter(|r| now.range(**r).next().is_some())
             .copied()
             .collect();
+        let relevant = known.union(&removed.intersect(&self.unhashed));
         self.pipeline.remove(relevant, pass);
         if held.is_none() {
             costs.stop_seen_ns = self.events.stop_seen(&mut self.epoch, stop, STOP_EVENTS);
@@ -353,7 +364,7 @@ impl Engine {
             if !wrong.is_empty() {
                 return Err(SessionError::Audit { pages: wrong });
             }
-            self.flight = Some(Flight::Done(taken));
+            self.flight = Some(Flight::Done(Box::new(taken)));
         }
         Ok(true)
     }

@@ -21,14 +21,14 @@ pub(super) struct InFlight {
 /// The last snapshot, until somebody asks for it.
 pub(super) enum Flight {
     Writing(InFlight),
-    Done(Taken),
+    Done(Box<Taken>),
 }
 
 impl Engine {
     /// What became of the last snapshot, waiting until it is known. `None` if that was told before.
     pub fn settle(&mut self) -> Option<Result<Taken>> {
         match self.flight.take()? {
-            Flight::Done(taken) => Some(Ok(taken)),
+            Flight::Done(taken) => Some(Ok(*taken)),
             Flight::Writing(flight) => {
                 let answer = flight.answer.recv().ok();
                 Some(self.land(flight, answer))

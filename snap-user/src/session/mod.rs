@@ -18,6 +18,7 @@ mod run;
 mod service;
 mod show;
 mod snap;
+mod staging;
 mod types;
 mod verify;
 mod watch;

@@ -107,7 +107,7 @@ impl Engine {
             }
             self.events.drain(&mut self.epoch);
             let vmas = self.maps()?;
-            let Some(found) = self.epoch.precopy(&vmas)? else {
+            let Some(found) = self.epoch.precopy(&vmas, &mut || {})? else {
                 break;
             };
             load(&snapshot, &found, &mut content)?;

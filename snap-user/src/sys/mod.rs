@@ -20,8 +20,10 @@ pub use error::SysError;
 pub use freeze::{Freeze, Frozen, Hold, release_strays};
 pub use gadgets::Gadgets;
 pub use guarded::{Call, Guarded};
-pub use memory::{ReadFault, read_bytes, read_pages, read_ranges, write_bytes, write_ranges};
-pub use pagemap::{PageInfo, Pagemap, ScanResult, clear_soft_dirty};
+pub use memory::{
+    ReadFault, read_bytes, read_pages, read_pages_into, read_ranges, write_bytes, write_ranges,
+};
+pub use pagemap::{MayHold, PageInfo, Pagemap, ScanResult, clear_soft_dirty};
 pub use pidfd::{PidFd, pidfd_getfd, pidfd_open};
 pub use remote::Remote;
 pub use scratch::ScratchMap;
