@@ -4,6 +4,7 @@ mod audit;
 mod control;
 mod diff;
 mod doctor;
+mod drive;
 mod engine;
 mod error;
 mod events;
@@ -38,7 +39,7 @@ pub use show::{Description, Mapping, Process, Thread, show};
 pub use snap::snap;
 pub use types::*;
 pub use verify::{Damage, Verification, verify};
-pub use watch::watch;
+pub use watch::{Watched, watch};
 
 /// Result of this room.
 pub type Result<T> = std::result::Result<T, SessionError>;
