@@ -43,6 +43,9 @@ pub fn apply(
         for &tid in &plan.end_threads {
             threads::end(frozen, tid, insn)?;
         }
+        for registration in &plan.registrations {
+            threads::unregister(registration, insn)?;
+        }
         let worker = frozen.threads()[0];
         let mut remote = Remote::new(worker, insn)?;
         step = "changing mappings";
@@ -69,6 +72,10 @@ pub fn apply(
             let file = pidfd_getfd(&process, fd)?;
             rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(position))
                 .map_err(|e| SysError::new("lseek", format_args!("descriptor {fd}"), e))?;
+        }
+        step = "registering threads";
+        for registration in &plan.registrations {
+            threads::register_again(registration, insn)?;
         }
         step = "making threads";
         for thread in &plan.start_threads {
