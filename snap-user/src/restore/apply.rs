@@ -1,6 +1,6 @@
 //! Carrying out a plan.
 
-use super::memory::{self, Content};
+use super::memory::{self, Pages};
 use super::plan::{MapOp, RestorePlan};
 use super::{RestoreError, Result, threads};
 use crate::model::{Backing, PageSet, ProcessState, Protection, Vma};
@@ -19,17 +19,13 @@ pub struct Applied {
 /// Puts a process held in a job-control stop into the state of a snapshot: threads that end,
 /// mappings, page contents, file positions, new threads, registers last.
 ///
-/// `pages` are those whose content may differ; `content` has the snapshot's for each of them that
-/// has any.
-///
 /// # Errors
 /// [`RestoreError::Halfway`]: the process must then stay stopped.
 pub fn apply(
     frozen: &mut Frozen,
     plan: &RestorePlan,
     target: &ProcessState,
-    pages: &PageSet,
-    content: &Content,
+    pages: &Pages<'_>,
     process: impl AsFd,
 ) -> Result<Applied> {
     let pid = frozen.pid();
@@ -62,8 +58,7 @@ pub fn apply(
             .filter(|v| !v.is_special())
             .map(|v| v.range)
             .collect();
-        let pages = pages.intersect(&mapped);
-        let (written, absent) = memory::write(pid, &pages, content)?;
+        let (written, absent) = memory::write(pid, pages, &mapped)?;
         memory::discard(pid, &absent, &target.vmas, &mut remote)?;
         drop(remote);
         step = "setting file positions";

@@ -37,6 +37,8 @@ pub struct Engine {
     pub(super) events: Events,
     pub(super) live: Live,
     pub(super) head: Option<SnapshotId>,
+    /// The process is as `head` has it, but for what was tracked since.
+    pub(super) synced: bool,
     pub(super) hashes: Arc<Hashes>,
     pub(super) pipeline: Pipeline,
     pub(super) flight: Option<Flight>,
@@ -107,6 +109,7 @@ impl Engine {
             events,
             live,
             head,
+            synced: false,
             flight: None,
             instead: attached.instead,
             profiling: None,
@@ -170,6 +173,7 @@ impl Engine {
         let attached = track::attach(pid, self.options.tracker).map_err(|e| named(pid, e))?;
         self.events.brk = attached.brk;
         self.layout = layout(pid)?;
+        self.synced = false;
         self.epoch = Epoch::new(attached.tracker, self.events.is_on());
         self.live = Live::read(pid)?;
         self.target.exe = proc::exe(pid).map_err(|e| CaptureError::from_sys(pid, e))?;

@@ -1,8 +1,8 @@
 //! `profile`: what snapshots cost a process, and who dirties its memory.
 
-use super::drive::drive;
 use super::engine::Engine;
 use super::service::Service;
+use super::watch::drive;
 use super::{Options, Progress, Result, Schedule, Summary, control};
 use crate::profile::{Recorder, Report};
 use crate::store::Store;

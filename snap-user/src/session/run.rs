@@ -1,7 +1,7 @@
 //! `run`: a command under snapshots from its start.
 
-use super::drive::drive;
 use super::service::Service;
+use super::watch::drive;
 use super::{Ended, Engine, Options, Progress, Result, Schedule, SessionError, Summary, Trouble};
 use crate::store::Store;
 use crate::sys::{pidfd_open, ptrace};

@@ -1,134 +1,226 @@
-//! `watch`: snapshots of running processes, one after the other, until something ends it.
-//!
-//! Each process has a tracer thread, a session in the store and a socket of its own, and none waits for
-//! another. They share the probes, and the memory for copied pages in equal parts.
+//! Snapshots of a running process, one after the other, until something ends it.
 
-use super::control;
-use super::drive::drive;
-use super::events::LazyProbes;
-use super::service::{Command, Service};
-use super::{Ended, Engine, Options, Progress, Result, Schedule, SessionError, Summary};
-use crate::store::{Store, StoreError};
-use crate::sys::pidfd_open;
-use std::path::Path;
-use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use super::control::{Reply, Request};
+use super::service::Command;
+use super::{Ended, Engine, Progress, Result, Schedule, SessionError, Summary, Taken, Trouble};
+use crate::model::SnapshotId;
+use crate::sys::renice;
+use hdrhistogram::Histogram;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
 
-/// Reports that may wait for whoever prints them. What prints slower than snapshots are taken holds them up.
-const REPORTS: usize = 64;
+/// How often events are taken in while nothing else happens: well before the ring buffer fills.
+const TICK: Duration = Duration::from_millis(20);
+/// By how much the tracer's thread comes before others, where that is allowed.
+const TRACER_STEPS: i32 = -10;
+/// How often a snapshot on its way is looked after.
+const SETTLE_TICK: Duration = Duration::from_millis(2);
 
-/// How the watching of one process went.
-#[derive(Debug)]
-pub struct Watched {
-    /// The process.
-    pub pid: i32,
-    /// What was done, or why it could not be watched, or not to the end.
-    pub outcome: Result<Summary>,
+/// What has happened so far.
+struct Tally {
+    taken: u64,
+    failed: u64,
+    first: Option<SnapshotId>,
+    last: Option<SnapshotId>,
+    bytes: u64,
+    stops: Histogram<u64>,
+    start: Instant,
 }
 
-enum Report {
-    Progress(i32, Progress),
-    Over(Watched),
-}
-
-/// Watches processes, each until the schedule ends or it ends, and all until Ctrl-C. Reports what happens as
-/// it does, with the process that it happens to. What comes of each is in the order of `pids`, each once.
-///
-/// # Errors
-/// Only what concerns all of them; that one process cannot be watched is its own outcome.
-pub fn watch(
-    dir: &Path,
-    pids: &[i32],
-    schedule: &Schedule,
-    options: &Options,
-    report: &mut dyn FnMut(i32, &Progress),
-) -> Result<Vec<Watched>> {
-    let mut all: Vec<i32> = Vec::with_capacity(pids.len());
-    pids.iter().for_each(|pid| {
-        if !all.contains(pid) {
-            all.push(*pid);
+impl Tally {
+    fn new() -> Self {
+        Self {
+            taken: 0,
+            failed: 0,
+            first: None,
+            last: None,
+            bytes: 0,
+            stops: Histogram::new(3).expect("three digits are allowed"),
+            start: Instant::now(),
         }
+    }
+
+    fn take(&mut self, taken: &Taken) {
+        self.taken += 1;
+        self.first.get_or_insert(taken.id);
+        self.last = Some(taken.id);
+        self.bytes += taken.file_bytes;
+        let _ = self.stops.record(taken.costs.phases.stop_ns.max(1));
+    }
+
+    fn end(self, ended: Ended) -> Summary {
+        Summary {
+            taken: self.taken,
+            failed: self.failed,
+            first: self.first,
+            last: self.last,
+            bytes: self.bytes,
+            stop_p50_ns: self.stops.value_at_quantile(0.5),
+            stop_p99_ns: self.stops.value_at_quantile(0.99),
+            stop_max_ns: self.stops.max(),
+            lasted: self.start.elapsed(),
+            ended,
+        }
+    }
+}
+
+/// Takes snapshots as scheduled and answers commands, on the tracer's thread.
+pub(super) fn drive(
+    engine: &mut Engine,
+    schedule: &Schedule,
+    commands: &Receiver<Command>,
+    report: &mut dyn FnMut(&Progress),
+) -> Result<Summary> {
+    let mut tally = Tally::new();
+    // The faster the copying ahead, the fewer pages are left for the stop. The threads that encode
+    // were started before, and stay behind the target.
+    renice(TRACER_STEPS);
+    report(&Progress::Attached {
+        pid: engine.target().pid,
+        comm: engine.target().comm.clone(),
+        tracker: engine.tracker(),
+        faults: engine.fault_source(),
+        notes: engine.notes(),
     });
-    let store = Store::open_or_create(dir)?;
-    let options = Options {
-        memory: options.memory / all.len().max(1) as u64,
-        ..*options
-    };
-    let probes = LazyProbes::new(options.probes);
-    let (reports, to_report) = sync_channel(REPORTS);
-    let mut over = Vec::with_capacity(all.len());
-    std::thread::scope(|scope| -> Result<()> {
-        let mut tell: Vec<Sender<Command>> = Vec::with_capacity(all.len());
-        for &pid in &all {
-            let (send, commands) = channel();
-            tell.push(send.clone());
-            let reports = reports.clone();
-            let (store, options, probes) = (&store, &options, &probes);
-            let tracer = move || {
-                let outcome = one(
-                    store,
-                    pid,
-                    schedule,
-                    options,
-                    probes,
-                    (send, &commands),
-                    &mut |p| {
-                        let _ = reports.send(Report::Progress(pid, p.clone()));
-                    },
-                );
-                let _ = reports.send(Report::Over(Watched { pid, outcome }));
-            };
-            let started = std::thread::Builder::new()
-                .name(format!("ksnap-{pid}"))
-                .spawn_scoped(scope, tracer);
-            if let Err(e) = started {
-                tell.iter().for_each(stop);
-                return Err(SessionError::io("start a thread")(e));
+    engine.pace(schedule.every);
+    let mut due = Instant::now();
+    let mut was_late = false;
+    // Who waits for a profile, and until when.
+    let mut profile: Option<(Instant, oneshot::Sender<Reply>)> = None;
+    let ended = loop {
+        if let Some(outcome) = engine.try_settle()
+            && let Some(ended) = told(outcome, &mut tally, report)?
+        {
+            break ended;
+        }
+        let now = Instant::now();
+        if schedule.lasting.is_some_and(|l| tally.start.elapsed() >= l) {
+            break Ended::Time;
+        }
+        if !engine.is_busy()
+            && schedule
+                .count
+                .is_some_and(|c| tally.taken + tally.failed >= c)
+        {
+            break Ended::Count;
+        }
+        if now >= due {
+            if engine.is_busy() {
+                // Storing takes longer than the interval: the next one waits, and that is said once.
+                was_late = true;
+            } else {
+                if std::mem::take(&mut was_late) {
+                    report(&Progress::Late { by: now - due });
+                }
+                due = (due + schedule.every).max(now);
+                if let Err(e) = engine.snapshot()
+                    && let Some(ended) = told(Err(e), &mut tally, report)?
+                {
+                    break ended;
+                }
+                // Commands come next, or they would never have their turn when snapshots take longer than
+                // the interval.
             }
         }
-        drop(reports);
-        for told in to_report {
-            match told {
-                Report::Progress(pid, progress) => report(pid, &progress),
-                Report::Over(one) => {
-                    // Those that were not yet listening when the signal came.
-                    if matches!(&one.outcome, Ok(summary) if summary.ended == Ended::Interrupted) {
-                        tell.iter().for_each(stop);
-                    }
-                    over.push(one);
+        if let Some((_, answer)) = profile.take_if(|(end, _)| *end <= now) {
+            let _ = answer.send(Reply::Profile(Box::new(engine.end_profile())));
+        }
+        let tick = if engine.is_busy() { SETTLE_TICK } else { TICK };
+        let wait = match engine.is_busy() {
+            true => tick,
+            false => due.saturating_duration_since(Instant::now()).min(tick),
+        };
+        match commands.recv_timeout(wait) {
+            Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break Ended::Interrupted,
+            Ok(Command::TargetExited) => break Ended::TargetExited(None),
+            Ok(Command::Ask(Request::Profile { lasting_ms }, answer)) => {
+                engine.start_profile();
+                profile = Some((Instant::now() + Duration::from_millis(lasting_ms), answer));
+            }
+            Ok(Command::Ask(request, answer)) => {
+                let reply = answer_to(engine, &request, &mut tally, report)?;
+                let _ = answer.send(reply);
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                if let Err(e) = engine.tick()
+                    && let Some(ended) = told(Err(e), &mut tally, report)?
+                {
+                    break ended;
                 }
             }
         }
-        Ok(())
-    })?;
-    over.sort_by_key(|one| all.iter().position(|pid| *pid == one.pid));
-    Ok(over)
-}
-
-fn stop(tracer: &Sender<Command>) {
-    let _ = tracer.send(Command::Stop);
-}
-
-/// Watches one process, on its tracer's thread.
-fn one(
-    store: &Store,
-    pid: i32,
-    schedule: &Schedule,
-    options: &Options,
-    probes: &LazyProbes,
-    (send, commands): (Sender<Command>, &Receiver<Command>),
-    report: &mut dyn FnMut(&Progress),
-) -> Result<Summary> {
-    // The lock tells the same, but a process that is just being stopped by its watcher looks as if a debugger
-    // had it.
-    if let Some(watcher) = control::connect(store.dir(), pid)? {
-        return Err(StoreError::Locked {
-            session: control::socket_path(store.dir(), pid),
-            pid: watcher.pid(),
-        }
-        .into());
+    };
+    if let Some(outcome) = engine.settle() {
+        told(outcome, &mut tally, report)?;
     }
-    let mut engine = Engine::attach_sharing(store, pid, options, probes)?;
-    let pidfd = pidfd_open(pid)?;
-    let _service = Service::start(store.dir(), pid, pidfd, false, send)?;
-    drive(&mut engine, schedule, commands, report)
+    if let Some((_, answer)) = profile {
+        let _ = answer.send(Reply::Profile(Box::new(engine.end_profile())));
+    }
+    Ok(tally.end(ended))
+}
+
+/// Reports an outcome. `Some` when it ends the watching, an error when it must not go on.
+fn told(
+    outcome: Result<Taken>,
+    tally: &mut Tally,
+    report: &mut dyn FnMut(&Progress),
+) -> Result<Option<Ended>> {
+    match outcome {
+        Ok(taken) => {
+            tally.take(&taken);
+            report(&Progress::Taken(taken));
+            Ok(None)
+        }
+        Err(e) if e.trouble() == Trouble::Vanished => Ok(Some(Ended::TargetExited(None))),
+        Err(e @ SessionError::Audit { .. }) => Err(e),
+        // What fails at the very first will fail again.
+        Err(e) if tally.taken == 0 && tally.failed == 0 => Err(e),
+        Err(e) => {
+            tally.failed += 1;
+            report(&Progress::Failed { why: e.to_string() });
+            Ok(None)
+        }
+    }
+}
+
+fn answer_to(
+    engine: &mut Engine,
+    request: &Request,
+    tally: &mut Tally,
+    report: &mut dyn FnMut(&Progress),
+) -> Result<Reply> {
+    if let Some(outcome) = engine.settle() {
+        told(outcome, tally, report)?;
+    }
+    Ok(match request {
+        Request::Profile { .. } => unreachable!("answered when its time is over"),
+        Request::Snap => {
+            let outcome = match engine.snapshot() {
+                Ok(()) => engine.settle().unwrap_or_else(|| {
+                    Err(SessionError::Control {
+                        why: "took no snapshot".into(),
+                    })
+                }),
+                Err(e) => Err(e),
+            };
+            match outcome {
+                Ok(taken) => {
+                    told(Ok(taken.clone()), tally, report)?;
+                    Reply::Taken(Box::new(taken))
+                }
+                Err(e) => Reply::Failed(e.to_string()),
+            }
+        }
+        Request::Rollback { to } => match SnapshotId::from_hex(to) {
+            None => Reply::Failed(format!("'{to}' is no snapshot id")),
+            Some(id) => match engine.rollback(id) {
+                Ok(done) => {
+                    report(&Progress::RolledBack(done.clone()));
+                    Reply::RolledBack(done)
+                }
+                Err(e) => Reply::Failed(e.to_string()),
+            },
+        },
+    })
 }

@@ -20,7 +20,9 @@ pub use error::SysError;
 pub use freeze::{Freeze, Frozen, Hold, release_strays};
 pub use gadgets::Gadgets;
 pub use guarded::{Call, Guarded};
-pub use memory::{ReadFault, read_bytes, read_pages, read_ranges, write_bytes, write_ranges};
+pub use memory::{
+    ReadFault, read_bytes, read_pages, read_ranges, write_bytes, write_pages, write_ranges,
+};
 pub use pagemap::{PageInfo, Pagemap, ScanResult, clear_soft_dirty};
 pub use pidfd::{PidFd, pidfd_getfd, pidfd_open};
 pub use remote::Remote;
