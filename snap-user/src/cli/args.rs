@@ -67,7 +67,7 @@ pub enum Verb {
     /// Start a command under continuous snapshots
     #[command(after_help = help::RUN)]
     Run(Run),
-    /// Snapshot a running process continuously
+    /// Snapshot running processes continuously
     #[command(after_help = help::WATCH)]
     Watch(Watch),
     /// Take one snapshot of a running process, which runs on
@@ -143,7 +143,7 @@ pub struct Taking {
     /// Inside each stop, compare all memory with what the store would give back (slow)
     #[arg(long)]
     pub audit: bool,
-    /// Most memory for copied pages that wait to be stored
+    /// Most memory for copied pages that wait to be stored, of all processes together
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = units::size)]
     pub memory: u64,
 }
@@ -211,9 +211,9 @@ pub struct Run {
 /// `ksnap watch`
 #[derive(Debug, Args)]
 pub struct Watch {
-    /// The process
-    #[arg(value_parser = pid)]
-    pub pid: i32,
+    /// The processes
+    #[arg(required = true, value_name = "PID", value_parser = pid)]
+    pub pids: Vec<i32>,
     #[command(flatten)]
     pub when: Timing,
     #[command(flatten)]

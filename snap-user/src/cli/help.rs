@@ -23,6 +23,9 @@ Exit codes: 0 done; 1 failed; 2 usage; 3 captured, but something could not be sa
 Data goes to standard output, everything else to standard error.";
 
 pub(super) const RUN: &str = "\
+Snapshots are of the process that the command starts as, with all of its threads. Processes that it starts in \
+turn are not followed: watch those with `ksnap watch`.
+
 The command keeps the terminal, and ksnap ends with its exit status (128 and the signal's number if a signal \
 ended it). When the snapshots end before the command, it runs on, and ksnap waits for it.
 
@@ -31,12 +34,18 @@ Examples:
   ksnap run --every 100ms --for 1m -- python3 job.py";
 
 pub(super) const WATCH: &str = "\
-Ctrl-C ends the watching, not the process. While it goes on, `ksnap snap` and `ksnap rollback` on the same \
-process go through it.
+Ctrl-C ends the watching, not the processes. While it goes on, `ksnap snap` and `ksnap rollback` on one of \
+them go through it.
+
+Each process is watched for itself, with all of its threads: they are stopped at different moments, and one \
+that ends or cannot be watched does not end the others. Its children are not followed; name them as well. \
+When one of several fails, the exit code is 3, or that of all where all failed alike. Of --memory each has an \
+equal part, of at least 4M.
 
 Examples:
   ksnap watch 1234
   ksnap watch 1234 --every 100ms --count 50
+  ksnap watch $(pidof nginx)
   ksnap watch 1234 --json | jq 'select(.event == \"taken\") | .costs.phases.stop_ns'";
 
 pub(super) const SNAP: &str = "\

@@ -22,7 +22,7 @@ pub fn profile(context: &Context, args: &Profile) -> Result<Exit, CliError> {
         args.pid,
         &schedule,
         &args.taking.options(),
-        &mut |progress| reporter.report(progress),
+        &mut |progress| reporter.report(args.pid, progress),
     )?;
     let exit = match &summary {
         Some(summary) => reporter.finish(Some(args.pid), summary),

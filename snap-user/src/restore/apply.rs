@@ -1,6 +1,6 @@
 //! Carrying out a plan.
 
-use super::memory::{self, Content};
+use super::memory::{self, Pages};
 use super::plan::{MapOp, RestorePlan};
 use super::{RestoreError, Result, threads};
 use crate::model::{Backing, PageSet, ProcessState, Protection, Vma};
@@ -19,17 +19,13 @@ pub struct Applied {
 /// Puts a process held in a job-control stop into the state of a snapshot: threads that end,
 /// mappings, page contents, file positions, new threads, registers last.
 ///
-/// `pages` are those whose content may differ; `content` has the snapshot's for each of them that
-/// has any.
-///
 /// # Errors
 /// [`RestoreError::Halfway`]: the process must then stay stopped.
 pub fn apply(
     frozen: &mut Frozen,
     plan: &RestorePlan,
     target: &ProcessState,
-    pages: &PageSet,
-    content: &Content,
+    pages: &Pages<'_>,
     process: impl AsFd,
 ) -> Result<Applied> {
     let pid = frozen.pid();
@@ -42,6 +38,9 @@ pub fn apply(
     let mut run = || -> sys::Result<Applied> {
         for &tid in &plan.end_threads {
             threads::end(frozen, tid, insn)?;
+        }
+        for registration in &plan.registrations {
+            threads::unregister(registration, insn)?;
         }
         let worker = frozen.threads()[0];
         let mut remote = Remote::new(worker, insn)?;
@@ -59,8 +58,7 @@ pub fn apply(
             .filter(|v| !v.is_special())
             .map(|v| v.range)
             .collect();
-        let pages = pages.intersect(&mapped);
-        let (written, absent) = memory::write(pid, &pages, content)?;
+        let (written, absent) = memory::write(pid, pages, &mapped)?;
         memory::discard(pid, &absent, &target.vmas, &mut remote)?;
         drop(remote);
         step = "setting file positions";
@@ -69,6 +67,10 @@ pub fn apply(
             let file = pidfd_getfd(&process, fd)?;
             rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(position))
                 .map_err(|e| SysError::new("lseek", format_args!("descriptor {fd}"), e))?;
+        }
+        step = "registering threads";
+        for registration in &plan.registrations {
+            threads::register_again(registration, insn)?;
         }
         step = "making threads";
         for thread in &plan.start_threads {

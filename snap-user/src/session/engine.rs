@@ -1,6 +1,6 @@
 //! One process under snapshots: everything that its tracer thread does.
 
-use super::events::Events;
+use super::events::{Events, LazyProbes};
 use super::flight::{Flight, InFlight};
 use super::open::open_session;
 use super::pipeline::{Hashes, Pipeline};
@@ -37,6 +37,8 @@ pub struct Engine {
     pub(super) events: Events,
     pub(super) live: Live,
     pub(super) head: Option<SnapshotId>,
+    /// The process is as `head` has it, but for what was tracked since.
+    pub(super) synced: bool,
     pub(super) hashes: Arc<Hashes>,
     pub(super) pipeline: Pipeline,
     pub(super) flight: Option<Flight>,
@@ -59,9 +61,19 @@ impl Engine {
     /// Starts tracking a process, in its session of the store: the one that it has from before, or
     /// a new one.
     pub fn attach(store: &Store, pid: i32, options: &Options) -> Result<Self> {
+        Self::attach_sharing(store, pid, options, &LazyProbes::new(options.probes))
+    }
+
+    /// The same with probes that others use as well.
+    pub(super) fn attach_sharing(
+        store: &Store,
+        pid: i32,
+        options: &Options,
+        probes: &LazyProbes,
+    ) -> Result<Self> {
         let mut attempt = 1;
         loop {
-            match Self::attach_once(store, pid, options) {
+            match Self::attach_once(store, pid, options, probes) {
                 // It replaced its program just then.
                 Err(e) if attempt < MOST_EXECS && is_mere_exec(pid, &e) => attempt += 1,
                 outcome => return outcome,
@@ -69,9 +81,14 @@ impl Engine {
         }
     }
 
-    fn attach_once(store: &Store, pid: i32, options: &Options) -> Result<Self> {
+    fn attach_once(
+        store: &Store,
+        pid: i32,
+        options: &Options,
+        probes: &LazyProbes,
+    ) -> Result<Self> {
         let target = preflight(pid)?;
-        let mut events = Events::load(pid, options.probes);
+        let mut events = Events::new(pid, probes);
         let attached = match track::attach(pid, options.tracker) {
             Ok(attached) => attached,
             Err(e) => match e.sys().is_some() {
@@ -96,6 +113,7 @@ impl Engine {
             events,
             live,
             head,
+            synced: false,
             flight: None,
             instead: attached.instead,
             profiling: None,
@@ -161,6 +179,7 @@ impl Engine {
         let attached = track::attach(pid, self.options.tracker).map_err(|e| named(pid, e))?;
         self.events.brk = attached.brk;
         self.layout = layout(pid)?;
+        self.synced = false;
         self.epoch = Epoch::new(attached.tracker, self.events.is_on());
         self.live = Live::read(pid)?;
         self.target.exe = proc::exe(pid).map_err(|e| CaptureError::from_sys(pid, e))?;

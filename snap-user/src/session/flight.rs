@@ -82,6 +82,7 @@ impl Engine {
             profiling.recorder.snapshot(&settled.costs);
         }
         self.head = Some(settled.published.id);
+        self.synced = true;
         let hashes = Arc::make_mut(&mut self.hashes);
         settled
             .removed

@@ -16,6 +16,7 @@ mod profile;
 mod rollback;
 mod run;
 mod service;
+mod several;
 mod show;
 mod snap;
 mod staging;
@@ -35,11 +36,11 @@ pub use log::{LogEntry, find, log, store_dir};
 pub use profile::profile;
 pub use rollback::rollback;
 pub use run::run;
+pub use several::{Watched, watch};
 pub use show::{Description, Mapping, Process, Thread, show};
 pub use snap::snap;
 pub use types::*;
 pub use verify::{Damage, Verification, verify};
-pub use watch::watch;
 
 /// Result of this room.
 pub type Result<T> = std::result::Result<T, SessionError>;

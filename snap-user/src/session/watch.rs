@@ -1,16 +1,12 @@
-//! `watch`: snapshots of a running process, one after the other, until something ends it.
+//! Snapshots of a running process, one after the other, until something ends it.
 
-use super::control::{self, Reply, Request};
-use super::service::{Command, Service};
-use super::{
-    Ended, Engine, Options, Progress, Result, Schedule, SessionError, Summary, Taken, Trouble,
-};
+use super::control::{Reply, Request};
+use super::service::Command;
+use super::{Ended, Engine, Progress, Result, Schedule, SessionError, Summary, Taken, Trouble};
 use crate::model::SnapshotId;
-use crate::store::{Store, StoreError};
-use crate::sys::{pidfd_open, renice};
+use crate::sys::renice;
 use hdrhistogram::Histogram;
-use std::path::Path;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -20,31 +16,6 @@ const TICK: Duration = Duration::from_millis(20);
 const TRACER_STEPS: i32 = -10;
 /// How often a snapshot on its way is looked after.
 const SETTLE_TICK: Duration = Duration::from_millis(2);
-
-/// Watches a process until the schedule ends, the process ends, or Ctrl-C.
-pub fn watch(
-    dir: &Path,
-    pid: i32,
-    schedule: &Schedule,
-    options: &Options,
-    report: &mut dyn FnMut(&Progress),
-) -> Result<Summary> {
-    let store = Store::open_or_create(dir)?;
-    // The lock tells the same, but a process that is just being stopped by its watcher looks as if a debugger
-    // had it.
-    if let Some(watcher) = control::connect(store.dir(), pid)? {
-        return Err(StoreError::Locked {
-            session: control::socket_path(store.dir(), pid),
-            pid: watcher.pid(),
-        }
-        .into());
-    }
-    let mut engine = Engine::attach(&store, pid, options)?;
-    let (send, commands) = channel();
-    let pidfd = pidfd_open(pid)?;
-    let _service = Service::start(store.dir(), pid, pidfd, false, send)?;
-    drive(&mut engine, schedule, &commands, report)
-}
 
 /// What has happened so far.
 struct Tally {

@@ -210,6 +210,66 @@ fn open_mem(pid: i32, write: bool) -> Result<File> {
         .map_err(|e| SysError::new("open", path, e))
 }
 
+/// Writes pages to their addresses, ascending, whatever their protection; see [`write_ranges`].
+///
+/// The kernel takes them from where they lie, so that none is copied together first.
+pub fn write_pages(pid: i32, pages: &[(u64, &Page)]) -> Result<()> {
+    let mut mem: Option<File> = None;
+    let mut rest = pages;
+    let (mut local, mut remote) = (Vec::new(), Vec::new());
+    while !rest.is_empty() {
+        let batch = &rest[..rest.len().min(BATCH)];
+        local.clear();
+        remote.clear();
+        for (addr, page) in batch {
+            add_to(&mut local, page.as_ptr() as usize);
+            add_to(&mut remote, *addr as usize);
+        }
+        // SAFETY: the local iovecs are whole pages borrowed for the length of the call, and only read; the
+        // remote ones are addresses in another process, which the kernel checks. Both are `BATCH` at most.
+        let n = unsafe {
+            libc::process_vm_writev(
+                pid,
+                local.as_ptr(),
+                local.len() as libc::c_ulong,
+                remote.as_ptr(),
+                remote.len() as libc::c_ulong,
+                0,
+            )
+        };
+        let whole = match n {
+            -1 => match std::io::Error::last_os_error().raw_os_error() {
+                Some(libc::EFAULT) => 0,
+                _ => {
+                    return Err(SysError::last(
+                        "process_vm_writev",
+                        format_args!("process {pid}"),
+                    ));
+                }
+            },
+            n => n as usize / PAGE_SIZE as usize,
+        };
+        rest = &rest[whole..];
+        if whole < batch.len()
+            && let Some(((addr, page), after)) = rest.split_first()
+        {
+            write_through_mem(pid, &mut mem, *addr, *page)?;
+            rest = after;
+        }
+    }
+    Ok(())
+}
+
+/// Adds a page to an I/O vector, to its last element where it follows on that.
+fn add_to(vector: &mut Vec<libc::iovec>, base: usize) {
+    match vector.last_mut() {
+        Some(last) if last.iov_base as usize + last.iov_len == base => {
+            last.iov_len += PAGE_SIZE as usize;
+        }
+        _ => vector.push(iovec(base, PAGE_SIZE)),
+    }
+}
+
 /// Writes `bytes` to the process's memory at `ranges`, one after the other, whatever their protection.
 ///
 /// Writable pages go through process_vm_writev; what that refuses goes through `/proc/PID/mem`,

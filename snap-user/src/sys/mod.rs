@@ -21,7 +21,8 @@ pub use freeze::{Freeze, Frozen, Hold, release_strays};
 pub use gadgets::Gadgets;
 pub use guarded::{Call, Guarded};
 pub use memory::{
-    ReadFault, read_bytes, read_pages, read_pages_into, read_ranges, write_bytes, write_ranges,
+    ReadFault, read_bytes, read_pages, read_pages_into, read_ranges, write_bytes, write_pages,
+    write_ranges,
 };
 pub use pagemap::{MayHold, PageInfo, Pagemap, ScanResult, clear_soft_dirty};
 pub use pidfd::{PidFd, pidfd_getfd, pidfd_open};

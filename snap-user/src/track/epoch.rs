@@ -157,6 +157,11 @@ impl Epoch {
         Ok(dirty)
     }
 
+    /// Pages that were not written since the last look are known to be so.
+    pub fn is_armed(&self) -> bool {
+        self.rearmed
+    }
+
     /// Everything, whatever the events said.
     pub fn survey_all(&mut self, vmas: &[Vma]) -> Result<Survey> {
         self.tracker.survey(vmas, None)

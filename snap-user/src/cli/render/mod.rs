@@ -6,6 +6,7 @@ pub mod human;
 pub mod log;
 pub mod show;
 mod style;
+pub mod summary;
 mod table;
 pub mod taken;
 
