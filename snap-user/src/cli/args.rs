@@ -144,7 +144,7 @@ pub struct Taking {
     #[arg(long)]
     pub audit: bool,
     /// Most memory for copied pages that wait to be stored, of all processes together
-    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = units::size)]
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = units::size)]
     pub memory: u64,
 }
 
@@ -173,6 +173,11 @@ pub struct Timing {
     /// End after this long
     #[arg(long = "for", value_name = "D", value_parser = units::duration)]
     pub lasting: Option<Duration>,
+    /// Most that snapshots may cost the process: 10%, or off. Where taking them as often as asked would
+    /// cost more of the time that passes (stops, write faults, and ksnap's own work where no processor
+    /// is idle), they are taken less often
+    #[arg(long, value_name = "SHARE", default_value = "10%", env = "KSNAP_MAX_OVERHEAD", value_parser = units::share)]
+    pub max_overhead: units::Share,
 }
 
 impl Timing {
@@ -182,6 +187,7 @@ impl Timing {
             every: self.every,
             count: self.count,
             lasting: self.lasting,
+            max_overhead: self.max_overhead.0,
         }
     }
 }
@@ -403,6 +409,6 @@ mod tests {
 
     #[test]
     fn the_default_memory_is_the_sessions() {
-        assert_eq!(units::size("256M"), Ok(crate::session::DEFAULT_MEMORY));
+        assert_eq!(units::size("512M"), Ok(crate::session::DEFAULT_MEMORY));
     }
 }

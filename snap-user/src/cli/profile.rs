@@ -9,6 +9,7 @@ use crate::session::{self, Ended, Schedule};
 /// Takes snapshots of a process for a while, and tells what they cost it.
 pub fn profile(context: &Context, args: &Profile) -> Result<Exit, CliError> {
     let schedule = Schedule {
+        max_overhead: None,
         every: args.every,
         count: None,
         lasting: Some(args.lasting),

@@ -11,7 +11,7 @@ use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Takes in what a watch reports: a status line and messages on standard error, with `--json` one object a
 /// line on standard output.
@@ -33,6 +33,8 @@ struct Seen {
     taken: u64,
     bytes: u64,
     late: u64,
+    /// Snapshots are held to this interval.
+    held: Option<Duration>,
     unsaved: BTreeSet<String>,
     /// On the status line: its latest snapshot.
     latest: String,
@@ -114,6 +116,18 @@ impl<'a> Reporter<'a> {
                     human::nanos(by.as_nanos() as u64)
                 );
             }
+            Progress::Held { every } => {
+                let first = self.seen(pid).held.replace(*every).is_none();
+                let text = format!(
+                    "{}a snapshot every {} now, so that they cost the process no more than --max-overhead allows",
+                    self.about(pid),
+                    human::duration(*every)
+                );
+                match first {
+                    true => self.context.tell(&text),
+                    false => tracing::info!("{text}"),
+                }
+            }
             Progress::RolledBack(done) => {
                 let about = self.about(pid);
                 for (n, line) in taken::rolled_back(done).iter().enumerate() {
@@ -170,6 +184,9 @@ impl<'a> Reporter<'a> {
         if late > 0 {
             let _ = write!(text, ", {late} late");
         }
+        if let Some(every) = self.seen.values().filter_map(|one| one.held).max() {
+            let _ = write!(text, ", held to one every {}", human::duration(every));
+        }
         for one in self.seen.values().filter(|one| !one.latest.is_empty()) {
             text.push_str(" | ");
             text.push_str(&one.latest);
@@ -216,6 +233,10 @@ impl<'a> Reporter<'a> {
             Progress::Late { by } => write_json(
                 &mut out,
                 &json!({"event": "late", "pid": pid, "by_ns": by.as_nanos() as u64}),
+            ),
+            Progress::Held { every } => write_json(
+                &mut out,
+                &json!({"event": "held", "pid": pid, "every_ns": every.as_nanos() as u64}),
             ),
             Progress::RolledBack(data) => write_json(
                 &mut out,

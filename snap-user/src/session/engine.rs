@@ -256,6 +256,7 @@ impl Engine {
         let mut now = (*self.hashes).clone();
         self.unhashed = PageSet::new();
         self.precopy(&mut costs, &mut now)?;
+        self.pipeline.prepare();
         let pass = self.pipeline.next_pass();
         let vmas = self.maps()?;
         self.live.refresh(&vmas)?;

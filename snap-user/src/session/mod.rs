@@ -1,6 +1,7 @@
 //! The verbs, each a short function over the other rooms, and the continuous scheduler.
 
 mod audit;
+mod budget;
 mod control;
 mod diff;
 mod doctor;

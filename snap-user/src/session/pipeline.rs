@@ -21,11 +21,18 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 use xxhash_rust::xxh3::xxh3_128;
 
-/// Pages that one system call copies.
-const PIECE: usize = 1024;
+/// Pages that are copied at a time.
+const PIECE: usize = 8192;
+/// A thread of its own is worth it for so many pages.
+const SHARE: usize = 512;
+/// Threads that copy, at most.
+const MOST_COPIERS: usize = 4;
 
-/// However little memory is allowed, one piece must fit beside what the encoders hold.
-const MOST_LEAST: u64 = 2 * (PIECE as u64 / CHUNK + 1);
+/// Buffers that are ready for the stop, where the bound allows.
+const READY: usize = 8;
+
+/// However little memory is allowed.
+const LEAST_BUFFERS: u64 = 8;
 
 /// Niceness of the threads that work off the target's time.
 const ENCODER_NICE: i32 = 4;
@@ -52,6 +59,8 @@ pub struct Pipeline {
     most: u64,
     /// Copied and not yet given to the encoders.
     staging: Staging,
+    /// Threads to copy on.
+    copiers: usize,
     hurry: Option<Instant>,
     /// Hashes of the parent snapshot.
     before: Arc<Hashes>,
@@ -82,9 +91,10 @@ impl Pipeline {
             writer: Some(writer),
             free,
             idle: Vec::new(),
-            unmade: (memory / BUFFER).max(MOST_LEAST),
-            most: (memory / BUFFER).max(MOST_LEAST),
+            unmade: (memory / BUFFER).max(LEAST_BUFFERS),
+            most: (memory / BUFFER).max(LEAST_BUFFERS),
             staging: Staging::default(),
+            copiers: processors.min(MOST_COPIERS),
             hurry: None,
             before: Arc::new(Hashes::new()),
             submitted: 0,
@@ -137,6 +147,15 @@ impl Pipeline {
         self.free.recv().unwrap_or_else(|_| Buffer::new())
     }
 
+    /// Has buffers ready for what the stop is likely to copy.
+    pub fn prepare(&mut self) {
+        self.idle.extend(self.free.try_iter());
+        while self.idle.len() < READY && self.unmade > 0 {
+            self.unmade -= 1;
+            self.idle.push(Buffer::new());
+        }
+    }
+
     /// From now on copied pages have a higher place in the order of copying: this one, or above.
     pub fn next_pass(&mut self) -> u32 {
         self.staging.next_pass()
@@ -149,26 +168,38 @@ impl Pipeline {
     }
 
     /// Copies pages out of a process as they are, each in place of an earlier copy of it that still
-    /// waits. Those that are not there are returned.
-    pub fn copy(&mut self, pid: i32, pages: &PageSet) -> Result<PageSet, SysError> {
+    /// waits. Those that are not there are returned. `between` is called every few milliseconds.
+    pub fn copy(
+        &mut self,
+        pid: i32,
+        pages: &PageSet,
+        mut between: impl FnMut(),
+    ) -> Result<PageSet, SysError> {
         let mut gone = Vec::new();
         let mut rest = pages.iter();
         loop {
-            let piece: Vec<u64> = rest.by_ref().take(PIECE).collect();
+            let piece: Vec<u64> = rest.by_ref().take(self.piece()).collect();
             if piece.is_empty() {
                 return Ok(PageSet::from_pages(gone));
             }
             self.make_room(&piece);
-            gone.extend(self.staging.fill(&piece, |places| {
-                let faults = read_pages_into(pid, &piece, places)?;
-                Ok::<_, SysError>(faults.into_iter().map(|f| f.addr).collect())
-            })?);
+            let copiers = self.copiers;
+            let missing = self
+                .staging
+                .fill(&piece, |places| read_shared(pid, &piece, places, copiers))?;
+            gone.extend(missing);
+            between();
         }
     }
 
     /// Most pages that can wait at once.
     pub fn capacity(&self) -> u64 {
-        self.most * CHUNK - PIECE as u64
+        self.most * CHUNK - self.piece() as u64
+    }
+
+    /// Pages to copy at a time: what is left must be enough for the encoders.
+    fn piece(&self) -> usize {
+        ((self.most / 4 * CHUNK) as usize).min(PIECE)
     }
 
     /// Buffers that wait.
@@ -236,6 +267,37 @@ impl Drop for Pipeline {
             let _ = thread.join();
         }
     }
+}
+
+/// Reads pages on several threads: copying waits for memory most of the time. Returns those that are
+/// not there.
+fn read_shared(
+    pid: i32,
+    pages: &[u64],
+    places: &mut [&mut Page],
+    copiers: usize,
+) -> Result<Vec<u64>, SysError> {
+    let copiers = copiers.min(pages.len() / SHARE).max(1);
+    let share = pages.len().div_ceil(copiers).max(1);
+    let read = |pages: &[u64], places: &mut [&mut Page]| {
+        let faults = read_pages_into(pid, pages, places)?;
+        Ok(faults.into_iter().map(|f| f.addr).collect::<Vec<_>>())
+    };
+    let mut shares = pages.chunks(share).zip(places.chunks_mut(share));
+    let mine = shares.next();
+    std::thread::scope(|scope| {
+        let others: Vec<_> = shares
+            .map(|(pages, places)| scope.spawn(move || read(pages, places)))
+            .collect();
+        let mut gone = match mine {
+            Some((pages, places)) => read(pages, places)?,
+            None => Vec::new(),
+        };
+        for other in others {
+            gone.extend(other.join().expect("reading does not panic")?);
+        }
+        Ok(gone)
+    })
 }
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {

@@ -14,6 +14,9 @@ const MOST_ROUNDS: u32 = 12;
 /// faults costs the target.
 const FEW_PAGES: u64 = 300;
 
+/// Pages that are inspected between two looks into the ring buffer, which must not overflow.
+const PAGES_A_DRAIN: u32 = 8192;
+
 /// What re-arming costs for each page table (2 MiB of address space) with written pages in it while
 /// the target runs on another processor: the kernel flushes that processor's translations once for
 /// each, by an interrupt that it waits for. A stopped target has no translations to flush.
@@ -33,18 +36,25 @@ impl Engine {
         pages.iter().for_each(|page| now.forget(page));
         self.unhashed = self.unhashed.union(pages);
         let pid = self.target.pid;
-        let gone = self.pipeline.copy(pid, pages);
+        let (pipeline, events, epoch) = (&mut self.pipeline, &mut self.events, &mut self.epoch);
+        let gone = pipeline.copy(pid, pages, || events.drain(epoch));
         gone.map_err(|e| CaptureError::from_sys(pid, e).into())
     }
 
     /// Copies those pages whose content is not as `now` has it, and enters them there.
     pub(super) fn copy_changed(&mut self, pages: &PageSet, now: &mut Hashes) -> Result<PageSet> {
-        let pipeline = &mut self.pipeline;
+        let (pipeline, events, epoch) = (&mut self.pipeline, &mut self.events, &mut self.epoch);
+        let mut since_drain = 0;
         Ok(capture::inspect(
             self.target.pid,
             pages,
             CHUNK,
             |addr, page, hash| {
+                since_drain += 1;
+                if since_drain == PAGES_A_DRAIN {
+                    since_drain = 0;
+                    events.drain(epoch);
+                }
                 if now.get(addr) != Some(hash) {
                     now.insert(addr, hash);
                     pipeline.put(addr, page, hash);

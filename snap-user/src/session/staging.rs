@@ -24,14 +24,18 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// An empty one.
+    /// An empty one, its memory touched: the first touch of a page costs more than copying into it.
     pub fn new() -> Self {
-        Self {
+        let mut new = Self {
             pass: 0,
             addrs: Vec::with_capacity(CHUNK as usize),
             bytes: vec![0; BUFFER as usize],
             hashes: Vec::with_capacity(CHUNK as usize),
+        };
+        for page in new.pages_mut() {
+            page[0] = std::hint::black_box(1);
         }
+        new
     }
 
     /// Number of pages, those included that turned out not to be there.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::time::Duration;
 
 /// Bound of the copy buffers unless the user says otherwise, in bytes.
-pub const DEFAULT_MEMORY: u64 = 256 << 20;
+pub const DEFAULT_MEMORY: u64 = 512 << 20;
 
 /// How to take snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,6 +41,9 @@ pub struct Schedule {
     pub count: Option<u64>,
     /// End after this long.
     pub lasting: Option<Duration>,
+    /// Most that snapshots may cost the process, in thousandths of the time that passes; where they
+    /// would cost more, they are taken less often. `None` for as often as asked.
+    pub max_overhead: Option<u32>,
 }
 
 /// A snapshot that was taken and stored.
@@ -112,6 +115,11 @@ pub enum Progress {
     Late {
         /// By how much.
         by: Duration,
+    },
+    /// Snapshots are taken less often than asked, so that they do not cost the process more than allowed.
+    Held {
+        /// From the start of one to the start of the next, now.
+        every: Duration,
     },
     /// The process was rolled back on someone's request.
     RolledBack(RolledBack),

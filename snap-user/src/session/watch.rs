@@ -1,5 +1,6 @@
 //! Snapshots of a running process, one after the other, until something ends it.
 
+use super::budget::Budget;
 use super::control::{Reply, Request};
 use super::service::Command;
 use super::{Ended, Engine, Progress, Result, Schedule, SessionError, Summary, Taken, Trouble};
@@ -14,6 +15,8 @@ use tokio::sync::oneshot;
 const TICK: Duration = Duration::from_millis(20);
 /// By how much the tracer's thread comes before others, where that is allowed.
 const TRACER_STEPS: i32 = -10;
+/// A change of the interval by less than one in so many is not worth a message.
+const NEWS: u32 = 4;
 /// How often a snapshot on its way is looked after.
 const SETTLE_TICK: Duration = Duration::from_millis(2);
 
@@ -85,14 +88,27 @@ pub(super) fn drive(
     });
     engine.pace(schedule.every);
     let mut due = Instant::now();
+    let mut begun = due;
     let mut was_late = false;
+    let mut budget = Budget::new(schedule.max_overhead);
+    let mut held = schedule.every;
     // Who waits for a profile, and until when.
     let mut profile: Option<(Instant, oneshot::Sender<Reply>)> = None;
     let ended = loop {
-        if let Some(outcome) = engine.try_settle()
-            && let Some(ended) = told(outcome, &mut tally, report)?
-        {
-            break ended;
+        if let Some(outcome) = engine.try_settle() {
+            if let Ok(taken) = &outcome {
+                let least = budget.interval(taken.kind, &taken.costs);
+                due = due.max(begun + least);
+                let every = least.max(schedule.every);
+                // Said when it is news.
+                if every.abs_diff(held) > held / NEWS {
+                    held = every;
+                    report(&Progress::Held { every });
+                }
+            }
+            if let Some(ended) = told(outcome, &mut tally, report)? {
+                break ended;
+            }
         }
         let now = Instant::now();
         if schedule.lasting.is_some_and(|l| tally.start.elapsed() >= l) {
@@ -114,6 +130,7 @@ pub(super) fn drive(
                     report(&Progress::Late { by: now - due });
                 }
                 due = (due + schedule.every).max(now);
+                begun = now;
                 if let Err(e) = engine.snapshot()
                     && let Some(ended) = told(Err(e), &mut tally, report)?
                 {
