@@ -2,6 +2,7 @@
 
 mod audit;
 mod control;
+mod descriptor;
 mod diff;
 mod doctor;
 mod engine;
@@ -23,6 +24,7 @@ mod verify;
 mod watch;
 mod writer;
 
+pub use descriptor::OpenDescriptor;
 pub use diff::{
     Change, Comparison, DescriptorDiff, MappingDiff, MappingPages, PagesDiff, RegisterDiff,
     ThreadDiff, diff,
