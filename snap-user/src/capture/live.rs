@@ -1,7 +1,7 @@
 //! What is read of a process while it runs, so that the stop need not.
 
-use super::{CaptureError, Result};
-use crate::model::{Auxv, Backing, Resource, ResourceKind, Vma};
+use super::{CaptureError, Files, Result};
+use crate::model::{Auxv, Backing, FileKind, Vma};
 use crate::sys::proc;
 use std::collections::HashMap;
 
@@ -13,7 +13,8 @@ pub struct Live {
     pub cwd: String,
     /// Auxiliary vector; changes with an exec only.
     pub auxv: Auxv,
-    descriptors: HashMap<i32, Resource>,
+    /// Descriptors and open files.
+    pub files: Files,
     flags: HashMap<u64, Vec<String>>,
     build_ids: HashMap<(u64, u64), Option<Vec<u8>>>,
     described: Vec<Vma>,
@@ -27,7 +28,7 @@ impl Live {
             pid,
             cwd: String::new(),
             auxv: proc::auxv(pid).map_err(sys)?,
-            descriptors: HashMap::new(),
+            files: Files::read(pid)?,
             flags: HashMap::new(),
             build_ids: HashMap::new(),
             described: Vec::new(),
@@ -40,8 +41,7 @@ impl Live {
     pub fn refresh(&mut self, vmas: &[Vma]) -> Result<()> {
         let sys = |e| CaptureError::from_sys(self.pid, e);
         self.cwd = proc::link(self.pid, "cwd").map_err(sys)?;
-        let descriptors = proc::descriptors(self.pid).map_err(sys)?;
-        self.descriptors = descriptors.into_iter().map(|r| (r.fd, r)).collect();
+        self.files.refresh()?;
         if self.described != vmas {
             // Flags of mappings cost a walk of the page tables: only when the mappings changed.
             self.flags = proc::vm_flags(self.pid).map_err(sys)?;
@@ -65,14 +65,9 @@ impl Live {
     /// Something may write into the process's memory through pages that it has pinned, which no page
     /// table shows: io_uring, or asynchronous I/O.
     pub fn has_pinned_writers(&self) -> bool {
-        let ring = |r: &Resource| r.kind == ResourceKind::IoUring;
+        let ring = |kind| kind == FileKind::IoUring;
         let aio = |v: &Vma| matches!(&v.backing, Backing::File { path, .. } if path == "/[aio]");
-        self.descriptors.values().any(ring) || self.described.iter().any(aio)
-    }
-
-    /// The descriptor as last read, if it still is the same one.
-    pub(super) fn descriptor(&self, fd: i32, link: &str) -> Option<&Resource> {
-        self.descriptors.get(&fd).filter(|r| r.link == link)
+        self.files.kinds().any(ring) || self.described.iter().any(aio)
     }
 
     /// Adds flags and build ids to mappings that were read without.

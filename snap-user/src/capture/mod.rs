@@ -2,6 +2,7 @@
 
 mod copy;
 mod error;
+mod files;
 mod live;
 mod preflight;
 mod shared;
@@ -9,6 +10,7 @@ mod state;
 
 pub use copy::inspect;
 pub use error::CaptureError;
+pub use files::{Files, Verdict, losses, verdict};
 pub use live::Live;
 pub use preflight::{Target, preflight};
 pub use shared::{compared, compared_pages};

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// Longest manifest, encoded or decoded, in bytes.
 pub const MAX_MANIFEST: u64 = 256 << 20;
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const PREFIX: usize = 8;
 const PART: &str = "manifest";
 
@@ -49,7 +49,8 @@ impl Manifest {
             return Err(ImageError::corrupt(PART, "shorter than its prefix"));
         };
         let version = u16::from_le_bytes([prefix[0], prefix[1]]);
-        if version > VERSION {
+        // Fields have no names: another version's cannot be told apart.
+        if version != VERSION {
             return Err(ImageError::NewerVersion {
                 part: PART,
                 found: version.into(),

@@ -1,31 +1,37 @@
 //! Carrying out a plan.
 
+use super::files::Made;
 use super::memory::{self, Pages};
 use super::plan::{MapOp, RestorePlan};
 use super::{RestoreError, Result, threads};
 use crate::model::{Backing, PageSet, ProcessState, Protection, Vma};
-use crate::sys::{self, Frozen, Gadgets, Remote, SysError, pidfd_getfd, proc};
+use crate::sys::{self, Frozen, Gadgets, Remote, SysError, proc};
 use std::os::fd::AsFd;
 
 /// What a carried-out plan did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
     /// Pages that differed and were written.
     pub written: u64,
     /// Pages thrown away.
     pub discarded: u64,
+    /// What could not be set quite as it was, a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// Puts a process held in a job-control stop into the state of a snapshot: threads that end,
-/// mappings, page contents, file positions, new threads, registers last.
+/// mappings, page contents, descriptors and what open files hold, new threads, registers last.
+///
+/// `made` are the open files that the process lacks.
 ///
 /// # Errors
 /// [`RestoreError::Halfway`]: the process must then stay stopped.
 pub fn apply(
     frozen: &mut Frozen,
     plan: &RestorePlan,
-    target: &ProcessState,
+    (target, live): (&ProcessState, &ProcessState),
     pages: &Pages<'_>,
+    made: &Made,
     process: impl AsFd,
 ) -> Result<Applied> {
     let pid = frozen.pid();
@@ -60,14 +66,11 @@ pub fn apply(
             .collect();
         let (written, absent) = memory::write(pid, pages, &mapped)?;
         memory::discard(pid, &absent, &target.vmas, &mut remote)?;
+        step = "opening and closing descriptors";
+        made.install(&mut remote, pid, &process, &plan.files)?;
+        step = "setting what open files hold";
+        let notes = made.settle(&mut remote, pid, &plan.files, target, live)?;
         drop(remote);
-        step = "setting file positions";
-        for &(fd, position) in &plan.positions {
-            // The descriptor shares its position with the target's.
-            let file = pidfd_getfd(&process, fd)?;
-            rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(position))
-                .map_err(|e| SysError::new("lseek", format_args!("descriptor {fd}"), e))?;
-        }
         step = "registering threads";
         for registration in &plan.registrations {
             threads::register_again(registration, insn)?;
@@ -83,6 +86,7 @@ pub fn apply(
         Ok(Applied {
             written,
             discarded: absent.pages(),
+            notes,
         })
     };
     run().map_err(|e| RestoreError::Halfway {

@@ -308,7 +308,13 @@ impl Engine {
         removed = removed.union(&gone);
         let copied_at = monotonic_ns();
 
-        let state = frozen_state(&frozen, &self.target, &self.live, &vmas, self.events.brk)?;
+        let state = frozen_state(
+            &frozen,
+            &self.target,
+            &mut self.live,
+            &vmas,
+            self.events.brk,
+        )?;
         let state_at = monotonic_ns();
         let audited = match self.options.audit {
             true => Some(self.epoch.survey_all(&vmas)?),

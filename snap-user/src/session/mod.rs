@@ -3,6 +3,7 @@
 mod audit;
 mod budget;
 mod control;
+mod descriptor;
 mod diff;
 mod doctor;
 mod engine;
@@ -26,6 +27,7 @@ mod verify;
 mod watch;
 mod writer;
 
+pub use descriptor::OpenDescriptor;
 pub use diff::{
     Change, Comparison, DescriptorDiff, MappingDiff, MappingPages, PagesDiff, RegisterDiff,
     ThreadDiff, diff,

@@ -7,7 +7,7 @@ use crate::capture::{CaptureError, compared, compared_pages, frozen_state, inspe
 use crate::image::{PageSource, SessionId};
 use crate::model::{Backing, PageSet, ProcessState, SnapshotId, Vma};
 use crate::restore::{
-    Applied, Content, Pages, RestoreError, RestorePlan, World, apply, can_start_thread, plan,
+    Applied, Content, Pages, RestoreError, RestorePlan, World, apply, can_start_thread, files, plan,
 };
 use crate::store::{Snapshot, Store};
 use crate::sys::{Freeze, Frozen, Hold, monotonic_ns};
@@ -64,6 +64,20 @@ impl World for Live {
 
     fn can_start_thread(&self, tid: i32) -> std::result::Result<(), String> {
         can_start_thread(tid)
+    }
+}
+
+impl files::FileWorld for Live {
+    fn look(&self, path: &str) -> std::result::Result<files::Look, String> {
+        files::System { pid: self.pid }.look(path)
+    }
+
+    fn process(&self, pid: i32) -> Option<u64> {
+        files::System { pid: self.pid }.process(pid)
+    }
+
+    fn pipe(&self, identity: (u64, u64)) -> Option<String> {
+        files::System { pid: self.pid }.pipe(identity)
     }
 }
 
@@ -240,7 +254,7 @@ impl Engine {
         let recorded = self.epoch.is_armed() && self.tracker() != TrackerKind::Hash;
         let dirty = self.epoch.rotate(&vmas, |page| known.get(page).is_some())?;
         let rotated = monotonic_ns();
-        let live = frozen_state(frozen, &self.target, &self.live, &vmas, self.events.brk)?;
+        let live = frozen_state(frozen, &self.target, &mut self.live, &vmas, self.events.brk)?;
         let planned = plan(target, &live, &Live { pid })?;
         let planned_at = monotonic_ns();
         let may_differ = self.pages_to_write(
@@ -263,7 +277,17 @@ impl Engine {
             content: &ahead.content,
         };
         let process = &self.target.pidfd;
-        let applied = apply(frozen, &planned, target, &pages, process)?;
+        let options = files::Options::default();
+        // The last thing that may be refused.
+        let made =
+            files::make(&planned.files, target, &live, pid, process, &options).map_err(|e| {
+                RestoreError::Refused {
+                    pid,
+                    reasons: vec![e.to_string()],
+                }
+            })?;
+        let states = (target, &live);
+        let applied = apply(frozen, &planned, states, &pages, &made, process)?;
         tracing::debug!(
             full = dirty.full,
             examined = dirty.examined.pages(),
@@ -275,10 +299,12 @@ impl Engine {
             apply_us = (monotonic_ns() - loaded) / 1000,
             "put back"
         );
+        let mut notes = planned.notes;
+        notes.extend(made.notes.iter().chain(&applied.notes).cloned());
         Ok(PutBack {
             applied,
             pages: may_differ,
-            notes: planned.notes,
+            notes,
         })
     }
 

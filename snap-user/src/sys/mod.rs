@@ -3,31 +3,42 @@
 
 pub mod arch;
 mod error;
+pub mod fd;
 mod freeze;
 mod gadgets;
 mod guarded;
+mod handle;
 mod interrupted;
+mod kcmp;
 mod memory;
+mod namespace;
+mod open;
 mod pagemap;
 mod pidfd;
 pub mod proc;
 pub mod ptrace;
 mod remote;
 mod scratch;
+mod transfer;
 mod uffd;
 
 pub use error::SysError;
 pub use freeze::{Freeze, Frozen, Hold, release_strays};
 pub use gadgets::Gadgets;
 pub use guarded::{Call, Guarded};
+pub use handle::path_of_handle;
+pub use kcmp::compare_files;
 pub use memory::{
     ReadFault, read_bytes, read_pages, read_pages_into, read_ranges, write_bytes, write_pages,
     write_ranges,
 };
+pub use namespace::in_network_of;
+pub use open::{duplicate_number, open_in_root, open_link, open_own_link};
 pub use pagemap::{MayHold, PageInfo, Pagemap, ScanResult, clear_soft_dirty};
-pub use pidfd::{PidFd, pidfd_getfd, pidfd_open};
+pub use pidfd::{PidFd, ended_pidfd, pidfd_getfd, pidfd_open};
 pub use remote::Remote;
 pub use scratch::ScratchMap;
+pub use transfer::{MOST_DESCRIPTORS, control_len, send_descriptors};
 pub use uffd::{CREATION_FLAGS as USERFAULTFD_FLAGS, Userfaultfd, WpRegister};
 
 /// Result of a system call wrapper.
@@ -37,6 +48,19 @@ pub type Result<T> = std::result::Result<T, SysError>;
 pub fn monotonic_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Nanoseconds of a clock by its number; 0 for one that does not exist.
+pub fn clock_ns(clock: i32) -> u64 {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `now` is a live structure that the call fills.
+    match unsafe { libc::clock_gettime(clock, &mut now) } {
+        0 => now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64,
+        _ => 0,
+    }
 }
 
 /// Makes this thread nicer to others by `steps`; less nice, where that is allowed, if negative.

@@ -22,3 +22,24 @@ pub fn pidfd_getfd(process: impl AsFd, fd: i32) -> Result<OwnedFd> {
     rustix::process::pidfd_getfd(process, fd, PidfdGetfdFlags::empty())
         .map_err(|e| SysError::new("pidfd_getfd", format_args!("descriptor {fd}"), e))
 }
+
+/// A descriptor of a process that has ended and been waited for.
+pub fn ended_pidfd() -> Result<PidFd> {
+    let failed = |call| SysError::last(call, "a child that ends at once");
+    // SAFETY: the child only ends, which is safe after a fork of a process with threads.
+    match unsafe { libc::fork() } {
+        -1 => Err(failed("fork")),
+        // SAFETY: ends the child.
+        0 => unsafe { libc::_exit(0) },
+        child => {
+            let opened = pidfd_open(child);
+            // SAFETY: waits for the child; null for a status that is not wanted.
+            while unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) } < 0 {
+                if std::io::Error::last_os_error().raw_os_error() != Some(libc::EINTR) {
+                    return Err(failed("waitpid"));
+                }
+            }
+            opened
+        }
+    }
+}

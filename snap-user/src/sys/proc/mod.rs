@@ -1,10 +1,12 @@
 //! /proc: what the kernel tells of a process in text.
 
+mod fdinfo;
 mod fds;
 mod maps;
 mod status;
 
-pub use fds::{descriptor, descriptor_links, descriptors, flags_and_position, refresh_position};
+pub use fdinfo::{FdInfo, FileHandle};
+pub use fds::{FdStat, FdTable};
 pub use maps::{build_id, maps, vm_flags};
 pub use status::{
     Stat, Status, auxv, cmdline, cpu_time_ns, exe, idle_ns, is_alive, link, mm_fields, processes,
