@@ -111,9 +111,7 @@ impl Events {
 
     /// Probes tell what no file of /proc shows of the process.
     pub fn observes(&self) -> bool {
-        self.probes
-            .as_ref()
-            .is_some_and(TrackedProcess::observes)
+        self.probes.as_ref().is_some_and(TrackedProcess::observes)
     }
 
     /// What the kernel itself knows of the stopped process, of which `tid` is a thread.

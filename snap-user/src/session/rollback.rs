@@ -276,10 +276,11 @@ impl Engine {
             apply_us = (monotonic_ns() - loaded) / 1000,
             "put back"
         );
+        let notes = [planned.notes, applied.notes.clone()].concat();
         Ok(PutBack {
             applied,
             pages: may_differ,
-            notes: planned.notes,
+            notes,
         })
     }
 
