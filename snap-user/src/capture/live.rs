@@ -1,5 +1,6 @@
 //! What is read of a process while it runs, so that the stop need not.
 
+use super::attributes::Known;
 use super::{CaptureError, Files, Result};
 use crate::model::{Auxv, Backing, FileKind, Vma};
 use crate::sys::proc;
@@ -11,10 +12,13 @@ pub struct Live {
     pid: i32,
     /// Working directory.
     pub cwd: String,
+    /// The probes tell what no file of /proc shows.
+    pub probes: bool,
     /// Auxiliary vector; changes with an exec only.
     pub auxv: Auxv,
     /// Descriptors and open files.
     pub files: Files,
+    pub(super) known: Known,
     flags: HashMap<u64, Vec<String>>,
     build_ids: HashMap<(u64, u64), Option<Vec<u8>>>,
     described: Vec<Vma>,
@@ -22,11 +26,13 @@ pub struct Live {
 
 impl Live {
     /// Reads everything.
-    pub fn read(pid: i32) -> Result<Self> {
+    pub fn read(pid: i32, probes: bool) -> Result<Self> {
         let sys = |e| CaptureError::from_sys(pid, e);
         let mut live = Self {
             pid,
             cwd: String::new(),
+            probes,
+            known: Known::default(),
             auxv: proc::auxv(pid).map_err(sys)?,
             files: Files::read(pid)?,
             flags: HashMap::new(),
@@ -42,6 +48,7 @@ impl Live {
         let sys = |e| CaptureError::from_sys(self.pid, e);
         self.cwd = proc::link(self.pid, "cwd").map_err(sys)?;
         self.files.refresh()?;
+        self.known.refresh(self.pid, self.probes)?;
         if self.described != vmas {
             // Flags of mappings cost a walk of the page tables: only when the mappings changed.
             self.flags = proc::vm_flags(self.pid).map_err(sys)?;

@@ -16,6 +16,7 @@ mod offsets;
 mod probes;
 mod programs;
 mod shared;
+mod state;
 mod syscalls;
 
 pub use error::ProbeError;

@@ -8,6 +8,7 @@ use super::error::ProbeError;
 use super::event::Event;
 use super::probes::{Drained, Probes, ProgramStats};
 use super::{FaultSource, ProbeOptions};
+use crate::model::Observed;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -103,6 +104,19 @@ impl TrackedProcess {
     /// See [`Probes::sees_gup_writes`].
     pub fn sees_gup_writes(&self) -> bool {
         lock(&self.hub).probes.sees_gup_writes()
+    }
+
+    /// See [`Probes::observes`].
+    pub fn observes(&self) -> bool {
+        lock(&self.hub).probes.observes()
+    }
+
+    /// See [`Probes::observe`].
+    ///
+    /// # Errors
+    /// Those of [`Probes::observe`].
+    pub fn observe(&self, tid: i32) -> Result<Observed, ProbeError> {
+        lock(&self.hub).probes.observe(self.tgid as i32, tid)
     }
 
     /// See [`Probes::times_stops`].

@@ -3,6 +3,7 @@
 use super::files::Made;
 use super::memory::{self, Pages};
 use super::plan::{MapOp, RestorePlan};
+use super::state::{self, Held};
 use super::{RestoreError, Result, threads};
 use crate::model::{Backing, PageSet, ProcessState, Protection, Vma};
 use crate::sys::{self, Frozen, Gadgets, Remote, SysError, proc};
@@ -15,12 +16,13 @@ pub struct Applied {
     pub written: u64,
     /// Pages thrown away.
     pub discarded: u64,
-    /// What could not be set quite as it was, a sentence each.
+    /// What could not be put back and stays different, a sentence each.
     pub notes: Vec<String>,
 }
 
 /// Puts a process held in a job-control stop into the state of a snapshot: threads that end,
-/// mappings, page contents, descriptors and what open files hold, new threads, registers last.
+/// mappings, page contents, descriptors and what open files hold, new threads, attributes, registers
+/// last.
 ///
 /// `made` are the open files that the process lacks.
 ///
@@ -69,7 +71,7 @@ pub fn apply(
         step = "opening and closing descriptors";
         made.install(&mut remote, pid, &process, &plan.files)?;
         step = "setting what open files hold";
-        let notes = made.settle(&mut remote, pid, &plan.files, target, live)?;
+        let mut notes = made.settle(&mut remote, pid, &plan.files, target, live)?;
         drop(remote);
         step = "registering threads";
         for registration in &plan.registrations {
@@ -79,6 +81,10 @@ pub fn apply(
         for thread in &plan.start_threads {
             threads::start(frozen, worker, insn, thread)?;
         }
+        step = "setting attributes";
+        let mut held = Held::new(pid, insn);
+        notes.extend(state::apply(&plan.state, &mut held)?);
+        held.finish(worker)?;
         step = "setting registers";
         for thread in &target.threads {
             threads::set(thread)?;

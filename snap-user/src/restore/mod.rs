@@ -9,6 +9,7 @@ pub mod files;
 mod mappings;
 mod memory;
 mod plan;
+pub mod state;
 mod threads;
 
 pub use apply::{Applied, apply};

@@ -3,6 +3,7 @@
 use super::files::{self, FileWorld, FilesPlan};
 pub use super::mappings::MapOp;
 use super::mappings::{difference, with_brk};
+use super::state::{self, StatePlan};
 use super::{RestoreError, Result};
 use crate::model::{Backing, PageSet, ProcessState, RobustList, Rseq, ThreadState, Vma};
 
@@ -21,6 +22,8 @@ pub struct RestorePlan {
     pub mappings: Vec<MapOp>,
     /// Descriptors and open files.
     pub files: FilesPlan,
+    /// Attributes of the process and its threads.
+    pub state: StatePlan,
     /// What differs and stays as it is, a sentence each.
     pub notes: Vec<String>,
 }
@@ -107,6 +110,11 @@ pub fn plan<W: World>(
     plan.files = files::plan(target, live, world, &files::Options::default());
     reasons.append(&mut plan.files.refusals);
     plan.notes.append(&mut plan.files.notes);
+    if plan.end_threads.len() < live.threads.len() {
+        plan.state = state::plan(target, live);
+    }
+    reasons.append(&mut plan.state.refused);
+    plan.notes.append(&mut plan.state.notes);
     if reasons.is_empty() {
         Ok(plan)
     } else {

@@ -1,5 +1,6 @@
 //! What the probes tell of one process, entered where it matters.
 
+use crate::capture::Told;
 use crate::model::{PageRange, PageSet};
 use crate::probe::{
     Event, FaultSource, HazardKind, MappingKind, ProbeOptions, ProgramStats, SharedProbes,
@@ -106,6 +107,26 @@ impl Events {
         self.probes
             .as_ref()
             .map(|p| name(p.fault_source()).to_owned())
+    }
+
+    /// Probes tell what no file of /proc shows of the process.
+    pub fn observes(&self) -> bool {
+        self.probes.as_ref().is_some_and(TrackedProcess::observes)
+    }
+
+    /// What the kernel itself knows of the stopped process, of which `tid` is a thread.
+    pub fn told(&mut self, tid: i32) -> Told {
+        let probes = self.probes.as_ref().filter(|probes| probes.observes());
+        let observed = probes.and_then(|probes| {
+            probes
+                .observe(tid)
+                .inspect_err(|e| tracing::warn!("process {}: {e}", self.pid))
+                .ok()
+        });
+        Told {
+            brk: self.brk,
+            observed,
+        }
     }
 
     /// Turns run-time statistics of the programs on.

@@ -254,7 +254,8 @@ impl Engine {
         let recorded = self.epoch.is_armed() && self.tracker() != TrackerKind::Hash;
         let dirty = self.epoch.rotate(&vmas, |page| known.get(page).is_some())?;
         let rotated = monotonic_ns();
-        let live = frozen_state(frozen, &self.target, &mut self.live, &vmas, self.events.brk)?;
+        let told = self.events.told(frozen.threads()[0]);
+        let live = frozen_state(frozen, &self.target, &mut self.live, &vmas, told)?;
         let planned = plan(target, &live, &Live { pid })?;
         let planned_at = monotonic_ns();
         let may_differ = self.pages_to_write(

@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "system calls; each block says why it is sound")]
 
 pub mod arch;
+mod bpf;
 mod error;
 pub mod fd;
 mod freeze;
@@ -10,6 +11,7 @@ mod guarded;
 mod handle;
 mod interrupted;
 mod kcmp;
+mod limits;
 mod memory;
 mod namespace;
 mod open;
@@ -18,16 +20,19 @@ mod pidfd;
 pub mod proc;
 pub mod ptrace;
 mod remote;
+mod sched;
 mod scratch;
 mod transfer;
 mod uffd;
 
+pub use bpf::{run_iterator, task_iterator};
 pub use error::SysError;
 pub use freeze::{Freeze, Frozen, Hold, release_strays};
 pub use gadgets::Gadgets;
 pub use guarded::{Call, Guarded};
 pub use handle::path_of_handle;
 pub use kcmp::compare_files;
+pub use limits::{limit_name, limits, set_limit};
 pub use memory::{
     ReadFault, read_bytes, read_pages, read_pages_into, read_ranges, write_bytes, write_pages,
     write_ranges,
@@ -37,6 +42,7 @@ pub use open::{duplicate_number, open_in_root, open_link, open_own_link};
 pub use pagemap::{MayHold, PageInfo, Pagemap, ScanResult, clear_soft_dirty};
 pub use pidfd::{PidFd, ended_pidfd, pidfd_getfd, pidfd_open};
 pub use remote::Remote;
+pub use sched::{affinity, io_priority, scheduling, set_affinity, set_io_priority, set_scheduling};
 pub use scratch::ScratchMap;
 pub use transfer::{MOST_DESCRIPTORS, control_len, send_descriptors};
 pub use uffd::{CREATION_FLAGS as USERFAULTFD_FLAGS, Userfaultfd, WpRegister};
@@ -50,17 +56,15 @@ pub fn monotonic_ns() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// Nanoseconds of a clock by its number; 0 for one that does not exist.
-pub fn clock_ns(clock: i32) -> u64 {
-    let mut now = libc::timespec {
+/// Nanoseconds of a clock, by its number (`clock_gettime(2)`); 0 for one that does not exist.
+pub fn clock_ns(clock: libc::clockid_t) -> i64 {
+    let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: `now` is a live structure that the call fills.
-    match unsafe { libc::clock_gettime(clock, &mut now) } {
-        0 => now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64,
-        _ => 0,
-    }
+    // SAFETY: `time` is a live structure that the call fills.
+    unsafe { libc::clock_gettime(clock, &mut time) };
+    time.tv_sec * 1_000_000_000 + time.tv_nsec
 }
 
 /// Makes this thread nicer to others by `steps`; less nice, where that is allowed, if negative.
