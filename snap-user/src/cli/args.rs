@@ -85,6 +85,12 @@ pub enum Verb {
     /// Check that what is stored is whole
     #[command(after_help = help::VERIFY)]
     Verify(Verify),
+    /// Write a snapshot as a core file, for debuggers
+    #[command(after_help = help::EXPORT)]
+    Export(Export),
+    /// Open a snapshot in gdb
+    #[command(after_help = help::GDB)]
+    Gdb(Gdb),
     /// Put a live process back to a snapshot, in place
     #[command(after_help = help::ROLLBACK)]
     Rollback(Rollback),
@@ -278,6 +284,36 @@ pub struct Verify {
     pub reference: Option<String>,
     #[command(flatten)]
     pub json: Json,
+}
+
+/// `ksnap export`
+#[derive(Debug, Args)]
+pub struct Export {
+    /// The snapshot
+    #[arg(value_name = "REF")]
+    pub reference: String,
+    /// Write an ELF core to this file
+    #[arg(long, value_name = "FILE", required = true)]
+    pub core: PathBuf,
+    /// Replace the file if it exists
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `ksnap gdb`
+#[derive(Debug, Args)]
+pub struct Gdb {
+    /// The snapshot
+    #[arg(value_name = "REF", default_value = "latest")]
+    pub reference: String,
+    /// The debugger
+    #[arg(long, value_name = "PATH", default_value = "gdb")]
+    pub gdb: PathBuf,
+    /// More arguments for the debugger, after `--`
+    #[arg(last = true, value_name = "ARGUMENT")]
+    pub arguments: Vec<OsString>,
 }
 
 /// `ksnap rollback`

@@ -82,6 +82,29 @@ Examples:
     references!()
 );
 
+pub(super) const EXPORT: &str = concat!(
+    "\
+The core has all threads with their registers, and the memory that the snapshot has: heap, stacks, globals, shared \
+memory. Code and other unchanged content of mapped files is in those files, which debuggers find by the \
+build id; so is what the program marked with MADV_DONTDUMP left out. Pages of zeroes are holes in the file.
+
+Examples:
+  ksnap export latest --core core.1234
+  gdb /usr/bin/redis-server core.1234 -ex 'thread apply all bt'",
+    references!()
+);
+
+pub(super) const GDB: &str = concat!(
+    "\
+Writes a core file without a name to the folder for temporary files (TMPDIR), and starts gdb on it; nothing is \
+left when gdb ends.
+
+Examples:
+  ksnap gdb
+  ksnap gdb latest~3 -- -batch -ex 'thread apply all bt'",
+    references!()
+);
+
 pub(super) const ROLLBACK: &str = concat!(
     "\
 Memory, mappings, registers, signal masks and file positions go back; what the process did since is lost. \

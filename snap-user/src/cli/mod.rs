@@ -15,6 +15,8 @@ mod context;
 mod diff;
 mod doctor;
 mod exit;
+mod export;
+mod gdb;
 mod help;
 mod log;
 mod logging;
@@ -72,6 +74,8 @@ fn dispatch(context: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Show(args) => show::show(context, args),
         Verb::Diff(args) => diff::diff(context, args),
         Verb::Verify(args) => verify::verify(context, args),
+        Verb::Export(args) => export::export(context, args),
+        Verb::Gdb(args) => gdb::gdb(context, args),
         Verb::Rollback(args) => rollback::rollback(context, args),
         Verb::Profile(args) => profile::profile(context, args),
         Verb::Doctor(args) => doctor::doctor(context, args),

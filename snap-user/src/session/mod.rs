@@ -7,6 +7,7 @@ mod doctor;
 mod engine;
 mod error;
 mod events;
+mod export;
 mod flight;
 mod log;
 mod open;
@@ -30,6 +31,7 @@ pub use diff::{
 pub use doctor::{Check, Diagnosis, Outcome, doctor};
 pub use engine::Engine;
 pub use error::{AuditPage, SessionError, Trouble};
+pub use export::{ExportedCore, export_core, unnamed_core};
 pub use log::{LogEntry, find, log, store_dir};
 pub use profile::profile;
 pub use rollback::rollback;

@@ -3,6 +3,7 @@
 mod fds;
 mod maps;
 mod status;
+mod vdso;
 
 pub use fds::{descriptor, descriptor_links, descriptors, flags_and_position, refresh_position};
 pub use maps::{build_id, maps, vm_flags};
@@ -10,6 +11,7 @@ pub use status::{
     Stat, Status, auxv, cmdline, cpu_time_ns, exe, is_alive, link, mm_fields, processes, stat,
     status, threads,
 };
+pub use vdso::own_vdso;
 
 use super::{Result, SysError};
 
