@@ -21,6 +21,7 @@ mod help;
 mod log;
 mod logging;
 mod profile;
+mod prune;
 mod render;
 mod reporter;
 mod rollback;
@@ -28,6 +29,7 @@ mod shell;
 mod show;
 mod snap;
 mod status;
+mod tag;
 mod units;
 mod verify;
 mod watch;
@@ -74,6 +76,9 @@ fn dispatch(context: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Show(args) => show::show(context, args),
         Verb::Diff(args) => diff::diff(context, args),
         Verb::Verify(args) => verify::verify(context, args),
+        Verb::Tag(args) => tag::tag(context, args),
+        Verb::Prune(args) => prune::prune(context, args),
+        Verb::Squash(args) => prune::squash(context, args),
         Verb::Export(args) => export::export(context, args),
         Verb::Gdb(args) => gdb::gdb(context, args),
         Verb::Rollback(args) => rollback::rollback(context, args),

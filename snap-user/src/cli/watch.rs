@@ -4,7 +4,7 @@ use super::args::{Run, Watch};
 use super::context::Context;
 use super::exit::{CliError, Exit};
 use super::reporter::Reporter;
-use crate::session;
+use crate::session::{self, Options};
 
 /// Watches a process until the schedule ends, it ends, or Ctrl-C.
 pub fn watch(context: &Context, args: &Watch) -> Result<Exit, CliError> {
@@ -13,7 +13,10 @@ pub fn watch(context: &Context, args: &Watch) -> Result<Exit, CliError> {
         &context.store()?,
         args.pid,
         &args.when.schedule(),
-        &args.taking.options(),
+        &Options {
+            keep: args.keeping.rules(),
+            ..args.taking.options()
+        },
         &mut |progress| reporter.report(progress),
     )?;
     Ok(reporter.finish(Some(args.pid), &summary))
@@ -26,7 +29,10 @@ pub fn run(context: &Context, args: &Run) -> Result<Exit, CliError> {
         &context.store()?,
         &args.command,
         &args.when.schedule(),
-        &args.taking.options(),
+        &Options {
+            keep: args.keeping.rules(),
+            ..args.taking.options()
+        },
         &mut |progress| reporter.report(progress),
     )?;
     reporter.finish(None, &summary);

@@ -191,8 +191,7 @@ impl PackHeader {
             let name = Location::new(raw.seq.get(), raw.slot.get());
             let (at, len) = (raw.at.get(), raw.len.get());
             let end = at.checked_add(len.into());
-            let inside =
-                at >= self.data.offset && end.is_some_and(|end| end <= self.data.end());
+            let inside = at >= self.data.offset && end.is_some_and(|end| end <= self.data.end());
             let (Some(encoding), Some(name), true) = (encoding, name, inside) else {
                 return Err(ImageError::corrupt(
                     PART,
@@ -322,7 +321,11 @@ pub fn finish_pack(
             out.extend_from_slice(raw.as_bytes());
         }
     });
-    let runs = section(&mut |out| ghosts.iter().for_each(|ghost| encode_runs(&ghost.runs, out)));
+    let runs = section(&mut |out| {
+        ghosts
+            .iter()
+            .for_each(|ghost| encode_runs(&ghost.runs, out))
+    });
     let place = |section: &Section| [section.offset.into(), section.len.into()];
     let mut raw = RawHeader {
         magic: MAGIC,
@@ -385,8 +388,14 @@ mod tests {
         let header = PackHeader::decode(&bytes, bytes.len() as u64).expect("a header");
         let part = |s: &Section| bytes[s.offset as usize..s.end() as usize].to_vec();
         assert_eq!((header.generation, header.session), (9, SessionId([4; 16])));
-        assert_eq!(header.decode_entries(&part(&header.entries)), Ok(entries.to_vec()));
-        assert_eq!(header.decode_absorbed(&part(&header.absorbed)), Ok(absorbed.to_vec()));
+        assert_eq!(
+            header.decode_entries(&part(&header.entries)),
+            Ok(entries.to_vec())
+        );
+        assert_eq!(
+            header.decode_absorbed(&part(&header.absorbed)),
+            Ok(absorbed.to_vec())
+        );
         assert_eq!(
             header.decode_ghosts(&part(&header.ghosts), &part(&header.runs)),
             Ok(ghosts.to_vec())
@@ -410,7 +419,8 @@ mod tests {
         ) {
             let mut bytes = sample();
             for (at, value) in &changes {
-                bytes[at.index(bytes.len())] = *value;
+                let at = at.index(bytes.len());
+                bytes[at] = *value;
             }
             if sealed {
                 let crc = crc32c::crc32c(&bytes[..CRC_OFFSET]);

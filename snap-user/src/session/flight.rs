@@ -82,6 +82,8 @@ impl Engine {
             profiling.recorder.snapshot(&settled.costs);
         }
         self.head = Some(settled.published.id);
+        self.keeper
+            .published(flight.time_ns, settled.published.bytes);
         let hashes = Arc::make_mut(&mut self.hashes);
         settled
             .removed

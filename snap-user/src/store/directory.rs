@@ -184,7 +184,7 @@ impl Store {
     }
 
     /// Removes what a writer that died left at the top: best effort, a reader passes over it anyway.
-    fn sweep(&self) {
+    pub fn sweep(&self) {
         for name in self.files.names(&self.dir).unwrap_or_default() {
             if !name.starts_with(TEMP_PREFIX) {
                 continue;

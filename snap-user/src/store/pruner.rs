@@ -14,7 +14,7 @@ use super::error::StoreError;
 use super::files::LockGuard;
 use super::pack::PackWriter;
 use super::retention::{Rules, removable};
-use super::session::{lock, now_ns};
+use super::session::{SessionInfo, lock, now_ns};
 use super::snapshot::read_wanted;
 use crate::codec::{Encoding, Scratch, encode};
 use crate::image::{Ghost, Location, SessionId, SpanKind, runs_of};
@@ -36,7 +36,7 @@ struct Agreed {
     head: Option<u32>,
     /// What a rollback is about to make the head.
     pinned: Option<u32>,
-    /// What is being removed, or has been.
+    /// What is being removed.
     removing: BTreeSet<u32>,
 }
 
@@ -74,6 +74,8 @@ pub struct Pruner {
     store: Store,
     session: SessionId,
     shared: Arc<Shared>,
+    /// The session is being written: its newest snapshot is what the next one builds on.
+    live: bool,
     _lock: Arc<LockGuard>,
 }
 
@@ -90,6 +92,8 @@ pub struct Plan {
     pub bytes_after: u64,
     /// Nothing stays: the whole session goes.
     pub whole_session: bool,
+    /// The newest snapshot that was looked at.
+    newest: u32,
     live: Vec<Location>,
     ghosts: BTreeMap<u32, PageTable<Location>>,
 }
@@ -115,6 +119,7 @@ impl Store {
             session,
             &Arc::default(),
             &Arc::new(lock),
+            false,
         ))
     }
 }
@@ -125,12 +130,14 @@ impl Pruner {
         session: SessionId,
         shared: &Arc<Shared>,
         lock: &Arc<LockGuard>,
+        live: bool,
     ) -> Self {
         Self {
             // Open files of its own: merging must not push out what a reader has open.
             store: store.apart(),
             session,
             shared: Arc::clone(shared),
+            live,
             _lock: Arc::clone(lock),
         }
     }
@@ -140,6 +147,11 @@ impl Pruner {
         self.session
     }
 
+    /// What the session says of its process.
+    pub fn info(&self) -> Result<SessionInfo, StoreError> {
+        self.store.session_info(self.session)
+    }
+
     /// The snapshots of the session, ascending by sequence number.
     pub fn snapshots(&self) -> Result<Vec<SnapshotMeta>, StoreError> {
         let mut list = self.store.list_session(self.session)?;
@@ -147,14 +159,22 @@ impl Pruner {
         Ok(list)
     }
 
+    /// Length of the session's pack; 0 without one.
+    pub fn pack_bytes(&self) -> Result<u64, StoreError> {
+        let listing = self.store.session_files(self.session)?.listing();
+        Ok(listing.pack.as_ref().map_or(0, |p| p.header.file_len()))
+    }
+
     /// This snapshot may become the head soon, by a rollback: it stays until another one is published.
     pub fn pin(&self, id: SnapshotId) -> Result<(), StoreError> {
         let files = self.store.session_files(self.session)?;
         let listing = files.listing();
         let found = listing.by_seq.iter().find(|(_, other)| **other == id);
-        let seq = found.map(|(seq, _)| *seq).ok_or_else(|| StoreError::NotFound {
-            what: format!("snapshot {id}"),
-        })?;
+        let seq = found
+            .map(|(seq, _)| *seq)
+            .ok_or_else(|| StoreError::NotFound {
+                what: format!("snapshot {id}"),
+            })?;
         let mut agreed = self.shared.lock();
         if agreed.removing.contains(&seq) {
             return Err(StoreError::NotFound {
@@ -171,7 +191,7 @@ impl Pruner {
         let mut ids = self.store.tagged()?;
         let agreed = self.shared.lock();
         let held = [agreed.head, agreed.pinned];
-        if agreed.head.is_some() {
+        if self.live {
             ids.extend(list.last().map(|meta| meta.id));
         }
         ids.extend(
@@ -245,10 +265,15 @@ impl Pruner {
             kept: kept.len() as u64,
             live: Vec::new(),
             ghosts: BTreeMap::new(),
+            newest: readable.last().copied().unwrap_or(0),
             removed,
         };
         if plan.removed.is_empty() || plan.whole_session {
-            plan.bytes_after = if plan.whole_session { 0 } else { plan.bytes_before };
+            plan.bytes_after = if plan.whole_session {
+                0
+            } else {
+                plan.bytes_before
+            };
             return Ok(plan);
         }
         let goes = |seq: u32| gone.contains(&seq) || listing.is_gone(seq);
@@ -259,8 +284,8 @@ impl Pruner {
 
     /// Does what was planned. What has come to be needed since then makes it fail, with everything as before.
     pub fn carry_out(&self, plan: &Plan) -> Result<Pruned, StoreError> {
-        let files = self.store.session_files(self.session)?;
         if plan.removed.is_empty() {
+            let files = self.store.session_files(self.session)?;
             return self.sweep(&files).map(|()| Pruned::default());
         }
         let gone: BTreeSet<u32> = plan.removed.iter().map(|meta| meta.seq).collect();
@@ -272,10 +297,13 @@ impl Pruner {
             }
             agreed.removing.extend(&gone);
         }
-        let done = self.replace(&files, plan, &gone);
-        if done.is_err() {
-            self.shared.lock().removing.retain(|seq| !gone.contains(seq));
-        }
+        // From here on nothing new is begun on them; what was published before is in this listing.
+        let done = self.store.session_files(self.session).and_then(|files| {
+            check_newer(&files, plan, &gone)?;
+            self.replace(&files, plan, &gone)
+        });
+        // Done or not: those that are gone are in no listing any more.
+        self.shared.lock().removing.clear();
         done
     }
 
@@ -332,11 +360,12 @@ impl Pruner {
     ) -> Result<(PackWriter<'a>, Vec<(u32, u32)>, Vec<Ghost>), StoreError> {
         let listing = files.listing();
         let generation = listing.pack.as_ref().map_or(0, |p| p.header.generation);
-        let generation = generation.checked_add(1).ok_or_else(|| StoreError::Misuse {
-            why: "the session has been merged too often: begin another".into(),
-        })?;
-        let mut writer =
-            PackWriter::begin(&*files.files, &files.dir, self.session, generation)?;
+        let generation = generation
+            .checked_add(1)
+            .ok_or_else(|| StoreError::Misuse {
+                why: "the session has been merged too often: begin another".into(),
+            })?;
+        let mut writer = PackWriter::begin(&*files.files, &files.dir, self.session, generation)?;
         let mut scratch = Scratch::default();
         let mut out = Vec::new();
         for piece in plan.live.chunks(STEP) {
@@ -394,6 +423,21 @@ impl Pruner {
                 .map_err(StoreError::io("sync folder", &files.dir)),
             false => Ok(()),
         }
+    }
+}
+
+/// Snapshots that were taken since the plan must not build on what goes.
+fn check_newer(files: &SessionFiles, plan: &Plan, gone: &BTreeSet<u32>) -> Result<(), StoreError> {
+    let listing = files.listing();
+    for (seq, _) in listing.by_seq.range(plan.newest + 1..) {
+        let parent = files.open(*seq)?.header.parent_seq;
+        if gone.contains(&parent) {
+            return Err(in_use(parent));
+        }
+    }
+    match plan.whole_session && listing.by_seq.keys().any(|seq| *seq > plan.newest) {
+        true => Err(in_use(plan.newest)),
+        false => Ok(()),
     }
 }
 

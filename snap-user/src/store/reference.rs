@@ -89,7 +89,10 @@ pub(super) fn resolve_in(
                 reference: (*name).to_owned(),
                 why: "no such tag".into(),
             })?;
-            list.iter().filter(in_scope).filter(|m| m.id == tag).collect()
+            list.iter()
+                .filter(in_scope)
+                .filter(|m| m.id == tag)
+                .collect()
         }
         Start::Sequence(seq) => list
             .iter()
@@ -140,7 +143,7 @@ pub(super) fn resolve_in(
         })?;
         at = by_id.get(&parent).ok_or_else(|| {
             not_found(format!(
-                "snapshot {parent}, the parent of {}: it was pruned, or its file is damaged",
+                "snapshot {parent}, the parent of {}: it was pruned, or its file is missing or damaged",
                 at.id.short()
             ))
         })?;
@@ -160,16 +163,7 @@ mod tests {
         assert_eq!(parse("@12~0"), Ok((Start::Sequence(12), 0)));
         assert_eq!(parse("12aB"), Ok((Start::Prefix("12aB"), 0)));
         assert_eq!(parse("good-1~2"), Ok((Start::Name("good-1"), 2)));
-        for bad in [
-            "",
-            "~1",
-            "123",
-            "@",
-            "@x",
-            "@-1",
-            "latest~x",
-            "latest~-1",
-        ] {
+        for bad in ["", "~1", "123", "@", "@x", "@-1", "latest~x", "latest~-1"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
         assert!(parse(&"a".repeat(33)).is_err());

@@ -2,11 +2,12 @@
 
 use super::directory::SnapshotMeta;
 use crate::model::SnapshotId;
+use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::time::Duration;
 
 /// What to keep. Without any rule everything is kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rules {
     /// The newest so many of each session.
     pub keep_last: Option<u64>,
@@ -39,7 +40,11 @@ pub fn removable<'a>(
     }
     let newest = list.iter().map(|meta| meta.time_ns).max().unwrap_or(0);
     // A snapshot from the future says nothing about the age of the others.
-    let now = if newest > now_ns { now_ns } else { now_ns.max(newest) };
+    let now = if newest > now_ns {
+        now_ns
+    } else {
+        now_ns.max(newest)
+    };
     let is_last = |at: usize| {
         rules
             .keep_last

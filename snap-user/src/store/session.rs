@@ -223,7 +223,8 @@ impl Session {
             }
         };
         // Before anything of the parent is read: from now on it stays.
-        self.shared.build_on(parent.map(|(_, seq)| seq), &self.dir)?;
+        self.shared
+            .build_on(parent.map(|(_, seq)| seq), &self.dir)?;
         if let (SnapshotKind::Delta, Some((id, seq))) = (kind, parent)
             && self.head() != Some(id)
         {
@@ -236,7 +237,7 @@ impl Session {
     /// The right to remove snapshots of this session, also while it is being written, from another thread. The
     /// session stays locked until both are dropped.
     pub fn pruner(&self) -> Pruner {
-        Pruner::new(&self.store, self.id, &self.shared, &self.lock)
+        Pruner::new(&self.store, self.id, &self.shared, &self.lock, true)
     }
 
     fn seq_of(&self, id: SnapshotId) -> Result<u32, StoreError> {

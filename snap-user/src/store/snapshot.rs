@@ -162,8 +162,7 @@ pub(super) fn read_wanted(
                     && !Arc::ptr_eq(&other, &pack)
                 {
                     // Replaced meanwhile: places are of the one that they were asked of.
-                    read_data(&*other, &packed, &mut buffer, take)?;
-                    packed.clear();
+                    read_packed(&other, &mut packed, &mut buffer, take)?;
                 }
                 for (location, addr) in in_file {
                     packed.push((pack.entry(*location)?, *addr));
@@ -172,9 +171,21 @@ pub(super) fn read_wanted(
         }
     }
     if let Some(pack) = packs {
-        packed.sort_unstable_by_key(|(entry, _)| entry.at);
-        read_data(&*pack, &packed, &mut buffer, take)?;
+        read_packed(&pack, &mut packed, &mut buffer, take)?;
     }
+    Ok(())
+}
+
+/// Reads pages of a pack, in any order, and forgets them.
+fn read_packed(
+    pack: &PackFile,
+    packed: &mut Vec<(IndexEntry, u64)>,
+    buffer: &mut ReadBuffer,
+    take: TakeEncoded<'_>,
+) -> Result<(), StoreError> {
+    packed.sort_unstable_by_key(|(entry, _)| entry.at);
+    read_data(pack, packed, buffer, take)?;
+    packed.clear();
     Ok(())
 }
 

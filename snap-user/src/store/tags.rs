@@ -153,7 +153,10 @@ impl Store {
         {
             return Err(bad(
                 name,
-                format!("it is the name of {} already: replace it with --force", tag.id.short()),
+                format!(
+                    "it is the name of {} already: replace it with --force",
+                    tag.id.short()
+                ),
             ));
         }
         let tag = Tag {
@@ -213,7 +216,9 @@ mod tests {
         for good in ["before-upgrade", "v1.2", "abc", "run_7+x", "_x", "Latest"] {
             assert_eq!(objection(good), None, "{good}");
         }
-        for bad in ["", "latest", "beef", "0123abcd", "@1", "a~1", "a/b", "..", "-x", "ä", "a b"] {
+        for bad in [
+            "", "latest", "beef", "0123abcd", "@1", "a~1", "a/b", "..", "-x", "ä", "a b",
+        ] {
             assert!(objection(bad).is_some(), "{bad}");
         }
         assert!(objection(&"x".repeat(65)).is_some());

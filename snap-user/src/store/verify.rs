@@ -176,7 +176,10 @@ impl<'a> Check<'a> {
         let fault = self.pack.as_ref().and_then(|pack| pack.fault.as_deref());
         let in_pack = (lost.0 > 0).then(|| {
             let why = fault.unwrap_or("it has no such page");
-            format!("{} of its pages, {:#x} first, are in the pack: {why}", lost.0, lost.1)
+            format!(
+                "{} of its pages, {:#x} first, are in the pack: {why}",
+                lost.0, lost.1
+            )
         });
         bad.into_iter()
             .map(|(seq, (pages, first))| {
