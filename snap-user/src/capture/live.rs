@@ -83,9 +83,16 @@ impl Live {
             if let Some(flags) = self.flags.get(&vma.range.start) {
                 vma.flags.clone_from(flags);
             }
-            if let Backing::File { dev, inode, .. } = &vma.backing {
-                let dev = u64::from(dev.0) << 32 | u64::from(dev.1);
-                vma.build_id = self.build_ids.get(&(dev, *inode)).cloned().flatten();
+            match &vma.backing {
+                Backing::File { dev, inode, .. } => {
+                    let dev = u64::from(dev.0) << 32 | u64::from(dev.1);
+                    vma.build_id = self.build_ids.get(&(dev, *inode)).cloned().flatten();
+                }
+                // Not in a snapshot: its build id tells later which one it was.
+                Backing::Special(name) if name == "vdso" => {
+                    vma.build_id = proc::own_vdso().map(|(_, id)| id.clone());
+                }
+                _ => {}
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use super::help;
 use super::units;
-use crate::session::{Options, Schedule, TrackerChoice};
+use crate::session::{Options, Rules, Schedule, TrackerChoice};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -85,6 +85,21 @@ pub enum Verb {
     /// Check that what is stored is whole
     #[command(after_help = help::VERIFY)]
     Verify(Verify),
+    /// Give a snapshot a name, which also protects it; list names
+    #[command(after_help = help::TAG)]
+    Tag(Tag),
+    /// Remove snapshots by rule; what others need of them is kept
+    #[command(after_help = help::PRUNE)]
+    Prune(Prune),
+    /// Merge a stretch of snapshots into one
+    #[command(after_help = help::SQUASH)]
+    Squash(Squash),
+    /// Write a snapshot as a core file, for debuggers
+    #[command(after_help = help::EXPORT)]
+    Export(Export),
+    /// Open a snapshot in gdb
+    #[command(after_help = help::GDB)]
+    Gdb(Gdb),
     /// Put a live process back to a snapshot, in place
     #[command(after_help = help::ROLLBACK)]
     Rollback(Rollback),
@@ -156,6 +171,33 @@ impl Taking {
             probes: !self.no_probes,
             audit: self.audit,
             memory: self.memory,
+            keep: Rules::default(),
+        }
+    }
+}
+
+/// Which snapshots are kept while others are taken.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Which snapshots are kept (all, unless said otherwise)")]
+pub struct Keeping {
+    /// Keep those of the last D: 60s, 2h, 7d
+    #[arg(long = "keep", value_name = "D", value_parser = units::duration)]
+    pub within: Option<Duration>,
+    /// Keep the last N
+    #[arg(long = "keep-last", value_name = "N", value_parser = count)]
+    pub last: Option<u64>,
+    /// Most room for them on the disk; the oldest go first
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub max_size: Option<u64>,
+}
+
+impl Keeping {
+    /// As the session takes it.
+    pub fn rules(&self) -> Rules {
+        Rules {
+            keep_last: self.last,
+            keep_within: self.within,
+            max_size: self.max_size,
         }
     }
 }
@@ -206,6 +248,8 @@ pub struct Run {
     #[command(flatten)]
     pub when: Timing,
     #[command(flatten)]
+    pub keeping: Keeping,
+    #[command(flatten)]
     pub taking: Taking,
     #[command(flatten)]
     pub live: Live,
@@ -222,6 +266,8 @@ pub struct Watch {
     pub pids: Vec<i32>,
     #[command(flatten)]
     pub when: Timing,
+    #[command(flatten)]
+    pub keeping: Keeping,
     #[command(flatten)]
     pub taking: Taking,
     #[command(flatten)]
@@ -284,6 +330,110 @@ pub struct Verify {
     pub reference: Option<String>,
     #[command(flatten)]
     pub json: Json,
+}
+
+/// `ksnap tag`
+#[derive(Debug, Args)]
+pub struct Tag {
+    /// The name; all are listed if it is left out
+    #[arg(value_name = "NAME", required_if_eq("delete", "true"))]
+    pub name: Option<String>,
+    /// The snapshot
+    #[arg(value_name = "REF", default_value = "latest")]
+    pub reference: String,
+    /// Take the name away; the snapshot stays
+    #[arg(short, long)]
+    pub delete: bool,
+    /// Give the name to this snapshot also when another one has it
+    #[arg(short, long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// What removes snapshots asks first.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Removing {
+    /// Only say what would be removed
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+/// `ksnap prune`
+#[derive(Debug, Args)]
+pub struct Prune {
+    /// Keep the last N of each session
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub keep_last: Option<u64>,
+    /// Keep those of the last D: 60s, 2h, 7d
+    #[arg(long, value_name = "D", value_parser = units::duration)]
+    pub keep_within: Option<Duration>,
+    /// Most room on the disk for all of them; beyond it the oldest go, also those that another rule keeps
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub max_size: Option<u64>,
+    /// Only snapshots of this process
+    #[arg(long, value_parser = pid)]
+    pub pid: Option<i32>,
+    #[command(flatten)]
+    pub removing: Removing,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+impl Prune {
+    /// As the session takes it.
+    pub fn rules(&self) -> Rules {
+        Rules {
+            keep_last: self.keep_last,
+            keep_within: self.keep_within,
+            max_size: self.max_size,
+        }
+    }
+}
+
+/// `ksnap squash`
+#[derive(Debug, Args)]
+pub struct Squash {
+    /// What lies between two snapshots, A..B, or before one, ..B
+    #[arg(value_name = "A..B")]
+    pub range: String,
+    #[command(flatten)]
+    pub removing: Removing,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `ksnap export`
+#[derive(Debug, Args)]
+pub struct Export {
+    /// The snapshot
+    #[arg(value_name = "REF")]
+    pub reference: String,
+    /// Write an ELF core to this file
+    #[arg(long, value_name = "FILE", required = true)]
+    pub core: PathBuf,
+    /// Replace the file if it exists
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `ksnap gdb`
+#[derive(Debug, Args)]
+pub struct Gdb {
+    /// The snapshot
+    #[arg(value_name = "REF", default_value = "latest")]
+    pub reference: String,
+    /// The debugger
+    #[arg(long, value_name = "PATH", default_value = "gdb")]
+    pub gdb: PathBuf,
+    /// More arguments for the debugger, after `--`
+    #[arg(last = true, value_name = "ARGUMENT")]
+    pub arguments: Vec<OsString>,
 }
 
 /// `ksnap rollback`

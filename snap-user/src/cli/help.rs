@@ -3,7 +3,7 @@
 /// References, in every command that takes one.
 macro_rules! references {
     () => {
-        "\n\nA snapshot is named by `latest`, by the first 4 digits of its id or more, or by @N, its number in \
+        "\n\nA snapshot is named by `latest`, by its tag, by the first 4 digits of its id or more, or by @N, its number in \
          the list; ~N behind it means the Nth parent: latest~2."
     };
 }
@@ -88,6 +88,63 @@ is damaged.
 Examples:
   ksnap verify
   ksnap verify latest",
+    references!()
+);
+
+pub(super) const TAG: &str = concat!(
+    "\
+A tagged snapshot is not removed by any rule: not by `prune`, not by `squash`, not by the rules of `run` and `watch`.
+
+Examples:
+  ksnap tag before-upgrade
+  ksnap tag good @12
+  ksnap rollback 1234 good
+  ksnap tag
+  ksnap tag -d good",
+    references!()
+);
+
+pub(super) const PRUNE: &str = "\
+What any of the two --keep rules keeps is kept; so are tagged snapshots and, while a process is being watched, its \
+newest one. What kept snapshots need of those that go is merged first, so that they stay whole; a crash at any moment \
+leaves all of them or only what is kept. A session whose process is being watched is pruned by its watcher. Without a \
+rule nothing goes but what an interrupted prune has left behind. Asks first; without a terminal, -y is needed.
+
+Examples:
+  ksnap prune --keep-last 100 --dry-run
+  ksnap prune --keep-within 7d --max-size 4G -y";
+
+pub(super) const SQUASH: &str = concat!(
+    "\
+B stays as it is, and holds what changed since A. Tagged snapshots in between are an error. Asks first; without a \
+terminal, -y is needed.
+
+Examples:
+  ksnap squash @10..@20
+  ksnap squash ..latest~100 -y",
+    references!()
+);
+
+pub(super) const EXPORT: &str = concat!(
+    "\
+The core has all threads with their registers, and the memory that the snapshot has: heap, stacks, globals, shared \
+memory. Code and other unchanged content of mapped files is in those files, which debuggers find by the \
+build id; so is what the program marked with MADV_DONTDUMP left out. Pages of zeroes are holes in the file.
+
+Examples:
+  ksnap export latest --core core.1234
+  gdb /usr/bin/redis-server core.1234 -ex 'thread apply all bt'",
+    references!()
+);
+
+pub(super) const GDB: &str = concat!(
+    "\
+Writes a core file without a name to the folder for temporary files (TMPDIR), and starts gdb on it; nothing is \
+left when gdb ends.
+
+Examples:
+  ksnap gdb
+  ksnap gdb latest~3 -- -batch -ex 'thread apply all bt'",
     references!()
 );
 

@@ -4,7 +4,7 @@ use super::args::{Run, Watch};
 use super::context::Context;
 use super::exit::{CliError, Exit};
 use super::reporter::Reporter;
-use crate::session::{self, Progress};
+use crate::session::{self, Options, Progress};
 
 /// Watches processes until the schedule ends, they end, or Ctrl-C.
 pub fn watch(context: &Context, args: &Watch) -> Result<Exit, CliError> {
@@ -15,7 +15,10 @@ pub fn watch(context: &Context, args: &Watch) -> Result<Exit, CliError> {
         &context.store()?,
         &args.pids,
         &args.when.schedule(),
-        &args.taking.options(),
+        &Options {
+            keep: args.keeping.rules(),
+            ..args.taking.options()
+        },
         &mut |pid, progress| reporter.report(pid, progress),
     )?;
     if several {
@@ -33,7 +36,10 @@ pub fn run(context: &Context, args: &Run) -> Result<Exit, CliError> {
         &context.store()?,
         &args.command,
         &args.when.schedule(),
-        &args.taking.options(),
+        &Options {
+            keep: args.keeping.rules(),
+            ..args.taking.options()
+        },
         &mut |progress| {
             if let Progress::Attached { pid: of, .. } = progress {
                 pid = *of;

@@ -2,6 +2,7 @@
 
 use super::events::{Events, LazyProbes};
 use super::flight::{Flight, InFlight};
+use super::keeper::Keeper;
 use super::open::open_session;
 use super::pipeline::{Hashes, Pipeline};
 use super::profile::Profiling;
@@ -41,6 +42,8 @@ pub struct Engine {
     pub(super) synced: bool,
     pub(super) hashes: Arc<Hashes>,
     pub(super) pipeline: Pipeline,
+    /// After the pipeline: what is being written is written before the last look at what to keep.
+    pub(super) keeper: Keeper,
     pub(super) flight: Option<Flight>,
     /// Why it is not tracked by a better mechanism.
     instead: Option<String>,
@@ -101,6 +104,7 @@ impl Engine {
         let (session, head, hashes) = open_session(store, &target)?;
         let covered = PageSet::from_pages(hashes.iter().map(|(addr, _)| addr).collect());
         Ok(Self {
+            keeper: Keeper::start(session.pruner(), options.keep)?,
             session: session.id(),
             layout: layout(pid)?,
             epoch: Epoch::new(attached.tracker, events.is_on()),

@@ -83,6 +83,8 @@ impl Engine {
         }
         self.head = Some(settled.published.id);
         self.synced = true;
+        self.keeper
+            .published(flight.time_ns, settled.published.bytes);
         let hashes = Arc::make_mut(&mut self.hashes);
         settled
             .removed

@@ -111,6 +111,8 @@ impl Engine {
         let store = self.store.clone();
         let snapshot = store.snapshot(to)?;
         self.check_session(snapshot.header().session)?;
+        // It is to be the head, and must not be pruned until it is.
+        self.keeper.pin(to)?;
         let target = snapshot.manifest()?.state;
         let pid = self.target.pid;
 

@@ -1,6 +1,7 @@
 //! What the verbs take and what they tell.
 
 use crate::model::{Costs, SnapshotId, SnapshotKind};
+pub use crate::store::Rules;
 pub use crate::track::{TrackerChoice, TrackerKind};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::time::Duration;
@@ -19,6 +20,8 @@ pub struct Options {
     pub audit: bool,
     /// Most bytes held in copy buffers at any time.
     pub memory: u64,
+    /// Which snapshots are kept while others are taken.
+    pub keep: Rules,
 }
 
 impl Default for Options {
@@ -28,6 +31,7 @@ impl Default for Options {
             probes: true,
             audit: false,
             memory: DEFAULT_MEMORY,
+            keep: Rules::default(),
         }
     }
 }

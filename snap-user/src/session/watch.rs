@@ -155,6 +155,10 @@ pub(super) fn drive(
                 engine.start_profile();
                 profile = Some((Instant::now() + Duration::from_millis(lasting_ms), answer));
             }
+            // On a thread of its own: the next snapshot does not wait for it.
+            Ok(Command::Ask(Request::Prune { what, dry_run }, answer)) => {
+                engine.keeper.ask(what, dry_run, answer);
+            }
             Ok(Command::Ask(request, answer)) => {
                 let reply = answer_to(engine, &request, &mut tally, report)?;
                 let _ = answer.send(reply);
@@ -211,7 +215,9 @@ fn answer_to(
         told(outcome, tally, report)?;
     }
     Ok(match request {
-        Request::Profile { .. } => unreachable!("answered when its time is over"),
+        Request::Profile { .. } | Request::Prune { .. } => {
+            unreachable!("answered when it is over")
+        }
         Request::Snap => {
             let outcome = match engine.snapshot() {
                 Ok(()) => engine.settle().unwrap_or_else(|| {

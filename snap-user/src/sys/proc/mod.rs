@@ -5,6 +5,7 @@ mod fdinfo;
 mod fds;
 mod maps;
 mod status;
+mod vdso;
 
 pub use attributes::{
     TaskStatus, autogroup_nice, is_io_flusher, machine_check_kill, memory_policies, namespaces,
@@ -17,6 +18,7 @@ pub use status::{
     Stat, Status, auxv, cmdline, cpu_time_ns, exe, idle_ns, is_alive, link, mm_fields, processes,
     stat, status, threads,
 };
+pub use vdso::own_vdso;
 
 use super::{Result, SysError};
 
