@@ -5,6 +5,7 @@ use super::service::{Command, Service};
 use super::{
     Ended, Engine, Options, Progress, Result, Schedule, SessionError, Summary, Taken, Trouble,
 };
+use crate::capture::CaptureError;
 use crate::model::SnapshotId;
 use crate::store::{Store, StoreError};
 use crate::sys::{pidfd_open, renice};
@@ -41,7 +42,7 @@ pub fn watch(
     }
     let mut engine = Engine::attach(&store, pid, options)?;
     let (send, commands) = channel();
-    let pidfd = pidfd_open(pid)?;
+    let pidfd = pidfd_open(pid).map_err(|e| CaptureError::from_sys(pid, e))?;
     let _service = Service::start(store.dir(), pid, pidfd, false, send)?;
     drive(&mut engine, schedule, &commands, report)
 }
