@@ -2,7 +2,7 @@
 
 use super::memory::{self, Pages};
 use super::plan::{MapOp, RestorePlan};
-use super::{RestoreError, Result, threads};
+use super::{RestoreError, Result, fault, threads};
 use crate::model::{Backing, PageSet, ProcessState, Protection, Vma};
 use crate::sys::{self, Frozen, Gadgets, Remote, SysError, pidfd_getfd, proc};
 use std::os::fd::AsFd;
@@ -36,6 +36,7 @@ pub fn apply(
         })?;
     let mut step = "ending threads";
     let mut run = || -> sys::Result<Applied> {
+        fault::point(step);
         for &tid in &plan.end_threads {
             threads::end(frozen, tid, insn)?;
         }
@@ -45,6 +46,7 @@ pub fn apply(
         let worker = frozen.threads()[0];
         let mut remote = Remote::new(worker, insn)?;
         step = "changing mappings";
+        fault::point(step);
         if let Some(brk) = plan.brk {
             set_brk(&mut remote, brk)?;
         }
@@ -52,6 +54,7 @@ pub fn apply(
             change_mapping(pid, &mut remote, op)?;
         }
         step = "writing memory";
+        fault::point(step);
         let mapped: PageSet = target
             .vmas
             .iter()
@@ -62,6 +65,7 @@ pub fn apply(
         memory::discard(pid, &absent, &target.vmas, &mut remote)?;
         drop(remote);
         step = "setting file positions";
+        fault::point(step);
         for &(fd, position) in &plan.positions {
             // The descriptor shares its position with the target's.
             let file = pidfd_getfd(&process, fd)?;
@@ -69,17 +73,24 @@ pub fn apply(
                 .map_err(|e| SysError::new("lseek", format_args!("descriptor {fd}"), e))?;
         }
         step = "registering threads";
+        fault::point(step);
         for registration in &plan.registrations {
             threads::register_again(registration, insn)?;
         }
         step = "making threads";
+        fault::point(step);
         for thread in &plan.start_threads {
             threads::start(frozen, worker, insn, thread)?;
         }
         step = "setting registers";
-        for thread in &target.threads {
+        fault::point(step);
+        for (n, thread) in target.threads.iter().enumerate() {
             threads::set(thread)?;
+            if n == 0 {
+                fault::point("registers of one thread set");
+            }
         }
+        fault::point("all done");
         Ok(Applied {
             written,
             discarded: absent.pages(),

@@ -148,7 +148,8 @@ pub fn write_pages(pid: i32, pages: &[(u64, &Page)]) -> Result<()> {
     let (mut local, mut remote) = (Vec::new(), Vec::new());
     while !rest.is_empty() {
         let batch = &rest[..rest.len().min(BATCH)];
-        (local.clear(), remote.clear());
+        local.clear();
+        remote.clear();
         for (addr, page) in batch {
             add_to(&mut local, page.as_ptr() as usize);
             add_to(&mut remote, *addr as usize);
