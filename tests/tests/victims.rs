@@ -88,6 +88,8 @@ victims! {
     blocked_in_wait4: "blocked" ["wait4"];
     blocked_in_accept: "blocked" ["accept"];
     blocked_in_recv: "blocked" ["recv"];
+    blocked_in_recv_with_a_limit: "blocked" ["recv-timeout"];
+    blocked_in_read_with_a_limit: "blocked" ["read-timeout"];
 }
 
 #[test]
@@ -99,7 +101,7 @@ fn an_unknown_victim_or_option_is_refused() -> Result<()> {
 }
 
 /// signal(7): these calls fail with EINTR after a stop even where there is no handler.
-const NOT_RESTARTED: &[&str] = &["epoll_wait", "sigtimedwait"];
+const NOT_RESTARTED: &[&str] = &["epoll_wait", "sigtimedwait", "recv-timeout", "read-timeout"];
 
 fn stop_and_continue(victims: &[Victim]) -> Result<()> {
     let all = |signal| {

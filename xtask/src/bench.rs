@@ -4,6 +4,7 @@ mod floor;
 mod load;
 mod others;
 mod report;
+mod rollback;
 mod stop;
 
 use crate::cargo::{self, Profile};
@@ -37,6 +38,8 @@ pub struct Options {
 enum Name {
     /// How long snapshots stop a redis-server under load, ten times a second
     Stop,
+    /// How long rollbacks in place stop a process, by the pages that they write
+    Rollback,
 }
 
 /// Runs one measurement or all.
@@ -44,28 +47,38 @@ enum Name {
 /// # Errors
 /// When a measurement could not be made.
 pub fn run(options: Options) -> Result<ExitCode> {
+    let wanted = |name| options.name.is_none_or(|only| only == name);
+    let has = |program| crate::host::find(program).is_some();
     ensure!(
-        crate::host::find("redis-server").is_some()
-            && crate::host::find("redis-benchmark").is_some(),
+        !wanted(Name::Stop) || has("redis-server") && has("redis-benchmark"),
         "redis-server or redis-benchmark is missing: apt-get install redis-server redis-tools"
     );
-    let ksnap = match options.ksnap {
-        Some(file) => file,
+    ensure!(
+        !wanted(Name::Rollback) || has("python3"),
+        "python3 is missing: apt-get install python3"
+    );
+    let ksnap = match &options.ksnap {
+        Some(file) => file.clone(),
         None => {
             cargo::build(Profile::Release)?;
             cargo::binary(Profile::Release, "ksnap")
         }
     };
     if options.name.is_none() && !options.json {
-        println!("measurements: stop\n");
+        println!("measurements: stop, rollback\n");
     }
-    match options.name {
-        None | Some(Name::Stop) => {
-            let result = stop::measure(&ksnap, options.mib, options.seconds)?;
-            match options.json {
-                true => println!("{}", result.json()),
-                false => print!("{}", result.text()),
-            }
+    if wanted(Name::Stop) {
+        let result = stop::measure(&ksnap, options.mib, options.seconds)?;
+        match options.json {
+            true => println!("{}", result.json()),
+            false => println!("{}", result.text()),
+        }
+    }
+    if wanted(Name::Rollback) {
+        let result = rollback::measure(&ksnap)?;
+        match options.json {
+            true => println!("{}", result.json()),
+            false => print!("{}", result.text()),
         }
     }
     Ok(ExitCode::SUCCESS)

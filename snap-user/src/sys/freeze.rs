@@ -1,6 +1,6 @@
 //! Stopping every thread of a process, and letting it go on whatever happens.
 
-use super::interrupted::keep_waiting;
+use super::interrupted::{forget_waits, keep_waiting};
 use super::ptrace::{self, Event, Options, Tid};
 use super::{Result, SysError, proc};
 use std::cell::RefCell;
@@ -148,6 +148,9 @@ impl Frozen {
             if let Err(e) = keep_waiting(self.pid, tid) {
                 tracing::debug!("{e}");
             }
+        }
+        if hold == Hold::JobControl {
+            forget_waits(&self.threads);
         }
         Ok(())
     }
