@@ -133,6 +133,17 @@ rolled! {
     filemap_private: "filemap" ["private"], ["--audit"];
     shared_alone: "shared" ["--alone"], ["--audit"];
     fork: "fork" [], ["--audit"];
+    signal_dispositions: "attributes" ["signals"], ["--audit"];
+    timers: "attributes" ["timers"], ["--audit"];
+    process_attributes: "attributes" ["process"], ["--audit"];
+    memory_attributes: "attributes" ["memory"], ["--audit"];
+    signal_dispositions_without_probes: "attributes" ["signals"], ["--audit", "--no-probes"];
+    timers_without_probes: "attributes" ["timers"], ["--audit", "--no-probes"];
+    process_attributes_without_probes: "attributes" ["process"], ["--audit", "--no-probes"];
+    thread_attributes_without_probes: "attributes" ["threads"], ["--audit", "--no-probes"];
+    credentials_without_probes: "attributes" ["credentials"], ["--audit", "--no-probes"];
+    thread_attributes: "attributes" ["threads"], ["--audit"];
+    credentials: "attributes" ["credentials"], ["--audit"];
     gup_direct: "gup" [], [];
     nanosleep: "blocked" ["nanosleep"], ["--audit"];
     clock_nanosleep: "blocked" ["clock_nanosleep"], ["--audit"];

@@ -70,6 +70,12 @@ victims! {
     avx: "avx" [], needs Cpu("avx2");
     rseq: "rseq" [], needs Rseq;
     sparse: "sparse" [];
+    attributes_signals: "attributes" ["signals"];
+    attributes_timers: "attributes" ["timers"];
+    attributes_process: "attributes" ["process"];
+    attributes_memory: "attributes" ["memory"];
+    attributes_threads: "attributes" ["threads"], needs Root;
+    attributes_credentials: "attributes" ["credentials"], needs Root;
     gup: "gup" [];
     gup_with_rollbacks: "gup" ["--rollbacks"];
     signals_with_rollbacks: "signals" ["--rollbacks"];

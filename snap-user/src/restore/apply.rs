@@ -61,6 +61,12 @@ pub fn apply(
         for op in &plan.mappings {
             change_mapping(pid, &mut remote, op)?;
         }
+        drop(remote);
+        step = "taking guard pages away";
+        let mut held = Held::new(pid, insn);
+        state::apply(&plan.memory.before, &mut held)?;
+        held.finish(worker)?;
+        let mut remote = Remote::new(worker, insn)?;
         step = "writing memory";
         fault::point(step);
         let mapped: PageSet = target
@@ -91,6 +97,7 @@ pub fn apply(
         step = "setting attributes";
         fault::point(step);
         let mut held = Held::new(pid, insn);
+        notes.extend(state::apply(&plan.memory.after, &mut held)?);
         notes.extend(state::apply(&plan.state, &mut held)?);
         held.finish(worker)?;
         step = "setting registers";
@@ -127,7 +134,8 @@ fn set_brk(remote: &mut Remote, brk: u64) -> sys::Result<()> {
     Ok(())
 }
 
-fn bits(prot: Protection) -> u64 {
+/// `PROT_*`
+pub(super) fn bits(prot: Protection) -> u64 {
     let bit = |on: bool, flag: i32| if on { flag as u64 } else { 0 };
     bit(prot.read, libc::PROT_READ)
         | bit(prot.write, libc::PROT_WRITE)

@@ -3,7 +3,7 @@
 use super::engine::{Engine, covered};
 use super::staging::CHUNK;
 use super::{Options, Result, RolledBack, SessionError, control};
-use crate::capture::{CaptureError, compared, compared_pages, frozen_state, inspect};
+use crate::capture::{CaptureError, Told, compared, compared_pages, frozen_state, inspect};
 use crate::image::{PageSource, SessionId};
 use crate::model::{
     Backing, PAGE_SIZE, PageRange, PageSet, ProcessState, SnapshotId, Vma, page_down,
@@ -134,6 +134,9 @@ impl Engine {
         self.load_written(&snapshot, &mut ahead)?;
         load(&snapshot, &stack_tops(&target), &mut ahead.content)?;
         let vmas = self.maps()?;
+        if self.events.take_described() {
+            self.live.look_again();
+        }
         self.live.refresh(&vmas)?;
 
         let stop = monotonic_ns();
@@ -267,7 +270,10 @@ impl Engine {
         let recorded = self.epoch.is_armed() && self.tracker() != TrackerKind::Hash;
         let dirty = self.epoch.rotate(&vmas, |page| known.get(page).is_some())?;
         let rotated = monotonic_ns();
-        let told = self.events.told(frozen.threads()[0]);
+        let told = Told {
+            patient: true,
+            ..self.events.told(frozen.threads()[0])
+        };
         let live = frozen_state(frozen, &self.target, &mut self.live, &vmas, told)?;
         let planned = plan(target, &live, &Live { pid })?;
         let planned_at = monotonic_ns();

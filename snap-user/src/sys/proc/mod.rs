@@ -9,7 +9,7 @@ mod vdso;
 
 pub use attributes::{
     TaskStatus, autogroup_nice, is_io_flusher, machine_check_kill, memory_policies, namespaces,
-    number, task_status, text, time_offsets, write,
+    number, task_status, text, time_offsets, timers, write,
 };
 pub use fdinfo::{FdInfo, FileHandle};
 pub use fds::{FdStat, FdTable};
