@@ -16,6 +16,7 @@ pub struct Live {
     descriptors: HashMap<i32, Resource>,
     flags: HashMap<u64, Vec<String>>,
     build_ids: HashMap<(u64, u64), Option<Vec<u8>>>,
+    vdso: Option<Vec<u8>>,
     described: Vec<Vma>,
 }
 
@@ -30,6 +31,7 @@ impl Live {
             descriptors: HashMap::new(),
             flags: HashMap::new(),
             build_ids: HashMap::new(),
+            vdso: proc::vdso_build_id(),
             described: Vec::new(),
         };
         live.refresh(&proc::maps(pid).map_err(sys)?)?;
@@ -80,6 +82,12 @@ impl Live {
         for vma in vmas {
             if let Some(flags) = self.flags.get(&vma.range.start) {
                 vma.flags.clone_from(flags);
+            }
+            if let Backing::Special(name) = &vma.backing
+                && name == "vdso"
+            {
+                // The same in every process.
+                vma.build_id.clone_from(&self.vdso);
             }
             if let Backing::File { dev, inode, .. } = &vma.backing {
                 let dev = u64::from(dev.0) << 32 | u64::from(dev.1);

@@ -2,7 +2,7 @@
 
 use super::help;
 use super::units;
-use crate::session::{Options, Schedule, TrackerChoice};
+use crate::session::{Options, Pids, ReviveOptions, Schedule, Then, TrackerChoice};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -85,6 +85,12 @@ pub enum Verb {
     /// Check that what is stored is whole
     #[command(after_help = help::VERIFY)]
     Verify(Verify),
+    /// Bring a snapshot back as a new process
+    #[command(after_help = help::RESTORE)]
+    Restore(Restore),
+    /// Start copies of a snapshot, each in a PID namespace of its own
+    #[command(after_help = help::FORK)]
+    Fork(Fork),
     /// Put a live process back to a snapshot, in place
     #[command(after_help = help::ROLLBACK)]
     Rollback(Rollback),
@@ -156,6 +162,7 @@ impl Taking {
             probes: !self.no_probes,
             audit: self.audit,
             memory: self.memory,
+            then: Then::GoOn,
         }
     }
 }
@@ -230,6 +237,12 @@ pub struct Snap {
     /// The process
     #[arg(value_parser = pid)]
     pub pid: i32,
+    /// End the process once its snapshot is stored; it does not run in between
+    #[arg(long, conflicts_with = "stop")]
+    pub kill: bool,
+    /// Stop the process (SIGSTOP) once its snapshot is stored
+    #[arg(long)]
+    pub stop: bool,
     #[command(flatten)]
     pub taking: Taking,
     #[command(flatten)]
@@ -278,6 +291,84 @@ pub struct Verify {
     pub reference: Option<String>,
     #[command(flatten)]
     pub json: Json,
+}
+
+/// How a snapshot is brought back.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "How the snapshot is brought back")]
+pub struct Reviving {
+    /// Go on when a file that was mapped is another one now
+    #[arg(long)]
+    pub allow_changed_files: bool,
+    /// Refuse when anything would differ from what it was
+    #[arg(long)]
+    pub strict: bool,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+impl Reviving {
+    /// As the session takes it.
+    pub fn options(&self, pids: Pids) -> ReviveOptions {
+        ReviveOptions {
+            pids,
+            allow_changed_files: self.allow_changed_files,
+            strict: self.strict,
+        }
+    }
+}
+
+/// Process ids of what is brought back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PidChoice {
+    /// Those of the snapshot
+    Same,
+    /// New ones: a C library that remembers its thread ids remembers the old ones
+    New,
+    /// Those of the snapshot, in a PID namespace of their own
+    Namespace,
+}
+
+impl From<PidChoice> for Pids {
+    fn from(choice: PidChoice) -> Self {
+        match choice {
+            PidChoice::Same => Self::Same,
+            PidChoice::New => Self::New,
+            PidChoice::Namespace => Self::Namespace,
+        }
+    }
+}
+
+/// `ksnap restore`
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// The snapshot
+    #[arg(value_name = "REF")]
+    pub reference: String,
+    /// Process ids that it gets [default: same]
+    #[arg(long, value_enum, value_name = "WHICH")]
+    pub pids: Option<PidChoice>,
+    /// Wait until it ends, and end with its exit status
+    #[arg(long)]
+    pub wait: bool,
+    #[command(flatten)]
+    pub reviving: Reviving,
+}
+
+/// `ksnap fork`
+#[derive(Debug, Args)]
+pub struct Fork {
+    /// The snapshot
+    #[arg(value_name = "REF")]
+    pub reference: String,
+    /// How many copies
+    #[arg(short = 'n', long = "copies", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub copies: u32,
+    /// Process ids that they get [default: namespace]
+    #[arg(long, value_enum, value_name = "WHICH")]
+    pub pids: Option<PidChoice>,
+    #[command(flatten)]
+    pub reviving: Reviving,
 }
 
 /// `ksnap rollback`

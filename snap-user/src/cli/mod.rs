@@ -21,6 +21,7 @@ mod logging;
 mod profile;
 mod render;
 mod reporter;
+mod restore;
 mod rollback;
 mod shell;
 mod show;
@@ -72,6 +73,8 @@ fn dispatch(context: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Show(args) => show::show(context, args),
         Verb::Diff(args) => diff::diff(context, args),
         Verb::Verify(args) => verify::verify(context, args),
+        Verb::Restore(args) => restore::restore(context, args),
+        Verb::Fork(args) => restore::fork(context, args),
         Verb::Rollback(args) => rollback::rollback(context, args),
         Verb::Profile(args) => profile::profile(context, args),
         Verb::Doctor(args) => doctor::doctor(context, args),

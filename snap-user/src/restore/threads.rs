@@ -1,7 +1,7 @@
 //! Ending, making and setting threads.
 
-use crate::model::{PAGE_SIZE, ThreadState, page_down};
-use crate::sys::arch::Registers;
+use crate::model::{PAGE_SIZE, Rseq, ThreadState, page_down};
+use crate::sys::arch::{Registers, fit_extended};
 use crate::sys::ptrace::{self, Tid};
 use crate::sys::{self, Frozen, Remote, SysError};
 use std::io;
@@ -135,15 +135,7 @@ fn register(pid: i32, thread: &ThreadState, insn: u64) -> sys::Result<()> {
         remote.call("set_robust_list", libc::SYS_set_robust_list, args)?;
     }
     if let Some(rseq) = thread.rseq {
-        let args = [
-            rseq.addr,
-            rseq.size.into(),
-            rseq.flags.into(),
-            rseq.signature.into(),
-            0,
-            0,
-        ];
-        remote.call("rseq", libc::SYS_rseq, args)?;
+        remote.call("rseq", libc::SYS_rseq, rseq_args(rseq))?;
     }
     if let Some(address) = tid_address(pid, thread) {
         remote.call(
@@ -161,10 +153,22 @@ fn register(pid: i32, thread: &ThreadState, insn: u64) -> sys::Result<()> {
     Ok(())
 }
 
+/// Arguments of rseq(2) that register what was registered.
+pub(super) fn rseq_args(rseq: Rseq) -> [u64; 6] {
+    [
+        rseq.addr,
+        rseq.size.into(),
+        rseq.flags.into(),
+        rseq.signature.into(),
+        0,
+        0,
+    ]
+}
+
 /// Where the kernel clears the thread's id when it ends, for whoever joins it. The kernel tells
 /// only the thread itself; but C libraries keep it in the thread's descriptor, a few words from
 /// the robust list's head, and it holds the thread's id.
-fn tid_address(pid: i32, thread: &ThreadState) -> Option<u64> {
+pub(super) fn tid_address(pid: i32, thread: &ThreadState) -> Option<u64> {
     const REACH: u64 = 64;
     let head = thread.robust_list?.head;
     // glibc: `tid` lies two words below `robust_head`.
@@ -180,17 +184,23 @@ fn tid_address(pid: i32, thread: &ThreadState) -> Option<u64> {
 
 /// Sets registers and mask of a stopped thread to the snapshot's.
 pub(super) fn set(thread: &ThreadState) -> sys::Result<()> {
-    ptrace::set_extended(thread.tid, &thread.fp)?;
-    ptrace::set_sigmask(thread.tid, thread.sigmask)?;
+    set_registers(thread.tid, thread)
+}
+
+/// The same for a thread that may have another id now.
+pub(super) fn set_registers(tid: Tid, thread: &ThreadState) -> sys::Result<()> {
+    let len = ptrace::extended(tid)?.len();
+    ptrace::set_extended(tid, &fit_extended(&thread.fp, len))?;
+    ptrace::set_sigmask(tid, thread.sigmask)?;
     let regs = Registers::from_prstatus(&thread.gp).ok_or_else(|| {
         SysError::new(
             "PTRACE_SETREGSET",
-            format_args!("thread {}", thread.tid),
+            format_args!("thread {tid}"),
             io::Error::new(
                 io::ErrorKind::InvalidData,
                 "the snapshot's registers are of another size",
             ),
         )
     })?;
-    ptrace::set_general(thread.tid, regs.without_restart_block().as_bytes())
+    ptrace::set_general(tid, regs.without_restart_block().as_bytes())
 }

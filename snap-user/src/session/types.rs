@@ -19,6 +19,21 @@ pub struct Options {
     pub audit: bool,
     /// Most bytes held in copy buffers at any time.
     pub memory: u64,
+    /// What becomes of the process after a snapshot that is asked for.
+    pub then: Then,
+}
+
+/// What becomes of a process once its snapshot is stored. It does not run in between.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Then {
+    /// It runs on, as soon as it is captured.
+    #[default]
+    GoOn,
+    /// It is stopped (SIGSTOP).
+    Stop,
+    /// It is ended (SIGKILL).
+    Kill,
 }
 
 impl Default for Options {
@@ -28,6 +43,7 @@ impl Default for Options {
             probes: true,
             audit: false,
             memory: DEFAULT_MEMORY,
+            then: Then::GoOn,
         }
     }
 }

@@ -224,8 +224,8 @@ fn answer_to(
     }
     Ok(match request {
         Request::Profile { .. } => unreachable!("answered when its time is over"),
-        Request::Snap => {
-            let outcome = match engine.snapshot() {
+        Request::Snap { then } => {
+            let outcome = match engine.snapshot_then(*then) {
                 Ok(()) => engine.settle().unwrap_or_else(|| {
                     Err(SessionError::Control {
                         why: "took no snapshot".into(),

@@ -14,17 +14,21 @@ pub mod proc;
 pub mod ptrace;
 mod remote;
 mod scratch;
+mod stub;
 mod uffd;
 
 pub use error::SysError;
 pub use freeze::{Freeze, Frozen, Hold, release_strays};
 pub use gadgets::Gadgets;
 pub use guarded::{Call, Guarded};
-pub use memory::{ReadFault, read_bytes, read_pages, read_ranges, write_bytes, write_ranges};
+pub use memory::{
+    ReadFault, memfd, read_bytes, read_pages, read_ranges, write_bytes, write_ranges,
+};
 pub use pagemap::{PageInfo, Pagemap, ScanResult, clear_soft_dirty};
-pub use pidfd::{PidFd, pidfd_getfd, pidfd_open};
+pub use pidfd::{PidFd, duplicate, pidfd_getfd, pidfd_open};
 pub use remote::Remote;
 pub use scratch::ScratchMap;
+pub use stub::{Birth, Released, Stub, StubCall, StubThread};
 pub use uffd::{CREATION_FLAGS as USERFAULTFD_FLAGS, Userfaultfd, WpRegister};
 
 /// Result of a system call wrapper.

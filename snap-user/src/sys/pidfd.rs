@@ -2,7 +2,7 @@
 
 use super::{Result, SysError};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
 
 /// A descriptor of a process, immune to the reuse of its pid.
 pub type PidFd = OwnedFd;
@@ -21,4 +21,15 @@ pub fn pidfd_open(pid: i32) -> Result<PidFd> {
 pub fn pidfd_getfd(process: impl AsFd, fd: i32) -> Result<OwnedFd> {
     rustix::process::pidfd_getfd(process, fd, PidfdGetfdFlags::empty())
         .map_err(|e| SysError::new("pidfd_getfd", format_args!("descriptor {fd}"), e))
+}
+
+/// A copy of one of this process's descriptors at a number of `beyond` or more, closed by an exec.
+pub fn duplicate(fd: i32, beyond: i32) -> Result<OwnedFd> {
+    // SAFETY: fcntl with two integers; a number that is not open is an error.
+    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, beyond) };
+    if copy == -1 {
+        return Err(SysError::last("fcntl", format_args!("descriptor {fd}")));
+    }
+    // SAFETY: just made, and owned by nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }

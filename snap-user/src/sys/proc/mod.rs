@@ -5,7 +5,7 @@ mod maps;
 mod status;
 
 pub use fds::{descriptor, descriptor_links, descriptors, flags_and_position, refresh_position};
-pub use maps::{build_id, maps, vm_flags};
+pub use maps::{build_id, maps, vdso_build_id, vm_flags};
 pub use status::{
     Stat, Status, auxv, cmdline, cpu_time_ns, exe, is_alive, link, mm_fields, processes, stat,
     status, threads,
