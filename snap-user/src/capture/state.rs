@@ -5,7 +5,7 @@ use crate::model::{
     Backing, PendingSignal, ProcessState, Resource, ResourceKind, ThreadState, Vma,
 };
 use crate::sys::ptrace::{self, Tid};
-use crate::sys::{Frozen, arch, proc};
+use crate::sys::{self, Frozen, arch, proc};
 
 /// Reads the state of a frozen process. `vmas` are its mappings as read inside the stop; `brk` is
 /// its program break where it is known.
@@ -104,7 +104,7 @@ fn thread(pid: i32, tid: Tid, leader: bool, unsupported: &mut Vec<String>) -> Re
         pending,
         rseq,
         robust_list: ptrace::robust_list(tid).map_err(sys)?,
-        restart_syscall: regs.needs_restart_block().then_some(regs.orig_rax),
+        restart_syscall: sys::continued_call(pid, tid, &regs),
         gp,
     })
 }

@@ -202,5 +202,6 @@ pub(super) fn set_registers(tid: Tid, thread: &ThreadState) -> sys::Result<()> {
             ),
         )
     })?;
-    ptrace::set_general(tid, regs.without_restart_block().as_bytes())
+    let regs = regs.without_restart_block(thread.restart_syscall);
+    ptrace::set_general(tid, regs.as_bytes())
 }

@@ -21,6 +21,7 @@ pub use error::SysError;
 pub use freeze::{Freeze, Frozen, Hold, release_strays};
 pub use gadgets::Gadgets;
 pub use guarded::{Call, Guarded};
+pub use interrupted::continued_call;
 pub use memory::{
     ReadFault, memfd, read_bytes, read_pages, read_ranges, write_bytes, write_ranges,
 };

@@ -55,11 +55,13 @@ impl Newborn {
             Ok(stub)
         };
         let stub = run().map_err(|source| RestoreError::Unborn { pid, step, source })?;
-        Ok(Self {
-            stub,
-            pid,
-            notes: Vec::new(),
-        })
+        let mut notes = Vec::new();
+        if !stub.has_right_proc() {
+            notes.push(
+                "its /proc has other ids than its own: a new one could not be mounted".to_owned(),
+            );
+        }
+        Ok(Self { stub, pid, notes })
     }
 
     /// Its id in ksnap's PID namespace, by which its memory is filled.

@@ -159,13 +159,14 @@ impl Registers {
     }
 
     /// These registers in a form that does not need the restart block: the call is issued again
-    /// with its own arguments.
-    pub fn without_restart_block(&self) -> Self {
+    /// with its own arguments. `call`: its number, where it is known; the registers have that of
+    /// restart_syscall(2) if the kernel has continued it before.
+    pub fn without_restart_block(&self, call: Option<u64>) -> Self {
         if !self.needs_restart_block() {
             return *self;
         }
         Self {
-            rax: self.orig_rax,
+            rax: call.unwrap_or(self.orig_rax),
             rip: self.rip - SYSCALL_INSN.len() as u64,
             orig_rax: u64::MAX,
             ..*self
@@ -411,7 +412,7 @@ mod tests {
             ..Default::default()
         };
         assert!(regs.needs_restart_block());
-        let again = regs.without_restart_block();
+        let again = regs.without_restart_block(None);
         assert_eq!(
             (again.rax, again.rip, again.orig_rax),
             (35, 0x1000, u64::MAX)
@@ -430,6 +431,17 @@ mod tests {
         state[XSTATE_BV] = 7;
         assert_eq!(extended_in_use(&state), 7);
         assert_eq!(fit_extended(&state, 2048).len(), 2048);
+    }
+
+    #[test]
+    fn a_sleep_that_was_continued_before_is_issued_by_its_own_number() {
+        let regs = Registers {
+            rax: -516i64 as u64,
+            orig_rax: 219,
+            rip: 0x1002,
+            ..Default::default()
+        };
+        assert_eq!(regs.without_restart_block(Some(230)).rax, 230);
     }
 
     #[test]

@@ -4,6 +4,8 @@ use super::{StubThread, TRACED};
 use crate::model::PAGE_SIZE;
 use crate::sys::ptrace::{self, Event, Tid};
 use crate::sys::{Gadgets, PidFd, Remote, Result, SysError, pidfd_open, proc, write_bytes};
+use std::io::Read;
+use std::os::fd::{AsRawFd, RawFd};
 
 /// How a process is to be started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,6 +21,8 @@ pub struct Birth {
 pub(super) struct Born {
     pub(super) thread: StubThread,
     pub(super) init: Option<Tid>,
+    /// It sees a /proc with the ids that it knows.
+    pub(super) right_proc: bool,
     pub(super) pidfd: PidFd,
 }
 
@@ -59,7 +63,7 @@ impl CloneArgs {
 
 /// Forks this process. The child runs `child` with all signals blocked, and nothing else of this
 /// program: `child` must confine itself to system calls.
-fn fork(args: &CloneArgs, id: i32, child: fn(i32) -> !) -> Result<Tid> {
+fn fork(args: &CloneArgs, id: i32, child: fn(Parent) -> !, ready: RawFd) -> Result<Tid> {
     // The address must not move between the two steps.
     let mut bytes = args.bytes(0, id);
     let address = bytes.as_ptr() as u64;
@@ -68,7 +72,10 @@ fn fork(args: &CloneArgs, id: i32, child: fn(i32) -> !) -> Result<Tid> {
     // of all memory, calls only functions that make system calls, and never returns from here. The
     // signal sets are live locals.
     let result = unsafe {
-        let parent = libc::getpid();
+        let parent = Parent {
+            pid: libc::getpid(),
+            ready,
+        };
         let mut all: libc::sigset_t = std::mem::zeroed();
         let mut old: libc::sigset_t = std::mem::zeroed();
         libc::sigfillset(&mut all);
@@ -90,32 +97,76 @@ fn fork(args: &CloneArgs, id: i32, child: fn(i32) -> !) -> Result<Tid> {
     })
 }
 
-/// Ends with its parent, until that has become its tracer.
-fn end_with(parent: i32) {
-    // SAFETY: system calls without pointers.
-    unsafe {
-        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-        // In a new PID namespace the parent has no id.
-        let now = libc::getppid();
-        if now != parent && now != 0 {
-            libc::_exit(0);
+/// What a child knows of its parent.
+#[derive(Clone, Copy)]
+struct Parent {
+    pid: i32,
+    /// Told when the child ends with its parent; -1 for nobody.
+    ready: RawFd,
+}
+
+/// What process 1 of a namespace tells when it is ready: with a /proc of its own, or without.
+const OWN_PROC: u8 = b'p';
+const NO_PROC: u8 = b'-';
+
+impl Parent {
+    /// The child ends with its parent from here on, until that has become its tracer.
+    fn end_with(self) {
+        // SAFETY: system calls; the byte is a live constant.
+        unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            // In a new PID namespace the parent has no id.
+            let now = libc::getppid();
+            if now != self.pid && now != 0 {
+                libc::_exit(0);
+            }
         }
+    }
+
+    fn tell(self, word: u8) {
+        // SAFETY: a system call; the byte is a live local.
+        unsafe { libc::write(self.ready, (&raw const word).cast(), 1) };
     }
 }
 
 /// What a new process does until its tracer has it.
-fn wait_for_tracer(parent: i32) -> ! {
-    end_with(parent);
+fn wait_for_tracer(parent: Parent) -> ! {
+    parent.end_with();
     loop {
         // SAFETY: a system call without arguments.
         unsafe { libc::pause() };
     }
 }
 
+/// Mounts the /proc of this PID namespace, for nobody else to see: programs look themselves up in it by
+/// the ids that they know.
+fn mount_proc() -> bool {
+    let none = std::ptr::null();
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    // SAFETY: system calls with constant strings; the child has its own mount namespace.
+    unsafe {
+        libc::mount(
+            none,
+            c"/".as_ptr(),
+            none,
+            libc::MS_REC | libc::MS_SLAVE,
+            none.cast(),
+        ) == 0
+            && libc::mount(
+                c"proc".as_ptr(),
+                c"/proc".as_ptr(),
+                c"proc".as_ptr(),
+                flags,
+                none.cast(),
+            ) == 0
+    }
+}
+
 /// Process 1 of a PID namespace: reaps, and ends when the process does for which it was made, with its
 /// exit code or 128 and the signal's number.
-fn reap(parent: i32) -> ! {
-    end_with(parent);
+fn reap(parent: Parent) -> ! {
+    parent.end_with();
+    parent.tell(if mount_proc() { OWN_PROC } else { NO_PROC });
     let mut main = 0;
     loop {
         let mut status = 0;
@@ -169,7 +220,7 @@ pub(super) fn start(birth: Birth) -> Result<Born> {
     const CLEAR_SIGHAND: u64 = 0x1_0000_0000;
     let own = clone_args(CLEAR_SIGHAND, libc::SIGCHLD as u64, birth.pid.is_some());
     if !birth.namespace {
-        let pid = fork(&own, birth.pid.unwrap_or(0), wait_for_tracer)?;
+        let pid = fork(&own, birth.pid.unwrap_or(0), wait_for_tracer, -1)?;
         let child = Child(pid);
         hold(pid)?;
         let pidfd = pidfd_open(pid)?;
@@ -177,13 +228,21 @@ pub(super) fn start(birth: Birth) -> Result<Born> {
         return Ok(Born {
             thread: StubThread { tid: pid, own: pid },
             init: None,
+            right_proc: true,
             pidfd,
         });
     }
-    let namespace = CLEAR_SIGHAND | libc::CLONE_NEWPID as u64;
-    let init = fork(&clone_args(namespace, libc::SIGCHLD as u64, false), 0, reap)?;
+    let namespace = CLEAR_SIGHAND | (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
+    let args = clone_args(namespace, libc::SIGCHLD as u64, false);
+    let pipe = |e| SysError::new("pipe", "this process", e);
+    let (mut ready, told) = std::io::pipe().map_err(pipe)?;
+    let init = fork(&args, 0, reap, told.as_raw_fd())?;
     // Killed if anything fails below, and all of its namespace with it.
     let child = Child(init);
+    drop(told);
+    // It runs on where it is stopped now when all is done: what it asks for at its start must be behind it.
+    let mut word = [0];
+    ready.read_exact(&mut word).map_err(pipe)?;
     hold(init)?;
     let maps = proc::maps(init)?;
     let insn = Gadgets::find_syscall(init, &maps)?.ok_or_else(|| {
@@ -203,6 +262,7 @@ pub(super) fn start(birth: Birth) -> Result<Born> {
     Ok(Born {
         thread,
         init: Some(init),
+        right_proc: word[0] == OWN_PROC,
         pidfd,
     })
 }
@@ -270,8 +330,12 @@ pub(super) fn bury(tid: Tid) {
 pub(super) fn set_free(init: Tid) -> Result<()> {
     let maps = proc::maps(init)?;
     if let Some(insn) = Gadgets::find_syscall(init, &maps)? {
+        let mut remote = Remote::with_options(init, insn, TRACED)?;
         let args = [libc::PR_SET_PDEATHSIG as u64, 0, 0, 0, 0, 0];
-        Remote::with_options(init, insn, TRACED)?.call("prctl", libc::SYS_prctl, args)?;
+        remote.call("prctl", libc::SYS_prctl, args)?;
+        // Or whoever reads what ksnap or the process writes would wait for its end as well.
+        let all = [0, u32::MAX.into(), 0, 0, 0, 0];
+        remote.call("close_range", libc::SYS_close_range, all)?;
     }
     ptrace::detach(init)
 }

@@ -73,6 +73,7 @@ pub struct Stub {
     threads: Vec<StubThread>,
     /// Process 1 of its own PID namespace.
     init: Option<Tid>,
+    right_proc: bool,
     pidfd: PidFd,
     area: Area,
     /// What the kernel provides, by name, and where it lies for now.
@@ -91,6 +92,7 @@ impl Stub {
         let mut stub = Self {
             threads: vec![born.thread],
             init: born.init,
+            right_proc: born.right_proc,
             pidfd: born.pidfd,
             area: Area::default(),
             kernel: Vec::new(),
@@ -129,6 +131,11 @@ impl Stub {
     /// Process 1 of its own PID namespace, where it has one.
     pub fn init(&self) -> Option<i32> {
         self.init
+    }
+
+    /// Whether the /proc that it sees has the ids that it knows.
+    pub fn has_right_proc(&self) -> bool {
+        self.right_proc
     }
 
     /// Its descriptor.
