@@ -1,5 +1,6 @@
 //! What a snapshot knows of a process besides its pages.
 
+use super::attributes::{ProcessAttributes, ThreadAttributes};
 use super::page::PageRange;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,8 @@ pub struct ProcessState {
     pub resources: Vec<Resource>,
     /// What was seen and could not be recorded, a sentence each.
     pub unsupported: Vec<String>,
+    /// Signal dispositions, timers, limits, and whatever else its threads share.
+    pub attributes: ProcessAttributes,
 }
 
 /// The auxiliary vector: pairs of type and value (`getauxval(3)`).
@@ -76,6 +79,8 @@ pub struct ThreadState {
     pub robust_list: Option<RobustList>,
     /// The system call that the stop interrupted and that the kernel would restart by its restart block.
     pub restart_syscall: Option<u64>,
+    /// Credentials, scheduling, and whatever else is a thread's own.
+    pub attributes: ThreadAttributes,
 }
 
 /// A queued signal.
