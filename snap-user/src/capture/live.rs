@@ -1,5 +1,6 @@
 //! What is read of a process while it runs, so that the stop need not.
 
+use super::attributes::Known;
 use super::{CaptureError, Result};
 use crate::model::{Auxv, Backing, Resource, ResourceKind, Vma};
 use crate::sys::proc;
@@ -11,27 +12,35 @@ pub struct Live {
     pid: i32,
     /// Working directory.
     pub cwd: String,
+    /// The probes tell what no file of /proc shows.
+    pub probes: bool,
     /// Auxiliary vector; changes with an exec only.
     pub auxv: Auxv,
+    pub(super) known: Known,
     descriptors: HashMap<i32, Resource>,
     flags: HashMap<u64, Vec<String>>,
     build_ids: HashMap<(u64, u64), Option<Vec<u8>>>,
     vdso: Option<Vec<u8>>,
+    /// It has a PID namespace of its own, and other ids there.
+    pub(super) is_elsewhere: bool,
     described: Vec<Vma>,
 }
 
 impl Live {
     /// Reads everything.
-    pub fn read(pid: i32) -> Result<Self> {
+    pub fn read(pid: i32, probes: bool) -> Result<Self> {
         let sys = |e| CaptureError::from_sys(pid, e);
         let mut live = Self {
             pid,
             cwd: String::new(),
+            probes,
+            known: Known::default(),
             auxv: proc::auxv(pid).map_err(sys)?,
             descriptors: HashMap::new(),
             flags: HashMap::new(),
             build_ids: HashMap::new(),
             vdso: proc::vdso_build_id(),
+            is_elsewhere: proc::is_elsewhere(pid),
             described: Vec::new(),
         };
         live.refresh(&proc::maps(pid).map_err(sys)?)?;
@@ -42,6 +51,7 @@ impl Live {
     pub fn refresh(&mut self, vmas: &[Vma]) -> Result<()> {
         let sys = |e| CaptureError::from_sys(self.pid, e);
         self.cwd = proc::link(self.pid, "cwd").map_err(sys)?;
+        self.known.refresh(self.pid, self.probes)?;
         let descriptors = proc::descriptors(self.pid).map_err(sys)?;
         self.descriptors = descriptors.into_iter().map(|r| (r.fd, r)).collect();
         if self.described != vmas {

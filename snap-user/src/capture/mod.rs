@@ -1,5 +1,6 @@
 //! A frozen process → its state and pages.
 
+mod attributes;
 mod copy;
 mod error;
 mod live;
@@ -12,7 +13,7 @@ pub use error::CaptureError;
 pub use live::Live;
 pub use preflight::{Target, preflight};
 pub use shared::{compared, compared_pages};
-pub use state::{frozen_state, same_program};
+pub use state::{Told, frozen_state, same_program};
 
 /// Result of this room.
 pub type Result<T> = std::result::Result<T, CaptureError>;

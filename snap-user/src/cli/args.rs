@@ -300,6 +300,9 @@ pub struct Reviving {
     /// Go on when a file that was mapped is another one now
     #[arg(long)]
     pub allow_changed_files: bool,
+    /// Fill all memory before the first instruction; else large mappings are filled as they are touched
+    #[arg(long)]
+    pub eager: bool,
     /// Refuse when anything would differ from what it was
     #[arg(long)]
     pub strict: bool,
@@ -309,9 +312,10 @@ pub struct Reviving {
 
 impl Reviving {
     /// As the session takes it.
-    pub fn options(&self, pids: Pids) -> ReviveOptions {
+    pub fn options(&self, pids: Option<PidChoice>) -> ReviveOptions {
         ReviveOptions {
-            pids,
+            pids: pids.map(Pids::from),
+            eager: self.eager,
             allow_changed_files: self.allow_changed_files,
             strict: self.strict,
         }
@@ -345,7 +349,7 @@ pub struct Restore {
     /// The snapshot
     #[arg(value_name = "REF")]
     pub reference: String,
-    /// Process ids that it gets [default: same]
+    /// Process ids that it gets [default: same; namespace if it had one]
     #[arg(long, value_enum, value_name = "WHICH")]
     pub pids: Option<PidChoice>,
     /// Wait until it ends, and end with its exit status

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 /// Longest manifest, encoded or decoded, in bytes.
 pub const MAX_MANIFEST: u64 = 256 << 20;
-const VERSION: u16 = 1;
+/// Version 2 has the attributes of processes and threads.
+const VERSION: u16 = 2;
 const PREFIX: usize = 8;
 const PART: &str = "manifest";
 
@@ -49,6 +50,13 @@ impl Manifest {
             return Err(ImageError::corrupt(PART, "shorter than its prefix"));
         };
         let version = u16::from_le_bytes([prefix[0], prefix[1]]);
+        if version < VERSION {
+            return Err(ImageError::OlderVersion {
+                part: PART,
+                found: version.into(),
+                supported: VERSION.into(),
+            });
+        }
         if version > VERSION {
             return Err(ImageError::NewerVersion {
                 part: PART,

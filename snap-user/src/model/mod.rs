@@ -1,11 +1,17 @@
 //! Plain data shared by every room: no system calls, no I/O.
 
+mod attributes;
 mod page;
 mod page_set;
 mod page_table;
 mod process;
 mod snapshot;
 
+pub use attributes::{
+    AltStack, Credentials, IntervalTimer, Limit, MemoryAttributes, MemoryPolicy, Observed,
+    ObservedThread, PosixTimer, ProcessAttributes, Scheduling, Seccomp, SeccompFilter,
+    SignalAction, Source, SyscallDispatch, ThreadAttributes,
+};
 pub use page::{PAGE_SIZE, Page, PageRange, page_down, page_up};
 pub use page_set::PageSet;
 pub use page_table::{LEAF_PAGES, PageTable};

@@ -1,5 +1,6 @@
 //! What a snapshot knows of a process besides its pages.
 
+use super::attributes::{ProcessAttributes, ThreadAttributes};
 use super::page::PageRange;
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,8 @@ pub struct ProcessState {
     pub resources: Vec<Resource>,
     /// What was seen and could not be recorded, a sentence each.
     pub unsupported: Vec<String>,
+    /// Signal dispositions, timers, limits, and whatever else its threads share.
+    pub attributes: ProcessAttributes,
 }
 
 /// The auxiliary vector: pairs of type and value (`getauxval(3)`).
@@ -58,8 +61,10 @@ pub struct MmFields {
 /// One thread.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ThreadState {
-    /// Thread id.
+    /// Thread id as seen from ksnap's PID namespace.
     pub tid: i32,
+    /// Thread id as the thread sees it.
+    pub own_tid: i32,
     /// Thread name.
     pub comm: String,
     /// General registers, in the layout of the `NT_PRSTATUS` register set of the image's architecture.
@@ -76,6 +81,18 @@ pub struct ThreadState {
     pub robust_list: Option<RobustList>,
     /// The system call that the stop interrupted and that the kernel would restart by its restart block.
     pub restart_syscall: Option<u64>,
+    /// Credentials, scheduling, and whatever else is a thread's own.
+    pub attributes: ThreadAttributes,
+}
+
+impl ThreadState {
+    /// Thread id as the thread sees it.
+    pub fn own_id(&self) -> i32 {
+        match self.own_tid {
+            0 => self.tid,
+            own => own,
+        }
+    }
 }
 
 /// A queued signal.

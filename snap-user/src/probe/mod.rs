@@ -15,6 +15,7 @@ mod object;
 mod offsets;
 mod probes;
 mod programs;
+mod state;
 mod syscalls;
 
 pub use error::ProbeError;

@@ -178,7 +178,7 @@ pub(super) fn tid_address(pid: i32, thread: &ThreadState) -> Option<u64> {
         let mut word = [0u8; 4];
         page_down(address) != 0
             && sys::read_bytes(pid, address, &mut word).is_ok()
-            && i32::from_le_bytes(word) == thread.tid
+            && i32::from_le_bytes(word) == thread.own_id()
     })
 }
 

@@ -76,7 +76,7 @@ impl Engine {
             },
         };
         events.brk = attached.brk;
-        let live = Live::read(pid)?;
+        let live = Live::read(pid, events.observes())?;
         let (session, head, hashes) = open_session(store, &target)?;
         let covered = PageSet::from_pages(hashes.iter().map(|(addr, _)| addr).collect());
         Ok(Self {
@@ -156,7 +156,7 @@ impl Engine {
         self.events.brk = attached.brk;
         self.layout = layout(pid)?;
         self.epoch = Epoch::new(attached.tracker, self.events.is_on());
-        self.live = Live::read(pid)?;
+        self.live = Live::read(pid, self.events.observes())?;
         self.target.exe = proc::exe(pid).map_err(|e| CaptureError::from_sys(pid, e))?;
         self.target.cmdline = proc::cmdline(pid).map_err(|e| CaptureError::from_sys(pid, e))?;
         Ok(())
@@ -287,7 +287,8 @@ impl Engine {
         removed = removed.union(&gone);
         let copied_at = monotonic_ns();
 
-        let state = frozen_state(&frozen, &self.target, &self.live, &vmas, self.events.brk)?;
+        let told = self.events.told(frozen.threads()[0]);
+        let state = frozen_state(&frozen, &self.target, &mut self.live, &vmas, told)?;
         let state_at = monotonic_ns();
         let audited = match self.options.audit {
             true => Some(self.epoch.survey_all(&vmas)?),

@@ -157,6 +157,7 @@ fn store(error: &StoreError) -> Trouble {
         | StoreError::NotFound { .. }
         | StoreError::Ambiguous { .. }
         | StoreError::NewerVersion { .. }
+        | StoreError::OlderVersion { .. }
         | StoreError::Misuse { .. } => Trouble::Failed,
     }
 }

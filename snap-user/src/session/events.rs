@@ -1,5 +1,6 @@
 //! What the probes tell of one process, entered where it matters.
 
+use crate::capture::Told;
 use crate::model::{PageRange, PageSet};
 use crate::probe::{
     Event, FaultSource, HazardKind, MappingKind, ProbeOptions, Probes, ProgramStats,
@@ -85,6 +86,27 @@ impl Events {
         self.probes
             .as_ref()
             .map(|p| name(p.fault_source()).to_owned())
+    }
+
+    /// Probes tell what no file of /proc shows of the process.
+    pub fn observes(&self) -> bool {
+        self.probes.as_ref().is_some_and(Probes::observes)
+    }
+
+    /// What the kernel itself knows of the stopped process, of which `tid` is a thread.
+    pub fn told(&mut self, tid: i32) -> Told {
+        let pid = self.pid as i32;
+        let probes = self.probes.as_mut().filter(|probes| probes.observes());
+        let observed = probes.and_then(|probes| {
+            probes
+                .observe(pid, tid)
+                .inspect_err(|e| tracing::warn!("process {pid}: {e}"))
+                .ok()
+        });
+        Told {
+            brk: self.brk,
+            observed,
+        }
     }
 
     /// Turns run-time statistics of the programs on.

@@ -14,6 +14,7 @@ mod pipeline;
 mod precopy;
 mod profile;
 mod revive;
+mod revive_memory;
 mod rollback;
 mod run;
 mod service;

@@ -1,13 +1,11 @@
 //! `restore` and `fork`: a snapshot brought back as new processes.
 
+use super::revive_memory::Memory;
 use super::types::hex;
 use super::{Result, SessionError};
-use crate::image::PageSource;
-use crate::model::{Backing, PAGE_SIZE, PageRange, ProcessState, SnapshotId, Vma};
+use crate::model::{Backing, ProcessState, SnapshotId, Vma};
 use crate::restore::World;
-use crate::restore::revive::{
-    FileToOpen, NewPlan, Newborn, Opened, Origin, plan, prepare_descriptors,
-};
+use crate::restore::revive::{FileToOpen, NewPlan, Newborn, Opened, plan, prepare_descriptors};
 use crate::store::{Snapshot, Store};
 use crate::sys::{self, Birth, Released, arch, monotonic_ns, proc};
 use serde::Serialize;
@@ -16,9 +14,6 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
-
-/// Pages gathered before they are written in one go.
-const GATHERED: usize = 2048;
 
 /// Which ids the new process and its threads have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,8 +29,11 @@ pub enum Pids {
 /// How to bring a snapshot back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReviveOptions {
-    /// Which ids.
-    pub pids: Pids,
+    /// Which ids; if left out, the snapshot's, in a namespace of their own for several copies and for one
+    /// that had a namespace before.
+    pub pids: Option<Pids>,
+    /// Fill all memory before the first instruction.
+    pub eager: bool,
     /// Go on when a mapped file is another one than it was.
     pub allow_changed_files: bool,
     /// Refuse when anything would differ.
@@ -43,7 +41,7 @@ pub struct ReviveOptions {
 }
 
 /// A process that was brought back.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Debug, Serialize)]
 pub struct Revived {
     /// The snapshot.
     #[serde(serialize_with = "hex")]
@@ -58,25 +56,27 @@ pub struct Revived {
     pub own_pid: i32,
     /// Threads made.
     pub threads: usize,
-    /// Pages written into it.
+    /// Pages written into it before its first instruction.
     pub pages: u64,
+    /// Pages that come when they are touched, or behind its first instruction.
+    pub lazy_pages: u64,
     /// From the command to its first instruction, in nanoseconds.
     pub took_ns: u64,
     /// What differs from what it was, a sentence each.
     pub notes: Vec<String>,
     #[serde(skip)]
-    released: Option<Released>,
+    released: Released,
 }
 
 impl Revived {
     /// Waits until the process ends.
     pub fn wait(&self) -> Result<ExitStatus> {
-        let released = self.released.expect("made here");
-        Ok(ExitStatus::from_raw(released.wait()?))
+        Ok(ExitStatus::from_raw(self.released.wait()?))
     }
 }
 
-/// Brings a snapshot back as `copies` new processes, one after the other.
+/// Brings a snapshot back as `copies` new processes, one after the other. `each` has each of them as soon
+/// as it runs; this returns when all of them can live without ksnap.
 ///
 /// # Errors
 /// What cannot be brought back is refused before anything is started; when a copy fails later, those
@@ -86,67 +86,112 @@ pub fn revive(
     reference: &str,
     copies: u32,
     options: &ReviveOptions,
-    each: &mut dyn FnMut(Revived),
-) -> Result<()> {
+    each: &mut dyn FnMut(&Revived),
+) -> Result<Vec<Revived>> {
     let mut begun = monotonic_ns();
     let store = Store::open(dir)?;
     let snapshot = store.snapshot(store.resolve(reference, None)?)?;
     let state = snapshot.manifest()?.state;
+    let elsewhere = state.threads.iter().any(|t| t.own_id() != t.tid);
+    let pids = options.pids.unwrap_or(match copies > 1 || elsewhere {
+        true => Pids::Namespace,
+        false => Pids::Same,
+    });
     check_processor(&state)?;
-    let world = Here::new(options)?;
-    let planned = plan(&state, &world)?;
+    let planned = plan(&state, &Here::new(options, pids)?)?;
     // Read, and so verified, before anything is started.
-    snapshot.page_table()?;
+    let flat = store.flat(&snapshot)?;
+    let memory = Memory::new(&flat, &state, &planned, options.eager)?;
+    let job = Job {
+        snapshot: &snapshot,
+        state: &state,
+        planned: &planned,
+        memory: &memory,
+        pids,
+        strict: options.strict,
+    };
+    let mut all = Vec::new();
+    let mut failed = None;
     for _ in 0..copies {
-        each(one(&snapshot, &state, &planned, options, begun)?);
+        match job.run(begun) {
+            Ok(one) => {
+                each(&one);
+                all.push(one);
+            }
+            Err(e) => {
+                failed = Some(e);
+                break;
+            }
+        }
         begun = monotonic_ns();
     }
-    Ok(())
+    let death_signal = state
+        .threads
+        .first()
+        .and_then(|t| t.attributes.parent_death_signal)
+        .unwrap_or(0);
+    for one in &mut all {
+        one.released.finish_loading(death_signal)?;
+    }
+    match failed {
+        Some(e) => Err(e),
+        None => Ok(all),
+    }
 }
 
-fn one(
-    snapshot: &Snapshot,
-    state: &ProcessState,
-    planned: &NewPlan,
-    options: &ReviveOptions,
-    begun: u64,
-) -> Result<Revived> {
-    let keep_ids = options.pids != Pids::New;
-    let mut notes = planned.notes.clone();
-    notes.extend(state.unsupported.iter().cloned());
-    if !keep_ids {
-        notes.push("its ids are new: a C library that remembers its thread ids (glibc) remembers the old ones".into());
+/// What all copies have in common.
+struct Job<'a> {
+    snapshot: &'a Snapshot,
+    state: &'a ProcessState,
+    planned: &'a NewPlan,
+    memory: &'a Memory,
+    pids: Pids,
+    strict: bool,
+}
+
+impl Job<'_> {
+    fn run(&self, begun: u64) -> Result<Revived> {
+        let Self { state, planned, .. } = self;
+        let keep_ids = self.pids != Pids::New;
+        let own_pid = state.threads[0].own_id();
+        let mut notes = planned.notes.clone();
+        notes.extend(state.unsupported.iter().cloned());
+        if !keep_ids {
+            notes.push("its ids are new: a C library that remembers its thread ids (glibc) remembers the old ones".into());
+        }
+        let (opened, more) = open(state, planned)?;
+        notes.extend(more);
+        if self.strict && !notes.is_empty() {
+            return Err(SessionError::Usage(format!(
+                "process {} would differ from what it was, and --strict refuses that:\n  - {}",
+                state.pid,
+                notes.join("\n  - ")
+            )));
+        }
+        let birth = Birth {
+            pid: keep_ids.then_some(own_pid),
+            namespace: self.pids == Pids::Namespace,
+        };
+        let lazy = self.memory.lazy.as_ref();
+        let mut newborn = Newborn::start(birth, planned, &opened, lazy, own_pid)?;
+        let pages = self.memory.fill(&mut newborn)?;
+        let (released, more) = newborn.finish(state, planned, &opened, keep_ids)?;
+        let took_ns = monotonic_ns() - begun;
+        notes.extend(more);
+        Ok(Revived {
+            id: self.snapshot.id(),
+            seq: self.snapshot.header().seq,
+            pid: released.pid,
+            init: (released.child != released.pid).then_some(released.child),
+            own_pid: if keep_ids { own_pid } else { released.pid },
+            threads: state.threads.len(),
+            pages,
+            lazy_pages: self.memory.pages - pages,
+            took_ns,
+            notes,
+            released,
+        })
     }
-    let (opened, more) = open(state, planned)?;
-    notes.extend(more);
-    if options.strict && !notes.is_empty() {
-        return Err(SessionError::Usage(format!(
-            "process {} would differ from what it was, and --strict refuses that:\n  - {}",
-            state.pid,
-            notes.join("\n  - ")
-        )));
-    }
-    let birth = Birth {
-        pid: keep_ids.then_some(state.pid),
-        namespace: options.pids == Pids::Namespace,
-    };
-    let newborn = Newborn::start(birth, planned, &opened, state.pid)?;
-    let pages = fill(snapshot, newborn.pid(), planned)?;
-    let (released, more) = newborn.finish(state, planned, &opened, keep_ids)?;
-    let took_ns = monotonic_ns() - begun;
-    notes.extend(more);
-    Ok(Revived {
-        id: snapshot.id(),
-        seq: snapshot.header().seq,
-        pid: released.pid,
-        init: (released.child != released.pid).then_some(released.child),
-        own_pid: if keep_ids { state.pid } else { released.pid },
-        threads: state.threads.len(),
-        pages,
-        took_ns,
-        notes,
-        released: Some(released),
-    })
 }
 
 /// Opens everything that the new process inherits.
@@ -187,62 +232,6 @@ fn open_file(file: &FileToOpen) -> Result<OwnedFd> {
         .map_err(SessionError::io(format!("open {}", file.path)))
 }
 
-/// Writes the snapshot's pages into the new process. Returns how many.
-fn fill(snapshot: &Snapshot, pid: i32, planned: &NewPlan) -> Result<u64> {
-    let table = snapshot.page_table()?;
-    let ranges = planned
-        .mappings
-        .iter()
-        .filter(|m| !matches!(m.origin, Origin::Kernel(_)))
-        .map(|m| m.vma.range);
-    let addrs: Vec<u64> = ranges
-        .flat_map(|range| table.range(range).map(|(addr, _)| addr))
-        .collect();
-    let mut gathered: Vec<(u64, usize)> = Vec::with_capacity(GATHERED);
-    let mut bytes = Vec::with_capacity(GATHERED * PAGE_SIZE as usize);
-    let mut failed = None;
-    snapshot.read_pages(&addrs, &mut |addr, page| {
-        gathered.push((addr, bytes.len()));
-        bytes.extend_from_slice(page);
-        if gathered.len() == GATHERED {
-            if failed.is_none() {
-                failed = write(pid, &mut gathered, &bytes).err();
-            }
-            gathered.clear();
-            bytes.clear();
-        }
-    })?;
-    if failed.is_none() {
-        failed = write(pid, &mut gathered, &bytes).err();
-    }
-    match failed {
-        Some(e) => Err(e.into()),
-        None => Ok(addrs.len() as u64),
-    }
-}
-
-/// Writes pages that came in any order.
-fn write(pid: i32, gathered: &mut [(u64, usize)], bytes: &[u8]) -> sys::Result<()> {
-    let in_order = gathered.is_sorted();
-    gathered.sort_unstable();
-    let mut ranges: Vec<PageRange> = Vec::new();
-    for (addr, _) in gathered.iter() {
-        match ranges.last_mut() {
-            Some(last) if last.end == *addr => last.end += PAGE_SIZE,
-            _ => ranges.push(PageRange::new(*addr, addr + PAGE_SIZE)),
-        }
-    }
-    if in_order {
-        return sys::write_ranges(pid, &ranges, bytes);
-    }
-    let sorted: Vec<u8> = gathered
-        .iter()
-        .flat_map(|(_, at)| &bytes[*at..*at + PAGE_SIZE as usize])
-        .copied()
-        .collect();
-    sys::write_ranges(pid, &ranges, &sorted)
-}
-
 /// Refuses a snapshot whose threads hold state that this processor has no place for.
 fn check_processor(state: &ProcessState) -> Result<()> {
     let here = arch::extended_features();
@@ -262,13 +251,14 @@ fn check_processor(state: &ProcessState) -> Result<()> {
 /// The machine that a new process is made on.
 struct Here<'a> {
     options: &'a ReviveOptions,
+    pids: Pids,
     /// What the kernel provides to every process: name, length, build id.
     kernel: Vec<(String, u64)>,
     vdso: Option<Vec<u8>>,
 }
 
 impl<'a> Here<'a> {
-    fn new(options: &'a ReviveOptions) -> Result<Self> {
+    fn new(options: &'a ReviveOptions, pids: Pids) -> Result<Self> {
         let maps = proc::maps(std::process::id() as i32)?;
         let kernel = maps.iter().filter_map(|vma| match &vma.backing {
             Backing::Special(name) => Some((name.clone(), vma.range.len())),
@@ -276,6 +266,7 @@ impl<'a> Here<'a> {
         });
         Ok(Self {
             options,
+            pids,
             kernel: kernel.collect(),
             vdso: proc::vdso_build_id(),
         })
@@ -330,7 +321,7 @@ impl World for Here<'_> {
     }
 
     fn can_start_thread(&self, tid: i32) -> std::result::Result<(), String> {
-        match self.options.pids {
+        match self.pids {
             Pids::New => Ok(()),
             Pids::Namespace if tid == 1 => {
                 Err("process 1 of the new PID namespace is ksnap's own; use --pids new".into())

@@ -171,7 +171,8 @@ impl Engine {
         let vmas = self.maps()?;
         let known = &self.hashes;
         let dirty = self.epoch.rotate(&vmas, |page| known.get(page).is_some())?;
-        let live = frozen_state(frozen, &self.target, &self.live, &vmas, self.events.brk)?;
+        let told = self.events.told(frozen.threads()[0]);
+        let live = frozen_state(frozen, &self.target, &mut self.live, &vmas, told)?;
         let planned = plan(target, &live, &Live { pid })?;
         let pages =
             self.pages_to_write(&planned, differing, &dirty, (&target.vmas, &vmas), snapshot)?;

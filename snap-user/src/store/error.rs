@@ -108,6 +108,16 @@ pub enum StoreError {
         /// Newest version that this program reads.
         supported: u32,
     },
+    /// Written before the first release, in a form that is read no more.
+    #[error("{}: written by a ksnap of before the first release (version {found}, this one reads {supported}): take the snapshot again", path.display())]
+    OlderVersion {
+        /// The file.
+        path: PathBuf,
+        /// Version found.
+        found: u32,
+        /// Oldest version that this program reads.
+        supported: u32,
+    },
     /// The writer was asked for something that the format cannot say.
     #[error("snapshot cannot be written: {why}")]
     Misuse {
@@ -145,6 +155,13 @@ impl StoreError {
             ImageError::NewerVersion {
                 found, supported, ..
             } => Self::NewerVersion {
+                path,
+                found,
+                supported,
+            },
+            ImageError::OlderVersion {
+                found, supported, ..
+            } => Self::OlderVersion {
                 path,
                 found,
                 supported,

@@ -2,34 +2,42 @@
 #![allow(unsafe_code, reason = "system calls; each block says why it is sound")]
 
 pub mod arch;
+mod bpf;
 mod error;
 mod freeze;
 mod gadgets;
 mod guarded;
 mod interrupted;
+mod limits;
 mod memory;
 mod pagemap;
+mod pager;
 mod pidfd;
 pub mod proc;
 pub mod ptrace;
 mod remote;
+mod sched;
 mod scratch;
 mod stub;
 mod uffd;
 
+pub use bpf::{run_iterator, task_iterator};
 pub use error::SysError;
 pub use freeze::{Freeze, Frozen, Hold, release_strays};
 pub use gadgets::Gadgets;
-pub use guarded::{Call, Guarded};
+pub use guarded::{Call, Guarded, inject};
 pub use interrupted::continued_call;
+pub use limits::{limit_name, limits, set_limit};
 pub use memory::{
     ReadFault, memfd, read_bytes, read_pages, read_ranges, write_bytes, write_ranges,
 };
 pub use pagemap::{PageInfo, Pagemap, ScanResult, clear_soft_dirty};
+pub use pager::{FileMap, PAGER_FLAGS, Pager, Piece, arm as arm_pager};
 pub use pidfd::{PidFd, duplicate, pidfd_getfd, pidfd_open};
 pub use remote::Remote;
+pub use sched::{affinity, io_priority, scheduling, set_affinity, set_io_priority, set_scheduling};
 pub use scratch::ScratchMap;
-pub use stub::{Birth, Released, Stub, StubCall, StubThread};
+pub use stub::{Birth, Lazy, Loading, Released, Stub, StubCall, StubThread, fill_all};
 pub use uffd::{CREATION_FLAGS as USERFAULTFD_FLAGS, Userfaultfd, WpRegister};
 
 /// Result of a system call wrapper.
@@ -39,6 +47,17 @@ pub type Result<T> = std::result::Result<T, SysError>;
 pub fn monotonic_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Nanoseconds of a clock, by its number (`clock_gettime(2)`); 0 for one that does not exist.
+pub fn clock_ns(clock: libc::clockid_t) -> i64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is a live structure that the call fills.
+    unsafe { libc::clock_gettime(clock, &mut time) };
+    time.tv_sec * 1_000_000_000 + time.tv_nsec
 }
 
 /// Makes this thread nicer to others by `steps`; less nice, where that is allowed, if negative.

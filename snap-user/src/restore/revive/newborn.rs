@@ -6,7 +6,7 @@ use super::space::{self, Sources};
 use super::threads;
 use crate::model::{MmFields, ProcessState};
 use crate::restore::{RestoreError, Result};
-use crate::sys::{self, Birth, Gadgets, Released, Stub, StubCall, SysError, proc};
+use crate::sys::{self, Birth, Gadgets, Lazy, Released, Stub, StubCall, SysError, proc};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -28,6 +28,7 @@ pub struct Opened {
 pub struct Newborn {
     stub: Stub,
     pid: i32,
+    is_lazy: bool,
     notes: Vec<String>,
 }
 
@@ -36,10 +37,16 @@ impl Newborn {
     ///
     /// # Errors
     /// [`RestoreError::Unborn`]; nothing is left of the process then.
-    pub fn start(birth: Birth, plan: &NewPlan, opened: &Opened, pid: i32) -> Result<Self> {
+    pub fn start(
+        birth: Birth,
+        plan: &NewPlan,
+        opened: &Opened,
+        lazy: Option<&Lazy>,
+        pid: i32,
+    ) -> Result<Self> {
         let mut step = "starting a process";
         let mut run = || -> sys::Result<Stub> {
-            let mut stub = Stub::start(birth, &plan.space())?;
+            let mut stub = Stub::start(birth, &plan.space(), lazy)?;
             step = "making its mappings";
             let sources = Sources {
                 files: opened.files.iter().map(AsRawFd::as_raw_fd).collect(),
@@ -61,12 +68,34 @@ impl Newborn {
                 "its /proc has other ids than its own: a new one could not be mounted".to_owned(),
             );
         }
-        Ok(Self { stub, pid, notes })
+        Ok(Self {
+            stub,
+            pid,
+            is_lazy: false,
+            notes,
+        })
     }
 
     /// Its id in ksnap's PID namespace, by which its memory is filled.
     pub fn pid(&self) -> i32 {
         self.stub.pid()
+    }
+
+    /// Has its memory filled as it is touched. `false` when that is not allowed here: nothing has changed
+    /// then.
+    pub fn load_lazily(&mut self, lazy: &Lazy) -> Result<bool> {
+        match self.stub.load_lazily(lazy) {
+            Ok(()) => {
+                self.is_lazy = true;
+                Ok(true)
+            }
+            Err(e) if e.is_denied() => Ok(false),
+            Err(source) => Err(RestoreError::Unborn {
+                pid: self.pid,
+                step: "preparing to fill its memory",
+                source,
+            }),
+        }
     }
 
     /// Everything else, once its memory is filled; then it runs. `keep_ids`: its threads have the
@@ -109,6 +138,8 @@ impl Newborn {
         *step = "making its threads";
         let stub = &mut self.stub;
         threads::make(stub, target, keep_ids)?;
+        *step = "setting how it deals with signals";
+        threads::set_signals(stub, target)?;
         *step = "setting its working directory";
         let path = stub.put(&[target.cwd.as_bytes(), b"\0"].concat())?;
         stub.run(&[StubCall::new(
@@ -120,12 +151,15 @@ impl Newborn {
         *step = "setting its descriptors";
         stub.run(&descriptors::install(&opened.descriptors))?;
         *step = "taking out what is not its own";
-        stub.run(&[StubCall::new(
-            "prctl",
-            "the signal of its parent's death",
-            libc::SYS_prctl,
-            [libc::PR_SET_PDEATHSIG as u64, 0, 0, 0, 0, 0],
-        )])?;
+        // While ksnap itself fills its memory, it must not outlive that.
+        if !self.is_lazy || stub.init().is_some() {
+            stub.run(&[StubCall::new(
+                "prctl",
+                "the signal of its parent's death",
+                libc::SYS_prctl,
+                [libc::PR_SET_PDEATHSIG as u64, 0, 0, 0, 0, 0],
+            )])?;
+        }
         let insn = own_syscall(stub)?;
         stub.remove_area(insn)?;
         *step = "setting its threads";

@@ -83,8 +83,8 @@ pub fn plan(target: &ProcessState, world: &dyn World) -> Result<NewPlan> {
     let mut reasons = Vec::new();
     let mut files = BTreeMap::new();
     for thread in &target.threads {
-        if let Err(why) = world.can_start_thread(thread.tid) {
-            reasons.push(format!("thread {}: {why}", thread.tid));
+        if let Err(why) = world.can_start_thread(thread.own_id()) {
+            reasons.push(format!("thread {}: {why}", thread.own_id()));
         }
     }
     if target.threads.first().is_none_or(|t| t.tid != target.pid) {

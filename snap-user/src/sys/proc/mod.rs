@@ -1,23 +1,28 @@
 //! /proc: what the kernel tells of a process in text.
 
+mod attributes;
 mod fds;
 mod maps;
 mod status;
 
+pub use attributes::{
+    TaskStatus, autogroup_nice, is_io_flusher, machine_check_kill, memory_policies, namespaces,
+    number, task_status, text, time_offsets, write,
+};
 pub use fds::{descriptor, descriptor_links, descriptors, flags_and_position, refresh_position};
 pub use maps::{build_id, maps, vdso_build_id, vm_flags};
 pub use status::{
-    Stat, Status, auxv, cmdline, cpu_time_ns, exe, is_alive, link, mm_fields, processes, stat,
-    status, threads,
+    Stat, Status, auxv, cmdline, cpu_time_ns, exe, is_alive, is_elsewhere, link, mm_fields, own_id,
+    processes, stat, status, threads,
 };
 
 use super::{Result, SysError};
 
-pub(super) fn read(path: String) -> Result<Vec<u8>> {
+pub(in crate::sys) fn read(path: String) -> Result<Vec<u8>> {
     std::fs::read(&path).map_err(|e| SysError::new("read", path, e))
 }
 
-pub(super) fn bad(path: &str, what: &str) -> SysError {
+pub(in crate::sys) fn bad(path: &str, what: &str) -> SysError {
     SysError::new(
         "read",
         path,

@@ -1,6 +1,6 @@
 //! Starting the process: fork with a chosen id, in ksnap's PID namespace or in one of its own.
 
-use super::{StubThread, TRACED};
+use super::{Lazy, StubThread, TRACED, init};
 use crate::model::PAGE_SIZE;
 use crate::sys::ptrace::{self, Event, Tid};
 use crate::sys::{Gadgets, PidFd, Remote, Result, SysError, pidfd_open, proc, write_bytes};
@@ -63,7 +63,12 @@ impl CloneArgs {
 
 /// Forks this process. The child runs `child` with all signals blocked, and nothing else of this
 /// program: `child` must confine itself to system calls.
-fn fork(args: &CloneArgs, id: i32, child: fn(Parent) -> !, ready: RawFd) -> Result<Tid> {
+fn fork(
+    args: &CloneArgs,
+    id: i32,
+    child: fn(Parent) -> !,
+    (ready, lazy): (RawFd, Option<&Lazy>),
+) -> Result<Tid> {
     // The address must not move between the two steps.
     let mut bytes = args.bytes(0, id);
     let address = bytes.as_ptr() as u64;
@@ -75,6 +80,7 @@ fn fork(args: &CloneArgs, id: i32, child: fn(Parent) -> !, ready: RawFd) -> Resu
         let parent = Parent {
             pid: libc::getpid(),
             ready,
+            lazy: lazy.map_or(std::ptr::null(), |lazy| lazy),
         };
         let mut all: libc::sigset_t = std::mem::zeroed();
         let mut old: libc::sigset_t = std::mem::zeroed();
@@ -99,19 +105,26 @@ fn fork(args: &CloneArgs, id: i32, child: fn(Parent) -> !, ready: RawFd) -> Resu
 
 /// What a child knows of its parent.
 #[derive(Clone, Copy)]
-struct Parent {
+pub(super) struct Parent {
     pid: i32,
     /// Told when the child ends with its parent; -1 for nobody.
     ready: RawFd,
+    /// For process 1: what it is to fill memory from. The child has a copy at the same address.
+    lazy: *const Lazy,
 }
 
 /// What process 1 of a namespace tells when it is ready: with a /proc of its own, or without.
-const OWN_PROC: u8 = b'p';
-const NO_PROC: u8 = b'-';
+pub(super) const OWN_PROC: u8 = b'p';
+pub(super) const NO_PROC: u8 = b'-';
 
 impl Parent {
+    pub(super) fn lazy(&self) -> Option<&Lazy> {
+        // SAFETY: the caller of `fork` had a reference to it, and the child has a copy of all memory.
+        unsafe { self.lazy.as_ref() }
+    }
+
     /// The child ends with its parent from here on, until that has become its tracer.
-    fn end_with(self) {
+    pub(super) fn end_with(self) {
         // SAFETY: system calls; the byte is a live constant.
         unsafe {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
@@ -123,7 +136,7 @@ impl Parent {
         }
     }
 
-    fn tell(self, word: u8) {
+    pub(super) fn tell(self, word: u8) {
         // SAFETY: a system call; the byte is a live local.
         unsafe { libc::write(self.ready, (&raw const word).cast(), 1) };
     }
@@ -135,67 +148,6 @@ fn wait_for_tracer(parent: Parent) -> ! {
     loop {
         // SAFETY: a system call without arguments.
         unsafe { libc::pause() };
-    }
-}
-
-/// Mounts the /proc of this PID namespace, for nobody else to see: programs look themselves up in it by
-/// the ids that they know.
-fn mount_proc() -> bool {
-    let none = std::ptr::null();
-    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
-    // SAFETY: system calls with constant strings; the child has its own mount namespace.
-    unsafe {
-        libc::mount(
-            none,
-            c"/".as_ptr(),
-            none,
-            libc::MS_REC | libc::MS_SLAVE,
-            none.cast(),
-        ) == 0
-            && libc::mount(
-                c"proc".as_ptr(),
-                c"/proc".as_ptr(),
-                c"proc".as_ptr(),
-                flags,
-                none.cast(),
-            ) == 0
-    }
-}
-
-/// Process 1 of a PID namespace: reaps, and ends when the process does for which it was made, with its
-/// exit code or 128 and the signal's number.
-fn reap(parent: Parent) -> ! {
-    parent.end_with();
-    parent.tell(if mount_proc() { OWN_PROC } else { NO_PROC });
-    let mut main = 0;
-    loop {
-        let mut status = 0;
-        // SAFETY: system calls; `status`, `info` and `moment` are live locals.
-        unsafe {
-            if main == 0 {
-                // The first child is that process.
-                let mut info: libc::siginfo_t = std::mem::zeroed();
-                let looked = libc::waitid(libc::P_ALL, 0, &mut info, libc::WEXITED | libc::WNOWAIT);
-                match looked {
-                    0 => main = info.si_pid(),
-                    _ => {
-                        let moment = libc::timespec {
-                            tv_sec: 0,
-                            tv_nsec: 2_000_000,
-                        };
-                        libc::nanosleep(&moment, std::ptr::null_mut());
-                        continue;
-                    }
-                }
-            }
-            let ended = libc::waitpid(-1, &mut status, libc::__WALL);
-            if ended == main {
-                libc::_exit(match libc::WIFEXITED(status) {
-                    true => libc::WEXITSTATUS(status),
-                    false => 128 + libc::WTERMSIG(status),
-                });
-            }
-        }
     }
 }
 
@@ -216,11 +168,11 @@ fn hold(pid: Tid) -> Result<()> {
 }
 
 /// Starts a process.
-pub(super) fn start(birth: Birth) -> Result<Born> {
+pub(super) fn start(birth: Birth, lazy: Option<&Lazy>) -> Result<Born> {
     const CLEAR_SIGHAND: u64 = 0x1_0000_0000;
     let own = clone_args(CLEAR_SIGHAND, libc::SIGCHLD as u64, birth.pid.is_some());
     if !birth.namespace {
-        let pid = fork(&own, birth.pid.unwrap_or(0), wait_for_tracer, -1)?;
+        let pid = fork(&own, birth.pid.unwrap_or(0), wait_for_tracer, (-1, None))?;
         let child = Child(pid);
         hold(pid)?;
         let pidfd = pidfd_open(pid)?;
@@ -236,7 +188,7 @@ pub(super) fn start(birth: Birth) -> Result<Born> {
     let args = clone_args(namespace, libc::SIGCHLD as u64, false);
     let pipe = |e| SysError::new("pipe", "this process", e);
     let (mut ready, told) = std::io::pipe().map_err(pipe)?;
-    let init = fork(&args, 0, reap, told.as_raw_fd())?;
+    let init = fork(&args, 0, init::run, (told.as_raw_fd(), lazy))?;
     // Killed if anything fails below, and all of its namespace with it.
     let child = Child(init);
     drop(told);
@@ -255,7 +207,7 @@ pub(super) fn start(birth: Birth) -> Result<Born> {
     let tid = fork_by(init, insn, &own, birth.pid.unwrap_or(0))?;
     let thread = StubThread {
         tid,
-        own: own_id(tid)?,
+        own: proc::own_id(tid, tid)?,
     };
     let pidfd = pidfd_open(tid)?;
     child.keep();
@@ -281,18 +233,6 @@ fn fork_by(init: Tid, insn: u64, args: &CloneArgs, id: i32) -> Result<Tid> {
     let tid = remote.clone_thread([page, CLONE_ARGS_SIZE, 0, 0, 0, 0], libc::SYS_clone3)?;
     remote.call("munmap", libc::SYS_munmap, [page, PAGE_SIZE, 0, 0, 0, 0])?;
     Ok(tid)
-}
-
-/// The id of a process in its own PID namespace.
-fn own_id(pid: Tid) -> Result<i32> {
-    let path = format!("/proc/{pid}/status");
-    let text = std::fs::read_to_string(&path).map_err(|e| SysError::new("read", &path, e))?;
-    let ids = text.lines().find_map(|line| line.strip_prefix("NSpid:"));
-    ids.and_then(|ids| ids.split_ascii_whitespace().last()?.parse().ok())
-        .ok_or_else(|| {
-            let missing = std::io::Error::other("no line NSpid");
-            SysError::new("read", path, missing)
-        })
 }
 
 /// A child that is killed unless it is kept.
@@ -324,18 +264,4 @@ pub(super) fn bury(tid: Tid) {
             Err(_) => return,
         }
     }
-}
-
-/// Lets process 1 of a namespace live without ksnap.
-pub(super) fn set_free(init: Tid) -> Result<()> {
-    let maps = proc::maps(init)?;
-    if let Some(insn) = Gadgets::find_syscall(init, &maps)? {
-        let mut remote = Remote::with_options(init, insn, TRACED)?;
-        let args = [libc::PR_SET_PDEATHSIG as u64, 0, 0, 0, 0, 0];
-        remote.call("prctl", libc::SYS_prctl, args)?;
-        // Or whoever reads what ksnap or the process writes would wait for its end as well.
-        let all = [0, u32::MAX.into(), 0, 0, 0, 0];
-        remote.call("close_range", libc::SYS_close_range, all)?;
-    }
-    ptrace::detach(init)
 }

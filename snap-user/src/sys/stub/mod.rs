@@ -6,8 +6,12 @@
 
 mod area;
 mod birth;
+mod init;
+mod lazy;
 
 pub use birth::Birth;
+pub use init::fill_all;
+pub use lazy::{Lazy, Loading};
 
 use super::arch::Registers;
 use super::ptrace::{self, Event, Options, Tid};
@@ -78,17 +82,22 @@ pub struct Stub {
     area: Area,
     /// What the kernel provides, by name, and where it lies for now.
     kernel: Vec<(String, PageRange)>,
+    /// Process 1 runs already, and fills memory.
+    init_runs: bool,
+    /// A thread of ksnap's that fills memory.
+    loading: Option<Loading>,
     released: bool,
     not_send: std::marker::PhantomData<*const ()>,
 }
 
 impl Stub {
-    /// Starts a process and empties its memory. `avoid` is address space that must be free afterwards.
+    /// Starts a process and empties its memory. `avoid` is address space that must be free afterwards;
+    /// `lazy` what [`Stub::load_lazily`] will be asked for.
     ///
     /// # Errors
     /// EEXIST when the id is taken, EPERM when choosing it, or a namespace, is not allowed.
-    pub fn start(birth: Birth, avoid: &[PageRange]) -> Result<Self> {
-        let born = birth::start(birth)?;
+    pub fn start(birth: Birth, avoid: &[PageRange], lazy: Option<&Lazy>) -> Result<Self> {
+        let born = birth::start(birth, lazy)?;
         let mut stub = Self {
             threads: vec![born.thread],
             init: born.init,
@@ -96,6 +105,8 @@ impl Stub {
             pidfd: born.pidfd,
             area: Area::default(),
             kernel: Vec::new(),
+            init_runs: false,
+            loading: None,
             released: false,
             not_send: std::marker::PhantomData,
         };
@@ -322,7 +333,7 @@ impl Stub {
     /// When a thread cannot be let go; what has been started is killed then.
     pub fn release(mut self) -> Result<Released> {
         if let Some(init) = self.init {
-            birth::set_free(init)?;
+            init::set_free(init, self.threads[0].own, self.init_runs)?;
         }
         // The first thread last: while one is held, the death of ksnap is the death of all.
         for thread in self.threads.iter().rev() {
@@ -332,21 +343,33 @@ impl Stub {
         Ok(Released {
             pid: self.pid(),
             child: self.init.unwrap_or(self.pid()),
+            loading: self.loading.take(),
         })
     }
 }
 
 /// A process that was let go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Released {
     /// Its id in ksnap's PID namespace.
     pub pid: i32,
     /// The child of ksnap to wait for: the process, or process 1 of its own PID namespace, which ends
     /// with its exit code.
     pub child: i32,
+    /// The rest of its memory, which ksnap still fills.
+    loading: Option<Loading>,
 }
 
 impl Released {
+    /// Waits until all of its memory is filled; only then can it live without ksnap. `death_signal`: what
+    /// it gets when its parent ends, from then on.
+    pub fn finish_loading(&mut self, death_signal: i32) -> Result<()> {
+        match self.loading.take() {
+            Some(loading) => loading.finish(self.pid, death_signal),
+            None => Ok(()),
+        }
+    }
+
     /// Waits for its end, and gives the wait status.
     pub fn wait(&self) -> Result<i32> {
         loop {
@@ -397,7 +420,7 @@ mod tests {
     #[test]
     fn a_stub_is_empty_runs_calls_and_is_gone_when_dropped() {
         let avoid = [PageRange::new(0x40_0000, 0x80_0000)];
-        let mut stub = Stub::start(Birth::default(), &avoid).unwrap();
+        let mut stub = Stub::start(Birth::default(), &avoid, None).unwrap();
         let pid = stub.pid();
         let maps = proc::maps(pid).unwrap();
         assert!(maps.iter().all(|v| v.range.intersect(&avoid[0]).is_none()));
@@ -435,7 +458,7 @@ mod tests {
 
     #[test]
     fn threads_are_made_and_run_calls_of_their_own() {
-        let mut stub = Stub::start(Birth::default(), &[]).unwrap();
+        let mut stub = Stub::start(Birth::default(), &[], None).unwrap();
         let flags = libc::CLONE_VM
             | libc::CLONE_FS
             | libc::CLONE_FILES
@@ -463,7 +486,7 @@ mod tests {
             pid: Some(4711),
             namespace: true,
         };
-        let mut stub = Stub::start(birth, &[]).unwrap();
+        let mut stub = Stub::start(birth, &[], None).unwrap();
         assert_eq!(stub.threads()[0].own, 4711);
         let getpid = StubCall::new("getpid", "itself", libc::SYS_getpid, [0; 6]);
         assert_eq!(stub.run(&[getpid]).unwrap(), [4711]);
