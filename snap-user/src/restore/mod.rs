@@ -8,6 +8,7 @@ mod error;
 mod mappings;
 mod memory;
 mod plan;
+pub mod state;
 mod threads;
 
 pub use apply::{Applied, apply};

@@ -14,6 +14,8 @@ pub struct Remote {
     insn: u64,
     saved: Registers,
     sigmask: u64,
+    /// Stack pointer while calls run.
+    sp: u64,
     restore: bool,
 }
 
@@ -40,10 +42,16 @@ impl Remote {
         Ok(Self {
             tid,
             insn,
+            sp: saved.sp(),
             saved,
             sigmask,
             restore: true,
         })
+    }
+
+    /// Has the calls that follow run with no stack: as if the thread were on none, for calls that ask.
+    pub fn leave_stack(&mut self) {
+        self.sp = 0;
     }
 
     /// Runs one system call. Returns its result; an error number of the call is an error here,
@@ -61,7 +69,10 @@ impl Remote {
     }
 
     fn raw(&mut self, nr: i64, args: [u64; 6]) -> Result<i64> {
-        let regs = self.saved.with_syscall(self.insn, nr as u64, args);
+        let regs = Registers {
+            rsp: self.sp,
+            ..self.saved.with_syscall(self.insn, nr as u64, args)
+        };
         ptrace::set_registers(self.tid, &regs)?;
         ptrace::single_step(self.tid)?;
         loop {
