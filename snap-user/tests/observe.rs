@@ -248,6 +248,15 @@ fn what_prctl_and_its_like_have_set() {
     assert_eq!(own.machine_check_kill, libc::PR_MCE_KILL_EARLY as u32);
     assert!(!own.io_flusher);
     assert_eq!(own.memory_policy, Some(Default::default()));
+    // SAFETY: registers an intent, then asks which are; no pointers.
+    unsafe {
+        assert_eq!(libc::syscall(libc::SYS_membarrier, 1 << 4, 0, 0), 0);
+        let registered = libc::syscall(libc::SYS_membarrier, 1 << 9, 0, 0);
+        if registered >= 0 {
+            let seen = observe().unwrap();
+            assert_eq!(seen.process.membarrier, Some(registered as u32));
+        }
+    }
     let credentials = own.credentials.clone().unwrap();
     assert!(credentials.no_new_privs);
     let status = snap_user::sys::proc::task_status(std::process::id() as i32, tid).unwrap();

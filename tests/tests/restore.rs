@@ -121,7 +121,9 @@ fn copies_live_beside_each_other_and_each_is_whole() -> Result<()> {
     // They share ksnap's standard input: whichever comes first takes a request.
     use std::io::Write;
     for n in 0..COPIES {
-        process.stdin()?.write_all(format!("quit {n}\n").as_bytes())?;
+        process
+            .stdin()?
+            .write_all(format!("quit {n}\n").as_bytes())?;
         let line = process.line(LIMIT)?.context("no answer")?;
         let reply: Value = serde_json::from_str(&line)?;
         ensure!(
@@ -297,7 +299,9 @@ fn a_restore_that_is_killed_leaves_a_whole_process_or_none() -> Result<()> {
         } else {
             ensure!(state_of(pid) != 't', "still traced {}", what());
             use std::io::Write;
-            process.stdin()?.write_all(format!("check {round}\n").as_bytes())?;
+            process
+                .stdin()?
+                .write_all(format!("check {round}\n").as_bytes())?;
             let reply = loop {
                 let line = process.line(LIMIT)?.with_context(what)?;
                 let reply: Value = serde_json::from_str(&line)?;

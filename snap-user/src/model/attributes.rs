@@ -126,6 +126,8 @@ pub struct PosixTimer {
     pub value: u64,
     /// Thread that gets the signal, with `SIGEV_THREAD_ID`.
     pub thread: Option<i32>,
+    /// Thread whose CPU time it counts, where it does that of a thread.
+    pub counted: Option<i32>,
     /// Nanoseconds until it expires; 0 when it is off.
     pub left_ns: u64,
     /// Nanoseconds from then to each further expiry; 0 for none.

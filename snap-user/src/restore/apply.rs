@@ -2,22 +2,25 @@
 
 use super::memory::{self, Content};
 use super::plan::{MapOp, RestorePlan};
+use super::state::{self, Held};
 use super::{RestoreError, Result, threads};
 use crate::model::{Backing, PageSet, ProcessState, Protection, Vma};
 use crate::sys::{self, Frozen, Gadgets, Remote, SysError, pidfd_getfd, proc};
 use std::os::fd::AsFd;
 
 /// What a carried-out plan did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
     /// Pages that differed and were written.
     pub written: u64,
     /// Pages thrown away.
     pub discarded: u64,
+    /// What could not be put back and stays different, a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// Puts a process held in a job-control stop into the state of a snapshot: threads that end,
-/// mappings, page contents, file positions, new threads, registers last.
+/// mappings, page contents, file positions, new threads, attributes, registers last.
 ///
 /// `pages` are those whose content may differ; `content` has the snapshot's for each of them that
 /// has any.
@@ -74,6 +77,10 @@ pub fn apply(
         for thread in &plan.start_threads {
             threads::start(frozen, worker, insn, thread)?;
         }
+        step = "setting attributes";
+        let mut held = Held::new(pid, insn);
+        let notes = state::apply(&plan.state, &mut held)?;
+        held.finish(worker)?;
         step = "setting registers";
         for thread in &target.threads {
             threads::set(thread)?;
@@ -81,6 +88,7 @@ pub fn apply(
         Ok(Applied {
             written,
             discarded: absent.pages(),
+            notes,
         })
     };
     run().map_err(|e| RestoreError::Halfway {

@@ -9,6 +9,7 @@ mod mappings;
 mod memory;
 mod plan;
 pub mod revive;
+pub mod state;
 mod threads;
 
 pub use apply::{Applied, apply};

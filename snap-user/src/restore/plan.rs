@@ -2,6 +2,7 @@
 
 pub use super::mappings::MapOp;
 use super::mappings::{difference, with_brk};
+use super::state::{self, StatePlan};
 use super::{RestoreError, Result};
 use crate::model::{Backing, PageSet, ProcessState, Resource, ResourceKind, ThreadState, Vma};
 
@@ -18,6 +19,8 @@ pub struct RestorePlan {
     pub mappings: Vec<MapOp>,
     /// File positions to set: descriptor and position in bytes.
     pub positions: Vec<(i32, u64)>,
+    /// Attributes of the process and its threads.
+    pub state: StatePlan,
     /// What differs and stays as it is, a sentence each.
     pub notes: Vec<String>,
 }
@@ -73,6 +76,11 @@ pub fn plan(target: &ProcessState, live: &ProcessState, world: &dyn World) -> Re
         check_mapping(op, &after, world, &mut reasons);
     }
     descriptors(target, live, &mut plan);
+    if plan.end_threads.len() < live.threads.len() {
+        plan.state = state::plan(target, live);
+    }
+    reasons.append(&mut plan.state.refused);
+    plan.notes.append(&mut plan.state.notes);
     if reasons.is_empty() {
         Ok(plan)
     } else {

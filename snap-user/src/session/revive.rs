@@ -5,7 +5,9 @@ use super::types::hex;
 use super::{Result, SessionError};
 use crate::model::{Backing, ProcessState, SnapshotId, Vma};
 use crate::restore::World;
-use crate::restore::revive::{FileToOpen, NewPlan, Newborn, Opened, plan, prepare_descriptors};
+use crate::restore::revive::{
+    FileToOpen, NewPlan, Newborn, Opened, plan, plan_attributes, prepare_descriptors,
+};
 use crate::store::{Snapshot, Store};
 use crate::sys::{self, Birth, Released, arch, monotonic_ns, proc};
 use serde::Serialize;
@@ -98,7 +100,9 @@ pub fn revive(
         false => Pids::Same,
     });
     check_processor(&state)?;
-    let planned = plan(&state, &Here::new(options, pids)?)?;
+    let mut planned = plan(&state, &Here::new(options, pids)?)?;
+    planned.attributes = plan_attributes(&state)?;
+    planned.notes.append(&mut planned.attributes.notes);
     // Read, and so verified, before anything is started.
     let flat = store.flat(&snapshot)?;
     let memory = Memory::new(&flat, &state, &planned, options.eager)?;

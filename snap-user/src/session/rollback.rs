@@ -179,10 +179,11 @@ impl Engine {
         load(snapshot, &pages, content)?;
         let process = &self.target.pidfd;
         let applied = apply(frozen, &planned, target, &pages, content, process)?;
+        let notes = [planned.notes, applied.notes.clone()].concat();
         Ok(PutBack {
             applied,
             pages,
-            notes: planned.notes,
+            notes,
         })
     }
 

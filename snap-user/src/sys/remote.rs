@@ -15,6 +15,8 @@ pub struct Remote {
     saved: Registers,
     sigmask: u64,
     options: Options,
+    /// Stack pointer while calls run.
+    sp: u64,
     restore: bool,
 }
 
@@ -47,11 +49,17 @@ impl Remote {
         Ok(Self {
             tid,
             insn,
+            sp: saved.sp(),
             saved,
             sigmask,
             options,
             restore: true,
         })
+    }
+
+    /// Has the calls that follow run with no stack: as if the thread were on none, for calls that ask.
+    pub fn leave_stack(&mut self) {
+        self.sp = 0;
     }
 
     /// Runs one system call. Returns its result; an error number of the call is an error here,
@@ -89,7 +97,10 @@ impl Remote {
     /// Stops at entry and exit rather than steps: the trap of a step is a signal, and forcing one on a
     /// thread that blocks or ignores it takes the program's own handler of SIGTRAP away.
     fn run(&mut self, nr: i64, args: [u64; 6]) -> Result<(i64, Option<Tid>)> {
-        let regs = self.saved.with_syscall(self.insn, nr as u64, args);
+        let regs = Registers {
+            rsp: self.sp,
+            ..self.saved.with_syscall(self.insn, nr as u64, args)
+        };
         ptrace::set_registers(self.tid, &regs)?;
         let mut child = None;
         let mut stops = 0;

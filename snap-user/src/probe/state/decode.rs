@@ -24,6 +24,14 @@ const VM_LOCKONFAULT: u64 = 0x0008_0000;
 const DUMPABLE: u64 = 3;
 const DUMP_FILTER_SHIFT: u32 = 2;
 const DUMP_FILTER: u64 = 0x1ff;
+/// Bits of `mm_struct.membarrier_state` (include/linux/sched/mm.h) that say that an intent is
+/// registered, each with its command of membarrier(2).
+const MEMBARRIER: [(u32, u32); 4] = [
+    (1 << 0, 1 << 4),
+    (1 << 2, 1 << 2),
+    (1 << 4, 1 << 6),
+    (1 << 6, 1 << 8),
+];
 /// `HRTIMER_STATE_ENQUEUED`
 const ENQUEUED: u8 = 1;
 
@@ -208,12 +216,12 @@ fn speculation(flags: u64, first: u32) -> u32 {
     let forced = flags >> (first + 1) & 1 != 0;
     let disabled = flags >> first & 1 != 0;
     match (forced, disabled) {
-        (true, _) => libc::PR_SPEC_FORCE_DISABLE as u32,
+        (true, _) => libc::PR_SPEC_FORCE_DISABLE,
         _ if first == PFA_STORE_BYPASS && flags & PFA_STORE_BYPASS_NOEXEC != 0 => {
-            libc::PR_SPEC_DISABLE_NOEXEC as u32
+            libc::PR_SPEC_DISABLE_NOEXEC
         }
-        (_, true) => libc::PR_SPEC_DISABLE as u32,
-        _ => libc::PR_SPEC_ENABLE as u32,
+        (_, true) => libc::PR_SPEC_DISABLE,
+        _ => libc::PR_SPEC_ENABLE,
     }
 }
 
@@ -284,6 +292,12 @@ fn attributes(record: &ProcessRecord, clocks: &Clocks, bits: Bits) -> ProcessAtt
         coredump_filter: Some((record.mm_flags >> DUMP_FILTER_SHIFT & DUMP_FILTER) as u32),
         dumpable: Some((record.mm_flags & DUMPABLE) as u32),
         subreaper: Some(record.subreaper >> bits.subreaper & 1 != 0),
+        membarrier: Some(
+            MEMBARRIER
+                .iter()
+                .filter(|(ready, _)| record.membarrier & ready != 0)
+                .fold(0, |bits, (_, command)| bits | command),
+        ),
         lock_future: Some(
             lock(VM_LOCKED, libc::MCL_FUTURE as u32)
                 | lock(VM_LOCKONFAULT, libc::MCL_ONFAULT as u32),
@@ -322,8 +336,7 @@ fn timer_of(
             ));
             return None;
         }
-        // Negative ones are the CPU clocks of threads and processes by their ids.
-        clock if clock < 0 || is_cpu_clock(clock) => {
+        clock if cpu_clock(clock).is_some() => {
             let now = cpu_time(record, process, run_times);
             match record.cpu_expires {
                 0 => 0,
@@ -349,6 +362,9 @@ fn timer_of(
         signo: record.signo,
         value: record.value,
         thread: (record.notify & libc::SIGEV_THREAD_ID != 0).then_some(record.target),
+        counted: cpu_clock(record.clock)
+            .filter(|(of_thread, _)| *of_thread)
+            .map(|_| record.cpu_target),
         left_ns: left,
         interval_ns: interval as u64,
         deadline_ns,
@@ -356,21 +372,21 @@ fn timer_of(
     })
 }
 
-fn is_cpu_clock(clock: i32) -> bool {
-    matches!(
-        clock,
-        libc::CLOCK_PROCESS_CPUTIME_ID | libc::CLOCK_THREAD_CPUTIME_ID
-    )
+/// For a clock of CPU time: whether it is a thread's, and what it counts (0 user and system time, 1
+/// user time, 2 run time). Negative numbers are such clocks of processes and threads by their ids
+/// (include/linux/posix-timers.h).
+fn cpu_clock(clock: i32) -> Option<(bool, i32)> {
+    match clock {
+        libc::CLOCK_PROCESS_CPUTIME_ID => Some((false, 2)),
+        libc::CLOCK_THREAD_CPUTIME_ID => Some((true, 2)),
+        ..0 => Some((clock & 4 != 0, clock & 3)),
+        _ => None,
+    }
 }
 
 /// What the clock of a timer on CPU time shows.
 fn cpu_time(record: &TimerRecord, process: &ProcessRecord, run_times: &[(i32, u64)]) -> u64 {
-    // Bit 2 tells threads from processes, bits 0 and 1 what is counted (include/linux/posix-timers.h).
-    let (of_thread, counts) = match record.clock {
-        libc::CLOCK_PROCESS_CPUTIME_ID => (false, 2),
-        libc::CLOCK_THREAD_CPUTIME_ID => (true, 2),
-        clock => (clock & 4 != 0, clock & 3),
-    };
+    let (of_thread, counts) = cpu_clock(record.clock).unwrap_or((false, 2));
     let [user, system, run] = process.cpu_times;
     match (of_thread, counts) {
         (true, _) => run_times

@@ -10,14 +10,17 @@
 //! | `space` | the plan's mappings as system calls |
 //! | `newborn` | the order of all steps |
 //! | `threads` | what the kernel keeps for each thread |
+//! | `attributes` | what is neither memory nor a descriptor |
 //! | `descriptors` | open files |
 
+mod attributes;
 mod descriptors;
 mod newborn;
 mod plan;
 mod space;
 mod threads;
 
+pub use attributes::plan_attributes;
 pub use descriptors::{Prepared, prepare as prepare_descriptors};
 pub use newborn::{Newborn, Opened};
 pub use plan::{FileToOpen, MemoryObject, NewMapping, NewPlan, Origin, plan};

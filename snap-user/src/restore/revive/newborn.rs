@@ -1,5 +1,6 @@
 //! The order in which a new process becomes what a snapshot says.
 
+use super::attributes;
 use super::descriptors::{self, Prepared};
 use super::plan::NewPlan;
 use super::space::{self, Sources};
@@ -138,28 +139,28 @@ impl Newborn {
         *step = "making its threads";
         let stub = &mut self.stub;
         threads::make(stub, target, keep_ids)?;
-        *step = "setting how it deals with signals";
-        threads::set_signals(stub, target)?;
-        *step = "setting its working directory";
-        let path = stub.put(&[target.cwd.as_bytes(), b"\0"].concat())?;
-        stub.run(&[StubCall::new(
-            "chdir",
-            target.cwd.clone(),
-            libc::SYS_chdir,
-            [path, 0, 0, 0, 0, 0],
-        )])?;
+        *step = "setting its attributes";
+        attributes::begin_session(stub, target)?;
+        let notes = attributes::apply(stub, &plan.attributes, target)?;
+        self.notes.extend(notes);
+        let stub = &mut self.stub;
         *step = "setting its descriptors";
         stub.run(&descriptors::install(&opened.descriptors))?;
         *step = "taking out what is not its own";
         // While ksnap itself fills its memory, it must not outlive that.
-        if !self.is_lazy || stub.init().is_some() {
-            stub.run(&[StubCall::new(
-                "prctl",
-                "the signal of its parent's death",
-                libc::SYS_prctl,
-                [libc::PR_SET_PDEATHSIG as u64, 0, 0, 0, 0, 0],
-            )])?;
-        }
+        let signal = match self.is_lazy && stub.init().is_none() {
+            true => libc::SIGKILL,
+            false => target.threads[0]
+                .attributes
+                .parent_death_signal
+                .unwrap_or(0),
+        };
+        stub.run(&[StubCall::new(
+            "prctl",
+            "the signal of its parent's death",
+            libc::SYS_prctl,
+            [libc::PR_SET_PDEATHSIG as u64, signal as u64, 0, 0, 0, 0],
+        )])?;
         let insn = own_syscall(stub)?;
         stub.remove_area(insn)?;
         *step = "setting its threads";

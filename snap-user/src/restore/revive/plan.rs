@@ -1,6 +1,7 @@
 //! What a new process needs to be what a snapshot says. Pure.
 
 use crate::model::{Backing, PAGE_SIZE, PageRange, ProcessState, Vma};
+use crate::restore::state::StatePlan;
 use crate::restore::{RestoreError, Result, World};
 use std::collections::BTreeMap;
 
@@ -60,6 +61,8 @@ pub struct NewPlan {
     pub files: Vec<FileToOpen>,
     /// Shared memory behind them.
     pub objects: Vec<MemoryObject>,
+    /// What is neither memory nor a descriptor.
+    pub attributes: StatePlan,
     /// What will differ, a sentence each.
     pub notes: Vec<String>,
 }

@@ -57,26 +57,10 @@ fn registrations(stub: &mut Stub, thread: &ThreadState) -> sys::Result<Vec<StubC
             rseq_args(rseq),
         ));
     }
-    if let Some(stack) = thread.attributes.alt_stack {
-        let mut bytes = stack.sp.to_le_bytes().to_vec();
-        // Not that it is in use: the kernel sees that from the stack pointer.
-        let flags = stack.flags & !(libc::SS_ONSTACK as u32);
-        bytes.extend_from_slice(&u64::from(flags).to_le_bytes());
-        bytes.extend_from_slice(&stack.size.to_le_bytes());
-        let place = stub.put(&bytes)?;
-        let args = [place, 0, 0, 0, 0, 0];
-        calls.push(StubCall::new(
-            "sigaltstack",
-            what(),
-            libc::SYS_sigaltstack,
-            args,
-        ));
-    }
-    let address = match thread.attributes.clear_child_tid {
-        Some(address) => (address != 0).then_some(address),
-        None => tid_address(stub.pid(), thread),
-    };
-    if let Some(address) = address {
+    // Where it is known, it is one of its attributes.
+    if thread.attributes.clear_child_tid.is_none()
+        && let Some(address) = tid_address(stub.pid(), thread)
+    {
         let args = [address, 0, 0, 0, 0, 0];
         calls.push(StubCall::new(
             "set_tid_address",
@@ -86,31 +70,6 @@ fn registrations(stub: &mut Stub, thread: &ThreadState) -> sys::Result<Vec<StubC
         ));
     }
     Ok(calls)
-}
-
-/// How the process deals with each signal (`struct kernel_sigaction`).
-pub(super) fn set_signals(stub: &mut Stub, target: &ProcessState) -> sys::Result<()> {
-    let Some(signals) = &target.attributes.signals else {
-        return Ok(());
-    };
-    let mut calls = Vec::with_capacity(signals.len());
-    for (n, action) in (1u64..).zip(signals) {
-        if [libc::SIGKILL as u64, libc::SIGSTOP as u64].contains(&n) {
-            continue;
-        }
-        let words = [action.handler, action.flags, action.restorer, action.mask];
-        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-        let place = stub.put(&bytes)?;
-        calls.push(StubCall::new(
-            "rt_sigaction",
-            format!("signal {n}"),
-            libc::SYS_rt_sigaction,
-            [n, place, 0, 8, 0, 0],
-        ));
-    }
-    stub.run(&calls)?;
-    stub.forget();
-    Ok(())
 }
 
 /// Queues pending signals, and sets registers and masks: the last thing before the process runs.

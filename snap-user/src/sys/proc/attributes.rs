@@ -83,11 +83,9 @@ fn parse(text: &str) -> Option<TaskStatus> {
 /// The words of fs/proc/array.c. What a thread has not chosen itself counts as enabled.
 fn speculation(words: &str) -> u32 {
     match words {
-        "thread force mitigated" | "conditional force disabled" => {
-            libc::PR_SPEC_FORCE_DISABLE as u32
-        }
-        "thread mitigated" | "conditional disabled" => libc::PR_SPEC_DISABLE as u32,
-        _ => libc::PR_SPEC_ENABLE as u32,
+        "thread force mitigated" | "conditional force disabled" => libc::PR_SPEC_FORCE_DISABLE,
+        "thread mitigated" | "conditional disabled" => libc::PR_SPEC_DISABLE,
+        _ => libc::PR_SPEC_ENABLE,
     }
 }
 

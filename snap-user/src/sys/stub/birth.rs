@@ -153,7 +153,14 @@ fn wait_for_tracer(parent: Parent) -> ! {
 
 /// Becomes the tracer of a child and stops it.
 fn hold(pid: Tid) -> Result<()> {
-    ptrace::seize(pid, TRACED)?;
+    // Suspending filters needs CAP_SYS_ADMIN.
+    ptrace::seize(pid, TRACED).or_else(|_| {
+        let options = ptrace::Options {
+            suspend_seccomp: false,
+            ..TRACED
+        };
+        ptrace::seize(pid, options)
+    })?;
     ptrace::interrupt(pid)?;
     loop {
         match ptrace::wait(pid)? {

@@ -21,7 +21,8 @@ use area::Area;
 use std::io;
 
 const TRACED: Options = Options {
-    suspend_seccomp: false,
+    // Filters are put back before the last calls are made.
+    suspend_seccomp: true,
     trace_clone: true,
     exit_kill: true,
 };
