@@ -70,11 +70,7 @@ fn prepare(pid: i32) -> (Gadgets, Vec<Vma>) {
 }
 
 fn lowest_free_fd(pid: i32) -> i32 {
-    let open: Vec<i32> = proc::descriptors(pid)
-        .unwrap()
-        .iter()
-        .map(|r| r.fd)
-        .collect();
+    let open: Vec<i32> = proc::FdTable::open(pid).unwrap().numbers().unwrap();
     (0..).find(|fd| !open.contains(fd)).unwrap()
 }
 
@@ -99,18 +95,25 @@ fn inject_once(pid: i32, gadgets: &Gadgets, vmas: &[Vma]) {
     assert_eq!(guarded.call(getpid, None).unwrap(), i64::from(pid));
 }
 
+/// Every descriptor and where its link points.
+fn descriptors(pid: i32) -> Vec<(i32, String)> {
+    let table = proc::FdTable::open(pid).unwrap();
+    let numbers = table.numbers().unwrap().into_iter();
+    numbers.map(|fd| (fd, table.link(fd).unwrap())).collect()
+}
+
 #[test]
 fn calls_return_their_results_and_leave_no_trace() {
     let Some(mut target) = Target::start() else {
         return eprintln!("SKIP calls_return_their_results: python3 is missing; install python3");
     };
     let (gadgets, vmas) = prepare(target.pid());
-    let before = proc::descriptors(target.pid()).unwrap();
+    let before = descriptors(target.pid());
     for _ in 0..50 {
         inject_once(target.pid(), &gadgets, &vmas);
         target.ask();
     }
-    assert_eq!(proc::descriptors(target.pid()).unwrap(), before);
+    assert_eq!(descriptors(target.pid()), before);
     assert_eq!(proc::maps(target.pid()).unwrap(), vmas);
     assert_eq!(proc::status(target.pid()).unwrap().tracer, 0);
 }
@@ -128,7 +131,7 @@ fn a_tracer_killed_at_any_moment_leaves_the_target_whole() {
     let Some(mut target) = Target::start() else {
         return eprintln!("SKIP a_tracer_killed: python3 is missing; install python3");
     };
-    let before = proc::descriptors(target.pid()).unwrap();
+    let before = descriptors(target.pid());
     for round in 0..100u64 {
         let mut tracer = Command::new(std::env::current_exe().unwrap())
             .args([
@@ -148,10 +151,6 @@ fn a_tracer_killed_at_any_moment_leaves_the_target_whole() {
         for _ in 0..3 {
             target.ask();
         }
-        assert_eq!(
-            proc::descriptors(target.pid()).unwrap(),
-            before,
-            "after round {round}"
-        );
+        assert_eq!(descriptors(target.pid()), before, "after round {round}");
     }
 }

@@ -1,8 +1,8 @@
 //! What is read of a process while it runs, so that the stop need not.
 
 use super::attributes::Known;
-use super::{CaptureError, Result};
-use crate::model::{Auxv, Backing, Resource, ResourceKind, Vma};
+use super::{CaptureError, Files, Result};
+use crate::model::{Auxv, Backing, FileKind, Vma};
 use crate::sys::proc;
 use std::collections::HashMap;
 
@@ -17,7 +17,8 @@ pub struct Live {
     /// Auxiliary vector; changes with an exec only.
     pub auxv: Auxv,
     pub(super) known: Known,
-    descriptors: HashMap<i32, Resource>,
+    /// Descriptors and open files.
+    pub files: Files,
     flags: HashMap<u64, Vec<String>>,
     build_ids: HashMap<(u64, u64), Option<Vec<u8>>>,
     vdso: Option<Vec<u8>>,
@@ -36,7 +37,7 @@ impl Live {
             probes,
             known: Known::default(),
             auxv: proc::auxv(pid).map_err(sys)?,
-            descriptors: HashMap::new(),
+            files: Files::read(pid)?,
             flags: HashMap::new(),
             build_ids: HashMap::new(),
             vdso: proc::vdso_build_id(),
@@ -52,8 +53,7 @@ impl Live {
         let sys = |e| CaptureError::from_sys(self.pid, e);
         self.cwd = proc::link(self.pid, "cwd").map_err(sys)?;
         self.known.refresh(self.pid, self.probes)?;
-        let descriptors = proc::descriptors(self.pid).map_err(sys)?;
-        self.descriptors = descriptors.into_iter().map(|r| (r.fd, r)).collect();
+        self.files.refresh()?;
         if self.described != vmas {
             // Flags of mappings cost a walk of the page tables: only when the mappings changed.
             self.flags = proc::vm_flags(self.pid).map_err(sys)?;
@@ -77,14 +77,9 @@ impl Live {
     /// Something may write into the process's memory through pages that it has pinned, which no page
     /// table shows: io_uring, or asynchronous I/O.
     pub fn has_pinned_writers(&self) -> bool {
-        let ring = |r: &Resource| r.kind == ResourceKind::IoUring;
+        let ring = |kind| kind == FileKind::IoUring;
         let aio = |v: &Vma| matches!(&v.backing, Backing::File { path, .. } if path == "/[aio]");
-        self.descriptors.values().any(ring) || self.described.iter().any(aio)
-    }
-
-    /// The descriptor as last read, if it still is the same one.
-    pub(super) fn descriptor(&self, fd: i32, link: &str) -> Option<&Resource> {
-        self.descriptors.get(&fd).filter(|r| r.link == link)
+        self.files.kinds().any(ring) || self.described.iter().any(aio)
     }
 
     /// Adds flags and build ids to mappings that were read without.

@@ -3,6 +3,7 @@
 mod attributes;
 mod copy;
 mod error;
+mod files;
 mod live;
 mod preflight;
 mod shared;
@@ -10,6 +11,7 @@ mod state;
 
 pub use copy::{Copied, copy, inspect};
 pub use error::CaptureError;
+pub use files::{Files, Verdict, losses, verdict};
 pub use live::Live;
 pub use preflight::{Target, preflight};
 pub use shared::{compared, compared_pages};

@@ -1,9 +1,8 @@
 //! Everything but pages, read inside the stop.
 
-use super::{CaptureError, Live, Result, Target};
+use super::{CaptureError, Live, Result, Target, losses};
 use crate::model::{
-    Backing, Observed, ObservedThread, PendingSignal, ProcessState, Resource, ResourceKind,
-    ThreadState, Vma,
+    Backing, Observed, ObservedThread, PendingSignal, ProcessState, ThreadState, Vma,
 };
 use crate::sys::ptrace::{self, Tid};
 use crate::sys::{self, Frozen, arch, proc};
@@ -57,9 +56,9 @@ pub fn frozen_state(
             &mut unsupported,
         )?);
     }
-    let resources = resources(pid, live)?;
-    name_what_is_lost(&resources, &vmas, &mut unsupported);
-    Ok(ProcessState {
+    let (descriptors, files) = live.files.frozen(&vmas)?;
+    name_what_is_lost(&vmas, &mut unsupported);
+    let mut state = ProcessState {
         pid,
         ppid: stat.ppid,
         start_time: stat.start_time,
@@ -71,10 +70,14 @@ pub fn frozen_state(
         vmas,
         mm,
         auxv: live.auxv.clone(),
-        resources,
+        descriptors,
+        files,
         unsupported,
         attributes,
-    })
+    };
+    let lost = losses(&state);
+    state.unsupported.splice(0..0, lost);
+    Ok(state)
 }
 
 /// The break to the byte where it is known and still fits the heap's mapping, else the end of that.
@@ -156,31 +159,7 @@ fn thread(
     })
 }
 
-/// Descriptors: which ones are open and where they stand is read now; what a descriptor is was read
-/// before the stop, and again only where it has become another one since.
-fn resources(pid: i32, live: &Live) -> Result<Vec<Resource>> {
-    let sys = |e| CaptureError::from_sys(pid, e);
-    let mut resources = Vec::new();
-    for (fd, link) in proc::descriptor_links(pid).map_err(sys)? {
-        match live.descriptor(fd, &link) {
-            Some(known) => {
-                let mut resource = known.clone();
-                proc::refresh_position(pid, &mut resource);
-                resources.push(resource);
-            }
-            None => resources.extend(proc::descriptor(pid, fd).ok()),
-        }
-    }
-    Ok(resources)
-}
-
-fn name_what_is_lost(resources: &[Resource], vmas: &[Vma], unsupported: &mut Vec<String>) {
-    for resource in resources.iter().filter(|r| r.kind == ResourceKind::IoUring) {
-        unsupported.push(format!(
-            "descriptor {}: io_uring requests under way are not captured, and what they write later is not undone",
-            resource.fd
-        ));
-    }
+fn name_what_is_lost(vmas: &[Vma], unsupported: &mut Vec<String>) {
     for vma in vmas {
         if vma.flags.iter().any(|f| f == "io" || f == "pf") && !vma.is_special() {
             unsupported.push(format!(

@@ -2,7 +2,7 @@
 
 use super::help;
 use super::units;
-use crate::session::{Options, Pids, ReviveOptions, Schedule, Then, TrackerChoice};
+use crate::session::{FileOptions, Options, Pids, ReviveOptions, Schedule, Then, TrackerChoice};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -306,20 +306,51 @@ pub struct Reviving {
     /// Refuse when anything would differ from what it was
     #[arg(long)]
     pub strict: bool,
+    /// Network that it is in
+    #[arg(long, value_enum, value_name = "WHICH", default_value = "shared")]
+    pub net: NetChoice,
+    /// Open PATH as descriptor N in place of what it was; fd:M for a descriptor of ksnap's own
+    #[arg(long, value_name = "N=PATH")]
+    pub map_fd: Vec<String>,
+    /// Look for files under NEW that were under OLD
+    #[arg(long, value_name = "OLD=NEW")]
+    pub map_path: Vec<String>,
     #[command(flatten)]
     pub json: Json,
 }
 
 impl Reviving {
     /// As the session takes it.
-    pub fn options(&self, pids: Option<PidChoice>) -> ReviveOptions {
-        ReviveOptions {
+    ///
+    /// # Errors
+    /// A sentence for the user.
+    pub fn options(&self, pids: Option<PidChoice>) -> Result<ReviveOptions, String> {
+        let mut files = FileOptions::default();
+        for text in &self.map_fd {
+            files.map_fd(text)?;
+        }
+        for text in &self.map_path {
+            files.map_path(text)?;
+        }
+        Ok(ReviveOptions {
             pids: pids.map(Pids::from),
             eager: self.eager,
             allow_changed_files: self.allow_changed_files,
             strict: self.strict,
-        }
+            network: self.net == NetChoice::Private,
+            files,
+        })
     }
+}
+
+/// Networks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum NetChoice {
+    /// ksnap's
+    #[default]
+    Shared,
+    /// One of its own, with a loopback device alone
+    Private,
 }
 
 /// Process ids of what is brought back.

@@ -9,7 +9,10 @@ use std::io::Write;
 
 /// Brings a snapshot back as a process.
 pub fn restore(context: &Context, args: &Restore) -> Result<Exit, CliError> {
-    let options = args.reviving.options(args.pids);
+    let options = args
+        .reviving
+        .options(args.pids)
+        .map_err(CliError::Refused)?;
     let all = revive(context, &args.reference, 1, &options, &args.reviving)?;
     match (args.wait, all.first()) {
         (true, Some(process)) => Ok(Exit::of_command(process.wait()?)),
@@ -19,7 +22,10 @@ pub fn restore(context: &Context, args: &Restore) -> Result<Exit, CliError> {
 
 /// Starts copies of a snapshot.
 pub fn fork(context: &Context, args: &Fork) -> Result<Exit, CliError> {
-    let mut options = args.reviving.options(args.pids);
+    let mut options = args
+        .reviving
+        .options(args.pids)
+        .map_err(CliError::Refused)?;
     options.pids.get_or_insert(Pids::Namespace);
     let all = revive(
         context,

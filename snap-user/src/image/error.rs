@@ -13,8 +13,8 @@ pub enum ImageError {
         /// What is wrong with it.
         why: String,
     },
-    /// Written by a later version.
-    #[error("{part}: format version {found}, this ksnap reads up to {supported}")]
+    /// Written by another version.
+    #[error("{part}: format version {found}, this ksnap reads {supported}")]
     NewerVersion {
         /// Section of the file.
         part: &'static str,

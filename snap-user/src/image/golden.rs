@@ -96,13 +96,30 @@ fn state() -> ProcessState {
             ..MmFields::default()
         },
         auxv: vec![(6, 4096), (0, 0)],
-        resources: vec![Resource {
+        descriptors: vec![Descriptor {
             fd: 3,
-            kind: ResourceKind::Regular,
+            file: 0,
+            cloexec: true,
+        }],
+        files: vec![OpenFile {
+            kind: FileKind::Regular,
             link: "/tmp/x".into(),
+            deleted: false,
             position: 99,
             flags: 0o100_002,
             identity: (65025, 12),
+            owner: None,
+            locks: vec![FileLock {
+                kind: LockKind::Flock,
+                write: true,
+                start: 0,
+                end: None,
+            }],
+            detail: Detail::Regular(Regular {
+                size: 100,
+                mtime_ns: 1_764_000_000_000_000_001,
+                mode: 0o100_644,
+            }),
         }],
         unsupported: vec!["a sentence".into()],
         attributes: process_attributes(),

@@ -1,22 +1,29 @@
 //! Plain data shared by every room: no system calls, no I/O.
 
 mod attributes;
+mod files;
 mod page;
 mod page_set;
 mod page_table;
 mod process;
 mod snapshot;
+mod socket;
 
 pub use attributes::{
     AltStack, Credentials, IntervalTimer, Limit, MemoryAttributes, MemoryPolicy, Observed,
     ObservedThread, PosixTimer, ProcessAttributes, Scheduling, Seccomp, SeccompFilter,
     SignalAction, Source, SyscallDispatch, ThreadAttributes,
 };
+pub use files::{
+    Descriptor, Detail, EpollWatch, Eventfd, Fanotify, FileKind, FileLock, InotifyWatch, LockKind,
+    Memfd, OpenFile, Owner, Pipe, Regular, Terminal, Timerfd,
+};
 pub use page::{PAGE_SIZE, Page, PageRange, page_down, page_up};
 pub use page_set::PageSet;
 pub use page_table::{LEAF_PAGES, PageTable};
 pub use process::{
-    Auxv, Backing, MmFields, PendingSignal, ProcessState, Protection, Resource, ResourceKind,
-    RobustList, Rseq, ThreadState, Vma,
+    Auxv, Backing, MmFields, PendingSignal, ProcessState, Protection, RobustList, Rseq,
+    ThreadState, Vma,
 };
 pub use snapshot::{Costs, PageCounts, Phases, SnapshotId, SnapshotKind};
+pub use socket::{Message, Socket, SocketOption, SocketState};

@@ -1,6 +1,7 @@
 //! What a snapshot knows of a process besides its pages.
 
 use super::attributes::{ProcessAttributes, ThreadAttributes};
+use super::files::{Descriptor, OpenFile};
 use super::page::PageRange;
 use serde::{Deserialize, Serialize};
 
@@ -30,11 +31,22 @@ pub struct ProcessState {
     /// Auxiliary vector.
     pub auxv: Auxv,
     /// Open descriptors, ascending.
-    pub resources: Vec<Resource>,
+    pub descriptors: Vec<Descriptor>,
+    /// The open files behind them, each once.
+    pub files: Vec<OpenFile>,
     /// What was seen and could not be recorded, a sentence each.
     pub unsupported: Vec<String>,
     /// Signal dispositions, timers, limits, and whatever else its threads share.
     pub attributes: ProcessAttributes,
+}
+
+impl ProcessState {
+    /// Each descriptor with its open file, ascending.
+    pub fn open_files(&self) -> impl Iterator<Item = (Descriptor, &OpenFile)> {
+        self.descriptors
+            .iter()
+            .filter_map(|d| Some((*d, self.files.get(d.file as usize)?)))
+    }
 }
 
 /// The auxiliary vector: pairs of type and value (`getauxval(3)`).
@@ -202,48 +214,4 @@ impl Vma {
     pub fn is_private_file(&self) -> bool {
         !self.shared && matches!(self.backing, Backing::File { .. })
     }
-}
-
-/// An open descriptor.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Resource {
-    /// Descriptor number.
-    pub fd: i32,
-    /// What it is.
-    pub kind: ResourceKind,
-    /// Where `/proc/PID/fd/FD` points.
-    pub link: String,
-    /// File position in bytes.
-    pub position: u64,
-    /// Open flags with the close-on-exec bit (`/proc/PID/fdinfo/FD`).
-    pub flags: u32,
-    /// Device and inode, to tell whether the same descriptor is still open.
-    pub identity: (u64, u64),
-}
-
-/// Kinds of descriptors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-#[allow(missing_docs, reason = "self-describing")]
-pub enum ResourceKind {
-    Regular,
-    Directory,
-    CharDevice,
-    BlockDevice,
-    Pipe,
-    Fifo,
-    Socket,
-    Epoll,
-    Eventfd,
-    Timerfd,
-    Signalfd,
-    Inotify,
-    Fanotify,
-    Pidfd,
-    Memfd,
-    Userfaultfd,
-    IoUring,
-    PerfEvent,
-    Bpf,
-    Other,
 }

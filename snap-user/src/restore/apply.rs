@@ -1,11 +1,12 @@
 //! Carrying out a plan.
 
+use super::files::Made;
 use super::memory::{self, Content};
 use super::plan::{MapOp, RestorePlan};
 use super::state::{self, Held};
 use super::{RestoreError, Result, threads};
 use crate::model::{Backing, PageSet, ProcessState, Protection, Vma};
-use crate::sys::{self, Frozen, Gadgets, Remote, SysError, pidfd_getfd, proc};
+use crate::sys::{self, Frozen, Gadgets, Remote, SysError, proc};
 use std::os::fd::AsFd;
 
 /// What a carried-out plan did.
@@ -15,24 +16,25 @@ pub struct Applied {
     pub written: u64,
     /// Pages thrown away.
     pub discarded: u64,
-    /// What could not be put back and stays different, a sentence each.
+    /// What could not be put back quite as it was, a sentence each.
     pub notes: Vec<String>,
 }
 
 /// Puts a process held in a job-control stop into the state of a snapshot: threads that end,
-/// mappings, page contents, file positions, new threads, attributes, registers last.
+/// mappings, page contents, descriptors and what open files hold, new threads, attributes, registers
+/// last.
 ///
 /// `pages` are those whose content may differ; `content` has the snapshot's for each of them that
-/// has any.
+/// has any. `made` are the open files that the process lacks.
 ///
 /// # Errors
 /// [`RestoreError::Halfway`]: the process must then stay stopped.
 pub fn apply(
     frozen: &mut Frozen,
     plan: &RestorePlan,
-    target: &ProcessState,
-    pages: &PageSet,
-    content: &Content,
+    (target, live): (&ProcessState, &ProcessState),
+    (pages, content): (&PageSet, &Content),
+    made: &Made,
     process: impl AsFd,
 ) -> Result<Applied> {
     let pid = frozen.pid();
@@ -65,21 +67,18 @@ pub fn apply(
         let pages = pages.intersect(&mapped);
         let (written, absent) = memory::write(pid, &pages, content)?;
         memory::discard(pid, &absent, &target.vmas, &mut remote)?;
+        step = "opening and closing descriptors";
+        made.install(&mut remote, pid, &process, &plan.files)?;
+        step = "setting what open files hold";
+        let mut notes = made.settle(&mut remote, pid, &plan.files, target, live)?;
         drop(remote);
-        step = "setting file positions";
-        for &(fd, position) in &plan.positions {
-            // The descriptor shares its position with the target's.
-            let file = pidfd_getfd(&process, fd)?;
-            rustix::fs::seek(&file, rustix::fs::SeekFrom::Start(position))
-                .map_err(|e| SysError::new("lseek", format_args!("descriptor {fd}"), e))?;
-        }
         step = "making threads";
         for thread in &plan.start_threads {
             threads::start(frozen, worker, insn, thread)?;
         }
         step = "setting attributes";
         let mut held = Held::new(pid, insn);
-        let notes = state::apply(&plan.state, &mut held)?;
+        notes.extend(state::apply(&plan.state, &mut held)?);
         held.finish(worker)?;
         step = "setting registers";
         for thread in &target.threads {

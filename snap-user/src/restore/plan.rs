@@ -1,10 +1,11 @@
 //! What has to be done to a live process so that it is what a snapshot says. Pure.
 
+use super::files::{self, FileWorld, FilesPlan};
 pub use super::mappings::MapOp;
 use super::mappings::{difference, with_brk};
 use super::state::{self, StatePlan};
 use super::{RestoreError, Result};
-use crate::model::{Backing, PageSet, ProcessState, Resource, ResourceKind, ThreadState, Vma};
+use crate::model::{Backing, PageSet, ProcessState, ThreadState, Vma};
 
 /// The steps from a live process to a snapshot's state, its page contents aside.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,16 +18,16 @@ pub struct RestorePlan {
     pub brk: Option<u64>,
     /// Changes of mappings, to be made after the break is set.
     pub mappings: Vec<MapOp>,
-    /// File positions to set: descriptor and position in bytes.
-    pub positions: Vec<(i32, u64)>,
     /// Attributes of the process and its threads.
     pub state: StatePlan,
+    /// Descriptors and open files.
+    pub files: FilesPlan,
     /// What differs and stays as it is, a sentence each.
     pub notes: Vec<String>,
 }
 
 /// What of the world outside the two states a plan depends on.
-pub trait World {
+pub trait World: FileWorld {
     /// Whether the file behind a mapping can be mapped again, or why not.
     fn can_map(&self, vma: &Vma) -> std::result::Result<(), String>;
     /// Whether a thread with this id can be made, or why not.
@@ -50,7 +51,11 @@ impl RestorePlan {
 ///
 /// # Errors
 /// [`RestoreError::Refused`] with everything that cannot be brought back.
-pub fn plan(target: &ProcessState, live: &ProcessState, world: &dyn World) -> Result<RestorePlan> {
+pub fn plan<W: World>(
+    target: &ProcessState,
+    live: &ProcessState,
+    world: &W,
+) -> Result<RestorePlan> {
     let mut plan = RestorePlan::default();
     let mut reasons = Vec::new();
     if !same_program(target, live) {
@@ -75,12 +80,14 @@ pub fn plan(target: &ProcessState, live: &ProcessState, world: &dyn World) -> Re
     for op in &plan.mappings {
         check_mapping(op, &after, world, &mut reasons);
     }
-    descriptors(target, live, &mut plan);
     if plan.end_threads.len() < live.threads.len() {
         plan.state = state::plan(target, live);
     }
     reasons.append(&mut plan.state.refused);
     plan.notes.append(&mut plan.state.notes);
+    plan.files = files::plan(target, live, world, &files::Options::default());
+    reasons.append(&mut plan.files.refusals);
+    plan.notes.append(&mut plan.files.notes);
     if reasons.is_empty() {
         Ok(plan)
     } else {
@@ -163,43 +170,6 @@ fn check_mapping(op: &MapOp, live: &[Vma], world: &dyn World, reasons: &mut Vec<
     }
 }
 
-/// Has a position that is the process's own business.
-fn is_positioned(resource: &Resource) -> bool {
-    matches!(
-        resource.kind,
-        ResourceKind::Regular | ResourceKind::Memfd | ResourceKind::BlockDevice
-    )
-}
-
-fn descriptors(target: &ProcessState, live: &ProcessState, plan: &mut RestorePlan) {
-    for want in &target.resources {
-        match live.resources.iter().find(|have| have.fd == want.fd) {
-            None => plan.notes.push(format!(
-                "descriptor {} ({}) has been closed since and stays closed",
-                want.fd, want.link
-            )),
-            Some(have) if have.identity != want.identity || have.kind != want.kind => {
-                plan.notes.push(format!(
-                    "descriptor {} was {} and is now {}",
-                    want.fd, want.link, have.link
-                ));
-            }
-            Some(have) if is_positioned(want) && have.position != want.position => {
-                plan.positions.push((want.fd, want.position));
-            }
-            Some(_) => {}
-        }
-    }
-    for have in &live.resources {
-        if !target.resources.iter().any(|want| want.fd == have.fd) {
-            plan.notes.push(format!(
-                "descriptor {} ({}) has been opened since and stays open",
-                have.fd, have.link
-            ));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -216,7 +186,31 @@ mod tests {
         }
     }
 
+    impl FileWorld for Free {
+        fn look(&self, _: &str) -> std::result::Result<files::Look, String> {
+            Err("no files".into())
+        }
+        fn process(&self, _: i32) -> Option<u64> {
+            None
+        }
+        fn pipe(&self, _: (u64, u64)) -> Option<String> {
+            None
+        }
+    }
+
     struct Tight;
+
+    impl FileWorld for Tight {
+        fn look(&self, path: &str) -> std::result::Result<files::Look, String> {
+            Free.look(path)
+        }
+        fn process(&self, pid: i32) -> Option<u64> {
+            Free.process(pid)
+        }
+        fn pipe(&self, identity: (u64, u64)) -> Option<String> {
+            Free.pipe(identity)
+        }
+    }
 
     impl World for Tight {
         fn can_map(&self, _: &Vma) -> std::result::Result<(), String> {
@@ -262,17 +256,6 @@ mod tests {
         }
     }
 
-    fn descriptor(fd: i32, position: u64) -> Resource {
-        Resource {
-            fd,
-            kind: ResourceKind::Regular,
-            link: "/tmp/x".into(),
-            position,
-            flags: 0,
-            identity: (1, 2),
-        }
-    }
-
     #[test]
     fn nothing_to_do_for_equal_states() {
         let state = state(&[10, 11]);
@@ -313,15 +296,5 @@ mod tests {
                 .to_string()
                 .contains("exec")
         );
-    }
-
-    #[test]
-    fn positions_go_back_and_closed_descriptors_are_named() {
-        let (mut target, mut live) = (state(&[10]), state(&[10]));
-        target.resources = vec![descriptor(3, 100), descriptor(4, 0)];
-        live.resources = vec![descriptor(3, 250), descriptor(5, 0)];
-        let plan = plan(&target, &live, &Free).unwrap();
-        assert_eq!(plan.positions, [(3, 100)]);
-        assert_eq!(plan.notes.len(), 2);
     }
 }

@@ -1,9 +1,10 @@
 //! What differs between two snapshots.
 
 use super::SessionError;
+use super::descriptor::OpenDescriptor;
 use super::log::{LogEntry, entry};
 use super::show::{Mapping, is_native, name, perms};
-use crate::model::{ProcessState, Resource, ThreadState, Vma};
+use crate::model::{ProcessState, ThreadState, Vma};
 use crate::store::{PageChange, PageDiff, Store};
 use crate::sys::arch::Registers;
 use serde::Serialize;
@@ -138,9 +139,9 @@ pub struct DescriptorDiff {
     /// How.
     pub change: Change,
     /// What it is in the first snapshot.
-    pub a: Option<Resource>,
+    pub a: Option<OpenDescriptor>,
     /// What it is in the second.
-    pub b: Option<Resource>,
+    pub b: Option<OpenDescriptor>,
 }
 
 /// Compares the snapshots that two references mean.
@@ -158,7 +159,7 @@ pub fn diff(store: &Path, a: &str, b: &str) -> Result<Comparison, SessionError> 
             &new.threads,
             is_native(&left) && is_native(&right),
         ),
-        descriptors: descriptors(&old.resources, &new.resources),
+        descriptors: descriptors(&OpenDescriptor::all(&old), &OpenDescriptor::all(&new)),
         a,
         b,
     })
@@ -295,9 +296,14 @@ fn registers(a: &[u8], b: &[u8]) -> Vec<RegisterDiff> {
         .collect()
 }
 
-fn descriptors(a: &[Resource], b: &[Resource]) -> Vec<DescriptorDiff> {
+fn descriptors(a: &[OpenDescriptor], b: &[OpenDescriptor]) -> Vec<DescriptorDiff> {
+    // Numbers of open files are a snapshot's own: another order is no difference.
+    let same = |a: &OpenDescriptor, b: &OpenDescriptor| {
+        let file = a.file;
+        *a == OpenDescriptor { file, ..b.clone() }
+    };
     paired(a, b, |resource| resource.fd)
-        .filter(|(a, b)| a != b)
+        .filter(|(a, b)| !matches!((a, b), (Some(a), Some(b)) if same(a, b)))
         .map(|(a, b)| DescriptorDiff {
             fd: a.or(b).map_or(-1, |resource| resource.fd),
             change: change(a, b),

@@ -2,6 +2,7 @@
 
 mod audit;
 mod control;
+mod descriptor;
 mod diff;
 mod doctor;
 mod engine;
@@ -25,6 +26,8 @@ mod verify;
 mod watch;
 mod writer;
 
+pub use crate::restore::files::Options as FileOptions;
+pub use descriptor::OpenDescriptor;
 pub use diff::{
     Change, Comparison, DescriptorDiff, MappingDiff, MappingPages, PagesDiff, RegisterDiff,
     ThreadDiff, diff,

@@ -3,15 +3,18 @@
 use super::revive_memory::Memory;
 use super::types::hex;
 use super::{Result, SessionError};
-use crate::model::{Backing, ProcessState, SnapshotId, Vma};
-use crate::restore::World;
+use crate::model::{
+    Backing, Detail, FileKind, OpenFile, ProcessState, SnapshotId, SocketState, Vma,
+};
+use crate::restore::RestoreError;
+use crate::restore::files::{self, Replacement, Source, System};
 use crate::restore::revive::{
-    FileToOpen, NewPlan, Newborn, Opened, plan, plan_attributes, prepare_descriptors,
+    FileToOpen, MemoryObject, NewPlan, Newborn, Opened, Surroundings, plan, plan_attributes,
 };
 use crate::store::{Snapshot, Store};
 use crate::sys::{self, Birth, Released, arch, monotonic_ns, proc};
 use serde::Serialize;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -29,7 +32,7 @@ pub enum Pids {
 }
 
 /// How to bring a snapshot back.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReviveOptions {
     /// Which ids; if left out, the snapshot's, in a namespace of their own for several copies and for one
     /// that had a namespace before.
@@ -40,6 +43,10 @@ pub struct ReviveOptions {
     pub allow_changed_files: bool,
     /// Refuse when anything would differ.
     pub strict: bool,
+    /// A network namespace of its own for each process.
+    pub network: bool,
+    /// What its open files are to be made differently from.
+    pub files: files::Options,
 }
 
 /// A process that was brought back.
@@ -103,6 +110,7 @@ pub fn revive(
     let mut planned = plan(&state, &Here::new(options, pids)?)?;
     planned.attributes = plan_attributes(&state)?;
     planned.notes.append(&mut planned.attributes.notes);
+    let files = plan_files(&state, &mut planned, options)?;
     // Read, and so verified, before anything is started.
     let flat = store.flat(&snapshot)?;
     let memory = Memory::new(&flat, &state, &planned, options.eager)?;
@@ -111,6 +119,8 @@ pub fn revive(
         state: &state,
         planned: &planned,
         memory: &memory,
+        files: &files,
+        network: options.network,
         pids,
         strict: options.strict,
     };
@@ -149,6 +159,8 @@ struct Job<'a> {
     state: &'a ProcessState,
     planned: &'a NewPlan,
     memory: &'a Memory,
+    files: &'a files::Options,
+    network: bool,
     pids: Pids,
     strict: bool,
 }
@@ -163,7 +175,9 @@ impl Job<'_> {
         if !keep_ids {
             notes.push("its ids are new: a C library that remembers its thread ids (glibc) remembers the old ones".into());
         }
-        let (opened, more) = open(state, planned)?;
+        let (mut planned, files) = ((*planned).clone(), self.files.clone());
+        let (opened, more) = open(state, &mut planned, files)?;
+        let planned = &planned;
         notes.extend(more);
         if self.strict && !notes.is_empty() {
             return Err(SessionError::Usage(format!(
@@ -175,6 +189,7 @@ impl Job<'_> {
         let birth = Birth {
             pid: keep_ids.then_some(own_pid),
             namespace: self.pids == Pids::Namespace,
+            network: self.network,
         };
         let lazy = self.memory.lazy.as_ref();
         let mut newborn = Newborn::start(birth, planned, &opened, lazy, own_pid)?;
@@ -198,20 +213,81 @@ impl Job<'_> {
     }
 }
 
+/// Plans descriptors and open files. Standard streams that were a terminal, or one end of a pipe or socket
+/// whose other end was elsewhere, become ksnap's own.
+fn plan_files(
+    state: &ProcessState,
+    planned: &mut NewPlan,
+    options: &ReviveOptions,
+) -> Result<files::Options> {
+    let mut how = options.files.clone();
+    how.allow_changed |= options.allow_changed_files;
+    let ends = |inode: u64| {
+        let same = |f: &&OpenFile| f.kind == FileKind::Pipe && f.identity.1 == inode;
+        state.files.iter().filter(same).count()
+    };
+    for (descriptor, file) in state.open_files().filter(|(d, _)| (0..3).contains(&d.fd)) {
+        let elsewhere = match (&file.detail, file.kind) {
+            (Detail::Terminal(terminal), _) => terminal.master_of.is_none(),
+            (_, FileKind::Pipe) => ends(file.identity.1) == 1,
+            (Detail::Socket(socket), _) => socket.state == SocketState::Connected,
+            _ => false,
+        };
+        let fd = descriptor.fd;
+        if elsewhere && !how.map_fds.contains_key(&fd) {
+            how.map_fds.insert(fd, Replacement::Own(fd));
+            planned.notes.push(format!(
+                "descriptor {fd} ({}) is ksnap's own now",
+                file.link
+            ));
+        }
+    }
+    let here = System {
+        pid: std::process::id() as i32,
+    };
+    let mut files = files::plan(state, &ProcessState::default(), &here, &how);
+    if !files.refusals.is_empty() {
+        return Err(RestoreError::Refused {
+            pid: state.pid,
+            reasons: files.refusals,
+        }
+        .into());
+    }
+    planned.notes.append(&mut files.notes);
+    planned.files = files;
+    Ok(how)
+}
+
 /// Opens everything that the new process inherits.
-fn open(state: &ProcessState, planned: &NewPlan) -> Result<(Opened, Vec<String>)> {
-    let (descriptors, mut notes) = prepare_descriptors(&state.resources);
-    let files = planned.files.iter().map(open_file);
+fn open(
+    state: &ProcessState,
+    planned: &mut NewPlan,
+    options: files::Options,
+) -> Result<(Opened, Vec<String>)> {
+    let mut notes = Vec::new();
+    let place = |file: &FileToOpen| {
+        open_file(&FileToOpen {
+            path: options.mapped(&file.path),
+            write: file.write,
+        })
+    };
+    let files = planned.files_to_open.iter().map(place);
     let objects = planned.objects.iter().map(|object| {
         let name = object.memfd.as_ref()?;
-        Some(sys::memfd(name, object.len))
+        // As long as it was, where a descriptor of it tells.
+        let len = state.files.iter().find_map(|file| match &file.detail {
+            Detail::Memfd(memfd) if is_object(file, object) => Some(memfd.size),
+            _ => None,
+        });
+        Some(sys::memfd(name, len.unwrap_or(object.len)))
     });
     let exe = FileToOpen {
-        path: state.exe.clone(),
+        path: options.mapped(&state.exe),
         write: false,
     };
+    let opened_files = files.collect::<Result<_>>()?;
     let opened = Opened {
-        files: files.collect::<Result<_>>()?,
+        files: opened_files,
         objects: objects
             .map(Option::transpose)
             .collect::<std::result::Result<_, _>>()?,
@@ -222,9 +298,26 @@ fn open(state: &ProcessState, planned: &NewPlan) -> Result<(Opened, Vec<String>)
                 None
             }
         },
-        descriptors,
+        options,
     };
+    // A descriptor of memory that is mapped is one of the very same memory.
+    for (object, made) in planned.objects.iter().zip(&opened.objects) {
+        for (at, file) in state.files.iter().enumerate() {
+            if let (Some(made), true) = (made, is_object(file, object))
+                && planned.files.sources[at] == Source::Make
+            {
+                planned.files.sources[at] = Source::Own(made.as_raw_fd());
+            }
+        }
+    }
     Ok((opened, notes))
+}
+
+/// Whether an open file is memory that is mapped as well.
+fn is_object(file: &OpenFile, object: &MemoryObject) -> bool {
+    let (device, inode) = object.identity;
+    let device = rustix::fs::makedev((device >> 32) as u32, device as u32);
+    file.kind == FileKind::Memfd && file.identity == (device, inode)
 }
 
 fn open_file(file: &FileToOpen) -> Result<OwnedFd> {
@@ -291,7 +384,7 @@ impl<'a> Here<'a> {
     }
 }
 
-impl World for Here<'_> {
+impl Surroundings for Here<'_> {
     fn can_map(&self, vma: &Vma) -> std::result::Result<(), String> {
         let (path, deleted, dev, inode) = match &vma.backing {
             Backing::Special(name) => return self.kernel_mapping(name, vma),
@@ -310,6 +403,7 @@ impl World for Here<'_> {
                     .into(),
             );
         }
+        let path = &self.options.files.mapped(path);
         let meta = std::fs::metadata(path).map_err(|e| format!("it cannot be opened ({e})"))?;
         let device = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
         let same = (device, meta.ino()) == (dev, inode);

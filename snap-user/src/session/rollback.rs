@@ -6,7 +6,7 @@ use crate::capture::{CaptureError, compared, compared_pages, frozen_state};
 use crate::image::{PageSource, SessionId};
 use crate::model::{Backing, PageSet, ProcessState, SnapshotId, Vma};
 use crate::restore::{
-    Applied, Content, RestoreError, RestorePlan, World, apply, can_start_thread, plan,
+    Applied, Content, RestoreError, RestorePlan, World, apply, can_start_thread, files, plan,
 };
 use crate::store::{Snapshot, Store};
 use crate::sys::{Freeze, Frozen, Hold, monotonic_ns};
@@ -62,6 +62,20 @@ impl World for Live {
 
     fn can_start_thread(&self, tid: i32) -> std::result::Result<(), String> {
         can_start_thread(tid)
+    }
+}
+
+impl files::FileWorld for Live {
+    fn look(&self, path: &str) -> std::result::Result<files::Look, String> {
+        files::System { pid: self.pid }.look(path)
+    }
+
+    fn process(&self, pid: i32) -> Option<u64> {
+        files::System { pid: self.pid }.process(pid)
+    }
+
+    fn pipe(&self, identity: (u64, u64)) -> Option<String> {
+        files::System { pid: self.pid }.pipe(identity)
     }
 }
 
@@ -178,8 +192,19 @@ impl Engine {
             self.pages_to_write(&planned, differing, &dirty, (&target.vmas, &vmas), snapshot)?;
         load(snapshot, &pages, content)?;
         let process = &self.target.pidfd;
-        let applied = apply(frozen, &planned, target, &pages, content, process)?;
-        let notes = [planned.notes, applied.notes.clone()].concat();
+        let options = files::Options::default();
+        // The last thing that may be refused.
+        let made =
+            files::make(&planned.files, target, &live, pid, process, &options).map_err(|e| {
+                RestoreError::Refused {
+                    pid,
+                    reasons: vec![e.to_string()],
+                }
+            })?;
+        let states = (target, &live);
+        let applied = apply(frozen, &planned, states, (&pages, content), &made, process)?;
+        let mut notes = planned.notes;
+        notes.extend(made.notes.iter().chain(&applied.notes).cloned());
         Ok(PutBack {
             applied,
             pages,

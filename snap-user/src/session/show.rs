@@ -1,8 +1,9 @@
 //! Everything that is known of a snapshot.
 
 use super::SessionError;
+use super::descriptor::OpenDescriptor;
 use super::log::{LogEntry, entry};
-use crate::model::{Backing, Costs, PageSet, ProcessState, Resource, ThreadState, Vma};
+use crate::model::{Backing, Costs, PageSet, ProcessState, ThreadState, Vma};
 use crate::store::{Snapshot, Store};
 use crate::sys::arch::{self, Registers};
 use serde::Serialize;
@@ -20,7 +21,7 @@ pub struct Description {
     /// Its mappings, ascending.
     pub mappings: Vec<Mapping>,
     /// Its descriptors, ascending.
-    pub descriptors: Vec<Resource>,
+    pub descriptors: Vec<OpenDescriptor>,
     /// What taking it cost.
     pub costs: Costs,
     /// What could not be saved, a sentence each.
@@ -134,7 +135,7 @@ pub fn show(store: &Path, reference: &str) -> Result<Description, SessionError> 
             .map(|thread| describe_thread(thread, native))
             .collect(),
         mappings: mappings(&snapshot, &manifest.state.vmas)?,
-        descriptors: manifest.state.resources,
+        descriptors: OpenDescriptor::all(&manifest.state),
         costs: manifest.costs,
         unsupported: manifest.state.unsupported,
         snapshot: entry,

@@ -98,8 +98,8 @@ pub enum StoreError {
         /// What is wrong with it.
         why: String,
     },
-    /// Written by a later version.
-    #[error("{}: written by a newer ksnap (format {found}, this one reads up to {supported}): use that one", path.display())]
+    /// Written by another version.
+    #[error("{}: written by {} ksnap (format {found}, this one reads {supported}): use that one", path.display(), if found > supported { "a newer" } else { "an older" })]
     NewerVersion {
         /// The file.
         path: PathBuf,

@@ -4,12 +4,17 @@
 pub mod arch;
 mod bpf;
 mod error;
+pub mod fd;
 mod freeze;
 mod gadgets;
 mod guarded;
+mod handle;
 mod interrupted;
+mod kcmp;
 mod limits;
 mod memory;
+mod namespace;
+mod open;
 mod pagemap;
 mod pager;
 mod pidfd;
@@ -19,6 +24,7 @@ mod remote;
 mod sched;
 mod scratch;
 mod stub;
+mod transfer;
 mod uffd;
 
 pub use bpf::{run_iterator, task_iterator};
@@ -26,18 +32,23 @@ pub use error::SysError;
 pub use freeze::{Freeze, Frozen, Hold, release_strays};
 pub use gadgets::Gadgets;
 pub use guarded::{Call, Guarded, inject};
+pub use handle::path_of_handle;
 pub use interrupted::continued_call;
+pub use kcmp::compare_files;
 pub use limits::{limit_name, limits, set_limit};
 pub use memory::{
     ReadFault, memfd, read_bytes, read_pages, read_ranges, write_bytes, write_ranges,
 };
+pub use namespace::{bring_up_loopback, in_network_of};
+pub use open::{duplicate_number, open_in_root, open_link, open_own_link};
 pub use pagemap::{PageInfo, Pagemap, ScanResult, clear_soft_dirty};
 pub use pager::{FileMap, PAGER_FLAGS, Pager, Piece, arm as arm_pager};
-pub use pidfd::{PidFd, duplicate, pidfd_getfd, pidfd_open};
+pub use pidfd::{PidFd, ended_pidfd, pidfd_getfd, pidfd_open};
 pub use remote::Remote;
 pub use sched::{affinity, io_priority, scheduling, set_affinity, set_io_priority, set_scheduling};
 pub use scratch::ScratchMap;
 pub use stub::{Birth, Lazy, Loading, Released, Stub, StubCall, StubThread, fill_all};
+pub use transfer::{MOST_DESCRIPTORS, control_len, send_descriptors};
 pub use uffd::{CREATION_FLAGS as USERFAULTFD_FLAGS, Userfaultfd, WpRegister};
 
 /// Result of a system call wrapper.

@@ -2,7 +2,7 @@
 
 use super::{Result, SysError};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 
 /// A descriptor of a process, immune to the reuse of its pid.
 pub type PidFd = OwnedFd;
@@ -23,13 +23,23 @@ pub fn pidfd_getfd(process: impl AsFd, fd: i32) -> Result<OwnedFd> {
         .map_err(|e| SysError::new("pidfd_getfd", format_args!("descriptor {fd}"), e))
 }
 
-/// A copy of one of this process's descriptors at a number of `beyond` or more, closed by an exec.
-pub fn duplicate(fd: i32, beyond: i32) -> Result<OwnedFd> {
-    // SAFETY: fcntl with two integers; a number that is not open is an error.
-    let copy = unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, beyond) };
-    if copy == -1 {
-        return Err(SysError::last("fcntl", format_args!("descriptor {fd}")));
+/// A descriptor of a process that has ended and been waited for.
+pub fn ended_pidfd() -> Result<PidFd> {
+    let failed = |call| SysError::last(call, "a child that ends at once");
+    // SAFETY: the child only ends, which is safe after a fork of a process with threads.
+    match unsafe { libc::fork() } {
+        -1 => Err(failed("fork")),
+        // SAFETY: ends the child.
+        0 => unsafe { libc::_exit(0) },
+        child => {
+            let opened = pidfd_open(child);
+            // SAFETY: waits for the child; null for a status that is not wanted.
+            while unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) } < 0 {
+                if std::io::Error::last_os_error().raw_os_error() != Some(libc::EINTR) {
+                    return Err(failed("waitpid"));
+                }
+            }
+            opened
+        }
     }
-    // SAFETY: just made, and owned by nobody else.
-    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }

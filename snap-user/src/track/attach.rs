@@ -108,7 +108,7 @@ fn make_userfaultfd(pid: i32) -> crate::sys::Result<(Userfaultfd, Option<u64>)> 
         Ok(mut thread) => {
             let brk = thread.call(BRK, None)?;
             // The lowest free number is the one that the new descriptor gets.
-            let open: Vec<i32> = proc::descriptors(pid)?.iter().map(|r| r.fd).collect();
+            let open = proc::FdTable::open(pid)?.numbers()?;
             let expected = (0..)
                 .find(|fd| !open.contains(fd))
                 .expect("some number is free");

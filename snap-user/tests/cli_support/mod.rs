@@ -2,8 +2,8 @@
 
 use snap_user::codec::Scratch;
 use snap_user::model::{
-    Backing, Costs, PAGE_SIZE, Page, PageCounts, PageRange, Phases, ProcessState, Protection,
-    Resource, ResourceKind, SnapshotId, SnapshotKind, ThreadState, Vma,
+    Backing, Costs, Descriptor, FileKind, OpenFile, PAGE_SIZE, Page, PageCounts, PageRange, Phases,
+    ProcessState, Protection, SnapshotId, SnapshotKind, ThreadState, Vma,
 };
 use snap_user::store::{EncodedBatch, PageSink, Session, SessionInfo, Store};
 use std::os::unix::fs::FileExt;
@@ -196,13 +196,18 @@ fn state(pid: i32, n: u64) -> ProcessState {
             thread(pid + 1, "worker\x1b[2J", registers(0x40_1000, false)),
         ],
         vmas,
-        resources: vec![Resource {
+        descriptors: vec![Descriptor {
             fd: 3,
-            kind: ResourceKind::Regular,
+            file: 0,
+            cloexec: false,
+        }],
+        files: vec![OpenFile {
+            kind: FileKind::Regular,
             link: "/var/log/victim.log".into(),
             position: n * 100,
             flags: 0o100_001,
             identity: (8, 99),
+            ..OpenFile::default()
         }],
         unsupported: vec!["mapping 5000-6000: device memory is not captured".into()],
         ..ProcessState::default()

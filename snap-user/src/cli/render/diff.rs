@@ -2,9 +2,9 @@
 
 use super::human::{clean, count};
 use super::{Align, Style, Table};
-use crate::model::Resource;
 use crate::session::{
-    Change, Comparison, DescriptorDiff, LogEntry, MappingDiff, PagesDiff, ThreadDiff,
+    Change, Comparison, DescriptorDiff, LogEntry, MappingDiff, OpenDescriptor, PagesDiff,
+    ThreadDiff,
 };
 use std::io::{self, Write};
 
@@ -126,8 +126,8 @@ fn descriptor_text(descriptor: &DescriptorDiff) -> String {
                 text.push_str(&words);
             }
         };
-        let at = |resource: &Resource| resource.position.to_string();
-        let flags = |resource: &Resource| format!("{:#o}", resource.flags);
+        let at = |resource: &OpenDescriptor| resource.position.to_string();
+        let flags = |resource: &OpenDescriptor| format!("{:#o}", resource.flags);
         note(
             a.position != b.position,
             format!(", position {}", arrow(Some(at(a)), Some(at(b)))),
@@ -139,6 +139,13 @@ fn descriptor_text(descriptor: &DescriptorDiff) -> String {
         note(
             a.link == b.link && (a.identity, a.kind) != (b.identity, b.kind),
             ", another file".into(),
+        );
+        note(
+            a.detail != b.detail,
+            format!(
+                ", {}",
+                arrow(Some(a.detail.clone()), Some(b.detail.clone()))
+            ),
         );
     }
     text

@@ -139,6 +139,7 @@ fn descriptors(shown: &Description) -> Table {
         ("position", Align::Right),
         ("flags", Align::Right),
         ("link", Align::Left),
+        ("what it holds", Align::Left),
     ]);
     for resource in &shown.descriptors {
         table.row([
@@ -146,7 +147,11 @@ fn descriptors(shown: &Description) -> Table {
             format!("{:?}", resource.kind).to_lowercase(),
             resource.position.to_string(),
             format!("{:#o}", resource.flags),
-            resource.link.clone(),
+            match resource.deleted {
+                true => format!("{} (deleted)", resource.link),
+                false => resource.link.clone(),
+            },
+            resource.detail.clone(),
         ]);
     }
     table

@@ -68,7 +68,7 @@ fn newborn(wanted: &ProcessState, notes: &mut Vec<String>) -> sys::Result<Proces
         namespaces: wanted.attributes.namespaces.clone(),
         ..ProcessAttributes::default()
     };
-    let here = proc::namespaces(pid);
+    let here = proc::namespaces(pid)?;
     for (name, inode) in &wanted.attributes.namespaces {
         let other = here.iter().any(|(n, i)| n == name && i != inode);
         if let Some((_, what)) = SEPARATE.iter().find(|(n, _)| n == name && other) {

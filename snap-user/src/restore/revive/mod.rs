@@ -11,16 +11,13 @@
 //! | `newborn` | the order of all steps |
 //! | `threads` | what the kernel keeps for each thread |
 //! | `attributes` | what is neither memory nor a descriptor |
-//! | `descriptors` | open files |
 
 mod attributes;
-mod descriptors;
 mod newborn;
 mod plan;
 mod space;
 mod threads;
 
 pub use attributes::plan_attributes;
-pub use descriptors::{Prepared, prepare as prepare_descriptors};
 pub use newborn::{Newborn, Opened};
-pub use plan::{FileToOpen, MemoryObject, NewMapping, NewPlan, Origin, plan};
+pub use plan::{FileToOpen, MemoryObject, NewMapping, NewPlan, Origin, Surroundings, plan};

@@ -1,12 +1,11 @@
 //! The order in which a new process becomes what a snapshot says.
 
 use super::attributes;
-use super::descriptors::{self, Prepared};
 use super::plan::NewPlan;
 use super::space::{self, Sources};
 use super::threads;
 use crate::model::{MmFields, ProcessState};
-use crate::restore::{RestoreError, Result};
+use crate::restore::{RestoreError, Result, files};
 use crate::sys::{self, Birth, Gadgets, Lazy, Released, Stub, StubCall, SysError, proc};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -14,14 +13,14 @@ use std::os::fd::{AsRawFd, OwnedFd};
 /// What the new process inherits from ksnap, opened before it is started.
 #[derive(Debug, Default)]
 pub struct Opened {
-    /// For each of [`NewPlan::files`].
+    /// For each of [`NewPlan::files_to_open`].
     pub files: Vec<OwnedFd>,
     /// For each of [`NewPlan::objects`] that is a memfd.
     pub objects: Vec<Option<OwnedFd>>,
     /// The executable.
     pub exe: Option<OwnedFd>,
-    /// What is to become its descriptors.
-    pub descriptors: Vec<Prepared>,
+    /// What its open files are to be made differently from.
+    pub options: files::Options,
 }
 
 /// A new process on its way: stopped, and killed when this is dropped.
@@ -48,6 +47,9 @@ impl Newborn {
         let mut step = "starting a process";
         let mut run = || -> sys::Result<Stub> {
             let mut stub = Stub::start(birth, &plan.space(), lazy)?;
+            if birth.network {
+                sys::bring_up_loopback(stub.pid())?;
+            }
             step = "making its mappings";
             let sources = Sources {
                 files: opened.files.iter().map(AsRawFd::as_raw_fd).collect(),
@@ -139,13 +141,36 @@ impl Newborn {
         *step = "making its threads";
         let stub = &mut self.stub;
         threads::make(stub, target, keep_ids)?;
+        *step = "opening its files";
+        let files = &plan.files;
+        let nothing = ProcessState::default();
+        // What it has inherited has served its purpose.
+        stub.run(&[StubCall::new(
+            "close_range",
+            "what it has inherited",
+            libc::SYS_close_range,
+            [0, u32::MAX.into(), 0, 0, 0, 0],
+        )])?;
+        let made = files::make(
+            files,
+            target,
+            &nothing,
+            stub.pid(),
+            stub.pidfd(),
+            &opened.options,
+        )?;
+        let mut remote = stub.remote(0, stub.insn())?;
+        made.install(&mut remote, stub.pid(), stub.pidfd(), files)?;
+        *step = "setting what its files hold";
+        let notes = made.settle(&mut remote, stub.pid(), files, target, &nothing)?;
+        drop(remote);
+        self.notes.extend(made.notes.iter().cloned().chain(notes));
         *step = "setting its attributes";
+        let stub = &mut self.stub;
         attributes::begin_session(stub, target)?;
         let notes = attributes::apply(stub, &plan.attributes, target)?;
         self.notes.extend(notes);
         let stub = &mut self.stub;
-        *step = "setting its descriptors";
-        stub.run(&descriptors::install(&opened.descriptors))?;
         *step = "taking out what is not its own";
         // While ksnap itself fills its memory, it must not outlive that.
         let signal = match self.is_lazy && stub.init().is_none() {

@@ -1,8 +1,9 @@
 //! What a new process needs to be what a snapshot says. Pure.
 
 use crate::model::{Backing, PAGE_SIZE, PageRange, ProcessState, Vma};
+use crate::restore::files::FilesPlan;
 use crate::restore::state::StatePlan;
-use crate::restore::{RestoreError, Result, World};
+use crate::restore::{RestoreError, Result};
 use std::collections::BTreeMap;
 
 /// Lowest address for memory that is mapped for a moment.
@@ -13,7 +14,7 @@ const LOWEST: u64 = 0x100_0000;
 pub enum Origin {
     /// Private memory, zero until it is filled.
     Anonymous,
-    /// A file, by its place in [`NewPlan::files`].
+    /// A file, by its place in [`NewPlan::files_to_open`].
     File(usize),
     /// Memory that several mappings may share, by its place in [`NewPlan::objects`], from this byte on.
     Shared(usize, u64),
@@ -58,9 +59,11 @@ pub struct NewPlan {
     /// Mappings, ascending.
     pub mappings: Vec<NewMapping>,
     /// Files behind them.
-    pub files: Vec<FileToOpen>,
+    pub files_to_open: Vec<FileToOpen>,
     /// Shared memory behind them.
     pub objects: Vec<MemoryObject>,
+    /// Descriptors and open files.
+    pub files: FilesPlan,
     /// What is neither memory nor a descriptor.
     pub attributes: StatePlan,
     /// What will differ, a sentence each.
@@ -77,11 +80,19 @@ impl NewPlan {
     }
 }
 
+/// What of the machine a new process depends on.
+pub trait Surroundings {
+    /// Whether what stands behind a mapping can be mapped again, or why not.
+    fn can_map(&self, vma: &Vma) -> std::result::Result<(), String>;
+    /// Whether a thread with this id can be made, or why not.
+    fn can_start_thread(&self, tid: i32) -> std::result::Result<(), String>;
+}
+
 /// Plans a new process.
 ///
 /// # Errors
 /// [`RestoreError::Refused`] with everything that cannot be brought back.
-pub fn plan(target: &ProcessState, world: &dyn World) -> Result<NewPlan> {
+pub fn plan(target: &ProcessState, world: &dyn Surroundings) -> Result<NewPlan> {
     let mut plan = NewPlan::default();
     let mut reasons = Vec::new();
     let mut files = BTreeMap::new();
@@ -128,10 +139,10 @@ pub fn plan(target: &ProcessState, world: &dyn World) -> Result<NewPlan> {
                     continue;
                 } else {
                     let write = vma.shared && vma.prot.write;
-                    let next = plan.files.len();
+                    let next = plan.files_to_open.len();
                     let at = *files.entry((path.clone(), write)).or_insert(next);
                     if at == next {
-                        plan.files.push(FileToOpen {
+                        plan.files_to_open.push(FileToOpen {
                             path: path.clone(),
                             write,
                         });
@@ -214,7 +225,7 @@ mod tests {
 
     struct Free;
 
-    impl World for Free {
+    impl Surroundings for Free {
         fn can_map(&self, _: &Vma) -> std::result::Result<(), String> {
             Ok(())
         }
@@ -225,7 +236,7 @@ mod tests {
 
     struct Tight;
 
-    impl World for Tight {
+    impl Surroundings for Tight {
         fn can_map(&self, _: &Vma) -> std::result::Result<(), String> {
             Err("it is another file now".into())
         }
@@ -298,7 +309,7 @@ mod tests {
             vma(0x5000, 1, true, file("/lib/x", 1, 0)),
         ]);
         let plan = plan(&state, &Free).unwrap();
-        let written: Vec<bool> = plan.files.iter().map(|f| f.write).collect();
+        let written: Vec<bool> = plan.files_to_open.iter().map(|f| f.write).collect();
         assert_eq!(written, [false, true]);
     }
 

@@ -6,7 +6,7 @@ use crate::sys::StubCall;
 
 /// Descriptors of the new process for what the plan's mappings need.
 pub(super) struct Sources {
-    /// For each of [`NewPlan::files`].
+    /// For each of [`NewPlan::files_to_open`].
     pub(super) files: Vec<i32>,
     /// For each of [`NewPlan::objects`]; `None` where the kernel makes it.
     pub(super) objects: Vec<Option<i32>>,

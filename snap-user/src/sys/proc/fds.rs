@@ -1,134 +1,195 @@
 //! Descriptors: `/proc/PID/fd` and `/proc/PID/fdinfo`.
 
-use super::{Result, SysError, bad, link, read};
-use crate::model::{Resource, ResourceKind};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use super::fdinfo::FdInfo;
+use super::{Result, SysError};
+use rustix::fs::{AtFlags, Mode, OFlags, RawDir, SeekFrom};
+use std::mem::MaybeUninit;
+use std::os::fd::OwnedFd;
 
-/// Every open descriptor and where its link points, ascending. One that closes meanwhile is left out.
-pub fn descriptor_links(pid: i32) -> Result<Vec<(i32, String)>> {
-    let path = format!("/proc/{pid}/fd");
-    let entries = std::fs::read_dir(&path).map_err(|e| SysError::new("open", &path, e))?;
-    let mut fds: Vec<(i32, String)> = entries
-        .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
-        .filter_map(|fd| Some((fd, link(pid, &format!("fd/{fd}")).ok()?)))
-        .collect();
-    fds.sort_unstable();
-    Ok(fds)
+/// The descriptor table of a process, its two folders held open: a look costs no walk along their paths.
+#[derive(Debug)]
+pub struct FdTable {
+    pid: i32,
+    links: OwnedFd,
+    infos: OwnedFd,
 }
 
-/// Every open descriptor, ascending. One that closes meanwhile is left out.
-pub fn descriptors(pid: i32) -> Result<Vec<Resource>> {
-    let links = descriptor_links(pid)?;
-    Ok(links
-        .into_iter()
-        .filter_map(|(fd, link)| describe(pid, fd, link).ok())
-        .collect())
+/// What `stat(2)` says of an open file.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FdStat {
+    /// Device and inode.
+    pub identity: (u64, u64),
+    /// Type and permissions.
+    pub mode: u32,
+    /// Names that it has.
+    pub links: u64,
+    /// For a device, its number: major and minor.
+    pub device: (u32, u32),
+    /// Bytes.
+    pub size: u64,
+    /// Last change of its content, nanoseconds since 1970.
+    pub mtime_ns: i64,
 }
 
-/// One open descriptor.
-pub fn descriptor(pid: i32, fd: i32) -> Result<Resource> {
-    describe(pid, fd, link(pid, &format!("fd/{fd}"))?)
-}
-
-fn describe(pid: i32, fd: i32, link: String) -> Result<Resource> {
-    let path = format!("/proc/{pid}/fd/{fd}");
-    let meta = std::fs::metadata(&path).map_err(|e| SysError::new("stat", &path, e))?;
-    let (flags, position) = flags_and_position(pid, fd)?;
-    let kind = kind(&link, &meta.file_type());
-    Ok(Resource {
-        fd,
-        kind,
-        link,
-        position,
-        flags,
-        identity: (meta.dev(), meta.ino()),
-    })
-}
-
-fn kind(link: &str, file: &std::fs::FileType) -> ResourceKind {
-    if let Some(name) = link.strip_prefix("anon_inode:") {
-        return match name.trim_matches(['[', ']']) {
-            "eventpoll" => ResourceKind::Epoll,
-            "eventfd" => ResourceKind::Eventfd,
-            "timerfd" => ResourceKind::Timerfd,
-            "signalfd" => ResourceKind::Signalfd,
-            "inotify" | "inotify_fanotify" => ResourceKind::Inotify,
-            "fanotify" => ResourceKind::Fanotify,
-            "pidfd" => ResourceKind::Pidfd,
-            "userfaultfd" => ResourceKind::Userfaultfd,
-            "io_uring" => ResourceKind::IoUring,
-            "perf_event" => ResourceKind::PerfEvent,
-            name if name.starts_with("bpf") => ResourceKind::Bpf,
-            _ => ResourceKind::Other,
+impl FdTable {
+    /// Opens the folders.
+    pub fn open(pid: i32) -> Result<Self> {
+        let folder = |name: &str| {
+            let path = format!("/proc/{pid}/{name}");
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::open(&path, flags, Mode::empty())
+                .map_err(|e| SysError::new("open", path, e))
         };
+        Ok(Self {
+            pid,
+            links: folder("fd")?,
+            infos: folder("fdinfo")?,
+        })
     }
-    match file {
-        _ if link.starts_with("/memfd:") => ResourceKind::Memfd,
-        _ if link.starts_with("pidfd:") => ResourceKind::Pidfd,
-        f if f.is_file() => ResourceKind::Regular,
-        f if f.is_dir() => ResourceKind::Directory,
-        f if f.is_socket() => ResourceKind::Socket,
-        f if f.is_char_device() => ResourceKind::CharDevice,
-        f if f.is_block_device() => ResourceKind::BlockDevice,
-        f if f.is_fifo() && link.starts_with("pipe:") => ResourceKind::Pipe,
-        f if f.is_fifo() => ResourceKind::Fifo,
-        _ => ResourceKind::Other,
+
+    /// The process.
+    pub fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    fn failed(&self, call: &'static str, fd: i32, e: rustix::io::Errno) -> SysError {
+        SysError::new(call, format_args!("/proc/{}/fd/{fd}", self.pid), e)
+    }
+
+    /// Numbers of all open descriptors, ascending.
+    pub fn numbers(&self) -> Result<Vec<i32>> {
+        let failed = |e| SysError::new("getdents64", format_args!("/proc/{}/fd", self.pid), e);
+        rustix::fs::seek(&self.links, SeekFrom::Start(0)).map_err(failed)?;
+        let mut buffer = [MaybeUninit::uninit(); 16 << 10];
+        let mut entries = RawDir::new(&self.links, &mut buffer);
+        let mut fds = Vec::new();
+        while let Some(entry) = entries.next() {
+            let name = entry.map_err(failed)?;
+            fds.extend(
+                name.file_name()
+                    .to_str()
+                    .ok()
+                    .and_then(|n| n.parse::<i32>().ok()),
+            );
+        }
+        fds.sort_unstable();
+        Ok(fds)
+    }
+
+    /// Where the link of a descriptor points.
+    pub fn link(&self, fd: i32) -> Result<String> {
+        let mut buffer = itoa(fd);
+        rustix::fs::readlinkat(&self.links, name(&mut buffer), Vec::with_capacity(64))
+            .map(|link| String::from_utf8_lossy(link.as_bytes()).into_owned())
+            .map_err(|e| self.failed("readlink", fd, e))
+    }
+
+    /// What stat(2) says of the open file.
+    pub fn stat(&self, fd: i32) -> Result<FdStat> {
+        let mut buffer = itoa(fd);
+        let stat = rustix::fs::statat(&self.links, name(&mut buffer), AtFlags::empty())
+            .map_err(|e| self.failed("stat", fd, e))?;
+        Ok(FdStat {
+            identity: (stat.st_dev, stat.st_ino),
+            mode: stat.st_mode,
+            links: stat.st_nlink,
+            device: (
+                rustix::fs::major(stat.st_rdev),
+                rustix::fs::minor(stat.st_rdev),
+            ),
+            size: stat.st_size as u64,
+            mtime_ns: stat.st_mtime as i64 * 1_000_000_000 + stat.st_mtime_nsec as i64,
+        })
+    }
+
+    /// What `/proc/PID/fdinfo/FD` says.
+    pub fn info(&self, fd: i32) -> Result<FdInfo> {
+        let mut buffer = itoa(fd);
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+        let file = rustix::fs::openat(&self.infos, name(&mut buffer), flags, Mode::empty())
+            .map_err(|e| self.failed("open", fd, e))?;
+        let mut text = vec![0; 1024];
+        let mut len = 0;
+        loop {
+            match rustix::io::read(&file, &mut text[len..]) {
+                Ok(0) => break,
+                Ok(got) => len += got,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(e) => return Err(self.failed("read", fd, e)),
+            }
+            if len == text.len() {
+                text.resize(len * 4, 0);
+            }
+        }
+        FdInfo::parse(&String::from_utf8_lossy(&text[..len])).ok_or_else(|| {
+            super::bad(
+                &format!("/proc/{}/fdinfo/{fd}", self.pid),
+                "position or flags",
+            )
+        })
     }
 }
 
-/// Open flags and file position of a descriptor.
-pub fn flags_and_position(pid: i32, fd: i32) -> Result<(u32, u64)> {
-    let path = format!("/proc/{pid}/fdinfo/{fd}");
-    let text = read(path.clone())?;
-    let text = String::from_utf8_lossy(&text);
-    let field = |name: &str| {
-        text.lines()
-            .find_map(|l| l.strip_prefix(name))
-            .map(str::trim)
-            .ok_or_else(|| bad(&path, name))
-    };
-    let position = field("pos:")?.parse().map_err(|_| bad(&path, "position"))?;
-    let flags = u32::from_str_radix(field("flags:")?, 8).map_err(|_| bad(&path, "flags"))?;
-    Ok((flags, position))
+/// A number as a C string in a buffer of its own: these run thousands of times in a stop.
+fn itoa(number: i32) -> [u8; 12] {
+    use std::io::Write;
+    let mut buffer = [0; 12];
+    let _ = write!(&mut buffer[..], "{number}");
+    buffer
 }
 
-/// Brings the position and flags of a descriptor that has one up to date. Kinds without a position
-/// keep what was read before the stop.
-pub fn refresh_position(pid: i32, resource: &mut Resource) {
-    let seekable = matches!(
-        resource.kind,
-        ResourceKind::Regular
-            | ResourceKind::Directory
-            | ResourceKind::BlockDevice
-            | ResourceKind::Memfd
-    );
-    if seekable && let Ok((flags, position)) = flags_and_position(pid, resource.fd) {
-        (resource.flags, resource.position) = (flags, position);
-    }
+fn name(buffer: &mut [u8; 12]) -> &std::ffi::CStr {
+    std::ffi::CStr::from_bytes_until_nul(buffer).unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::io::{Seek, SeekFrom};
+    use std::io::{Seek, Write};
     use std::os::fd::AsRawFd;
 
     #[test]
-    fn kinds_positions_and_flags() {
-        let pid = std::process::id() as i32;
-        let mut file = tempfile::tempfile().unwrap();
-        file.seek(SeekFrom::Start(123)).unwrap();
-        let (reader, _writer) = std::io::pipe().unwrap();
-        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let all = descriptors(pid).unwrap();
-        let find = |fd: i32| all.iter().find(|r| r.fd == fd).unwrap();
-        let regular = find(file.as_raw_fd());
-        assert_eq!(
-            (regular.kind, regular.position),
-            (ResourceKind::Regular, 123)
-        );
-        assert_ne!(regular.flags & libc::O_CLOEXEC as u32, 0);
-        assert_eq!(find(reader.as_raw_fd()).kind, ResourceKind::Pipe);
-        assert_eq!(find(socket.as_raw_fd()).kind, ResourceKind::Socket);
+    fn numbers_links_stat_and_info_of_an_open_file() {
+        let table = FdTable::open(std::process::id() as i32).unwrap();
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(&[7; 500]).unwrap();
+        file.seek(std::io::SeekFrom::Start(123)).unwrap();
+        let fd = file.as_raw_fd();
+        for _ in 0..2 {
+            assert!(table.numbers().unwrap().contains(&fd));
+        }
+        assert_eq!(table.link(fd).unwrap(), file.path().to_str().unwrap());
+        let stat = table.stat(fd).unwrap();
+        assert_eq!((stat.size, stat.links), (500, 1));
+        let info = table.info(fd).unwrap();
+        assert_eq!(info.position, 123);
+        assert_ne!(info.flags & libc::O_CLOEXEC as u32, 0);
+        drop(file);
+        assert!(table.info(fd).is_err() || table.link(fd).is_err());
+    }
+
+    #[test]
+    fn a_long_list_of_watches_is_read_whole() {
+        use rustix::event::epoll;
+        let poll = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+        let watched: Vec<_> = (0..200)
+            .map(|n| {
+                let event =
+                    rustix::event::eventfd(n, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+                let data = epoll::EventData::new_u64(u64::from(n) << 40);
+                epoll::add(&poll, &event, data, epoll::EventFlags::IN).unwrap();
+                event
+            })
+            .collect();
+        let table = FdTable::open(std::process::id() as i32).unwrap();
+        let info = table.info(poll.as_raw_fd()).unwrap();
+        assert_eq!(info.epoll.len(), watched.len());
+        for (n, event) in watched.iter().enumerate() {
+            let fd = event.as_raw_fd();
+            let watch = info.epoll.iter().find(|w| w.fd == fd).unwrap();
+            assert_eq!(watch.data, (n as u64) << 40);
+            let count = table.info(fd).unwrap().eventfd.unwrap();
+            assert_eq!((count.count, count.semaphore), (n as u64, false));
+        }
     }
 }

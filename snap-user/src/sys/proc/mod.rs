@@ -1,6 +1,7 @@
 //! /proc: what the kernel tells of a process in text.
 
 mod attributes;
+mod fdinfo;
 mod fds;
 mod maps;
 mod status;
@@ -9,7 +10,8 @@ pub use attributes::{
     TaskStatus, autogroup_nice, is_io_flusher, machine_check_kill, memory_policies, namespaces,
     number, task_status, text, time_offsets, write,
 };
-pub use fds::{descriptor, descriptor_links, descriptors, flags_and_position, refresh_position};
+pub use fdinfo::{FdInfo, FileHandle};
+pub use fds::{FdStat, FdTable};
 pub use maps::{build_id, maps, vdso_build_id, vm_flags};
 pub use status::{
     Stat, Status, auxv, cmdline, cpu_time_ns, exe, is_alive, is_elsewhere, link, mm_fields, own_id,

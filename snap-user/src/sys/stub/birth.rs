@@ -15,6 +15,8 @@ pub struct Birth {
     /// Give it a PID namespace of its own, below a process 1 that reaps what is orphaned there and ends
     /// with the exit code of the process.
     pub namespace: bool,
+    /// A network namespace of its own, with a loopback device that is up.
+    pub network: bool,
 }
 
 /// A started process: stopped, traced, a copy of ksnap.
@@ -177,7 +179,15 @@ fn hold(pid: Tid) -> Result<()> {
 /// Starts a process.
 pub(super) fn start(birth: Birth, lazy: Option<&Lazy>) -> Result<Born> {
     const CLEAR_SIGHAND: u64 = 0x1_0000_0000;
-    let own = clone_args(CLEAR_SIGHAND, libc::SIGCHLD as u64, birth.pid.is_some());
+    let network = match birth.network {
+        true => libc::CLONE_NEWNET as u64,
+        false => 0,
+    };
+    let own = clone_args(
+        CLEAR_SIGHAND | network,
+        libc::SIGCHLD as u64,
+        birth.pid.is_some(),
+    );
     if !birth.namespace {
         let pid = fork(&own, birth.pid.unwrap_or(0), wait_for_tracer, (-1, None))?;
         let child = Child(pid);

@@ -486,6 +486,7 @@ mod tests {
         let birth = Birth {
             pid: Some(4711),
             namespace: true,
+            network: true,
         };
         let mut stub = Stub::start(birth, &[], None).unwrap();
         assert_eq!(stub.threads()[0].own, 4711);

@@ -1,0 +1,275 @@
+//! Making the open files that are not there, in ksnap's own table.
+
+use super::plan::{FilesPlan, Source};
+use super::{Options, sockets};
+use crate::model::{Detail, FileKind, OpenFile, ProcessState, SocketState, Terminal};
+use crate::sys::{self, SysError, fd as opened};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+
+/// Open files in ksnap's own table, by the index of the wanted one.
+#[derive(Debug)]
+pub struct Made {
+    pub(super) held: Vec<Option<OwnedFd>>,
+    /// What could not be made quite as it was, a sentence each.
+    pub notes: Vec<String>,
+}
+
+impl Made {
+    /// The open file with this index, where ksnap holds it.
+    pub fn file(&self, at: usize) -> Option<BorrowedFd<'_>> {
+        self.held.get(at)?.as_ref().map(AsFd::as_fd)
+    }
+}
+
+/// Makes what the plan says, for process `pid`: in its namespaces and below its root. `process` is its pidfd. With
+/// an error, nothing of the process has been touched.
+///
+/// # Errors
+/// Those of the calls that make the files: a path that cannot be opened, an address in use, a limit.
+pub fn make(
+    plan: &FilesPlan,
+    wanted: &ProcessState,
+    live: &ProcessState,
+    pid: i32,
+    process: impl AsFd,
+    options: &Options,
+) -> sys::Result<Made> {
+    let mut maker = Maker {
+        plan,
+        wanted,
+        live,
+        pid,
+        options,
+        made: Made {
+            held: wanted.files.iter().map(|_| None).collect(),
+            notes: Vec::new(),
+        },
+    };
+    for at in 0..wanted.files.len() {
+        if maker.made.held[at].is_some() {
+            continue;
+        }
+        match &plan.sources[at] {
+            Source::Live(fd) => {
+                let needed = plan.settle.contains(&(at as u32))
+                    || plan.install.iter().any(|d| d.file as usize == at);
+                if needed {
+                    maker.made.held[at] = Some(sys::pidfd_getfd(&process, *fd)?);
+                }
+            }
+            Source::Path(path) => {
+                maker.made.held[at] = Some(open(pid, path, &wanted.files[at])?);
+            }
+            Source::Own(own) => maker.made.held[at] = Some(duplicate(*own)?),
+            Source::Make => maker.make(at)?,
+            Source::Lost => {}
+        }
+    }
+    Ok(maker.made)
+}
+
+fn duplicate(own: RawFd) -> sys::Result<OwnedFd> {
+    sys::duplicate_number(own)
+}
+
+/// Opens a path as the file was open.
+fn open(pid: i32, path: &str, file: &OpenFile) -> sys::Result<OwnedFd> {
+    if file.kind == FileKind::Pipe {
+        // A link of /proc, which is no path below the process's root.
+        return sys::open_link(path, file.flags);
+    }
+    if file.kind == FileKind::Fifo && file.flags & libc::O_ACCMODE as u32 == libc::O_WRONLY as u32 {
+        // Nobody may read from it yet: opening it for both never waits and never fails.
+        let _both = sys::open_in_root(pid, path, (libc::O_RDWR | libc::O_NONBLOCK) as u32)?;
+        return sys::open_in_root(pid, path, file.flags | libc::O_NONBLOCK as u32);
+    }
+    let nonblock = match file.kind {
+        FileKind::Fifo | FileKind::CharDevice => libc::O_NONBLOCK as u32,
+        _ => 0,
+    };
+    sys::open_in_root(pid, path, file.flags | nonblock)
+}
+
+struct Maker<'a> {
+    plan: &'a FilesPlan,
+    wanted: &'a ProcessState,
+    live: &'a ProcessState,
+    pid: i32,
+    options: &'a Options,
+    made: Made,
+}
+
+impl Maker<'_> {
+    fn make(&mut self, at: usize) -> sys::Result<()> {
+        let file = &self.wanted.files[at];
+        let made = match &file.detail {
+            Detail::Pipe(_) => return self.pipe(at),
+            Detail::Terminal(terminal) => return self.terminal(at, terminal),
+            Detail::Socket(socket) => {
+                if socket.state == SocketState::Connected
+                    && let Some(other) = self.peer(at, socket.peer_inode)
+                {
+                    let (a, b) = opened::socket::pair(socket.ty)?;
+                    self.made.held[at] = Some(a);
+                    self.made.held[other] = Some(b);
+                    return Ok(());
+                }
+                let made = sys::in_network_of(self.pid, || sockets::make(self.pid, socket))?;
+                let (made, notes) = made?;
+                let fd = self.descriptor(at);
+                let named = notes
+                    .into_iter()
+                    .map(|note| format!("descriptor {fd}: {note}"));
+                self.made.notes.extend(named);
+                made
+            }
+            Detail::Eventfd(event) => opened::eventfd(event.semaphore)?,
+            Detail::Epoll(_) => opened::epoll()?,
+            Detail::Timerfd(timer) => opened::timerfd(timer.clock)?,
+            Detail::Signalfd(signals) => match opened::signalfd(None, *signals)? {
+                Some(new) => new,
+                None => return Ok(()),
+            },
+            Detail::Memfd(memfd) => opened::memfd(&memfd.name)?,
+            Detail::Pidfd(pid, start) => {
+                let now = *self.options.pids.get(pid).unwrap_or(pid);
+                let renamed = now != *pid;
+                let same = |stat: sys::proc::Stat| renamed || stat.start_time == *start;
+                match sys::proc::stat(now, None).is_ok_and(same) {
+                    true => sys::pidfd_open(now)?,
+                    false => sys::ended_pidfd()?,
+                }
+            }
+            Detail::Inotify(watches) => {
+                let instance = opened::inotify()?;
+                for watch in watches {
+                    let Some(path) = &watch.path else { continue };
+                    let path = self.options.mapped(path);
+                    if let Err(e) =
+                        opened::inotify_watch(&instance, self.pid, &path, watch.wd, watch.mask)
+                    {
+                        let fd = self.descriptor(at);
+                        self.made.notes.push(format!(
+                            "descriptor {fd}: {path} is not watched any more ({e})"
+                        ));
+                    }
+                }
+                instance
+            }
+            Detail::None | Detail::Regular(_) | Detail::Device(..) | Detail::Fanotify(_) => {
+                return Err(SysError::new(
+                    "make",
+                    &file.link,
+                    std::io::Error::from(std::io::ErrorKind::Unsupported),
+                ));
+            }
+        };
+        self.made.held[at] = Some(made);
+        Ok(())
+    }
+
+    fn descriptor(&self, at: usize) -> i32 {
+        let mut all = self.wanted.descriptors.iter();
+        all.find(|d| d.file as usize == at).map_or(-1, |d| d.fd)
+    }
+
+    /// The wanted socket that this one is connected with, if it is to be made too.
+    fn peer(&self, at: usize, inode: Option<u64>) -> Option<usize> {
+        let inode = inode?;
+        (0..self.wanted.files.len()).find(|other| {
+            *other != at
+                && self.wanted.files[*other].kind == FileKind::Socket
+                && self.wanted.files[*other].identity.1 == inode
+                && self.plan.sources[*other] == Source::Make
+                && self.made.held[*other].is_none()
+        })
+    }
+
+    /// All ends of a pipe that are to be made. An end that the process still has leads to the others.
+    fn pipe(&mut self, at: usize) -> sys::Result<()> {
+        let (kind, identity) = (self.wanted.files[at].kind, self.wanted.files[at].identity);
+        let ends: Vec<usize> = (0..self.wanted.files.len())
+            .filter(|n| {
+                let file = &self.wanted.files[*n];
+                (file.kind, file.identity) == (kind, identity)
+                    && self.plan.sources[*n] == Source::Make
+                    && self.made.held[*n].is_none()
+            })
+            .collect();
+        let living =
+            self.live.pid == self.wanted.pid && self.live.start_time == self.wanted.start_time;
+        let lead = living
+            .then(|| {
+                self.live
+                    .open_files()
+                    .find(|(_, f)| f.identity == identity && f.kind == kind)
+            })
+            .flatten();
+        let (reader, writer) = match lead {
+            Some((descriptor, _)) => {
+                let link = format!("/proc/{}/fd/{}", self.pid, descriptor.fd);
+                (
+                    sys::open_link(&link, libc::O_RDONLY as u32)?,
+                    sys::open_link(&link, libc::O_WRONLY as u32)?,
+                )
+            }
+            None => opened::pipe()?,
+        };
+        use std::os::fd::AsRawFd;
+        let through = |end: &OwnedFd| format!("/proc/self/fd/{}", end.as_raw_fd());
+        for n in ends {
+            let flags = self.wanted.files[n].flags;
+            // Each end an open file of its own.
+            let path = match flags & libc::O_ACCMODE as u32 == libc::O_WRONLY as u32 {
+                true => through(&writer),
+                false => through(&reader),
+            };
+            self.made.held[n] = Some(sys::open_link(&path, flags)?);
+        }
+        Ok(())
+    }
+
+    /// Both sides of a pseudo-terminal.
+    fn terminal(&mut self, at: usize, terminal: &Terminal) -> sys::Result<()> {
+        let master = match terminal.master_of {
+            Some(_) => Some(at),
+            None => (0..self.wanted.files.len()).find(|n| {
+                let number = match &self.wanted.files[*n].detail {
+                    Detail::Terminal(t) => t.master_of,
+                    _ => None,
+                };
+                number.is_some_and(|n| self.wanted.files[at].link == format!("/dev/pts/{n}"))
+            }),
+        };
+        let Some(master) = master else {
+            return Err(SysError::new(
+                "open",
+                &self.wanted.files[at].link,
+                std::io::Error::from(std::io::ErrorKind::NotFound),
+            ));
+        };
+        if self.made.held[master].is_none() {
+            let flags = self.wanted.files[master].flags;
+            let made = sys::open_in_root(self.pid, "/dev/ptmx", flags)?;
+            opened::unlock_master(&made)?;
+            let number = opened::master_of(&made)?;
+            let old = match &self.wanted.files[master].detail {
+                Detail::Terminal(t) => t.master_of.unwrap_or(number),
+                _ => number,
+            };
+            if number != old {
+                self.made.notes.push(format!(
+                    "the terminal that was /dev/pts/{old} is /dev/pts/{number} now"
+                ));
+            }
+            self.made.held[master] = Some(made);
+        }
+        if master != at
+            && let Some(held) = &self.made.held[master]
+        {
+            let side = opened::open_other_side(held, self.wanted.files[at].flags)?;
+            self.made.held[at] = Some(side);
+        }
+        Ok(())
+    }
+}

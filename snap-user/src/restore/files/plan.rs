@@ -1,0 +1,623 @@
+//! Where each open file comes from, and what changes in the descriptor table. Pure.
+
+use super::watches::{self, Watch};
+use super::{Finding, Matter, Options, Replacement};
+use crate::model::{
+    Descriptor, Detail, FileKind, LockKind, OpenFile, ProcessState, Regular, Socket, SocketState,
+};
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::RawFd;
+
+/// What is known of a path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// Device and inode.
+    pub identity: (u64, u64),
+    /// Size and last change.
+    pub content: Regular,
+}
+
+/// What of the world the plan depends on.
+pub trait FileWorld {
+    /// What is at a path, as the process sees it; why not, if nothing is.
+    fn look(&self, path: &str) -> Result<Look, String>;
+    /// Start time of a process in clock ticks since boot, if there is one with this id.
+    fn process(&self, pid: i32) -> Option<u64>;
+    /// A path by which a pipe that another process holds can be opened.
+    fn pipe(&self, identity: (u64, u64)) -> Option<String>;
+}
+
+/// Where an open file comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The process has it, as this descriptor.
+    Live(i32),
+    /// It is opened by this path.
+    Path(String),
+    /// It is made anew.
+    Make,
+    /// A descriptor of ksnap's own.
+    Own(RawFd),
+    /// Nowhere: its descriptors stay closed.
+    Lost,
+}
+
+/// The way from the descriptors that a process has to those that it should have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FilesPlan {
+    /// Where each wanted open file comes from, by its index.
+    pub sources: Vec<Source>,
+    /// Watches to take out before anything closes: epoll descriptor and watched descriptor.
+    pub unwatch: Vec<(i32, i32)>,
+    /// Descriptors to close.
+    pub close: Vec<i32>,
+    /// Descriptors to put in place.
+    pub install: Vec<Descriptor>,
+    /// Descriptors whose close-on-exec flag is to be set or cleared.
+    pub cloexec: Vec<(i32, bool)>,
+    /// Wanted open files whose state is to be set, by index.
+    pub settle: Vec<u32>,
+    /// Watches to add or change.
+    pub watch: Vec<Watch>,
+    /// Descriptors whose locks of the process are to be set.
+    pub lock: Vec<i32>,
+    /// What is not as it was, and why that is no reason to stop: a sentence each.
+    pub notes: Vec<String>,
+    /// Files that are not as they were.
+    pub findings: Vec<Finding>,
+    /// What cannot be brought back, a sentence each.
+    pub refusals: Vec<String>,
+}
+
+/// What the plan is for: the process that the snapshot is of, or a new one.
+fn in_place(wanted: &ProcessState, live: &ProcessState) -> bool {
+    (wanted.pid, wanted.start_time) == (live.pid, live.start_time)
+}
+
+/// Plans the way from `live` to `wanted`. For a new process, `live` has what it was born with.
+pub fn plan(
+    wanted: &ProcessState,
+    live: &ProcessState,
+    world: &dyn FileWorld,
+    options: &Options,
+) -> FilesPlan {
+    let mut planner = Planner {
+        wanted,
+        live,
+        world,
+        options,
+        same: in_place(wanted, live),
+        first: first_of(wanted),
+        plan: FilesPlan::default(),
+    };
+    planner.plan.sources = vec![Source::Make; wanted.files.len()];
+    planner.replace();
+    let kept = match planner.same {
+        true => planner.keep(),
+        false => HashMap::new(),
+    };
+    planner.obtain(&kept);
+    planner.table(&kept);
+    planner.state(&kept);
+    planner.plan
+}
+
+/// The lowest descriptor of each open file.
+fn first_of(state: &ProcessState) -> Vec<i32> {
+    let mut first = vec![-1; state.files.len()];
+    for descriptor in state.descriptors.iter().rev() {
+        if let Some(place) = first.get_mut(descriptor.file as usize) {
+            *place = descriptor.fd;
+        }
+    }
+    first
+}
+
+struct Planner<'a> {
+    wanted: &'a ProcessState,
+    live: &'a ProcessState,
+    world: &'a dyn FileWorld,
+    options: &'a Options,
+    same: bool,
+    /// Lowest descriptor of each wanted file.
+    first: Vec<i32>,
+    plan: FilesPlan,
+}
+
+impl Planner<'_> {
+    /// Files that the user replaces.
+    fn replace(&mut self) {
+        for (at, fd) in self
+            .wanted
+            .descriptors
+            .iter()
+            .map(|d| (d.file as usize, d.fd))
+        {
+            if let Some(with) = self.options.map_fds.get(&fd)
+                && let Some(source) = self.plan.sources.get_mut(at)
+            {
+                *source = match with {
+                    Replacement::Path(path) => Source::Path(path.clone()),
+                    Replacement::Own(own) => Source::Own(*own),
+                };
+            }
+        }
+    }
+
+    /// Pairs wanted files with those that the process still has: wanted index → live index.
+    fn keep(&mut self) -> HashMap<usize, usize> {
+        let mut kept: HashMap<usize, usize> = HashMap::new();
+        let mut taken: HashMap<usize, usize> = HashMap::new();
+        let at_live: BTreeMap<i32, usize> = self
+            .live
+            .descriptors
+            .iter()
+            .map(|d| (d.fd, d.file as usize))
+            .collect();
+        // Where a descriptor has the same number it is most likely the same file; then any other.
+        for exact in [true, false] {
+            for descriptor in &self.wanted.descriptors {
+                let want = descriptor.file as usize;
+                if kept.contains_key(&want) || self.plan.sources[want] != Source::Make {
+                    continue;
+                }
+                let fits = |have: usize| {
+                    !taken.contains_key(&have)
+                        && is_same(&self.wanted.files[want], &self.live.files[have])
+                };
+                let found = match exact {
+                    true => at_live
+                        .get(&descriptor.fd)
+                        .copied()
+                        .filter(|have| fits(*have)),
+                    false if has_own_identity(&self.wanted.files[want]) => {
+                        (0..self.live.files.len()).find(|have| fits(*have))
+                    }
+                    false => None,
+                };
+                if let Some(have) = found {
+                    kept.insert(want, have);
+                    taken.insert(have, want);
+                }
+            }
+        }
+        self.drop_broken_pairs(&mut kept);
+        kept
+    }
+
+    /// Of two sockets connected with each other, either both stay or none, with no direction shut down since.
+    fn drop_broken_pairs(&self, kept: &mut HashMap<usize, usize>) {
+        let socket = |file: &OpenFile| match &file.detail {
+            Detail::Socket(socket) => Some((socket.peer_inode?, socket.shutdown)),
+            _ => None,
+        };
+        let is_socket =
+            |file: &OpenFile, inode: u64| file.kind == FileKind::Socket && file.identity.1 == inode;
+        let broken: Vec<usize> = kept
+            .keys()
+            .filter(|want| {
+                let Some((peer, shutdown)) = socket(&self.wanted.files[**want]) else {
+                    return false;
+                };
+                let Some(other) = self.wanted.files.iter().position(|f| is_socket(f, peer)) else {
+                    return false;
+                };
+                let now = |at: usize| {
+                    kept.get(&at)
+                        .and_then(|have| socket(&self.live.files[*have]))
+                };
+                let changed = now(**want).is_none_or(|(_, now)| now & !shutdown != 0);
+                let other_changed = now(other).is_none_or(|(_, now)| {
+                    let before = socket(&self.wanted.files[other]).map_or(0, |(_, shut)| shut);
+                    now & !before != 0
+                });
+                changed || other_changed
+            })
+            .copied()
+            .collect();
+        kept.retain(|want, _| !broken.contains(want));
+    }
+
+    /// Decides where each wanted file comes from.
+    fn obtain(&mut self, kept: &HashMap<usize, usize>) {
+        let live_first = first_of(self.live);
+        for at in 0..self.wanted.files.len() {
+            if self.plan.sources[at] != Source::Make || self.first[at] < 0 {
+                continue;
+            }
+            self.plan.sources[at] = match kept.get(&at) {
+                Some(have) => Source::Live(live_first[*have]),
+                None => self.source(at),
+            };
+        }
+    }
+
+    /// Where a file that the process does not have comes from.
+    fn source(&mut self, at: usize) -> Source {
+        let file = &self.wanted.files[at];
+        let fd = self.first[at];
+        match &file.detail {
+            Detail::Terminal(terminal) if terminal.master_of.is_none() => self.terminal(at),
+            Detail::Terminal(_)
+            | Detail::Eventfd(_)
+            | Detail::Epoll(_)
+            | Detail::Timerfd(_)
+            | Detail::Signalfd(_)
+            | Detail::Pidfd(..) => Source::Make,
+            Detail::Inotify(watches) => {
+                for watch in watches.iter().filter(|w| w.path.is_none()) {
+                    self.plan.notes.push(format!(
+                        "descriptor {fd}: the file with inode {} is not watched any more, since its path is not known",
+                        watch.inode
+                    ));
+                }
+                Source::Make
+            }
+            Detail::Memfd(memfd) if memfd.left_out && self.same => {
+                self.lose(at, "its content was too large to be saved")
+            }
+            Detail::Memfd(_) => Source::Make,
+            Detail::Pipe(_) if file.kind == FileKind::Pipe => self.pipe(at),
+            Detail::Socket(socket) => self.socket(at, socket),
+            Detail::Fanotify(_) => self.lose(at, "a fanotify group cannot be made again"),
+            Detail::None | Detail::Regular(_) | Detail::Device(..) | Detail::Pipe(_) => {
+                match file.kind {
+                    FileKind::Regular
+                    | FileKind::Directory
+                    | FileKind::CharDevice
+                    | FileKind::BlockDevice
+                    | FileKind::Symlink
+                    | FileKind::Fifo => self.by_path(at),
+                    kind => {
+                        let kind = format!("{kind:?}").to_lowercase();
+                        self.lose(
+                            at,
+                            &format!("a descriptor of kind {kind} cannot be made again"),
+                        )
+                    }
+                }
+            }
+        }
+    }
+
+    /// A file that cannot be had: the process that runs on would miss it, a new one goes without.
+    fn lose(&mut self, at: usize, why: &str) -> Source {
+        let (fd, link) = (self.first[at], &self.wanted.files[at].link);
+        match self.same {
+            true => self.plan.refusals.push(format!(
+                "descriptor {fd} ({link}) has been closed since: {why}"
+            )),
+            false => self
+                .plan
+                .notes
+                .push(format!("descriptor {fd} ({link}) stays closed: {why}")),
+        }
+        Source::Lost
+    }
+
+    fn finding(&mut self, at: usize, path: &str, what: Matter) {
+        let finding = Finding {
+            fd: self.first[at],
+            path: path.to_owned(),
+            what,
+        };
+        // A file that merely changed is what every program meets that opens it again.
+        let grown = self.wanted.files[at].flags & libc::O_APPEND as u32 != 0;
+        match finding.what {
+            Matter::Changed if self.same || grown || self.options.allow_changed => {
+                self.plan.notes.push(finding.to_string());
+            }
+            _ => self.plan.refusals.push(finding.to_string()),
+        }
+        self.plan.findings.push(finding);
+    }
+
+    fn by_path(&mut self, at: usize) -> Source {
+        let file = &self.wanted.files[at];
+        let path = self.options.mapped(&file.link);
+        if file.deleted {
+            self.finding(at, &path, Matter::Deleted);
+            return Source::Lost;
+        }
+        let look = match self.world.look(&path) {
+            Ok(look) => look,
+            Err(why) => {
+                self.finding(at, &path, Matter::Missing(why));
+                return Source::Lost;
+            }
+        };
+        let moved = path != file.link;
+        if self.same && !moved && look.identity != file.identity {
+            self.finding(at, &path, Matter::Replaced);
+            return Source::Lost;
+        }
+        if let Detail::Regular(before) = &file.detail
+            && (before.size, before.mtime_ns) != (look.content.size, look.content.mtime_ns)
+        {
+            self.finding(at, &path, Matter::Changed);
+        }
+        Source::Path(path)
+    }
+
+    fn terminal(&mut self, at: usize) -> Source {
+        let file = &self.wanted.files[at];
+        // Its master is here, and is made with it.
+        if self.master_of(file).is_some() {
+            return Source::Make;
+        }
+        if let (false, Some(own)) = (self.same, self.options.terminal) {
+            return Source::Own(own);
+        }
+        self.by_path(at)
+    }
+
+    /// The wanted file that is the master side of this terminal.
+    fn master_of(&self, file: &OpenFile) -> Option<usize> {
+        let number: u32 = file.link.strip_prefix("/dev/pts/")?.parse().ok()?;
+        self.wanted.files.iter().position(
+            |other| matches!(&other.detail, Detail::Terminal(t) if t.master_of == Some(number)),
+        )
+    }
+
+    fn pipe(&mut self, at: usize) -> Source {
+        let file = &self.wanted.files[at];
+        let here = |state: &ProcessState| {
+            state
+                .files
+                .iter()
+                .filter(|f| f.identity == file.identity && f.kind == FileKind::Pipe)
+                .count()
+        };
+        // Its other end is in this process, or all that is wanted of it.
+        if (self.same && here(self.live) > 0) || here(self.wanted) > 1 {
+            return Source::Make;
+        }
+        if self.same
+            && let Some(path) = self.world.pipe(file.identity)
+        {
+            return Source::Path(path);
+        }
+        let fd = self.first[at];
+        let end = match file.is_readable() {
+            true => "no one writes into it any more",
+            false => "no one reads from it any more",
+        };
+        self.plan.notes.push(format!(
+            "descriptor {fd} is a pipe with no other end: {end}"
+        ));
+        Source::Make
+    }
+
+    fn socket(&mut self, at: usize, socket: &Socket) -> Source {
+        let fd = self.first[at];
+        match (socket.domain, socket.state) {
+            (libc::AF_UNIX, SocketState::Connected)
+                if self
+                    .wanted
+                    .files
+                    .iter()
+                    .any(|other| Some(other.identity.1) == socket.peer_inode) =>
+            {
+                if socket.passed_descriptors > 0 {
+                    self.plan.notes.push(format!(
+                        "descriptor {fd}: {} descriptors on their way in it are lost",
+                        socket.passed_descriptors
+                    ));
+                }
+                Source::Make
+            }
+            (
+                libc::AF_UNIX | libc::AF_INET | libc::AF_INET6,
+                SocketState::Connected | SocketState::Other,
+            ) if socket.ty != libc::SOCK_DGRAM || socket.domain == libc::AF_UNIX => {
+                self.plan.notes.push(format!(
+                    "descriptor {fd} was a connection, which is gone: the program finds it closed by the other side"
+                ));
+                Source::Make
+            }
+            (
+                libc::AF_UNIX | libc::AF_INET | libc::AF_INET6 | libc::AF_NETLINK | libc::AF_PACKET,
+                _,
+            ) => Source::Make,
+            (libc::AF_ALG, _) => {
+                self.lose(at, "a kernel crypto socket (AF_ALG) cannot be made again")
+            }
+            (libc::AF_VSOCK, _) => self.lose(at, "a connection of AF_VSOCK cannot be made again"),
+            (family, _) => self.lose(
+                at,
+                &format!("a socket of family {family} cannot be made again"),
+            ),
+        }
+    }
+
+    /// What changes in the descriptor table.
+    fn table(&mut self, kept: &HashMap<usize, usize>) {
+        let live: BTreeMap<i32, Descriptor> =
+            self.live.descriptors.iter().map(|d| (d.fd, *d)).collect();
+        let lost = |d: &Descriptor| self.plan.sources[d.file as usize] == Source::Lost;
+        let wanted: BTreeMap<i32, Descriptor> = self
+            .wanted
+            .descriptors
+            .iter()
+            .filter(|d| (d.file as usize) < self.wanted.files.len() && !lost(d))
+            .map(|d| (d.fd, *d))
+            .collect();
+        self.plan.close = live
+            .keys()
+            .filter(|fd| !wanted.contains_key(fd))
+            .copied()
+            .collect();
+        for (fd, want) in &wanted {
+            let stays = live.get(fd).filter(|have| {
+                kept.get(&(want.file as usize)) == Some(&(have.file as usize))
+                    && matches!(self.plan.sources[want.file as usize], Source::Live(_))
+            });
+            match stays {
+                Some(have) if have.cloexec != want.cloexec => {
+                    self.plan.cloexec.push((*fd, want.cloexec));
+                }
+                Some(_) => {}
+                None => self.plan.install.push(*want),
+            }
+        }
+    }
+
+    /// What lies in a socket's queue is put there through the one that it is connected with.
+    fn both_of_pairs(&mut self) {
+        let peers: Vec<u32> = self
+            .plan
+            .settle
+            .iter()
+            .filter_map(|at| match &self.wanted.files[*at as usize].detail {
+                Detail::Socket(socket) => socket.peer_inode,
+                _ => None,
+            })
+            .filter_map(|inode| {
+                let is_it =
+                    |file: &OpenFile| file.kind == FileKind::Socket && file.identity.1 == inode;
+                self.wanted.files.iter().position(is_it).map(|at| at as u32)
+            })
+            .filter(|at| self.plan.sources[*at as usize] != Source::Lost)
+            .collect();
+        self.plan.settle.extend(peers);
+        self.plan.settle.sort_unstable();
+        self.plan.settle.dedup();
+    }
+
+    /// What changes in the open files.
+    fn state(&mut self, kept: &HashMap<usize, usize>) {
+        for (at, want) in self.wanted.files.iter().enumerate() {
+            let fresh = match &self.plan.sources[at] {
+                Source::Lost => continue,
+                // What the user gives instead keeps its own state.
+                Source::Own(_) => continue,
+                Source::Path(_) | Source::Make => true,
+                Source::Live(_) => false,
+            };
+            let replaced = self
+                .wanted
+                .descriptors
+                .iter()
+                .any(|d| d.file as usize == at && self.options.map_fds.contains_key(&d.fd));
+            let have = kept.get(&at).map(|have| &self.live.files[*have]);
+            if !replaced
+                && self.first[at] >= 0
+                && (fresh || have.is_some_and(|have| differs(want, have)))
+            {
+                self.plan.settle.push(at as u32);
+            }
+            let own = |file: &OpenFile| {
+                let mut locks: Vec<_> = file
+                    .locks
+                    .iter()
+                    .filter(|l| l.kind == LockKind::Posix)
+                    .copied()
+                    .collect();
+                locks.sort_unstable();
+                locks
+            };
+            let held = have.map(own).unwrap_or_default();
+            // One closed descriptor drops the process's locks on the whole file.
+            let dropped = !own(want).is_empty()
+                && self.live.open_files().any(|(d, file)| {
+                    file.identity == want.identity && self.plan.close.contains(&d.fd)
+                });
+            if !replaced && (own(want) != held || dropped) {
+                self.plan.lock.push(self.first[at]);
+            }
+        }
+        self.both_of_pairs();
+        watches::plan(self.wanted, self.live, kept, &mut self.plan);
+    }
+}
+
+/// Kinds whose identity is their own, and not one that all of their kind share.
+fn has_own_identity(file: &OpenFile) -> bool {
+    !matches!(
+        file.detail,
+        Detail::Epoll(_)
+            | Detail::Timerfd(_)
+            | Detail::Signalfd(_)
+            | Detail::Inotify(_)
+            | Detail::Fanotify(_)
+            | Detail::Pidfd(..)
+    ) && !matches!(
+        file.kind,
+        FileKind::IoUring
+            | FileKind::PerfEvent
+            | FileKind::Userfaultfd
+            | FileKind::Bpf
+            | FileKind::Other
+    )
+}
+
+/// Flags that fcntl(2) cannot change.
+const FIXED: u32 =
+    !(libc::O_APPEND | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME | libc::O_NONBLOCK) as u32;
+
+/// Whether a live open file is, or can be made, the wanted one.
+fn is_same(want: &OpenFile, have: &OpenFile) -> bool {
+    if want.kind != have.kind
+        || want.identity != have.identity
+        || want.flags & FIXED != have.flags & FIXED
+    {
+        return false;
+    }
+    match (&want.detail, &have.detail) {
+        (Detail::Eventfd(a), Detail::Eventfd(b)) => a.semaphore == b.semaphore && a.id == b.id,
+        (Detail::Timerfd(a), Detail::Timerfd(b)) => a.clock == b.clock,
+        (Detail::Inotify(a), Detail::Inotify(b)) => a == b,
+        (Detail::Pidfd(a, _), Detail::Pidfd(b, _)) => a == b || *b == -1,
+        (Detail::Memfd(a), Detail::Memfd(b)) => b.seals & !a.seals == 0,
+        (Detail::Socket(a), Detail::Socket(b)) => {
+            let was_idle = a.state == SocketState::Idle;
+            match was_idle || matches!(a.state, SocketState::Listening(_)) {
+                // What it became since cannot be undone.
+                true => {
+                    std::mem::discriminant(&a.state) == std::mem::discriminant(&b.state)
+                        && (!was_idle || a.local == b.local)
+                }
+                false => true,
+            }
+        }
+        _ => true,
+    }
+}
+
+/// Whether state that can be set differs, watches and locks of the process aside.
+fn differs(want: &OpenFile, have: &OpenFile) -> bool {
+    let position = want.is_positioned() && want.position != have.position;
+    let locks = |file: &OpenFile| {
+        let mut locks: Vec<_> = file
+            .locks
+            .iter()
+            .filter(|l| l.kind != LockKind::Posix)
+            .copied()
+            .collect();
+        locks.sort_unstable();
+        locks
+    };
+    let detail = match (&want.detail, &have.detail) {
+        (Detail::Eventfd(a), Detail::Eventfd(b)) => a.count != b.count,
+        (Detail::Timerfd(a), Detail::Timerfd(b)) => a != b,
+        (Detail::Signalfd(a), Detail::Signalfd(b)) => a != b,
+        (Detail::Terminal(a), Detail::Terminal(b)) => a != b,
+        (Detail::Pipe(a), Detail::Pipe(b)) => {
+            a.capacity != b.capacity || a.content != b.content || a.unread != b.unread
+        }
+        (Detail::Memfd(a), Detail::Memfd(b)) => {
+            a.size != b.size
+                || a.seals != b.seals
+                || (!a.left_out && !a.mapped && (b.left_out || b.mapped || a.content != b.content))
+        }
+        (Detail::Socket(a), Detail::Socket(b)) => {
+            a.options != b.options || a.queue != b.queue || a.state != b.state
+        }
+        _ => false,
+    };
+    position
+        || detail
+        || want.flags != have.flags
+        || want.owner != have.owner
+        || locks(want) != locks(have)
+}

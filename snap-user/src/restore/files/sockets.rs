@@ -1,0 +1,133 @@
+//! Making sockets that are not one of a pair.
+
+use crate::model::{Socket, SocketOption, SocketState};
+use crate::sys::{self, SysError, fd::socket as made};
+use std::os::fd::{AsFd, OwnedFd};
+
+/// Makes a socket as it was; what could not be set is told, a sentence each.
+pub(super) fn make(pid: i32, wanted: &Socket) -> sys::Result<(OwnedFd, Vec<String>)> {
+    let mut notes = Vec::new();
+    let stream = wanted.ty != libc::SOCK_DGRAM || wanted.domain == libc::AF_UNIX;
+    let was_connected = matches!(wanted.state, SocketState::Connected | SocketState::Other);
+    if was_connected && stream {
+        return match wanted.domain {
+            libc::AF_UNIX => orphan(wanted).map(|socket| (socket, notes)),
+            _ => {
+                let socket = made::dead_stream(wanted.domain)
+                    .or_else(|_| made::socket(wanted.domain, wanted.ty, wanted.protocol))?;
+                set_options(&socket, wanted, &mut notes);
+                Ok((socket, notes))
+            }
+        };
+    }
+    let socket = made::socket(wanted.domain, wanted.ty, wanted.protocol)?;
+    set_options(&socket, wanted, &mut notes);
+    if !wanted.local.is_empty() {
+        bind(pid, &socket, wanted, &mut notes)?;
+    }
+    match wanted.state {
+        SocketState::Listening(backlog) => made::listen(&socket, backlog)?,
+        SocketState::Connected => {
+            if let Err(e) = made::connect(&socket, &wanted.peer) {
+                notes.push(format!("it is not connected any more ({e})"));
+            }
+        }
+        SocketState::Idle | SocketState::Other => {}
+    }
+    Ok((socket, notes))
+}
+
+/// A Unix socket whose other side has gone: what it had received is still there to be read, then the end.
+fn orphan(wanted: &Socket) -> sys::Result<OwnedFd> {
+    let (socket, other) = made::pair(wanted.ty)?;
+    for message in &wanted.queue {
+        send_all(&other, &message.data)?;
+    }
+    Ok(socket)
+}
+
+/// Sends a message into a queue that may be too small for it by its present settings.
+pub(super) fn send_all(socket: impl AsFd, data: &[u8]) -> sys::Result<()> {
+    match made::send(&socket, data) {
+        Err(e) if matches!(e.errno(), Some(libc::EAGAIN | libc::EMSGSIZE)) => {
+            let room = (data.len() as i32).saturating_mul(4);
+            let value = room.to_ne_bytes().to_vec();
+            let (level, name) = (libc::SOL_SOCKET, libc::SO_SNDBUF);
+            made::set_option(&socket, &SocketOption { level, name, value })?;
+            made::send(&socket, data)
+        }
+        done => done,
+    }
+}
+
+/// Sets options; each one that cannot be set is told.
+pub(super) fn set_options(socket: impl AsFd, wanted: &Socket, notes: &mut Vec<String>) {
+    for option in &wanted.options {
+        if let Err(e) = made::set_option(&socket, option) {
+            notes.push(format!(
+                "option {} of level {} could not be set ({})",
+                option.name, option.level, e.source
+            ));
+        }
+    }
+}
+
+fn bind(pid: i32, socket: impl AsFd, wanted: &Socket, notes: &mut Vec<String>) -> sys::Result<()> {
+    match wanted.domain {
+        libc::AF_UNIX => bind_unix(pid, socket, &wanted.local),
+        libc::AF_INET | libc::AF_INET6 => {
+            // Connections of the one before may still be closing.
+            let (level, name) = (libc::SOL_SOCKET, libc::SO_REUSEADDR);
+            let reuse = |on: i32| SocketOption {
+                level,
+                name,
+                value: on.to_ne_bytes().to_vec(),
+            };
+            let was_on = wanted
+                .options
+                .iter()
+                .any(|o| (o.level, o.name) == (level, name));
+            if wanted.ty == libc::SOCK_STREAM && !was_on {
+                made::set_option(&socket, &reuse(1))?;
+                made::bind(&socket, &wanted.local)?;
+                return made::set_option(&socket, &reuse(0));
+            }
+            made::bind(socket, &wanted.local)
+        }
+        libc::AF_NETLINK => made::bind(&socket, &wanted.local).or_else(|e| {
+            // Its number may be another one's now; the kernel chooses a free one for 0.
+            let mut any = wanted.local.clone();
+            match any.get_mut(4..8) {
+                Some(number) => number.fill(0),
+                None => return Err(e),
+            }
+            notes.push("its number among the netlink sockets is another one now".into());
+            made::bind(&socket, &any)
+        }),
+        _ => made::bind(socket, &wanted.local),
+    }
+}
+
+/// A socket that nobody serves any more leaves its name behind.
+fn bind_unix(pid: i32, socket: impl AsFd, address: &[u8]) -> sys::Result<()> {
+    let Err(e) = made::bind(&socket, address) else {
+        return Ok(());
+    };
+    let name = address.get(2..).unwrap_or_default();
+    let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+    let path = String::from_utf8_lossy(name).into_owned();
+    if e.errno() != Some(libc::EADDRINUSE) || !path.starts_with('/') {
+        return Err(e);
+    }
+    let probe = made::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0)?;
+    let unserved = match made::connect(&probe, address) {
+        Ok(()) => false,
+        Err(refused) => refused.errno() == Some(libc::ECONNREFUSED),
+    };
+    if !unserved {
+        return Err(e);
+    }
+    let here = format!("/proc/{pid}/root{path}");
+    std::fs::remove_file(&here).map_err(|e| SysError::new("unlink", path, e))?;
+    made::bind(socket, address)
+}
