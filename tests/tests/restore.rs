@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use serde_json::Value;
 use tests::footprint::state_of;
 use tests::victim::rng::Rng;
-use tests::{Ksnap, Python, Victim, require};
+use tests::{Ksnap, Python, Redis, Victim, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -92,6 +92,11 @@ go_on! {
     a_sleep_until_goes_on: "blocked", ["clock_nanosleep", "--rollbacks"];
     a_futex_wait_goes_on: "blocked", ["futex", "--rollbacks"];
     a_futex_wait_with_a_timeout_goes_on: "blocked", ["futex-timeout", "--rollbacks"];
+    a_poll_goes_on: "blocked", ["poll", "--rollbacks"];
+    an_epoll_wait_goes_on: "blocked", ["epoll_wait", "--rollbacks"];
+    a_read_of_a_pipe_goes_on: "blocked", ["pipe", "--rollbacks"];
+    a_wait_for_a_connection_goes_on: "blocked", ["accept", "--rollbacks"];
+    signals_go_on: "signals", ["--rollbacks"];
 }
 
 #[test]
@@ -362,4 +367,94 @@ fn python_finishes_what_its_threads_had_begun() -> Result<()> {
     .line(LIMIT)?;
     ensure!(last == expected, "{last} instead of {expected}");
     Ok(())
+}
+
+/// A redis-server that is brought back answers at its port, with its data.
+fn redis_is_back(mib: u64, options: &[&str]) -> Result<()> {
+    require!(Root, Ksnap, Program("redis-server"));
+    let ksnap = Ksnap::new()?;
+    let mut redis = Redis::start()?;
+    redis.populate(mib * 2000, 400)?;
+    let mut client = redis.client()?;
+    client.set("greeting", "hello")?;
+    let digest = client.digest()?;
+    let pid = redis.pid();
+    let ended = ksnap.run(&["snap", &pid.to_string(), "--kill"])?;
+    ensure!(matches!(ended.code()?, 0 | 3), "{ended:?}");
+    redis.ended(LIMIT)?;
+    for _ in 0..2 {
+        let mut args = vec!["restore", "latest", "--wait", "--json"];
+        args.extend(options);
+        let mut process = ksnap.start(&args)?;
+        let line = process.line(LIMIT)?.context("ksnap says nothing")?;
+        let said: Value = serde_json::from_str(&line)?;
+        ensure!(said["pid"] == pid, "{said}");
+        let mut client = redis.client()?;
+        ensure!(client.get("greeting")?.as_deref() == Some("hello"));
+        ensure!(client.digest()? == digest, "other data");
+        // And once more from there.
+        let ended = ksnap.run(&["snap", &pid.to_string(), "--kill"])?;
+        ensure!(matches!(ended.code()?, 0 | 3), "{ended:?}");
+        ensure!(process.wait(LIMIT)?.is_some(), "ksnap does not end");
+        is_free(pid)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn redis_answers_at_its_port_again() -> Result<()> {
+    redis_is_back(2, &[])
+}
+
+#[test]
+fn a_large_redis_answers_while_its_memory_comes() -> Result<()> {
+    redis_is_back(100, &[])
+}
+
+#[test]
+fn a_large_redis_is_whole_when_all_memory_comes_first() -> Result<()> {
+    redis_is_back(100, &["--eager"])
+}
+
+#[test]
+fn memory_that_comes_when_it_is_touched_is_right() -> Result<()> {
+    for options in [&[][..], &["--pids", "namespace"]] {
+        goes_on("counter", &["--mib", "48"], options)?;
+        goes_on("fork", &["--mib", "32"], options)?;
+        goes_on("dontneed", &[], options)?;
+        goes_on("hugepages", &[], options)?;
+        goes_on("deepstack", &[], options)?;
+        goes_on("maps", &[], options)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_stopped_process_stays_stopped_after_its_snapshot() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    let mut victim = Victim::spawn("counter", &["--mib", "1"])?;
+    ksnap.run(&["snap", &victim.pid().to_string(), "--stop"])?;
+    ensure!(state_of(victim.pid()) == 'T', "{}", state_of(victim.pid()));
+    kill(Pid::from_raw(victim.pid()), Signal::SIGCONT)?;
+    victim.check()?;
+    victim.quit()
+}
+
+#[test]
+fn a_restored_process_is_watched_and_rolled_back_like_any_other() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    let mut first = Victim::spawn("counter", &["--mib", "48", "--rollbacks"])?;
+    end_captured(&ksnap, &mut first)?;
+    let mut victim = bring_back(&ksnap, &[])?;
+    let pid = victim.pid().to_string();
+    ksnap.run(&["snap", &pid, "--audit"])?;
+    let then = victim.status()?.counter;
+    victim.wait_beyond(then + 500, LIMIT)?;
+    ksnap.ok(&["rollback", &pid, "latest", "-y"])?;
+    ensure!(victim.status()?.counter < then + 500, "not rolled back");
+    ksnap.run(&["snap", &pid, "--audit"])?;
+    victim.check()?;
+    victim.quit()
 }

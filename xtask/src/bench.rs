@@ -4,6 +4,7 @@ mod floor;
 mod load;
 mod others;
 mod report;
+mod restore;
 mod stop;
 
 use crate::cargo::{self, Profile};
@@ -36,6 +37,8 @@ pub struct Options {
 enum Name {
     /// How long snapshots stop a redis-server under load, ten times a second
     Stop,
+    /// How long a redis-server takes to be back, and ten copies of it
+    Restore,
 }
 
 /// Runs one measurement or all.
@@ -56,7 +59,7 @@ pub fn run(options: Options) -> Result<ExitCode> {
         }
     };
     if options.name.is_none() && !options.json {
-        println!("measurements: stop\n");
+        println!("measurements: stop, restore\n");
     }
     match options.name {
         None | Some(Name::Stop) => {
@@ -65,6 +68,14 @@ pub fn run(options: Options) -> Result<ExitCode> {
                 true => println!("{}", result.json()),
                 false => print!("{}", result.text()),
             }
+        }
+        Some(_) => {}
+    }
+    if matches!(options.name, None | Some(Name::Restore)) {
+        let result = restore::measure(&ksnap, options.mib)?;
+        match options.json {
+            true => println!("{}", result.json()),
+            false => print!("{}", result.text()),
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -193,7 +193,8 @@ impl Job<'_> {
         };
         let lazy = self.memory.lazy.as_ref();
         let mut newborn = Newborn::start(birth, planned, &opened, lazy, own_pid)?;
-        let pages = self.memory.fill(&mut newborn)?;
+        let change_files = self.pids == Pids::Same;
+        let pages = self.memory.fill(&mut newborn, change_files, &mut notes)?;
         let (released, more) = newborn.finish(state, planned, &opened, keep_ids)?;
         let took_ns = monotonic_ns() - begun;
         notes.extend(more);
@@ -205,7 +206,7 @@ impl Job<'_> {
             own_pid: if keep_ids { own_pid } else { released.pid },
             threads: state.threads.len(),
             pages,
-            lazy_pages: self.memory.pages - pages,
+            lazy_pages: self.memory.lazy_pages(),
             took_ns,
             notes,
             released,

@@ -20,10 +20,10 @@ pub(super) struct Memory {
     image: FileMap,
     /// Written before the first instruction, ascending.
     eager: Vec<Piece>,
+    /// What shared mappings of files hold: the files' content as it was.
+    files: Vec<Piece>,
     /// What comes later, if anything does.
     pub(super) lazy: Option<Lazy>,
-    /// Pages of both.
-    pub(super) pages: u64,
 }
 
 impl Memory {
@@ -37,6 +37,7 @@ impl Memory {
         let image = FileMap::new(&flat.file)?;
         let mut found = Vec::new();
         let mut eager = Vec::new();
+        let mut files = Vec::new();
         let mut ranges = Vec::new();
         for mapping in &planned.mappings {
             if matches!(mapping.origin, Origin::Kernel(_)) {
@@ -45,7 +46,9 @@ impl Memory {
             let pieces = within(flat, mapping.vma.range);
             let pages: u64 = pieces.iter().map(|p| p.range.pages()).sum();
             let may_wait = mapping.origin == Origin::Anonymous && may_wait(&mapping.vma);
-            if may_wait && pages >= LARGE {
+            if mapping.vma.shared && matches!(mapping.origin, Origin::File(_)) {
+                files.extend(pieces);
+            } else if may_wait && pages >= LARGE {
                 ranges.push(mapping.vma.range);
                 found.extend(pieces);
             } else {
@@ -53,7 +56,6 @@ impl Memory {
             }
         }
         let total = |pieces: &[Piece]| -> u64 { pieces.iter().map(|p| p.range.pages()).sum() };
-        let pages = total(&found) + total(&eager);
         let lazy = if all_at_once || total(&found) < FEW_PAGES {
             eager.append(&mut found);
             None
@@ -72,20 +74,66 @@ impl Memory {
         Ok(Self {
             image,
             eager,
+            files,
             lazy,
-            pages,
         })
     }
 
-    /// Writes what comes first, and sees to it that the rest comes. Returns the pages written.
-    pub(super) fn fill(&self, newborn: &mut Newborn) -> Result<u64> {
+    /// Writes what comes first, and sees to it that the rest comes. Returns the pages written. Files that
+    /// are mapped shared, and are not what they were, are put back only if `change_files`: others may have
+    /// them as well. Tells what differs, a sentence each.
+    pub(super) fn fill(
+        &self,
+        newborn: &mut Newborn,
+        change_files: bool,
+        notes: &mut Vec<String>,
+    ) -> Result<u64> {
         let mut written = self.write(newborn.pid(), &self.eager)?;
+        let differing = self.differing(newborn.pid())?;
+        if !differing.is_empty() {
+            let what = match change_files {
+                true => "has been put back",
+                false => "stays as it is: others may have it as well",
+            };
+            notes.push(format!(
+                "the content of files that it has mapped shared has changed since ({} pages), and {what}",
+                differing.len()
+            ));
+        }
+        if change_files {
+            written += self.write(newborn.pid(), &differing)?;
+        }
         if let Some(lazy) = &self.lazy
             && !newborn.load_lazily(lazy)?
         {
             written += self.write(newborn.pid(), &lazy.pieces)?;
         }
         Ok(written)
+    }
+
+    /// Pages that come later.
+    pub(super) fn lazy_pages(&self) -> u64 {
+        let pieces = self.lazy.iter().flat_map(|lazy| &lazy.pieces);
+        pieces.map(|p| p.range.pages()).sum()
+    }
+
+    /// Pages of shared files whose content is not what it was.
+    fn differing(&self, pid: i32) -> Result<Vec<Piece>> {
+        let mut found = Vec::new();
+        for piece in &self.files {
+            for addr in piece.range.iter() {
+                let range = PageRange::new(addr, addr + PAGE_SIZE);
+                let mut now = vec![0; PAGE_SIZE as usize];
+                let gone = sys::read_ranges(pid, &[range], &mut now)?;
+                let offset = piece.offset + (addr - piece.range.start);
+                let then = &self.image.bytes()[offset as usize..][..now.len()];
+                // Beyond the end of a file that is shorter now there is nothing to write to.
+                if gone.is_empty() && now != then {
+                    found.push(Piece { range, offset });
+                }
+            }
+        }
+        Ok(found)
     }
 
     fn write(&self, pid: i32, pieces: &[Piece]) -> Result<u64> {
