@@ -21,8 +21,9 @@ pub struct Options {
     /// Print one JSON object a measurement
     #[arg(long)]
     json: bool,
-    /// How long to measure under snapshots, and as long without
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(2..))]
+    /// How long to measure under snapshots, and as long without; four times as long where their price is
+    /// bounded
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(2..))]
     seconds: u64,
     /// What redis-server holds
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(16..))]

@@ -16,14 +16,13 @@ pub struct Live {
     pub probes: bool,
     /// Auxiliary vector; changes with an exec only.
     pub auxv: Auxv,
-    pub(super) known: Known,
     /// Descriptors and open files.
     pub files: Files,
-    flags: HashMap<u64, Vec<String>>,
-    build_ids: HashMap<(u64, u64), Option<Vec<u8>>>,
-    vdso: Option<Vec<u8>>,
+    pub(super) known: Known,
     /// It has a PID namespace of its own, and other ids there.
     pub(super) is_elsewhere: bool,
+    flags: HashMap<u64, Vec<String>>,
+    build_ids: HashMap<(u64, u64), Option<Vec<u8>>>,
     described: Vec<Vma>,
 }
 
@@ -38,10 +37,9 @@ impl Live {
             known: Known::default(),
             auxv: proc::auxv(pid).map_err(sys)?,
             files: Files::read(pid)?,
+            is_elsewhere: proc::is_elsewhere(pid),
             flags: HashMap::new(),
             build_ids: HashMap::new(),
-            vdso: proc::vdso_build_id(),
-            is_elsewhere: proc::is_elsewhere(pid),
             described: Vec::new(),
         };
         live.refresh(&proc::maps(pid).map_err(sys)?)?;
@@ -52,8 +50,8 @@ impl Live {
     pub fn refresh(&mut self, vmas: &[Vma]) -> Result<()> {
         let sys = |e| CaptureError::from_sys(self.pid, e);
         self.cwd = proc::link(self.pid, "cwd").map_err(sys)?;
-        self.known.refresh(self.pid, self.probes)?;
         self.files.refresh()?;
+        self.known.refresh(self.pid, self.probes)?;
         if self.described != vmas {
             // Flags of mappings cost a walk of the page tables: only when the mappings changed.
             self.flags = proc::vm_flags(self.pid).map_err(sys)?;
@@ -88,15 +86,16 @@ impl Live {
             if let Some(flags) = self.flags.get(&vma.range.start) {
                 vma.flags.clone_from(flags);
             }
-            if let Backing::Special(name) = &vma.backing
-                && name == "vdso"
-            {
-                // The same in every process.
-                vma.build_id.clone_from(&self.vdso);
-            }
-            if let Backing::File { dev, inode, .. } = &vma.backing {
-                let dev = u64::from(dev.0) << 32 | u64::from(dev.1);
-                vma.build_id = self.build_ids.get(&(dev, *inode)).cloned().flatten();
+            match &vma.backing {
+                Backing::File { dev, inode, .. } => {
+                    let dev = u64::from(dev.0) << 32 | u64::from(dev.1);
+                    vma.build_id = self.build_ids.get(&(dev, *inode)).cloned().flatten();
+                }
+                // Not in a snapshot: its build id tells later which one it was.
+                Backing::Special(name) if name == "vdso" => {
+                    vma.build_id = proc::own_vdso().map(|(_, id)| id.clone());
+                }
+                _ => {}
             }
         }
     }

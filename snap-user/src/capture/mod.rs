@@ -9,7 +9,7 @@ mod preflight;
 mod shared;
 mod state;
 
-pub use copy::{Copied, copy, inspect};
+pub use copy::inspect;
 pub use error::CaptureError;
 pub use files::{Files, Verdict, losses, verdict};
 pub use live::Live;

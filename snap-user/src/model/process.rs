@@ -210,6 +210,19 @@ impl Vma {
             )
     }
 
+    /// Memory that several processes may share, and that is in no file of a disk: a page that is not there reads
+    /// as zeroes.
+    pub fn is_shared_memory(&self) -> bool {
+        self.shared
+            && match &self.backing {
+                Backing::File { path, .. } => ["/memfd:", "/dev/zero", "/SYSV", "/dev/shm/"]
+                    .iter()
+                    .any(|prefix| path.starts_with(prefix)),
+                Backing::Special(_) => false,
+                _ => true,
+            }
+    }
+
     /// A private mapping of a file: a page that is not there has the file's content.
     pub fn is_private_file(&self) -> bool {
         !self.shared && matches!(self.backing, Backing::File { .. })

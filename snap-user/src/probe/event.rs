@@ -108,6 +108,22 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// The process that it is about; of a fork, the parent. `None`: any tracked one.
+    pub fn tgid(&self) -> Option<u32> {
+        match *self {
+            Self::Fault { tgid, .. }
+            | Self::ThreadStart { tgid, .. }
+            | Self::Exec { tgid, .. }
+            | Self::Exit { tgid, .. }
+            | Self::Mapping { tgid, .. }
+            | Self::Stopped { tgid, .. } => Some(tgid),
+            Self::Fork { parent, .. } => Some(parent),
+            Self::Hazard { tgid, .. } => tgid,
+        }
+    }
+}
+
 /// A record that is no event of this ABI version.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Malformed;

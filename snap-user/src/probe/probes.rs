@@ -140,6 +140,9 @@ impl Probes {
             Err(error) => return Err(map_error("TRACKED")(error)),
         }
         self.targets.remove(&tgid);
+        if let Some(state) = &mut self.state {
+            state.forget(tgid as i32);
+        }
         self.detach_when_idle();
         Ok(())
     }

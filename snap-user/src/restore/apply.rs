@@ -1,7 +1,7 @@
 //! Carrying out a plan.
 
 use super::files::Made;
-use super::memory::{self, Content};
+use super::memory::{self, Pages};
 use super::plan::{MapOp, RestorePlan};
 use super::state::{self, Held};
 use super::{RestoreError, Result, threads};
@@ -16,7 +16,7 @@ pub struct Applied {
     pub written: u64,
     /// Pages thrown away.
     pub discarded: u64,
-    /// What could not be put back quite as it was, a sentence each.
+    /// What could not be put back and stays different, a sentence each.
     pub notes: Vec<String>,
 }
 
@@ -24,8 +24,7 @@ pub struct Applied {
 /// mappings, page contents, descriptors and what open files hold, new threads, attributes, registers
 /// last.
 ///
-/// `pages` are those whose content may differ; `content` has the snapshot's for each of them that
-/// has any. `made` are the open files that the process lacks.
+/// `made` are the open files that the process lacks.
 ///
 /// # Errors
 /// [`RestoreError::Halfway`]: the process must then stay stopped.
@@ -33,7 +32,7 @@ pub fn apply(
     frozen: &mut Frozen,
     plan: &RestorePlan,
     (target, live): (&ProcessState, &ProcessState),
-    (pages, content): (&PageSet, &Content),
+    pages: &Pages<'_>,
     made: &Made,
     process: impl AsFd,
 ) -> Result<Applied> {
@@ -47,6 +46,9 @@ pub fn apply(
     let mut run = || -> sys::Result<Applied> {
         for &tid in &plan.end_threads {
             threads::end(frozen, tid, insn)?;
+        }
+        for registration in &plan.registrations {
+            threads::unregister(registration, insn)?;
         }
         let worker = frozen.threads()[0];
         let mut remote = Remote::new(worker, insn)?;
@@ -64,14 +66,17 @@ pub fn apply(
             .filter(|v| !v.is_special())
             .map(|v| v.range)
             .collect();
-        let pages = pages.intersect(&mapped);
-        let (written, absent) = memory::write(pid, &pages, content)?;
+        let (written, absent) = memory::write(pid, pages, &mapped)?;
         memory::discard(pid, &absent, &target.vmas, &mut remote)?;
         step = "opening and closing descriptors";
         made.install(&mut remote, pid, &process, &plan.files)?;
         step = "setting what open files hold";
         let mut notes = made.settle(&mut remote, pid, &plan.files, target, live)?;
         drop(remote);
+        step = "registering threads";
+        for registration in &plan.registrations {
+            threads::register_again(registration, insn)?;
+        }
         step = "making threads";
         for thread in &plan.start_threads {
             threads::start(frozen, worker, insn, thread)?;

@@ -15,7 +15,7 @@ mod threads;
 
 pub use apply::{Applied, apply};
 pub use error::RestoreError;
-pub use memory::Content;
+pub use memory::{Content, Pages};
 pub use plan::{MapOp, RestorePlan, World, plan};
 pub use threads::can_start as can_start_thread;
 

@@ -3,6 +3,7 @@
 //! A line of JSON each way. The socket lies in the store, one for each watched process, for its
 //! owner alone.
 
+use super::prune::{PrunedSession, What};
 use super::{Result, RolledBack, SessionError, Taken, Then};
 use crate::model::SnapshotId;
 use crate::profile::Report;
@@ -32,6 +33,13 @@ pub enum Request {
         /// Milliseconds.
         lasting_ms: u64,
     },
+    /// Remove snapshots.
+    Prune {
+        /// Which.
+        what: What,
+        /// Only say which.
+        dry_run: bool,
+    },
 }
 
 /// What it answers.
@@ -44,6 +52,8 @@ pub enum Reply {
     RolledBack(RolledBack),
     /// The profile.
     Profile(Box<Report>),
+    /// What was removed, or would be.
+    Pruned(Box<PrunedSession>),
     /// It failed.
     Failed(String),
 }
@@ -136,6 +146,15 @@ impl Watcher {
     pub fn rollback(&mut self, to: SnapshotId) -> Result<RolledBack> {
         match self.ask(&Request::Rollback { to: to.to_string() })? {
             Reply::RolledBack(done) => Ok(done),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Has snapshots removed.
+    pub fn prune(&mut self, what: &What, dry_run: bool) -> Result<PrunedSession> {
+        let what = what.clone();
+        match self.ask(&Request::Prune { what, dry_run })? {
+            Reply::Pruned(pruned) => Ok(*pruned),
             other => Err(unexpected(&other)),
         }
     }

@@ -1,7 +1,8 @@
 //! One process under snapshots: everything that its tracer thread does.
 
-use super::events::Events;
+use super::events::{Events, LazyProbes};
 use super::flight::{Flight, InFlight};
+use super::keeper::Keeper;
 use super::open::open_session;
 use super::pipeline::{Hashes, Pipeline};
 use super::profile::Profiling;
@@ -37,8 +38,12 @@ pub struct Engine {
     pub(super) events: Events,
     pub(super) live: Live,
     pub(super) head: Option<SnapshotId>,
+    /// The process is as `head` has it, but for what was tracked since.
+    pub(super) synced: bool,
     pub(super) hashes: Arc<Hashes>,
     pub(super) pipeline: Pipeline,
+    /// After the pipeline: what is being written is written before the last look at what to keep.
+    pub(super) keeper: Keeper,
     pub(super) flight: Option<Flight>,
     /// Why it is not tracked by a better mechanism.
     instead: Option<String>,
@@ -47,6 +52,10 @@ pub struct Engine {
     layout: Layout,
     /// Address space that the last snapshot covers, and every look since.
     pub(super) covered: PageSet,
+    /// Copied for the snapshot under way without a look at their content.
+    pub(super) unhashed: PageSet,
+    /// Of this machine.
+    pub(super) processors: usize,
     cpu_ns: u64,
     session: SessionId,
 }
@@ -55,9 +64,19 @@ impl Engine {
     /// Starts tracking a process, in its session of the store: the one that it has from before, or
     /// a new one.
     pub fn attach(store: &Store, pid: i32, options: &Options) -> Result<Self> {
+        Self::attach_sharing(store, pid, options, &LazyProbes::new(options.probes))
+    }
+
+    /// The same with probes that others use as well.
+    pub(super) fn attach_sharing(
+        store: &Store,
+        pid: i32,
+        options: &Options,
+        probes: &LazyProbes,
+    ) -> Result<Self> {
         let mut attempt = 1;
         loop {
-            match Self::attach_once(store, pid, options) {
+            match Self::attach_once(store, pid, options, probes) {
                 // It replaced its program just then.
                 Err(e) if attempt < MOST_EXECS && is_mere_exec(pid, &e) => attempt += 1,
                 outcome => return outcome,
@@ -65,9 +84,14 @@ impl Engine {
         }
     }
 
-    fn attach_once(store: &Store, pid: i32, options: &Options) -> Result<Self> {
+    fn attach_once(
+        store: &Store,
+        pid: i32,
+        options: &Options,
+        probes: &LazyProbes,
+    ) -> Result<Self> {
         let target = preflight(pid)?;
-        let mut events = Events::load(pid, options.probes);
+        let mut events = Events::new(pid, probes);
         let attached = match track::attach(pid, options.tracker) {
             Ok(attached) => attached,
             Err(e) => match e.sys().is_some() {
@@ -80,6 +104,7 @@ impl Engine {
         let (session, head, hashes) = open_session(store, &target)?;
         let covered = PageSet::from_pages(hashes.iter().map(|(addr, _)| addr).collect());
         Ok(Self {
+            keeper: Keeper::start(session.pruner(), options.keep)?,
             session: session.id(),
             layout: layout(pid)?,
             epoch: Epoch::new(attached.tracker, events.is_on()),
@@ -92,12 +117,15 @@ impl Engine {
             events,
             live,
             head,
+            synced: false,
             flight: None,
             instead: attached.instead,
             profiling: None,
             hurry: None,
             // What is unmapped since the last snapshot has to leave the chain.
             covered,
+            unhashed: PageSet::new(),
+            processors: std::thread::available_parallelism().map_or(1, usize::from),
         })
     }
 
@@ -155,6 +183,7 @@ impl Engine {
         let attached = track::attach(pid, self.options.tracker).map_err(|e| named(pid, e))?;
         self.events.brk = attached.brk;
         self.layout = layout(pid)?;
+        self.synced = false;
         self.epoch = Epoch::new(attached.tracker, self.events.is_on());
         self.live = Live::read(pid, self.events.observes())?;
         self.target.exe = proc::exe(pid).map_err(|e| CaptureError::from_sys(pid, e))?;
@@ -238,7 +267,9 @@ impl Engine {
         let begun = monotonic_ns();
         // What is known of each page: as the parent has it, then as copied meanwhile.
         let mut now = (*self.hashes).clone();
+        self.unhashed = PageSet::new();
         self.precopy(&mut costs, &mut now)?;
+        self.pipeline.prepare();
         let pass = self.pipeline.next_pass();
         let vmas = self.maps()?;
         self.live.refresh(&vmas)?;
@@ -259,7 +290,10 @@ impl Engine {
         if compare_all {
             self.epoch.distrust();
         }
-        let dirty = self.epoch.rotate(&vmas, |page| now.get(page).is_some())?;
+        let before = self.hashes.clone();
+        let dirty = self
+            .epoch
+            .rotate(&vmas, |page| before.get(page).is_some())?;
         let scanned_at = monotonic_ns();
 
         let unmapped = self.covered.subtract(&covered(&vmas));
@@ -274,9 +308,9 @@ impl Engine {
             }
             false => {
                 // What does not fit the buffers is copied only where it has really changed.
-                let gone = match dirty.copy.pages() > self.pipeline.room() {
+                let gone = match dirty.copy.pages() > self.pipeline.capacity() {
                     true => self.copy_changed(&dirty.copy, &mut now)?,
-                    false => self.copy(&dirty.copy)?,
+                    false => self.copy(&dirty.copy, &mut now)?,
                 };
                 match shared_pages.is_empty() {
                     true => gone,
@@ -319,12 +353,13 @@ impl Engine {
         costs.full_scan = dirty.full;
 
         // Only what some snapshot or an earlier pass may hold needs to be taken out.
-        let relevant: PageSet = removed
+        let known: PageSet = removed
             .ranges()
             .iter()
             .filter(|r| now.range(**r).next().is_some())
             .copied()
             .collect();
+        let relevant = known.union(&removed.intersect(&self.unhashed));
         self.pipeline.remove(relevant, pass);
         if held.is_none() {
             costs.stop_seen_ns = self.events.stop_seen(&mut self.epoch, stop, STOP_EVENTS);
@@ -373,7 +408,7 @@ impl Engine {
             if !wrong.is_empty() {
                 return Err(SessionError::Audit { pages: wrong });
             }
-            self.flight = Some(Flight::Done(taken));
+            self.flight = Some(Flight::Done(Box::new(taken)));
         }
         Ok(true)
     }

@@ -40,6 +40,7 @@ pub fn profile(
     let _service = Service::start(store.dir(), pid, pidfd_open(pid)?, false, send)?;
     engine.start_profile();
     let schedule = Schedule {
+        max_overhead: None,
         lasting: Some(lasting),
         ..*schedule
     };

@@ -366,7 +366,7 @@ impl<'a> Here<'a> {
             options,
             pids,
             kernel: kernel.collect(),
-            vdso: proc::vdso_build_id(),
+            vdso: proc::own_vdso().map(|(_, id)| id.clone()),
         })
     }
 

@@ -1,12 +1,13 @@
 //! What the verbs take and what they tell.
 
 use crate::model::{Costs, SnapshotId, SnapshotKind};
+pub use crate::store::Rules;
 pub use crate::track::{TrackerChoice, TrackerKind};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::time::Duration;
 
 /// Bound of the copy buffers unless the user says otherwise, in bytes.
-pub const DEFAULT_MEMORY: u64 = 256 << 20;
+pub const DEFAULT_MEMORY: u64 = 512 << 20;
 
 /// How to take snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,6 +20,8 @@ pub struct Options {
     pub audit: bool,
     /// Most bytes held in copy buffers at any time.
     pub memory: u64,
+    /// Which snapshots are kept while others are taken.
+    pub keep: Rules,
     /// What becomes of the process after a snapshot that is asked for.
     pub then: Then,
 }
@@ -43,6 +46,7 @@ impl Default for Options {
             probes: true,
             audit: false,
             memory: DEFAULT_MEMORY,
+            keep: Rules::default(),
             then: Then::GoOn,
         }
     }
@@ -57,6 +61,9 @@ pub struct Schedule {
     pub count: Option<u64>,
     /// End after this long.
     pub lasting: Option<Duration>,
+    /// Most that snapshots may cost the process, in thousandths of the time that passes; where they
+    /// would cost more, they are taken less often. `None` for as often as asked.
+    pub max_overhead: Option<u32>,
 }
 
 /// A snapshot that was taken and stored.
@@ -128,6 +135,11 @@ pub enum Progress {
     Late {
         /// By how much.
         by: Duration,
+    },
+    /// Snapshots are taken less often than asked, so that they do not cost the process more than allowed.
+    Held {
+        /// From the start of one to the start of the next, now.
+        every: Duration,
     },
     /// The process was rolled back on someone's request.
     RolledBack(RolledBack),

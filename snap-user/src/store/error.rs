@@ -90,7 +90,7 @@ pub enum StoreError {
     },
     /// Text that is no reference.
     #[error(
-        "{reference}: {why}; a reference is latest, an id or its first 4 digits or more, or @SEQUENCE, with ~N for the Nth parent"
+        "{reference}: {why}; a reference is latest, a tag, an id or its first 4 digits or more, or @SEQUENCE, with ~N for the Nth parent"
     )]
     BadReference {
         /// The reference as given.
@@ -145,6 +145,15 @@ impl StoreError {
             | io::ErrorKind::QuotaExceeded
             | io::ErrorKind::FileTooLarge => Self::Full { path, source },
             _ => Self::Io { call, path, source },
+        }
+    }
+
+    /// The file is not there (any more).
+    pub(super) fn is_missing(&self) -> bool {
+        match self {
+            Self::NotFound { .. } => true,
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            _ => false,
         }
     }
 

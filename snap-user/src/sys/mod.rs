@@ -37,11 +37,12 @@ pub use interrupted::continued_call;
 pub use kcmp::compare_files;
 pub use limits::{limit_name, limits, set_limit};
 pub use memory::{
-    ReadFault, memfd, read_bytes, read_pages, read_ranges, write_bytes, write_ranges,
+    ReadFault, memfd, read_bytes, read_pages, read_pages_into, read_ranges, write_bytes,
+    write_pages, write_ranges,
 };
 pub use namespace::{bring_up_loopback, in_network_of};
 pub use open::{duplicate_number, open_in_root, open_link, open_own_link};
-pub use pagemap::{PageInfo, Pagemap, ScanResult, clear_soft_dirty};
+pub use pagemap::{MayHold, PageInfo, Pagemap, ScanResult, clear_soft_dirty};
 pub use pager::{FileMap, PAGER_FLAGS, Pager, Piece, arm as arm_pager};
 pub use pidfd::{PidFd, ended_pidfd, pidfd_getfd, pidfd_open};
 pub use remote::Remote;
@@ -77,5 +78,15 @@ pub fn renice(steps: i32) {
     unsafe {
         let now = libc::getpriority(libc::PRIO_PROCESS, 0);
         libc::setpriority(libc::PRIO_PROCESS, 0, now + steps);
+    }
+}
+
+/// Puts this thread's reads and writes behind those of others (`ioprio_set(2)`: best effort, lowest level).
+pub fn yield_io() {
+    const WHO_PROCESS: libc::c_int = 1;
+    const LOWEST: libc::c_int = 2 << 13 | 7;
+    // SAFETY: a system call without pointers; 0 is the calling thread.
+    unsafe {
+        libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, LOWEST);
     }
 }

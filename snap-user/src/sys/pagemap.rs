@@ -72,6 +72,16 @@ nix::ioctl_readwrite!(pagemap_scan, b'f', 16, PmScanArg);
 
 const REGIONS: usize = 32 * 1024;
 
+/// What kind of pages may be in a range. For pages of files, the kernel has to look at the page
+/// itself, a cache miss each; page tables alone tell the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MayHold {
+    /// Private anonymous mappings only: no page is of a file.
+    Anonymous,
+    /// Anything.
+    Files,
+}
+
 /// A process's page map.
 pub struct Pagemap {
     file: File,
@@ -105,12 +115,12 @@ impl Pagemap {
 
     /// The kernel has `PAGEMAP_SCAN`.
     pub fn can_scan(&mut self) -> bool {
-        self.scan(PageRange::new(0, 0)).is_ok()
+        self.scan(PageRange::new(0, 0), MayHold::Anonymous).is_ok()
     }
 
     /// Every page of `range` that is in memory or swapped, by `PAGEMAP_SCAN`.
-    pub fn scan(&mut self, range: PageRange) -> Result<ScanResult> {
-        self.run(range, 0, 0, PAGE_IS_PRESENT | PAGE_IS_SWAPPED)
+    pub fn scan(&mut self, range: PageRange, holds: MayHold) -> Result<ScanResult> {
+        self.run(range, holds, 0, 0, PAGE_IS_PRESENT | PAGE_IS_SWAPPED)
     }
 
     /// Every page of `range` that is there and was written since it was last protected; protects those
@@ -119,21 +129,26 @@ impl Pagemap {
     /// Holes stay as they are: protecting one takes a mark in a page table of its own, which costs the process
     /// 2 MiB for each GiB of address space that it only reserves. A page that comes to be in a hole is not
     /// protected, so it counts as written.
-    pub fn scan_and_protect(&mut self, range: PageRange) -> Result<ScanResult> {
+    pub fn scan_and_protect(&mut self, range: PageRange, holds: MayHold) -> Result<ScanResult> {
         self.swap = has_swap();
         let there = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
-        self.run(range, PM_SCAN_WP_MATCHING, PAGE_IS_WRITTEN, there)
+        self.run(range, holds, PM_SCAN_WP_MATCHING, PAGE_IS_WRITTEN, there)
     }
 
     fn run(
         &mut self,
         range: PageRange,
+        holds: MayHold,
         flags: u64,
         all_of: u64,
         any_of: u64,
     ) -> Result<ScanResult> {
         self.regions.resize(REGIONS, PageRegion::default());
         let mut found = Vec::new();
+        let files = match holds {
+            MayHold::Anonymous => 0,
+            MayHold::Files => PAGE_IS_FILE,
+        };
         let mut start = range.start;
         loop {
             let mut arg = PmScanArg {
@@ -148,8 +163,8 @@ impl Pagemap {
                 category_inverted: 0,
                 category_mask: all_of,
                 category_anyof_mask: any_of,
-                return_mask: PAGE_IS_WRITTEN
-                    | PAGE_IS_FILE
+                return_mask: files
+                    | PAGE_IS_WRITTEN
                     | PAGE_IS_PRESENT
                     | PAGE_IS_SWAPPED
                     | PAGE_IS_PFNZERO

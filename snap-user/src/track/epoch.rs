@@ -88,17 +88,29 @@ impl Epoch {
         add(&mut self.current.carried, pages.clone());
     }
 
+    /// Mappings have changed since the tracker last looked at them, as far as events tell.
+    pub fn is_remapped(&self) -> bool {
+        !self.registered
+    }
+
+    /// Pages written since the last rearm, if the log tells: an upper bound.
+    pub fn written_since_rearm(&self) -> Option<u64> {
+        let log = self.log.as_ref()?;
+        (self.rearmed && log.is_whole()).then(|| log.len())
+    }
+
     /// Ahead of the stop: pages worth copying now. `None` if the tracker keeps no record of writes.
     /// The target may run, unless the tracker re-arms only while it is stopped.
     /// Events of everything that happened before must have been entered, `vmas` read after that.
-    pub fn precopy(&mut self, vmas: &[Vma]) -> Result<Option<PageSet>> {
+    /// `watched` is called when it may go on again.
+    pub fn precopy(&mut self, vmas: &[Vma], watched: &mut dyn FnMut()) -> Result<Option<PageSet>> {
         if let Some(log) = &mut self.log {
             log.rearm();
         }
         // A stack grows without an event, but within its mapping.
         let unchanged = self.registered && self.log.as_ref().is_some_and(FaultLog::is_whole);
         self.registered = true;
-        let Some(found) = self.tracker.rearm(vmas, unchanged)? else {
+        let Some(found) = self.tracker.rearm(vmas, unchanged, watched)? else {
             return Ok(None);
         };
         self.rearmed = true;
@@ -143,6 +155,11 @@ impl Epoch {
         add(&mut self.current.reported, dirty.copy.clone());
         self.unsafe_yet = std::mem::take(&mut self.current);
         Ok(dirty)
+    }
+
+    /// Pages that were not written since the last look are known to be so.
+    pub fn is_armed(&self) -> bool {
+        self.rearmed
     }
 
     /// Everything, whatever the events said.

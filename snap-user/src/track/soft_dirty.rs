@@ -31,9 +31,15 @@ impl Tracker for SoftDirty {
         TrackerKind::SoftDirty
     }
 
-    fn rearm(&mut self, vmas: &[Vma], _unchanged: bool) -> Result<Option<PageSet>> {
+    fn rearm(
+        &mut self,
+        vmas: &[Vma],
+        _unchanged: bool,
+        watched: &mut dyn FnMut(),
+    ) -> Result<Option<PageSet>> {
         let found = self.survey(vmas, None)?.dirty;
         clear_soft_dirty(self.pid)?;
+        watched();
         self.cleared = true;
         Ok(Some(found))
     }
@@ -45,10 +51,10 @@ impl Tracker for SoftDirty {
     fn survey(&mut self, vmas: &[Vma], area: Option<&PageSet>) -> Result<Survey> {
         let examined = survey::examined(vmas, area);
         let mut scan = Vec::new();
-        for range in examined.ranges() {
+        for (part, holds) in survey::by_holding_all(vmas, &examined) {
             scan.extend(match self.scans {
-                true => self.pagemap.scan(*range)?,
-                false => self.pagemap.read_entries(*range)?,
+                true => self.pagemap.scan(part, holds)?,
+                false => self.pagemap.read_entries(part)?,
             });
         }
         let cleared = self.cleared;

@@ -7,6 +7,7 @@ pub mod log;
 pub mod revived;
 pub mod show;
 mod style;
+pub mod summary;
 mod table;
 pub mod taken;
 

@@ -140,10 +140,18 @@ fn header(bytes: &[u8]) -> Option<(RecordHeader, &[u8])> {
     Some((header, rest))
 }
 
+/// Threads get a list when they are made; what counts is whether anything is in it. The head of an empty list
+/// points to itself, which is within the structure.
+fn has_undo(record: &ThreadRecord) -> bool {
+    const STRUCTURE: u64 = 64;
+    let [first, _] = record.undo;
+    first != 0 && !(record.undo_list..record.undo_list + STRUCTURE).contains(&first)
+}
+
 fn thread(header: RecordHeader, record: &ThreadRecord, observed: &mut Observed) {
     let tid = header.tid as i32;
     let mut lost = |what: &str| observed.unsupported.push(format!("thread {tid}: {what}"));
-    if record.undo_list != 0 {
+    if has_undo(record) {
         lost("what is undone to semaphores when it ends (SEM_UNDO) is not captured");
     }
     if record.thread_keyring != 0 || record.process_keyring != 0 {

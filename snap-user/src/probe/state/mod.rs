@@ -16,6 +16,8 @@ use aya::programs::{Iter, Program};
 use aya::{Btf, Ebpf, EbpfLoader};
 use decode::{Bits, Clocks};
 use record::Layout;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -94,8 +96,8 @@ pub struct StateReader {
     /// One `StateRequest`.
     request: Array<MapData, [u32; 2]>,
     asked: [u32; 2],
-    /// The process that it is linked to.
-    link: Option<(i32, OwnedFd)>,
+    /// By the process that each is for.
+    links: BTreeMap<i32, OwnedFd>,
     bits: Bits,
     buffer: Vec<u8>,
 }
@@ -132,10 +134,15 @@ impl StateReader {
             program: fd,
             request,
             asked: [0; 2],
-            link: None,
+            links: BTreeMap::new(),
             bits: places.bits,
             buffer: vec![0; BUFFER],
         })
+    }
+
+    /// Process `pid` is of no interest any more.
+    pub fn forget(&mut self, pid: i32) {
+        self.links.remove(&pid);
     }
 
     /// What the kernel knows of process `pid`, of which `tid` is a thread that lives. The process
@@ -147,10 +154,12 @@ impl StateReader {
             detail,
         };
         let of = |error: sys::SysError| kernel(error.call, error.to_string());
-        if self.link.as_ref().is_none_or(|(linked, _)| *linked != pid) {
-            let link = sys::task_iterator(self.program.as_fd(), pid).map_err(of)?;
-            self.link = Some((pid, link));
-        }
+        let link = match self.links.entry(pid) {
+            Entry::Occupied(link) => link.into_mut(),
+            Entry::Vacant(place) => {
+                place.insert(sys::task_iterator(self.program.as_fd(), pid).map_err(of)?)
+            }
+        };
         let request = [pid as u32, tid as u32];
         if self.asked != request {
             self.request
@@ -158,7 +167,6 @@ impl StateReader {
                 .map_err(|error| kernel("bpf() on a map", chain(&error)))?;
             self.asked = request;
         }
-        let (_, link) = self.link.as_ref().expect("just made");
         let clocks = Clocks::read();
         let mut file = sys::run_iterator(link).map_err(of)?;
         let mut used = 0;

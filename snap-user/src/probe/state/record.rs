@@ -54,6 +54,7 @@ pub const THREAD_POINTERS: &[Pointer] = &[
     (0, "task_struct.cred"),
     (1, "cred.group_info"),
     (0, "task_struct.mempolicy"),
+    (0, "task_struct.sysvsem.undo_list"),
 ];
 /// Index of the memory policy.
 pub const OBJECT_POLICY: u32 = 3;
@@ -69,6 +70,7 @@ record! {
     atomic_flags: u64 = 0 "task_struct.atomic_flags",
     run_time: u64 = 0 "task_struct.se.sum_exec_runtime",
     undo_list: u64 = 0 "task_struct.sysvsem.undo_list" optional,
+    undo: [u64; 2] = 4 "sem_undo_list.list_proc" optional,
     dispatch_selector: u64 = 0 "task_struct.syscall_dispatch.selector" optional,
     dispatch_offset: u64 = 0 "task_struct.syscall_dispatch.offset" optional,
     dispatch_len: u64 = 0 "task_struct.syscall_dispatch.len" optional,

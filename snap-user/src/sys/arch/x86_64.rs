@@ -105,6 +105,11 @@ impl Registers {
         self.rsp
     }
 
+    /// Where the C library keeps what belongs to the thread.
+    pub fn thread_pointer(&self) -> u64 {
+        self.fs_base
+    }
+
     /// These registers, about to execute the system call instruction at `insn`.
     pub fn with_syscall(&self, insn: u64, nr: u64, args: [u64; 6]) -> Self {
         Self {

@@ -117,20 +117,6 @@ pub fn build_id(path: &str) -> Option<Vec<u8>> {
     elf.build_id().ok().flatten().map(<[u8]>::to_vec)
 }
 
-/// The build id of the code that the kernel maps into every process, if it has one.
-pub fn vdso_build_id() -> Option<Vec<u8>> {
-    use crate::model::Backing::Special;
-    use object::Object;
-    let pid = std::process::id() as i32;
-    let maps = maps(pid).ok()?;
-    let is_vdso = |v: &&Vma| matches!(&v.backing, Special(name) if name == "vdso");
-    let range = maps.iter().find(is_vdso)?.range;
-    let mut bytes = vec![0; range.len() as usize];
-    crate::sys::read_bytes(pid, range.start, &mut bytes).ok()?;
-    let elf = object::File::parse(&*bytes).ok()?;
-    elf.build_id().ok().flatten().map(<[u8]>::to_vec)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,6 +170,5 @@ mod tests {
         let flags = vm_flags(pid).unwrap();
         assert!(flags.values().any(|f| f.iter().any(|w| w == "rd")));
         assert!(build_id("/proc/self/exe").is_some());
-        assert!(vdso_build_id().is_some_and(|id| id.len() == 20));
     }
 }

@@ -5,6 +5,7 @@ mod fdinfo;
 mod fds;
 mod maps;
 mod status;
+mod vdso;
 
 pub use attributes::{
     TaskStatus, autogroup_nice, is_io_flusher, machine_check_kill, memory_policies, namespaces,
@@ -12,11 +13,12 @@ pub use attributes::{
 };
 pub use fdinfo::{FdInfo, FileHandle};
 pub use fds::{FdStat, FdTable};
-pub use maps::{build_id, maps, vdso_build_id, vm_flags};
+pub use maps::{build_id, maps, vm_flags};
 pub use status::{
-    Stat, Status, auxv, cmdline, cpu_time_ns, exe, is_alive, is_elsewhere, link, mm_fields, own_id,
-    processes, stat, status, threads,
+    Stat, Status, auxv, cmdline, cpu_time_ns, exe, idle_ns, is_alive, is_elsewhere, link,
+    mm_fields, own_id, processes, stat, status, threads,
 };
+pub use vdso::own_vdso;
 
 use super::{Result, SysError};
 

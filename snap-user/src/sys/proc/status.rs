@@ -110,6 +110,27 @@ pub fn cpu_time_ns(pid: i32) -> Result<u64> {
     Ok(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
 }
 
+/// Time that processors had nothing to do since boot, all of them together, in nanoseconds
+/// (`proc_stat(5)`, idle and iowait, in clock ticks).
+pub fn idle_ns() -> Result<u64> {
+    const PATH: &str = "/proc/stat";
+    let text = std::fs::read_to_string(PATH).map_err(|e| SysError::new("read", PATH, e))?;
+    // cpu user nice system idle iowait …
+    let mut fields = text.split_whitespace().skip(4);
+    let mut ticks = || fields.next().and_then(|f| f.parse::<u64>().ok());
+    match (ticks(), ticks()) {
+        (Some(idle), Some(iowait)) => Ok((idle + iowait) * TICK_NS),
+        _ => Err(SysError::new(
+            "read",
+            PATH,
+            std::io::Error::other("its first line has other fields"),
+        )),
+    }
+}
+
+/// Length of a clock tick in /proc: USER_HZ is 100 on every architecture that ksnap runs on.
+const TICK_NS: u64 = 10_000_000;
+
 /// Lines of `/proc/PID/status` that are needed here.
 #[derive(Clone, Debug, Default)]
 pub struct Status {
