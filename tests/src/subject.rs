@@ -13,7 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::background::{Background, Finished};
-use crate::{paths, poke};
+use crate::{effort, paths, poke};
 
 /// How long a victim may take to prepare itself.
 const READY: Duration = Duration::from_secs(30);
@@ -75,7 +75,7 @@ impl Victim {
         std::fs::set_permissions(folder.path(), Permissions::from_mode(0o1777))?;
         command.env("TMPDIR", folder.path());
         let mut process = Background::start(command)?;
-        let end = Instant::now() + READY;
+        let end = Instant::now() + effort::patience(READY);
         let ready = loop {
             let Some(line) = process.line(end.saturating_duration_since(Instant::now()))? else {
                 bail!(
@@ -149,6 +149,16 @@ impl Victim {
         &mut self.process
     }
 
+    /// Adds to an error how the victim is, and what it said: one that found itself broken has ended, and what
+    /// ksnap then says of it is only the consequence.
+    pub fn blame<T>(&self, outcome: Result<T>) -> Result<T> {
+        outcome.with_context(|| {
+            let state = crate::footprint::state_of(self.pid);
+            let said = self.process.stderr();
+            format!("victim {} (state {state}): {said}", self.pid)
+        })
+    }
+
     /// Cheap checks, and the counter.
     pub fn status(&mut self) -> Result<Status> {
         self.ask("status", ANSWER)
@@ -173,7 +183,7 @@ impl Victim {
 
     /// Waits until the counter is larger than this.
     pub fn wait_beyond(&mut self, counter: u64, limit: Duration) -> Result<Status> {
-        let end = Instant::now() + limit;
+        let end = Instant::now() + effort::patience(limit);
         loop {
             let status = self.status()?;
             if status.counter > counter {
@@ -216,7 +226,7 @@ impl Victim {
     /// Sends one request and waits for its reply, repeating it if a rollback may have swallowed it. A reply
     /// that is not ok is an error with the victim's reason.
     pub fn ask(&mut self, verb: &str, limit: Duration) -> Result<Status> {
-        let end = Instant::now() + limit;
+        let end = Instant::now() + effort::patience(limit);
         let first = self.next + 1;
         while Instant::now() < end {
             self.next += 1;
@@ -229,7 +239,7 @@ impl Victim {
                     self.process.stderr()
                 );
             }
-            let again = Instant::now() + REPEAT;
+            let again = Instant::now() + effort::patience(REPEAT);
             while let Some(line) = self
                 .process
                 .line(again.saturating_duration_since(Instant::now()))?

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tests::victim::rng::Rng;
-use tests::{Footprint, Ksnap, Python, Redis, Victim, Watch, require};
+use tests::{Footprint, Ksnap, Python, Redis, Victim, Watch, effort, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const NOBODY: u32 = 65534;
@@ -30,7 +30,7 @@ fn goes_back_and_forth(
     watch.wait_taken(3, LIMIT)?;
     let mut rng = Rng::new(u64::from(std::process::id()));
     let (mut rollbacks, mut refused) = (0, 0);
-    for _ in 0..times {
+    for _ in 0..effort::times(times) {
         std::thread::sleep(Duration::from_millis(20 + rng.word() % 100));
         let ids = watch.ids()?;
         let id = &ids[rng.below(ids.len())];

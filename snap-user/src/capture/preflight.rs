@@ -49,8 +49,14 @@ pub fn preflight(pid: i32) -> Result<Target> {
     if stat.is_kernel_thread() {
         return refused("it is a kernel thread and has no memory of its own");
     }
-    if matches!(stat.state, 'Z' | 'X') && proc::threads(pid).is_ok_and(|t| t.len() <= 1) {
+    let zombie = matches!(stat.state, 'Z' | 'X');
+    if zombie && !proc::is_alive(pid) {
         return refused("it has ended already (a zombie that its parent has not waited for)");
+    }
+    if zombie && stays_a_zombie(pid) {
+        return refused(
+            "its main thread has ended while others go on, and with that thread the kernel's view on the memory of the process",
+        );
     }
     let status = proc::status(pid).map_err(sys)?;
     if status.tgid != pid {
@@ -113,6 +119,19 @@ fn wait_until_loaded(pid: i32, parent: i32) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(2));
     }
+}
+
+/// For a moment the main thread of a process looks so whenever another thread replaces the program (execve(2)).
+fn stays_a_zombie(pid: i32) -> bool {
+    const AN_EXEC: Duration = Duration::from_millis(5);
+    let is_zombie = || proc::stat(pid, None).is_ok_and(|stat| matches!(stat.state, 'Z' | 'X'));
+    (0..20).all(|_| {
+        let zombie = is_zombie();
+        if zombie {
+            std::thread::sleep(AN_EXEC);
+        }
+        zombie
+    })
 }
 
 /// Fifth byte of the ELF identification: 1 for 32-bit objects.

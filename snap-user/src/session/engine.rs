@@ -6,14 +6,14 @@ use super::keeper::Keeper;
 use super::open::open_session;
 use super::pipeline::{Hashes, Pipeline};
 use super::profile::Profiling;
-use super::{Options, Result, SessionError, Then, Trouble, audit};
+use super::{Options, Result, SessionError, Then, audit};
 use crate::capture::{
     CaptureError, Live, Target, compared, compared_pages, frozen_state, preflight,
 };
 use crate::image::SessionId;
 use crate::model::{Costs, PageSet, SnapshotId, SnapshotKind, Vma};
 use crate::store::Store;
-use crate::sys::{self, Freeze, Frozen, monotonic_ns, proc};
+use crate::sys::{self, Freeze, Frozen, SysError, monotonic_ns, proc};
 use crate::track::{self, Epoch, TrackerKind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -79,7 +79,7 @@ impl Engine {
             match Self::attach_once(store, pid, options, probes) {
                 // It replaced its program just then.
                 Err(e) if attempt < MOST_EXECS && is_mere_exec(pid, &e) => attempt += 1,
-                outcome => return outcome,
+                outcome => return outcome.map_err(|e| e.of_process(pid)),
             }
         }
     }
@@ -92,13 +92,7 @@ impl Engine {
     ) -> Result<Self> {
         let target = preflight(pid)?;
         let mut events = Events::new(pid, probes);
-        let attached = match track::attach(pid, options.tracker) {
-            Ok(attached) => attached,
-            Err(e) => match e.sys().is_some() {
-                true => return Err(named(pid, e)),
-                false => return Err(e.into()),
-            },
-        };
+        let attached = track::attach(pid, options.tracker).map_err(|e| named(pid, e))?;
         events.brk = attached.brk;
         let live = Live::read(pid, events.observes())?;
         let (session, head, hashes) = open_session(store, &target)?;
@@ -169,7 +163,7 @@ impl Engine {
             && let Err(e) = self.reattach()
         {
             if !is_mere_exec(self.target.pid, &e) {
-                return Err(e);
+                return Err(e.of_process(self.target.pid));
             }
             // Replaced again: later.
             self.events.exec = true;
@@ -204,8 +198,9 @@ impl Engine {
             match ready.and_then(|()| self.try_snapshot()) {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
-                Err(e) if is_mere_exec(self.target.pid, &e) => {}
-                Err(e) => return Err(e),
+                // Nothing found again and again, though the process lives, is more than an exec.
+                Err(e) if attempt + 1 < MOST_EXECS && is_mere_exec(self.target.pid, &e) => {}
+                Err(e) => return Err(e.of_process(self.target.pid)),
             }
         }
         Err(CaptureError::Refused {
@@ -244,7 +239,9 @@ impl Engine {
         let pid = self.target.pid;
         let vmas = proc::maps(pid).map_err(|e| CaptureError::from_sys(pid, e))?;
         if vmas.is_empty() {
-            return Err(CaptureError::Vanished { pid }.into());
+            let memory = std::io::Error::from_raw_os_error(libc::ESRCH);
+            let error = SysError::new("read", format_args!("/proc/{pid}/maps"), memory);
+            return Err(CaptureError::from_sys(pid, error).into());
         }
         Ok(vmas)
     }
@@ -420,9 +417,9 @@ pub(super) fn covered(vmas: &[Vma]) -> PageSet {
     private.chain(compared(vmas)).map(|v| v.range).collect()
 }
 
-/// What failed as if the process were gone, because its memory is: it has replaced its program.
+/// What found nothing, as if the process were gone, because its memory is: it has replaced its program.
 fn is_mere_exec(pid: i32, error: &SessionError) -> bool {
-    error.trouble() == Trouble::Vanished && proc::is_alive(pid)
+    error.sys().is_some_and(SysError::is_vanished) && proc::is_alive(pid)
 }
 
 fn layout(pid: i32) -> Result<Layout> {

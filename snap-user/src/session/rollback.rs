@@ -104,6 +104,11 @@ impl Engine {
     /// # Errors
     /// A refusal leaves the process as it was. A failure halfway leaves it stopped.
     pub fn rollback(&mut self, to: SnapshotId) -> Result<RolledBack> {
+        let pid = self.target.pid;
+        self.go_back(to).map_err(|e| e.of_process(pid))
+    }
+
+    fn go_back(&mut self, to: SnapshotId) -> Result<RolledBack> {
         if let Some(Err(e)) = self.settle() {
             tracing::warn!("the snapshot before the rollback failed: {e}");
         }

@@ -8,6 +8,7 @@ use super::events::LazyProbes;
 use super::service::{Command, Service};
 use super::watch::drive;
 use super::{Ended, Engine, Options, Progress, Result, Schedule, SessionError, Summary};
+use crate::capture::CaptureError;
 use crate::store::{Store, StoreError};
 use crate::sys::pidfd_open;
 use std::path::Path;
@@ -128,7 +129,7 @@ fn one(
         .into());
     }
     let mut engine = Engine::attach_sharing(store, pid, options, probes)?;
-    let pidfd = pidfd_open(pid)?;
+    let pidfd = pidfd_open(pid).map_err(|e| CaptureError::from_sys(pid, e))?;
     let _service = Service::start(store.dir(), pid, pidfd, false, send)?;
     drive(&mut engine, schedule, commands, report)
 }

@@ -22,6 +22,8 @@ pub struct PageInfo {
     pub written: bool,
     /// In swap, or not there at all: the kernel shows both alike, and does not show us which.
     pub ambiguous: bool,
+    /// The page of zeroes, or one that others have mapped too: entries show both alike. Only they set it.
+    pub maybe_zero: bool,
     /// Written since soft-dirty was last cleared; never set on kernels without soft-dirty.
     pub soft_dirty: bool,
 }
@@ -181,6 +183,7 @@ impl Pagemap {
                     present: has(PAGE_IS_PRESENT),
                     swapped: has(PAGE_IS_SWAPPED),
                     ambiguous: false,
+                    maybe_zero: false,
                     file: has(PAGE_IS_FILE),
                     zero: has(PAGE_IS_PFNZERO),
                     written: has(PAGE_IS_WRITTEN),
@@ -230,7 +233,7 @@ impl Pagemap {
     }
 
     /// Every page of `range` that is in memory or swapped, from the map's entries: for kernels
-    /// without `PAGEMAP_SCAN`. They do not tell the page of zeroes apart.
+    /// without `PAGEMAP_SCAN`. They do not tell the page of zeroes apart from one that others have mapped too.
     pub fn read_entries(&self, range: PageRange) -> Result<ScanResult> {
         const CHUNK: usize = 8192;
         let mut found: ScanResult = Vec::new();
@@ -259,6 +262,8 @@ impl Pagemap {
                     ambiguous: has(62) && self.swap && place == 0,
                     file: has(61),
                     zero: false,
+                    // 56: mapped once. The page of zeroes is not counted.
+                    maybe_zero: has(63) && !has(61) && !has(56),
                     written: !has(57),
                     soft_dirty: has(55),
                 };
@@ -287,4 +292,33 @@ impl Pagemap {
 pub fn clear_soft_dirty(pid: i32) -> Result<()> {
     let path = format!("/proc/{pid}/clear_refs");
     std::fs::write(&path, "4").map_err(|e| SysError::new("write", path, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::{ScratchMap, read_bytes};
+
+    #[test]
+    fn entries_tell_that_a_page_may_be_the_one_of_zeroes() {
+        let me = std::process::id() as i32;
+        let mut map = ScratchMap::new(3).unwrap();
+        for n in 0..3 {
+            map.write(n, 7);
+        }
+        // Thrown away and read again: the page of zeroes, which no write has put there.
+        map.discard(1).unwrap();
+        read_bytes(me, map.range().start + PAGE_SIZE, &mut [0]).unwrap();
+        let pagemap = Pagemap::open(me).unwrap();
+        let maybe: Vec<bool> = (0..3)
+            .map(|n| {
+                let start = map.range().start + n * PAGE_SIZE;
+                let page = PageRange::new(start, start + PAGE_SIZE);
+                let found = pagemap.read_entries(page).unwrap();
+                assert!(found[0].1.present && found[0].1.is_own());
+                found[0].1.maybe_zero
+            })
+            .collect();
+        assert_eq!(maybe, [false, true, false]);
+    }
 }

@@ -123,7 +123,12 @@ impl Epoch {
     /// must follow before the next rotation.
     pub fn rotate(&mut self, vmas: &[Vma], known: impl Fn(u64) -> bool) -> Result<Dirty> {
         let by_log = match &self.log {
-            Some(log) if self.rearmed && log.is_whole() && self.tracker.refused().is_empty() => {
+            Some(log)
+                if self.rearmed
+                    && log.is_whole()
+                    && self.tracker.every_write_faults()
+                    && self.tracker.refused().is_empty() =>
+            {
                 Some(log.split(|page| known(page) || self.current.reported.contains(page)))
             }
             _ => None,
@@ -195,5 +200,79 @@ impl From<Survey> for Dirty {
             own: survey.own,
             full: false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Backing, PAGE_SIZE, Protection};
+    use crate::track::TrackerKind;
+
+    /// A mapping of which every page was written, though not every write was a fault.
+    struct Writer {
+        every_write_faults: bool,
+        refused: PageSet,
+    }
+
+    impl Tracker for Writer {
+        fn kind(&self) -> TrackerKind {
+            TrackerKind::SoftDirty
+        }
+
+        fn rearm(&mut self, _: &[Vma], _: bool, _: &mut dyn FnMut()) -> Result<Option<PageSet>> {
+            Ok(Some(PageSet::new()))
+        }
+
+        fn every_write_faults(&self) -> bool {
+            self.every_write_faults
+        }
+
+        fn survey(&mut self, vmas: &[Vma], area: Option<&PageSet>) -> Result<Survey> {
+            let examined = survey::examined(vmas, area);
+            Ok(Survey {
+                own: examined.clone(),
+                dirty: examined.clone(),
+                examined,
+            })
+        }
+
+        fn refused(&self) -> &PageSet {
+            &self.refused
+        }
+    }
+
+    fn rotated(every_write_faults: bool) -> Dirty {
+        let vmas = [Vma {
+            range: PageRange::new(0x20_0000, 0x40_0000),
+            prot: Protection {
+                read: true,
+                write: true,
+                exec: false,
+            },
+            shared: false,
+            backing: Backing::Anonymous { name: None },
+            flags: Vec::new(),
+            build_id: None,
+        }];
+        let tracker = Writer {
+            every_write_faults,
+            refused: PageSet::new(),
+        };
+        let mut epoch = Epoch::new(Box::new(tracker), true);
+        epoch.precopy(&vmas, &mut || {}).unwrap();
+        // The first write to a huge page whose pages are all known from before.
+        epoch.log().unwrap().record(1, 0x20_3000);
+        epoch.rotate(&vmas, |_| true).unwrap()
+    }
+
+    #[test]
+    fn a_log_stands_for_a_look_only_where_every_write_is_a_fault() {
+        let by_log = rotated(true);
+        assert!(!by_log.full);
+        assert_eq!(by_log.copy.pages(), 1);
+        let looked = rotated(false);
+        assert!(looked.full);
+        assert_eq!(looked.copy.pages(), 0x20_0000 / PAGE_SIZE);
     }
 }

@@ -62,6 +62,12 @@ pub trait Tracker {
         false
     }
 
+    /// Each first write to a page after [`Tracker::rearm`] is a fault at that page, so that a log of faults
+    /// is as good as a look at everything.
+    fn every_write_faults(&self) -> bool {
+        false
+    }
+
     /// Looks at `area`, or at everything, and changes nothing. Exact only while the target is stopped.
     fn survey(&mut self, vmas: &[Vma], area: Option<&PageSet>) -> Result<Survey>;
 

@@ -67,6 +67,13 @@ impl Tracker for SoftDirty {
         ))
     }
 
+    /// A huge page stays whole: the first write to it makes all of it writable, and the other 511 pages are
+    /// written without a fault. And khugepaged (Documentation/admin-guide/mm/transhuge.rst) makes a writable
+    /// huge page of protected small ones at any time. The soft-dirty bits tell of both.
+    fn every_write_faults(&self) -> bool {
+        false
+    }
+
     fn refused(&self) -> &PageSet {
         &self.refused
     }

@@ -50,8 +50,9 @@ impl Survey {
         let mut changed = Vec::new();
         for (range, info, _) in in_private(scan, vmas).filter(|(_, info, _)| info.is_own()) {
             own.push(range);
-            // What may not be there at all has no record of writes: its content tells.
-            if dirty(&info) || info.ambiguous {
+            // What may not be there at all has no record of writes, nor has the page of zeroes, which reading
+            // puts in the place of a page that was thrown away: the content tells.
+            if dirty(&info) || info.ambiguous || info.maybe_zero {
                 changed.push(range);
             }
         }

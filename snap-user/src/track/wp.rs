@@ -86,6 +86,11 @@ impl Tracker for WriteProtect {
         ))
     }
 
+    /// Huge pages are split where they are written, and khugepaged leaves protected pages alone.
+    fn every_write_faults(&self) -> bool {
+        true
+    }
+
     fn refused(&self) -> &PageSet {
         &self.refused
     }

@@ -25,7 +25,10 @@ pub fn threads(pid: i32) -> Result<Vec<i32>> {
 /// Some thread of the process lives and is not about to end.
 pub fn is_alive(pid: i32) -> bool {
     let lives = |tid| stat(pid, Some(tid)).is_ok_and(|stat| !stat.is_exiting());
-    threads(pid).is_ok_and(|tids| tids.into_iter().any(lives))
+    let some_thread_lives = || threads(pid).is_ok_and(|tids| tids.into_iter().any(lives));
+    // Twice: the only one that lives may take over the process's id between the listing and the look at
+    // it (execve(2)), and is not found under its old one then.
+    some_thread_lives() || some_thread_lives()
 }
 
 /// `/proc/PID/stat` or `/proc/PID/task/TID/stat` (`proc_pid_stat(5)`).
