@@ -91,6 +91,24 @@ impl Victim {
         let pid = ready["pid"]
             .as_i64()
             .context("the victim's first line has no pid")? as i32;
+        Self::of(process, ready, pid, folder)
+    }
+
+    /// A victim that `ksnap restore --json` brings back, which has its standard streams.
+    pub fn brought_back(mut process: Background) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("ksnap-victim-").tempdir()?;
+        let Some(line) = process.line(READY)? else {
+            bail!(
+                "nothing was brought back within {READY:?}; stderr: {}",
+                process.stderr()
+            );
+        };
+        let said: Value = serde_json::from_str(&line).with_context(|| line.clone())?;
+        let pid = said["pid"].as_i64().context("no pid in what ksnap says")? as i32;
+        Self::of(process, said, pid, folder)
+    }
+
+    fn of(process: Background, ready: Value, pid: i32, folder: TempDir) -> Result<Self> {
         // SAFETY: pidfd_open takes two integers and gives a new descriptor or -1.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
         ensure!(
@@ -116,7 +134,7 @@ impl Victim {
         self.pid
     }
 
-    /// The victim's first line.
+    /// The victim's first line, or what ksnap said of it when it brought it back.
     pub fn ready(&self) -> &Value {
         &self.ready
     }

@@ -4,6 +4,7 @@ mod floor;
 mod load;
 mod others;
 mod report;
+mod restore;
 mod rollback;
 mod stop;
 
@@ -40,6 +41,8 @@ enum Name {
     Stop,
     /// How long rollbacks in place stop a process, by the pages that they write
     Rollback,
+    /// How long a redis-server takes to be back, and ten copies of it
+    Restore,
 }
 
 /// Runs one measurement or all.
@@ -50,7 +53,8 @@ pub fn run(options: Options) -> Result<ExitCode> {
     let wanted = |name| options.name.is_none_or(|only| only == name);
     let has = |program| crate::host::find(program).is_some();
     ensure!(
-        !wanted(Name::Stop) || has("redis-server") && has("redis-benchmark"),
+        !(wanted(Name::Stop) || wanted(Name::Restore))
+            || has("redis-server") && has("redis-benchmark"),
         "redis-server or redis-benchmark is missing: apt-get install redis-server redis-tools"
     );
     ensure!(
@@ -65,7 +69,7 @@ pub fn run(options: Options) -> Result<ExitCode> {
         }
     };
     if options.name.is_none() && !options.json {
-        println!("measurements: stop, rollback\n");
+        println!("measurements: stop, rollback, restore\n");
     }
     if wanted(Name::Stop) {
         let result = stop::measure(&ksnap, options.mib, options.seconds)?;
@@ -76,6 +80,13 @@ pub fn run(options: Options) -> Result<ExitCode> {
     }
     if wanted(Name::Rollback) {
         let result = rollback::measure(&ksnap)?;
+        match options.json {
+            true => println!("{}", result.json()),
+            false => print!("{}", result.text()),
+        }
+    }
+    if wanted(Name::Restore) {
+        let result = restore::measure(&ksnap, options.mib)?;
         match options.json {
             true => println!("{}", result.json()),
             false => print!("{}", result.text()),

@@ -22,6 +22,8 @@ pub struct Live {
     /// Descriptors and open files.
     pub files: Files,
     pub(super) known: Known,
+    /// It has a PID namespace of its own, and other ids there.
+    pub(super) is_elsewhere: bool,
     flags: HashMap<u64, Vec<String>>,
     /// Protection keys by mapping.
     keys: HashMap<u64, u32>,
@@ -45,6 +47,7 @@ impl Live {
             known: Known::default(),
             auxv: proc::auxv(pid).map_err(sys)?,
             files: Files::read(pid)?,
+            is_elsewhere: proc::is_elsewhere(pid),
             flags: HashMap::new(),
             keys: HashMap::new(),
             policies: HashMap::new(),

@@ -1,9 +1,9 @@
 //! Refusing what cannot be captured, before it is touched.
 
 use super::{CaptureError, Result};
-use crate::sys::{PidFd, pidfd_open, proc};
+use crate::sys::{PidFd, fill_all, pidfd_open, proc};
 use std::io::Read;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// A process that can be captured.
 #[derive(Debug)]
@@ -73,6 +73,7 @@ pub fn preflight(pid: i32) -> Result<Target> {
             ),
         });
     }
+    wait_until_loaded(pid, stat.ppid)?;
     let exe = proc::exe(pid).map_err(sys)?;
     if is_32_bit(pid) {
         return refused("it is a 32-bit program; only 64-bit ones are supported");
@@ -85,6 +86,39 @@ pub fn preflight(pid: i32) -> Result<Target> {
         start_time: stat.start_time,
         cmdline: proc::cmdline(pid).map_err(sys)?,
     })
+}
+
+/// A process that was brought back may still lack memory, which would be taken for zeroes. Whoever fills it,
+/// its parent, is asked to make haste.
+fn wait_until_loaded(pid: i32, parent: i32) -> Result<()> {
+    const MOST: Duration = Duration::from_secs(120);
+    let fills = proc::stat(parent, None).is_ok_and(|stat| stat.comm.starts_with("ksnap"));
+    if !fills {
+        return Ok(());
+    }
+    let sys = |e| CaptureError::from_sys(pid, e);
+    let end = Instant::now() + MOST;
+    let mut asked = false;
+    loop {
+        let flags = proc::vm_flags(pid).map_err(sys)?;
+        // Waits for missing pages (`VmFlags` in proc_pid_smaps(5)).
+        if !flags.0.values().any(|f| f.iter().any(|word| word == "um")) {
+            return Ok(());
+        }
+        if !asked && proc::stat(parent, None).is_ok_and(|stat| stat.comm == "ksnap-init") {
+            fill_all(parent).map_err(sys)?;
+            asked = true;
+        }
+        if Instant::now() > end {
+            return Err(CaptureError::Refused {
+                pid,
+                why: format!(
+                    "the memory that it is brought back with is not all there yet, and process {parent}, which fills it, does not get on"
+                ),
+            });
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// For a moment the main thread of a process looks so whenever another thread replaces the program (execve(2)).

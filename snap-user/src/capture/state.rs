@@ -5,7 +5,7 @@ use crate::model::{
     Backing, Observed, ObservedThread, PendingSignal, ProcessState, ThreadState, Vma,
 };
 use crate::sys::ptrace::{self, Tid};
-use crate::sys::{Frozen, arch, proc};
+use crate::sys::{self, Frozen, arch, proc};
 use std::collections::HashMap;
 
 /// What others than this room know of a frozen process.
@@ -151,13 +151,17 @@ fn thread(
     };
     Ok(ThreadState {
         tid,
+        own_tid: match live.is_elsewhere {
+            true => proc::own_id(pid, tid).map_err(sys)?,
+            false => tid,
+        },
         comm,
         fp: ptrace::extended(tid).map_err(sys)?,
         sigmask: ptrace::sigmask(tid).map_err(sys)?,
         pending,
         rseq,
         robust_list: ptrace::robust_list(tid).map_err(sys)?,
-        restart_syscall: regs.needs_restart_block().then_some(regs.orig_rax),
+        restart_syscall: sys::continued_call(pid, tid, &regs),
         attributes: live.known.thread(pid, tid, observed, unsupported)?,
         gp,
     })

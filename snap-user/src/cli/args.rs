@@ -2,7 +2,9 @@
 
 use super::help;
 use super::units;
-use crate::session::{Options, Rules, Schedule, TrackerChoice};
+use crate::session::{
+    FileOptions, Options, Pids, ReviveOptions, Rules, Schedule, Then, TrackerChoice,
+};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -100,6 +102,12 @@ pub enum Verb {
     /// Open a snapshot in gdb
     #[command(after_help = help::GDB)]
     Gdb(Gdb),
+    /// Bring a snapshot back as a new process
+    #[command(after_help = help::RESTORE)]
+    Restore(Restore),
+    /// Start copies of a snapshot, each in a PID namespace of its own
+    #[command(after_help = help::FORK)]
+    Fork(Fork),
     /// Put a live process back to a snapshot, in place
     #[command(after_help = help::ROLLBACK)]
     Rollback(Rollback),
@@ -172,6 +180,7 @@ impl Taking {
             audit: self.audit,
             memory: self.memory,
             keep: Rules::default(),
+            then: Then::GoOn,
         }
     }
 }
@@ -282,6 +291,12 @@ pub struct Snap {
     /// The process
     #[arg(value_parser = pid)]
     pub pid: i32,
+    /// End the process once its snapshot is stored; it does not run in between
+    #[arg(long, conflicts_with = "stop")]
+    pub kill: bool,
+    /// Stop the process (SIGSTOP) once its snapshot is stored
+    #[arg(long)]
+    pub stop: bool,
     #[command(flatten)]
     pub taking: Taking,
     #[command(flatten)]
@@ -434,6 +449,119 @@ pub struct Gdb {
     /// More arguments for the debugger, after `--`
     #[arg(last = true, value_name = "ARGUMENT")]
     pub arguments: Vec<OsString>,
+}
+
+/// How a snapshot is brought back.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "How the snapshot is brought back")]
+pub struct Reviving {
+    /// Go on when a file that was mapped is another one now
+    #[arg(long)]
+    pub allow_changed_files: bool,
+    /// Fill all memory before the first instruction; else large mappings are filled as they are touched
+    #[arg(long)]
+    pub eager: bool,
+    /// Refuse when anything would differ from what it was
+    #[arg(long)]
+    pub strict: bool,
+    /// Network that it is in
+    #[arg(long, value_enum, value_name = "WHICH", default_value = "shared")]
+    pub net: NetChoice,
+    /// Open PATH as descriptor N in place of what it was; fd:M for a descriptor of ksnap's own
+    #[arg(long, value_name = "N=PATH")]
+    pub map_fd: Vec<String>,
+    /// Look for files under NEW that were under OLD
+    #[arg(long, value_name = "OLD=NEW")]
+    pub map_path: Vec<String>,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+impl Reviving {
+    /// As the session takes it.
+    ///
+    /// # Errors
+    /// A sentence for the user.
+    pub fn options(&self, pids: Option<PidChoice>) -> Result<ReviveOptions, String> {
+        let mut files = FileOptions::default();
+        for text in &self.map_fd {
+            files.map_fd(text)?;
+        }
+        for text in &self.map_path {
+            files.map_path(text)?;
+        }
+        Ok(ReviveOptions {
+            pids: pids.map(Pids::from),
+            eager: self.eager,
+            allow_changed_files: self.allow_changed_files,
+            strict: self.strict,
+            network: self.net == NetChoice::Private,
+            files,
+        })
+    }
+}
+
+/// Networks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum NetChoice {
+    /// ksnap's
+    #[default]
+    Shared,
+    /// One of its own, with a loopback device alone
+    Private,
+}
+
+/// Process ids of what is brought back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PidChoice {
+    /// Those of the snapshot
+    Same,
+    /// New ones: a C library that remembers its thread ids remembers the old ones
+    New,
+    /// Those of the snapshot, in a PID namespace of their own
+    Namespace,
+}
+
+impl From<PidChoice> for Pids {
+    fn from(choice: PidChoice) -> Self {
+        match choice {
+            PidChoice::Same => Self::Same,
+            PidChoice::New => Self::New,
+            PidChoice::Namespace => Self::Namespace,
+        }
+    }
+}
+
+/// `ksnap restore`
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// The snapshot
+    #[arg(value_name = "REF")]
+    pub reference: String,
+    /// Process ids that it gets [default: same; namespace if it had one]
+    #[arg(long, value_enum, value_name = "WHICH")]
+    pub pids: Option<PidChoice>,
+    /// Wait until it ends, and end with its exit status
+    #[arg(long)]
+    pub wait: bool,
+    #[command(flatten)]
+    pub reviving: Reviving,
+}
+
+/// `ksnap fork`
+#[derive(Debug, Args)]
+pub struct Fork {
+    /// The snapshot
+    #[arg(value_name = "REF")]
+    pub reference: String,
+    /// How many copies
+    #[arg(short = 'n', long = "copies", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub copies: u32,
+    /// Process ids that they get [default: namespace]
+    #[arg(long, value_enum, value_name = "WHICH")]
+    pub pids: Option<PidChoice>,
+    #[command(flatten)]
+    pub reviving: Reviving,
 }
 
 /// `ksnap rollback`

@@ -148,6 +148,31 @@ Examples:
     references!()
 );
 
+pub(super) const RESTORE: &str = concat!(
+    "\
+The process goes on at the instruction at which it was captured, with its memory, threads and open files. \
+What cannot be brought back is refused before anything is started; what merely differs is named on standard \
+error, and the exit code is 3 then. If ksnap is killed meanwhile, either the whole process runs or nothing of \
+it is left.
+
+The standard streams, where they were a terminal or a pipe, become those of ksnap.
+
+Examples:
+  ksnap snap 1234 --kill && ksnap restore latest
+  ksnap restore @12 --pids namespace --wait",
+    references!()
+);
+
+pub(super) const FORK: &str = concat!(
+    "\
+Each copy sees the ids that it had: its PID namespace has a small process 1 of ksnap's, which ends with it.
+
+Examples:
+  ksnap fork latest -n 10
+  ksnap fork @3 --json | jq .pid",
+    references!()
+);
+
 pub(super) const ROLLBACK: &str = concat!(
     "\
 Memory, mappings, registers, signal masks and file positions go back; what the process did since is lost. \

@@ -24,6 +24,7 @@ mod profile;
 mod prune;
 mod render;
 mod reporter;
+mod restore;
 mod rollback;
 mod shell;
 mod show;
@@ -76,6 +77,8 @@ fn dispatch(context: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Show(args) => show::show(context, args),
         Verb::Diff(args) => diff::diff(context, args),
         Verb::Verify(args) => verify::verify(context, args),
+        Verb::Restore(args) => restore::restore(context, args),
+        Verb::Fork(args) => restore::fork(context, args),
         Verb::Tag(args) => tag::tag(context, args),
         Verb::Prune(args) => prune::prune(context, args),
         Verb::Squash(args) => prune::squash(context, args),

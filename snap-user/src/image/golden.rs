@@ -69,6 +69,7 @@ fn state() -> ProcessState {
                 len: 24,
             }),
             restart_syscall: Some(219),
+            own_tid: 17,
             attributes: thread_attributes(),
         }],
         vmas: vec![Vma {

@@ -73,8 +73,10 @@ pub struct MmFields {
 /// One thread.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ThreadState {
-    /// Thread id.
+    /// Thread id as seen from ksnap's PID namespace.
     pub tid: i32,
+    /// Thread id as the thread sees it.
+    pub own_tid: i32,
     /// Thread name.
     pub comm: String,
     /// General registers, in the layout of the `NT_PRSTATUS` register set of the image's architecture.
@@ -93,6 +95,16 @@ pub struct ThreadState {
     pub restart_syscall: Option<u64>,
     /// Credentials, scheduling, and whatever else is a thread's own.
     pub attributes: ThreadAttributes,
+}
+
+impl ThreadState {
+    /// Thread id as the thread sees it.
+    pub fn own_id(&self) -> i32 {
+        match self.own_tid {
+            0 => self.tid,
+            own => own,
+        }
+    }
 }
 
 /// A queued signal.

@@ -10,6 +10,7 @@ pub mod files;
 mod mappings;
 mod memory;
 mod plan;
+pub mod revive;
 pub mod state;
 mod threads;
 

@@ -2,7 +2,7 @@
 
 use super::plan::Registration;
 use crate::model::{PAGE_SIZE, RobustList, Rseq, ThreadState, page_down};
-use crate::sys::arch::Registers;
+use crate::sys::arch::{Registers, fit_extended};
 use crate::sys::ptrace::{self, Tid};
 use crate::sys::{self, Frozen, Remote, SysError};
 use std::io;
@@ -136,14 +136,7 @@ fn set_robust_list(remote: &mut Remote, list: RobustList) -> sys::Result<()> {
 }
 
 fn set_rseq(remote: &mut Remote, rseq: Rseq, flags: u32) -> sys::Result<()> {
-    let args = [
-        rseq.addr,
-        rseq.size.into(),
-        flags.into(),
-        rseq.signature.into(),
-        0,
-        0,
-    ];
+    let args = rseq_args(Rseq { flags, ..rseq });
     remote.call("rseq", libc::SYS_rseq, args).map(drop)
 }
 
@@ -197,11 +190,23 @@ fn register(pid: i32, thread: &ThreadState, insn: u64) -> sys::Result<()> {
     Ok(())
 }
 
+/// Arguments of rseq(2) that register what was registered.
+pub(super) fn rseq_args(rseq: Rseq) -> [u64; 6] {
+    [
+        rseq.addr,
+        rseq.size.into(),
+        rseq.flags.into(),
+        rseq.signature.into(),
+        0,
+        0,
+    ]
+}
+
 /// Where the kernel clears the thread's id when it ends, for whoever joins it. The kernel tells
 /// only the thread itself; but C libraries keep it in the thread's descriptor, which holds the thread's id:
 /// a few words from the robust list's head, or, in a thread that has not come to register one, somewhere
 /// behind the thread pointer.
-fn tid_address(pid: i32, thread: &ThreadState) -> Option<u64> {
+pub(super) fn tid_address(pid: i32, thread: &ThreadState) -> Option<u64> {
     const REACH: u64 = 64;
     /// More than the descriptor is long up to the id, in any C library.
     const DESCRIPTOR: u64 = 0x900;
@@ -218,23 +223,30 @@ fn tid_address(pid: i32, thread: &ThreadState) -> Option<u64> {
         let mut word = [0u8; 4];
         page_down(address) != 0
             && sys::read_bytes(pid, address, &mut word).is_ok()
-            && i32::from_le_bytes(word) == thread.tid
+            && i32::from_le_bytes(word) == thread.own_id()
     })
 }
 
 /// Sets registers and mask of a stopped thread to the snapshot's.
 pub(super) fn set(thread: &ThreadState) -> sys::Result<()> {
-    ptrace::set_extended(thread.tid, &thread.fp)?;
-    ptrace::set_sigmask(thread.tid, thread.sigmask)?;
+    set_registers(thread.tid, thread)
+}
+
+/// The same for a thread that may have another id now.
+pub(super) fn set_registers(tid: Tid, thread: &ThreadState) -> sys::Result<()> {
+    let len = ptrace::extended(tid)?.len();
+    ptrace::set_extended(tid, &fit_extended(&thread.fp, len))?;
+    ptrace::set_sigmask(tid, thread.sigmask)?;
     let regs = Registers::from_prstatus(&thread.gp).ok_or_else(|| {
         SysError::new(
             "PTRACE_SETREGSET",
-            format_args!("thread {}", thread.tid),
+            format_args!("thread {tid}"),
             io::Error::new(
                 io::ErrorKind::InvalidData,
                 "the snapshot's registers are of another size",
             ),
         )
     })?;
-    ptrace::set_general(thread.tid, regs.without_restart_block().as_bytes())
+    let regs = regs.without_restart_block(thread.restart_syscall);
+    ptrace::set_general(tid, regs.as_bytes())
 }

@@ -4,7 +4,7 @@
 //! owner alone.
 
 use super::prune::{PrunedSession, What};
-use super::{Result, RolledBack, SessionError, Taken};
+use super::{Result, RolledBack, SessionError, Taken, Then};
 use crate::model::SnapshotId;
 use crate::profile::Report;
 use serde::{Deserialize, Serialize};
@@ -19,7 +19,10 @@ use std::time::Duration;
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     /// Take a snapshot now.
-    Snap,
+    Snap {
+        /// What becomes of the process then.
+        then: Then,
+    },
     /// Roll the process back.
     Rollback {
         /// The snapshot, 32 hex digits.
@@ -132,8 +135,8 @@ impl Watcher {
     }
 
     /// Has a snapshot taken.
-    pub fn snap(&mut self) -> Result<Taken> {
-        match self.ask(&Request::Snap)? {
+    pub fn snap(&mut self, then: Then) -> Result<Taken> {
+        match self.ask(&Request::Snap { then })? {
             Reply::Taken(taken) => Ok(*taken),
             other => Err(unexpected(&other)),
         }

@@ -6,7 +6,7 @@ use super::keeper::Keeper;
 use super::open::open_session;
 use super::pipeline::{Hashes, Pipeline};
 use super::profile::Profiling;
-use super::{Options, Result, SessionError, audit};
+use super::{Options, Result, SessionError, Then, audit};
 use crate::capture::{
     CaptureError, Live, Target, compared, compared_pages, frozen_state, preflight,
 };
@@ -210,6 +210,15 @@ impl Engine {
         .into())
     }
 
+    /// The same, and what becomes of the process then. Unless it goes on, the snapshot is stored when this
+    /// returns.
+    pub fn snapshot_then(&mut self, then: Then) -> Result<()> {
+        let usual = std::mem::replace(&mut self.options.then, then);
+        let done = self.snapshot();
+        self.options.then = usual;
+        done
+    }
+
     /// `false` when the process turned out to run another program than is tracked.
     fn try_snapshot(&mut self) -> Result<bool> {
         let kind = match self.head {
@@ -319,9 +328,9 @@ impl Engine {
             true => Some(self.epoch.survey_all(&vmas)?),
             false => None,
         };
-        let held = match audited {
-            Some(_) => Some(frozen),
-            None => {
+        let held = match audited.is_some() || self.options.then != Then::GoOn {
+            true => Some(frozen),
+            false => {
                 frozen.thaw();
                 None
             }
@@ -368,11 +377,21 @@ impl Engine {
             unsupported,
             covered: covered(&vmas),
         }));
-        if let Some(survey) = audited {
+        if let Some(held) = held {
             let taken = self.settle().expect("just put there")?;
-            let snapshot = self.store.snapshot(taken.id)?;
-            let wrong = audit::compare(pid, &snapshot, &vmas, &survey)?;
-            drop(held);
+            let wrong = match &audited {
+                Some(survey) => {
+                    let snapshot = self.store.snapshot(taken.id)?;
+                    audit::compare(pid, &snapshot, &vmas, survey)?
+                }
+                None => Vec::new(),
+            };
+            match self.options.then {
+                _ if !wrong.is_empty() => drop(held),
+                Then::GoOn => drop(held),
+                Then::Stop => held.end_with(libc::SIGSTOP)?,
+                Then::Kill => held.end_with(libc::SIGKILL)?,
+            }
             for page in &wrong {
                 tracing::debug!(
                     copied = dirty.copy.contains(page.addr),

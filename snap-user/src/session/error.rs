@@ -149,6 +149,9 @@ impl SessionError {
             },
             Self::Restore(error) => match error {
                 RestoreError::Sys(error) => sys(error),
+                // A path that is missing is no process that is gone.
+                RestoreError::Unborn { source, .. } if source.is_vanished() => Trouble::Failed,
+                RestoreError::Unborn { source, .. } => sys(source),
                 RestoreError::Refused { .. } | RestoreError::Halfway { .. } => Trouble::Failed,
             },
             Self::Store(error) => store(error),

@@ -18,6 +18,8 @@ mod pipeline;
 mod precopy;
 mod profile;
 mod prune;
+mod revive;
+mod revive_memory;
 mod rollback;
 mod run;
 mod service;
@@ -32,6 +34,7 @@ mod verify;
 mod watch;
 mod writer;
 
+pub use crate::restore::files::Options as FileOptions;
 pub use descriptor::OpenDescriptor;
 pub use diff::{
     Change, Comparison, DescriptorDiff, MappingDiff, MappingPages, PagesDiff, RegisterDiff,
@@ -44,6 +47,7 @@ pub use export::{ExportedCore, export_core, unnamed_core};
 pub use log::{LogEntry, find, log, store_dir};
 pub use profile::profile;
 pub use prune::{Gone, PrunedSession, Pruning, What, prune};
+pub use revive::{Pids, ReviveOptions, Revived, revive};
 pub use rollback::rollback;
 pub use run::run;
 pub use several::{Watched, watch};

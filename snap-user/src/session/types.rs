@@ -22,6 +22,21 @@ pub struct Options {
     pub memory: u64,
     /// Which snapshots are kept while others are taken.
     pub keep: Rules,
+    /// What becomes of the process after a snapshot that is asked for.
+    pub then: Then,
+}
+
+/// What becomes of a process once its snapshot is stored. It does not run in between.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Then {
+    /// It runs on, as soon as it is captured.
+    #[default]
+    GoOn,
+    /// It is stopped (SIGSTOP).
+    Stop,
+    /// It is ended (SIGKILL).
+    Kill,
 }
 
 impl Default for Options {
@@ -32,6 +47,7 @@ impl Default for Options {
             audit: false,
             memory: DEFAULT_MEMORY,
             keep: Rules::default(),
+            then: Then::GoOn,
         }
     }
 }

@@ -218,8 +218,8 @@ fn answer_to(
         Request::Profile { .. } | Request::Prune { .. } => {
             unreachable!("answered when it is over")
         }
-        Request::Snap => {
-            let outcome = match engine.snapshot() {
+        Request::Snap { then } => {
+            let outcome = match engine.snapshot_then(*then) {
                 Ok(()) => engine.settle().unwrap_or_else(|| {
                     Err(SessionError::Control {
                         why: "took no snapshot".into(),

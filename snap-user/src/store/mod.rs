@@ -17,6 +17,7 @@
 //! | `tags` | names that people give to snapshots; they protect them |
 //! | `reference` | `latest~2`, prefixes and the like → id |
 //! | `verify`, `diff` | check, compare |
+//! | `flat` | a snapshot's pages in one file to map, for restores |
 //! | `names` | file names, default folder |
 //! | `cache`, `files` | open files; the operating system behind a seam |
 
@@ -27,6 +28,7 @@ mod diff;
 mod directory;
 mod error;
 mod files;
+mod flat;
 mod head;
 mod names;
 mod pack;
@@ -49,6 +51,7 @@ pub use diff::{PageChange, PageDiff};
 pub use directory::{SnapshotMeta, Store};
 pub use error::{Candidate, StoreError};
 pub use files::{Disk, Files, LockGuard, Locking, ReadFile, WriteFile};
+pub use flat::{Flat, FlatPiece};
 pub use names::default_dir;
 pub use pending::{PendingSnapshot, Published};
 pub use pruner::{Plan, Pruned, Pruner};

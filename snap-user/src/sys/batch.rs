@@ -69,7 +69,7 @@ pub fn ask(
     let mut thread = Guarded::with_room(frozen, tid, gadgets, vmas, room)?;
     let suspended = Options {
         suspend_seccomp: true,
-        trace_clone: false,
+        ..Options::default()
     };
     let filtered = status.seccomp != 0;
     if filtered && ptrace::set_options(tid, suspended).is_err() {

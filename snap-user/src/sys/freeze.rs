@@ -178,6 +178,19 @@ impl Frozen {
     /// Lets the process go on. Same as dropping, said aloud.
     pub fn thaw(self) {}
 
+    /// Lets the process go with a signal that it gets before it runs anything. After SIGKILL, returns
+    /// when it is gone, or a zombie that its parent has not waited for.
+    pub fn end_with(self, signal: i32) -> Result<()> {
+        kill(self.pid, signal)?;
+        if signal == libc::SIGKILL {
+            // The last thread is the leader: its end waits until the tracer has met those of the others.
+            for tid in self.threads.iter().rev() {
+                while !matches!(ptrace::wait(*tid), Ok(Event::Exited(_)) | Err(_)) {}
+            }
+        }
+        Ok(())
+    }
+
     /// Ends tracing but leaves the process in its job-control stop: for work that failed in the
     /// middle. Only meaningful with [`Hold::JobControl`].
     pub fn leave_stopped(mut self) {

@@ -322,3 +322,26 @@ fn leave_rseq(pid: i32, tid: Tid, regs: &Registers) -> Result<Registers> {
         false => Ok(*regs),
     }
 }
+/// Stops a process, has its first thread run one system call, and lets it go on. Returns the result.
+pub fn inject(pid: i32, call: Call) -> Result<i64> {
+    let vmas = super::proc::maps(pid)?;
+    let missing = || {
+        SysError::new(
+            "inject system call",
+            format_args!("process {pid}"),
+            io::Error::new(io::ErrorKind::Unsupported, "no system call in its code"),
+        )
+    };
+    let gadgets = Gadgets::find(pid, &vmas)?.ok_or_else(missing)?;
+    let frozen = super::Frozen::freeze(pid, super::Freeze::default())?;
+    match Guarded::new(&frozen, &gadgets, &vmas) {
+        Ok(mut thread) => thread.call(call, None),
+        Err(e) if e.source.kind() == io::ErrorKind::Unsupported => {
+            let mut thread = super::Remote::new(frozen.threads()[0], gadgets.syscall)?;
+            thread
+                .call("inject system call", call.nr, call.args)
+                .map(|result| result as i64)
+        }
+        Err(e) => Err(e),
+    }
+}

@@ -61,7 +61,15 @@ struct Wait {
     since: u64,
 }
 
+/// A call that the kernel continues by its restart block, as it was first met.
+struct Continued {
+    ip: u64,
+    args: [u64; 6],
+    nr: u64,
+}
+
 thread_local! {
+    static CONTINUED: RefCell<HashMap<Tid, Continued>> = RefCell::default();
     static WAITS: RefCell<HashMap<Tid, Wait>> = RefCell::default();
 }
 
@@ -70,6 +78,7 @@ thread_local! {
 /// that first met it.
 pub(super) fn keep_waiting(pid: i32, tid: Tid) -> super::Result<()> {
     let regs = ptrace::registers(tid)?;
+    note_continued(tid, &regs);
     let interrupted =
         regs.syscall_result() == -i64::from(libc::EINTR) && (regs.orig_rax as i64) >= 0;
     let kind = interrupted.then(|| waits(regs.orig_rax)).flatten();
@@ -112,6 +121,77 @@ pub(super) fn forget_waits(threads: &[Tid]) {
     WAITS.with_borrow_mut(|waits| waits.retain(|tid, _| !threads.contains(tid)));
 }
 
+fn note_continued(tid: Tid, regs: &Registers) {
+    if !regs.needs_restart_block() {
+        CONTINUED.with_borrow_mut(|calls| calls.remove(&tid));
+    } else if regs.orig_rax != libc::SYS_restart_syscall as u64 {
+        let call = Continued {
+            ip: regs.ip(),
+            args: regs.arguments(),
+            nr: regs.orig_rax,
+        };
+        CONTINUED.with_borrow_mut(|calls| calls.insert(tid, call));
+    }
+}
+
+/// The system call that a stop has interrupted and the kernel would continue by its restart block.
+///
+/// A call that has been continued once is restart_syscall(2) to the kernel from then on. Which one it was
+/// is known if this thread has stopped it before, and else told from the code before the instruction, or
+/// from what the arguments can be.
+pub fn continued_call(pid: i32, tid: Tid, regs: &Registers) -> Option<u64> {
+    if !regs.needs_restart_block() {
+        return None;
+    }
+    if regs.orig_rax != libc::SYS_restart_syscall as u64 {
+        return Some(regs.orig_rax);
+    }
+    let met = CONTINUED.with_borrow(|calls| {
+        let call = calls.get(&tid)?;
+        ((call.ip, call.args) == (regs.ip(), regs.arguments())).then_some(call.nr)
+    });
+    met.or_else(|| {
+        // `mov eax, NUMBER` right before the instruction, as C libraries have it.
+        let mut code = [0u8; 5];
+        let insn = regs
+            .ip()
+            .wrapping_sub(super::arch::SYSCALL_INSN.len() as u64);
+        memory::read_bytes(pid, insn.wrapping_sub(5), &mut code).ok()?;
+        let nr = u32::from_le_bytes(code[1..].try_into().expect("four bytes"));
+        (code[0] == 0xb8)
+            .then_some(nr.into())
+            .filter(|nr| has_restart_block(*nr))
+    })
+    .or_else(|| call_by_arguments(regs.arguments()))
+}
+
+/// Calls that continue by a restart block when a stop interrupts them.
+fn has_restart_block(nr: u64) -> bool {
+    matches!(
+        nr as i64,
+        libc::SYS_nanosleep | libc::SYS_clock_nanosleep | libc::SYS_poll | libc::SYS_futex
+    )
+}
+
+fn call_by_arguments([a, b, c, d, ..]: [u64; 6]) -> Option<u64> {
+    const LOWEST: u64 = 0x1_0000;
+    let pointer = |word: u64| (LOWEST..super::arch::USER_END).contains(&word);
+    let flags = (libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME) as u64;
+    let waits = [libc::FUTEX_WAIT as u64, libc::FUTEX_WAIT_BITSET as u64];
+    let nr = if a < 16 && b <= 1 && pointer(c) {
+        libc::SYS_clock_nanosleep
+    } else if pointer(a) && pointer(b) {
+        libc::SYS_nanosleep
+    } else if pointer(a) && waits.contains(&(b & !flags)) && pointer(d) {
+        libc::SYS_futex
+    } else if b < 1 << 20 && (pointer(a) || b == 0) {
+        libc::SYS_poll
+    } else {
+        return None;
+    };
+    Some(nr as u64)
+}
+
 fn timeout_ns(pid: i32, timeout: Timeout, args: &[u64; 6]) -> Option<u64> {
     match timeout {
         Timeout::None => None,
@@ -146,4 +226,23 @@ fn socket_timeout(pid: i32, timeout: Timeout, args: &[u64; 6]) -> Option<u64> {
     };
     let ns = time.ok()?.num_nanoseconds();
     (ns > 0).then_some(ns as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_are_told_by_what_their_arguments_can_be() {
+        let at = 0x7f00_0000_1000;
+        let is = |args, nr: i64| assert_eq!(call_by_arguments(args), Some(nr as u64));
+        is([0, 0, at, at, 0, 0], libc::SYS_clock_nanosleep);
+        is([1, 1, at, 0, 0, 0], libc::SYS_clock_nanosleep);
+        is([at, at, 5, 5, 5, 5], libc::SYS_nanosleep);
+        is([at, 128, 2, at, 0, 0], libc::SYS_futex);
+        is([at, 0x189, 2, at, 0, u32::MAX.into()], libc::SYS_futex);
+        is([at, 3, 1000, 0, 0, 0], libc::SYS_poll);
+        is([0, 0, 1000, 0, 0, 0], libc::SYS_poll);
+        assert_eq!(call_by_arguments([at, 1 << 40, 0, 0, 0, 0]), None);
+    }
 }

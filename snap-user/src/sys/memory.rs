@@ -3,6 +3,7 @@
 use super::{Result, SysError};
 use crate::model::{PAGE_SIZE, Page, PageRange};
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
 /// iovecs in one call (`IOV_MAX`).
@@ -354,6 +355,15 @@ fn write_through_mem(pid: i32, mem: &mut Option<File>, addr: u64, bytes: &[u8]) 
 /// Writes bytes at any address of a stopped tracee, whatever the protection.
 pub fn write_bytes(pid: i32, addr: u64, bytes: &[u8]) -> Result<()> {
     write_through_mem(pid, &mut None, addr, bytes)
+}
+
+/// Memory with a descriptor and a name for people (memfd_create(2)), `len` bytes of zeroes.
+pub fn memfd(name: &str, len: u64) -> Result<OwnedFd> {
+    let fail = |call, e| SysError::new(call, format_args!("'{name}'"), e);
+    let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING;
+    let fd = rustix::fs::memfd_create(name, flags).map_err(|e| fail("memfd_create", e))?;
+    rustix::fs::ftruncate(&fd, len).map_err(|e| fail("ftruncate", e))?;
+    Ok(fd)
 }
 
 #[cfg(test)]

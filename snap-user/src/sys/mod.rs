@@ -17,12 +17,14 @@ mod memory;
 mod namespace;
 mod open;
 mod pagemap;
+mod pager;
 mod pidfd;
 pub mod proc;
 pub mod ptrace;
 mod remote;
 mod sched;
 mod scratch;
+mod stub;
 mod transfer;
 mod traps;
 mod uffd;
@@ -32,21 +34,24 @@ pub use bpf::{run_iterator, task_iterator};
 pub use error::SysError;
 pub use freeze::{Freeze, Frozen, Hold, release_strays};
 pub use gadgets::Gadgets;
-pub use guarded::{Call, Guarded};
+pub use guarded::{Call, Guarded, inject};
 pub use handle::path_of_handle;
+pub use interrupted::continued_call;
 pub use kcmp::compare_files;
 pub use limits::{limit_name, limits, set_limit};
 pub use memory::{
-    ReadFault, read_bytes, read_pages, read_pages_into, read_ranges, write_bytes, write_pages,
-    write_ranges,
+    ReadFault, memfd, read_bytes, read_pages, read_pages_into, read_ranges, write_bytes,
+    write_pages, write_ranges,
 };
-pub use namespace::in_network_of;
+pub use namespace::{bring_up_loopback, in_network_of};
 pub use open::{duplicate_number, open_in_root, open_link, open_own_link};
 pub use pagemap::{MayHold, PageInfo, Pagemap, ScanResult, clear_soft_dirty};
+pub use pager::{FileMap, PAGER_FLAGS, Pager, Piece, arm as arm_pager};
 pub use pidfd::{PidFd, ended_pidfd, pidfd_getfd, pidfd_open};
 pub use remote::Remote;
 pub use sched::{affinity, io_priority, scheduling, set_affinity, set_io_priority, set_scheduling};
 pub use scratch::ScratchMap;
+pub use stub::{Birth, Lazy, Loading, Released, Stub, StubCall, StubThread, fill_all};
 pub use transfer::{MOST_DESCRIPTORS, control_len, send_descriptors};
 pub use traps::{Trap, set_trap};
 pub use uffd::{CREATION_FLAGS as USERFAULTFD_FLAGS, Userfaultfd, WpRegister};

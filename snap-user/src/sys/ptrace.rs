@@ -24,6 +24,8 @@ const PTRACE_GET_RSEQ_CONFIGURATION: u32 = 0x420f;
 const PTRACE_EVENT_STOP: i32 = 128;
 const PTRACE_O_SUSPEND_SECCOMP: u64 = 1 << 21;
 const PTRACE_O_TRACECLONE: u64 = 1 << 3;
+const PTRACE_O_TRACEFORK: u64 = 1 << 1;
+const PTRACE_O_EXITKILL: u64 = 1 << 20;
 const PTRACE_O_TRACESYSGOOD: u64 = 1;
 const NT_PRSTATUS: i32 = 1;
 /// Size of the kernel's `siginfo_t`.
@@ -34,8 +36,10 @@ pub const SIGINFO_SIZE: usize = 128;
 pub struct Options {
     /// Let injected calls pass the target's seccomp filters. Needs CAP_SYS_ADMIN; the caller retries without.
     pub suspend_seccomp: bool,
-    /// New threads of the tracee start traced and stopped.
+    /// New threads and children of the tracee start traced and stopped.
     pub trace_clone: bool,
+    /// The tracee is killed when its tracer ends.
+    pub exit_kill: bool,
 }
 
 impl Options {
@@ -45,7 +49,10 @@ impl Options {
             bits |= PTRACE_O_SUSPEND_SECCOMP;
         }
         if self.trace_clone {
-            bits |= PTRACE_O_TRACECLONE;
+            bits |= PTRACE_O_TRACECLONE | PTRACE_O_TRACEFORK;
+        }
+        if self.exit_kill {
+            bits |= PTRACE_O_EXITKILL;
         }
         bits
     }
@@ -62,7 +69,7 @@ pub enum Event {
     Signal(i32),
     /// At the entry or the exit of a system call.
     Syscall,
-    /// Made a new thread (`PTRACE_EVENT_CLONE`).
+    /// Made a new thread or a child (`PTRACE_EVENT_CLONE`, `PTRACE_EVENT_FORK`).
     Clone,
     /// Ended, with the wait status.
     Exited(i32),
@@ -146,6 +153,14 @@ pub fn wait(tid: Tid) -> Result<Event> {
     wait_with(tid, 0).map(|event| event.expect("a blocking wait returns with an event"))
 }
 
+/// Waits until a thread that was made by a tracee is stopped at its start.
+pub fn wait_for_start(tid: Tid) -> Result<()> {
+    while !matches!(wait(tid)?, Event::Stopped | Event::GroupStopped) {
+        cont(tid, 0)?;
+    }
+    Ok(())
+}
+
 /// What a tracee has to report, without waiting for it.
 pub fn try_wait(tid: Tid) -> Result<Option<Event>> {
     wait_with(tid, libc::WNOHANG)
@@ -199,7 +214,7 @@ fn decode(status: i32) -> Event {
     match status >> 16 {
         PTRACE_EVENT_STOP if signal == libc::SIGTRAP => Event::Stopped,
         PTRACE_EVENT_STOP => Event::GroupStopped,
-        libc::PTRACE_EVENT_CLONE => Event::Clone,
+        libc::PTRACE_EVENT_CLONE | libc::PTRACE_EVENT_FORK => Event::Clone,
         _ if signal == libc::SIGTRAP | 0x80 => Event::Syscall,
         _ => Event::Signal(signal),
     }

@@ -4,6 +4,7 @@ pub mod diagnosis;
 pub mod diff;
 pub mod human;
 pub mod log;
+pub mod revived;
 pub mod show;
 mod style;
 pub mod summary;

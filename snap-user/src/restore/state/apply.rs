@@ -264,7 +264,7 @@ impl Runner for Held {
 
 impl Arg {
     /// Bytes of memory that it takes.
-    fn len(&self) -> u64 {
+    pub(in crate::restore) fn len(&self) -> u64 {
         match self {
             Self::Value(_) => 0,
             Self::Bytes(bytes) | Self::Pointing { bytes, .. } => bytes.len().max(1) as u64,
@@ -272,7 +272,7 @@ impl Arg {
     }
 
     /// Its bytes as they are at an address.
-    fn placed(&self, at: u64) -> Vec<u8> {
+    pub(in crate::restore) fn placed(&self, at: u64) -> Vec<u8> {
         match self {
             Self::Value(_) => Vec::new(),
             Self::Bytes(bytes) => bytes.clone(),

@@ -181,6 +181,25 @@ pub fn status(pid: i32) -> Result<Status> {
     Ok(status)
 }
 
+/// Whether a process has a PID namespace other than ksnap's.
+pub fn is_elsewhere(pid: i32) -> bool {
+    let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid"));
+    match (of(&pid.to_string()), of("self")) {
+        (Ok(its), Ok(ours)) => its != ours,
+        _ => false,
+    }
+}
+
+/// The id of a thread in its own PID namespace (`NSpid` in proc_pid_status(5)).
+pub fn own_id(pid: i32, tid: i32) -> Result<i32> {
+    let path = format!("/proc/{pid}/task/{tid}/status");
+    let text = read(path.clone())?;
+    let text = String::from_utf8_lossy(&text);
+    let ids = text.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    ids.and_then(|ids| ids.split_ascii_whitespace().last()?.parse().ok())
+        .ok_or_else(|| bad(&path, "line NSpid"))
+}
+
 /// Fields of the memory descriptor. The current break is not among those that /proc tells: the
 /// caller fills it in.
 pub fn mm_fields(stat: &Stat) -> MmFields {

@@ -68,7 +68,7 @@ pub fn items(number: u64) -> Result<Vec<Item>> {
         ),
         Item::number(
             "its I/O priority",
-            move |round| 2 << 13 | (round + number) % 8,
+            move |round| (2 << 13) | ((round + number) % 8),
             // SAFETY: takes integers.
             |to| {
                 call("ioprio_set", unsafe {
