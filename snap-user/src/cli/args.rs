@@ -146,6 +146,9 @@ pub struct Taking {
     /// Most memory for copied pages that wait to be stored
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = units::size)]
     pub memory: u64,
+    /// Most memory for what pages were before, to store what changed in them instead of all; 0 to do without
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = units::size_or_none)]
+    pub mirror: u64,
 }
 
 impl Taking {
@@ -156,6 +159,7 @@ impl Taking {
             probes: !self.no_probes,
             audit: self.audit,
             memory: self.memory,
+            mirror: self.mirror,
         }
     }
 }
@@ -370,15 +374,16 @@ mod tests {
 
     #[test]
     fn options_reach_the_session() {
-        let verb =
-            parse("ksnap watch 7 --tracker soft-dirty --no-probes --audit --memory 1G --for 2m");
+        let verb = parse(
+            "ksnap watch 7 --tracker soft-dirty --no-probes --audit --memory 1G --mirror 0 --for 2m",
+        );
         let Ok(Verb::Watch(watch)) = verb else {
             panic!("{verb:?}")
         };
         let options = watch.taking.options();
         assert_eq!(options.tracker, "soft-dirty".parse().unwrap());
         assert!(!options.probes && options.audit);
-        assert_eq!(options.memory, 1 << 30);
+        assert_eq!((options.memory, options.mirror), (1 << 30, 0));
         assert_eq!(
             watch.when.schedule().lasting,
             Some(Duration::from_secs(120))
@@ -395,6 +400,7 @@ mod tests {
             "ksnap watch 1 --every 5",
             "ksnap watch 1 --count 0",
             "ksnap snap 1 --memory 3",
+            "ksnap snap 1 --mirror 3",
         ] {
             assert_eq!(parse(words).unwrap_err(), ValueValidation, "{words}");
         }

@@ -9,6 +9,7 @@ mod error;
 mod events;
 mod flight;
 mod log;
+mod mirror;
 mod open;
 mod pipeline;
 mod precopy;

@@ -19,6 +19,8 @@ pub struct Options {
     pub audit: bool,
     /// Most bytes held in copy buffers at any time.
     pub memory: u64,
+    /// Most bytes held of what pages were in the last snapshot, to store changes instead of pages.
+    pub mirror: u64,
 }
 
 impl Default for Options {
@@ -28,6 +30,7 @@ impl Default for Options {
             probes: true,
             audit: false,
             memory: DEFAULT_MEMORY,
+            mirror: DEFAULT_MEMORY,
         }
     }
 }

@@ -11,6 +11,7 @@
 //! | `head` | the page table that the next delta builds on, and when it gets a span |
 //! | `chain` | the page table of any snapshot, by jumps over its ancestors |
 //! | `snapshot` | reads manifest and pages |
+//! | `versions` | pages with the versions that they hold the changes to |
 //! | `reference` | `latest~2`, prefixes and the like → id |
 //! | `verify`, `diff` | check, compare |
 //! | `names` | file names, default folder |
@@ -30,6 +31,7 @@ mod reference;
 mod session;
 mod snapshot;
 mod verify;
+mod versions;
 
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@ use super::buffer::{ALIGN, ReadBuffer};
 use super::cache::ImageFile;
 use super::chain::SessionFiles;
 use super::error::StoreError;
-use crate::codec::Encoding;
+use super::versions::read_decoded;
 use crate::image::{Header, IndexEntry, Location, Manifest, PageSource};
 use crate::model::{PAGE_SIZE, Page, PageTable, SnapshotId, SnapshotKind};
 use std::sync::{Arc, OnceLock};
@@ -22,7 +22,8 @@ const MOST_BYTES: u64 = 4 << 20;
 /// A snapshot open for reading. May be shared between threads.
 ///
 /// Whatever the length of the chain behind it, one page takes two reads: its index entry and its bytes, in the
-/// file that the page table names.
+/// file that the page table names. A page stored as changes takes as many for each version below it, at most
+/// [`MOST_VERSIONS`](crate::image::MOST_VERSIONS) in all.
 #[derive(Debug)]
 pub struct Snapshot {
     files: SessionFiles,
@@ -81,31 +82,6 @@ impl Snapshot {
     pub fn kind(&self) -> SnapshotKind {
         self.file.header.kind
     }
-
-    fn entry_at(&self, location: Location) -> Result<(Arc<ImageFile>, IndexEntry), StoreError> {
-        let file = self.files.open(location.seq.get())?;
-        let entry = file.entries(location.slot, 1)?[0];
-        Ok((file, entry))
-    }
-}
-
-/// Decodes one page from the bytes of its entry.
-fn decode(
-    file: &ImageFile,
-    entry: &IndexEntry,
-    bytes: &[u8],
-    page: &mut Page,
-) -> Result<(), StoreError> {
-    if entry.encoding == Encoding::Reference {
-        return Err(StoreError::corrupt(
-            &file.path,
-            "index",
-            format!("page {:#x} refers on to another reference", entry.addr),
-        ));
-    }
-    entry
-        .decode_page(bytes, page)
-        .map_err(StoreError::image(&file.path))
 }
 
 impl PageSource for Snapshot {
@@ -115,9 +91,8 @@ impl PageSource for Snapshot {
         let Some(location) = self.page_table()?.get(addr) else {
             return Ok(false);
         };
-        let (file, entry) = self.entry_at(location)?;
-        let bytes = file.read(entry.at_if_stored(), entry.len.into())?;
-        decode(&file, &entry, &bytes, page)?;
+        let place = [(location, addr)];
+        read_decoded(&self.files, &place, &mut |_, found| *page = *found)?;
         Ok(true)
     }
 
@@ -132,13 +107,26 @@ impl PageSource for Snapshot {
             .filter_map(|addr| Some((table.get(*addr)?, addr & !(PAGE_SIZE - 1))))
             .collect();
         wanted.sort_unstable();
-        let mut buffer = ReadBuffer::default();
-        for in_file in wanted.chunk_by(|a, b| a.0.seq == b.0.seq) {
-            let file = self.files.open(in_file[0].0.seq.get())?;
-            read_from_file(&file, in_file, &mut buffer, each)?;
-        }
-        Ok(())
+        read_decoded(&self.files, &wanted, each)
     }
+}
+
+/// Takes a page as it is stored: its file, its entry, its bytes, and the number it was asked for under.
+pub(super) type TakeEncoded<'a> =
+    &'a mut dyn FnMut(&ImageFile, &IndexEntry, &[u8], u64) -> Result<(), StoreError>;
+
+/// Reads pages as they are stored, `wanted` ascending.
+pub(super) fn read_wanted(
+    files: &SessionFiles,
+    wanted: &[(Location, u64)],
+    take: TakeEncoded<'_>,
+) -> Result<(), StoreError> {
+    let mut buffer = ReadBuffer::default();
+    for in_file in wanted.chunk_by(|a, b| a.0.seq == b.0.seq) {
+        let file = files.open(in_file[0].0.seq.get())?;
+        read_from_file(&file, in_file, &mut buffer, take)?;
+    }
+    Ok(())
 }
 
 /// Reads pages of one file, `wanted` ascending by slot.
@@ -146,7 +134,7 @@ fn read_from_file(
     file: &ImageFile,
     wanted: &[(Location, u64)],
     buffer: &mut ReadBuffer,
-    each: &mut dyn FnMut(u64, &Page),
+    take: TakeEncoded<'_>,
 ) -> Result<(), StoreError> {
     let mut rest = wanted;
     while let Some((first, _)) = rest.first() {
@@ -165,19 +153,18 @@ fn read_from_file(
             .map(|(location, addr)| (entries[(location.slot - first) as usize], *addr))
             .collect();
         pages.sort_unstable_by_key(|(entry, _)| entry.at_if_stored());
-        read_data(file, &pages, buffer, each)?;
+        read_data(file, &pages, buffer, take)?;
     }
     Ok(())
 }
 
-/// Reads and decodes pages of one file, ascending by place.
+/// Reads the bytes of pages of one file, ascending by place.
 fn read_data(
     file: &ImageFile,
     pages: &[(IndexEntry, u64)],
     buffer: &mut ReadBuffer,
-    each: &mut dyn FnMut(u64, &Page),
+    take: TakeEncoded<'_>,
 ) -> Result<(), StoreError> {
-    let mut page = [0; PAGE_SIZE as usize];
     let mut rest = pages;
     while let Some((entry, _)) = rest.first() {
         let start = entry.at_if_stored();
@@ -204,13 +191,8 @@ fn read_data(
         file.read_into(start, bytes)?;
         for (entry, addr) in group {
             let from = (entry.at_if_stored() - start) as usize;
-            decode(
-                file,
-                entry,
-                &bytes[from..from + usize::from(entry.len)],
-                &mut page,
-            )?;
-            each(*addr, &page);
+            let bytes = &bytes[from..from + usize::from(entry.len)];
+            take(file, entry, bytes, *addr)?;
         }
     }
     Ok(())

@@ -7,3 +7,4 @@ mod faults;
 mod files;
 mod history;
 mod support;
+mod versions;
