@@ -202,28 +202,42 @@ fn finish(
     scratch: &mut Scratch,
     out: &mut Vec<u8>,
 ) -> Encoding {
+    if scratch.vectors.is_literal() {
+        return by_bytes(page, scratch, out);
+    }
     scratch.bytes.clear();
     scratch.vectors.write_to(&mut scratch.bytes);
     let (mut encoding, mut bytes) = (plain, &scratch.bytes[..]);
-    if scratch.vectors.is_mostly_literal() {
-        (encoding, bytes) = (Encoding::Lz4, &page[..]);
-    }
     if bytes.len() >= WORTH_LZ4
         && let Some(block) = scratch.lz4.compress(bytes)
-        && block.len() < bytes.len() / 16 * 15
+        && block.len() < worth(bytes.len())
     {
-        if encoding == plain {
-            encoding = packed;
-        }
-        bytes = block;
-    } else if encoding == Encoding::Lz4 {
-        (encoding, bytes) = (plain, &scratch.bytes[..]);
+        (encoding, bytes) = (packed, block);
     }
     if bytes.len() >= page.len() {
         (encoding, bytes) = (Encoding::Raw, page);
     }
     out.extend_from_slice(bytes);
     encoding
+}
+
+/// What a block may take of so many bytes to be worth its decoding.
+fn worth(len: usize) -> usize {
+    len / 16 * 15
+}
+
+/// Appends a page that is no collection of words.
+fn by_bytes(page: &Page, scratch: &mut Scratch, out: &mut Vec<u8>) -> Encoding {
+    match scratch.lz4.compress(page) {
+        Some(block) if block.len() < worth(page.len()) => {
+            out.extend_from_slice(block);
+            Encoding::Lz4
+        }
+        _ => {
+            out.extend_from_slice(page);
+            Encoding::Raw
+        }
+    }
 }
 
 /// Appends `page` in the smallest encoding that takes next to no time to find, and needs no previous version.

@@ -26,7 +26,7 @@ pub(in crate::codec) struct Encoder {
     markers: Out<u8, MARKERS>,
     codes: Out<u8, { CODES + 1 }>,
     data: Out<u8, DATA>,
-    literals: usize,
+    is_literal: bool,
     /// For each hash of a word, its last place.
     places: [u16; PLACES],
     /// For each hash of a vector, one past its number in the page.
@@ -76,7 +76,7 @@ impl Default for Encoder {
             markers: Out::default(),
             codes: Out::default(),
             data: Out::default(),
-            literals: 0,
+            is_literal: false,
             places: [0; PLACES],
             known: [0; VECTORS],
         }
@@ -138,6 +138,26 @@ fn half_bits(number: u32) -> usize {
     32 - ((number << 1) ^ (number >> 31)).leading_zeros() as usize
 }
 
+/// Changed words from which on a look at a few of them is worth it.
+const MANY: usize = WORDS / 2;
+/// Words to look at, and how many of them must be of no known kind.
+const SAMPLE: usize = 32;
+const LITERALS: usize = 29;
+
+/// Whether nearly all words are neither numbers nor pointers, nor like what they were.
+fn is_literal(changed: &[u16], both: impl Fn(u16) -> [u64; 2]) -> bool {
+    if changed.len() < MANY {
+        return false;
+    }
+    let step = changed.len() / SAMPLE;
+    let literals = changed.iter().step_by(step).take(SAMPLE).filter(|n| {
+        let [word, previous] = both(**n);
+        let top = word >> 48;
+        top != 0 && top != 0xffff && word as u32 != 0 && (word ^ previous) >> 32 != 0
+    });
+    literals.count() >= LITERALS
+}
+
 fn hash(vector: &[u8; VECTOR]) -> usize {
     let sum = vector.as_chunks().0.iter().fold(0u64, |sum, word| {
         sum.rotate_left(7) ^ u64::from_le_bytes(*word)
@@ -151,11 +171,18 @@ impl Encoder {
         let count = self.mark(page, masks);
         self.context.reset();
         self.places.fill(0);
-        (self.codes.len, self.data.len, self.literals) = (0, 0, 0);
+        (self.codes.len, self.data.len) = (0, 0);
         let (words, before) = (page.as_chunks().0, previous.as_chunks().0);
+        let both = |n: u16| {
+            let index = usize::from(n) % WORDS;
+            [words[index], before[index]].map(u64::from_le_bytes)
+        };
+        self.is_literal = is_literal(&self.changed[..count], both);
+        if self.is_literal {
+            return;
+        }
         for n in 0..count {
-            let index = usize::from(self.changed[n]) % WORDS;
-            let [word, previous] = [words[index], before[index]].map(u64::from_le_bytes);
+            let [word, previous] = both(self.changed[n]);
             self.word(word, previous);
         }
     }
@@ -252,16 +279,15 @@ impl Encoder {
             self.data.push_bytes(high_data.into(), high_len);
         } else {
             let code = cost & 0xf;
-            self.literals += usize::from(code == word::LITERAL);
             self.codes.push(code);
             let base = word::CODES[usize::from(code)].base as usize;
             self.data.push_bytes(data[base % BASES], cost >> 4);
         }
     }
 
-    /// Most of the page had to be taken as it is.
-    pub(in crate::codec) fn is_mostly_literal(&self) -> bool {
-        self.literals * 2 > WORDS
+    /// The page is text or the like: there is no result, and nothing to gain from markers.
+    pub(in crate::codec) fn is_literal(&self) -> bool {
+        self.is_literal
     }
 
     /// Bytes that the result takes.
