@@ -149,3 +149,37 @@ fn killed_at_random_moments_while_it_merges_ksnap_leaves_whole_snapshots() -> Re
     Footprint::of(victim.pid())?.nothing_left_since(&before)?;
     victim.quit()
 }
+
+#[test]
+fn small_changes_on_changes_outlive_the_snapshots_between_them() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    let mut victim = Victim::spawn("counter", &["--mib", "8", "--rollbacks"])?;
+    let pid = victim.pid().to_string();
+    // Each snapshot changes pages that the one before has changed.
+    let options = ["--every", "10ms", "--keep-last", "60", "--mirror", "64M"];
+    let mut watch = Watch::start(&ksnap, victim.pid(), &options)?;
+    watch.wait_taken(150, LIMIT)?;
+    watch.interrupt(LIMIT)?.none_failed()?;
+    ensure!(seqs(&ksnap)?.len() == 60);
+    // Stretches of several lengths go, so that changes are to versions of which only a pack has any.
+    let all = seqs(&ksnap)?;
+    for (from, to) in [(3, 5), (12, 22), (30, 31), (40, 58)] {
+        let stretch = format!("@{}..@{}", all[from], all[to]);
+        ksnap.ok(&["squash", &stretch, "-y"])?;
+    }
+    ensure!(seqs(&ksnap)?.len() == 60 - 1 - 9 - 17);
+    let report = ksnap.json(&["verify"])?.remove(0);
+    ensure!(report["clean"] == true, "{report}");
+    // Latest first: going back makes the others no younger.
+    for seq in seqs(&ksnap)?.iter().rev().step_by(7) {
+        ksnap.ok(&["rollback", &pid, &format!("@{seq}"), "-y"])?;
+        victim.check()?;
+    }
+    ksnap.ok(&["prune", "--keep-last", "2", "-y"])?;
+    ksnap.ok(&["verify"])?;
+    let left = seqs(&ksnap)?;
+    ksnap.ok(&["rollback", &pid, &format!("@{}", left[0]), "-y"])?;
+    victim.check()?;
+    victim.quit()
+}

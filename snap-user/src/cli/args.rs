@@ -169,6 +169,10 @@ pub struct Taking {
     /// Most memory for copied pages that wait to be stored, of all processes together
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = units::size)]
     pub memory: u64,
+    /// Most memory for what pages were before, of all processes together: where it is known, what changed in a page is
+    /// stored instead of all of it; 0 to do without
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = units::size_or_none)]
+    pub mirror: u64,
 }
 
 impl Taking {
@@ -179,6 +183,7 @@ impl Taking {
             probes: !self.no_probes,
             audit: self.audit,
             memory: self.memory,
+            mirror: self.mirror,
             keep: Rules::default(),
             then: Then::GoOn,
         }
@@ -654,15 +659,16 @@ mod tests {
 
     #[test]
     fn options_reach_the_session() {
-        let verb =
-            parse("ksnap watch 7 --tracker soft-dirty --no-probes --audit --memory 1G --for 2m");
+        let verb = parse(
+            "ksnap watch 7 --tracker soft-dirty --no-probes --audit --memory 1G --mirror 0 --for 2m",
+        );
         let Ok(Verb::Watch(watch)) = verb else {
             panic!("{verb:?}")
         };
         let options = watch.taking.options();
         assert_eq!(options.tracker, "soft-dirty".parse().unwrap());
         assert!(!options.probes && options.audit);
-        assert_eq!(options.memory, 1 << 30);
+        assert_eq!((options.memory, options.mirror), (1 << 30, 0));
         assert_eq!(
             watch.when.schedule().lasting,
             Some(Duration::from_secs(120))
@@ -679,6 +685,7 @@ mod tests {
             "ksnap watch 1 --every 5",
             "ksnap watch 1 --count 0",
             "ksnap snap 1 --memory 3",
+            "ksnap snap 1 --mirror 3",
         ] {
             assert_eq!(parse(words).unwrap_err(), ValueValidation, "{words}");
         }
@@ -688,5 +695,6 @@ mod tests {
     #[test]
     fn the_default_memory_is_the_sessions() {
         assert_eq!(units::size("512M"), Ok(crate::session::DEFAULT_MEMORY));
+        assert_eq!(units::size("256M"), Ok(crate::session::DEFAULT_MIRROR));
     }
 }

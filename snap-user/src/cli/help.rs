@@ -40,7 +40,7 @@ them go through it.
 Each process is watched for itself, with all of its threads: they are stopped at different moments, and one \
 that ends or cannot be watched does not end the others. Its children are not followed; name them as well. \
 When one of several fails, the exit code is 3, or that of all where all failed alike. Of --memory each has an \
-equal part, of at least 4M.
+equal part, of at least 4M, and of --mirror too.
 
 Examples:
   ksnap watch 1234

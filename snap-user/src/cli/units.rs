@@ -39,6 +39,14 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
+/// As [`size`], or 0 for none.
+pub fn size_or_none(text: &str) -> Result<u64, String> {
+    match text.trim() {
+        "0" => Ok(0),
+        text => size(text),
+    }
+}
+
 /// Smallest copy buffer that is worth having.
 const LEAST: u64 = 1 << 20;
 

@@ -1,15 +1,14 @@
-//! Pages as one LZ4 block each.
+//! LZ4 for what the markers leave.
 
-use super::{CodecError, PageCodec};
-use crate::model::{PAGE_SIZE, Page};
+use super::CodecError;
+use super::vectors::LONGEST;
 use lz4_flex::block::{
     CompressTable, compress_into_with_table, decompress_into, get_maximum_output_size,
 };
 
-/// An LZ4 block longer than this is not worth its decoding: at least an eighth must be saved.
-const LONGEST: usize = PAGE_SIZE as usize * 7 / 8;
-const BUFFER: usize = get_maximum_output_size(PAGE_SIZE as usize);
+const BUFFER: usize = get_maximum_output_size(LONGEST);
 
+/// Working memory, kept from page to page.
 pub(super) struct Lz4 {
     table: CompressTable,
     buffer: Box<[u8; BUFFER]>,
@@ -24,22 +23,15 @@ impl Default for Lz4 {
     }
 }
 
-impl PageCodec for Lz4 {
-    fn encode(&mut self, page: &Page, out: &mut Vec<u8>) -> bool {
-        match compress_into_with_table(page, &mut self.buffer[..], &mut self.table) {
-            Ok(len) if len <= LONGEST => {
-                out.extend_from_slice(&self.buffer[..len]);
-                true
-            }
-            _ => false,
-        }
+impl Lz4 {
+    /// One LZ4 block with all of `bytes`, at most a page's markers, codes and data.
+    pub(super) fn compress(&mut self, bytes: &[u8]) -> Option<&[u8]> {
+        let len = compress_into_with_table(bytes, &mut self.buffer[..], &mut self.table).ok()?;
+        Some(&self.buffer[..len])
     }
+}
 
-    fn decode(bytes: &[u8], page: &mut Page) -> Result<(), CodecError> {
-        match decompress_into(bytes, page) {
-            Ok(len) if len == page.len() => Ok(()),
-            Ok(len) => Err(CodecError::NotAPage(len)),
-            Err(error) => Err(CodecError::Lz4(error.to_string())),
-        }
-    }
+/// Fills the front of `out` from one LZ4 block; gives the length.
+pub(super) fn decompress(block: &[u8], out: &mut [u8]) -> Result<usize, CodecError> {
+    decompress_into(block, out).map_err(|error| CodecError::Lz4(error.to_string()))
 }

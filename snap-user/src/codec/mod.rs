@@ -1,20 +1,40 @@
-//! Page bytes ↔ encoded bytes.
+//! Page bytes ↔ encoded bytes: bit markers for what is known of a page already, LZ4 for the rest.
 //!
-//! Each encoding is a [`PageCodec`] in a file of its own. [`encode`] tries them from the cheapest result to
-//! the dearest and [`decode`] goes by the tag that the index keeps. Another encoding is one more file, one
-//! more [`Encoding`] tag and one more line in each of the two functions.
+//! | file | what |
+//! |---|---|
+//! | `fill` | pages that repeat one word, zeroes above all |
+//! | `change` | which words of a page differ from its previous version |
+//! | `runs` | a few changed bytes |
+//! | `vectors` | markers for vectors of 64 bytes, codes for their words |
+//! | `lz4` | what is left of these, and pages of text |
+//! | `block` | LZ4 for what is not a page |
+//!
+//! [`encode`] takes what is smallest within its time; the index keeps the [`Encoding`]'s number. All of it is
+//! described in `docs/codec.md`.
 
 mod block;
+mod change;
 mod fill;
 mod lz4;
-mod raw;
+mod runs;
+mod vectors;
 
 pub use block::{compress_block, decompress_block};
 
-use crate::model::Page;
-use fill::{Fill, Zero};
+use crate::model::{PAGE_SIZE, Page};
 use lz4::Lz4;
-use raw::Raw;
+
+/// Longest encoded page, in bytes.
+pub const LONGEST: usize = PAGE_SIZE as usize;
+
+/// Changed words up to which it is worth looking for runs of bytes.
+const FEW_WORDS: u32 = 64;
+/// Runs of so many bytes a changed word are taken without a look at what markers would make of it.
+const FEW_BYTES: usize = 4;
+/// Shortest result that LZ4 is tried on: below it saves little, and takes its time all the same.
+const WORTH_LZ4: usize = 512;
+
+static ZEROES: Page = [0; PAGE_SIZE as usize];
 
 /// How the bytes of a page are stored. The numbers are part of the image format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -30,24 +50,46 @@ pub enum Encoding {
     Fill = 3,
     /// The same content as a page stored earlier; no bytes. Resolved by the store, never by [`decode`].
     Reference = 4,
+    /// Runs of bytes that differ from the previous version.
+    Runs = 5,
+    /// Markers against the previous version.
+    Changes = 6,
+    /// As `Changes`, in one LZ4 block.
+    ChangesLz4 = 7,
+    /// Markers against zeroes.
+    Vectors = 8,
+    /// As `Vectors`, in one LZ4 block.
+    VectorsLz4 = 9,
 }
 
 impl Encoding {
+    /// All there are.
+    pub const ALL: [Self; 10] = [
+        Self::Zero,
+        Self::Raw,
+        Self::Lz4,
+        Self::Fill,
+        Self::Reference,
+        Self::Runs,
+        Self::Changes,
+        Self::ChangesLz4,
+        Self::Vectors,
+        Self::VectorsLz4,
+    ];
+
     /// The encoding with this number, if this version knows it.
-    pub const fn from_tag(tag: u8) -> Option<Self> {
-        Some(match tag {
-            0 => Self::Zero,
-            1 => Self::Raw,
-            2 => Self::Lz4,
-            3 => Self::Fill,
-            4 => Self::Reference,
-            _ => return None,
-        })
+    pub fn from_tag(tag: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(tag)).copied()
     }
 
     /// Its number in the image format.
     pub const fn tag(self) -> u8 {
         self as u8
+    }
+
+    /// Whether the page's previous version is needed to decode it.
+    pub const fn needs_previous(self) -> bool {
+        matches!(self, Self::Runs | Self::Changes | Self::ChangesLz4)
     }
 }
 
@@ -73,58 +115,188 @@ pub enum CodecError {
     /// A reference has no bytes of its own to decode.
     #[error("a reference has no bytes of its own")]
     Reference,
+    /// The page was encoded against its previous version, and that was not given.
+    #[error("a {0:?} page needs its previous version")]
+    NoPrevious(Encoding),
+    /// The bytes end inside the page.
+    #[error("the encoded page is cut short")]
+    Cut,
+    /// There are more bytes than the page takes.
+    #[error("bytes are left behind the encoded page")]
+    Rest,
+    /// Something would lie outside the page, or not yet be there.
+    #[error("the encoded page points outside the page")]
+    Outside,
+    /// No word or half of a word has this code.
+    #[error("unknown code {0} in the encoded page")]
+    Code(u8),
 }
 
-/// One way to store a page.
-trait PageCodec {
-    /// Appends the encoded page to `out` and returns true, or returns false and leaves `out` alone
-    /// when this encoding does not suit the page.
-    fn encode(&mut self, page: &Page, out: &mut Vec<u8>) -> bool;
-
-    /// Fills `page` from encoded bytes. Total: any input gives a page or an error.
-    fn decode(bytes: &[u8], page: &mut Page) -> Result<(), CodecError>;
-}
-
-/// Working memory of an encoder thread: hash table and output buffer, kept from page to page.
+/// Working memory of an encoder thread, kept from page to page.
 #[derive(Default)]
 pub struct Scratch {
     lz4: Lz4,
+    vectors: vectors::Encoder,
+    bytes: Vec<u8>,
 }
 
-/// Appends `page` in its cheapest encoding to `out`.
-pub fn encode(page: &Page, scratch: &mut Scratch, out: &mut Vec<u8>) -> Encoding {
-    match fill::repeated_word(page) {
-        Some(0) => return Encoding::Zero,
-        Some(_) if Fill.encode(page, out) => return Encoding::Fill,
-        _ => {}
+/// Appends `page` to `out` in the smallest encoding that can be found in little time, never more than
+/// [`LONGEST`] bytes.
+///
+/// With its `previous` version it may be stored as the changes to that one: the encoding then
+/// [needs it](Encoding::needs_previous) for decoding.
+pub fn encode(
+    page: &Page,
+    previous: Option<&Page>,
+    scratch: &mut Scratch,
+    out: &mut Vec<u8>,
+) -> Encoding {
+    if let Some(encoding) = fill::encode(page, out) {
+        return encoding;
     }
-    if scratch.lz4.encode(page, out) {
-        return Encoding::Lz4;
+    let Some(previous) = previous else {
+        return by_itself(page, &change::masks(page, &ZEROES), scratch, out);
+    };
+    let masks = change::masks(page, previous);
+    let changed = change::count(&masks);
+    if changed <= FEW_WORDS {
+        let begun = out.len();
+        let most = changed as usize * FEW_BYTES;
+        if runs::encode(page, previous, &masks, most, out) {
+            return Encoding::Runs;
+        }
+        scratch.vectors.encode(page, previous, &masks);
+        let most = scratch.vectors.len();
+        if runs::encode(page, previous, &masks, most, out) {
+            if out.len() - begun < WORTH_LZ4 {
+                return Encoding::Runs;
+            }
+            out.truncate(begun);
+        }
+        return finish(Encoding::Changes, Encoding::ChangesLz4, page, scratch, out);
     }
-    Raw.encode(page, out);
-    Encoding::Raw
+    let own = change::masks(page, &ZEROES);
+    // Where little is left of the previous version, the page takes hardly more by itself, and stands alone.
+    if changed * 8 > change::count(&own) * 7 && !change::is_akin(page, previous) {
+        return by_itself(page, &own, scratch, out);
+    }
+    scratch.vectors.encode(page, previous, &masks);
+    finish(Encoding::Changes, Encoding::ChangesLz4, page, scratch, out)
 }
 
-/// Appends `page` in the cheapest encoding that takes next to no time to find.
+fn by_itself(
+    page: &Page,
+    masks: &change::Masks,
+    scratch: &mut Scratch,
+    out: &mut Vec<u8>,
+) -> Encoding {
+    scratch.vectors.encode(page, &ZEROES, masks);
+    finish(Encoding::Vectors, Encoding::VectorsLz4, page, scratch, out)
+}
+
+/// Appends what the vector encoder has found, or whatever is smaller.
+fn finish(
+    plain: Encoding,
+    packed: Encoding,
+    page: &Page,
+    scratch: &mut Scratch,
+    out: &mut Vec<u8>,
+) -> Encoding {
+    if scratch.vectors.is_literal() {
+        return by_bytes(page, scratch, out);
+    }
+    scratch.bytes.clear();
+    scratch.vectors.write_to(&mut scratch.bytes);
+    let (mut encoding, mut bytes) = (plain, &scratch.bytes[..]);
+    if bytes.len() >= WORTH_LZ4
+        && let Some(block) = scratch.lz4.compress(bytes)
+        && block.len() < worth(bytes.len())
+    {
+        (encoding, bytes) = (packed, block);
+    }
+    if bytes.len() >= page.len() {
+        (encoding, bytes) = (Encoding::Raw, page);
+    }
+    out.extend_from_slice(bytes);
+    encoding
+}
+
+/// What a block may take of so many bytes to be worth its decoding.
+fn worth(len: usize) -> usize {
+    len / 16 * 15
+}
+
+/// Appends a page that is no collection of words.
+fn by_bytes(page: &Page, scratch: &mut Scratch, out: &mut Vec<u8>) -> Encoding {
+    match scratch.lz4.compress(page) {
+        Some(block) if block.len() < worth(page.len()) => {
+            out.extend_from_slice(block);
+            Encoding::Lz4
+        }
+        _ => {
+            out.extend_from_slice(page);
+            Encoding::Raw
+        }
+    }
+}
+
+/// Appends `page` in the smallest encoding that takes next to no time to find, and needs no previous version.
 pub fn encode_fast(page: &Page, out: &mut Vec<u8>) -> Encoding {
-    match fill::repeated_word(page) {
-        Some(0) => return Encoding::Zero,
-        Some(_) if Fill.encode(page, out) => return Encoding::Fill,
-        _ => {}
+    if let Some(encoding) = fill::encode(page, out) {
+        return encoding;
     }
-    Raw.encode(page, out);
+    out.extend_from_slice(page);
     Encoding::Raw
 }
 
-/// Fills `page` from its encoded `bytes`. Total: any input gives a page or an error.
-pub fn decode(encoding: Encoding, bytes: &[u8], page: &mut Page) -> Result<(), CodecError> {
-    match encoding {
-        Encoding::Zero => Zero::decode(bytes, page),
-        Encoding::Raw => Raw::decode(bytes, page),
-        Encoding::Lz4 => Lz4::decode(bytes, page),
-        Encoding::Fill => Fill::decode(bytes, page),
-        Encoding::Reference => Err(CodecError::Reference),
+/// Fills `page` from its encoded `bytes`, and its `previous` version where the encoding needs it. Total: any
+/// input gives a page or an error.
+pub fn decode(
+    encoding: Encoding,
+    bytes: &[u8],
+    previous: Option<&Page>,
+    page: &mut Page,
+) -> Result<(), CodecError> {
+    if encoding.needs_previous() {
+        *page = *previous.ok_or(CodecError::NoPrevious(encoding))?;
     }
+    match encoding {
+        Encoding::Zero => fill::decode_zero(bytes, page),
+        Encoding::Fill => fill::decode(bytes, page),
+        Encoding::Raw => {
+            *page = *bytes
+                .first_chunk()
+                .filter(|_| bytes.len() == page.len())
+                .ok_or(CodecError::Length {
+                    encoding,
+                    len: bytes.len(),
+                    want: "4096",
+                })?;
+            Ok(())
+        }
+        Encoding::Lz4 => match lz4::decompress(bytes, page)? {
+            len if len == page.len() => Ok(()),
+            len => Err(CodecError::NotAPage(len)),
+        },
+        Encoding::Reference => Err(CodecError::Reference),
+        Encoding::Runs => runs::decode(bytes, page),
+        Encoding::Changes => vectors::decode(bytes, page),
+        Encoding::ChangesLz4 => unpack(bytes, page),
+        Encoding::Vectors => {
+            page.fill(0);
+            vectors::decode(bytes, page)
+        }
+        Encoding::VectorsLz4 => {
+            page.fill(0);
+            unpack(bytes, page)
+        }
+    }
+}
+
+fn unpack(block: &[u8], page: &mut Page) -> Result<(), CodecError> {
+    let mut bytes = [0; vectors::LONGEST];
+    let len = lz4::decompress(block, &mut bytes)?;
+    vectors::decode(&bytes[..len], page)
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! Encoded pages on their way into a file.
 
+use super::index::checksum;
+use super::location::Location;
 use crate::codec::{Encoding, Scratch, encode, encode_fast};
 use crate::model::{PAGE_SIZE, Page, page_down};
 
@@ -14,8 +16,19 @@ pub struct EncodedPage {
     pub len: u16,
     /// How it is encoded.
     pub encoding: Encoding,
-    /// CRC-32C of the decoded page; 0 for a reference.
+    /// Checksum, as the index has it; 0 for a reference.
     pub crc: u32,
+    /// The version that it holds the changes to, where it does.
+    pub previous: Option<Location>,
+}
+
+/// What a page was in the parent snapshot.
+#[derive(Clone, Copy, Debug)]
+pub struct Previous<'a> {
+    /// Its content.
+    pub page: &'a Page,
+    /// Where the parent has it.
+    pub at: Location,
 }
 
 /// Pages encoded by one thread, to be appended to a snapshot in one piece.
@@ -47,26 +60,58 @@ impl EncodedBatch {
 
     /// Encodes a page and adds it.
     pub fn push(&mut self, addr: u64, page: &Page, scratch: &mut Scratch) {
+        self.push_against(addr, page, None, scratch);
+    }
+
+    /// Encodes a page and adds it, as the changes to what it was if that takes less.
+    pub fn push_against(
+        &mut self,
+        addr: u64,
+        page: &Page,
+        previous: Option<Previous<'_>>,
+        scratch: &mut Scratch,
+    ) -> Encoding {
         let at = self.bytes.len();
-        let encoding = encode(page, scratch, &mut self.bytes);
-        self.enter(addr, page, at, encoding);
+        let content = previous.as_ref().map(|previous| previous.page);
+        let encoding = encode(page, content, scratch, &mut self.bytes);
+        let previous = previous.filter(|_| encoding.needs_previous());
+        if let Some(previous) = &previous {
+            previous.at.put_behind(&mut self.bytes);
+        }
+        self.enter(
+            addr,
+            page,
+            at,
+            encoding,
+            previous.map(|previous| previous.at),
+        );
+        encoding
     }
 
     /// Adds a page without looking for its shortest encoding: several times as fast.
-    pub fn push_fast(&mut self, addr: u64, page: &Page) {
+    pub fn push_fast(&mut self, addr: u64, page: &Page) -> Encoding {
         let at = self.bytes.len();
         let encoding = encode_fast(page, &mut self.bytes);
-        self.enter(addr, page, at, encoding);
+        self.enter(addr, page, at, encoding, None);
+        encoding
     }
 
-    fn enter(&mut self, addr: u64, page: &Page, at: usize, encoding: Encoding) {
+    fn enter(
+        &mut self,
+        addr: u64,
+        page: &Page,
+        at: usize,
+        encoding: Encoding,
+        previous: Option<Location>,
+    ) {
         debug_assert!(addr.is_multiple_of(PAGE_SIZE));
         self.pages.push(EncodedPage {
             addr: page_down(addr),
             at: at as u64,
             len: (self.bytes.len() - at) as u16,
             encoding,
-            crc: crc32c::crc32c(page),
+            crc: checksum(encoding, page, &self.bytes[at..]),
+            previous,
         });
     }
 
@@ -79,6 +124,7 @@ impl EncodedBatch {
             len: 0,
             encoding: Encoding::Reference,
             crc: 0,
+            previous: None,
         });
     }
 

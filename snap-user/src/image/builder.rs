@@ -74,8 +74,9 @@ impl Builder {
         self.data_len
     }
 
-    /// Notes a batch whose bytes go to the end of the page data. References are looked up in `parent`;
-    /// the address of one that is not there is the error.
+    /// Notes a batch whose bytes go to the end of the page data. References are looked up in `parent`, and what a
+    /// page holds the changes to must be what `parent` has for it; the address of one that is not there is the
+    /// error.
     pub fn append(
         &mut self,
         batch: &EncodedBatch,
@@ -84,6 +85,9 @@ impl Builder {
         let base = HEADER_LEN as u64 + self.data_len;
         self.appended.reserve(batch.pages().len());
         for page in batch.pages() {
+            if page.previous.is_some() && page.previous != parent.get(page.addr) {
+                return Err(page.addr);
+            }
             let entry = if page.encoding == Encoding::Reference {
                 IndexEntry::reference(page.addr, parent.get(page.at).ok_or(page.at)?)
             } else {

@@ -16,8 +16,8 @@ fn location(seq: u32, slot: u32) -> Location {
     Location::new(seq, slot).expect("not 0")
 }
 
-/// One page of each encoding, in the order zero, fill, LZ4, raw.
-fn pages() -> [(u64, Page); 4] {
+/// Pages of several encodings, in the order zero, fill, repetitive text, raw, changes to what [`before`] gives.
+fn pages() -> [(u64, Page); 5] {
     let mut text = [0; PAGE_SIZE as usize];
     for (at, byte) in text.iter_mut().enumerate() {
         *byte = b"golden file "[at % 12];
@@ -30,12 +30,24 @@ fn pages() -> [(u64, Page); 4] {
         state ^= state << 17;
         word.copy_from_slice(&state.to_le_bytes());
     }
+    let mut changed = before();
+    changed[1000..1008].copy_from_slice(b"new word");
     [
         (0x7f00_0000_0000, [0; PAGE_SIZE as usize]),
         (0x7f00_0000_1000, [0x5a; PAGE_SIZE as usize]),
         (0x40_0000, text),
         (0x40_3000, noise),
+        (0x41_0000, changed),
     ]
+}
+
+/// What the page at `0x41_0000` was.
+fn before() -> Page {
+    let mut page = [0; PAGE_SIZE as usize];
+    for (at, byte) in page.iter_mut().enumerate() {
+        *byte = (at * at / 9) as u8;
+    }
+    page
 }
 
 fn state() -> ProcessState {
@@ -260,8 +272,10 @@ fn make() -> Vec<u8> {
     parent.insert(0x41_0000, location(3, 17));
     let mut scratch = Scratch::default();
     let mut batch = EncodedBatch::new(0);
+    let was = before();
     for (addr, page) in pages() {
-        batch.push(addr, &page, &mut scratch);
+        let previous = parent.get(addr).map(|at| Previous { page: &was, at });
+        batch.push_against(addr, &page, previous, &mut scratch);
     }
     batch.push_same(0x40_1000, 0x41_0000);
     let mut builder = Builder::new();
@@ -335,9 +349,10 @@ fn the_golden_file_reads_back() {
     assert_eq!(
         kinds,
         [
-            (0x40_0000, Encoding::Lz4),
+            (0x40_0000, Encoding::Vectors),
             (0x40_1000, Encoding::Reference),
             (0x40_3000, Encoding::Raw),
+            (0x41_0000, Encoding::Runs),
             (0x7f00_0000_0000, Encoding::Zero),
             (0x7f00_0000_1000, Encoding::Fill),
         ]
@@ -350,7 +365,14 @@ fn the_golden_file_reads_back() {
             .expect("an entry");
         let bytes = &GOLDEN[entry.at as usize..][..entry.len.into()];
         let mut page = [0xff; PAGE_SIZE as usize];
-        entry.decode_page(bytes, &mut page).expect("a page");
+        let previous = entry.previous(bytes, header.seq);
+        let was = previous.expect("a place or none").map(|at| {
+            assert_eq!(at, location(3, 17));
+            before()
+        });
+        entry
+            .decode_page(bytes, was.as_ref(), &mut page)
+            .expect("a page");
         assert!(page == want, "{addr:#x}");
     }
     assert_eq!(

@@ -10,6 +10,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// Length of one index entry.
 pub const ENTRY_LEN: usize = 24;
+/// Most versions of a page that hold the changes to one another: one that stands alone, and changes on it. To read
+/// a page takes no more look-ups than that.
+pub const MOST_VERSIONS: usize = 8;
 const PART: &str = "index";
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -37,7 +40,8 @@ pub struct IndexEntry {
     pub len: u16,
     /// How it is encoded.
     pub encoding: Encoding,
-    /// CRC-32C of the decoded page; 0 for a reference, whose target has it.
+    /// CRC-32C of the decoded page and, unless they are the page, of its bytes behind it; 0 for a reference, whose
+    /// target has it.
     pub crc: u32,
 }
 
@@ -117,10 +121,36 @@ impl IndexEntry {
         Ok(entry)
     }
 
-    /// Decodes the page from its encoded bytes and compares its checksum.
-    pub fn decode_page(&self, bytes: &[u8], page: &mut Page) -> Result<(), ImageError> {
-        decode(self.encoding, bytes, page).map_err(|error| ImageError::page(self.addr, &error))?;
-        let found = crc32c::crc32c(page);
+    /// Where the version is that its bytes hold the changes to, if they hold changes. `seq` is the sequence number
+    /// of the snapshot that stores it; the version must be an earlier one's.
+    pub fn previous(&self, bytes: &[u8], seq: u32) -> Result<Option<Location>, ImageError> {
+        if !self.encoding.needs_previous() {
+            return Ok(None);
+        }
+        match Location::take_from_behind(bytes) {
+            Some((_, previous)) if previous.seq.get() < seq => Ok(Some(previous)),
+            _ => Err(ImageError::corrupt(
+                "page",
+                format!("{:#x}: holds changes to no earlier version", self.addr),
+            )),
+        }
+    }
+
+    /// Decodes the page from its bytes and the version that they hold the changes to; compares the checksum of both
+    /// the page and the bytes.
+    pub fn decode_page(
+        &self,
+        bytes: &[u8],
+        previous: Option<&Page>,
+        page: &mut Page,
+    ) -> Result<(), ImageError> {
+        let encoded = match self.encoding.needs_previous() {
+            true => Location::take_from_behind(bytes).map_or(bytes, |(encoded, _)| encoded),
+            false => bytes,
+        };
+        decode(self.encoding, encoded, previous, page)
+            .map_err(|error| ImageError::page(self.addr, &error))?;
+        let found = checksum(self.encoding, page, bytes);
         if found != self.crc {
             return Err(ImageError::corrupt(
                 "page",
@@ -131,6 +161,18 @@ impl IndexEntry {
             ));
         }
         Ok(())
+    }
+}
+
+/// The checksum of a page and of the bytes that it is stored as.
+///
+/// Not of the page alone, because other bytes might give the same page: damage would go unnoticed until a tool reads
+/// them that takes more notice.
+pub(super) fn checksum(encoding: Encoding, page: &Page, bytes: &[u8]) -> u32 {
+    let crc = crc32c::crc32c(page);
+    match encoding {
+        Encoding::Raw => crc,
+        _ => crc32c::crc32c_append(crc, bytes),
     }
 }
 

@@ -27,14 +27,14 @@ mod golden;
 #[cfg(test)]
 mod total;
 
-pub use batch::{EncodedBatch, EncodedPage};
+pub use batch::{EncodedBatch, EncodedPage, Previous};
 pub use builder::{Builder, Finished, Identity, SpanPlan};
 pub use error::ImageError;
 pub use header::{
     Arch, FORMAT_VERSION, HEADER_LEN, Header, LATE_LEN, LATE_OFFSET, Late, Section, SessionId,
     SpanKind,
 };
-pub use index::{ENTRY_LEN, IndexEntry, decode_dropped, decode_index};
+pub use index::{ENTRY_LEN, IndexEntry, MOST_VERSIONS, decode_dropped, decode_index};
 pub use location::Location;
 pub use manifest::{MAX_MANIFEST, Manifest};
 pub use pack::{Ghost, PACK_ENTRY_LEN, PACK_HEADER_LEN, PackEntry, PackHeader, finish_pack};

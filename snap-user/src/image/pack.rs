@@ -1,7 +1,8 @@
 //! The pack file: what snapshots that are no longer kept leave to those that are.
 //!
 //! Pages keep their names, sequence number and slot, so that no other file has to change when the files that
-//! held them go. `docs/format.md` describes each byte.
+//! held them go. A page that holds changes comes with the versions below it, except
+//! those that are in a file that stays. `docs/format.md` describes each byte.
 
 use super::error::{ImageError, check_crc};
 use super::header::{Section, SessionId};
@@ -105,7 +106,7 @@ pub struct PackEntry {
     pub len: u16,
     /// How it is encoded; never a reference.
     pub encoding: Encoding,
-    /// CRC-32C of the decoded page.
+    /// Checksum, as the index of its snapshot had it.
     pub crc: u32,
 }
 

@@ -103,7 +103,7 @@ impl Engine {
             layout: layout(pid)?,
             epoch: Epoch::new(attached.tracker, events.is_on()),
             cpu_ns: proc::cpu_time_ns(pid).unwrap_or(0),
-            pipeline: Pipeline::start(session, options.memory),
+            pipeline: Pipeline::start(session, options.memory, options.mirror),
             hashes: Arc::new(hashes),
             target,
             store: store.clone(),

@@ -13,6 +13,7 @@ mod export;
 mod flight;
 mod keeper;
 mod log;
+mod mirror;
 mod open;
 mod pipeline;
 mod precopy;

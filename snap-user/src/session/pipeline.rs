@@ -8,6 +8,7 @@
 //! When all buffers are full, the oldest go to the encoders early, and the copier waits for one to
 //! come back: memory stays within the bound, and the snapshot takes longer instead.
 
+use super::mirror::Mirror;
 use super::staging::{BUFFER, Buffer, CHUNK, Staging};
 use super::writer::{Encoded, Settled, ToWriter, write_snapshots};
 use crate::codec::Scratch;
@@ -64,13 +65,16 @@ pub struct Pipeline {
     hurry: Option<Instant>,
     /// Hashes of the parent snapshot.
     before: Arc<Hashes>,
+    mirror: Arc<Mirror>,
     submitted: u64,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Pipeline {
-    /// Starts the stages for one session. `memory` bounds the copy buffers, in bytes.
-    pub fn start(session: Session, memory: u64) -> Self {
+    /// Starts the stages for one session. `memory` bounds the copy buffers, `mirror` what is kept of the last
+    /// snapshot's pages; in bytes.
+    pub fn start(session: Session, memory: u64, mirror: u64) -> Self {
+        let mirror = Arc::new(Mirror::new(mirror));
         let (jobs, job_queue) = channel::<Job>();
         let (writer, to_writer) = channel();
         let (give_back, free) = channel();
@@ -79,12 +83,14 @@ impl Pipeline {
         let mut threads = Vec::new();
         for _ in 0..processors.div_ceil(2).min(4) {
             let (queue, out, back) = (job_queue.clone(), writer.clone(), give_back.clone());
+            let mirror = mirror.clone();
             threads.push(spawn("ksnap-encode", move || {
-                encode_jobs(&queue, &out, &back)
+                encode_jobs(&queue, &mirror, &out, &back)
             }));
         }
+        let written = mirror.clone();
         threads.push(spawn("ksnap-write", move || {
-            write_snapshots(session, &to_writer)
+            write_snapshots(session, &written, &to_writer)
         }));
         Self {
             jobs: Some(jobs),
@@ -97,6 +103,7 @@ impl Pipeline {
             copiers: processors.min(MOST_COPIERS),
             hurry: None,
             before: Arc::new(Hashes::new()),
+            mirror,
             submitted: 0,
             threads,
         }
@@ -122,6 +129,7 @@ impl Pipeline {
         self.staging.restart();
         self.hurry = hurry;
         self.before = before.clone();
+        self.mirror.begin(kind, parent);
         self.tell(ToWriter::Begin { kind, parent });
     }
 
@@ -307,7 +315,12 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
         .expect("a thread can be started")
 }
 
-fn encode_jobs(queue: &Mutex<Receiver<Job>>, out: &Sender<ToWriter>, back: &Sender<Buffer>) {
+fn encode_jobs(
+    queue: &Mutex<Receiver<Job>>,
+    mirror: &Mirror,
+    out: &Sender<ToWriter>,
+    back: &Sender<Buffer>,
+) {
     // Behind the target wherever both want a processor.
     renice(ENCODER_NICE);
     let mut scratch = Scratch::default();
@@ -334,9 +347,9 @@ fn encode_jobs(queue: &Mutex<Receiver<Job>>, out: &Sender<ToWriter>, back: &Send
             if before.get(addr) == Some(hash) {
                 same.push(addr);
             } else if hurry.is_some_and(|when| Instant::now() >= when) {
-                batch.push_fast(addr, page);
+                mirror.encode_fast(addr, page, copied.pass, &mut batch);
             } else {
-                batch.push(addr, page, &mut scratch);
+                mirror.encode(addr, page, copied.pass, &mut scratch, &mut batch);
             }
         }
         let encode_ns = start.elapsed().as_nanos() as u64;

@@ -52,6 +52,7 @@ pub fn watch(
     let store = Store::open_or_create(dir)?;
     let options = Options {
         memory: options.memory / all.len().max(1) as u64,
+        mirror: options.mirror / all.len().max(1) as u64,
         ..*options
     };
     let probes = LazyProbes::new(options.probes);

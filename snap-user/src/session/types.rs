@@ -8,6 +8,8 @@ use std::time::Duration;
 
 /// Bound of the copy buffers unless the user says otherwise, in bytes.
 pub const DEFAULT_MEMORY: u64 = 512 << 20;
+/// Bound of what is held of the last snapshot's pages unless the user says otherwise, in bytes.
+pub const DEFAULT_MIRROR: u64 = 256 << 20;
 
 /// How to take snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +22,8 @@ pub struct Options {
     pub audit: bool,
     /// Most bytes held in copy buffers at any time.
     pub memory: u64,
+    /// Most bytes held of what pages were in the last snapshot, to store changes instead of pages.
+    pub mirror: u64,
     /// Which snapshots are kept while others are taken.
     pub keep: Rules,
     /// What becomes of the process after a snapshot that is asked for.
@@ -46,6 +50,7 @@ impl Default for Options {
             probes: true,
             audit: false,
             memory: DEFAULT_MEMORY,
+            mirror: DEFAULT_MIRROR,
             keep: Rules::default(),
             then: Then::GoOn,
         }

@@ -1,5 +1,6 @@
 //! The thread that owns a session in the store and writes its snapshots.
 
+use super::mirror::Mirror;
 use crate::image::{EncodedBatch, PageSink};
 use crate::model::{Costs, PAGE_SIZE, PageSet, ProcessState, SnapshotId, SnapshotKind};
 use crate::store::{PendingSnapshot, Published, Session, StoreError};
@@ -52,10 +53,10 @@ pub enum ToWriter {
 }
 
 /// Serves until the other side hangs up.
-pub fn write_snapshots(mut session: Session, queue: &Receiver<ToWriter>) {
+pub fn write_snapshots(mut session: Session, mirror: &Mirror, queue: &Receiver<ToWriter>) {
     while let Ok(message) = queue.recv() {
         if let ToWriter::Begin { kind, parent } = message {
-            one(&mut session, kind, parent, queue);
+            one(&mut session, mirror, kind, parent, queue);
         }
     }
 }
@@ -80,6 +81,7 @@ struct Writing<'a> {
 
 fn one(
     session: &mut Session,
+    mirror: &Mirror,
     kind: SnapshotKind,
     parent: Option<SnapshotId>,
     queue: &Receiver<ToWriter>,
@@ -104,13 +106,27 @@ fn one(
                 reply,
             } => {
                 writing.wait_for(batches, queue);
-                let _ = reply.send(writing.publish(&state, *costs));
+                let outcome = writing.publish(&state, *costs);
+                // What the next snapshot is encoded against is known before the next can begin.
+                let outcome = match (outcome, session.head_table()) {
+                    (Ok((settled, passes)), Some(table)) => {
+                        let Published { id, seq, .. } = settled.published;
+                        mirror.publish(id, seq, &passes, &settled.removed, table);
+                        Ok(settled)
+                    }
+                    (outcome, _) => {
+                        mirror.abandon();
+                        outcome.map(|(settled, _)| settled)
+                    }
+                };
+                let _ = reply.send(outcome);
                 return;
             }
             ToWriter::Abandon { batches, done } => {
                 writing.wait_for(batches, queue);
                 // Its files are gone first.
                 drop(writing);
+                mirror.abandon();
                 let _ = done.send(());
                 return;
             }
@@ -162,7 +178,12 @@ impl Writing<'_> {
         self.removed.push((pages, before));
     }
 
-    fn publish(mut self, state: &ProcessState, mut costs: Costs) -> Result<Settled, StoreError> {
+    /// The published snapshot, and for each page that was copied for it the last pass in which it was.
+    fn publish(
+        mut self,
+        state: &ProcessState,
+        mut costs: Costs,
+    ) -> Result<(Settled, Vec<(u64, u32)>), StoreError> {
         let mut pending = self.pending?;
         for (removed, before) in &self.removed {
             self.pages
@@ -184,7 +205,12 @@ impl Writing<'_> {
         costs.bytes_out = published.data_bytes;
         costs.phases.write_ns = published.write_ns;
         costs.phases.sync_ns = published.sync_ns;
-        Ok(Settled {
+        let passes = self
+            .pages
+            .iter()
+            .map(|(addr, page)| (*addr, page.pass))
+            .collect();
+        let settled = Settled {
             published,
             costs,
             hashes: self
@@ -197,6 +223,7 @@ impl Writing<'_> {
                 .into_iter()
                 .flat_map(|(set, _)| set.ranges().to_vec())
                 .collect(),
-        })
+        };
+        Ok((settled, passes))
     }
 }

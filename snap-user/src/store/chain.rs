@@ -111,6 +111,11 @@ impl SessionFiles {
         Ok(())
     }
 
+    /// Whether a snapshot has been removed since the folder was listed.
+    pub(super) fn is_gone_by_now(&self, seq: u32) -> bool {
+        self.refresh().is_ok() && self.listing().is_gone(seq)
+    }
+
     /// Path of the snapshot with this sequence number.
     pub(super) fn path(&self, seq: u32) -> Result<PathBuf, StoreError> {
         let listing = self.listing();

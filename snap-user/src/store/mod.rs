@@ -11,10 +11,13 @@
 //! | `head` | the page table that the next delta builds on, and when it gets a span |
 //! | `chain` | the page table of any snapshot, by jumps over its ancestors |
 //! | `snapshot` | reads manifest and pages |
+//! | `encoded` | reads pages as they are stored, many at a time |
 //! | `pack` | what snapshots that are gone leave to those that stay |
 //! | `retention` | which snapshots are kept: pure rules |
+//! | `needs` | what kept snapshots need of those that go |
 //! | `pruner` | removes snapshots, and nothing that others need |
 //! | `tags` | names that people give to snapshots; they protect them |
+//! | `versions` | pages with the versions that they hold the changes to |
 //! | `reference` | `latest~2`, prefixes and the like → id |
 //! | `verify`, `diff` | check, compare |
 //! | `flat` | a snapshot's pages in one file to map, for restores |
@@ -26,11 +29,13 @@ mod cache;
 mod chain;
 mod diff;
 mod directory;
+mod encoded;
 mod error;
 mod files;
 mod flat;
 mod head;
 mod names;
+mod needs;
 mod pack;
 mod pending;
 mod pruner;
@@ -40,6 +45,7 @@ mod session;
 mod snapshot;
 mod tags;
 mod verify;
+mod versions;
 
 #[cfg(test)]
 mod tests;

@@ -2,10 +2,10 @@
 
 use super::buffer::WriteBuffer;
 use super::cache::PageFile;
+use super::encoded::Encoded;
 use super::error::StoreError;
 use super::files::{Files, ReadFile, WriteFile};
 use super::names::{self, TEMP_PREFIX};
-use crate::codec::Encoding;
 use crate::image::{
     Ghost, IndexEntry, Location, PACK_HEADER_LEN, PackEntry, PackHeader, Section, SessionId,
     apply_runs, finish_pack,
@@ -231,24 +231,18 @@ impl<'a> PackWriter<'a> {
         Ok(())
     }
 
-    /// Adds a page under its old name. `encoding` must not depend on another page.
-    pub(super) fn add(
-        &mut self,
-        name: Location,
-        page: &IndexEntry,
-        encoding: Encoding,
-        bytes: &[u8],
-    ) -> Result<(), StoreError> {
+    /// Adds a page under its old name, as it is stored.
+    pub(super) fn add(&mut self, page: &Encoded<'_>) -> Result<(), StoreError> {
         self.entries.push(PackEntry {
-            name,
-            addr: page.addr,
+            name: page.place,
+            addr: page.entry.addr,
             at: PACK_HEADER_LEN as u64 + self.data_len,
-            len: bytes.len() as u16,
-            encoding,
-            crc: page.crc,
+            len: page.bytes.len() as u16,
+            encoding: page.entry.encoding,
+            crc: page.entry.crc,
         });
-        self.data_len += bytes.len() as u64;
-        self.extend(bytes)
+        self.data_len += page.bytes.len() as u64;
+        self.extend(page.bytes)
     }
 
     /// Completes the pack and makes it durable and visible; a crash leaves it whole or not at all. Gives its length.

@@ -8,18 +8,19 @@
 //! thread of its own; [`Shared`] is what the two threads agree on: what is being written builds on something that
 //! stays.
 
-use super::chain::{Holder, SessionFiles};
+use super::chain::SessionFiles;
 use super::directory::{SnapshotMeta, Store};
+use super::encoded::read_wanted;
 use super::error::StoreError;
 use super::files::LockGuard;
+use super::needs::Needs;
 use super::pack::PackWriter;
 use super::retention::{Rules, removable};
 use super::session::{SessionInfo, lock, now_ns};
-use super::snapshot::read_wanted;
-use crate::codec::{Encoding, Scratch, encode};
-use crate::image::{Ghost, Location, SessionId, SpanKind, runs_of};
-use crate::model::{PAGE_SIZE, PageTable, SnapshotId, SnapshotKind};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use crate::codec::Encoding;
+use crate::image::{Ghost, Location, SessionId, runs_of};
+use crate::model::SnapshotId;
+use std::collections::{BTreeSet, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -94,8 +95,7 @@ pub struct Plan {
     pub whole_session: bool,
     /// The newest snapshot that was looked at.
     newest: u32,
-    live: Vec<Location>,
-    ghosts: BTreeMap<u32, PageTable<Location>>,
+    needs: Needs,
 }
 
 /// What a removal did.
@@ -244,7 +244,9 @@ impl Pruner {
         if let Some((path, what)) = &listing.pack_damage {
             return Err(StoreError::corrupt(path, "pack", what.clone()));
         }
-        let list = self.snapshots()?;
+        let mut list = self.snapshots()?;
+        // What was published since the folder was listed is looked at before anything goes.
+        list.retain(|meta| listing.by_seq.contains_key(&meta.seq));
         let readable: BTreeSet<u32> = list.iter().map(|meta| meta.seq).collect();
         if let Some(seq) = listing.by_seq.keys().find(|seq| !readable.contains(seq)) {
             // What it needs of the others is not known.
@@ -263,8 +265,7 @@ impl Pruner {
             bytes_after: sum(&kept) + pack_bytes,
             whole_session: kept.is_empty(),
             kept: kept.len() as u64,
-            live: Vec::new(),
-            ghosts: BTreeMap::new(),
+            needs: Needs::default(),
             newest: readable.last().copied().unwrap_or(0),
             removed,
         };
@@ -277,8 +278,8 @@ impl Pruner {
             return Ok(plan);
         }
         let goes = |seq: u32| gone.contains(&seq) || listing.is_gone(seq);
-        needs(&files, &kept, &goes, &mut plan)?;
-        plan.bytes_after = sum(&kept) + merged_bytes(&files, &plan)?;
+        plan.needs = Needs::find(&files, &kept, &goes)?;
+        plan.bytes_after = sum(&kept) + plan.needs.bytes;
         Ok(plan)
     }
 
@@ -342,7 +343,7 @@ impl Pruner {
         let removed: u64 = plan.removed.iter().map(|meta| meta.file_bytes).sum();
         Ok(Pruned {
             snapshots: plan.removed.len() as u64,
-            merged_pages: plan.live.len() as u64,
+            merged_pages: plan.needs.places.len() as u64,
             freed: (removed + old_pack) as i64 - bytes as i64,
         })
     }
@@ -366,23 +367,11 @@ impl Pruner {
                 why: "the session has been merged too often: begin another".into(),
             })?;
         let mut writer = PackWriter::begin(&*files.files, &files.dir, self.session, generation)?;
-        let mut scratch = Scratch::default();
-        let mut out = Vec::new();
-        for piece in plan.live.chunks(STEP) {
-            // In place of an address, where it stands among the names.
-            let wanted: Vec<(Location, u64)> = piece.iter().copied().zip(0..).collect();
-            read_wanted(files, &wanted, &mut |file, entry, bytes, at| {
-                let name = piece[at as usize];
-                if stands_alone(entry.encoding) {
-                    return writer.add(name, entry, entry.encoding, bytes);
-                }
-                let mut page = [0; PAGE_SIZE as usize];
-                entry
-                    .decode_page(bytes, &mut page)
-                    .map_err(StoreError::image(file.path()))?;
-                out.clear();
-                let encoding = encode(&page, &mut scratch, &mut out);
-                writer.add(name, entry, encoding, &out)
+        for piece in plan.needs.places.chunks(STEP) {
+            let wanted: Vec<(Location, u64)> = piece.iter().map(|place| (*place, 0)).collect();
+            read_wanted(files, &wanted, &mut |page, _| match page.entry.encoding {
+                Encoding::Reference => page.previous().map(drop),
+                _ => writer.add(page),
             })?;
         }
         let mut absorbed: BTreeSet<u32> = gone.clone();
@@ -391,7 +380,7 @@ impl Pruner {
                 absorbed.extend(*first..=*last);
             }
         }
-        let ghosts = plan.ghosts.iter().map(|(seq, table)| Ghost {
+        let ghosts = plan.needs.ghosts.iter().map(|(seq, table)| Ghost {
             seq: *seq,
             runs: runs_of(table),
         });
@@ -445,91 +434,6 @@ fn in_use(seq: u32) -> StoreError {
     StoreError::Misuse {
         why: format!("snapshot @{seq} came into use just now: nothing was removed, try again"),
     }
-}
-
-/// Encodings whose bytes give a page by themselves.
-fn stands_alone(encoding: Encoding) -> bool {
-    matches!(
-        encoding,
-        Encoding::Zero | Encoding::Raw | Encoding::Lz4 | Encoding::Fill
-    )
-}
-
-/// Finds what the kept snapshots need of those that go.
-///
-/// A page table holds its own file's pages, the parent's, and those that its references name. So what is needed
-/// is in the tables of the kept snapshots whose parent goes, and in the references of all of them.
-fn needs(
-    files: &SessionFiles,
-    kept: &[SnapshotMeta],
-    goes: &dyn Fn(u32) -> bool,
-    plan: &mut Plan,
-) -> Result<(), StoreError> {
-    let mut live: BTreeSet<Location> = BTreeSet::new();
-    for meta in kept {
-        let file = files.open(meta.seq)?;
-        let header = &file.header;
-        for entry in file.index()? {
-            live.extend(entry.target().filter(|target| goes(target.seq.get())));
-        }
-        let orphan = meta.parent_seq == 0 || goes(meta.parent_seq);
-        if !orphan {
-            continue;
-        }
-        let table = files.head(meta.seq)?.table;
-        live.extend(
-            table
-                .iter()
-                .map(|(_, location)| location)
-                .filter(|location| goes(location.seq.get())),
-        );
-        let builds = header.kind == SnapshotKind::Delta && header.span_kind != SpanKind::Full;
-        if builds && !plan.ghosts.contains_key(&header.parent_seq) {
-            let parent = table_of(files, header.parent_seq)?;
-            plan.ghosts.insert(header.parent_seq, parent);
-        }
-    }
-    plan.live = live.into_iter().collect();
-    Ok(())
-}
-
-/// The page table of a snapshot that is there, or of one whose ghost is.
-fn table_of(files: &SessionFiles, seq: u32) -> Result<PageTable<Location>, StoreError> {
-    let listing = files.listing();
-    if let Some(pack) = listing.pack.as_ref().filter(|pack| pack.absorbs(seq)) {
-        return pack.ghost(seq)?.ok_or_else(|| StoreError::NotFound {
-            what: format!("page table of snapshot @{seq}, which was pruned"),
-        });
-    }
-    Ok(files.head(seq)?.table)
-}
-
-/// About how long the pack would be.
-fn merged_bytes(files: &SessionFiles, plan: &Plan) -> Result<u64, StoreError> {
-    const FIXED: u64 = 192;
-    const EACH: u64 = 32;
-    let mut bytes = FIXED;
-    for in_file in plan.live.chunk_by(|a, b| a.seq == b.seq) {
-        let slots: Vec<u32> = in_file.iter().map(|location| location.slot).collect();
-        match files.holder(in_file[0].seq.get())? {
-            Holder::Snapshot(file) => {
-                let entries = file.index()?;
-                for slot in slots {
-                    let len = entries.get(slot as usize).map_or(0, |entry| entry.len);
-                    bytes += u64::from(len) + EACH;
-                }
-            }
-            Holder::Pack(pack) => {
-                for location in in_file {
-                    bytes += u64::from(pack.entry(*location)?.len) + EACH;
-                }
-            }
-        }
-    }
-    for table in plan.ghosts.values() {
-        bytes += EACH + (runs_of(table).len() * crate::image::RUN_LEN) as u64;
-    }
-    Ok(bytes)
 }
 
 /// Numbers as ranges, first and last.

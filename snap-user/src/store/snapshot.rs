@@ -1,29 +1,18 @@
 //! Reads a snapshot: manifest and pages.
 
-use super::buffer::{ALIGN, ReadBuffer};
-use super::cache::{ImageFile, PageFile};
-use super::chain::{Holder, SessionFiles};
+use super::cache::ImageFile;
+use super::chain::SessionFiles;
 use super::error::StoreError;
-use super::pack::PackFile;
-use crate::codec::Encoding;
-use crate::image::{Header, IndexEntry, Location, Manifest, PageSource};
+use super::versions::read_decoded;
+use crate::image::{Header, Location, Manifest, PageSource};
 use crate::model::{PAGE_SIZE, Page, PageTable, SnapshotId, SnapshotKind};
 use std::sync::{Arc, OnceLock};
-
-/// Slots this close together are read in one go rather than one by one.
-const SLOT_GAP: u32 = 64;
-/// Most index entries read in one go.
-const MOST_SLOTS: u32 = 1 << 16;
-/// Encoded pages this close together are read in one go: reading on over a gap is cheaper than a seek, on
-/// devices of 0.1 ms and 1 GB/s up to about this length.
-const BYTE_GAP: u64 = 128 << 10;
-/// Most page data read in one go, and the size of the buffer for it.
-const MOST_BYTES: u64 = 4 << 20;
 
 /// A snapshot open for reading. May be shared between threads.
 ///
 /// Whatever the length of the chain behind it, one page takes two reads: its index entry and its bytes, in the
-/// file that the page table names.
+/// file that the page table names. A page stored as changes takes as many for each version below it, at most
+/// [`MOST_VERSIONS`](crate::image::MOST_VERSIONS) in all.
 #[derive(Debug)]
 pub struct Snapshot {
     files: SessionFiles,
@@ -82,25 +71,23 @@ impl Snapshot {
     pub fn kind(&self) -> SnapshotKind {
         self.file.header.kind
     }
-}
 
-/// Decodes one page from the bytes of its entry.
-fn decode(
-    file: &dyn PageFile,
-    entry: &IndexEntry,
-    bytes: &[u8],
-    page: &mut Page,
-) -> Result<(), StoreError> {
-    if entry.encoding == Encoding::Reference {
-        return Err(StoreError::corrupt(
-            file.path(),
-            "index",
-            format!("page {:#x} refers on to another reference", entry.addr),
-        ));
+    fn read(
+        &self,
+        wanted: &[(Location, u64)],
+        each: &mut dyn FnMut(u64, &Page),
+    ) -> Result<(), StoreError> {
+        let seq = self.file.header.seq;
+        read_decoded(&self.files, wanted, each).map_err(|error| {
+            // What it needs goes with it, so the first sign may be a page that is not where it was.
+            match self.files.is_gone_by_now(seq) {
+                true => StoreError::NotFound {
+                    what: format!("snapshot @{seq}: it was pruned while it was read"),
+                },
+                false => error,
+            }
+        })
     }
-    entry
-        .decode_page(bytes, page)
-        .map_err(StoreError::image(file.path()))
 }
 
 impl PageSource for Snapshot {
@@ -110,14 +97,8 @@ impl PageSource for Snapshot {
         let Some(location) = self.page_table()?.get(addr) else {
             return Ok(false);
         };
-        let holder = self.files.holder(location.seq.get())?;
-        let (file, entry): (&dyn PageFile, _) = match &holder {
-            Holder::Snapshot(file) => (&**file, file.entries(location.slot, 1)?[0]),
-            Holder::Pack(pack) => (&**pack, pack.entry(location)?),
-        };
-        let mut bytes = vec![0; entry.len.into()];
-        file.read_into(entry.at_if_stored(), &mut bytes)?;
-        decode(file, &entry, &bytes, page)?;
+        let place = [(location, addr)];
+        self.read(&place, &mut |_, found| *page = *found)?;
         Ok(true)
     }
 
@@ -132,128 +113,7 @@ impl PageSource for Snapshot {
             .filter_map(|addr| Some((table.get(*addr)?, addr & !(PAGE_SIZE - 1))))
             .collect();
         wanted.sort_unstable();
-        read_wanted(&self.files, &wanted, &mut |file, entry, bytes, addr| {
-            let mut page = [0; PAGE_SIZE as usize];
-            decode(file, entry, bytes, &mut page)?;
-            each(addr, &page);
-            Ok(())
-        })
-    }
-}
 
-/// Takes a page as it is stored: its file, its entry, its bytes, and the address it was asked for under.
-pub(super) type TakeEncoded<'a> =
-    &'a mut dyn FnMut(&dyn PageFile, &IndexEntry, &[u8], u64) -> Result<(), StoreError>;
-
-/// Reads pages as they are stored, `wanted` ascending.
-pub(super) fn read_wanted(
-    files: &SessionFiles,
-    wanted: &[(Location, u64)],
-    take: TakeEncoded<'_>,
-) -> Result<(), StoreError> {
-    let mut buffer = ReadBuffer::default();
-    let mut packed: Vec<(IndexEntry, u64)> = Vec::new();
-    let mut packs: Option<Arc<PackFile>> = None;
-    for in_file in wanted.chunk_by(|a, b| a.0.seq == b.0.seq) {
-        match files.holder(in_file[0].0.seq.get())? {
-            Holder::Snapshot(file) => read_from_file(&file, in_file, &mut buffer, take)?,
-            Holder::Pack(pack) => {
-                if let Some(other) = packs.replace(Arc::clone(&pack))
-                    && !Arc::ptr_eq(&other, &pack)
-                {
-                    // Replaced meanwhile: places are of the one that they were asked of.
-                    read_packed(&other, &mut packed, &mut buffer, take)?;
-                }
-                for (location, addr) in in_file {
-                    packed.push((pack.entry(*location)?, *addr));
-                }
-            }
-        }
+        self.read(&wanted, each)
     }
-    if let Some(pack) = packs {
-        read_packed(&pack, &mut packed, &mut buffer, take)?;
-    }
-    Ok(())
-}
-
-/// Reads pages of a pack, in any order, and forgets them.
-fn read_packed(
-    pack: &PackFile,
-    packed: &mut Vec<(IndexEntry, u64)>,
-    buffer: &mut ReadBuffer,
-    take: TakeEncoded<'_>,
-) -> Result<(), StoreError> {
-    packed.sort_unstable_by_key(|(entry, _)| entry.at);
-    read_data(pack, packed, buffer, take)?;
-    packed.clear();
-    Ok(())
-}
-
-/// Reads pages of one file, `wanted` ascending by slot.
-fn read_from_file(
-    file: &ImageFile,
-    wanted: &[(Location, u64)],
-    buffer: &mut ReadBuffer,
-    take: TakeEncoded<'_>,
-) -> Result<(), StoreError> {
-    let mut rest = wanted;
-    while let Some((first, _)) = rest.first() {
-        let first = first.slot;
-        let near = rest
-            .windows(2)
-            .take_while(|w| {
-                w[1].0.slot - w[0].0.slot <= SLOT_GAP && w[1].0.slot - first < MOST_SLOTS
-            })
-            .count();
-        let (group, after) = rest.split_at(near + 1);
-        rest = after;
-        let entries = file.entries(first, group[near].0.slot - first + 1)?;
-        let mut pages: Vec<(IndexEntry, u64)> = group
-            .iter()
-            .map(|(location, addr)| (entries[(location.slot - first) as usize], *addr))
-            .collect();
-        pages.sort_unstable_by_key(|(entry, _)| entry.at_if_stored());
-        read_data(file, &pages, buffer, take)?;
-    }
-    Ok(())
-}
-
-/// Reads the bytes of pages of one file, ascending by place.
-fn read_data(
-    file: &dyn PageFile,
-    pages: &[(IndexEntry, u64)],
-    buffer: &mut ReadBuffer,
-    take: TakeEncoded<'_>,
-) -> Result<(), StoreError> {
-    let mut rest = pages;
-    while let Some((entry, _)) = rest.first() {
-        let start = entry.at_if_stored();
-        let mut end = start + u64::from(entry.len);
-        let mut count = 1;
-        for (next, _) in &rest[1..] {
-            let (from, to) = (
-                next.at_if_stored(),
-                next.at_if_stored() + u64::from(next.len),
-            );
-            if from > end + BYTE_GAP || to.saturating_sub(start) > MOST_BYTES {
-                break;
-            }
-            end = end.max(to);
-            count += 1;
-        }
-        let (group, after) = rest.split_at(count);
-        rest = after;
-        // Widened to whole blocks, for direct I/O.
-        let start = start / ALIGN as u64 * ALIGN as u64;
-        let end = end.next_multiple_of(ALIGN as u64);
-        let end = end.min(file.file_len());
-        let bytes = buffer.bytes((end - start) as usize);
-        file.read_into(start, bytes)?;
-        for (entry, addr) in group {
-            let from = (entry.at_if_stored() - start) as usize;
-            let bytes = &bytes[from..from + usize::from(entry.len)];
-            take(file, entry, bytes, *addr)?;
-        }
-    }
-    Ok(())
 }

@@ -6,9 +6,10 @@ use super::directory::Store;
 use super::error::StoreError;
 use super::pack::PackFile;
 use super::snapshot::Snapshot;
+use super::versions::read_decoded;
 use crate::codec::Encoding;
 use crate::image::{IndexEntry, Location, decode_dropped, decode_span};
-use crate::model::{PAGE_SIZE, PageTable, SnapshotId};
+use crate::model::{PageTable, SnapshotId};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -195,17 +196,9 @@ impl<'a> Check<'a> {
     fn check_pack(&mut self, pack: &PackFile) -> &Own {
         if self.pack.is_none() {
             let checked = pack.ghosts().and_then(|_| {
-                let mut page = [0; PAGE_SIZE as usize];
-                for packed in pack.entries()? {
-                    let entry = pack.entry(packed.name)?;
-                    let mut bytes = vec![0; entry.len.into()];
-                    pack.read_into(entry.at, &mut bytes)?;
-                    entry
-                        .decode_page(&bytes, &mut page)
-                        .map_err(StoreError::image(pack.path()))?;
-                    self.report.pages += 1;
-                }
-                Ok(())
+                let entries = pack.entries()?.iter();
+                let wanted: Vec<_> = entries.map(|entry| (entry.name, entry.addr)).collect();
+                read_decoded(&self.files, &wanted, &mut |_, _| self.report.pages += 1)
             });
             let fault = checked.err().map(|error| error.to_string());
             if let Some(what) = &fault {
@@ -238,7 +231,7 @@ impl<'a> Check<'a> {
                     .iter()
                     .map(|entry| entry.encoding != Encoding::Reference)
                     .collect();
-                self.report.pages += check_pages(&file, &entries)?;
+                self.report.pages += check_pages(&self.files, &file, &entries)?;
                 check_sections(&file)
             })
             .err()
@@ -258,18 +251,18 @@ fn check_sections(file: &ImageFile) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn check_pages(file: &ImageFile, entries: &[IndexEntry]) -> Result<u64, StoreError> {
-    let mut page = [0; PAGE_SIZE as usize];
+fn check_pages(
+    files: &SessionFiles,
+    file: &ImageFile,
+    entries: &[IndexEntry],
+) -> Result<u64, StoreError> {
+    let wanted: Vec<(Location, u64)> = entries
+        .iter()
+        .zip(0u32..)
+        .filter(|(entry, _)| entry.encoding != Encoding::Reference)
+        .filter_map(|(entry, slot)| Some((Location::new(file.header.seq, slot)?, entry.addr)))
+        .collect();
     let mut pages = 0;
-    for entry in entries {
-        if entry.encoding == Encoding::Reference {
-            continue;
-        }
-        let bytes = file.read(entry.at, entry.len.into())?;
-        entry
-            .decode_page(&bytes, &mut page)
-            .map_err(StoreError::image(&file.path))?;
-        pages += 1;
-    }
+    read_decoded(files, &wanted, &mut |_, _| pages += 1)?;
     Ok(pages)
 }

@@ -8,3 +8,4 @@ mod files;
 mod history;
 mod prune;
 mod support;
+mod versions;

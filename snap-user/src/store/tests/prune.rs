@@ -2,6 +2,8 @@
 
 use super::files::{Plan as Fault, TestFiles};
 use super::support::*;
+use crate::codec::Scratch;
+use crate::image::{Location, MOST_VERSIONS, Previous};
 use crate::model::{Costs, PAGE_SIZE, SnapshotId, SnapshotKind};
 use crate::store::{
     EncodedBatch, PageSink, PageSource, Pruner, Rules, Session, Snapshot, Store, StoreError,
@@ -12,14 +14,25 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// A small generator, seeded: failures can be repeated.
-struct Dice(u64);
+struct Dice {
+    state: u64,
+    /// How many versions are below each page that was stored as changes.
+    depths: BTreeMap<Location, usize>,
+}
 
 impl Dice {
+    fn new(seed: u64) -> Self {
+        Self {
+            state: seed,
+            depths: BTreeMap::new(),
+        }
+    }
+
     fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % sides
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        self.state % sides
     }
 }
 
@@ -67,10 +80,50 @@ fn grow(session: &mut Session, history: &mut History, parent: Option<u32>, dice:
     }
     memory.extend(&pages);
     pending.append(&batch(1, pages)).expect("pages");
+    // A few pages change all the time, in few words.
+    let table = pending.parent_table().cloned().unwrap_or_default();
+    let mut changes = EncodedBatch::new(2);
+    let mut depths = BTreeMap::new();
+    for _ in 0..dice.roll(8) {
+        let number = dice.roll(8);
+        let addr = number * PAGE_SIZE;
+        if depths.contains_key(&addr) {
+            continue;
+        }
+        let seed = FAMILIES | (dice.roll(64) << 4 | number) as u32;
+        let old = before.as_ref().and_then(|(_, old)| old.get(&number));
+        let was = old.map(|old| page(*old)).zip(table.get(addr));
+        let depth = |at: &Location| dice.depths.get(at).map_or(1, |depth| depth + 1);
+        let was = was.filter(|(_, at)| depth(at) < MOST_VERSIONS);
+        let below = was.as_ref().map_or(0, |(_, at)| depth(at));
+        let previous = was.as_ref().map(|(page, at)| Previous { page, at: *at });
+        let encoding = changes.push_against(addr, &page(seed), previous, &mut Scratch::default());
+        depths.insert(addr, if encoding.needs_previous() { below } else { 0 });
+        memory.insert(number, seed);
+    }
+    pending.append(&changes).expect("changes");
     let done = pending
         .publish(&state(pid), &Costs::default())
         .expect("published");
+    let table = session.head_table().expect("of the one just published");
+    for (addr, depth) in depths {
+        let at = table.get(addr).expect("just published");
+        assert_eq!(at.seq.get(), done.seq);
+        dice.depths.insert(at, depth);
+    }
     history.insert(done.seq, (done.id, memory));
+}
+
+/// Pages of a session's pack that hold changes, and those whose versions are as many as may be.
+fn changes_packed(store: &Store, session: &Session, dice: &Dice) -> (usize, usize) {
+    let files = store.session_files(session.id()).expect("a session");
+    let listing = files.listing();
+    let pack = listing.pack.as_ref().expect("a pack");
+    let entries = pack.entries().expect("readable").iter();
+    let depths = entries.filter(|entry| entry.encoding.needs_previous());
+    let depths: Vec<usize> = depths.map(|entry| dice.depths[&entry.name]).collect();
+    let deepest = depths.iter().filter(|depth| **depth + 1 == MOST_VERSIONS);
+    (depths.len(), deepest.count())
 }
 
 fn assert_all(store: &Store, history: &History) {
@@ -99,8 +152,9 @@ fn remove(pruner: &Pruner, seqs: impl IntoIterator<Item = u32>) -> Result<(), St
 
 #[test]
 fn whatever_is_removed_the_others_stay_whole_and_can_be_built_on() {
+    let mut changes = (0, 0);
     for seed in 1..25u64 {
-        let mut dice = Dice(seed * 7919);
+        let mut dice = Dice::new(seed * 7919);
         let (_dir, store) = new_store();
         let mut session = store.create_session(&info(7)).expect("a session");
         let pruner = session.pruner();
@@ -141,7 +195,16 @@ fn whatever_is_removed_the_others_stay_whole_and_can_be_built_on() {
                 .filter(|(seq, _)| !gone.contains(seq))
                 .map(|(_, (id, memory))| (store.snapshot(*id).expect("kept"), memory.clone()))
                 .collect();
-            remove(&pruner, gone.iter().copied()).expect("removed");
+            let plan = pruner.plan_removal(&gone).expect("a plan");
+            pruner.carry_out(&plan).expect("removed");
+            if !gone.is_empty() {
+                // As long as was said, but for the numbers of those that are gone.
+                let after = pruner.plan_removal(&BTreeSet::new()).expect("a plan");
+                let numbers = after.bytes_before - plan.bytes_after;
+                assert!(numbers.is_multiple_of(8) && numbers <= 8 * 200, "{numbers}");
+                let packed = changes_packed(&store, &session, &dice);
+                changes = (changes.0 + packed.0, changes.1 + packed.1);
+            }
             for seq in &gone {
                 let (id, _) = history.remove(seq).expect("known");
                 assert!(matches!(
@@ -165,13 +228,14 @@ fn whatever_is_removed_the_others_stay_whole_and_can_be_built_on() {
         assert!(history.len() > 1 && history.keys().next_back() > Some(&last));
         assert_all(&store, &history);
     }
+    assert!(changes.0 > 100 && changes.1 > 5, "{changes:?} in packs");
 }
 
 /// Fifteen snapshots: a chain with a branch.
 fn sample(store: &Store) -> (Session, History) {
     let mut session = store.create_session(&info(7)).expect("a session");
     let mut history = History::new();
-    let mut dice = Dice(42);
+    let mut dice = Dice::new(42);
     grow(&mut session, &mut history, None, &mut dice);
     for seq in 1..12 {
         grow(&mut session, &mut history, Some(seq), &mut dice);
@@ -304,7 +368,7 @@ fn a_writer_a_pruner_and_readers_do_not_disturb_each_other() {
     let (_dir, store) = new_store();
     let mut session = store.create_session(&info(7)).expect("a session");
     let pruner = session.pruner();
-    let mut dice = Dice(5);
+    let mut dice = Dice::new(5);
     let mut history = History::new();
     grow(&mut session, &mut history, None, &mut dice);
     let done = AtomicBool::new(false);

@@ -1,0 +1,201 @@
+//! What must hold for any bytes, a function for each decoder. A broken one panics.
+//!
+//! The targets of `cargo fuzz` call these, and so does a test on stable Rust, with mutations of the corpus.
+
+use snap_user::codec::{self, Encoding, LONGEST, Scratch};
+use snap_user::image::{
+    HEADER_LEN, Header, IndexEntry, LATE_OFFSET, Manifest, Section, decode_dropped, decode_index,
+    decode_span,
+};
+use snap_user::model::{PAGE_SIZE, Page};
+
+/// A target: its name, which is that of its corpus, and itself.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All targets.
+pub const TARGETS: [Target; 8] = [
+    ("page", page),
+    ("pair", pair),
+    ("block", block),
+    ("header", header),
+    ("index", index),
+    ("dropped", dropped),
+    ("span", span),
+    ("manifest", manifest),
+];
+
+/// A snapshot file to take headers from.
+const GOLDEN: &[u8] = include_bytes!("../../snap-user/tests/data/delta-v1.ksnap");
+const LEN: usize = PAGE_SIZE as usize;
+
+/// A page that repeats some bytes; zeroes for none.
+fn repeat(bytes: &[u8]) -> Page {
+    let mut page = [0; LEN];
+    if !bytes.is_empty() {
+        for (byte, from) in page.iter_mut().zip(bytes.iter().cycle()) {
+            *byte = *from;
+        }
+    }
+    page
+}
+
+/// Decodes an encoded page: a byte for the encoding, one for the length of what the previous version repeats, that,
+/// and the page's bytes. What decodes can be encoded again.
+pub fn page(data: &[u8]) {
+    let [tag, len, rest @ ..] = data else { return };
+    let Some(encoding) = Encoding::from_tag(tag % 16) else {
+        return;
+    };
+    let (seed, bytes) = rest.split_at(rest.len().min((*len).into()));
+    let previous = repeat(seed);
+    let mut page = [0; LEN];
+    if codec::decode(encoding, bytes, Some(&previous), &mut page).is_ok() {
+        assert_ne!(encoding, Encoding::Reference);
+        round_trip(&page, Some(&previous));
+    }
+    let alone = codec::decode(encoding, bytes, None, &mut page).is_ok();
+    assert!(!alone || !encoding.needs_previous());
+}
+
+fn round_trip(page: &Page, previous: Option<&Page>) {
+    let mut bytes = Vec::new();
+    let encoding = codec::encode(page, previous, &mut Scratch::default(), &mut bytes);
+    assert!(bytes.len() <= LONGEST, "{} bytes", bytes.len());
+    assert!(previous.is_some() || !encoding.needs_previous());
+    let mut back = [0xaa; LEN];
+    codec::decode(encoding, &bytes, previous, &mut back).expect("what was encoded decodes");
+    assert!(back == *page, "{encoding:?} gives another page");
+}
+
+/// Encodes a page and decodes it again: a byte for how many of the rest its previous version repeats, and edits of it.
+pub fn pair(data: &[u8]) {
+    let [len, rest @ ..] = data else { return };
+    let (seed, edits) = rest.split_at(rest.len().min(usize::from(*len) * 16));
+    let previous = repeat(seed);
+    let mut page = previous;
+    // Place, length, step: the bytes there go up by so much, as one number or each.
+    for edit in edits.as_chunks::<4>().0 {
+        let at = usize::from(u16::from_le_bytes([edit[0], edit[1]]));
+        let (at, wide) = (at % LEN, at >= LEN);
+        let end = (at + usize::from(edit[2])).min(LEN);
+        for byte in &mut page[at..end] {
+            *byte = byte.wrapping_add(edit[3]);
+        }
+        if wide && let Some(word) = page.get_mut(at & !7..(at & !7) + 8) {
+            let number = u64::from_le_bytes((&*word).try_into().expect("8 bytes"));
+            let step = i64::from(edit[3] as i8) << (edit[2] % 48);
+            word.copy_from_slice(&number.wrapping_add_signed(step).to_le_bytes());
+        }
+    }
+    round_trip(&page, Some(&previous));
+    round_trip(&page, None);
+}
+
+/// Decompresses a block: two bytes for the length that it should have.
+pub fn block(data: &[u8]) {
+    let [low, high, block @ ..] = data else {
+        return;
+    };
+    let len = u16::from_le_bytes([*low, *high]).into();
+    if let Ok(bytes) = codec::decompress_block(block, len) {
+        assert_eq!(bytes.len(), len);
+    }
+}
+
+/// Makes id and checksum of a header match its content.
+fn seal(header: &mut [u8]) {
+    let crc_at = LATE_OFFSET as usize - 4;
+    header[16..32].fill(0);
+    let hash = blake3::hash(&header[..crc_at]);
+    header[16..32].copy_from_slice(&hash.as_bytes()[..16]);
+    let crc = crc32c::crc32c(&header[..crc_at]);
+    header[crc_at..crc_at + 4].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Decodes a header, as it is and with checksums that match: eight bytes for the length of the file, then the header.
+pub fn header(data: &[u8]) {
+    let Some((len, bytes)) = data.split_first_chunk() else {
+        return;
+    };
+    let mut header = [0; HEADER_LEN];
+    let taken = bytes.len().min(HEADER_LEN);
+    header[..taken].copy_from_slice(&bytes[..taken]);
+    let lens = [u64::from_le_bytes(*len), GOLDEN.len() as u64];
+    for sealed in [false, true] {
+        if sealed {
+            seal(&mut header);
+        }
+        for len in lens {
+            let Ok(header) = Header::decode(&header, len) else {
+                continue;
+            };
+            // What readers rely on.
+            let h = &header;
+            for section in [&h.data, &h.index, &h.dropped, &h.span, &h.manifest] {
+                assert!(section.end() <= len);
+            }
+            assert!(header.parent_seq < header.seq);
+        }
+    }
+}
+
+/// The golden header, of a file whose sections are these bytes and have the right checksum.
+fn header_of(bytes: &[u8], section: impl Fn(&mut Header) -> &mut Section) -> Header {
+    let mut header = Header::decode(GOLDEN, GOLDEN.len() as u64).expect("the golden header");
+    let section = section(&mut header);
+    section.len = bytes.len() as u64;
+    section.crc = crc32c::crc32c(bytes);
+    header
+}
+
+/// Decodes an index, and takes pages apart by it.
+pub fn index(data: &[u8]) {
+    let header = header_of(data, |header| &mut header.index);
+    let Ok(entries) = decode_index(data, &header) else {
+        return;
+    };
+    let mut page = [0; LEN];
+    for entry in &entries {
+        if let Some(target) = entry.target() {
+            assert!(target.seq.get() < header.seq);
+            continue;
+        }
+        assert!(entry.at >= header.data.offset);
+        assert!(entry.at + u64::from(entry.len) <= header.data.end());
+        read(entry, &header, &mut page);
+    }
+}
+
+/// Reads a page of the golden file.
+fn read(entry: &IndexEntry, header: &Header, page: &mut Page) {
+    let bytes = &GOLDEN[entry.at as usize..][..entry.len.into()];
+    if let Ok(previous) = entry.previous(bytes, header.seq) {
+        let before = [0x5a; LEN];
+        assert!(previous.is_none_or(|at| at.seq.get() < header.seq));
+        let _ = entry.decode_page(bytes, previous.map(|_| &before), page);
+    }
+}
+
+/// Decodes dropped ranges.
+pub fn dropped(data: &[u8]) {
+    let header = header_of(data, |header| &mut header.dropped);
+    if let Ok(pages) = decode_dropped(data, &header) {
+        let ranges = pages.ranges();
+        assert!(ranges.windows(2).all(|pair| pair[0].end < pair[1].start));
+    }
+}
+
+/// Decodes a span.
+pub fn span(data: &[u8]) {
+    let header = header_of(data, |header| &mut header.span);
+    if let Ok(runs) = decode_span(data, &header) {
+        let stored = runs.iter().filter(|run| run.first.is_some());
+        assert!(stored.map(|run| u64::from(run.pages)).sum::<u64>() <= header.pages);
+    }
+}
+
+/// Decodes a manifest.
+pub fn manifest(data: &[u8]) {
+    let header = header_of(data, |header| &mut header.manifest);
+    let _ = Manifest::decode(data, &header);
+}

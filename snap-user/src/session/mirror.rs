@@ -1,0 +1,504 @@
+//! What pages were in the parent snapshot, in memory: what changed ones are encoded against.
+//!
+//! For each page that it holds, the mirror has the version of the snapshot that the next one builds on, and its
+//! place in the store. A version that is being encoded becomes that only when its snapshot is published; until
+//! then both are held. A page that it does not hold is stored by itself, and so is one at the end of a chain of
+//! [`MOST_VERSIONS`]: the store is never read for the encoder.
+//!
+//! Memory is bounded. When it is used up, the page that has not been encoded for longest, about, makes room.
+
+use crate::codec::{Encoding, Scratch};
+use crate::image::{EncodedBatch, Location, MOST_VERSIONS, Previous};
+use crate::model::{PAGE_SIZE, Page, PageSet, PageTable, SnapshotId, SnapshotKind};
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Parts that are locked one by one, so that encoder threads seldom wait for one another.
+const SHARDS: usize = 16;
+
+/// The versions of pages in one snapshot of one session.
+pub struct Mirror {
+    shards: Vec<Mutex<Shard>>,
+    /// The snapshot whose versions are held, once there is one.
+    of: Mutex<Option<SnapshotId>>,
+}
+
+/// A version that the store has.
+struct Stored {
+    page: Box<Page>,
+    at: Location,
+    /// Versions below it that reading it takes.
+    depth: usize,
+}
+
+/// A version whose snapshot is not published.
+struct Fresh {
+    page: Box<Page>,
+    pass: u32,
+    depth: usize,
+}
+
+#[derive(Default)]
+struct Held {
+    stored: Option<Stored>,
+    fresh: Option<Fresh>,
+    /// Encoded since the hand came by.
+    used: bool,
+}
+
+#[derive(Default)]
+struct Shard {
+    held: HashMap<u64, Held>,
+    /// Addresses in the order in which the hand goes round; some may be gone.
+    round: Vec<u64>,
+    hand: usize,
+    /// Pages in memory, and how many there may be.
+    pages: usize,
+    most: usize,
+    /// Memory of pages that are not held any more.
+    free: Vec<Box<Page>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic of an encoder ends the snapshot; what it was at is dropped by `abandon`.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Mirror {
+    /// A mirror of at most so many bytes; with less than a page for each of its parts it holds nothing.
+    pub fn new(memory: u64) -> Self {
+        let most = (memory / PAGE_SIZE) as usize / SHARDS;
+        let shard = || Shard {
+            most,
+            ..Shard::default()
+        };
+        Self {
+            shards: (0..SHARDS).map(|_| Mutex::new(shard())).collect(),
+            of: Mutex::new(None),
+        }
+    }
+
+    fn shard(&self, addr: u64) -> MutexGuard<'_, Shard> {
+        // Neighbours go to different shards.
+        lock(&self.shards[(addr / PAGE_SIZE) as usize % SHARDS])
+    }
+
+    /// Begins a snapshot. What is held of another snapshot than its parent is of no use.
+    pub fn begin(&self, kind: SnapshotKind, parent: Option<SnapshotId>) {
+        let mut of = lock(&self.of);
+        let parent = parent.filter(|_| kind == SnapshotKind::Delta);
+        if *of != parent {
+            *of = parent;
+            self.clear();
+        }
+    }
+
+    fn clear(&self) {
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            *shard = Shard {
+                most: shard.most,
+                ..Shard::default()
+            };
+        }
+    }
+
+    /// Encodes a page of copy pass `pass` into `batch`, as the changes to what it was if that is held and pays.
+    pub fn encode(
+        &self,
+        addr: u64,
+        page: &Page,
+        pass: u32,
+        scratch: &mut Scratch,
+        batch: &mut EncodedBatch,
+    ) {
+        let mut shard = self.shard(addr);
+        let stored = shard.held.get(&addr).and_then(|held| held.stored.as_ref());
+        let stored = stored.filter(|stored| stored.depth + 1 < MOST_VERSIONS);
+        let below = stored.map_or(0, |stored| stored.depth + 1);
+        let previous = stored.map(|stored| Previous {
+            page: &stored.page,
+            at: stored.at,
+        });
+        let encoding = batch.push_against(addr, page, previous, scratch);
+        let depth = if encoding.needs_previous() { below } else { 0 };
+        shard.enter(addr, page, pass, encoding, depth);
+    }
+
+    /// As [`Mirror::encode`], in next to no time: by itself, and not small.
+    pub fn encode_fast(&self, addr: u64, page: &Page, pass: u32, batch: &mut EncodedBatch) {
+        let encoding = batch.push_fast(addr, page);
+        self.shard(addr).enter(addr, page, pass, encoding, 0);
+    }
+
+    /// The snapshot being encoded, number `seq`, is published as `id`. `pages` are those that it copied, each with
+    /// the last of its copy passes, `removed` those that are gone, and `table` says where each is now.
+    pub fn publish(
+        &self,
+        id: SnapshotId,
+        seq: u32,
+        pages: &[(u64, u32)],
+        removed: &PageSet,
+        table: &PageTable<Location>,
+    ) {
+        *lock(&self.of) = Some(id);
+        for (addr, pass) in pages {
+            // A place in another snapshot is that of a page which is as it was.
+            let at = table.get(*addr);
+            let pass = at.filter(|at| at.seq.get() == seq).map(|_| *pass);
+            self.shard(*addr).settle(*addr, at, pass);
+        }
+        if removed.is_empty() {
+            return;
+        }
+        self.settle_all(|addr, stored| match removed.contains(addr) {
+            true => table.get(addr),
+            false => stored,
+        });
+    }
+
+    /// The snapshot being encoded has come to nothing.
+    pub fn abandon(&self) {
+        self.settle_all(|_, stored| stored);
+    }
+
+    /// Keeps the stored versions that are where `place` says.
+    fn settle_all(&self, place: impl Fn(u64, Option<Location>) -> Option<Location>) {
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            let held = shard.held.iter();
+            let places: Vec<_> = held
+                .map(|(addr, held)| (*addr, held.stored.as_ref().map(|stored| stored.at)))
+                .collect();
+            for (addr, at) in places {
+                shard.settle(addr, place(addr, at), None);
+            }
+        }
+    }
+}
+
+impl Shard {
+    /// Notes what a page is in the snapshot being encoded. The pass copied last counts.
+    fn enter(&mut self, addr: u64, page: &Page, pass: u32, encoding: Encoding, depth: usize) {
+        let earlier = self.held.get_mut(&addr).and_then(|held| {
+            held.used = true;
+            held.fresh.as_mut()
+        });
+        match earlier {
+            Some(fresh) if fresh.pass > pass => return,
+            // Next to nothing is known from a page of one word.
+            Some(_) if matches!(encoding, Encoding::Zero | Encoding::Fill) => {
+                let held = self.held.get_mut(&addr).expect("found above");
+                let fresh = held.fresh.take().expect("found above");
+                return self.give_back(fresh.page);
+            }
+            Some(fresh) => {
+                fresh.page.copy_from_slice(page);
+                (fresh.pass, fresh.depth) = (pass, depth);
+                return;
+            }
+            None if matches!(encoding, Encoding::Zero | Encoding::Fill) => return,
+            None => {}
+        }
+        let Some(memory) = self.take_memory(page) else {
+            return;
+        };
+        if self.round.len() > 2 * self.held.len() + SHARDS {
+            self.round = self.held.keys().copied().collect();
+        }
+        let round = &mut self.round;
+        let held = self.held.entry(addr).or_insert_with(|| {
+            round.push(addr);
+            Held::default()
+        });
+        held.used = true;
+        held.fresh = Some(Fresh {
+            page: memory,
+            pass,
+            depth,
+        });
+    }
+
+    /// A copy of a page, if there is memory for it or it can be made.
+    fn take_memory(&mut self, page: &Page) -> Option<Box<Page>> {
+        if self.pages >= self.most {
+            self.make_room();
+        }
+        if self.pages >= self.most {
+            return None;
+        }
+        self.pages += 1;
+        Some(match self.free.pop() {
+            Some(mut memory) => {
+                memory.copy_from_slice(page);
+                memory
+            }
+            None => Box::new(*page),
+        })
+    }
+
+    fn give_back(&mut self, page: Box<Page>) {
+        self.pages -= 1;
+        self.free.push(page);
+    }
+
+    /// Gives up a version that has not been used since the hand came by.
+    fn make_room(&mut self) {
+        // Twice round: the first time every page may have been used.
+        for _ in 0..2 * self.round.len() {
+            if self.round.is_empty() {
+                return;
+            }
+            self.hand %= self.round.len();
+            let addr = self.round[self.hand];
+            match self.held.get_mut(&addr) {
+                None => {
+                    self.round.swap_remove(self.hand);
+                }
+                // It is needed when the snapshot is published.
+                Some(held) if held.fresh.is_some() => self.hand += 1,
+                Some(held) if held.used => {
+                    held.used = false;
+                    self.hand += 1;
+                }
+                Some(_) => {
+                    let held = self.held.remove(&addr).expect("found above");
+                    self.round.swap_remove(self.hand);
+                    if let Some(stored) = held.stored {
+                        self.give_back(stored.page);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// The next snapshot's parent has this page at `at`: keeps the version that is there, and no other. That is
+    /// the fresh one if it is of copy pass `pass`.
+    fn settle(&mut self, addr: u64, at: Option<Location>, pass: Option<u32>) {
+        let Some(held) = self.held.get_mut(&addr) else {
+            return;
+        };
+        let (fresh, stored) = (held.fresh.take(), held.stored.take());
+        let (mut unused, mut kept) = (Vec::new(), None);
+        if let Some(fresh) = fresh {
+            match at {
+                Some(at) if pass == Some(fresh.pass) => {
+                    kept = Some(Stored {
+                        page: fresh.page,
+                        at,
+                        depth: fresh.depth,
+                    });
+                }
+                _ => unused.push(fresh.page),
+            }
+        }
+        if let Some(stored) = stored {
+            match kept {
+                None if Some(stored.at) == at => kept = Some(stored),
+                _ => unused.push(stored.page),
+            }
+        }
+        match kept {
+            Some(_) => held.stored = kept,
+            // Its place in the round goes when the hand comes by.
+            None => _ = self.held.remove(&addr),
+        }
+        unused.into_iter().for_each(|page| self.give_back(page));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: u64 = PAGE_SIZE;
+
+    fn page(seed: u64) -> Page {
+        let mut page = [0; PAGE_SIZE as usize];
+        let mut state = seed | 1;
+        for word in page.as_chunks_mut::<8>().0 {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            *word = state.to_le_bytes();
+        }
+        page
+    }
+
+    fn id(n: u8) -> SnapshotId {
+        SnapshotId([n; 16])
+    }
+
+    fn encode(mirror: &Mirror, addr: u64, page: &Page, pass: u32) -> (Encoding, Option<Location>) {
+        let mut batch = EncodedBatch::new(pass);
+        mirror.encode(addr, page, pass, &mut Scratch::default(), &mut batch);
+        (batch.pages()[0].encoding, batch.pages()[0].previous)
+    }
+
+    /// Publishes a snapshot whose pages, copied in the first pass, are in the order of their addresses.
+    fn publish(mirror: &Mirror, seq: u32, addrs: &[u64]) -> PageTable<Location> {
+        publish_pass(mirror, seq, addrs, 0)
+    }
+
+    fn publish_pass(mirror: &Mirror, seq: u32, addrs: &[u64], pass: u32) -> PageTable<Location> {
+        let mut table = PageTable::new();
+        for (addr, slot) in addrs.iter().zip(0..) {
+            table.insert(*addr, Location::new(seq, slot).expect("not 0"));
+        }
+        let pages: Vec<_> = addrs.iter().map(|addr| (*addr, pass)).collect();
+        mirror.publish(id(seq as u8), seq, &pages, &PageSet::new(), &table);
+        table
+    }
+
+    fn pages_held(mirror: &Mirror) -> (usize, usize) {
+        let shards = || mirror.shards.iter().map(lock);
+        let held = shards().flat_map(|shard| {
+            shard
+                .held
+                .values()
+                .map(|held| usize::from(held.stored.is_some()) + usize::from(held.fresh.is_some()))
+                .collect::<Vec<_>>()
+        });
+        (held.sum(), shards().map(|shard| shard.pages).sum())
+    }
+
+    #[test]
+    fn a_changed_page_is_encoded_against_the_published_one() {
+        let mirror = Mirror::new(1 << 20);
+        mirror.begin(SnapshotKind::Base, None);
+        let mut content = page(1);
+        assert_eq!(encode(&mirror, PAGE, &content, 0).1, None);
+        // Copied again for the same snapshot: the first copy is in no snapshot.
+        content[0] ^= 1;
+        assert_eq!(encode(&mirror, PAGE, &content, 1).1, None);
+        let table = publish_pass(&mirror, 1, &[PAGE], 1);
+        mirror.begin(SnapshotKind::Delta, Some(id(1)));
+        content[0] ^= 2;
+        let (encoding, previous) = encode(&mirror, PAGE, &content, 0);
+        assert_eq!((encoding, previous), (Encoding::Runs, table.get(PAGE)));
+    }
+
+    #[test]
+    fn a_chain_ends_before_it_is_too_long() {
+        let mirror = Mirror::new(1 << 20);
+        let mut content = page(7);
+        let mut chain = 0;
+        let mut longest = 0;
+        for seq in 1..40 {
+            let parent = (seq > 1).then(|| id(seq as u8 - 1));
+            let kind = if seq == 1 {
+                SnapshotKind::Base
+            } else {
+                SnapshotKind::Delta
+            };
+            mirror.begin(kind, parent);
+            content[9] = content[9].wrapping_add(1);
+            let (encoding, _) = encode(&mirror, PAGE, &content, 0);
+            chain = if encoding.needs_previous() {
+                chain + 1
+            } else {
+                1
+            };
+            longest = longest.max(chain);
+            publish(&mirror, seq, &[PAGE]);
+        }
+        assert_eq!(longest, MOST_VERSIONS);
+    }
+
+    #[test]
+    fn what_was_not_published_is_forgotten() {
+        let mirror = Mirror::new(1 << 20);
+        let mut content = page(3);
+        encode(&mirror, PAGE, &content, 0);
+        mirror.abandon();
+        assert_eq!(encode(&mirror, PAGE, &content, 0).1, None);
+        let table = publish(&mirror, 1, &[PAGE]);
+        mirror.begin(SnapshotKind::Delta, Some(id(1)));
+        content[5] ^= 1;
+        encode(&mirror, PAGE, &content, 0);
+        mirror.abandon();
+        // The version before is still the parent's.
+        content[6] ^= 1;
+        assert_eq!(encode(&mirror, PAGE, &content, 0).1, table.get(PAGE));
+        mirror.abandon();
+        assert_eq!(pages_held(&mirror), (1, 1));
+    }
+
+    #[test]
+    fn another_parent_is_another_history() {
+        let mirror = Mirror::new(1 << 20);
+        encode(&mirror, PAGE, &page(3), 0);
+        publish(&mirror, 1, &[PAGE]);
+        mirror.begin(SnapshotKind::Delta, Some(id(9)));
+        assert_eq!(encode(&mirror, PAGE, &page(3), 0).1, None);
+    }
+
+    #[test]
+    fn a_page_that_is_elsewhere_now_is_dropped() {
+        let mirror = Mirror::new(1 << 20);
+        let addrs = [PAGE, 2 * PAGE, 3 * PAGE];
+        for addr in addrs {
+            encode(&mirror, addr, &page(addr), 0);
+        }
+        publish(&mirror, 1, &addrs);
+        mirror.begin(SnapshotKind::Delta, Some(id(1)));
+        // One becomes zeroes, one goes away, one is as another was.
+        encode(&mirror, PAGE, &[0; PAGE_SIZE as usize], 0);
+        encode(&mirror, 3 * PAGE, &page(5), 0);
+        let mut table = PageTable::new();
+        table.insert(PAGE, Location::new(2, 0).expect("not 0"));
+        table.insert(3 * PAGE, Location::new(1, 1).expect("not 0"));
+        let gone = PageSet::from_pages(vec![2 * PAGE]);
+        mirror.publish(id(2), 2, &[(PAGE, 0), (3 * PAGE, 0)], &gone, &table);
+        assert_eq!(pages_held(&mirror), (0, 0));
+    }
+
+    #[test]
+    fn the_copy_that_counts_is_the_one_that_is_held() {
+        let mirror = Mirror::new(1 << 20);
+        // Encoder threads finish in any order: the later copy, zeroes, is encoded first.
+        encode(&mirror, PAGE, &[0; PAGE_SIZE as usize], 1);
+        encode(&mirror, PAGE, &page(2), 0);
+        publish_pass(&mirror, 1, &[PAGE], 1);
+        mirror.begin(SnapshotKind::Delta, Some(id(1)));
+        assert_eq!(encode(&mirror, PAGE, &page(2), 0).1, None);
+    }
+
+    #[test]
+    fn memory_is_bounded_and_goes_to_what_changes() {
+        let most = 4 * SHARDS;
+        let mirror = Mirror::new(most as u64 * PAGE);
+        let addrs: Vec<u64> = (1..=10 * most as u64).map(|n| n * PAGE).collect();
+        for addr in &addrs {
+            encode(&mirror, *addr, &page(*addr), 0);
+        }
+        assert_eq!(pages_held(&mirror), (most, most));
+        publish(&mirror, 1, &addrs);
+        // A few pages that change all the time find their way in, whatever was there first.
+        let hot = &addrs[addrs.len() - SHARDS..];
+        let mut against = 0;
+        for seq in 2..8 {
+            mirror.begin(SnapshotKind::Delta, Some(id(seq - 1)));
+            against = 0;
+            for addr in hot {
+                let mut content = page(*addr);
+                content[0] ^= seq;
+                against += usize::from(encode(&mirror, *addr, &content, 0).1.is_some());
+            }
+            publish(&mirror, seq.into(), hot);
+            assert!(pages_held(&mirror).1 <= most);
+        }
+        assert_eq!(against, hot.len());
+    }
+
+    #[test]
+    fn without_memory_nothing_is_held() {
+        let mirror = Mirror::new(0);
+        encode(&mirror, PAGE, &page(3), 0);
+        publish(&mirror, 1, &[PAGE]);
+        mirror.begin(SnapshotKind::Delta, Some(id(1)));
+        assert_eq!(encode(&mirror, PAGE, &page(4), 0).1, None);
+        assert_eq!(pages_held(&mirror), (0, 0));
+    }
+}

@@ -1,0 +1,131 @@
+//! Finds what snapshots that stay need of those that go.
+
+use super::chain::SessionFiles;
+use super::directory::SnapshotMeta;
+use super::encoded::{entries_of, read_wanted};
+use super::error::StoreError;
+use crate::image::{
+    IndexEntry, Location, PACK_ENTRY_LEN, PACK_HEADER_LEN, RUN_LEN, SpanKind, runs_of,
+};
+use crate::model::{PageTable, SnapshotKind};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Bytes that a page table in a pack takes besides its runs.
+const GHOST_LEN: u64 = 32;
+
+/// What a pack has to hold.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Needs {
+    /// Pages, ascending: with each that holds changes also the versions that it takes to read it. They keep their
+    /// places and their bytes, so that whoever reads one while it moves finds it, and reading never takes more
+    /// than it did.
+    pub(super) places: Vec<Location>,
+    /// Page tables that others build on, by sequence number.
+    pub(super) ghosts: BTreeMap<u32, PageTable<Location>>,
+    /// Length of the pack, but for the numbers of the snapshots that it stands for.
+    pub(super) bytes: u64,
+}
+
+impl Needs {
+    /// What the kept snapshots need of those that go, or have gone into a pack before.
+    ///
+    /// A page table holds its own file's pages, the parent's, and those that its references name. So the pages
+    /// are in the tables of the kept snapshots whose parent goes, and in the references of all of them. A page
+    /// that holds changes holds those to the parent's: where the parent stays, its table has what it takes, and
+    /// where it goes, the places are behind the bytes. From there it goes on to the versions below.
+    pub(super) fn find(
+        files: &SessionFiles,
+        kept: &[SnapshotMeta],
+        goes: &dyn Fn(u32) -> bool,
+    ) -> Result<Self, StoreError> {
+        let mut found: BTreeSet<Location> = BTreeSet::new();
+        let mut ghosts = BTreeMap::new();
+        for meta in kept {
+            let file = files.open(meta.seq)?;
+            let header = &file.header;
+            let entries = file.index()?;
+            let targets = entries.iter().filter_map(IndexEntry::target);
+            found.extend(targets.filter(|target| goes(target.seq.get())));
+            let orphan = meta.parent_seq == 0 || goes(meta.parent_seq);
+            if !orphan {
+                continue;
+            }
+            let own = entries.iter().zip(0..);
+            let changes: Vec<Location> = own
+                .filter(|(entry, _)| entry.encoding.needs_previous())
+                .filter_map(|(_, slot)| Location::new(meta.seq, slot))
+                .collect();
+            let below = versions_below(files, &changes)?;
+            let table = files.head(meta.seq)?.table;
+            let places = table.iter().map(|(_, place)| place).chain(below);
+            found.extend(places.filter(|place| goes(place.seq.get())));
+            let builds = header.kind == SnapshotKind::Delta && header.span_kind != SpanKind::Full;
+            if builds && !ghosts.contains_key(&header.parent_seq) {
+                let parent = table_of(files, header.parent_seq)?;
+                ghosts.insert(header.parent_seq, parent);
+            }
+        }
+        // Places get lower from version to version, so this ends.
+        let mut round: Vec<Location> = found.iter().copied().collect();
+        while !round.is_empty() {
+            let below: BTreeSet<Location> = changes_among(files, &round)
+                .and_then(|changes| versions_below(files, &changes))?
+                .into_iter()
+                .filter(|place| goes(place.seq.get()) && !found.contains(place))
+                .collect();
+            found.extend(&below);
+            round = below.into_iter().collect();
+        }
+        let mut needs = Self {
+            places: found.into_iter().collect(),
+            ghosts,
+            bytes: 0,
+        };
+        needs.bytes = needs.measure(files)?;
+        Ok(needs)
+    }
+
+    fn measure(&self, files: &SessionFiles) -> Result<u64, StoreError> {
+        let mut bytes = PACK_HEADER_LEN as u64;
+        entries_of(files, &self.places, &mut |_, entry| {
+            bytes += u64::from(entry.len) + PACK_ENTRY_LEN as u64;
+        })?;
+        for table in self.ghosts.values() {
+            bytes += GHOST_LEN + (runs_of(table).len() * RUN_LEN) as u64;
+        }
+        Ok(bytes)
+    }
+}
+
+/// Those of these pages that hold changes.
+fn changes_among(files: &SessionFiles, places: &[Location]) -> Result<Vec<Location>, StoreError> {
+    let mut changes = Vec::new();
+    entries_of(files, places, &mut |place, entry| {
+        if entry.encoding.needs_previous() {
+            changes.push(place);
+        }
+    })?;
+    Ok(changes)
+}
+
+/// The versions that these pages hold the changes to.
+fn versions_below(files: &SessionFiles, changes: &[Location]) -> Result<Vec<Location>, StoreError> {
+    let wanted: Vec<(Location, u64)> = changes.iter().map(|place| (*place, 0)).collect();
+    let mut below = Vec::with_capacity(changes.len());
+    read_wanted(files, &wanted, &mut |page, _| {
+        below.extend(page.previous()?);
+        Ok(())
+    })?;
+    Ok(below)
+}
+
+/// The page table of a snapshot that is there, or of one whose ghost is.
+fn table_of(files: &SessionFiles, seq: u32) -> Result<PageTable<Location>, StoreError> {
+    let listing = files.listing();
+    if let Some(pack) = listing.pack.as_ref().filter(|pack| pack.absorbs(seq)) {
+        return pack.ghost(seq)?.ok_or_else(|| StoreError::NotFound {
+            what: format!("page table of snapshot @{seq}, which was pruned"),
+        });
+    }
+    Ok(files.head(seq)?.table)
+}

@@ -1,0 +1,247 @@
+//! Every decoder on damaged and hostile bytes: the targets of `fuzz/`, for a bounded number of inputs.
+//!
+//! `KSNAP_FUZZ_INPUTS` sets the number for each target, `KSNAP_FUZZ_SEED` makes other ones, `KSNAP_WRITE_SEEDS=1`
+//! writes the seeds anew.
+
+#[path = "../../fuzz/src/drive.rs"]
+mod drive;
+#[path = "../../fuzz/src/targets.rs"]
+mod targets;
+
+use drive::{Mutations, corpus};
+use snap_user::codec::{Scratch, compress_block, encode};
+use snap_user::image::{HEADER_LEN, Header, Section};
+use snap_user::model::{PAGE_SIZE, Page};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use targets::{TARGETS, Target};
+
+/// Inputs for each target, unless said otherwise.
+const INPUTS: u64 = 20_000;
+
+fn number(name: &str, otherwise: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|_| panic!("{name}={text} is no number")),
+        Err(_) => otherwise,
+    }
+}
+
+fn run((name, target): Target) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../fuzz/seeds")
+        .join(name);
+    let corpus = corpus(&folder);
+    let seed = number("KSNAP_FUZZ_SEED", 1);
+    let count = number("KSNAP_FUZZ_INPUTS", INPUTS) as usize;
+    let mutations = Mutations::new(&corpus, seed).take(count);
+    for (n, input) in corpus.iter().cloned().chain(mutations).enumerate() {
+        if catch_unwind(AssertUnwindSafe(|| target(&input))).is_err() {
+            let file = std::env::temp_dir().join(format!("ksnap-fuzz-{name}-{n}"));
+            std::fs::write(&file, &input).expect("a place for the input");
+            panic!(
+                "target {name}, input {n} of seed {seed}: it is in {}",
+                file.display()
+            );
+        }
+    }
+}
+
+fn named(name: &str) -> Target {
+    let found = TARGETS.iter().find(|target| target.0 == name);
+    *found.unwrap_or_else(|| panic!("no target {name}"))
+}
+
+/// Writes what mutations begin with: pages in every encoding, and the parts of the golden file.
+fn write_seeds(fuzz: &Path) {
+    let golden = include_bytes!("data/delta-v1.ksnap");
+    let header = Header::decode(golden, golden.len() as u64).expect("the golden header");
+    let part = |section: &Section| golden[section.offset as usize..section.end() as usize].to_vec();
+    let mut files = vec![
+        ("header", "golden".to_owned(), {
+            let len = (golden.len() as u64).to_le_bytes();
+            [&len[..], &golden[..HEADER_LEN]].concat()
+        }),
+        ("index", "golden".into(), part(&header.index)),
+        ("dropped", "golden".into(), part(&header.dropped)),
+        ("span", "golden".into(), part(&header.span)),
+        ("manifest", "golden".into(), part(&header.manifest)),
+    ];
+    for (name, len) in [("text", 600usize), ("zeroes", 4000)] {
+        let text = b"what is compressed, and comes back as it was; "
+            .iter()
+            .cycle();
+        let bytes: Vec<u8> = match name {
+            "text" => text.take(len).copied().collect(),
+            _ => vec![0; len],
+        };
+        let block = compress_block(&bytes);
+        files.push((
+            "block",
+            name.into(),
+            [&(len as u16).to_le_bytes()[..], &block].concat(),
+        ));
+    }
+    for (name, seed, edits) in PAIRS {
+        // Whole sixteenths of the previous version.
+        let mut input = vec![(seed.len() / 16) as u8];
+        input.extend_from_slice(seed);
+        input.extend(edits.iter().flat_map(|(at, len, step)| {
+            let [low, high] = at.to_le_bytes();
+            [low, high, *len, *step]
+        }));
+        files.push(("pair", (*name).to_owned(), input));
+    }
+    for (name, seed, page) in pages() {
+        let mut before = [0; PAGE_SIZE as usize];
+        let seeds = seed.iter().cycle();
+        before
+            .iter_mut()
+            .zip(seeds)
+            .for_each(|(byte, from)| *byte = *from);
+        let mut input = vec![0, seed.len() as u8];
+        input.extend_from_slice(&seed);
+        let previous = (!seed.is_empty()).then_some(&before);
+        input[0] = encode(&page, previous, &mut Scratch::default(), &mut input).tag();
+        files.push(("page", format!("{name}-{}", input[0]), input));
+    }
+    for (target, name, bytes) in files {
+        let folder = fuzz.join("seeds").join(target);
+        std::fs::create_dir_all(&folder).expect("a folder");
+        std::fs::write(folder.join(name), bytes).expect("a file");
+    }
+}
+
+/// Name, previous version, and edits: place, length, step.
+type Pair = (&'static str, &'static [u8], &'static [(u16, u8, u8)]);
+const PAIRS: &[Pair] = &[
+    ("same", b"0123456789abcdef", &[]),
+    ("one-word", b"0123456789abcdef", &[(1000, 8, 3)]),
+    (
+        "counters",
+        b"\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0",
+        &[(4100, 0, 1), (6000, 9, 2), (8000, 30, 250)],
+    ),
+    (
+        "dense",
+        b"0123456789abcdef",
+        &[
+            (0, 255, 1),
+            (300, 255, 7),
+            (900, 200, 99),
+            (2000, 255, 1),
+            (3000, 255, 3),
+        ],
+    ),
+    (
+        "pointers",
+        b"\x10\x20\x30\x40\xff\x7f\0\0\x08\x90\x30\x40\xff\x7f\0\0",
+        &[(4096, 4, 16), (5000, 4, 32), (7777, 1, 8)],
+    ),
+];
+
+/// Pages with what they were before, nothing for one that is new.
+fn pages() -> Vec<(&'static str, Vec<u8>, Page)> {
+    let words = |word: &dyn Fn(u64) -> u64| {
+        let mut page = [0; PAGE_SIZE as usize];
+        for (place, n) in page.as_chunks_mut().0.iter_mut().zip(0..) {
+            *place = word(n).to_le_bytes();
+        }
+        page
+    };
+    let noise = |n: u64| {
+        (n + 1)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+            .rotate_left(31)
+            .wrapping_mul(n | 3)
+    };
+    let seed = b"seventeen bytes..".to_vec();
+    let mut was = [0; PAGE_SIZE as usize];
+    was.iter_mut()
+        .zip(seed.iter().cycle())
+        .for_each(|(byte, from)| *byte = *from);
+    let mut few = was;
+    few[100..109].copy_from_slice(b"new bytes");
+    let mut many = was;
+    for word in many.as_chunks_mut::<8>().0.iter_mut().step_by(5) {
+        *word = (u64::from_le_bytes(*word) + 77).to_le_bytes();
+    }
+    let mut all = was;
+    for (word, n) in all.as_chunks_mut::<8>().0.iter_mut().zip(0..) {
+        *word = (u64::from_le_bytes(*word) + noise(n) % 50).to_le_bytes();
+    }
+    let mut text = [0; PAGE_SIZE as usize];
+    let story =
+        b"some text that has words, and words that come again, though not in the same order";
+    for (at, byte) in text.iter_mut().enumerate() {
+        *byte = story[(at * at / 700 + at) % story.len()];
+    }
+    vec![
+        ("zeroes", vec![], [0; PAGE_SIZE as usize]),
+        ("fill", vec![], [7; PAGE_SIZE as usize]),
+        ("noise", vec![], words(&noise)),
+        ("text", vec![], text),
+        (
+            "small",
+            vec![],
+            words(&|n| if n % 40 == 0 { n * n } else { 0 }),
+        ),
+        (
+            "records",
+            vec![],
+            words(&|n| [0x7f00_1234_0000 + n * 64, n, noise(n / 7) >> 40, 0][n as usize % 4]),
+        ),
+        ("few", seed.clone(), few),
+        ("many", seed.clone(), many),
+        ("all", seed, all),
+    ]
+}
+
+#[test]
+fn any_encoded_page_gives_a_page_or_an_error() {
+    run(named("page"));
+}
+
+#[test]
+fn any_page_comes_back() {
+    run(named("pair"));
+}
+
+#[test]
+fn any_block_gives_bytes_or_an_error() {
+    run(named("block"));
+}
+
+#[test]
+fn any_header_is_sound_or_an_error() {
+    run(named("header"));
+}
+
+#[test]
+fn any_section_is_sound_or_an_error() {
+    for name in ["index", "dropped", "span", "manifest"] {
+        run(named(name));
+    }
+}
+
+#[test]
+fn every_target_is_run_and_has_a_corpus_and_a_file_for_cargo_fuzz() {
+    let fuzz = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz");
+    if std::env::var_os("KSNAP_WRITE_SEEDS").is_some() {
+        write_seeds(&fuzz);
+    }
+    let manifest = std::fs::read_to_string(fuzz.join("Cargo.toml")).expect("fuzz/Cargo.toml");
+    let here = include_str!("hostile.rs");
+    for (name, _) in TARGETS {
+        assert!(!corpus(&fuzz.join("seeds").join(name)).is_empty(), "{name}");
+        assert!(
+            fuzz.join("fuzz_targets")
+                .join(format!("{name}.rs"))
+                .exists(),
+            "{name}"
+        );
+        assert!(manifest.contains(&format!("name = \"{name}\"")), "{name}");
+        assert!(here.matches(&format!("\"{name}\"")).count() >= 1, "{name}");
+    }
+}
