@@ -16,7 +16,7 @@ pub use fds::{FdStat, FdTable};
 pub use maps::{build_id, maps, vm_flags};
 pub use status::{
     Stat, Status, auxv, cmdline, cpu_time_ns, exe, idle_ns, is_alive, link, mm_fields, processes,
-    stat, status, threads,
+    stat, status, thread_count, threads,
 };
 pub use vdso::own_vdso;
 
