@@ -195,7 +195,13 @@ impl Events {
                     });
                 }
             }
-            Event::Described { tgid, .. } if self.is_ours(tgid) => self.described = true,
+            Event::Described { tgid, .. } if self.is_ours(tgid) => {
+                self.described = true;
+                if !sees_gup {
+                    // What is locked into memory is made writable as well.
+                    epoch.distrust();
+                }
+            }
             Event::Mapping { tgid, change, .. } if self.is_ours(tgid) => {
                 self.described |= matches!(change.kind, MappingKind::Madvise(_));
                 if let MappingKind::Brk { end } = change.kind {
@@ -217,6 +223,13 @@ impl Events {
                 tgid, kind, range, ..
             } if tgid.is_none_or(|t| self.is_ours(t)) => {
                 tracing::trace!(?kind, ?range, "hazard");
+                if let (HazardKind::SharedFutex, Some(range)) = (kind, range) {
+                    // Where get_user_pages is seen, that has been an event of its own.
+                    if let (false, Some(log)) = (sees_gup, epoch.log()) {
+                        log.record_unlocked(range.start);
+                    }
+                    return;
+                }
                 self.lasting_hazard |= kind.is_lasting();
                 if let (HazardKind::DirectRead, Some(range)) = (kind, range) {
                     epoch.written(&PageSet::from_ranges(vec![range]));
@@ -233,6 +246,11 @@ impl Events {
                     self.exec = true;
                 } else if self.borrowers.remove(&tgid) {
                     ended.push(tgid);
+                }
+            }
+            Event::ThreadStart { tid, .. } => {
+                if let Some(log) = epoch.log() {
+                    log.started(tid as i32);
                 }
             }
             Event::Exit {
