@@ -101,7 +101,8 @@ impl Engine {
         };
         events.brk = attached.brk;
         let live = Live::read(pid, events.observes())?;
-        let (session, head, hashes) = open_session(store, &target)?;
+        let (mut session, head, hashes) = open_session(store, &target)?;
+        session.set_durability(options.durability);
         let covered = PageSet::from_pages(hashes.iter().map(|(addr, _)| addr).collect());
         Ok(Self {
             keeper: Keeper::start(session.pruner(), options.keep)?,

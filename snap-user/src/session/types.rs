@@ -1,7 +1,7 @@
 //! What the verbs take and what they tell.
 
 use crate::model::{Costs, SnapshotId, SnapshotKind};
-pub use crate::store::Rules;
+pub use crate::store::{Durability, Rules};
 pub use crate::track::{TrackerChoice, TrackerKind};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::time::Duration;
@@ -22,6 +22,8 @@ pub struct Options {
     pub memory: u64,
     /// Which snapshots are kept while others are taken.
     pub keep: Rules,
+    /// When a snapshot is made durable.
+    pub durability: Durability,
 }
 
 impl Default for Options {
@@ -32,6 +34,7 @@ impl Default for Options {
             audit: false,
             memory: DEFAULT_MEMORY,
             keep: Rules::default(),
+            durability: Durability::Each,
         }
     }
 }
