@@ -95,7 +95,8 @@ impl Engine {
         let attached = track::attach(pid, options.tracker).map_err(|e| named(pid, e))?;
         events.brk = attached.brk;
         let live = Live::read(pid, events.observes())?;
-        let (session, head, hashes) = open_session(store, &target)?;
+        let (mut session, head, hashes) = open_session(store, &target)?;
+        session.set_durability(options.durability);
         let covered = PageSet::from_pages(hashes.iter().map(|(addr, _)| addr).collect());
         Ok(Self {
             keeper: Keeper::start(session.pruner(), options.keep)?,

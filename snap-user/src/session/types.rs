@@ -1,7 +1,7 @@
 //! What the verbs take and what they tell.
 
 use crate::model::{Costs, SnapshotId, SnapshotKind};
-pub use crate::store::Rules;
+pub use crate::store::{Durability, Rules};
 pub use crate::track::{TrackerChoice, TrackerKind};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::time::Duration;
@@ -22,6 +22,8 @@ pub struct Options {
     pub memory: u64,
     /// Which snapshots are kept while others are taken.
     pub keep: Rules,
+    /// When a snapshot is made durable.
+    pub durability: Durability,
     /// What becomes of the process after a snapshot that is asked for.
     pub then: Then,
 }
@@ -48,6 +50,7 @@ impl Default for Options {
             memory: DEFAULT_MEMORY,
             keep: Rules::default(),
             then: Then::GoOn,
+            durability: Durability::Each,
         }
     }
 }
