@@ -123,7 +123,7 @@ pub fn items(_: u64) -> Result<Vec<Item>> {
     ));
     let guarded = mapping()?;
     if madvise(guarded, 1, GUARD_INSTALL).is_ok() {
-        let page = |round: u64| guarded + (round as usize % PAGES) * PAGE;
+        let page = move |round: u64| guarded + (round as usize % PAGES) * PAGE;
         items.push(Item::new(
             "a guard page",
             move |round| {
