@@ -420,7 +420,7 @@ fn a_large_redis_is_whole_when_all_memory_comes_first() -> Result<()> {
 fn memory_that_comes_when_it_is_touched_is_right() -> Result<()> {
     for options in [&[][..], &["--pids", "namespace"]] {
         goes_on("counter", &["--mib", "48"], options)?;
-        goes_on("fork", &["--mib", "32"], options)?;
+        goes_on("fork", &["--mib", "32", "--rollbacks"], options)?;
         goes_on("dontneed", &[], options)?;
         goes_on("hugepages", &[], options)?;
         goes_on("deepstack", &[], options)?;
