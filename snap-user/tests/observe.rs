@@ -314,3 +314,32 @@ fn each_thread_has_its_own_clear_child_tid_and_name() {
         handle.join().unwrap();
     }
 }
+
+#[test]
+fn traps_of_a_thread_and_denial_of_writable_code() {
+    use snap_user::sys::{Trap, set_trap};
+    // SAFETY: takes integers; from here on this process may not make written memory executable.
+    let denied = unsafe { libc::prctl(65, 1, 0, 0, 0) } == 0;
+    let (send, receive) = std::sync::mpsc::channel();
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || {
+        let tid = nix::unistd::gettid().as_raw();
+        set_trap(Trap::Tsc, true);
+        // Neither sending nor waiting without a limit looks at a clock.
+        send.send(tid).unwrap();
+        let _ = ended.recv();
+        set_trap(Trap::Tsc, false);
+    });
+    let tid = receive.recv().unwrap();
+    if let Some(seen) = observe() {
+        let of = |tid: i32| seen.threads.iter().find(|t| t.tid == tid).unwrap();
+        assert_eq!(of(tid).attributes.tsc_faults, Some(true));
+        let own = of(nix::unistd::gettid().as_raw());
+        assert_eq!(own.attributes.tsc_faults, Some(false));
+        if let Some(seen) = seen.process.write_execute_denied {
+            assert_eq!(seen, u32::from(denied));
+        }
+    }
+    drop(end);
+    thread.join().unwrap();
+}

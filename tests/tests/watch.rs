@@ -78,6 +78,8 @@ watched! {
     wait4: "blocked" ["wait4"], 40;
     accept: "blocked" ["accept"], 40;
     recv: "blocked" ["recv"], 40;
+    recv_timeout: "blocked" ["recv-timeout"], 40;
+    read_timeout: "blocked" ["read-timeout"], 40;
 }
 
 /// Each kind of blocking call has a test above.

@@ -3,13 +3,14 @@
 //! What changes seldom is read before the stop, and not at each. Inside the stop the probes tell what
 //! no file of /proc shows, and system calls about other threads tell how those are scheduled.
 
+use super::asked::Asked;
 use super::{CaptureError, Result};
 use crate::model::{
-    Observed, ObservedThread, ProcessAttributes, Seccomp, SeccompFilter, ThreadAttributes,
+    Observed, ObservedThread, ProcessAttributes, Seccomp, SeccompFilter, ThreadAttributes, Vma,
 };
 use crate::sys::proc::{self, Stat, TaskStatus};
 use crate::sys::ptrace::{self, Tid};
-use crate::sys::{self, monotonic_ns};
+use crate::sys::{self, Frozen, monotonic_ns};
 use std::collections::HashMap;
 
 /// How long what changes seldom is believed, in nanoseconds.
@@ -21,6 +22,8 @@ pub(super) struct Known {
     process: ProcessAttributes,
     /// When what changes seldom was read.
     read_ns: Option<u64>,
+    /// What the process itself has told, where the probes do not tell.
+    asked: Asked,
     /// Status of each thread, where the probes do not tell.
     threads: HashMap<Tid, TaskStatus>,
     /// Filters of each thread, with their number.
@@ -29,7 +32,7 @@ pub(super) struct Known {
 
 impl Known {
     /// Reads again what may have changed.
-    pub fn refresh(&mut self, pid: i32, probes: bool) -> Result<()> {
+    pub fn refresh(&mut self, pid: i32, probes: bool, vmas: &[Vma]) -> Result<()> {
         let sys = |e| CaptureError::from_sys(pid, e);
         let now = monotonic_ns();
         if self.read_ns.is_none_or(|then| now - then > FRESH) {
@@ -49,6 +52,7 @@ impl Known {
         }
         self.threads.clear();
         if !probes {
+            self.asked.refresh(pid, vmas)?;
             let process = &mut self.process;
             process.limits = sys::limits(pid).map_err(sys)?;
             process.oom_score_adj = proc::number(pid, "oom_score_adj", 10)
@@ -66,6 +70,14 @@ impl Known {
         Ok(())
     }
 
+    /// Has the process tell what only it can: what has begun since, or all of it.
+    pub fn ask(&mut self, frozen: &Frozen, vmas: &[Vma], all: bool) {
+        match all {
+            true => self.asked.now(frozen, vmas),
+            false => self.asked.late(frozen, vmas),
+        }
+    }
+
     /// Attributes that all threads share. `leader` is one that lives.
     pub fn process(
         &self,
@@ -73,6 +85,7 @@ impl Known {
         leader: Tid,
         stat: &Stat,
         observed: Option<&Observed>,
+        unsupported: &mut Vec<String>,
     ) -> ProcessAttributes {
         let known = &self.process;
         let mut process = match observed {
@@ -89,6 +102,9 @@ impl Known {
             },
             None => known.clone(),
         };
+        if observed.is_none() {
+            self.asked.add_process(&mut process, unsupported);
+        }
         // The file of a thread has the shared ones too.
         let status = match self.threads.get(&leader) {
             Some(status) if process.umask.is_some() => Some(status.clone()),
@@ -115,7 +131,11 @@ impl Known {
         let sys = |e| CaptureError::from_sys(pid, e);
         let (mut thread, filters) = match observed {
             Some(observed) => (observed.attributes.clone(), Some(observed.filters)),
-            None => (self.by_files(pid, tid)?, None),
+            None => {
+                let mut thread = self.by_files(pid, tid)?;
+                self.asked.add_thread(tid, &mut thread, unsupported);
+                (thread, None)
+            }
         };
         if observed.is_some_and(|o| o.more_groups)
             && let (Some(credentials), Ok(status)) =

@@ -2,9 +2,12 @@
 
 use super::attributes::Known;
 use super::{CaptureError, Files, Result};
-use crate::model::{Auxv, Backing, FileKind, Vma};
-use crate::sys::proc;
+use crate::model::{Auxv, Backing, FileKind, MemoryAttributes, MemoryPolicy, PageRange, Vma};
+use crate::sys::{Pagemap, monotonic_ns, proc};
 use std::collections::HashMap;
+
+/// How long attributes of mappings are believed where nobody tells of changes, in nanoseconds.
+const FRESH: u64 = 1_000_000_000;
 
 /// State that changes seldom or costs much to read. Brought up to date before each stop.
 #[derive(Debug)]
@@ -22,6 +25,13 @@ pub struct Live {
     /// It has a PID namespace of its own, and other ids there.
     pub(super) is_elsewhere: bool,
     flags: HashMap<u64, Vec<String>>,
+    /// Protection keys by mapping.
+    keys: HashMap<u64, u32>,
+    policies: HashMap<u64, MemoryPolicy>,
+    guards: Vec<PageRange>,
+    /// When mappings were looked at.
+    described_ns: u64,
+    stale: bool,
     build_ids: HashMap<(u64, u64), Option<Vec<u8>>>,
     described: Vec<Vma>,
 }
@@ -39,6 +49,11 @@ impl Live {
             files: Files::read(pid)?,
             is_elsewhere: proc::is_elsewhere(pid),
             flags: HashMap::new(),
+            keys: HashMap::new(),
+            policies: HashMap::new(),
+            guards: Vec::new(),
+            described_ns: 0,
+            stale: true,
             build_ids: HashMap::new(),
             described: Vec::new(),
         };
@@ -51,11 +66,21 @@ impl Live {
         let sys = |e| CaptureError::from_sys(self.pid, e);
         self.cwd = proc::link(self.pid, "cwd").map_err(sys)?;
         self.files.refresh()?;
-        self.known.refresh(self.pid, self.probes)?;
-        if self.described != vmas {
-            // Flags of mappings cost a walk of the page tables: only when the mappings changed.
-            self.flags = proc::vm_flags(self.pid).map_err(sys)?;
+        self.known.refresh(self.pid, self.probes, vmas)?;
+        let now = monotonic_ns();
+        // Without the probes nobody tells when only the attributes of mappings change.
+        let aged = !self.probes && now - self.described_ns > FRESH;
+        if self.described != vmas || self.stale || aged {
+            // Flags of mappings cost a walk of the page tables: only when something changed.
+            (self.flags, self.keys) = proc::vm_flags(self.pid).map_err(sys)?;
+            if self.described_ns == 0 || self.stale || !self.policies.is_empty() {
+                // A second walk, for what hardly any process has.
+                self.policies = proc::memory_policies(self.pid).unwrap_or_default();
+            }
+            self.guards = guards(self.pid, vmas);
             self.described = vmas.to_vec();
+            self.described_ns = now;
+            self.stale = false;
         }
         for vma in vmas.iter().filter(|v| v.prot.exec) {
             if let Backing::File {
@@ -70,6 +95,20 @@ impl Live {
             }
         }
         Ok(())
+    }
+
+    /// Something about mappings has changed that their list may not show.
+    pub fn look_again(&mut self) {
+        self.stale = true;
+    }
+
+    /// Attributes of memory by address.
+    pub(super) fn memory(&self, vmas: &[Vma]) -> MemoryAttributes {
+        MemoryAttributes {
+            guards: self.guards.clone(),
+            keys: by_range(vmas, &self.keys),
+            policies: by_range(vmas, &self.policies),
+        }
     }
 
     /// Something may write into the process's memory through pages that it has pinned, which no page
@@ -99,4 +138,33 @@ impl Live {
             }
         }
     }
+}
+
+/// Guard pages of anonymous memory. Kernels that have them and cannot show them are those of Linux 6.13 and 6.14.
+fn guards(pid: i32, vmas: &[Vma]) -> Vec<PageRange> {
+    let Ok(mut pagemap) = Pagemap::open(pid) else {
+        return Vec::new();
+    };
+    let anonymous = vmas.iter().filter(|v| !v.is_special() && !v.shared);
+    let mut found: Vec<PageRange> = Vec::new();
+    for vma in anonymous {
+        match pagemap.guards(vma.range) {
+            Ok(guards) => found.extend(guards),
+            Err(e) => {
+                tracing::debug!("no guard pages: {e}");
+                break;
+            }
+        }
+    }
+    found
+}
+
+/// What is known by the first address of a mapping, with all of its addresses.
+fn by_range<T: Clone>(vmas: &[Vma], known: &HashMap<u64, T>) -> Vec<(PageRange, T)> {
+    let mut found: Vec<(PageRange, T)> = vmas
+        .iter()
+        .filter_map(|vma| Some((vma.range, known.get(&vma.range.start)?.clone())))
+        .collect();
+    found.sort_unstable_by_key(|(range, _)| range.start);
+    found
 }

@@ -1,5 +1,6 @@
 //! A frozen process → its state and pages.
 
+mod asked;
 mod attributes;
 mod copy;
 mod error;

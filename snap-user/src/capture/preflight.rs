@@ -102,7 +102,7 @@ fn wait_until_loaded(pid: i32, parent: i32) -> Result<()> {
     loop {
         let flags = proc::vm_flags(pid).map_err(sys)?;
         // Waits for missing pages (`VmFlags` in proc_pid_smaps(5)).
-        if !flags.values().any(|f| f.iter().any(|word| word == "um")) {
+        if !flags.0.values().any(|f| f.iter().any(|word| word == "um")) {
             return Ok(());
         }
         if !asked && proc::stat(parent, None).is_ok_and(|stat| stat.comm == "ksnap-init") {

@@ -15,6 +15,8 @@ pub struct Told {
     pub brk: Option<u64>,
     /// What the kernel itself knows of it, asked inside the stop.
     pub observed: Option<Observed>,
+    /// The stop may take its time: what can only be told by the process itself is asked now.
+    pub patient: bool,
 }
 
 /// Reads the state of a frozen process. `vmas` are its mappings as read inside the stop.
@@ -38,8 +40,14 @@ pub fn frozen_state(
         .as_mut()
         .map(|observed| std::mem::take(&mut observed.unsupported))
         .unwrap_or_default();
+    if observed.is_none() {
+        live.known.ask(frozen, &vmas, told.patient);
+    }
     let leader = frozen.threads()[0];
-    let attributes = live.known.process(pid, leader, &stat, observed.as_ref());
+    let mut attributes =
+        live.known
+            .process(pid, leader, &stat, observed.as_ref(), &mut unsupported);
+    attributes.memory = live.memory(&vmas);
     let observed: HashMap<Tid, ObservedThread> = observed
         .into_iter()
         .flat_map(|observed| observed.threads)

@@ -20,6 +20,20 @@ const MAPPING: [libc::c_long; 12] = [
     MAP_SHADOW_STACK,
 ];
 
+/// `mseal`, newer than some C libraries; the same number on every architecture.
+const MSEAL: libc::c_long = 462;
+
+/// Calls that change what is known of mappings besides where they are.
+pub const DESCRIBING: [libc::c_long; 7] = [
+    libc::SYS_mlock,
+    libc::SYS_mlock2,
+    libc::SYS_munlock,
+    libc::SYS_mlockall,
+    libc::SYS_munlockall,
+    libc::SYS_mbind,
+    MSEAL,
+];
+
 /// Calls after which the kernel may write user memory at any time.
 const HAZARD: [libc::c_long; 6] = [
     libc::SYS_io_uring_setup,
@@ -28,6 +42,27 @@ const HAZARD: [libc::c_long; 6] = [
     libc::SYS_io_setup,
     libc::SYS_io_submit,
     libc::SYS_vmsplice,
+];
+
+/// `futex_wake` and its siblings, newer than some C libraries; the same numbers on every architecture.
+pub const FUTEX_WAITV: libc::c_long = 449;
+/// See [`FUTEX_WAITV`].
+pub const FUTEX_WAKE: libc::c_long = 454;
+/// See [`FUTEX_WAITV`].
+pub const FUTEX_WAIT: libc::c_long = 455;
+/// See [`FUTEX_WAITV`].
+pub const FUTEX_REQUEUE: libc::c_long = 456;
+
+/// Calls on futexes. One that other processes may share is found by its page, which get_user_pages makes
+/// writable first; so do pthread_join(3) and whoever else waits for the end of a thread. A wait with a timeout
+/// goes on after a stop by restart_syscall(2), with its arguments in their registers.
+const FUTEX: [libc::c_long; 6] = [
+    libc::SYS_futex,
+    libc::SYS_restart_syscall,
+    FUTEX_WAITV,
+    FUTEX_WAKE,
+    FUTEX_WAIT,
+    FUTEX_REQUEUE,
 ];
 
 /// Calls that fill memory from a descriptor, which get_user_pages does when that is open with O_DIRECT.
@@ -55,7 +90,10 @@ pub fn table() -> [u8; SYSCALL_TABLE] {
         }
     };
     set(&MAPPING, SyscallClass::Mapping);
+    // Not as mappings: some of them write memory through get_user_pages.
+    set(&DESCRIBING, SyscallClass::Hazard);
     set(&HAZARD, SyscallClass::Hazard);
+    set(&FUTEX, SyscallClass::Hazard);
     set(&READ, SyscallClass::DirectRead);
     set(&READ_VECTOR, SyscallClass::DirectVector);
     set(&NO_PIN, SyscallClass::NoPin);
@@ -77,10 +115,18 @@ mod tests {
             SyscallClass::DirectRead as u8
         );
         assert_eq!(table[libc::SYS_write as usize], SyscallClass::Ignore as u8);
+        assert_eq!(table[libc::SYS_futex as usize], SyscallClass::Hazard as u8);
         let reported = table.iter().filter(|class| **class != 0).count();
         assert_eq!(
             reported,
-            NO_PIN.len() + MAPPING.len() + HAZARD.len() + READ.len() + READ_VECTOR.len() + 2
+            NO_PIN.len()
+                + MAPPING.len()
+                + DESCRIBING.len()
+                + HAZARD.len()
+                + FUTEX.len()
+                + READ.len()
+                + READ_VECTOR.len()
+                + 2
         );
     }
 }

@@ -4,7 +4,7 @@ use super::files::Made;
 use super::memory::{self, Pages};
 use super::plan::{MapOp, RestorePlan};
 use super::state::{self, Held};
-use super::{RestoreError, Result, threads};
+use super::{RestoreError, Result, fault, threads};
 use crate::model::{Backing, PageSet, ProcessState, Protection, Vma};
 use crate::sys::{self, Frozen, Gadgets, Remote, SysError, proc};
 use std::os::fd::AsFd;
@@ -44,6 +44,7 @@ pub fn apply(
         })?;
     let mut step = "ending threads";
     let mut run = || -> sys::Result<Applied> {
+        fault::point(step);
         for &tid in &plan.end_threads {
             threads::end(frozen, tid, insn)?;
         }
@@ -53,13 +54,21 @@ pub fn apply(
         let worker = frozen.threads()[0];
         let mut remote = Remote::new(worker, insn)?;
         step = "changing mappings";
+        fault::point(step);
         if let Some(brk) = plan.brk {
             set_brk(&mut remote, brk)?;
         }
         for op in &plan.mappings {
             change_mapping(pid, &mut remote, op)?;
         }
+        drop(remote);
+        step = "taking guard pages away";
+        let mut held = Held::new(pid, insn);
+        state::apply(&plan.memory.before, &mut held)?;
+        held.finish(worker)?;
+        let mut remote = Remote::new(worker, insn)?;
         step = "writing memory";
+        fault::point(step);
         let mapped: PageSet = target
             .vmas
             .iter()
@@ -69,26 +78,37 @@ pub fn apply(
         let (written, absent) = memory::write(pid, pages, &mapped)?;
         memory::discard(pid, &absent, &target.vmas, &mut remote)?;
         step = "opening and closing descriptors";
+        fault::point(step);
         made.install(&mut remote, pid, &process, &plan.files)?;
         step = "setting what open files hold";
+        fault::point(step);
         let mut notes = made.settle(&mut remote, pid, &plan.files, target, live)?;
         drop(remote);
         step = "registering threads";
+        fault::point(step);
         for registration in &plan.registrations {
             threads::register_again(registration, insn)?;
         }
         step = "making threads";
+        fault::point(step);
         for thread in &plan.start_threads {
             threads::start(frozen, worker, insn, thread)?;
         }
         step = "setting attributes";
+        fault::point(step);
         let mut held = Held::new(pid, insn);
+        notes.extend(state::apply(&plan.memory.after, &mut held)?);
         notes.extend(state::apply(&plan.state, &mut held)?);
         held.finish(worker)?;
         step = "setting registers";
-        for thread in &target.threads {
+        fault::point(step);
+        for (n, thread) in target.threads.iter().enumerate() {
             threads::set(thread)?;
+            if n == 0 {
+                fault::point("registers of one thread set");
+            }
         }
+        fault::point("all done");
         Ok(Applied {
             written,
             discarded: absent.pages(),
@@ -114,7 +134,8 @@ fn set_brk(remote: &mut Remote, brk: u64) -> sys::Result<()> {
     Ok(())
 }
 
-fn bits(prot: Protection) -> u64 {
+/// `PROT_*`
+pub(super) fn bits(prot: Protection) -> u64 {
     let bit = |on: bool, flag: i32| if on { flag as u64 } else { 0 };
     bit(prot.read, libc::PROT_READ)
         | bit(prot.write, libc::PROT_WRITE)

@@ -1,9 +1,12 @@
 //! Page contents: which to write, which to throw away.
 
+use super::fault;
 use crate::model::{PAGE_SIZE, Page, PageRange, PageSet, Vma};
 use crate::sys::{self, Remote};
 use std::collections::HashMap;
 
+/// The point in the middle of it.
+const HALF: &str = "half of the memory written";
 /// Pages compared at a time.
 const BATCH: usize = 1024;
 /// A hole of fewer pages is filled with zeroes rather than thrown away by an injected call.
@@ -82,6 +85,10 @@ pub(super) fn write(pid: i32, pages: &Pages<'_>, mapped: &PageSet) -> sys::Resul
     }
     to_write.extend(different(pid, &to_compare)?);
     to_write.sort_unstable_by_key(|(addr, _)| *addr);
+    if fault::is_chosen(HALF) {
+        sys::write_pages(pid, &to_write[..to_write.len() / 2])?;
+        fault::point(HALF);
+    }
     sys::write_pages(pid, &to_write)?;
     Ok((to_write.len() as u64, PageSet::from_pages(absent)))
 }

@@ -5,6 +5,7 @@
 
 mod apply;
 mod error;
+pub mod fault;
 pub mod files;
 mod mappings;
 mod memory;

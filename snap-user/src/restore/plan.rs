@@ -3,7 +3,7 @@
 use super::files::{self, FileWorld, FilesPlan};
 pub use super::mappings::MapOp;
 use super::mappings::{difference, with_brk};
-use super::state::{self, StatePlan};
+use super::state::{self, MemoryPlan, StatePlan};
 use super::{RestoreError, Result};
 use crate::model::{Backing, PageSet, ProcessState, RobustList, Rseq, ThreadState, Vma};
 
@@ -24,6 +24,8 @@ pub struct RestorePlan {
     pub files: FilesPlan,
     /// Attributes of the process and its threads.
     pub state: StatePlan,
+    /// Attributes of its memory.
+    pub memory: MemoryPlan,
     /// What differs and stays as it is, a sentence each.
     pub notes: Vec<String>,
 }
@@ -112,6 +114,8 @@ pub fn plan<W: World>(
     plan.notes.append(&mut plan.files.notes);
     if plan.end_threads.len() < live.threads.len() {
         plan.state = state::plan(target, live);
+        plan.memory = state::plan_memory(target, live, &plan.fresh());
+        plan.notes.append(&mut plan.memory.after.notes);
     }
     reasons.append(&mut plan.state.refused);
     plan.notes.append(&mut plan.state.notes);

@@ -269,6 +269,9 @@ impl Engine {
         self.pipeline.prepare();
         let pass = self.pipeline.next_pass();
         let vmas = self.maps()?;
+        if self.events.take_described() {
+            self.live.look_again();
+        }
         self.live.refresh(&vmas)?;
         let compare_all = self.tracker() == TrackerKind::Hash
             || self.live.has_pinned_writers()

@@ -46,6 +46,8 @@ pub struct Events {
     why_off: Option<String>,
     /// The program break as last heard of.
     pub brk: Option<u64>,
+    /// Something is different about mappings that their list does not show.
+    described: bool,
     /// The program was replaced.
     pub exec: bool,
     /// Children that run on this process's memory until they execute something (vfork).
@@ -67,6 +69,7 @@ impl Events {
             probes: None,
             why_off: None,
             brk: None,
+            described: false,
             exec: false,
             borrowers: BTreeSet::new(),
             lasting_hazard: false,
@@ -126,6 +129,7 @@ impl Events {
         Told {
             brk: self.brk,
             observed,
+            patient: false,
         }
     }
 
@@ -161,6 +165,7 @@ impl Events {
             epoch.distrust();
         }
         if lost > 0 {
+            self.described = true;
             // Mapping changes may be among the lost.
             epoch.remapped(PageRange::new(0, USER_END));
         }
@@ -190,7 +195,15 @@ impl Events {
                     });
                 }
             }
+            Event::Described { tgid, .. } if self.is_ours(tgid) => {
+                self.described = true;
+                if !sees_gup {
+                    // What is locked into memory is made writable as well.
+                    epoch.distrust();
+                }
+            }
             Event::Mapping { tgid, change, .. } if self.is_ours(tgid) => {
+                self.described |= matches!(change.kind, MappingKind::Madvise(_));
                 if let MappingKind::Brk { end } = change.kind {
                     // What it was before is not told, but known.
                     if let Some(before) = self.brk.replace(end) {
@@ -210,6 +223,13 @@ impl Events {
                 tgid, kind, range, ..
             } if tgid.is_none_or(|t| self.is_ours(t)) => {
                 tracing::trace!(?kind, ?range, "hazard");
+                if let (HazardKind::SharedFutex, Some(range)) = (kind, range) {
+                    // Where get_user_pages is seen, that has been an event of its own.
+                    if let (false, Some(log)) = (sees_gup, epoch.log()) {
+                        log.record_unlocked(range.start);
+                    }
+                    return;
+                }
                 self.lasting_hazard |= kind.is_lasting();
                 if let (HazardKind::DirectRead, Some(range)) = (kind, range) {
                     epoch.written(&PageSet::from_ranges(vec![range]));
@@ -226,6 +246,11 @@ impl Events {
                     self.exec = true;
                 } else if self.borrowers.remove(&tgid) {
                     ended.push(tgid);
+                }
+            }
+            Event::ThreadStart { tid, .. } => {
+                if let Some(log) = epoch.log() {
+                    log.started(tid as i32);
                 }
             }
             Event::Exit {
@@ -290,6 +315,11 @@ impl Events {
             }
             std::thread::sleep(Duration::from_micros(50));
         }
+    }
+
+    /// Mappings have to be looked at again, though their list may be the same.
+    pub fn take_described(&mut self) -> bool {
+        std::mem::take(&mut self.described)
     }
 
     /// Events lost since the last call.

@@ -3,13 +3,17 @@
 use super::engine::{Engine, covered};
 use super::staging::CHUNK;
 use super::{Options, Result, RolledBack, SessionError, control};
-use crate::capture::{CaptureError, compared, compared_pages, frozen_state, inspect};
+use crate::capture::{CaptureError, Told, compared, compared_pages, frozen_state, inspect};
 use crate::image::{PageSource, SessionId};
-use crate::model::{Backing, PageSet, ProcessState, SnapshotId, Vma};
+use crate::model::{
+    Backing, PAGE_SIZE, PageRange, PageSet, ProcessState, SnapshotId, Vma, page_down,
+};
 use crate::restore::{
-    Applied, Content, Pages, RestoreError, RestorePlan, World, apply, can_start_thread, files, plan,
+    Applied, Content, Pages, RestoreError, RestorePlan, World, apply, can_start_thread, fault,
+    files, plan,
 };
 use crate::store::{Snapshot, Store};
+use crate::sys::arch::Registers;
 use crate::sys::{Freeze, Frozen, Hold, monotonic_ns};
 use crate::track::TrackerKind;
 use std::os::unix::fs::MetadataExt;
@@ -128,7 +132,11 @@ impl Engine {
             false => self.load_compared(&snapshot, &mut ahead)?,
         }
         self.load_written(&snapshot, &mut ahead)?;
+        load(&snapshot, &stack_tops(&target), &mut ahead.content)?;
         let vmas = self.maps()?;
+        if self.events.take_described() {
+            self.live.look_again();
+        }
         self.live.refresh(&vmas)?;
 
         let stop = monotonic_ns();
@@ -138,6 +146,7 @@ impl Engine {
         };
         let mut frozen =
             Frozen::freeze(pid, options).map_err(|e| CaptureError::from_sys(pid, e))?;
+        fault::point("stopped");
         let frozen_at = monotonic_ns();
         let done = match self.put_back(&mut frozen, &snapshot, &target, &mut ahead) {
             Ok(done) => done,
@@ -261,7 +270,10 @@ impl Engine {
         let recorded = self.epoch.is_armed() && self.tracker() != TrackerKind::Hash;
         let dirty = self.epoch.rotate(&vmas, |page| known.get(page).is_some())?;
         let rotated = monotonic_ns();
-        let told = self.events.told(frozen.threads()[0]);
+        let told = Told {
+            patient: true,
+            ..self.events.told(frozen.threads()[0])
+        };
         let live = frozen_state(frozen, &self.target, &mut self.live, &vmas, told)?;
         let planned = plan(target, &live, &Live { pid })?;
         let planned_at = monotonic_ns();
@@ -272,8 +284,8 @@ impl Engine {
             (&target.vmas, &vmas),
             snapshot,
         )?;
-        let before = ahead.content.len();
-        load(snapshot, &may_differ, &mut ahead.content)?;
+        let late = missing(snapshot, &may_differ, &ahead.content)?;
+        snapshot.read_pages(&late, &mut |addr, page| ahead.content.insert(addr, page))?;
         let loaded = monotonic_ns();
         let written = match recorded {
             true => ahead.differing.union(&dirty.copy),
@@ -300,7 +312,7 @@ impl Engine {
             full = dirty.full,
             examined = dirty.examined.pages(),
             may_differ = may_differ.pages(),
-            loaded_late = ahead.content.len() - before,
+            loaded_late = late.len(),
             look_us = (rotated - begun) / 1000,
             plan_us = (planned_at - rotated) / 1000,
             load_us = (loaded - planned_at) / 1000,
@@ -389,6 +401,19 @@ impl Engine {
     }
 }
 
+/// Where every thread writes all the time: what is loaded now need not be loaded in the stop.
+fn stack_tops(target: &ProcessState) -> PageSet {
+    let pointers = target.threads.iter().filter_map(|thread| {
+        let regs = Registers::from_prstatus(&thread.gp)?;
+        Some(page_down(regs.sp()))
+    });
+    let around = |page: u64| PageRange {
+        start: page.saturating_sub(2 * PAGE_SIZE),
+        end: page.saturating_add(2 * PAGE_SIZE),
+    };
+    pointers.map(around).collect()
+}
+
 /// The pages that a snapshot has in an area.
 fn held(snapshot: &Snapshot, area: &PageSet) -> Result<PageSet> {
     let table = snapshot.page_table()?;
@@ -396,12 +421,16 @@ fn held(snapshot: &Snapshot, area: &PageSet) -> Result<PageSet> {
     Ok(PageSet::from_pages(pages.map(|(addr, _)| addr).collect()))
 }
 
-/// Loads those of the pages that the snapshot has and that are not loaded yet.
+/// Those of the pages that the snapshot has and that are not loaded yet.
+fn missing(snapshot: &Snapshot, pages: &PageSet, content: &Content) -> Result<Vec<u64>> {
+    let table = snapshot.page_table()?;
+    let missing = |addr: &u64| content.get(*addr).is_none() && table.get(*addr).is_some();
+    Ok(pages.iter().filter(missing).collect())
+}
+
+/// Loads those.
 fn load(snapshot: &Snapshot, pages: &PageSet, content: &mut Content) -> Result<()> {
-    let missing: Vec<u64> = pages
-        .iter()
-        .filter(|addr| content.get(*addr).is_none())
-        .collect();
+    let missing = missing(snapshot, pages, content)?;
     content.reserve(missing.len());
     snapshot.read_pages(&missing, &mut |addr, page| content.insert(addr, page))?;
     Ok(())

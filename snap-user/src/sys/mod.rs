@@ -2,6 +2,7 @@
 #![allow(unsafe_code, reason = "system calls; each block says why it is sound")]
 
 pub mod arch;
+mod batch;
 mod bpf;
 mod error;
 pub mod fd;
@@ -25,8 +26,10 @@ mod sched;
 mod scratch;
 mod stub;
 mod transfer;
+mod traps;
 mod uffd;
 
+pub use batch::{Question, ask};
 pub use bpf::{run_iterator, task_iterator};
 pub use error::SysError;
 pub use freeze::{Freeze, Frozen, Hold, release_strays};
@@ -50,6 +53,7 @@ pub use sched::{affinity, io_priority, scheduling, set_affinity, set_io_priority
 pub use scratch::ScratchMap;
 pub use stub::{Birth, Lazy, Loading, Released, Stub, StubCall, StubThread, fill_all};
 pub use transfer::{MOST_DESCRIPTORS, control_len, send_descriptors};
+pub use traps::{Trap, set_trap};
 pub use uffd::{CREATION_FLAGS as USERFAULTFD_FLAGS, Userfaultfd, WpRegister};
 
 /// Result of a system call wrapper.
@@ -59,6 +63,19 @@ pub type Result<T> = std::result::Result<T, SysError>;
 pub fn monotonic_ns() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
+
+/// Version of the running kernel: major and minor number; zeroes when it does not say.
+pub fn kernel_version() -> (u32, u32) {
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map_while(|digits| digits.parse().ok());
+    let mut next = || numbers.next().unwrap_or(0);
+    (next(), next())
 }
 
 /// Nanoseconds of a clock, by its number (`clock_gettime(2)`); 0 for one that does not exist.

@@ -44,6 +44,7 @@ const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
 const PAGE_IS_SOFT_DIRTY: u64 = 1 << 7;
+const PAGE_IS_GUARD: u64 = 1 << 8;
 const PM_SCAN_WP_MATCHING: u64 = 1;
 
 #[repr(C)]
@@ -145,12 +146,60 @@ impl Pagemap {
         all_of: u64,
         any_of: u64,
     ) -> Result<ScanResult> {
-        self.regions.resize(REGIONS, PageRegion::default());
-        let mut found = Vec::new();
         let files = match holds {
             MayHold::Anonymous => 0,
             MayHold::Files => PAGE_IS_FILE,
         };
+        let wanted = files
+            | PAGE_IS_WRITTEN
+            | PAGE_IS_PRESENT
+            | PAGE_IS_SWAPPED
+            | PAGE_IS_PFNZERO
+            | PAGE_IS_SOFT_DIRTY;
+        let mut found = Vec::new();
+        self.walk(range, [flags, all_of, any_of, wanted], |r| {
+            let has = |bit| r.categories & bit != 0;
+            let info = PageInfo {
+                present: has(PAGE_IS_PRESENT),
+                swapped: has(PAGE_IS_SWAPPED),
+                ambiguous: false,
+                maybe_zero: false,
+                file: has(PAGE_IS_FILE),
+                zero: has(PAGE_IS_PFNZERO),
+                written: has(PAGE_IS_WRITTEN),
+                soft_dirty: has(PAGE_IS_SOFT_DIRTY),
+            };
+            found.push((
+                PageRange {
+                    start: r.start,
+                    end: r.end,
+                },
+                info,
+            ));
+        })?;
+        self.without_marks(found)
+    }
+
+    /// Guard pages (`MADV_GUARD_INSTALL`) of `range`. Linux 6.15; before, no error but EINVAL.
+    pub fn guards(&mut self, range: PageRange) -> Result<Vec<PageRange>> {
+        let mut found: Vec<PageRange> = Vec::new();
+        self.walk(range, [0, 0, PAGE_IS_GUARD, PAGE_IS_GUARD], |r| {
+            found.push(PageRange {
+                start: r.start,
+                end: r.end,
+            });
+        })?;
+        Ok(found)
+    }
+
+    /// Hands over regions of pages: flags of the scan, categories of which a page has all, any, and those reported.
+    fn walk(
+        &mut self,
+        range: PageRange,
+        [flags, all_of, any_of, reported]: [u64; 4],
+        mut found: impl FnMut(&PageRegion),
+    ) -> Result<()> {
+        self.regions.resize(REGIONS, PageRegion::default());
         let mut start = range.start;
         loop {
             let mut arg = PmScanArg {
@@ -165,41 +214,17 @@ impl Pagemap {
                 category_inverted: 0,
                 category_mask: all_of,
                 category_anyof_mask: any_of,
-                return_mask: files
-                    | PAGE_IS_WRITTEN
-                    | PAGE_IS_PRESENT
-                    | PAGE_IS_SWAPPED
-                    | PAGE_IS_PFNZERO
-                    | PAGE_IS_SOFT_DIRTY,
+                return_mask: reported,
             };
             // SAFETY: `arg` has the kernel's layout and size, and its vector is `regions`, which
             // lives across the call and has `vec_len` entries.
             let filled = unsafe { pagemap_scan(self.file.as_raw_fd(), &mut arg) }.map_err(|e| {
                 SysError::new("PAGEMAP_SCAN", format_args!("process {}", self.pid), e)
             })?;
-            found.extend(self.regions[..filled as usize].iter().map(|r| {
-                let has = |bit| r.categories & bit != 0;
-                let info = PageInfo {
-                    present: has(PAGE_IS_PRESENT),
-                    swapped: has(PAGE_IS_SWAPPED),
-                    ambiguous: false,
-                    maybe_zero: false,
-                    file: has(PAGE_IS_FILE),
-                    zero: has(PAGE_IS_PFNZERO),
-                    written: has(PAGE_IS_WRITTEN),
-                    soft_dirty: has(PAGE_IS_SOFT_DIRTY),
-                };
-                (
-                    PageRange {
-                        start: r.start,
-                        end: r.end,
-                    },
-                    info,
-                )
-            }));
+            self.regions[..filled as usize].iter().for_each(&mut found);
             // The walk stops early when the vector is full, and says where.
             if arg.walk_end >= range.end || arg.walk_end <= start {
-                return self.without_marks(found);
+                return Ok(());
             }
             start = arg.walk_end;
         }

@@ -2,7 +2,10 @@
 
 use super::fault_log::FaultLog;
 use super::{Result, Survey, Tracker, survey};
-use crate::model::{PageRange, PageSet, Vma};
+use crate::model::{PAGE_SIZE, PageRange, PageSet, Vma};
+
+/// Looking at so many pages more costs less than one more look, in bytes.
+const CHEAP_GAP: u64 = 32 * PAGE_SIZE;
 
 /// What a stopped process has to have copied.
 #[derive(Clone, Debug, Default)]
@@ -137,7 +140,8 @@ impl Epoch {
             Some((pages, windows)) => {
                 let area = windows
                     .union(&self.current.remapped)
-                    .union(&self.current.carried);
+                    .union(&self.current.carried)
+                    .without_gaps(CHEAP_GAP);
                 let survey = self.tracker.survey(vmas, Some(&area))?;
                 // Outside the area, a page that was there at the last rearm still is.
                 let exact = pages

@@ -19,6 +19,7 @@
 //! | the others | one victim each |
 
 pub mod args;
+pub mod attributes;
 pub mod avx;
 pub mod blocked;
 pub mod counter;
@@ -111,6 +112,11 @@ pub const VICTIMS: &[(&str, &str, Start)] = &[
         "gup",
         "memory that the kernel writes past the page tables",
         gup::start,
+    ),
+    (
+        "attributes",
+        "signal dispositions, timers, ids, limits, scheduling",
+        attributes::start,
     ),
     ("sparse", "much address space and few pages", sparse::start),
 ];

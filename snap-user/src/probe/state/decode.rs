@@ -32,6 +32,9 @@ const MEMBARRIER: [(u32, u32); 4] = [
     (1 << 4, 1 << 6),
     (1 << 6, 1 << 8),
 ];
+/// `MMF_HAS_MDWE` and `MMF_HAS_MDWE_NO_INHERIT`.
+const DENIAL_SHIFT: u32 = 28;
+const DENIALS: u64 = 3;
 /// `HRTIMER_STATE_ENQUEUED`
 const ENQUEUED: u8 = 1;
 
@@ -64,6 +67,11 @@ impl Clocks {
 pub struct Bits {
     /// The bit of `signal_struct.is_child_subreaper` in its byte.
     pub subreaper: u32,
+    /// The bits of `thread_info.flags` that say that reading the time stamp counter, and the CPUID
+    /// instruction, raise a signal; `None` where that is not known.
+    pub traps: [Option<u32>; 2],
+    /// `mm_struct.flags` has the bits of `PR_SET_MDWE` (Linux 6.7).
+    pub denials: bool,
 }
 
 /// Takes a stream of records apart.
@@ -86,7 +94,7 @@ pub fn decode(mut bytes: &[u8], clocks: &Clocks, bits: Bits) -> Result<Observed,
             kind if kind == RecordKind::Thread as u32 => {
                 let record = ThreadRecord::read_from_bytes(body).map_err(|_| "a thread")?;
                 run_times.push((header.tid as i32, record.run_time));
-                thread(header, &record, &mut observed);
+                thread(header, &record, bits, &mut observed);
             }
             kind if kind == RecordKind::Process as u32 => {
                 process = Some(ProcessRecord::read_from_bytes(body).map_err(|_| "a process")?);
@@ -128,6 +136,18 @@ pub fn decode(mut bytes: &[u8], clocks: &Clocks, bits: Bits) -> Result<Observed,
     Ok(observed)
 }
 
+/// The flags of one thread.
+pub fn flags(mut bytes: &[u8], tid: i32) -> Option<u64> {
+    while let Some((header, rest)) = header(bytes) {
+        let (body, rest) = rest.split_at_checked(header.len as usize)?;
+        bytes = rest;
+        if header.kind == RecordKind::Thread as u32 && header.tid as i32 == tid {
+            return Some(ThreadRecord::read_from_bytes(body).ok()?.thread_flags);
+        }
+    }
+    None
+}
+
 fn header(bytes: &[u8]) -> Option<(RecordHeader, &[u8])> {
     let (words, rest) = bytes.split_first_chunk::<{ size_of::<RecordHeader>() }>()?;
     let word = |n: usize| u32::from_ne_bytes(*words[n * 4..].first_chunk().expect("four bytes"));
@@ -148,7 +168,7 @@ fn has_undo(record: &ThreadRecord) -> bool {
     first != 0 && !(record.undo_list..record.undo_list + STRUCTURE).contains(&first)
 }
 
-fn thread(header: RecordHeader, record: &ThreadRecord, observed: &mut Observed) {
+fn thread(header: RecordHeader, record: &ThreadRecord, bits: Bits, observed: &mut Observed) {
     let tid = header.tid as i32;
     let mut lost = |what: &str| observed.unsupported.push(format!("thread {tid}: {what}"));
     if has_undo(record) {
@@ -190,6 +210,8 @@ fn thread(header: RecordHeader, record: &ThreadRecord, observed: &mut Observed) 
                 no_new_privs: record.atomic_flags & PFA_NO_NEW_PRIVS != 0,
             }),
             personality: Some(record.personality),
+            tsc_faults: bits.traps[0].map(|bit| record.thread_flags >> bit & 1 != 0),
+            cpuid_faults: bits.traps[1].map(|bit| record.thread_flags >> bit & 1 != 0),
             timer_slack_ns: Some(record.timer_slack),
             parent_death_signal: Some(record.parent_death_signal),
             seccomp: Seccomp {
@@ -299,6 +321,9 @@ fn attributes(record: &ProcessRecord, clocks: &Clocks, bits: Bits) -> ProcessAtt
         oom_score_adj: Some(record.oom_score_adj.into()),
         coredump_filter: Some((record.mm_flags >> DUMP_FILTER_SHIFT & DUMP_FILTER) as u32),
         dumpable: Some((record.mm_flags & DUMPABLE) as u32),
+        write_execute_denied: bits
+            .denials
+            .then(|| (record.mm_flags >> DENIAL_SHIFT & DENIALS) as u32),
         subreaper: Some(record.subreaper >> bits.subreaper & 1 != 0),
         membarrier: Some(
             MEMBARRIER

@@ -3,6 +3,7 @@
 //! [`Probes::observe`](super::Probes::observe) runs it: one read of a file, some microseconds a thread. No
 //! system call of the target, and nothing that it could notice.
 
+mod calibrate;
 mod decode;
 mod record;
 
@@ -75,7 +76,11 @@ impl Places {
             timer: timer.bytes(),
             signal_timers: kernel.required("signal_struct.posix_timers")?,
             timer_list: kernel.required("k_itimer.list")?,
-            bits: Bits { subreaper },
+            bits: Bits {
+                subreaper,
+                traps: [None; 2],
+                denials: sys::kernel_version() >= (6, 7),
+            },
         })
     }
 
@@ -130,14 +135,18 @@ impl StateReader {
             })?;
         let request =
             Array::try_from(map).map_err(|error| kernel("bpf() on a map", chain(&error)))?;
-        Ok(Self {
+        let mut reader = Self {
             program: fd,
             request,
             asked: [0; 2],
             links: BTreeMap::new(),
             bits: places.bits,
             buffer: vec![0; BUFFER],
-        })
+        };
+        reader.bits.traps =
+            [sys::Trap::Tsc, sys::Trap::Cpuid].map(|trap| calibrate::bit_of(&mut reader, trap));
+        reader.links.clear();
+        Ok(reader)
     }
 
     /// Process `pid` is of no interest any more.
@@ -148,6 +157,25 @@ impl StateReader {
     /// What the kernel knows of process `pid`, of which `tid` is a thread that lives. The process
     /// must be stopped, or the answer is of no single moment.
     pub fn read(&mut self, pid: i32, tid: i32) -> Result<Observed, ProbeError> {
+        let clocks = Clocks::read();
+        let used = self.fill(pid, tid)?;
+        decode::decode(&self.buffer[..used], &clocks, self.bits).map_err(|what| {
+            ProbeError::Kernel {
+                call: "read of an iterator",
+                target: format!("process {pid}"),
+                detail: format!("{what} does not make sense"),
+            }
+        })
+    }
+
+    /// The flags of a thread of this process.
+    fn flags(&mut self, tid: i32) -> Option<u64> {
+        let used = self.fill(std::process::id() as i32, tid).ok()?;
+        decode::flags(&self.buffer[..used], tid)
+    }
+
+    /// Has the kernel write its records into the buffer; how many bytes.
+    fn fill(&mut self, pid: i32, tid: i32) -> Result<usize, ProbeError> {
         let kernel = |call: &'static str, detail: String| ProbeError::Kernel {
             call,
             target: format!("process {pid}"),
@@ -167,7 +195,6 @@ impl StateReader {
                 .map_err(|error| kernel("bpf() on a map", chain(&error)))?;
             self.asked = request;
         }
-        let clocks = Clocks::read();
         let mut file = sys::run_iterator(link).map_err(of)?;
         let mut used = 0;
         loop {
@@ -181,8 +208,7 @@ impl StateReader {
                 Err(error) => return Err(kernel("read of an iterator", error.to_string())),
             }
         }
-        decode::decode(&self.buffer[..used], &clocks, self.bits)
-            .map_err(|what| kernel("read of an iterator", format!("{what} does not make sense")))
+        Ok(used)
     }
 }
 

@@ -76,6 +76,7 @@ record! {
     dispatch_len: u64 = 0 "task_struct.syscall_dispatch.len" optional,
     io_bitmap: u64 = 0 "task_struct.thread.io_bitmap" optional,
     iopl: u64 = 0 "task_struct.thread.iopl_emul" optional,
+    thread_flags: u64 = 0 "task_struct.thread_info.flags" optional,
     alt_flags: u32 = 0 "task_struct.sas_ss_flags",
     personality: u32 = 0 "task_struct.personality",
     parent_death_signal: i32 = 0 "task_struct.pdeath_signal",

@@ -10,10 +10,12 @@
 //! | `process` | what all threads share |
 //! | `thread` | what each thread has of its own |
 //! | `credentials` | ids and capabilities |
+//! | `memory` | advice, locks, names, guard pages, … of mappings |
 //! | `timers` | interval timers and POSIX timers |
 
 mod apply;
 mod credentials;
+mod memory;
 mod plan;
 mod process;
 mod thread;
@@ -23,4 +25,5 @@ mod timers;
 mod tests;
 
 pub use apply::{Held, Runner, apply};
+pub use memory::{MemoryPlan, plan_memory};
 pub use plan::{Action, Arg, StatePlan, Step, plan};

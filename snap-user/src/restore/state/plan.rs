@@ -107,8 +107,7 @@ impl StatePlan {
 /// that they lose no time.
 pub fn plan(wanted: &ProcessState, live: &ProcessState) -> StatePlan {
     let mut plan = StatePlan::default();
-    let stays = |thread: &&ThreadState| wanted.threads.iter().any(|t| t.tid == thread.tid);
-    let Some(first) = live.threads.iter().find(stays) else {
+    let Some(first) = worker(wanted, live) else {
         plan.refused
             .push("none of its threads is one that it shall have".to_owned());
         return plan;
@@ -132,6 +131,12 @@ pub fn plan(wanted: &ProcessState, live: &ProcessState) -> StatePlan {
     }
     timers::plan(&mut plan, worker, wanted, live);
     plan
+}
+
+/// The thread that does what needs no particular one: the first that is in both states.
+pub(super) fn worker<'a>(wanted: &ProcessState, live: &'a ProcessState) -> Option<&'a ThreadState> {
+    let stays = |thread: &&ThreadState| wanted.threads.iter().any(|t| t.tid == thread.tid);
+    live.threads.iter().find(stays)
 }
 
 /// A set of nodes as `set_mempolicy(2)` takes it: address, number of bits and one more.

@@ -20,6 +20,9 @@ const ERESTARTNOINTR: i64 = -513;
 const ERESTARTNOHAND: i64 = -514;
 const ERESTART_RESTARTBLOCK: i64 = -516;
 
+/// Zero flag and sign flag: no result is zero and negative, so that no instruction that computes sets both.
+const RESTART_MARK: u64 = 0x40 | 0x80;
+
 /// General registers: `struct user_regs_struct`, the layout of `NT_PRSTATUS`.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -149,12 +152,20 @@ impl Registers {
     }
 
     /// These registers with the result on which the kernel restarts the call, or has it return
-    /// EINTR if a signal handler runs first.
+    /// EINTR if a signal handler runs first; and with a mark by which a later stop tells that the call
+    /// has not returned to the program since.
     pub fn with_restart_unless_handled(&self) -> Self {
         Self {
             rax: ERESTARTNOHAND as u64,
+            eflags: self.eflags | RESTART_MARK,
             ..*self
         }
+    }
+
+    /// The mark is there. The flags go into a call and come back from it unchanged, but no program looks at
+    /// them behind it: the first comparison replaces them.
+    pub fn has_restart_mark(&self) -> bool {
+        self.eflags & RESTART_MARK == RESTART_MARK
     }
 
     /// The interrupted system call continues by the thread's restart block, which only that thread,
@@ -422,6 +433,21 @@ mod tests {
             (again.rax, again.rip, again.orig_rax),
             (35, 0x1000, u64::MAX)
         );
+    }
+
+    #[test]
+    fn a_restarted_wait_is_marked_by_flags_that_no_computation_leaves() {
+        let regs = Registers {
+            rax: -4i64 as u64,
+            orig_rax: 232,
+            eflags: 0x246,
+            ..Default::default()
+        };
+        assert!(!regs.has_restart_mark());
+        let again = regs.with_restart_unless_handled();
+        assert!(again.has_restart_mark());
+        assert_eq!(again.interrupted_syscall(), Some(232));
+        assert_eq!(again.eflags, 0x2c6);
     }
 
     #[test]

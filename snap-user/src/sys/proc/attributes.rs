@@ -1,7 +1,7 @@
 //! What /proc tells of a process besides memory and descriptors: ids, namespaces, and the like.
 
 use super::{Result, SysError, bad, link, read};
-use crate::model::{Credentials, MemoryPolicy};
+use crate::model::{Credentials, MemoryPolicy, PosixTimer};
 use std::collections::HashMap;
 
 /// What `/proc/PID/task/TID/status` (`proc_pid_status(5)`) says of a thread's attributes.
@@ -23,6 +23,10 @@ pub struct TaskStatus {
     pub shadow_stack: bool,
     /// Signals that are ignored, and those that have a handler.
     pub dispositions: [u64; 2],
+    /// Signals that wait, for the thread or for its process.
+    pub pending: u64,
+    /// Ids of the process and of the thread in their own namespace.
+    pub own_ids: [i32; 2],
 }
 
 /// Reads the status of a thread.
@@ -69,6 +73,9 @@ fn parse(text: &str) -> Option<TaskStatus> {
             "NoNewPrivs" => credentials.no_new_privs = value == "1",
             "Seccomp" => status.seccomp = value.parse().ok()?,
             "Seccomp_filters" => status.filters = value.parse().ok()?,
+            "SigPnd" | "ShdPnd" => status.pending |= hex(value)?,
+            "NStgid" => status.own_ids[0] = innermost(value)?,
+            "NSpid" => status.own_ids[1] = innermost(value)?,
             "SigIgn" => status.dispositions[0] = hex(value)?,
             "SigCgt" => status.dispositions[1] = hex(value)?,
             "Speculation_Store_Bypass" => status.speculation[0] = Some(speculation(value)),
@@ -78,6 +85,11 @@ fn parse(text: &str) -> Option<TaskStatus> {
         }
     }
     has_ids.then_some(status)
+}
+
+/// The last of the ids in nested namespaces.
+fn innermost(value: &str) -> Option<i32> {
+    value.split_ascii_whitespace().last()?.parse().ok()
 }
 
 /// The words of fs/proc/array.c. What a thread has not chosen itself counts as enabled.
@@ -163,6 +175,54 @@ pub fn time_offsets(pid: i32) -> Result<[i64; 2]> {
         (Some(monotonic), Some(boot)) => Ok([monotonic, boot]),
         _ => Err(bad(&path, "offsets")),
     }
+}
+
+/// The POSIX timers of a process (`proc_pid_timers(5)`), ascending by id. The file does not tell what they
+/// are set to, nor whose CPU time they count.
+pub fn timers(pid: i32) -> Result<Vec<PosixTimer>> {
+    let path = format!("/proc/{pid}/timers");
+    let bytes = read(path.clone())?;
+    let text = String::from_utf8_lossy(&bytes);
+    let mut timers: Vec<PosixTimer> = Vec::new();
+    for line in text.lines() {
+        let Some((key, value)) = line.split_once(": ") else {
+            continue;
+        };
+        if key == "ID" {
+            timers.push(PosixTimer {
+                id: value.trim().parse().map_err(|_| bad(&path, "id"))?,
+                ..PosixTimer::default()
+            });
+            continue;
+        }
+        let timer = timers.last_mut().ok_or_else(|| bad(&path, "id"))?;
+        let known = match key {
+            "signal" => value.split_once('/').and_then(|(signo, value)| {
+                timer.signo = signo.parse().ok()?;
+                timer.value = u64::from_str_radix(value, 16).ok()?;
+                Some(())
+            }),
+            "notify" => value.split_once('/').and_then(|(way, target)| {
+                timer.notify = match way {
+                    "signal" => libc::SIGEV_SIGNAL,
+                    "none" => libc::SIGEV_NONE,
+                    "thread" => libc::SIGEV_THREAD,
+                    _ => return None,
+                };
+                let (what, id) = target.split_once('.')?;
+                if what == "tid" {
+                    timer.notify |= libc::SIGEV_THREAD_ID;
+                    timer.thread = Some(id.parse().ok()?);
+                }
+                Some(())
+            }),
+            "ClockID" => value.trim().parse().ok().map(|clock| timer.clock = clock),
+            _ => Some(()),
+        };
+        known.ok_or_else(|| bad(&path, "timer that can be understood"))?;
+    }
+    timers.sort_unstable_by_key(|timer| timer.id);
+    Ok(timers)
 }
 
 /// Niceness of the autogroup that a process is in; `None` where there are none.

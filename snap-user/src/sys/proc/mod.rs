@@ -9,14 +9,14 @@ mod vdso;
 
 pub use attributes::{
     TaskStatus, autogroup_nice, is_io_flusher, machine_check_kill, memory_policies, namespaces,
-    number, task_status, text, time_offsets, write,
+    number, task_status, text, time_offsets, timers, write,
 };
 pub use fdinfo::{FdInfo, FileHandle};
 pub use fds::{FdStat, FdTable};
 pub use maps::{build_id, maps, vm_flags};
 pub use status::{
     Stat, Status, auxv, cmdline, cpu_time_ns, exe, idle_ns, is_alive, is_elsewhere, link,
-    mm_fields, own_id, processes, stat, status, threads,
+    mm_fields, own_id, processes, stat, status, thread_count, threads,
 };
 pub use vdso::own_vdso;
 
