@@ -3,7 +3,7 @@
 use super::help;
 use super::units;
 use crate::session::{
-    FileOptions, Options, Pids, ReviveOptions, Rules, Schedule, Then, TrackerChoice,
+    Durability, FileOptions, Options, Pids, ReviveOptions, Rules, Schedule, Then, TrackerChoice,
 };
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -137,6 +137,15 @@ fn tracker(text: &str) -> Result<TrackerChoice, String> {
     text.parse()
 }
 
+fn durability(text: &str) -> Result<Durability, String> {
+    match text {
+        "none" => Ok(Durability::None),
+        "interval" => Ok(Durability::Interval),
+        "each" => Ok(Durability::Each),
+        _ => Err("it is none, interval or each".into()),
+    }
+}
+
 fn count(text: &str) -> Result<u64, String> {
     match text.parse() {
         Ok(0) => Err("it must be 1 or more".into()),
@@ -173,6 +182,10 @@ pub struct Taking {
     /// stored instead of all of it; 0 to do without
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = units::size_or_none)]
     pub mirror: u64,
+    /// When a snapshot is made durable: each before it counts as taken; interval, all of the last second together;
+    /// none, when the kernel likes. What a power failure can take; no crash of ksnap takes anything
+    #[arg(long, value_name = "WHEN", default_value = "each", value_parser = durability)]
+    pub durability: Durability,
 }
 
 impl Taking {
@@ -186,6 +199,7 @@ impl Taking {
             mirror: self.mirror,
             keep: Rules::default(),
             then: Then::GoOn,
+            durability: self.durability,
         }
     }
 }
@@ -346,8 +360,11 @@ pub struct Diff {
 #[derive(Debug, Args)]
 pub struct Verify {
     /// The snapshot to check, with all that it needs; everything if left out
-    #[arg(value_name = "REF")]
+    #[arg(value_name = "REF", conflicts_with = "rebuild")]
     pub reference: Option<String>,
+    /// First make the lists of headers anew, which make listings quick, from the snapshots alone
+    #[arg(long)]
+    pub rebuild: bool,
     #[command(flatten)]
     pub json: Json,
 }
@@ -686,6 +703,10 @@ mod tests {
             "ksnap watch 1 --count 0",
             "ksnap snap 1 --memory 3",
             "ksnap snap 1 --mirror 3",
+            "ksnap watch 1 --durability always",
+            "ksnap watch 1 --keep 5",
+            "ksnap watch 1 --keep-last 0",
+            "ksnap prune --max-size 3",
         ] {
             assert_eq!(parse(words).unwrap_err(), ValueValidation, "{words}");
         }

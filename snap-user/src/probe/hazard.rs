@@ -1,5 +1,6 @@
 //! Writes into user memory that no fault event announces.
 
+use super::syscalls::{FUTEX_REQUEUE, FUTEX_WAIT, FUTEX_WAITV, FUTEX_WAKE};
 use crate::model::PageRange;
 use snap_common::{SystemEvent, flag};
 
@@ -20,6 +21,9 @@ pub enum HazardKind {
     Aio,
     /// Pages given to a pipe: what the pipe holds is not consistent with memory put back later.
     Vmsplice,
+    /// A call on a futex that other processes may share, which is found by its page. Comes behind the call, or
+    /// when a stop interrupts it: the page given has been made writable, and no more happens to it by the call.
+    SharedFutex,
     /// Something took the lock that get_user_pages takes when it meets pages that are not writable
     /// yet. Comes before the write.
     PageLock {
@@ -46,6 +50,12 @@ pub fn decode(event: &SystemEvent) -> Option<(HazardKind, Option<PageRange>)> {
     let succeeded = (result as i64) >= 0;
     let nr = libc::c_long::from(event.header.nr);
     let kind = match nr {
+        libc::SYS_futex
+        | libc::SYS_restart_syscall
+        | FUTEX_WAITV
+        | FUTEX_WAKE
+        | FUTEX_WAIT
+        | FUTEX_REQUEUE => return futex(nr, event.args),
         libc::SYS_read | libc::SYS_pread64 => {
             // An error may come after part of the transfer; then the length asked for is the bound.
             let length = if succeeded { result } else { event.args[2] };
@@ -65,6 +75,34 @@ pub fn decode(event: &SystemEvent) -> Option<(HazardKind, Option<PageRange>)> {
     };
     // Of a batch some may have worked; the rest does nothing when it fails.
     (succeeded || kind == HazardKind::IoUring).then_some((kind, None))
+}
+
+/// A call on futexes. Whether it worked does not matter: the page is looked up first.
+fn futex(nr: libc::c_long, args: [u64; 5]) -> Option<(HazardKind, Option<PageRange>)> {
+    /// `FUTEX_PRIVATE_FLAG` and `FUTEX2_PRIVATE` (include/uapi/linux/futex.h).
+    const PRIVATE: u64 = libc::FUTEX_PRIVATE_FLAG as u64;
+    const WORD: u64 = 4;
+    let one = Some(PageRange::covering(args[0], WORD));
+    let (flags, range) = match nr {
+        FUTEX_WAITV => (0, None),
+        FUTEX_REQUEUE => (0, None),
+        FUTEX_WAKE | FUTEX_WAIT => (args[3], one),
+        // The second address is not among the arguments that the event has.
+        _ => match (args[1] & libc::FUTEX_CMD_MASK as u64) as libc::c_int {
+            libc::FUTEX_REQUEUE
+            | libc::FUTEX_CMP_REQUEUE
+            | libc::FUTEX_WAKE_OP
+            | libc::FUTEX_WAIT_REQUEUE_PI
+            | libc::FUTEX_CMP_REQUEUE_PI
+                if nr == libc::SYS_futex =>
+            {
+                (args[1], None)
+            }
+            // As far as a call that was restarted is one on a futex, it waits for one alone.
+            _ => (args[1], one),
+        },
+    };
+    (flags & PRIVATE == 0).then_some((HazardKind::SharedFutex, range))
 }
 
 /// System call of a lock event.
@@ -136,6 +174,28 @@ mod tests {
             None
         );
         assert!(!HazardKind::Vmsplice.is_lasting());
+    }
+
+    #[test]
+    fn a_shared_futex_has_its_page_whatever_the_call_said_and_a_private_one_is_nothing() {
+        const AT: u64 = 0x7000_1990;
+        let page = Some((
+            HazardKind::SharedFutex,
+            Some(PageRange::new(0x7000_1000, 0x7000_2000)),
+        ));
+        let call = |nr, op: libc::c_int, rest| decode(&event(nr, [AT, op as u64, 0, rest, EAGAIN]));
+        // What pthread_join(3) does.
+        let join = libc::FUTEX_WAIT_BITSET | libc::FUTEX_CLOCK_REALTIME;
+        assert_eq!(call(libc::SYS_futex, join, 0), page);
+        assert_eq!(call(libc::SYS_restart_syscall, join, 0), page);
+        assert_eq!(call(FUTEX_WAIT, 0, 2), page);
+        let private = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
+        assert_eq!(call(libc::SYS_futex, private, 0), None);
+        assert_eq!(call(libc::SYS_restart_syscall, private, 0), None);
+        assert_eq!(call(FUTEX_WAKE, 0, 128 | 2), None);
+        let unknown = Some((HazardKind::SharedFutex, None));
+        assert_eq!(call(libc::SYS_futex, libc::FUTEX_CMP_REQUEUE, 0), unknown);
+        assert_eq!(call(FUTEX_WAITV, 1, 0), unknown);
     }
 
     #[test]

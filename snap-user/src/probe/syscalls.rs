@@ -44,6 +44,27 @@ const HAZARD: [libc::c_long; 6] = [
     libc::SYS_vmsplice,
 ];
 
+/// `futex_wake` and its siblings, newer than some C libraries; the same numbers on every architecture.
+pub const FUTEX_WAITV: libc::c_long = 449;
+/// See [`FUTEX_WAITV`].
+pub const FUTEX_WAKE: libc::c_long = 454;
+/// See [`FUTEX_WAITV`].
+pub const FUTEX_WAIT: libc::c_long = 455;
+/// See [`FUTEX_WAITV`].
+pub const FUTEX_REQUEUE: libc::c_long = 456;
+
+/// Calls on futexes. One that other processes may share is found by its page, which get_user_pages makes
+/// writable first; so do pthread_join(3) and whoever else waits for the end of a thread. A wait with a timeout
+/// goes on after a stop by restart_syscall(2), with its arguments in their registers.
+const FUTEX: [libc::c_long; 6] = [
+    libc::SYS_futex,
+    libc::SYS_restart_syscall,
+    FUTEX_WAITV,
+    FUTEX_WAKE,
+    FUTEX_WAIT,
+    FUTEX_REQUEUE,
+];
+
 /// Calls that fill memory from a descriptor, which get_user_pages does when that is open with O_DIRECT.
 const READ: [libc::c_long; 2] = [libc::SYS_read, libc::SYS_pread64];
 
@@ -72,6 +93,7 @@ pub fn table() -> [u8; SYSCALL_TABLE] {
     // Not as mappings: some of them write memory through get_user_pages.
     set(&DESCRIBING, SyscallClass::Hazard);
     set(&HAZARD, SyscallClass::Hazard);
+    set(&FUTEX, SyscallClass::Hazard);
     set(&READ, SyscallClass::DirectRead);
     set(&READ_VECTOR, SyscallClass::DirectVector);
     set(&NO_PIN, SyscallClass::NoPin);
@@ -93,10 +115,18 @@ mod tests {
             SyscallClass::DirectRead as u8
         );
         assert_eq!(table[libc::SYS_write as usize], SyscallClass::Ignore as u8);
+        assert_eq!(table[libc::SYS_futex as usize], SyscallClass::Hazard as u8);
         let reported = table.iter().filter(|class| **class != 0).count();
         assert_eq!(
             reported,
-            NO_PIN.len() + MAPPING.len() + HAZARD.len() + READ.len() + READ_VECTOR.len() + 2
+            NO_PIN.len()
+                + MAPPING.len()
+                + DESCRIBING.len()
+                + HAZARD.len()
+                + FUTEX.len()
+                + READ.len()
+                + READ_VECTOR.len()
+                + 2
         );
     }
 }

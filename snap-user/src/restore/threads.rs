@@ -174,7 +174,11 @@ fn register(pid: i32, thread: &ThreadState, insn: u64) -> sys::Result<()> {
     if let Some(rseq) = thread.rseq {
         set_rseq(&mut remote, rseq, rseq.flags)?;
     }
-    if let Some(address) = tid_address(pid, thread) {
+    let address = match thread.attributes.clear_child_tid {
+        Some(address) => (address != 0).then_some(address),
+        None => tid_address(pid, thread),
+    };
+    if let Some(address) = address {
         remote.call(
             "set_tid_address",
             libc::SYS_set_tid_address,
@@ -202,8 +206,8 @@ pub(super) fn rseq_args(rseq: Rseq) -> [u64; 6] {
     ]
 }
 
-/// Where the kernel clears the thread's id when it ends, for whoever joins it. The kernel tells
-/// only the thread itself; but C libraries keep it in the thread's descriptor, which holds the thread's id:
+/// Where the kernel clears the thread's id when it ends, for whoever joins it, of a thread of which the snapshot
+/// does not tell. C libraries keep it in the thread's descriptor, which holds the thread's id:
 /// a few words from the robust list's head, or, in a thread that has not come to register one, somewhere
 /// behind the thread pointer.
 pub(super) fn tid_address(pid: i32, thread: &ThreadState) -> Option<u64> {

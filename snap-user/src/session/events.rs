@@ -129,7 +129,6 @@ impl Events {
         Told {
             brk: self.brk,
             observed,
-            patient: false,
         }
     }
 
@@ -195,9 +194,16 @@ impl Events {
                     });
                 }
             }
-            Event::Described { tgid, .. } if self.is_ours(tgid) => self.described = true,
+            Event::Described { tgid, .. } if self.is_ours(tgid) => {
+                self.described = true;
+                if !sees_gup {
+                    // What is locked into memory is made writable as well.
+                    epoch.distrust();
+                }
+            }
             Event::Mapping { tgid, change, .. } if self.is_ours(tgid) => {
-                self.described |= matches!(change.kind, MappingKind::Madvise(_));
+                self.described |=
+                    matches!(change.kind, MappingKind::Madvise(advice) if describes(advice));
                 if let MappingKind::Brk { end } = change.kind {
                     // What it was before is not told, but known.
                     if let Some(before) = self.brk.replace(end) {
@@ -217,6 +223,13 @@ impl Events {
                 tgid, kind, range, ..
             } if tgid.is_none_or(|t| self.is_ours(t)) => {
                 tracing::trace!(?kind, ?range, "hazard");
+                if let (HazardKind::SharedFutex, Some(range)) = (kind, range) {
+                    // Where get_user_pages is seen, that has been an event of its own.
+                    if let (false, Some(log)) = (sees_gup, epoch.log()) {
+                        log.record_unlocked(range.start);
+                    }
+                    return;
+                }
                 self.lasting_hazard |= kind.is_lasting();
                 if let (HazardKind::DirectRead, Some(range)) = (kind, range) {
                     epoch.written(&PageSet::from_ranges(vec![range]));
@@ -233,6 +246,11 @@ impl Events {
                     self.exec = true;
                 } else if self.borrowers.remove(&tgid) {
                     ended.push(tgid);
+                }
+            }
+            Event::ThreadStart { tid, .. } => {
+                if let Some(log) = epoch.log() {
+                    log.started(tid as i32);
                 }
             }
             Event::Exit {
@@ -308,4 +326,13 @@ impl Events {
     pub fn take_drops(&mut self) -> u64 {
         std::mem::take(&mut self.drops)
     }
+}
+
+/// Advice that stays with a mapping, rather than being carried out at once.
+fn describes(advice: i32) -> bool {
+    // MADV_GUARD_INSTALL and MADV_GUARD_REMOVE.
+    const GUARDS: std::ops::RangeInclusive<i32> = 102..=103;
+    matches!(advice, libc::MADV_NORMAL..=libc::MADV_SEQUENTIAL)
+        || matches!(advice, libc::MADV_DONTFORK..=libc::MADV_KEEPONFORK)
+        || GUARDS.contains(&advice)
 }

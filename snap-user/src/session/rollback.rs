@@ -3,7 +3,7 @@
 use super::engine::{Engine, covered};
 use super::staging::CHUNK;
 use super::{Options, Result, RolledBack, SessionError, control};
-use crate::capture::{CaptureError, Told, compared, compared_pages, frozen_state, inspect};
+use crate::capture::{CaptureError, compared, compared_pages, frozen_state, inspect};
 use crate::image::{PageSource, SessionId};
 use crate::model::{
     Backing, PAGE_SIZE, PageRange, PageSet, ProcessState, SnapshotId, Vma, page_down,
@@ -263,6 +263,9 @@ impl Engine {
     ) -> Result<PutBack> {
         let pid = self.target.pid;
         let begun = monotonic_ns();
+        let vmas = self.maps()?;
+        // It runs for that, and what it writes is looked for next.
+        self.live.ask(frozen, &vmas, true);
         self.events.drain(&mut self.epoch);
         let vmas = self.maps()?;
         let known = &self.hashes;
@@ -270,10 +273,11 @@ impl Engine {
         let recorded = self.epoch.is_armed() && self.tracker() != TrackerKind::Hash;
         let dirty = self.epoch.rotate(&vmas, |page| known.get(page).is_some())?;
         let rotated = monotonic_ns();
-        let told = Told {
-            patient: true,
-            ..self.events.told(frozen.threads()[0])
-        };
+        if self.events.take_described() {
+            self.live.look_again();
+            self.live.look(&vmas)?;
+        }
+        let told = self.events.told(frozen.threads()[0]);
         let live = frozen_state(frozen, &self.target, &mut self.live, &vmas, told)?;
         let planned = plan(target, &live, &Live { pid })?;
         let planned_at = monotonic_ns();

@@ -1,7 +1,7 @@
 //! What the verbs take and what they tell.
 
 use crate::model::{Costs, SnapshotId, SnapshotKind};
-pub use crate::store::Rules;
+pub use crate::store::{Durability, Rules};
 pub use crate::track::{TrackerChoice, TrackerKind};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::time::Duration;
@@ -26,6 +26,8 @@ pub struct Options {
     pub mirror: u64,
     /// Which snapshots are kept while others are taken.
     pub keep: Rules,
+    /// When a snapshot is made durable.
+    pub durability: Durability,
     /// What becomes of the process after a snapshot that is asked for.
     pub then: Then,
 }
@@ -53,6 +55,7 @@ impl Default for Options {
             mirror: DEFAULT_MIRROR,
             keep: Rules::default(),
             then: Then::GoOn,
+            durability: Durability::Each,
         }
     }
 }

@@ -58,13 +58,24 @@ impl Snapshot {
         if let Some(table) = self.table.get() {
             return Ok(table);
         }
-        let table = self.files.head(self.file.header.seq)?.table;
+        let head = self.files.head(self.file.header.seq);
+        let table = head.map_err(|error| self.explain(error))?.table;
         Ok(self.table.get_or_init(|| table))
     }
 
     /// The pages stored in its own file, ascending: what changed since its parent, or everything for a base.
     pub fn stored_pages(&self) -> Result<Vec<u64>, StoreError> {
         Ok(self.file.index()?.iter().map(|entry| entry.addr).collect())
+    }
+
+    /// Whoever reads slowly may find that the snapshot was pruned meanwhile, and with it what it alone needed.
+    fn explain(&self, error: StoreError) -> StoreError {
+        match self.files.is_pruned(self.file.header.seq) {
+            true => StoreError::NotFound {
+                what: format!("snapshot {}: it was pruned while it was read", self.id()),
+            },
+            false => error,
+        }
     }
 
     /// Base or delta.
@@ -77,16 +88,7 @@ impl Snapshot {
         wanted: &[(Location, u64)],
         each: &mut dyn FnMut(u64, &Page),
     ) -> Result<(), StoreError> {
-        let seq = self.file.header.seq;
-        read_decoded(&self.files, wanted, each).map_err(|error| {
-            // What it needs goes with it, so the first sign may be a page that is not where it was.
-            match self.files.is_gone_by_now(seq) {
-                true => StoreError::NotFound {
-                    what: format!("snapshot @{seq}: it was pruned while it was read"),
-                },
-                false => error,
-            }
-        })
+        read_decoded(&self.files, wanted, each).map_err(|error| self.explain(error))
     }
 }
 
@@ -113,7 +115,6 @@ impl PageSource for Snapshot {
             .filter_map(|addr| Some((table.get(*addr)?, addr & !(PAGE_SIZE - 1))))
             .collect();
         wanted.sort_unstable();
-
         self.read(&wanted, each)
     }
 }

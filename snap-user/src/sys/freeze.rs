@@ -87,12 +87,16 @@ impl Frozen {
         let mut group_stopped = false;
         let mut signalled = false;
         loop {
-            let new: Vec<Tid> = proc::threads(self.pid)?
-                .into_iter()
-                .filter(|tid| seen.insert(*tid))
-                .collect();
+            let listed = proc::threads(self.pid)?;
+            let count = listed.len();
+            let new: Vec<Tid> = listed.into_iter().filter(|tid| seen.insert(*tid)).collect();
             if new.is_empty() {
-                break;
+                // A list that was read while a thread ended may lack another one.
+                match proc::thread_count(self.pid)? == count {
+                    true => break,
+                    false if Instant::now() < alarm.end => continue,
+                    false => return Err(unlisted(self.pid)),
+                }
             }
             let mut seized = Vec::with_capacity(new.len());
             for tid in new {
@@ -341,6 +345,17 @@ fn is_gone(pid: i32, tid: Tid, error: &SysError) -> bool {
         Ok(stat) => stat.is_exiting(),
         Err(e) => e.is_vanished(),
     }
+}
+
+fn unlisted(pid: i32) -> SysError {
+    SysError::new(
+        "freeze",
+        format_args!("process {pid}"),
+        io::Error::new(
+            io::ErrorKind::TimedOut,
+            "the list of its threads in /proc never has all of them",
+        ),
+    )
 }
 
 fn vanished(pid: i32) -> SysError {

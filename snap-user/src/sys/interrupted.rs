@@ -243,6 +243,6 @@ mod tests {
         is([at, 0x189, 2, at, 0, u32::MAX.into()], libc::SYS_futex);
         is([at, 3, 1000, 0, 0, 0], libc::SYS_poll);
         is([0, 0, 1000, 0, 0, 0], libc::SYS_poll);
-        assert_eq!(call_by_arguments([at, 1 << 40, 0, 0, 0, 0]), None);
+        assert_eq!(call_by_arguments([at, 1 << 60, 0, 0, 0, 0]), None);
     }
 }

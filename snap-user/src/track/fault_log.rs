@@ -14,6 +14,9 @@ const WINDOW: u64 = 2 << 20;
 pub struct FaultLog {
     pages: Vec<u64>,
     in_flight: HashMap<i32, u64>,
+    /// Threads that have begun to end, and the rearms since: newer kernels tell of it before the thread's last
+    /// write, which clears its id for whoever waits for it (`sched_process_exit` before 6.16 came behind that).
+    ending: HashMap<i32, u8>,
     /// Rearms until the log is whole again; see [`FaultLog::distrust`].
     distrust: u8,
     faults: u64,
@@ -28,9 +31,19 @@ impl FaultLog {
         self.faults += 1;
     }
 
-    /// The thread has ended: it has no fault under way.
+    /// The page that holds `addr` has been made writable by the kernel without a fault, which is over.
+    pub fn record_unlocked(&mut self, addr: u64) {
+        self.pages.push(crate::model::page_down(addr));
+    }
+
+    /// A thread has been made. It may have the id of one that ended not long ago.
+    pub fn started(&mut self, tid: i32) {
+        self.ending.remove(&tid);
+    }
+
+    /// The thread ends. Its last fault may still be under way.
     pub fn ended(&mut self, tid: i32) {
-        self.in_flight.remove(&tid);
+        self.ending.insert(tid, 0);
     }
 
     /// Writes happened that the log did not see. The stop looks at everything instead, until a
@@ -46,6 +59,17 @@ impl FaultLog {
 
     /// A rearm is about to begin.
     pub fn rearm(&mut self) {
+        /// By the third, a thread that was about to end has ended.
+        const REARMS: u8 = 2;
+        let in_flight = &mut self.in_flight;
+        self.ending.retain(|tid, rearms| {
+            *rearms += 1;
+            let ends = *rearms <= REARMS;
+            if !ends {
+                in_flight.remove(tid);
+            }
+            ends
+        });
         self.pages.clear();
         self.pages.extend(self.in_flight.values());
         self.distrust = self.distrust.saturating_sub(1);
@@ -95,11 +119,46 @@ mod tests {
         log.rearm();
         let (pages, _) = log.split(|_| true);
         assert_eq!(pages.iter().collect::<Vec<_>>(), [0x2000, 0x3000]);
+    }
+
+    fn pages(log: &FaultLog) -> Vec<u64> {
+        log.split(|_| true).0.iter().collect()
+    }
+
+    #[test]
+    fn the_last_write_of_a_thread_that_ends_survives_though_its_end_was_told_before() {
+        let mut log = FaultLog::default();
+        log.record(2, 0x3456);
         log.ended(2);
+        log.record(2, 0x7990);
         log.record(1, 0x9000);
+        for _ in 0..2 {
+            log.rearm();
+            assert_eq!(pages(&log), [0x7000, 0x9000]);
+        }
         log.rearm();
-        let (pages, _) = log.split(|_| true);
-        assert_eq!(pages.iter().collect::<Vec<_>>(), [0x9000]);
+        assert_eq!(pages(&log), [0x9000], "it is kept for ever");
+    }
+
+    #[test]
+    fn a_new_thread_with_the_id_of_one_that_ended_is_another_one() {
+        let mut log = FaultLog::default();
+        log.ended(2);
+        log.started(2);
+        log.record(2, 0x3456);
+        for _ in 0..4 {
+            log.rearm();
+            assert_eq!(pages(&log), [0x3000]);
+        }
+    }
+
+    #[test]
+    fn a_page_made_writable_without_a_fault_is_dirty_until_the_next_rearm() {
+        let mut log = FaultLog::default();
+        log.record_unlocked(0x7990);
+        assert_eq!(pages(&log), [0x7000]);
+        log.rearm();
+        assert!(log.is_empty());
     }
 
     #[test]

@@ -3,9 +3,11 @@
 mod access;
 mod basics;
 mod corruption;
+mod durability;
 mod faults;
 mod files;
 mod history;
+mod many;
 mod prune;
 mod support;
 mod versions;

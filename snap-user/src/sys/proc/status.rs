@@ -22,6 +22,13 @@ pub fn threads(pid: i32) -> Result<Vec<i32>> {
     Ok(tids)
 }
 
+/// How many threads a process has, those included that have ended and that nobody has waited for yet. Reading
+/// `/proc/PID/task` may tell of fewer: it goes from thread to thread, and one that is gone by then leads nowhere.
+pub fn thread_count(pid: i32) -> Result<usize> {
+    // Field 20 of proc_pid_stat(5).
+    Ok(stat(pid, None)?.field(20) as usize)
+}
+
 /// Some thread of the process lives and is not about to end.
 pub fn is_alive(pid: i32) -> bool {
     let lives = |tid| stat(pid, Some(tid)).is_ok_and(|stat| !stat.is_exiting());
@@ -273,6 +280,7 @@ mod tests {
     fn this_process_is_readable() {
         let pid = std::process::id() as i32;
         assert_eq!(threads(pid).unwrap()[0], pid);
+        assert!(thread_count(pid).unwrap() >= 1);
         assert!(status(pid).unwrap().rss > 0);
         assert!(mm_fields(&stat(pid, None).unwrap()).start_stack > 0);
         assert!(
