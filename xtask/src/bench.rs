@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: measurements, each with what is needed to judge it in the same run.
 
+mod codec;
 mod floor;
 mod load;
 mod others;
@@ -36,6 +37,8 @@ pub struct Options {
 enum Name {
     /// How long snapshots stop a redis-server under load, ten times a second
     Stop,
+    /// How small changed pages of real programs become, and how fast, beside LZ4, zstd and XBZRLE
+    Codec,
 }
 
 /// Runs one measurement or all.
@@ -43,29 +46,41 @@ enum Name {
 /// # Errors
 /// When a measurement could not be made.
 pub fn run(options: Options) -> Result<ExitCode> {
+    let wanted = |name| options.name.is_none_or(|only| only == name);
+    if options.name.is_none() && !options.json {
+        println!("measurements: stop, codec\n");
+    }
+    if wanted(Name::Stop) {
+        let (json, text) = stop(&options)?;
+        print(options.json, &json, &text);
+    }
+    if wanted(Name::Codec) {
+        let report = codec::measure()?;
+        print(options.json, &report.json(), &report.text());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn print(as_json: bool, json: &serde_json::Value, text: &str) {
+    match as_json {
+        true => println!("{json}"),
+        false => print!("{text}"),
+    }
+}
+
+fn stop(options: &Options) -> Result<(serde_json::Value, String)> {
     ensure!(
         crate::host::find("redis-server").is_some()
             && crate::host::find("redis-benchmark").is_some(),
         "redis-server or redis-benchmark is missing: apt-get install redis-server redis-tools"
     );
-    let ksnap = match options.ksnap {
-        Some(file) => file,
+    let ksnap = match &options.ksnap {
+        Some(file) => file.clone(),
         None => {
             cargo::build(Profile::Release)?;
             cargo::binary(Profile::Release, "ksnap")
         }
     };
-    if options.name.is_none() && !options.json {
-        println!("measurements: stop\n");
-    }
-    match options.name {
-        None | Some(Name::Stop) => {
-            let result = stop::measure(&ksnap, options.mib, options.seconds)?;
-            match options.json {
-                true => println!("{}", result.json()),
-                false => print!("{}", result.text()),
-            }
-        }
-    }
-    Ok(ExitCode::SUCCESS)
+    let result = stop::measure(&ksnap, options.mib, options.seconds)?;
+    Ok((result.json(), result.text()))
 }
