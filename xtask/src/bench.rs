@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: measurements, each with what is needed to judge it in the same run.
 
+mod codec;
 mod floor;
 mod load;
 mod others;
@@ -43,6 +44,8 @@ enum Name {
     Rollback,
     /// How long a redis-server takes to be back, and ten copies of it
     Restore,
+    /// How small changed pages of real programs become, and how fast, beside LZ4, zstd and XBZRLE
+    Codec,
 }
 
 /// Runs one measurement or all.
@@ -61,6 +64,16 @@ pub fn run(options: Options) -> Result<ExitCode> {
         !wanted(Name::Rollback) || has("python3"),
         "python3 is missing: apt-get install python3"
     );
+    if wanted(Name::Codec) {
+        let report = codec::measure()?;
+        match options.json {
+            true => println!("{}", report.json()),
+            false => print!("{}", report.text()),
+        }
+        if options.name.is_some() {
+            return Ok(ExitCode::SUCCESS);
+        }
+    }
     let ksnap = match &options.ksnap {
         Some(file) => file.clone(),
         None => {
@@ -69,7 +82,7 @@ pub fn run(options: Options) -> Result<ExitCode> {
         }
     };
     if options.name.is_none() && !options.json {
-        println!("measurements: stop, rollback, restore\n");
+        println!("measurements: codec, stop, rollback, restore\n");
     }
     if wanted(Name::Stop) {
         let result = stop::measure(&ksnap, options.mib, options.seconds)?;

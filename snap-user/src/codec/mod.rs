@@ -27,10 +27,12 @@ use lz4::Lz4;
 /// Longest encoded page, in bytes.
 pub const LONGEST: usize = PAGE_SIZE as usize;
 
+/// Changed words up to which a page is certainly not better off by itself.
+const SOME_WORDS: u32 = 128;
 /// Changed words up to which it is worth looking for runs of bytes.
-const FEW_WORDS: u32 = 64;
-/// Runs of so many bytes a changed word are taken without a look at what markers would make of it.
-const FEW_BYTES: usize = 4;
+const FEW_WORDS: usize = 64;
+/// Runs that take about so many bytes a changed word are taken without a look at what markers would make of it.
+const FEW_BYTES: usize = 3;
 /// Shortest result that LZ4 is tried on: below it saves little, and takes its time all the same.
 const WORTH_LZ4: usize = 512;
 
@@ -159,21 +161,8 @@ pub fn encode(
     };
     let masks = change::masks(page, previous);
     let changed = change::count(&masks);
-    if changed <= FEW_WORDS {
-        let begun = out.len();
-        let most = changed as usize * FEW_BYTES;
-        if runs::encode(page, previous, &masks, most, out) {
-            return Encoding::Runs;
-        }
-        scratch.vectors.encode(page, previous, &masks);
-        let most = scratch.vectors.len();
-        if runs::encode(page, previous, &masks, most, out) {
-            if out.len() - begun < WORTH_LZ4 {
-                return Encoding::Runs;
-            }
-            out.truncate(begun);
-        }
-        return finish(Encoding::Changes, Encoding::ChangesLz4, page, scratch, out);
+    if changed <= SOME_WORDS {
+        return some_changes(page, previous, &masks, scratch, out);
     }
     let own = change::masks(page, &ZEROES);
     // Where little is left of the previous version, the page takes hardly more by itself, and stands alone.
@@ -181,6 +170,34 @@ pub fn encode(
         return by_itself(page, &own, scratch, out);
     }
     scratch.vectors.encode(page, previous, &masks);
+    finish(Encoding::Changes, Encoding::ChangesLz4, page, scratch, out)
+}
+
+fn some_changes(
+    page: &Page,
+    previous: &Page,
+    masks: &change::Masks,
+    scratch: &mut Scratch,
+    out: &mut Vec<u8>,
+) -> Encoding {
+    let changed = change::count(masks) as usize;
+    let least = match changed <= FEW_WORDS {
+        true => runs::least(page, previous, masks),
+        false => LONGEST,
+    };
+    if least <= changed * FEW_BYTES {
+        runs::encode(page, previous, masks, out);
+        return Encoding::Runs;
+    }
+    scratch.vectors.encode(page, previous, masks);
+    let (begun, most) = (out.len(), scratch.vectors.len());
+    if least <= most.min(WORTH_LZ4) {
+        runs::encode(page, previous, masks, out);
+        if out.len() - begun <= most {
+            return Encoding::Runs;
+        }
+        out.truncate(begun);
+    }
     finish(Encoding::Changes, Encoding::ChangesLz4, page, scratch, out)
 }
 
@@ -240,10 +257,17 @@ fn by_bytes(page: &Page, scratch: &mut Scratch, out: &mut Vec<u8>) -> Encoding {
     }
 }
 
-/// Appends `page` in the smallest encoding that takes next to no time to find, and needs no previous version.
-pub fn encode_fast(page: &Page, out: &mut Vec<u8>) -> Encoding {
+/// As [`encode`], in next to no time: finds pages of one word, and few changes to the `previous` version.
+pub fn encode_fast(page: &Page, previous: Option<&Page>, out: &mut Vec<u8>) -> Encoding {
     if let Some(encoding) = fill::encode(page, out) {
         return encoding;
+    }
+    if let Some(previous) = previous {
+        let masks = change::masks(page, previous);
+        if change::count(&masks) as usize <= FEW_WORDS {
+            runs::encode(page, previous, &masks, out);
+            return Encoding::Runs;
+        }
     }
     out.extend_from_slice(page);
     Encoding::Raw

@@ -11,57 +11,68 @@ const SHORT: usize = 15;
 /// Longest run.
 const LONGEST: usize = SHORT + 1 + 0xff;
 
-/// Appends the runs unless they take more than `most` bytes; then `out` stays as it was.
+/// For each byte of a word, lowest first, a bit that says whether it differs.
+fn bytes_that_differ(new: &[u8; WORD], old: &[u8; WORD]) -> u8 {
+    const LOW: u64 = 0x7f7f_7f7f_7f7f_7f7f;
+    let differs = u64::from_le_bytes(*new) ^ u64::from_le_bytes(*old);
+    // The top bit of each byte that is not zero, then these next to each other.
+    let tops = (((differs & LOW) + LOW) | differs) & !LOW;
+    ((tops >> 7).wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8
+}
+
+/// What the runs take, about, and seldom less: the bytes that differ, and two for each run of words that do.
+pub(super) fn least(page: &Page, previous: &Page, masks: &Masks) -> usize {
+    let (new, old) = (page.as_chunks().0, previous.as_chunks().0);
+    let mut least = 0;
+    for (vector, mask) in masks.iter().enumerate() {
+        let mut left = *mask;
+        least += 2 * (left & !(left << 1)).count_ones() as usize;
+        while left != 0 {
+            let index = vector * LANES + left.trailing_zeros() as usize;
+            left &= left - 1;
+            least += bytes_that_differ(&new[index], &old[index]).count_ones() as usize;
+        }
+    }
+    least
+}
+
+/// Appends the runs.
 ///
 /// Each run: its place in the lower 12 bits of two bytes, its length in the upper 4; for a length of 0 the
 /// next byte holds it, less 16. Then the bytes.
-pub(super) fn encode(
-    page: &Page,
-    previous: &Page,
-    masks: &Masks,
-    most: usize,
-    out: &mut Vec<u8>,
-) -> bool {
-    let begun = out.len();
-    let mut open: Option<(usize, usize)> = None;
+pub(super) fn encode(page: &Page, previous: &Page, masks: &Masks, out: &mut Vec<u8>) {
+    let (new, old) = (page.as_chunks().0, previous.as_chunks().0);
+    // Start and end of the run that may go on.
+    let mut open = (0, 0);
     for (vector, mask) in masks.iter().enumerate() {
-        let mut mask = *mask;
-        while mask != 0 {
-            let first = (vector * LANES + mask.trailing_zeros() as usize) * WORD;
-            mask &= mask - 1;
-            for at in first..first + WORD {
-                if page[at] == previous[at] {
-                    continue;
+        let mut left = *mask;
+        while left != 0 {
+            let index = vector * LANES + left.trailing_zeros() as usize;
+            left &= left - 1;
+            let mut bytes = bytes_that_differ(&new[index], &old[index]);
+            while bytes != 0 {
+                let first = bytes.trailing_zeros() as usize;
+                let len = (bytes >> first).trailing_ones() as usize;
+                bytes &= (!0u8).checked_shl((first + len) as u32).unwrap_or(0);
+                let (start, end) = (index * WORD + first, index * WORD + first + len);
+                if start <= open.1 + GAP && end - open.0 <= LONGEST && open.1 > 0 {
+                    open.1 = end;
+                } else {
+                    put(page, open, out);
+                    open = (start, end);
                 }
-                open = match open {
-                    Some((start, end)) if at <= end + GAP && at - start < LONGEST => {
-                        Some((start, at + 1))
-                    }
-                    Some((start, end)) => {
-                        put(page, start, end, out);
-                        Some((at, at + 1))
-                    }
-                    None => Some((at, at + 1)),
-                };
-            }
-            if out.len() - begun > most {
-                out.truncate(begun);
-                return false;
             }
         }
     }
-    if let Some((start, end)) = open {
-        put(page, start, end, out);
-    }
-    if out.len() - begun > most {
-        out.truncate(begun);
-        return false;
-    }
-    true
+    put(page, open, out);
 }
 
-fn put(page: &Page, start: usize, end: usize, out: &mut Vec<u8>) {
+/// Appends a run, unless it is empty.
+fn put(page: &Page, (start, end): (usize, usize), out: &mut Vec<u8>) {
     let len = end - start;
+    if len == 0 {
+        return;
+    }
     let short = if len <= SHORT { len } else { 0 };
     out.extend_from_slice(&((short << 12 | start) as u16).to_le_bytes());
     if short == 0 {

@@ -111,6 +111,11 @@ proptest! {
             let (encoding, len) = round_trip(&page, previous.as_deref(), &mut scratch);
             prop_assert!(len <= LONGEST);
             fresh.clear();
+            let fast = encode_fast(&page, previous.as_deref(), &mut fresh);
+            let mut back = [0xaa; LEN];
+            decode(fast, &fresh, previous.as_deref(), &mut back).expect("it decodes as well");
+            prop_assert!(back == *page && fresh.len() <= LONGEST);
+            fresh.clear();
             let anew = encode(&page, previous.as_deref(), &mut Scratch::default(), &mut fresh);
             prop_assert_eq!((anew, fresh.len()), (encoding, len));
         }
@@ -206,6 +211,18 @@ fn a_small_change_takes_few_bytes() {
     assert!(len < 200, "{len}");
     // Nothing is left of it.
     assert_eq!(change(&|page| *page = [0; LEN]), (Encoding::Zero, 0));
+}
+
+#[test]
+fn in_a_hurry_small_changes_are_small_as_well() {
+    let before = noise();
+    let mut page = before;
+    page[1000] ^= 1;
+    let mut out = Vec::new();
+    let encoding = encode_fast(&page, Some(&before), &mut out);
+    assert_eq!((encoding, out.len()), (Encoding::Runs, 3));
+    out.clear();
+    assert_eq!(encode_fast(&page, None, &mut out), Encoding::Raw);
 }
 
 #[test]

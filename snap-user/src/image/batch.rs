@@ -74,25 +74,21 @@ impl EncodedBatch {
         let at = self.bytes.len();
         let content = previous.as_ref().map(|previous| previous.page);
         let encoding = encode(page, content, scratch, &mut self.bytes);
-        let previous = previous.filter(|_| encoding.needs_previous());
-        if let Some(previous) = &previous {
-            previous.at.put_behind(&mut self.bytes);
-        }
-        self.enter(
-            addr,
-            page,
-            at,
-            encoding,
-            previous.map(|previous| previous.at),
-        );
+        self.enter(addr, page, at, encoding, previous);
         encoding
     }
 
-    /// Adds a page without looking for its shortest encoding: several times as fast.
-    pub fn push_fast(&mut self, addr: u64, page: &Page) -> Encoding {
+    /// As [`EncodedBatch::push_against`], without looking for the shortest encoding: several times as fast.
+    pub fn push_fast(
+        &mut self,
+        addr: u64,
+        page: &Page,
+        previous: Option<Previous<'_>>,
+    ) -> Encoding {
         let at = self.bytes.len();
-        let encoding = encode_fast(page, &mut self.bytes);
-        self.enter(addr, page, at, encoding, None);
+        let content = previous.as_ref().map(|previous| previous.page);
+        let encoding = encode_fast(page, content, &mut self.bytes);
+        self.enter(addr, page, at, encoding, previous);
         encoding
     }
 
@@ -102,9 +98,14 @@ impl EncodedBatch {
         page: &Page,
         at: usize,
         encoding: Encoding,
-        previous: Option<Location>,
+        previous: Option<Previous<'_>>,
     ) {
         debug_assert!(addr.is_multiple_of(PAGE_SIZE));
+        let previous = previous.filter(|_| encoding.needs_previous());
+        let previous = previous.map(|previous| previous.at);
+        if let Some(at) = previous {
+            at.put_behind(&mut self.bytes);
+        }
         self.pages.push(EncodedPage {
             addr: page_down(addr),
             at: at as u64,

@@ -168,7 +168,7 @@ impl IndexEntry {
 ///
 /// Not of the page alone, because other bytes might give the same page: damage would go unnoticed until a tool reads
 /// them that takes more notice.
-pub(super) fn checksum(encoding: Encoding, page: &Page, bytes: &[u8]) -> u32 {
+pub fn checksum(encoding: Encoding, page: &Page, bytes: &[u8]) -> u32 {
     let crc = crc32c::crc32c(page);
     match encoding {
         Encoding::Raw => crc,

@@ -112,23 +112,35 @@ impl Mirror {
         scratch: &mut Scratch,
         batch: &mut EncodedBatch,
     ) {
+        self.encode_by(addr, page, pass, |previous| {
+            batch.push_against(addr, page, previous, scratch)
+        });
+    }
+
+    /// As [`Mirror::encode`], in next to no time: what changes much is not made small.
+    pub fn encode_fast(&self, addr: u64, page: &Page, pass: u32, batch: &mut EncodedBatch) {
+        self.encode_by(addr, page, pass, |previous| {
+            batch.push_fast(addr, page, previous)
+        });
+    }
+
+    fn encode_by(
+        &self,
+        addr: u64,
+        page: &Page,
+        pass: u32,
+        push: impl FnOnce(Option<Previous<'_>>) -> Encoding,
+    ) {
         let mut shard = self.shard(addr);
         let stored = shard.held.get(&addr).and_then(|held| held.stored.as_ref());
         let stored = stored.filter(|stored| stored.depth + 1 < MOST_VERSIONS);
         let below = stored.map_or(0, |stored| stored.depth + 1);
-        let previous = stored.map(|stored| Previous {
+        let encoding = push(stored.map(|stored| Previous {
             page: &stored.page,
             at: stored.at,
-        });
-        let encoding = batch.push_against(addr, page, previous, scratch);
+        }));
         let depth = if encoding.needs_previous() { below } else { 0 };
         shard.enter(addr, page, pass, encoding, depth);
-    }
-
-    /// As [`Mirror::encode`], in next to no time: by itself, and not small.
-    pub fn encode_fast(&self, addr: u64, page: &Page, pass: u32, batch: &mut EncodedBatch) {
-        let encoding = batch.push_fast(addr, page);
-        self.shard(addr).enter(addr, page, pass, encoding, 0);
     }
 
     /// The snapshot being encoded, number `seq`, is published as `id`. `pages` are those that it copied, each with

@@ -177,7 +177,7 @@ pub(super) fn recover(store: &Store, id: SessionId) -> Result<u64, StoreError> {
     let mut torn: BTreeSet<u32> = BTreeSet::new();
     for (&seq, &snapshot) in listing.by_seq.range(durable.saturating_add(1)..) {
         let whole = all.open(seq).and_then(|file| {
-            check_file(&file)?;
+            check_file(&all, &file)?;
             Ok(file.header.parent_seq)
         });
         let parent_is_there = |parent: u32| {

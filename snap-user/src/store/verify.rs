@@ -243,9 +243,9 @@ impl<'a> Check<'a> {
     }
 }
 
-/// Reads and checks all of a file.
-pub(super) fn check_file(file: &ImageFile) -> Result<(), StoreError> {
-    check_pages(file, &file.index()?)?;
+/// Reads and checks all of a file, and what its pages hold the changes to.
+pub(super) fn check_file(files: &SessionFiles, file: &ImageFile) -> Result<(), StoreError> {
+    check_pages(files, file, &file.index()?)?;
     check_sections(file)
 }
 

@@ -111,18 +111,22 @@ const fn is_special(codes: &[Code; 16], code: usize) -> bool {
     }
 }
 
-/// For each length in bits of a number, what it takes on one base: bytes in the upper four bits, code in the
-/// lower four. The smaller of two is the better one.
-pub(super) const fn costs(codes: &[Code; 16], base: u8) -> [u8; 65] {
-    let mut costs = [0xff; 65];
+/// What a code costs: bytes of data, then its number, then its base. Of two the smaller is the better one.
+pub(super) const fn cost(len: u8, code: u8, base: u8) -> u32 {
+    (len as u32) << 16 | (code as u32) << 8 | base as u32
+}
+
+/// For each length in bits of a number, what it costs on one base.
+pub(super) const fn costs(codes: &[Code; 16], base: Base) -> [u32; 65] {
+    let mut costs = [u32::MAX; 65];
     let mut bits = 0;
     while bits <= 64 {
         let mut code = 0;
         while code < 16 {
             let Code { base: own, len, .. } = codes[code];
-            let is_plain = !is_special(codes, code);
-            let cost = len << 4 | code as u8;
-            if own as u8 == base && is_plain && bits <= 8 * len as usize && cost < costs[bits] {
+            let cost = cost(len, code as u8, own as u8);
+            let is_plain = own as u8 == base as u8 && !is_special(codes, code);
+            if is_plain && bits <= 8 * len as usize && cost < costs[bits] {
                 costs[bits] = cost;
             }
             code += 1;

@@ -3,7 +3,7 @@
 //! What a word is cannot be foreseen by the processor, so the codes are found without branching: what the
 //! word takes on each base comes from tables, and the least of it is taken.
 
-use super::codes::{BASES, Base, costs, half, word};
+use super::codes::{BASES, Base, cost, costs, half, word};
 use super::context::Context;
 use crate::codec::change::{LANES, Masks, VECTOR, VECTORS, WORD};
 use crate::model::Page;
@@ -13,6 +13,8 @@ const WORDS: usize = VECTORS * LANES;
 const MARKERS: usize = 1 + VECTORS / 8 + 2 * VECTORS;
 /// Codes at most: three for each word.
 pub(super) const CODES: usize = 3 * WORDS;
+/// The same, and one to make an even number.
+const CODES_ROOM: usize = CODES + 1;
 /// Data at most, and room to write whole words.
 const DATA: usize = size_of::<Page>() + 2 * WORD;
 /// Longest result.
@@ -24,7 +26,7 @@ pub(in crate::codec) struct Encoder {
     /// Numbers of the words to encode, and room to write eight at a time.
     changed: [u16; WORDS + LANES],
     markers: Out<u8, MARKERS>,
-    codes: Out<u8, { CODES + 1 }>,
+    codes: Out<u8, CODES_ROOM>,
     data: Out<u8, DATA>,
     is_literal: bool,
     /// For each hash of a word, its last place.
@@ -56,15 +58,6 @@ impl<T: Copy, const N: usize> Out<T, N> {
 
     fn filled(&self) -> &[T] {
         &self.items[..self.len]
-    }
-}
-
-impl<const N: usize> Out<u8, N> {
-    /// Adds the lowest `len` bytes of a word.
-    #[inline(always)]
-    fn push_bytes(&mut self, word: u64, len: u8) {
-        self.items[self.len..self.len + WORD].copy_from_slice(&word.to_le_bytes());
-        self.len += usize::from(len);
     }
 }
 
@@ -101,19 +94,41 @@ static BITS: [[u16; LANES]; 256] = {
     table
 };
 
-static WORD_COSTS: [[u8; 65]; 4] = [
-    costs(&word::CODES, Base::Nothing as u8),
-    costs(&word::CODES, Base::Expected as u8),
-    costs(&word::CODES, Base::Previous as u8),
-    costs(&word::CODES, Base::Last as u8),
+static WORD_COSTS: [[u32; 65]; BASES] = [
+    costs(&word::CODES, Base::Nothing),
+    costs(&word::CODES, Base::Expected),
+    costs(&word::CODES, Base::Previous),
+    costs(&word::CODES, Base::Last),
 ];
-static HALF_COSTS: [[u8; 65]; 4] = [
-    costs(&half::CODES, Base::Nothing as u8),
-    costs(&half::CODES, Base::Expected as u8),
-    costs(&half::CODES, Base::Previous as u8),
-    costs(&half::CODES, Base::Last as u8),
+static HALF_COSTS: [[u32; 65]; BASES] = [
+    costs(&half::CODES, Base::Nothing),
+    costs(&half::CODES, Base::Expected),
+    costs(&half::CODES, Base::Previous),
+    costs(&half::CODES, Base::Last),
 ];
-const JUMP_COST: u8 = 1 << 4 | word::JUMP;
+/// Where a word's data is that is no number on a base.
+const OTHER: usize = BASES;
+const JUMP_COST: u32 = cost(1, word::JUMP, OTHER as u8);
+const HIGH_COST: u32 = cost(2, half::HIGH, OTHER as u8);
+/// From here on halves may take less.
+const LONG: u32 = cost(3, 0, 0);
+
+/// Bytes of data that something costs.
+#[inline(always)]
+fn len(cost: u32) -> u8 {
+    (cost >> 16) as u8
+}
+
+#[inline(always)]
+fn code(cost: u32) -> u8 {
+    (cost >> 8) as u8
+}
+
+/// Which of the data something costs is to be written.
+#[inline(always)]
+fn base(cost: u32) -> usize {
+    (cost & 7) as usize
+}
 /// Changed words of a vector from which on it is looked for among those before.
 const WORTH_REPEATING: u32 = 4;
 /// Farthest jump.
@@ -121,9 +136,6 @@ const FARTHEST: usize = u8::MAX as usize;
 /// 2^64 divided by the golden ratio: spreads the bits of what it is multiplied with to the top.
 const SPREAD: u64 = 0x9e37_79b9_7f4a_7c15;
 const PLACES: usize = 256;
-const HIGH_COST: u8 = 2 << 4 | half::HIGH;
-/// From here on halves may take less.
-const LONG: u8 = 3 << 4;
 
 /// Length in bits of a signed number.
 #[inline(always)]
@@ -177,14 +189,24 @@ impl Encoder {
             let index = usize::from(n) % WORDS;
             [words[index], before[index]].map(u64::from_le_bytes)
         };
-        self.is_literal = is_literal(&self.changed[..count], both);
+        let changed = &self.changed[..count];
+        self.is_literal = is_literal(changed, both);
         if self.is_literal {
             return;
         }
-        for n in 0..count {
-            let [word, previous] = both(self.changed[n]);
-            self.word(word, previous);
+        let mut words = Words {
+            context: &mut self.context,
+            places: &mut self.places,
+            codes: &mut self.codes.items,
+            codes_len: 0,
+            data: &mut self.data.items,
+            data_len: 0,
+        };
+        for n in changed {
+            let [word, previous] = both(*n);
+            words.word(word, previous);
         }
+        (self.codes.len, self.data.len) = (words.codes_len, words.data_len);
     }
 
     /// Writes the markers; gives the number of words that are left to encode.
@@ -227,64 +249,6 @@ impl Encoder {
         count
     }
 
-    #[inline(always)]
-    fn word(&mut self, word: u64, previous: u64) {
-        let (expected, last) = (self.context.expected(), self.context.last());
-        let data: [u64; BASES] = [
-            word,
-            word.wrapping_sub(expected),
-            word.wrapping_sub(previous),
-            word.wrapping_sub(last),
-        ];
-        let slot = (word.wrapping_mul(SPREAD) >> (64 - PLACES.ilog2())) as usize;
-        let place = usize::from(self.places[slot]);
-        let distance = self.context.next() - place;
-        self.places[slot] = self.context.next() as u16;
-        let jump = match self.context.at(place) == word && distance <= FARTHEST && word > 0xffff {
-            true => u32::from(JUMP_COST),
-            false => u32::MAX,
-        };
-        let cost = u32::from(WORD_COSTS[0][64 - word.leading_zeros() as usize])
-            .min(WORD_COSTS[1][bits(data[1])].into())
-            .min(WORD_COSTS[2][bits(data[2])].into())
-            .min(WORD_COSTS[3][bits(data[3])].into())
-            .min(jump) as u8;
-        if cost < LONG {
-            let code = cost & 0xf;
-            self.codes.push(code);
-            let mut data = data[word::CODES[usize::from(code)].base as usize % BASES];
-            if code == word::JUMP {
-                data = distance as u64;
-                self.context.jump(distance);
-            }
-            self.data.push_bytes(data, cost >> 4);
-        } else {
-            self.long_word(cost, &data, [word, expected, previous, last]);
-        }
-        self.context.push(word);
-    }
-
-    /// A word that takes three bytes or more as a whole.
-    #[inline(always)]
-    fn long_word(&mut self, cost: u8, data: &[u64; BASES], words: [u64; 4]) {
-        let (low, low_data) = half(words.map(|word| word as u32));
-        let (high, high_data) = half(words.map(|word| (word >> 32) as u32));
-        let [low_len, high_len] = [low, high].map(|cost| cost >> 4);
-        // Two codes more.
-        if low_len + high_len + 1 < cost >> 4 {
-            let codes = [word::HALVES, low & 0xf, high & 0xf];
-            self.codes.items[self.codes.len..self.codes.len + 3].copy_from_slice(&codes);
-            self.codes.len += 3;
-            self.data.push_bytes(low_data.into(), low_len);
-            self.data.push_bytes(high_data.into(), high_len);
-        } else {
-            let code = cost & 0xf;
-            self.codes.push(code);
-            let base = word::CODES[usize::from(code)].base as usize;
-            self.data.push_bytes(data[base % BASES], cost >> 4);
-        }
-    }
-
     /// The page is text or the like: there is no result, and nothing to gain from markers.
     pub(in crate::codec) fn is_literal(&self) -> bool {
         self.is_literal
@@ -308,22 +272,108 @@ impl Encoder {
     }
 }
 
+/// The words of a page on their way into codes and data. By itself, so that its lengths stay in registers.
+struct Words<'a> {
+    context: &'a mut Context,
+    places: &'a mut [u16; PLACES],
+    codes: &'a mut [u8; CODES_ROOM],
+    codes_len: usize,
+    data: &'a mut [u8; DATA],
+    data_len: usize,
+}
+
+impl Words<'_> {
+    #[inline(always)]
+    fn code(&mut self, code: u8) {
+        self.codes[self.codes_len] = code;
+        self.codes_len += 1;
+    }
+
+    /// Adds the lowest `len` bytes of a word.
+    #[inline(always)]
+    fn data(&mut self, word: u64, len: u8) {
+        self.data[self.data_len..self.data_len + WORD].copy_from_slice(&word.to_le_bytes());
+        self.data_len += usize::from(len);
+    }
+
+    #[inline(always)]
+    fn word(&mut self, word: u64, previous: u64) {
+        let (expected, last) = (self.context.expected(), self.context.last());
+        let slot = (word.wrapping_mul(SPREAD) >> (64 - PLACES.ilog2())) as usize;
+        let place = usize::from(self.places[slot]);
+        let distance = self.context.next() - place;
+        self.places[slot] = self.context.next() as u16;
+        let data: [u64; 8] = [
+            word,
+            word.wrapping_sub(expected),
+            word.wrapping_sub(previous),
+            word.wrapping_sub(last),
+            distance as u64,
+            0,
+            0,
+            0,
+        ];
+        let jump = match self.context.at(place) == word && distance <= FARTHEST && word > 0xffff {
+            true => JUMP_COST,
+            false => u32::MAX,
+        };
+        let cost = WORD_COSTS[0][64 - word.leading_zeros() as usize]
+            .min(WORD_COSTS[1][bits(data[1])])
+            .min(WORD_COSTS[2][bits(data[2])])
+            .min(WORD_COSTS[3][bits(data[3])])
+            .min(jump);
+        if cost < LONG {
+            self.code(code(cost));
+            self.data(data[base(cost)], len(cost));
+            if cost == JUMP_COST {
+                self.context.jump(distance);
+            }
+        } else {
+            self.long_word(cost, data[base(cost)], [word, expected, previous, last]);
+        }
+        self.context.push(word);
+    }
+
+    /// A word that takes three bytes or more as a whole.
+    #[inline(always)]
+    fn long_word(&mut self, cost: u32, data: u64, words: [u64; BASES]) {
+        let (low, low_data) = half(words.map(|word| word as u32));
+        let (high, high_data) = half(words.map(|word| (word >> 32) as u32));
+        // Two codes more.
+        if len(low) + len(high) + 1 < len(cost) {
+            let codes = [word::HALVES, code(low), code(high)];
+            self.codes[self.codes_len..self.codes_len + 3].copy_from_slice(&codes);
+            self.codes_len += 3;
+            self.data(low_data.into(), len(low));
+            self.data(high_data.into(), len(high));
+        } else {
+            self.code(code(cost));
+            self.data(data, len(cost));
+        }
+    }
+}
+
 /// Cost and data of half a word, from it and what is expected, was there, and was last.
 #[inline(always)]
-fn half([half, expected, previous, last]: [u32; 4]) -> (u8, u32) {
-    let data = [
+fn half([half, expected, previous, last]: [u32; BASES]) -> (u32, u32) {
+    let data: [u32; 8] = [
         half,
         half.wrapping_sub(expected),
         half.wrapping_sub(previous),
         half.wrapping_sub(last),
+        half >> 16,
+        0,
+        0,
+        0,
     ];
-    let cost = u32::from(HALF_COSTS[0][32 - half.leading_zeros() as usize])
-        .min(HALF_COSTS[1][half_bits(data[1])].into())
-        .min(HALF_COSTS[2][half_bits(data[2])].into())
-        .min(HALF_COSTS[3][half_bits(data[3])].into()) as u8;
-    if half & 0xffff == 0 && cost > HIGH_COST {
-        return (HIGH_COST, half >> 16);
-    }
-    let base = half::CODES[usize::from(cost & 0xf)].base as usize;
-    (cost, data[base % 4])
+    let high = match half & 0xffff {
+        0 => HIGH_COST,
+        _ => u32::MAX,
+    };
+    let cost = HALF_COSTS[0][32 - half.leading_zeros() as usize]
+        .min(HALF_COSTS[1][half_bits(data[1])])
+        .min(HALF_COSTS[2][half_bits(data[2])])
+        .min(HALF_COSTS[3][half_bits(data[3])])
+        .min(high);
+    (cost, data[base(cost)])
 }
