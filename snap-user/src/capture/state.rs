@@ -43,6 +43,7 @@ pub fn frozen_state(
         auxv: live.auxv.clone(),
         descriptors,
         files,
+        saved: Vec::new(),
         unsupported,
     };
     let lost = losses(&state);

@@ -16,6 +16,7 @@ mod diff;
 mod doctor;
 mod exit;
 mod help;
+mod inspect;
 mod log;
 mod logging;
 mod profile;
@@ -68,6 +69,7 @@ fn dispatch(context: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Run(args) => watch::run(context, args),
         Verb::Watch(args) => watch::watch(context, args),
         Verb::Snap(args) => snap::snap(context, args),
+        Verb::Inspect(args) => inspect::inspect(context, args),
         Verb::Log(args) => log::log(context, args),
         Verb::Show(args) => show::show(context, args),
         Verb::Diff(args) => diff::diff(context, args),

@@ -9,6 +9,9 @@ use crate::session;
 
 /// Takes one snapshot.
 pub fn snap(context: &Context, args: &Snap) -> Result<Exit, CliError> {
+    if args.strict {
+        session::refuse_incomplete(args.pid)?;
+    }
     let done = session::snap(&context.store()?, args.pid, &args.taking.options())?;
     context.print(args.json, &done, |out, _| {
         writeln!(out, "{}", taken::taken(&done))

@@ -1,10 +1,10 @@
 //! Carrying out a plan.
 
-use super::files::Made;
+use super::files::{self, Made};
 use super::memory::{self, Content};
 use super::plan::{MapOp, RestorePlan};
 use super::{RestoreError, Result, threads};
-use crate::model::{Backing, PageSet, ProcessState, Protection, Vma};
+use crate::model::{Backing, PageSet, ProcessState, Protection, SavedFile, Vma};
 use crate::sys::{self, Frozen, Gadgets, Remote, SysError, proc};
 use std::os::fd::AsFd;
 
@@ -23,7 +23,8 @@ pub struct Applied {
 /// mappings, page contents, descriptors and what open files hold, new threads, registers last.
 ///
 /// `pages` are those whose content may differ; `content` has the snapshot's for each of them that
-/// has any. `made` are the open files that the process lacks.
+/// has any. `made` are the open files that the process lacks, `changed` the
+/// saved files whose content has to be written.
 ///
 /// # Errors
 /// [`RestoreError::Halfway`]: the process must then stay stopped.
@@ -32,7 +33,7 @@ pub fn apply(
     plan: &RestorePlan,
     (target, live): (&ProcessState, &ProcessState),
     (pages, content): (&PageSet, &Content),
-    made: &Made,
+    (made, changed): (&Made, &[&SavedFile]),
     process: impl AsFd,
 ) -> Result<Applied> {
     let pid = frozen.pid();
@@ -67,6 +68,8 @@ pub fn apply(
         memory::discard(pid, &absent, &target.vmas, &mut remote)?;
         step = "opening and closing descriptors";
         made.install(&mut remote, pid, &process, &plan.files)?;
+        step = "writing the contents of files";
+        files::write_back(pid, target, changed, content)?;
         step = "setting what open files hold";
         let notes = made.settle(&mut remote, pid, &plan.files, target, live)?;
         drop(remote);

@@ -7,7 +7,8 @@ use super::pipeline::{Hashes, Pipeline};
 use super::profile::Profiling;
 use super::{Options, Result, SessionError, Trouble, audit};
 use crate::capture::{
-    CaptureError, Live, Target, compared, compared_pages, frozen_state, preflight,
+    CaptureError, Contents, Live, Stamps, Target, compared, compared_pages, frozen_state,
+    preflight, saved_ranges, without_files,
 };
 use crate::image::SessionId;
 use crate::model::{Costs, PageSet, SnapshotId, SnapshotKind, Vma};
@@ -40,6 +41,10 @@ pub struct Engine {
     pub(super) hashes: Arc<Hashes>,
     pub(super) pipeline: Pipeline,
     pub(super) flight: Option<Flight>,
+    /// Contents of files, where they are saved.
+    pub(super) contents: Contents,
+    /// Nothing is known yet of what has gone since the head: it was not tracked.
+    pub(super) unseen: bool,
     /// Why it is not tracked by a better mechanism.
     instead: Option<String>,
     pub(super) profiling: Option<Profiling>,
@@ -78,6 +83,10 @@ impl Engine {
         events.brk = attached.brk;
         let live = Live::read(pid)?;
         let (session, head, hashes) = open_session(store, &target)?;
+        let contents = match head {
+            Some(head) => Contents::after(&store.snapshot(head)?.manifest()?.state.saved),
+            None => Contents::default(),
+        };
         let covered = PageSet::from_pages(hashes.iter().map(|(addr, _)| addr).collect());
         Ok(Self {
             session: session.id(),
@@ -93,6 +102,8 @@ impl Engine {
             live,
             head,
             flight: None,
+            contents,
+            unseen: head.is_some(),
             instead: attached.instead,
             profiling: None,
             hurry: None,
@@ -157,6 +168,7 @@ impl Engine {
         self.layout = layout(pid)?;
         self.epoch = Epoch::new(attached.tracker, self.events.is_on());
         self.live = Live::read(pid)?;
+        self.unseen = true;
         self.target.exe = proc::exe(pid).map_err(|e| CaptureError::from_sys(pid, e))?;
         self.target.cmdline = proc::cmdline(pid).map_err(|e| CaptureError::from_sys(pid, e))?;
         Ok(())
@@ -230,6 +242,11 @@ impl Engine {
         // What is known of each page: as the parent has it, then as copied meanwhile.
         let mut now = (*self.hashes).clone();
         self.precopy(&mut costs, &mut now)?;
+        let mut stamps = self.contents.stamps().clone();
+        if self.options.files {
+            self.live.files.refresh()?;
+            self.save_ahead(&mut stamps, &mut now);
+        }
         let pass = self.pipeline.next_pass();
         let vmas = self.maps()?;
         self.live.refresh(&vmas)?;
@@ -253,12 +270,20 @@ impl Engine {
         let dirty = self.epoch.rotate(&vmas, |page| now.get(page).is_some())?;
         let scanned_at = monotonic_ns();
 
-        let unmapped = self.covered.subtract(&covered(&vmas));
+        // What the snapshot has of files is known only when the descriptors are: below.
+        let unmapped = without_files(&self.covered).subtract(&covered(&vmas));
         let shared_pages = compared_pages(pid, &vmas);
         let shared: PageSet = compared(&vmas).map(|v| v.range).collect();
         let mut removed = unmapped
             .union(&dirty.examined.subtract(&dirty.own))
             .union(&shared.subtract(&shared_pages));
+        if self.unseen {
+            // Pages that were thrown away while nobody looked are in no epoch.
+            let own = self.epoch.survey_all(&vmas)?.own;
+            let private = vmas.iter().filter(|v| !v.shared && !v.is_special());
+            let private: PageSet = private.map(|v| v.range).collect();
+            removed = removed.union(&private.subtract(&own));
+        }
         let gone = match compare_all {
             true => {
                 self.copy_changed(&dirty.own.union(&dirty.copy).union(&shared_pages), &mut now)?
@@ -278,13 +303,19 @@ impl Engine {
         removed = removed.union(&gone);
         let copied_at = monotonic_ns();
 
-        let state = frozen_state(
+        let mut state = frozen_state(
             &frozen,
             &self.target,
             &mut self.live,
             &vmas,
             self.events.brk,
         )?;
+        if self.options.files {
+            self.save_files(&mut state, &mut stamps, &mut now);
+        }
+        let saved = saved_ranges(&state.saved);
+        let of_files = self.covered.subtract(&without_files(&self.covered));
+        removed = removed.union(&of_files.subtract(&saved));
         let state_at = monotonic_ns();
         let audited = match self.options.audit {
             true => Some(self.epoch.survey_all(&vmas)?),
@@ -336,7 +367,8 @@ impl Engine {
             kind,
             time_ns: wall_clock_ns(),
             unsupported,
-            covered: covered(&vmas),
+            covered: covered(&vmas).union(&saved),
+            stamps,
         }));
         if let Some(survey) = audited {
             let taken = self.settle().expect("just put there")?;
@@ -362,6 +394,43 @@ impl Engine {
             self.flight = Some(Flight::Done(taken));
         }
         Ok(true)
+    }
+}
+
+impl Engine {
+    /// Reads what files hold while the process runs, so that little is left for the stop.
+    fn save_ahead(&mut self, stamps: &mut Stamps, now: &mut Hashes) {
+        let (pipeline, files) = (&mut self.pipeline, &self.live.files);
+        let pid = self.target.pid;
+        // What could not be read is told in the stop.
+        self.contents
+            .read(pid, files.open_files(), stamps, |addr, page, hash| {
+                if now.get(addr) != Some(hash) {
+                    now.insert(addr, hash);
+                    pipeline.put(addr, page, hash);
+                }
+            });
+    }
+
+    /// Reads what files hold that have changed since, in the stop.
+    fn save_files(
+        &mut self,
+        state: &mut crate::model::ProcessState,
+        stamps: &mut Stamps,
+        now: &mut Hashes,
+    ) {
+        let pipeline = &mut self.pipeline;
+        let pid = self.target.pid;
+        let (saved, failed) =
+            self.contents
+                .read(pid, state.open_files(), stamps, |addr, page, hash| {
+                    if now.get(addr) != Some(hash) {
+                        now.insert(addr, hash);
+                        pipeline.put(addr, page, hash);
+                    }
+                });
+        state.saved = saved;
+        state.unsupported.extend(failed);
     }
 }
 

@@ -9,6 +9,7 @@ mod engine;
 mod error;
 mod events;
 mod flight;
+mod inspect;
 mod log;
 mod open;
 mod pipeline;
@@ -24,6 +25,7 @@ mod verify;
 mod watch;
 mod writer;
 
+pub use crate::capture::Verdict;
 pub use descriptor::OpenDescriptor;
 pub use diff::{
     Change, Comparison, DescriptorDiff, MappingDiff, MappingPages, PagesDiff, RegisterDiff,
@@ -32,6 +34,7 @@ pub use diff::{
 pub use doctor::{Check, Diagnosis, Outcome, doctor};
 pub use engine::Engine;
 pub use error::{AuditPage, SessionError, Trouble};
+pub use inspect::{Inspection, Judged, inspect, refuse_incomplete};
 pub use log::{LogEntry, find, log, store_dir};
 pub use profile::profile;
 pub use rollback::rollback;

@@ -2,9 +2,12 @@
 
 use super::engine::{Engine, covered};
 use super::{Options, Result, RolledBack, SessionError, control};
-use crate::capture::{CaptureError, compared, compared_pages, frozen_state};
+use crate::capture::{
+    CaptureError, changed_files, compared, compared_pages, frozen_state, saved_ranges,
+    without_files,
+};
 use crate::image::{PageSource, SessionId};
-use crate::model::{Backing, PageSet, ProcessState, SnapshotId, Vma};
+use crate::model::{Backing, PageSet, ProcessState, SavedFile, SnapshotId, Vma};
 use crate::restore::{
     Applied, Content, RestoreError, RestorePlan, World, apply, can_start_thread, files, plan,
 };
@@ -113,6 +116,12 @@ impl Engine {
         };
         let mut content = Content::default();
         load(&snapshot, &differing, &mut content)?;
+        for saved in &target.saved {
+            let look = files::look_at(pid, &ProcessState::default(), saved);
+            if look.is_none_or(|now| now != saved.content) {
+                load(&snapshot, &pages_of(&snapshot, saved)?, &mut content)?;
+            }
+        }
         // What the process writes meanwhile is loaded too, until little is left for the stop.
         for _ in 0..LOAD_ROUNDS {
             let before = content.len();
@@ -160,7 +169,7 @@ impl Engine {
             stop_us = stop_ns / 1000,
             "rolled back"
         );
-        self.follow(to, &target.vmas, &done.pages, &content, &snapshot)?;
+        self.follow(to, &target, &done.pages, &content, &snapshot)?;
         Ok(RolledBack {
             to,
             seq: snapshot.header().seq,
@@ -200,8 +209,19 @@ impl Engine {
                     reasons: vec![e.to_string()],
                 }
             })?;
+        let changed = changed_files(target, |saved| files::look_at(pid, &live, saved));
+        for saved in &changed {
+            load(snapshot, &pages_of(snapshot, saved)?, content)?;
+        }
         let states = (target, &live);
-        let applied = apply(frozen, &planned, states, (&pages, content), &made, process)?;
+        let applied = apply(
+            frozen,
+            &planned,
+            states,
+            (&pages, content),
+            (&made, &changed),
+            process,
+        )?;
         let mut notes = planned.notes;
         notes.extend(made.notes.iter().chain(&applied.notes).cloned());
         Ok(PutBack {
@@ -259,11 +279,12 @@ impl Engine {
     fn follow(
         &mut self,
         to: SnapshotId,
-        vmas: &[Vma],
+        target: &ProcessState,
         pages: &PageSet,
         content: &Content,
         snapshot: &Snapshot,
     ) -> Result<()> {
+        let (vmas, saved) = (&target.vmas, &target.saved);
         let table = snapshot.page_table()?;
         let hashes = Arc::make_mut(&mut self.hashes);
         for range in pages.ranges() {
@@ -284,12 +305,23 @@ impl Engine {
             hashes.remove_range(*range);
         }
         self.head = Some(to);
-        self.covered = covered(vmas).union(&covered(&self.maps()?));
+        self.covered = covered(vmas)
+            .union(&covered(&self.maps()?))
+            .union(&saved_ranges(saved));
+        self.contents.forget(saved);
         self.epoch.commit();
         // Written by us, without a fault: open for writing until the next rearm.
-        self.epoch.written(pages);
+        self.epoch.written(&without_files(pages));
         Ok(())
     }
+}
+
+/// All pages of a file's content.
+fn pages_of(snapshot: &Snapshot, saved: &SavedFile) -> Result<PageSet> {
+    let table = snapshot.page_table()?;
+    let all = saved_ranges(std::slice::from_ref(saved));
+    let pages = all.ranges().iter().flat_map(|range| table.range(*range));
+    Ok(PageSet::from_pages(pages.map(|(addr, _)| addr).collect()))
 }
 
 fn load(snapshot: &Snapshot, pages: &PageSet, content: &mut Content) -> Result<()> {

@@ -19,6 +19,8 @@ pub struct Options {
     pub audit: bool,
     /// Most bytes held in copy buffers at any time.
     pub memory: u64,
+    /// Save the contents of files that the process has open for writing.
+    pub files: bool,
 }
 
 impl Default for Options {
@@ -28,6 +30,7 @@ impl Default for Options {
             probes: true,
             audit: false,
             memory: DEFAULT_MEMORY,
+            files: false,
         }
     }
 }

@@ -30,7 +30,9 @@ pub use handle::path_of_handle;
 pub use kcmp::compare_files;
 pub use memory::{ReadFault, read_bytes, read_pages, read_ranges, write_bytes, write_ranges};
 pub use namespace::in_network_of;
-pub use open::{duplicate_number, open_in_root, open_link, open_own_link};
+pub use open::{
+    create_in_root, duplicate_number, open_in_root, open_link, open_own_link, unnamed_in_root,
+};
 pub use pagemap::{PageInfo, Pagemap, ScanResult, clear_soft_dirty};
 pub use pidfd::{PidFd, ended_pidfd, pidfd_getfd, pidfd_open};
 pub use remote::Remote;

@@ -27,6 +27,7 @@ pub mod dontneed;
 pub mod exec;
 pub mod fault;
 pub mod filemap;
+pub mod files;
 pub mod fork;
 pub mod gup;
 pub mod hugepages;
@@ -111,6 +112,11 @@ pub const VICTIMS: &[(&str, &str, Start)] = &[
         "gup",
         "memory that the kernel writes past the page tables",
         gup::start,
+    ),
+    (
+        "files",
+        "open files of one kind, all that a program sees of them",
+        files::start,
     ),
     ("sparse", "much address space and few pages", sparse::start),
 ];

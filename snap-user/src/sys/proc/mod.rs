@@ -6,7 +6,7 @@ mod maps;
 mod status;
 
 pub use fdinfo::{FdInfo, FileHandle};
-pub use fds::{FdStat, FdTable};
+pub use fds::{FdStat, FdTable, may_hold_locks};
 pub use maps::{build_id, maps, vm_flags};
 pub use status::{
     Stat, Status, auxv, cmdline, cpu_time_ns, exe, is_alive, link, mm_fields, processes, stat,
