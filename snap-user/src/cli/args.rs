@@ -75,6 +75,9 @@ pub enum Verb {
     /// Take one snapshot of a running process, which runs on
     #[command(after_help = help::SNAP)]
     Snap(Snap),
+    /// Say what of a running process can be brought back, what only partly, and why
+    #[command(after_help = help::INSPECT)]
+    Inspect(Inspect),
     /// List snapshots, newest last
     #[command(after_help = help::LOG)]
     Log(Log),
@@ -169,6 +172,10 @@ pub struct Taking {
     /// Most memory for copied pages that wait to be stored, of all processes together
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = units::size)]
     pub memory: u64,
+    /// Save what is in files that the process has open for writing, and in deleted ones: a rollback
+    /// to the snapshot brings it back
+    #[arg(long)]
+    pub files: bool,
 }
 
 impl Taking {
@@ -179,6 +186,7 @@ impl Taking {
             probes: !self.no_probes,
             audit: self.audit,
             memory: self.memory,
+            files: self.files,
             keep: Rules::default(),
             then: Then::GoOn,
         }
@@ -297,8 +305,21 @@ pub struct Snap {
     /// Stop the process (SIGSTOP) once its snapshot is stored
     #[arg(long)]
     pub stop: bool,
+    /// Refuse, rather than go on without, what could not be saved
+    #[arg(long)]
+    pub strict: bool,
     #[command(flatten)]
     pub taking: Taking,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `ksnap inspect`
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// The process
+    #[arg(value_parser = pid)]
+    pub pid: i32,
     #[command(flatten)]
     pub json: Json,
 }

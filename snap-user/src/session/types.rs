@@ -20,6 +20,8 @@ pub struct Options {
     pub audit: bool,
     /// Most bytes held in copy buffers at any time.
     pub memory: u64,
+    /// Save the contents of files that the process has open for writing.
+    pub files: bool,
     /// Which snapshots are kept while others are taken.
     pub keep: Rules,
     /// What becomes of the process after a snapshot that is asked for.
@@ -46,6 +48,7 @@ impl Default for Options {
             probes: true,
             audit: false,
             memory: DEFAULT_MEMORY,
+            files: false,
             keep: Rules::default(),
             then: Then::GoOn,
         }

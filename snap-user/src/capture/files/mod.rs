@@ -9,7 +9,7 @@ mod sharing;
 mod update;
 mod verdict;
 
-pub use verdict::{Verdict, losses, verdict};
+pub use verdict::{Verdict, losses, mapping_verdict, verdict};
 
 use super::{CaptureError, Result};
 use crate::model::{Descriptor, FileKind, OpenFile, Vma};
@@ -68,6 +68,13 @@ impl Files {
         Ok(())
     }
 
+    /// Each descriptor with its open file, as last read.
+    pub fn open_files(&self) -> impl Iterator<Item = (Descriptor, &OpenFile)> {
+        self.descriptors
+            .iter()
+            .filter_map(|(d, _)| Some((*d, self.files.get(d.file as usize)?)))
+    }
+
     /// The kinds of all open files.
     pub fn kinds(&self) -> impl Iterator<Item = FileKind> {
         self.files.iter().map(|file| file.kind)
@@ -112,13 +119,14 @@ impl Files {
         mut descriptors: Vec<Descriptor>,
         vmas: &[Vma],
     ) -> (Vec<Descriptor>, Vec<OpenFile>) {
+        let locked = crate::sys::proc::may_hold_locks(self.table.pid());
         let mut place: Vec<Option<u32>> = vec![None; self.files.len()];
         let mut files = Vec::with_capacity(self.files.len());
         for descriptor in &mut descriptors {
             let old = descriptor.file as usize;
             descriptor.file = *place[old].get_or_insert_with(|| {
                 let mut file = self.files[old].clone();
-                self.update(descriptor.fd, &mut file);
+                self.update(descriptor.fd, &mut file, locked);
                 files.push(file);
                 files.len() as u32 - 1
             });

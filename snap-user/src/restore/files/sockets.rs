@@ -104,9 +104,18 @@ fn bind(pid: i32, socket: impl AsFd, wanted: &Socket, notes: &mut Vec<String>) -
             notes.push("its number among the netlink sockets is another one now".into());
             made::bind(&socket, &any)
         }),
+        // The kernel tells less of it than it wants to be told.
+        libc::AF_PACKET => {
+            let mut address = wanted.local.clone();
+            address.resize(address.len().max(PACKET_ADDRESS), 0);
+            made::bind(socket, &address)
+        }
         _ => made::bind(socket, &wanted.local),
     }
 }
+
+/// Bytes of `struct sockaddr_ll`.
+const PACKET_ADDRESS: usize = 20;
 
 /// A socket that nobody serves any more leaves its name behind.
 fn bind_unix(pid: i32, socket: impl AsFd, address: &[u8]) -> sys::Result<()> {

@@ -31,6 +31,9 @@ pub struct FdStat {
     pub mtime_ns: i64,
 }
 
+/// The kernel gives texts like these in pieces of a page at most.
+const PAGE: usize = 4096;
+
 impl FdTable {
     /// Opens the folders.
     pub fn open(pid: i32) -> Result<Self> {
@@ -119,6 +122,9 @@ impl FdTable {
             }
             if len == text.len() {
                 text.resize(len * 4, 0);
+            } else if len < PAGE {
+                // Text of less than a page comes at once.
+                break;
             }
         }
         FdInfo::parse(&String::from_utf8_lossy(&text[..len])).ok_or_else(|| {
@@ -128,6 +134,21 @@ impl FdTable {
             )
         })
     }
+}
+
+/// Whether the kernel's list of locks (`proc_locks(5)`) has any of this process, or cannot be read.
+pub fn may_hold_locks(pid: i32) -> bool {
+    let Ok(text) = std::fs::read_to_string("/proc/locks") else {
+        return true;
+    };
+    let mine = pid.to_string();
+    text.lines().any(|line| {
+        let mut words = line.split_ascii_whitespace().skip(1);
+        // The pid comes behind kind, mode and access. Locks of open files have that of who took them: a process
+        // that may have handed them on, so that any such lock counts.
+        let kind = words.next();
+        words.nth(2) == Some(&mine) || kind == Some("OFDLCK")
+    })
 }
 
 /// A number as a C string in a buffer of its own: these run thousands of times in a stop.
