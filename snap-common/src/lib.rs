@@ -5,13 +5,18 @@
 #![no_std]
 
 mod event;
+mod state;
 mod syscall;
 
 pub use event::{EventHeader, EventKind, FaultEvent, SystemEvent, flag};
+pub use state::{
+    FieldRef, MAX_FIELDS, MAX_OBJECTS, MAX_RECORD, MAX_TIMERS, ObjectRef, RecordHeader, RecordKind,
+    StateRequest,
+};
 pub use syscall::{SYSCALL_TABLE, SyscallClass};
 
 /// Layout version of everything in this crate. The loader refuses an object built with another one.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Section of the object that holds [`ABI_VERSION`] as four bytes, in the byte order of the object.
 pub const ABI_SECTION: &str = "ksnap_abi";

@@ -7,6 +7,7 @@
 //! | `lifecycle` | fork, exec, exit |
 //! | `syscall` | mapping changes, and writes that no fault announces |
 //! | `mm_lock` | get_user_pages as seen by the lock it takes |
+//! | `state` | what no file of /proc tells of a process, on request |
 //! | `stop` | how long ptrace stops last |
 #![no_std]
 #![no_main]
@@ -18,6 +19,7 @@ mod kernel;
 mod lifecycle;
 mod maps;
 mod mm_lock;
+mod state;
 mod stop;
 mod syscall;
 

@@ -15,13 +15,15 @@
 //! | [`store`] | durable snapshots by id | model, codec, image |
 //! | [`capture`] | a frozen process → its state and pages | model, sys, track, image |
 //! | [`restore`] | plan what to put back, then put it back | model, sys, image |
+//! | [`export`] | a snapshot → files that other tools read | model, sys, image |
 //! | [`profile`] | what it cost: phases, histograms, reports | model |
-//! | [`session`] | the verbs, each over the rooms above; the continuous scheduler | model, sys, probe, track, codec, image, store, capture, restore, profile |
+//! | [`session`] | the verbs, each over the rooms above; the continuous scheduler | model, sys, probe, track, codec, image, store, capture, restore, export, profile |
 //! | [`cli`] | arguments → one session call → output and exit code | session, profile, model |
 
 pub mod capture;
 pub mod cli;
 pub mod codec;
+pub mod export;
 pub mod image;
 pub mod model;
 pub mod probe;

@@ -11,6 +11,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::effort;
+
 /// How a process ended and what it said.
 #[derive(Debug)]
 pub struct Finished {
@@ -157,6 +159,7 @@ impl Background {
 
     /// Waits for the end; past the limit the child is killed and that is an error.
     pub fn finish(&mut self, limit: Duration) -> Result<Finished> {
+        let limit = effort::patience(limit);
         let Some(status) = self.wait(limit)? else {
             let so_far: Vec<String> = self.lines.try_iter().collect();
             let state = crate::footprint::state_of(self.pid());

@@ -44,6 +44,7 @@
 //! | [`background`] | [`Background`]: a child process with collected output and time limits |
 //! | [`requires`] | [`require!`], [`Need`]: typed skips |
 //! | [`footprint`] | [`Footprint`]: what a process looks like from outside, to find what was left behind |
+//! | [`effort`] | how often a test does what it does, and how long it waits: `KSNAP_TESTS_SLOW` |
 //! | [`bpf`] | the BPF programs in the kernel, to find those left behind |
 //! | [`poke`] | damages a process's memory on purpose |
 //! | [`redis`], [`resp`], [`python`] | real programs under test |
@@ -51,6 +52,7 @@
 
 pub mod background;
 pub mod bpf;
+pub mod effort;
 pub mod footprint;
 pub mod ksnap;
 pub mod paths;

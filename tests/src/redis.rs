@@ -105,6 +105,14 @@ impl Redis {
         self.server.running()
     }
 
+    /// Waits until the server process has ended.
+    pub fn ended(&mut self, limit: Duration) -> Result<()> {
+        self.server
+            .wait(limit)?
+            .map(drop)
+            .context("the server lives")
+    }
+
     /// Starts `redis-benchmark` on this server in the background, with the given arguments
     /// (`-t set -r 100000 -d 400 -P 8 -n 10000000`). It is killed when the result is dropped.
     pub fn load(&self, args: &[&str]) -> Result<Background> {

@@ -13,7 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::background::{Background, Finished};
-use crate::{paths, poke};
+use crate::{effort, paths, poke};
 
 /// How long a victim may take to prepare itself.
 const READY: Duration = Duration::from_secs(30);
@@ -75,7 +75,7 @@ impl Victim {
         std::fs::set_permissions(folder.path(), Permissions::from_mode(0o1777))?;
         command.env("TMPDIR", folder.path());
         let mut process = Background::start(command)?;
-        let end = Instant::now() + READY;
+        let end = Instant::now() + effort::patience(READY);
         let ready = loop {
             let Some(line) = process.line(end.saturating_duration_since(Instant::now()))? else {
                 bail!(
@@ -91,6 +91,24 @@ impl Victim {
         let pid = ready["pid"]
             .as_i64()
             .context("the victim's first line has no pid")? as i32;
+        Self::of(process, ready, pid, folder)
+    }
+
+    /// A victim that `ksnap restore --json` brings back, which has its standard streams.
+    pub fn brought_back(mut process: Background) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("ksnap-victim-").tempdir()?;
+        let Some(line) = process.line(READY)? else {
+            bail!(
+                "nothing was brought back within {READY:?}; stderr: {}",
+                process.stderr()
+            );
+        };
+        let said: Value = serde_json::from_str(&line).with_context(|| line.clone())?;
+        let pid = said["pid"].as_i64().context("no pid in what ksnap says")? as i32;
+        Self::of(process, said, pid, folder)
+    }
+
+    fn of(process: Background, ready: Value, pid: i32, folder: TempDir) -> Result<Self> {
         // SAFETY: pidfd_open takes two integers and gives a new descriptor or -1.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
         ensure!(
@@ -116,7 +134,7 @@ impl Victim {
         self.pid
     }
 
-    /// The victim's first line.
+    /// The victim's first line, or what ksnap said of it when it brought it back.
     pub fn ready(&self) -> &Value {
         &self.ready
     }
@@ -129,6 +147,16 @@ impl Victim {
     /// The process that was started: the victim, or what runs it.
     pub fn process(&mut self) -> &mut Background {
         &mut self.process
+    }
+
+    /// Adds to an error how the victim is, and what it said: one that found itself broken has ended, and what
+    /// ksnap then says of it is only the consequence.
+    pub fn blame<T>(&self, outcome: Result<T>) -> Result<T> {
+        outcome.with_context(|| {
+            let state = crate::footprint::state_of(self.pid);
+            let said = self.process.stderr();
+            format!("victim {} (state {state}): {said}", self.pid)
+        })
     }
 
     /// Cheap checks, and the counter.
@@ -160,7 +188,7 @@ impl Victim {
 
     /// Waits until the counter is larger than this.
     pub fn wait_beyond(&mut self, counter: u64, limit: Duration) -> Result<Status> {
-        let end = Instant::now() + limit;
+        let end = Instant::now() + effort::patience(limit);
         loop {
             let status = self.status()?;
             if status.counter > counter {
@@ -203,7 +231,7 @@ impl Victim {
     /// Sends one request and waits for its reply, repeating it if a rollback may have swallowed it. A reply
     /// that is not ok is an error with the victim's reason.
     pub fn ask(&mut self, verb: &str, limit: Duration) -> Result<Status> {
-        let end = Instant::now() + limit;
+        let end = Instant::now() + effort::patience(limit);
         let first = self.next + 1;
         while Instant::now() < end {
             self.next += 1;
@@ -216,7 +244,7 @@ impl Victim {
                     self.process.stderr()
                 );
             }
-            let again = Instant::now() + REPEAT;
+            let again = Instant::now() + effort::patience(REPEAT);
             while let Some(line) = self
                 .process
                 .line(again.saturating_duration_since(Instant::now()))?

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use crate::background::Background;
 use crate::bpf;
+use crate::effort;
 use crate::footprint::Footprint;
 use crate::ksnap::Ksnap;
 
@@ -78,7 +79,7 @@ impl Watch {
 
     /// Waits for the next event of this kind; others are kept for the end. Nothing if none came in time.
     pub fn next(&mut self, kind: &str, limit: Duration) -> Result<Option<Value>> {
-        let end = Instant::now() + limit;
+        let end = Instant::now() + effort::patience(limit);
         while let Some(event) = self.receive(end.saturating_duration_since(Instant::now()))? {
             if event["event"] == kind {
                 return Ok(Some(event));
@@ -89,7 +90,7 @@ impl Watch {
 
     /// Waits until so many snapshots are taken, those before included; gives the last one's event.
     pub fn wait_taken(&mut self, count: usize, limit: Duration) -> Result<Value> {
-        let end = Instant::now() + limit;
+        let end = Instant::now() + effort::patience(limit);
         loop {
             let mut taken = of_kind(&self.events, "taken");
             if let Some(last) = taken.nth(count - 1) {
@@ -237,7 +238,7 @@ pub fn programs_are_gone(programs: &BTreeSet<u32>) -> Result<()> {
     if programs.is_empty() {
         return Ok(());
     }
-    let end = Instant::now() + FREED;
+    let end = Instant::now() + effort::patience(FREED);
     loop {
         let there = bpf::programs()?;
         let left: Vec<_> = there

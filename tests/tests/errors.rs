@@ -4,7 +4,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use tests::{Background, Footprint, Ksnap, Victim, Watch, require};
+use tests::{Background, Footprint, Ksnap, Python, Victim, Watch, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -44,6 +44,26 @@ fn a_zombie_is_refused() -> Result<()> {
     refused(&Ksnap::new()?, pid, 1, &["zombie"])?;
     child.wait()?;
     Ok(())
+}
+
+/// Nothing of it can be looked at by its own id any more, but it is not gone.
+#[test]
+fn a_process_whose_main_thread_has_ended_is_refused() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"));
+    // exit(2) ends the thread that calls it, and no other.
+    let script = format!(
+        "import ctypes, threading, time\n\
+         threading.Thread(target=time.sleep, args=(600,)).start()\n\
+         ctypes.CDLL(None).syscall({}, 0)\n",
+        libc::SYS_exit
+    );
+    let python = Python::script(&script)?;
+    let end = Instant::now() + LIMIT;
+    while tests::footprint::state_of(python.pid()) != 'Z' {
+        ensure!(Instant::now() < end, "its main thread does not end");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    refused(&Ksnap::new()?, python.pid(), 1, &["main thread"])
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tests::{Footprint, Ksnap, Victim, Watch, require};
+use tests::{Footprint, Ksnap, Victim, Watch, effort, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -49,7 +49,8 @@ fn has_what_others_wrote(name: &str, args: &[&str], options: &[&str]) -> Result<
     let mut watch = Watch::start(&ksnap, victim.pid(), &options)?;
     watch.wait_taken(1, LIMIT)?;
     drop(quiet);
-    for round in 0..15 {
+    let rounds = effort::times(15);
+    for round in 0..rounds as u64 {
         std::thread::sleep(Duration::from_millis(20 + 7 * round));
         let quiet = Quiet::keep(victim.pid())?;
         let ended = ksnap.run(&["snap", &pid])?;
@@ -59,7 +60,7 @@ fn has_what_others_wrote(name: &str, args: &[&str], options: &[&str]) -> Result<
         victim.status()?;
     }
     let watched = watch.interrupt(LIMIT)?;
-    watched.took(16)?;
+    watched.took(rounds + 1)?;
     victim.check()?;
     watched.left_nothing(&before)?;
     ksnap.ok(&["verify"])?;
@@ -113,8 +114,10 @@ fn snapshots_without_a_watcher_make_one_chain() -> Result<()> {
     let mut victim = Victim::spawn("maps", &[])?;
     let pid = victim.pid().to_string();
     let before = Footprint::of(victim.pid())?;
-    for round in 0..8 {
-        let taken = ksnap.json(&["snap", &pid, "--audit"])?.remove(0);
+    for round in 0..effort::times(8) {
+        let taken = victim
+            .blame(ksnap.json(&["snap", &pid, "--audit"]))?
+            .remove(0);
         let kind = if round == 0 { "base" } else { "delta" };
         ensure!(taken["kind"] == kind, "{taken}");
         Footprint::of(victim.pid())?.nothing_left_since(&before)?;

@@ -70,6 +70,12 @@ victims! {
     avx: "avx" [], needs Cpu("avx2");
     rseq: "rseq" [], needs Rseq;
     sparse: "sparse" [];
+    attributes_signals: "attributes" ["signals"];
+    attributes_timers: "attributes" ["timers"];
+    attributes_process: "attributes" ["process"];
+    attributes_memory: "attributes" ["memory"];
+    attributes_threads: "attributes" ["threads"], needs Root;
+    attributes_credentials: "attributes" ["credentials"], needs Root;
     gup: "gup" [];
     gup_with_rollbacks: "gup" ["--rollbacks"];
     signals_with_rollbacks: "signals" ["--rollbacks"];
@@ -88,6 +94,8 @@ victims! {
     blocked_in_wait4: "blocked" ["wait4"];
     blocked_in_accept: "blocked" ["accept"];
     blocked_in_recv: "blocked" ["recv"];
+    blocked_in_recv_with_a_limit: "blocked" ["recv-timeout"];
+    blocked_in_read_with_a_limit: "blocked" ["read-timeout"];
 }
 
 #[test]
@@ -99,7 +107,7 @@ fn an_unknown_victim_or_option_is_refused() -> Result<()> {
 }
 
 /// signal(7): these calls fail with EINTR after a stop even where there is no handler.
-const NOT_RESTARTED: &[&str] = &["epoll_wait", "sigtimedwait"];
+const NOT_RESTARTED: &[&str] = &["epoll_wait", "sigtimedwait", "recv-timeout", "read-timeout"];
 
 fn stop_and_continue(victims: &[Victim]) -> Result<()> {
     let all = |signal| {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use tests::{Footprint, Ksnap, Victim, Watch, require};
+use tests::{Footprint, Ksnap, Need, Victim, Watch, effort, require};
 
 /// How long a watch of a second or two may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -18,10 +18,12 @@ fn lives_through(
     options: &[&str],
 ) -> Result<serde_json::Value> {
     let before = Footprint::of(victim.pid())?;
+    let count = effort::times(count);
     let number = count.to_string();
     let options = [&["--every", "20ms", "--count", &number], options].concat();
-    let watched = Watch::start(ksnap, victim.pid(), &options)?.finish(LIMIT)?;
-    watched.took(count)?;
+    let watched = Watch::start(ksnap, victim.pid(), &options)?.finish(LIMIT);
+    let watched = victim.blame(watched)?;
+    victim.blame(watched.took(count))?;
     let then = victim.check()?.counter;
     victim.wait_beyond(then, Duration::from_secs(10))?;
     watched.left_nothing(&before)?;
@@ -76,6 +78,8 @@ watched! {
     wait4: "blocked" ["wait4"], 40;
     accept: "blocked" ["accept"], 40;
     recv: "blocked" ["recv"], 40;
+    recv_timeout: "blocked" ["recv-timeout"], 40;
+    read_timeout: "blocked" ["read-timeout"], 40;
 }
 
 /// Each kind of blocking call has a test above.
@@ -178,6 +182,28 @@ trackers! {
     soft_dirty_filemap: "soft-dirty" "filemap" [], 30;
     soft_dirty_exec: "soft-dirty" "exec" ["--every-ms", "250"], 30;
     wp_counter: "wp" "counter" ["--mib", "4"], 30;
+}
+
+/// Whoever runs the tests may know what the kernel has: then nothing less will do.
+#[test]
+fn a_process_is_tracked_by_the_best_that_the_kernel_has() -> Result<()> {
+    require!(Root, Ksnap);
+    let known = |name: &str| std::env::var(name).ok();
+    let works = |kind: &&'static str| Need::Tracker(kind).missing().is_none();
+    let best = ["wp", "soft-dirty", "hash"].iter().find(|kind| works(kind));
+    let best = known("KSNAP_TESTS_TRACKER").or(best.map(|kind| (*kind).to_owned()));
+    let victim = Victim::spawn("counter", &["--mib", "4"])?;
+    let attached = lives_through(&Ksnap::new()?, victim, 20, &["--audit"])?;
+    ensure!(
+        attached["tracker"].as_str() == best.as_deref(),
+        "{attached}"
+    );
+    if let Some(faults) = known("KSNAP_TESTS_FAULTS") {
+        ensure!(attached["faults"] == faults.as_str(), "{attached}");
+        let notes = attached["notes"].as_array().map(Vec::len);
+        ensure!(notes == Some(0), "{attached}");
+    }
+    Ok(())
 }
 
 mod an_ordinary_user {

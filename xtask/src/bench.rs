@@ -4,6 +4,8 @@ mod floor;
 mod load;
 mod others;
 mod report;
+mod restore;
+mod rollback;
 mod stop;
 
 use crate::cargo::{self, Profile};
@@ -20,8 +22,9 @@ pub struct Options {
     /// Print one JSON object a measurement
     #[arg(long)]
     json: bool,
-    /// How long to measure under snapshots, and as long without
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(2..))]
+    /// How long to measure under snapshots, and as long without; four times as long where their price is
+    /// bounded
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(2..))]
     seconds: u64,
     /// What redis-server holds
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(16..))]
@@ -36,6 +39,10 @@ pub struct Options {
 enum Name {
     /// How long snapshots stop a redis-server under load, ten times a second
     Stop,
+    /// How long rollbacks in place stop a process, by the pages that they write
+    Rollback,
+    /// How long a redis-server takes to be back, and ten copies of it
+    Restore,
 }
 
 /// Runs one measurement or all.
@@ -43,28 +50,46 @@ enum Name {
 /// # Errors
 /// When a measurement could not be made.
 pub fn run(options: Options) -> Result<ExitCode> {
+    let wanted = |name| options.name.is_none_or(|only| only == name);
+    let has = |program| crate::host::find(program).is_some();
     ensure!(
-        crate::host::find("redis-server").is_some()
-            && crate::host::find("redis-benchmark").is_some(),
+        !(wanted(Name::Stop) || wanted(Name::Restore))
+            || has("redis-server") && has("redis-benchmark"),
         "redis-server or redis-benchmark is missing: apt-get install redis-server redis-tools"
     );
-    let ksnap = match options.ksnap {
-        Some(file) => file,
+    ensure!(
+        !wanted(Name::Rollback) || has("python3"),
+        "python3 is missing: apt-get install python3"
+    );
+    let ksnap = match &options.ksnap {
+        Some(file) => file.clone(),
         None => {
             cargo::build(Profile::Release)?;
             cargo::binary(Profile::Release, "ksnap")
         }
     };
     if options.name.is_none() && !options.json {
-        println!("measurements: stop\n");
+        println!("measurements: stop, rollback, restore\n");
     }
-    match options.name {
-        None | Some(Name::Stop) => {
-            let result = stop::measure(&ksnap, options.mib, options.seconds)?;
-            match options.json {
-                true => println!("{}", result.json()),
-                false => print!("{}", result.text()),
-            }
+    if wanted(Name::Stop) {
+        let result = stop::measure(&ksnap, options.mib, options.seconds)?;
+        match options.json {
+            true => println!("{}", result.json()),
+            false => println!("{}", result.text()),
+        }
+    }
+    if wanted(Name::Rollback) {
+        let result = rollback::measure(&ksnap)?;
+        match options.json {
+            true => println!("{}", result.json()),
+            false => print!("{}", result.text()),
+        }
+    }
+    if wanted(Name::Restore) {
+        let result = restore::measure(&ksnap, options.mib)?;
+        match options.json {
+            true => println!("{}", result.json()),
+            false => print!("{}", result.text()),
         }
     }
     Ok(ExitCode::SUCCESS)

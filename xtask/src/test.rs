@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every check there is, with one summary.
 
+mod guest_python;
 mod install;
 mod stage;
 mod suite;

@@ -57,6 +57,21 @@ impl Kernel {
         }
     }
 
+    /// What it tracks pages by, as `ksnap --tracker` names it.
+    pub fn tracker(self) -> &'static str {
+        match self {
+            Kernel::V6_1 => "soft-dirty",
+            Kernel::V6_12 => "wp",
+        }
+    }
+
+    /// Where ksnap's probes see write faults on it, as ksnap says it.
+    pub fn fault_source(self) -> &'static str {
+        match self {
+            Kernel::V6_1 | Kernel::V6_12 => "fentry/handle_mm_fault",
+        }
+    }
+
     /// The package that depends on the newest image package.
     fn meta_package(self) -> &'static str {
         match self {
@@ -183,6 +198,16 @@ impl fmt::Display for Outcome {
             self.tally()
         )
     }
+}
+
+/// Gets what a boot of `kernel` takes, where it is not there yet.
+///
+/// # Errors
+/// As [`run`].
+pub fn prepare(kernel: Kernel, say: &mut dyn FnMut(&str)) -> Result<()> {
+    tools::ensure(say)?;
+    kernels::ensure(kernel, &folder().join(kernel.name()), say)?;
+    Ok(())
 }
 
 /// Boots `kernel` with `payload` and waits for its commands.

@@ -6,8 +6,8 @@
 
 use crate::model::{Descriptor, Detail};
 use crate::model::{
-    FILE_ROOM, FILE_SPACE, FileKind, OpenFile, PAGE_SIZE, Page, PageRange, PageSet, ProcessState,
-    Regular, SavedFile, page_up,
+    FILE_ROOM, FILE_SPACE, FileKind, OpenFile, PAGE_SIZE, Page, PageRange, PageSet, Regular,
+    SavedFile, page_up,
 };
 use std::collections::HashMap;
 use std::fs::File;
@@ -183,19 +183,6 @@ pub fn saved_ranges(saved: &[SavedFile]) -> PageSet {
 pub fn without_files(pages: &PageSet) -> PageSet {
     let memory = PageRange::new(0, FILE_SPACE);
     pages.intersect(&PageSet::from_ranges(vec![memory]))
-}
-
-/// Files of a state whose content differs from what is there now by size or time of change.
-pub fn changed_files(
-    state: &ProcessState,
-    look: impl Fn(&SavedFile) -> Option<Regular>,
-) -> Vec<&SavedFile> {
-    let differs = |file: &&SavedFile| {
-        look(file).is_none_or(|now| {
-            (now.size, now.mtime_ns) != (file.content.size, file.content.mtime_ns)
-        })
-    };
-    state.saved.iter().filter(differs).collect()
 }
 
 #[cfg(test)]

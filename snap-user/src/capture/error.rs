@@ -1,16 +1,18 @@
 //! Errors of capturing.
 
-use crate::sys::SysError;
+use crate::sys::{SysError, proc};
 use thiserror::Error;
 
 /// Why a process cannot be captured.
 #[derive(Debug, Error)]
 pub enum CaptureError {
     /// There is no such process, or it ended meanwhile.
-    #[error("process {pid} is gone; nothing of it can be captured any more")]
+    #[error("process {pid} is gone; nothing of it can be captured any more ({why})")]
     Vanished {
         /// Its id.
         pid: i32,
+        /// Which call found nothing.
+        why: String,
     },
     /// This kind of process is not supported.
     #[error("process {pid} cannot be captured: {why}")]
@@ -36,10 +38,14 @@ pub enum CaptureError {
 }
 
 impl CaptureError {
-    /// Names the usual reasons; anything else stays a system call error.
+    /// Names the usual reasons; anything else stays a system call error. So does a call that found nothing
+    /// though the process lives: a thread that ended, a program that was replaced.
     pub fn from_sys(pid: i32, error: SysError) -> Self {
-        if error.is_vanished() {
-            Self::Vanished { pid }
+        if error.is_vanished() && !proc::is_alive(pid) {
+            Self::Vanished {
+                pid,
+                why: error.to_string(),
+            }
         } else if error.is_denied() {
             Self::Permission {
                 pid,
@@ -48,5 +54,29 @@ impl CaptureError {
         } else {
             Self::Sys(error)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    #[test]
+    fn a_process_is_gone_only_when_it_does_not_live() {
+        let missing = || {
+            let source = io::Error::from_raw_os_error(libc::ENOENT);
+            SysError::new("open", "/proc/7/fd/3", source)
+        };
+        let own = std::process::id() as i32;
+        let lives = CaptureError::from_sys(own, missing());
+        assert!(matches!(lives, CaptureError::Sys(_)), "{lives}");
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = child.id() as i32;
+        child.wait().unwrap();
+        let gone = CaptureError::from_sys(pid, missing());
+        assert!(matches!(gone, CaptureError::Vanished { .. }), "{gone}");
+        // What said so is told.
+        assert!(gone.to_string().contains("/proc/7/fd/3"), "{gone}");
     }
 }

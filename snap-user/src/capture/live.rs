@@ -1,9 +1,13 @@
 //! What is read of a process while it runs, so that the stop need not.
 
+use super::attributes::Known;
 use super::{CaptureError, Files, Result};
-use crate::model::{Auxv, Backing, FileKind, Vma};
-use crate::sys::proc;
+use crate::model::{Auxv, Backing, FileKind, MemoryAttributes, MemoryPolicy, PageRange, Vma};
+use crate::sys::{Pagemap, monotonic_ns, proc};
 use std::collections::HashMap;
+
+/// How long attributes of mappings are believed where nobody tells of changes, in nanoseconds.
+const FRESH: u64 = 1_000_000_000;
 
 /// State that changes seldom or costs much to read. Brought up to date before each stop.
 #[derive(Debug)]
@@ -11,25 +15,45 @@ pub struct Live {
     pid: i32,
     /// Working directory.
     pub cwd: String,
+    /// The probes tell what no file of /proc shows.
+    pub probes: bool,
     /// Auxiliary vector; changes with an exec only.
     pub auxv: Auxv,
     /// Descriptors and open files.
     pub files: Files,
+    pub(super) known: Known,
+    /// It has a PID namespace of its own, and other ids there.
+    pub(super) is_elsewhere: bool,
     flags: HashMap<u64, Vec<String>>,
+    /// Protection keys by mapping.
+    keys: HashMap<u64, u32>,
+    policies: HashMap<u64, MemoryPolicy>,
+    guards: Vec<PageRange>,
+    /// When mappings were looked at.
+    described_ns: u64,
+    stale: bool,
     build_ids: HashMap<(u64, u64), Option<Vec<u8>>>,
     described: Vec<Vma>,
 }
 
 impl Live {
     /// Reads everything.
-    pub fn read(pid: i32) -> Result<Self> {
+    pub fn read(pid: i32, probes: bool) -> Result<Self> {
         let sys = |e| CaptureError::from_sys(pid, e);
         let mut live = Self {
             pid,
             cwd: String::new(),
+            probes,
+            known: Known::default(),
             auxv: proc::auxv(pid).map_err(sys)?,
             files: Files::read(pid)?,
+            is_elsewhere: proc::is_elsewhere(pid),
             flags: HashMap::new(),
+            keys: HashMap::new(),
+            policies: HashMap::new(),
+            guards: Vec::new(),
+            described_ns: 0,
+            stale: true,
             build_ids: HashMap::new(),
             described: Vec::new(),
         };
@@ -42,10 +66,21 @@ impl Live {
         let sys = |e| CaptureError::from_sys(self.pid, e);
         self.cwd = proc::link(self.pid, "cwd").map_err(sys)?;
         self.files.refresh()?;
-        if self.described != vmas {
-            // Flags of mappings cost a walk of the page tables: only when the mappings changed.
-            self.flags = proc::vm_flags(self.pid).map_err(sys)?;
+        self.known.refresh(self.pid, self.probes, vmas)?;
+        let now = monotonic_ns();
+        // Without the probes nobody tells when only the attributes of mappings change.
+        let aged = !self.probes && now - self.described_ns > FRESH;
+        if self.described != vmas || self.stale || aged {
+            // Flags of mappings cost a walk of the page tables: only when something changed.
+            (self.flags, self.keys) = proc::vm_flags(self.pid).map_err(sys)?;
+            if self.described_ns == 0 || self.stale || !self.policies.is_empty() {
+                // A second walk, for what hardly any process has.
+                self.policies = proc::memory_policies(self.pid).unwrap_or_default();
+            }
+            self.guards = guards(self.pid, vmas);
             self.described = vmas.to_vec();
+            self.described_ns = now;
+            self.stale = false;
         }
         for vma in vmas.iter().filter(|v| v.prot.exec) {
             if let Backing::File {
@@ -62,6 +97,20 @@ impl Live {
         Ok(())
     }
 
+    /// Something about mappings has changed that their list may not show.
+    pub fn look_again(&mut self) {
+        self.stale = true;
+    }
+
+    /// Attributes of memory by address.
+    pub(super) fn memory(&self, vmas: &[Vma]) -> MemoryAttributes {
+        MemoryAttributes {
+            guards: self.guards.clone(),
+            keys: by_range(vmas, &self.keys),
+            policies: by_range(vmas, &self.policies),
+        }
+    }
+
     /// Something may write into the process's memory through pages that it has pinned, which no page
     /// table shows: io_uring, or asynchronous I/O.
     pub fn has_pinned_writers(&self) -> bool {
@@ -76,10 +125,46 @@ impl Live {
             if let Some(flags) = self.flags.get(&vma.range.start) {
                 vma.flags.clone_from(flags);
             }
-            if let Backing::File { dev, inode, .. } = &vma.backing {
-                let dev = u64::from(dev.0) << 32 | u64::from(dev.1);
-                vma.build_id = self.build_ids.get(&(dev, *inode)).cloned().flatten();
+            match &vma.backing {
+                Backing::File { dev, inode, .. } => {
+                    let dev = u64::from(dev.0) << 32 | u64::from(dev.1);
+                    vma.build_id = self.build_ids.get(&(dev, *inode)).cloned().flatten();
+                }
+                // Not in a snapshot: its build id tells later which one it was.
+                Backing::Special(name) if name == "vdso" => {
+                    vma.build_id = proc::own_vdso().map(|(_, id)| id.clone());
+                }
+                _ => {}
             }
         }
     }
+}
+
+/// Guard pages of anonymous memory. Kernels that have them and cannot show them are those of Linux 6.13 and 6.14.
+fn guards(pid: i32, vmas: &[Vma]) -> Vec<PageRange> {
+    let Ok(mut pagemap) = Pagemap::open(pid) else {
+        return Vec::new();
+    };
+    let anonymous = vmas.iter().filter(|v| !v.is_special() && !v.shared);
+    let mut found: Vec<PageRange> = Vec::new();
+    for vma in anonymous {
+        match pagemap.guards(vma.range) {
+            Ok(guards) => found.extend(guards),
+            Err(e) => {
+                tracing::debug!("no guard pages: {e}");
+                break;
+            }
+        }
+    }
+    found
+}
+
+/// What is known by the first address of a mapping, with all of its addresses.
+fn by_range<T: Clone>(vmas: &[Vma], known: &HashMap<u64, T>) -> Vec<(PageRange, T)> {
+    let mut found: Vec<(PageRange, T)> = vmas
+        .iter()
+        .filter_map(|vma| Some((vma.range, known.get(&vma.range.start)?.clone())))
+        .collect();
+    found.sort_unstable_by_key(|(range, _)| range.start);
+    found
 }

@@ -1,5 +1,7 @@
 //! A frozen process → its state and pages.
 
+mod asked;
+mod attributes;
 mod contents;
 mod copy;
 mod error;
@@ -9,14 +11,14 @@ mod preflight;
 mod shared;
 mod state;
 
-pub use contents::{Contents, Stamps, changed_files, saved_ranges, without_files};
-pub use copy::{Copied, copy, inspect};
+pub use contents::{Contents, Stamps, saved_ranges, without_files};
+pub use copy::inspect;
 pub use error::CaptureError;
 pub use files::{Files, Verdict, losses, mapping_verdict, verdict};
 pub use live::Live;
 pub use preflight::{Target, preflight};
 pub use shared::{compared, compared_pages};
-pub use state::{frozen_state, same_program};
+pub use state::{Told, frozen_state, same_program};
 
 /// Result of this room.
 pub type Result<T> = std::result::Result<T, CaptureError>;

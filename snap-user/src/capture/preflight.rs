@@ -1,8 +1,9 @@
 //! Refusing what cannot be captured, before it is touched.
 
 use super::{CaptureError, Result};
-use crate::sys::{PidFd, pidfd_open, proc};
+use crate::sys::{PidFd, fill_all, pidfd_open, proc};
 use std::io::Read;
+use std::time::{Duration, Instant};
 
 /// A process that can be captured.
 #[derive(Debug)]
@@ -48,8 +49,14 @@ pub fn preflight(pid: i32) -> Result<Target> {
     if stat.is_kernel_thread() {
         return refused("it is a kernel thread and has no memory of its own");
     }
-    if matches!(stat.state, 'Z' | 'X') && proc::threads(pid).is_ok_and(|t| t.len() <= 1) {
+    let zombie = matches!(stat.state, 'Z' | 'X');
+    if zombie && !proc::is_alive(pid) {
         return refused("it has ended already (a zombie that its parent has not waited for)");
+    }
+    if zombie && stays_a_zombie(pid) {
+        return refused(
+            "its main thread has ended while others go on, and with that thread the kernel's view on the memory of the process",
+        );
     }
     let status = proc::status(pid).map_err(sys)?;
     if status.tgid != pid {
@@ -66,6 +73,7 @@ pub fn preflight(pid: i32) -> Result<Target> {
             ),
         });
     }
+    wait_until_loaded(pid, stat.ppid)?;
     let exe = proc::exe(pid).map_err(sys)?;
     if is_32_bit(pid) {
         return refused("it is a 32-bit program; only 64-bit ones are supported");
@@ -77,6 +85,52 @@ pub fn preflight(pid: i32) -> Result<Target> {
         exe,
         start_time: stat.start_time,
         cmdline: proc::cmdline(pid).map_err(sys)?,
+    })
+}
+
+/// A process that was brought back may still lack memory, which would be taken for zeroes. Whoever fills it,
+/// its parent, is asked to make haste.
+fn wait_until_loaded(pid: i32, parent: i32) -> Result<()> {
+    const MOST: Duration = Duration::from_secs(120);
+    let fills = proc::stat(parent, None).is_ok_and(|stat| stat.comm.starts_with("ksnap"));
+    if !fills {
+        return Ok(());
+    }
+    let sys = |e| CaptureError::from_sys(pid, e);
+    let end = Instant::now() + MOST;
+    let mut asked = false;
+    loop {
+        let flags = proc::vm_flags(pid).map_err(sys)?;
+        // Waits for missing pages (`VmFlags` in proc_pid_smaps(5)).
+        if !flags.0.values().any(|f| f.iter().any(|word| word == "um")) {
+            return Ok(());
+        }
+        if !asked && proc::stat(parent, None).is_ok_and(|stat| stat.comm == "ksnap-init") {
+            fill_all(parent).map_err(sys)?;
+            asked = true;
+        }
+        if Instant::now() > end {
+            return Err(CaptureError::Refused {
+                pid,
+                why: format!(
+                    "the memory that it is brought back with is not all there yet, and process {parent}, which fills it, does not get on"
+                ),
+            });
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// For a moment the main thread of a process looks so whenever another thread replaces the program (execve(2)).
+fn stays_a_zombie(pid: i32) -> bool {
+    const AN_EXEC: Duration = Duration::from_millis(5);
+    let is_zombie = || proc::stat(pid, None).is_ok_and(|stat| matches!(stat.state, 'Z' | 'X'));
+    (0..20).all(|_| {
+        let zombie = is_zombie();
+        if zombie {
+            std::thread::sleep(AN_EXEC);
+        }
+        zombie
     })
 }
 

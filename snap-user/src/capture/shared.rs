@@ -7,23 +7,13 @@ use crate::model::{Backing, PAGE_SIZE, PageRange, PageSet, Vma, page_down, page_
 pub fn compared(vmas: &[Vma]) -> impl Iterator<Item = &Vma> {
     vmas.iter()
         .filter(|v| v.shared && !v.is_special() && !is_device(v))
-        .filter(|v| v.prot.write || is_memory(v))
-}
-
-/// Memory that only looks like a file.
-fn is_memory(vma: &Vma) -> bool {
-    match &vma.backing {
-        Backing::File { path, .. } => ["/memfd:", "/dev/zero", "/SYSV", "/dev/shm/"]
-            .iter()
-            .any(|prefix| path.starts_with(prefix)),
-        _ => true,
-    }
+        .filter(|v| v.prot.write || v.is_shared_memory())
 }
 
 fn is_device(vma: &Vma) -> bool {
     vma.flags.iter().any(|f| f == "io" || f == "pf")
         || matches!(&vma.backing, Backing::File { path, .. }
-            if path.starts_with("/dev/") && !is_memory(vma) || path.starts_with("anon_inode:"))
+            if path.starts_with("/dev/") && !vma.is_shared_memory() || path.starts_with("anon_inode:"))
 }
 
 /// The pages of [`compared`] mappings that have content: those that the file behind has data for,

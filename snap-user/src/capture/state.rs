@@ -1,18 +1,31 @@
 //! Everything but pages, read inside the stop.
 
 use super::{CaptureError, Live, Result, Target, losses};
-use crate::model::{Backing, PendingSignal, ProcessState, ThreadState, Vma};
+use crate::model::{
+    Backing, Observed, ObservedThread, PendingSignal, ProcessState, ThreadState, Vma,
+};
 use crate::sys::ptrace::{self, Tid};
-use crate::sys::{Frozen, arch, proc};
+use crate::sys::{self, Frozen, arch, proc};
+use std::collections::HashMap;
 
-/// Reads the state of a frozen process. `vmas` are its mappings as read inside the stop; `brk` is
-/// its program break where it is known.
+/// What others than this room know of a frozen process.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// Its program break.
+    pub brk: Option<u64>,
+    /// What the kernel itself knows of it, asked inside the stop.
+    pub observed: Option<Observed>,
+    /// The stop may take its time: what can only be told by the process itself is asked now.
+    pub patient: bool,
+}
+
+/// Reads the state of a frozen process. `vmas` are its mappings as read inside the stop.
 pub fn frozen_state(
     frozen: &Frozen,
     target: &Target,
     live: &mut Live,
     vmas: &[Vma],
-    brk: Option<u64>,
+    told: Told,
 ) -> Result<ProcessState> {
     let pid = frozen.pid();
     let sys = |e| CaptureError::from_sys(pid, e);
@@ -20,12 +33,36 @@ pub fn frozen_state(
     let mut vmas = vmas.to_vec();
     live.describe(&mut vmas);
     let mut mm = proc::mm_fields(&stat);
-    mm.brk = current_brk(&vmas, mm.start_brk, brk);
+    mm.brk = current_brk(&vmas, mm.start_brk, told.brk);
 
-    let mut unsupported = Vec::new();
+    let mut observed = told.observed;
+    let mut unsupported = observed
+        .as_mut()
+        .map(|observed| std::mem::take(&mut observed.unsupported))
+        .unwrap_or_default();
+    if observed.is_none() {
+        live.known.ask(frozen, &vmas, told.patient);
+    }
+    let leader = frozen.threads()[0];
+    let mut attributes =
+        live.known
+            .process(pid, leader, &stat, observed.as_ref(), &mut unsupported);
+    attributes.memory = live.memory(&vmas);
+    let observed: HashMap<Tid, ObservedThread> = observed
+        .into_iter()
+        .flat_map(|observed| observed.threads)
+        .map(|thread| (thread.tid, thread))
+        .collect();
     let mut threads = Vec::with_capacity(frozen.threads().len());
     for (n, &tid) in frozen.threads().iter().enumerate() {
-        threads.push(thread(pid, tid, n == 0, &mut unsupported)?);
+        threads.push(thread(
+            pid,
+            tid,
+            n == 0,
+            live,
+            observed.get(&tid),
+            &mut unsupported,
+        )?);
     }
     let (descriptors, files) = live.files.frozen(&vmas)?;
     name_what_is_lost(&vmas, &mut unsupported);
@@ -45,6 +82,7 @@ pub fn frozen_state(
         files,
         saved: Vec::new(),
         unsupported,
+        attributes,
     };
     let lost = losses(&state);
     state.unsupported.splice(0..0, lost);
@@ -65,7 +103,14 @@ fn current_brk(vmas: &[Vma], start_brk: u64, known: Option<u64>) -> u64 {
     }
 }
 
-fn thread(pid: i32, tid: Tid, leader: bool, unsupported: &mut Vec<String>) -> Result<ThreadState> {
+fn thread(
+    pid: i32,
+    tid: Tid,
+    leader: bool,
+    live: &mut Live,
+    observed: Option<&ObservedThread>,
+    unsupported: &mut Vec<String>,
+) -> Result<ThreadState> {
     let sys = |e| CaptureError::from_sys(pid, e);
     let gp = ptrace::general(tid).map_err(sys)?;
     let Some(regs) = arch::Registers::from_prstatus(&gp) else {
@@ -98,16 +143,27 @@ fn thread(pid: i32, tid: Tid, leader: bool, unsupported: &mut Vec<String>) -> Re
             None
         }
     };
-    let comm = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/comm")).unwrap_or_default();
+    let comm = match observed {
+        Some(observed) => observed.comm.clone(),
+        None => {
+            let name = proc::text(pid, &format!("task/{tid}/comm")).unwrap_or_default();
+            name.trim_end_matches('\n').to_owned()
+        }
+    };
     Ok(ThreadState {
         tid,
-        comm: comm.trim_end_matches('\n').to_owned(),
+        own_tid: match live.is_elsewhere {
+            true => proc::own_id(pid, tid).map_err(sys)?,
+            false => tid,
+        },
+        comm,
         fp: ptrace::extended(tid).map_err(sys)?,
         sigmask: ptrace::sigmask(tid).map_err(sys)?,
         pending,
         rseq,
         robust_list: ptrace::robust_list(tid).map_err(sys)?,
-        restart_syscall: regs.needs_restart_block().then_some(regs.orig_rax),
+        restart_syscall: sys::continued_call(pid, tid, &regs),
+        attributes: live.known.thread(pid, tid, observed, unsupported)?,
         gp,
     })
 }

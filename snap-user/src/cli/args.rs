@@ -2,7 +2,9 @@
 
 use super::help;
 use super::units;
-use crate::session::{Options, Schedule, TrackerChoice};
+use crate::session::{
+    FileOptions, Options, Pids, ReviveOptions, Rules, Schedule, Then, TrackerChoice,
+};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -67,7 +69,7 @@ pub enum Verb {
     /// Start a command under continuous snapshots
     #[command(after_help = help::RUN)]
     Run(Run),
-    /// Snapshot a running process continuously
+    /// Snapshot running processes continuously
     #[command(after_help = help::WATCH)]
     Watch(Watch),
     /// Take one snapshot of a running process, which runs on
@@ -88,6 +90,27 @@ pub enum Verb {
     /// Check that what is stored is whole
     #[command(after_help = help::VERIFY)]
     Verify(Verify),
+    /// Give a snapshot a name, which also protects it; list names
+    #[command(after_help = help::TAG)]
+    Tag(Tag),
+    /// Remove snapshots by rule; what others need of them is kept
+    #[command(after_help = help::PRUNE)]
+    Prune(Prune),
+    /// Merge a stretch of snapshots into one
+    #[command(after_help = help::SQUASH)]
+    Squash(Squash),
+    /// Write a snapshot as a core file, for debuggers
+    #[command(after_help = help::EXPORT)]
+    Export(Export),
+    /// Open a snapshot in gdb
+    #[command(after_help = help::GDB)]
+    Gdb(Gdb),
+    /// Bring a snapshot back as a new process
+    #[command(after_help = help::RESTORE)]
+    Restore(Restore),
+    /// Start copies of a snapshot, each in a PID namespace of its own
+    #[command(after_help = help::FORK)]
+    Fork(Fork),
     /// Put a live process back to a snapshot, in place
     #[command(after_help = help::ROLLBACK)]
     Rollback(Rollback),
@@ -146,8 +169,8 @@ pub struct Taking {
     /// Inside each stop, compare all memory with what the store would give back (slow)
     #[arg(long)]
     pub audit: bool,
-    /// Most memory for copied pages that wait to be stored
-    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = units::size)]
+    /// Most memory for copied pages that wait to be stored, of all processes together
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = units::size)]
     pub memory: u64,
     /// Save what is in files that the process has open for writing, and in deleted ones: a rollback
     /// to the snapshot brings it back
@@ -164,6 +187,34 @@ impl Taking {
             audit: self.audit,
             memory: self.memory,
             files: self.files,
+            keep: Rules::default(),
+            then: Then::GoOn,
+        }
+    }
+}
+
+/// Which snapshots are kept while others are taken.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(next_help_heading = "Which snapshots are kept (all, unless said otherwise)")]
+pub struct Keeping {
+    /// Keep those of the last D: 60s, 2h, 7d
+    #[arg(long = "keep", value_name = "D", value_parser = units::duration)]
+    pub within: Option<Duration>,
+    /// Keep the last N
+    #[arg(long = "keep-last", value_name = "N", value_parser = count)]
+    pub last: Option<u64>,
+    /// Most room for them on the disk; the oldest go first
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub max_size: Option<u64>,
+}
+
+impl Keeping {
+    /// As the session takes it.
+    pub fn rules(&self) -> Rules {
+        Rules {
+            keep_last: self.last,
+            keep_within: self.within,
+            max_size: self.max_size,
         }
     }
 }
@@ -181,6 +232,11 @@ pub struct Timing {
     /// End after this long
     #[arg(long = "for", value_name = "D", value_parser = units::duration)]
     pub lasting: Option<Duration>,
+    /// Most that snapshots may cost the process: 10%, or off. Where taking them as often as asked would
+    /// cost more of the time that passes (stops, write faults, and ksnap's own work where no processor
+    /// is idle), they are taken less often
+    #[arg(long, value_name = "SHARE", default_value = "10%", env = "KSNAP_MAX_OVERHEAD", value_parser = units::share)]
+    pub max_overhead: units::Share,
 }
 
 impl Timing {
@@ -190,6 +246,7 @@ impl Timing {
             every: self.every,
             count: self.count,
             lasting: self.lasting,
+            max_overhead: self.max_overhead.0,
         }
     }
 }
@@ -208,6 +265,8 @@ pub struct Run {
     #[command(flatten)]
     pub when: Timing,
     #[command(flatten)]
+    pub keeping: Keeping,
+    #[command(flatten)]
     pub taking: Taking,
     #[command(flatten)]
     pub live: Live,
@@ -219,11 +278,13 @@ pub struct Run {
 /// `ksnap watch`
 #[derive(Debug, Args)]
 pub struct Watch {
-    /// The process
-    #[arg(value_parser = pid)]
-    pub pid: i32,
+    /// The processes
+    #[arg(required = true, value_name = "PID", value_parser = pid)]
+    pub pids: Vec<i32>,
     #[command(flatten)]
     pub when: Timing,
+    #[command(flatten)]
+    pub keeping: Keeping,
     #[command(flatten)]
     pub taking: Taking,
     #[command(flatten)]
@@ -241,6 +302,12 @@ pub struct Snap {
     /// Refuse, rather than go on without, what could not be saved
     #[arg(long)]
     pub strict: bool,
+    /// End the process once its snapshot is stored; it does not run in between
+    #[arg(long, conflicts_with = "stop")]
+    pub kill: bool,
+    /// Stop the process (SIGSTOP) once its snapshot is stored
+    #[arg(long)]
+    pub stop: bool,
     #[command(flatten)]
     pub taking: Taking,
     #[command(flatten)]
@@ -299,6 +366,223 @@ pub struct Verify {
     pub reference: Option<String>,
     #[command(flatten)]
     pub json: Json,
+}
+
+/// `ksnap tag`
+#[derive(Debug, Args)]
+pub struct Tag {
+    /// The name; all are listed if it is left out
+    #[arg(value_name = "NAME", required_if_eq("delete", "true"))]
+    pub name: Option<String>,
+    /// The snapshot
+    #[arg(value_name = "REF", default_value = "latest")]
+    pub reference: String,
+    /// Take the name away; the snapshot stays
+    #[arg(short, long)]
+    pub delete: bool,
+    /// Give the name to this snapshot also when another one has it
+    #[arg(short, long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// What removes snapshots asks first.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct Removing {
+    /// Only say what would be removed
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
+/// `ksnap prune`
+#[derive(Debug, Args)]
+pub struct Prune {
+    /// Keep the last N of each session
+    #[arg(long, value_name = "N", value_parser = count)]
+    pub keep_last: Option<u64>,
+    /// Keep those of the last D: 60s, 2h, 7d
+    #[arg(long, value_name = "D", value_parser = units::duration)]
+    pub keep_within: Option<Duration>,
+    /// Most room on the disk for all of them; beyond it the oldest go, also those that another rule keeps
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub max_size: Option<u64>,
+    /// Only snapshots of this process
+    #[arg(long, value_parser = pid)]
+    pub pid: Option<i32>,
+    #[command(flatten)]
+    pub removing: Removing,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+impl Prune {
+    /// As the session takes it.
+    pub fn rules(&self) -> Rules {
+        Rules {
+            keep_last: self.keep_last,
+            keep_within: self.keep_within,
+            max_size: self.max_size,
+        }
+    }
+}
+
+/// `ksnap squash`
+#[derive(Debug, Args)]
+pub struct Squash {
+    /// What lies between two snapshots, A..B, or before one, ..B
+    #[arg(value_name = "A..B")]
+    pub range: String,
+    #[command(flatten)]
+    pub removing: Removing,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `ksnap export`
+#[derive(Debug, Args)]
+pub struct Export {
+    /// The snapshot
+    #[arg(value_name = "REF")]
+    pub reference: String,
+    /// Write an ELF core to this file
+    #[arg(long, value_name = "FILE", required = true)]
+    pub core: PathBuf,
+    /// Replace the file if it exists
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `ksnap gdb`
+#[derive(Debug, Args)]
+pub struct Gdb {
+    /// The snapshot
+    #[arg(value_name = "REF", default_value = "latest")]
+    pub reference: String,
+    /// The debugger
+    #[arg(long, value_name = "PATH", default_value = "gdb")]
+    pub gdb: PathBuf,
+    /// More arguments for the debugger, after `--`
+    #[arg(last = true, value_name = "ARGUMENT")]
+    pub arguments: Vec<OsString>,
+}
+
+/// How a snapshot is brought back.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "How the snapshot is brought back")]
+pub struct Reviving {
+    /// Go on when a file that was mapped is another one now
+    #[arg(long)]
+    pub allow_changed_files: bool,
+    /// Fill all memory before the first instruction; else large mappings are filled as they are touched
+    #[arg(long)]
+    pub eager: bool,
+    /// Refuse when anything would differ from what it was
+    #[arg(long)]
+    pub strict: bool,
+    /// Network that it is in
+    #[arg(long, value_enum, value_name = "WHICH", default_value = "shared")]
+    pub net: NetChoice,
+    /// Open PATH as descriptor N in place of what it was; fd:M for a descriptor of ksnap's own
+    #[arg(long, value_name = "N=PATH")]
+    pub map_fd: Vec<String>,
+    /// Look for files under NEW that were under OLD
+    #[arg(long, value_name = "OLD=NEW")]
+    pub map_path: Vec<String>,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+impl Reviving {
+    /// As the session takes it.
+    ///
+    /// # Errors
+    /// A sentence for the user.
+    pub fn options(&self, pids: Option<PidChoice>) -> Result<ReviveOptions, String> {
+        let mut files = FileOptions::default();
+        for text in &self.map_fd {
+            files.map_fd(text)?;
+        }
+        for text in &self.map_path {
+            files.map_path(text)?;
+        }
+        Ok(ReviveOptions {
+            pids: pids.map(Pids::from),
+            eager: self.eager,
+            allow_changed_files: self.allow_changed_files,
+            strict: self.strict,
+            network: self.net == NetChoice::Private,
+            files,
+        })
+    }
+}
+
+/// Networks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum NetChoice {
+    /// ksnap's
+    #[default]
+    Shared,
+    /// One of its own, with a loopback device alone
+    Private,
+}
+
+/// Process ids of what is brought back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum PidChoice {
+    /// Those of the snapshot
+    Same,
+    /// New ones: a C library that remembers its thread ids remembers the old ones
+    New,
+    /// Those of the snapshot, in a PID namespace of their own
+    Namespace,
+}
+
+impl From<PidChoice> for Pids {
+    fn from(choice: PidChoice) -> Self {
+        match choice {
+            PidChoice::Same => Self::Same,
+            PidChoice::New => Self::New,
+            PidChoice::Namespace => Self::Namespace,
+        }
+    }
+}
+
+/// `ksnap restore`
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// The snapshot
+    #[arg(value_name = "REF")]
+    pub reference: String,
+    /// Process ids that it gets [default: same; namespace if it had one]
+    #[arg(long, value_enum, value_name = "WHICH")]
+    pub pids: Option<PidChoice>,
+    /// Wait until it ends, and end with its exit status
+    #[arg(long)]
+    pub wait: bool,
+    #[command(flatten)]
+    pub reviving: Reviving,
+}
+
+/// `ksnap fork`
+#[derive(Debug, Args)]
+pub struct Fork {
+    /// The snapshot
+    #[arg(value_name = "REF")]
+    pub reference: String,
+    /// How many copies
+    #[arg(short = 'n', long = "copies", value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub copies: u32,
+    /// Process ids that they get [default: namespace]
+    #[arg(long, value_enum, value_name = "WHICH")]
+    pub pids: Option<PidChoice>,
+    #[command(flatten)]
+    pub reviving: Reviving,
 }
 
 /// `ksnap rollback`
@@ -424,6 +708,6 @@ mod tests {
 
     #[test]
     fn the_default_memory_is_the_sessions() {
-        assert_eq!(units::size("256M"), Ok(crate::session::DEFAULT_MEMORY));
+        assert_eq!(units::size("512M"), Ok(crate::session::DEFAULT_MEMORY));
     }
 }

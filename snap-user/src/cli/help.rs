@@ -3,7 +3,7 @@
 /// References, in every command that takes one.
 macro_rules! references {
     () => {
-        "\n\nA snapshot is named by `latest`, by the first 4 digits of its id or more, or by @N, its number in \
+        "\n\nA snapshot is named by `latest`, by its tag, by the first 4 digits of its id or more, or by @N, its number in \
          the list; ~N behind it means the Nth parent: latest~2."
     };
 }
@@ -23,6 +23,9 @@ Exit codes: 0 done; 1 failed; 2 usage; 3 captured, but something could not be sa
 Data goes to standard output, everything else to standard error.";
 
 pub(super) const RUN: &str = "\
+Snapshots are of the process that the command starts as, with all of its threads. Processes that it starts in \
+turn are not followed: watch those with `ksnap watch`.
+
 The command keeps the terminal, and ksnap ends with its exit status (128 and the signal's number if a signal \
 ended it). When the snapshots end before the command, it runs on, and ksnap waits for it.
 
@@ -31,12 +34,18 @@ Examples:
   ksnap run --every 100ms --for 1m -- python3 job.py";
 
 pub(super) const WATCH: &str = "\
-Ctrl-C ends the watching, not the process. While it goes on, `ksnap snap` and `ksnap rollback` on the same \
-process go through it.
+Ctrl-C ends the watching, not the processes. While it goes on, `ksnap snap` and `ksnap rollback` on one of \
+them go through it.
+
+Each process is watched for itself, with all of its threads: they are stopped at different moments, and one \
+that ends or cannot be watched does not end the others. Its children are not followed; name them as well. \
+When one of several fails, the exit code is 3, or that of all where all failed alike. Of --memory each has an \
+equal part, of at least 4M.
 
 Examples:
   ksnap watch 1234
   ksnap watch 1234 --every 100ms --count 50
+  ksnap watch $(pidof nginx)
   ksnap watch 1234 --json | jq 'select(.event == \"taken\") | .costs.phases.stop_ns'";
 
 pub(super) const SNAP: &str = "\
@@ -87,6 +96,88 @@ is damaged.
 Examples:
   ksnap verify
   ksnap verify latest",
+    references!()
+);
+
+pub(super) const TAG: &str = concat!(
+    "\
+A tagged snapshot is not removed by any rule: not by `prune`, not by `squash`, not by the rules of `run` and `watch`.
+
+Examples:
+  ksnap tag before-upgrade
+  ksnap tag good @12
+  ksnap rollback 1234 good
+  ksnap tag
+  ksnap tag -d good",
+    references!()
+);
+
+pub(super) const PRUNE: &str = "\
+What any of the two --keep rules keeps is kept; so are tagged snapshots and, while a process is being watched, its \
+newest one. What kept snapshots need of those that go is merged first, so that they stay whole; a crash at any moment \
+leaves all of them or only what is kept. A session whose process is being watched is pruned by its watcher. Without a \
+rule nothing goes but what an interrupted prune has left behind. Asks first; without a terminal, -y is needed.
+
+Examples:
+  ksnap prune --keep-last 100 --dry-run
+  ksnap prune --keep-within 7d --max-size 4G -y";
+
+pub(super) const SQUASH: &str = concat!(
+    "\
+B stays as it is, and holds what changed since A. Tagged snapshots in between are an error. Asks first; without a \
+terminal, -y is needed.
+
+Examples:
+  ksnap squash @10..@20
+  ksnap squash ..latest~100 -y",
+    references!()
+);
+
+pub(super) const EXPORT: &str = concat!(
+    "\
+The core has all threads with their registers, and the memory that the snapshot has: heap, stacks, globals, shared \
+memory. Code and other unchanged content of mapped files is in those files, which debuggers find by the \
+build id; so is what the program marked with MADV_DONTDUMP left out. Pages of zeroes are holes in the file.
+
+Examples:
+  ksnap export latest --core core.1234
+  gdb /usr/bin/redis-server core.1234 -ex 'thread apply all bt'",
+    references!()
+);
+
+pub(super) const GDB: &str = concat!(
+    "\
+Writes a core file without a name to the folder for temporary files (TMPDIR), and starts gdb on it; nothing is \
+left when gdb ends.
+
+Examples:
+  ksnap gdb
+  ksnap gdb latest~3 -- -batch -ex 'thread apply all bt'",
+    references!()
+);
+
+pub(super) const RESTORE: &str = concat!(
+    "\
+The process goes on at the instruction at which it was captured, with its memory, threads and open files. \
+What cannot be brought back is refused before anything is started; what merely differs is named on standard \
+error, and the exit code is 3 then. If ksnap is killed meanwhile, either the whole process runs or nothing of \
+it is left.
+
+The standard streams, where they were a terminal or a pipe, become those of ksnap.
+
+Examples:
+  ksnap snap 1234 --kill && ksnap restore latest
+  ksnap restore @12 --pids namespace --wait",
+    references!()
+);
+
+pub(super) const FORK: &str = concat!(
+    "\
+Each copy sees the ids that it had: its PID namespace has a small process 1 of ksnap's, which ends with it.
+
+Examples:
+  ksnap fork latest -n 10
+  ksnap fork @3 --json | jq .pid",
     references!()
 );
 

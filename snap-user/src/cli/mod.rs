@@ -15,18 +15,23 @@ mod context;
 mod diff;
 mod doctor;
 mod exit;
+mod export;
+mod gdb;
 mod help;
 mod inspect;
 mod log;
 mod logging;
 mod profile;
+mod prune;
 mod render;
 mod reporter;
+mod restore;
 mod rollback;
 mod shell;
 mod show;
 mod snap;
 mod status;
+mod tag;
 mod units;
 mod verify;
 mod watch;
@@ -74,6 +79,13 @@ fn dispatch(context: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Show(args) => show::show(context, args),
         Verb::Diff(args) => diff::diff(context, args),
         Verb::Verify(args) => verify::verify(context, args),
+        Verb::Restore(args) => restore::restore(context, args),
+        Verb::Fork(args) => restore::fork(context, args),
+        Verb::Tag(args) => tag::tag(context, args),
+        Verb::Prune(args) => prune::prune(context, args),
+        Verb::Squash(args) => prune::squash(context, args),
+        Verb::Export(args) => export::export(context, args),
+        Verb::Gdb(args) => gdb::gdb(context, args),
         Verb::Rollback(args) => rollback::rollback(context, args),
         Verb::Profile(args) => profile::profile(context, args),
         Verb::Doctor(args) => doctor::doctor(context, args),

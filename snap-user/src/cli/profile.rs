@@ -9,6 +9,7 @@ use crate::session::{self, Ended, Schedule};
 /// Takes snapshots of a process for a while, and tells what they cost it.
 pub fn profile(context: &Context, args: &Profile) -> Result<Exit, CliError> {
     let schedule = Schedule {
+        max_overhead: None,
         every: args.every,
         count: None,
         lasting: Some(args.lasting),
@@ -22,7 +23,7 @@ pub fn profile(context: &Context, args: &Profile) -> Result<Exit, CliError> {
         args.pid,
         &schedule,
         &args.taking.options(),
-        &mut |progress| reporter.report(progress),
+        &mut |progress| reporter.report(args.pid, progress),
     )?;
     let exit = match &summary {
         Some(summary) => reporter.finish(Some(args.pid), summary),

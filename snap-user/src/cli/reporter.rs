@@ -3,14 +3,15 @@
 use super::args::{Live, When};
 use super::context::{Context, stdout, write_json};
 use super::exit::Exit;
-use super::render::{human, taken};
+use super::render::{human, summary, taken};
 use super::status::Status;
-use crate::session::{Ended, Progress, Summary, Taken};
+use crate::session::{Ended, Progress, Summary, Taken, Watched};
 use serde::Serialize;
 use serde_json::json;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Takes in what a watch reports: a status line and messages on standard error, with `--json` one object a
 /// line on standard output.
@@ -21,16 +22,29 @@ pub struct Reporter<'a> {
     /// Nobody reads standard output any more.
     closed: bool,
     start: Instant,
+    /// Messages say which process they are about.
+    several: bool,
+    seen: BTreeMap<i32, Seen>,
+}
+
+/// What was seen of one process.
+#[derive(Default)]
+struct Seen {
     taken: u64,
     bytes: u64,
     late: u64,
+    /// Snapshots are held to this interval.
+    held: Option<Duration>,
     unsaved: BTreeSet<String>,
+    /// On the status line: its latest snapshot.
+    latest: String,
 }
 
-/// A line of JSON: the event's name, and its data beside it.
+/// A line of JSON: the event's name, its process, and its data beside it.
 #[derive(Serialize)]
 struct Event<'a, T> {
     event: &'static str,
+    pid: i32,
     #[serde(flatten)]
     data: &'a T,
 }
@@ -52,25 +66,29 @@ impl<'a> Reporter<'a> {
             json,
             closed: false,
             start: Instant::now(),
-            taken: 0,
-            bytes: 0,
-            late: 0,
-            unsaved: BTreeSet::new(),
+            several: false,
+            seen: BTreeMap::new(),
         }
     }
 
-    /// Something happened.
-    pub fn report(&mut self, progress: &Progress) {
+    /// Several processes are watched: messages say which one they are about.
+    pub fn of_several(mut self, several: bool) -> Self {
+        self.several = several;
+        self
+    }
+
+    /// Something happened to a process.
+    pub fn report(&mut self, pid: i32, progress: &Progress) {
         if self.json {
-            self.line(progress);
+            self.line(pid, progress);
         }
         match progress {
             Progress::Attached {
-                pid,
                 comm,
                 tracker,
                 faults,
                 notes,
+                ..
             } => {
                 let faults = match faults {
                     Some(source) => format!("fault log from {source}"),
@@ -81,70 +99,120 @@ impl<'a> Reporter<'a> {
                     "watching process {pid} ({comm}): tracker {tracker}, {faults}"
                 ));
                 for note in notes {
-                    self.warn(note);
+                    self.warn(pid, note);
                 }
             }
-            Progress::Taken(taken) => self.taken(taken),
+            Progress::Taken(taken) => self.taken(pid, taken),
             Progress::Failed { why } => {
-                let text = format!("snapshot failed, its pages go into the next one: {why}");
+                let about = self.about(pid);
+                let text = format!("{about}snapshot failed, its pages go into the next one: {why}");
                 self.context.complain(&text);
             }
             Progress::Late { by } => {
-                self.late += 1;
+                self.seen(pid).late += 1;
                 tracing::info!(
-                    "a snapshot begins {} late: storing the ones before takes longer than the interval",
+                    "{}a snapshot begins {} late: storing the ones before takes longer than the interval",
+                    self.about(pid),
                     human::nanos(by.as_nanos() as u64)
                 );
             }
+            Progress::Held { every } => {
+                let first = self.seen(pid).held.replace(*every).is_none();
+                let text = format!(
+                    "{}a snapshot every {} now, so that they cost the process no more than --max-overhead allows",
+                    self.about(pid),
+                    human::duration(*every)
+                );
+                match first {
+                    true => self.context.tell(&text),
+                    false => tracing::info!("{text}"),
+                }
+            }
             Progress::RolledBack(done) => {
-                for line in taken::rolled_back(done) {
-                    self.context.tell(&line);
+                let about = self.about(pid);
+                for (n, line) in taken::rolled_back(done).iter().enumerate() {
+                    let about = if n == 0 { about.as_str() } else { "" };
+                    self.context.tell(&format!("{about}{line}"));
                 }
             }
         }
     }
 
-    fn taken(&mut self, one: &Taken) {
-        self.taken += 1;
-        self.bytes += one.file_bytes;
-        for what in &one.unsupported {
-            if self.unsaved.insert(what.clone()) {
-                self.warn(what);
-            }
+    fn seen(&mut self, pid: i32) -> &mut Seen {
+        self.seen.entry(pid).or_default()
+    }
+
+    /// Before a message where it is not clear which process is meant.
+    fn about(&self, pid: i32) -> String {
+        match self.several {
+            true => format!("process {pid}: "),
+            false => String::new(),
         }
+    }
+
+    fn taken(&mut self, pid: i32, one: &Taken) {
+        let several = self.several;
         let text = taken::taken(one);
-        tracing::info!("{text}");
-        let late = match self.late {
-            0 => String::new(),
-            n => format!(", {n} late"),
+        tracing::info!("{}{text}", self.about(pid));
+        let seen = self.seen(pid);
+        seen.taken += 1;
+        seen.bytes += one.file_bytes;
+        seen.latest = match several {
+            true => taken::short(pid, one),
+            false => text,
         };
-        self.status.update(&format!(
-            "{}, {}, {}{late} | {text}",
+        let new = one.unsupported.iter();
+        let new: Vec<&String> = new
+            .filter(|what| seen.unsaved.insert((*what).clone()))
+            .collect();
+        new.into_iter().for_each(|what| self.warn(pid, what));
+        self.draw();
+    }
+
+    /// The status line: how much there is of all together, then the latest of each.
+    fn draw(&mut self) {
+        let all = self.seen.values();
+        let (taken, bytes, late) = all.fold((0, 0, 0), |(taken, bytes, late), one| {
+            (taken + one.taken, bytes + one.bytes, late + one.late)
+        });
+        let mut text = format!(
+            "{}, {}, {}",
             human::duration(self.start.elapsed()),
-            human::count(self.taken, "snapshot"),
-            human::bytes(self.bytes),
-        ));
+            human::count(taken, "snapshot"),
+            human::bytes(bytes),
+        );
+        if late > 0 {
+            let _ = write!(text, ", {late} late");
+        }
+        if let Some(every) = self.seen.values().filter_map(|one| one.held).max() {
+            let _ = write!(text, ", held to one every {}", human::duration(every));
+        }
+        for one in self.seen.values().filter(|one| !one.latest.is_empty()) {
+            text.push_str(" | ");
+            text.push_str(&one.latest);
+        }
+        self.status.update(&text);
     }
 
-    fn warn(&self, text: &str) {
+    fn warn(&self, pid: i32, text: &str) {
         let style = self.context.err_style();
-        let text = human::clean(text);
+        let (about, text) = (self.about(pid), human::clean(text));
         self.context
-            .tell(&format!("{} {text}", style.yellow("note:")));
+            .tell(&format!("{} {about}{text}", style.yellow("note:")));
     }
 
-    fn line(&mut self, progress: &Progress) {
+    fn line(&mut self, pid: i32, progress: &Progress) {
         if self.closed {
             return;
         }
         let mut out = stdout();
         let written = match progress {
             Progress::Attached {
-                pid,
                 comm,
                 tracker,
                 faults,
                 notes,
+                ..
             } => write_json(
                 &mut out,
                 &json!({"event": "attached", "pid": pid, "comm": comm, "tracker": tracker.to_string(),
@@ -154,20 +222,27 @@ impl<'a> Reporter<'a> {
                 &mut out,
                 &Event {
                     event: "taken",
+                    pid,
                     data,
                 },
             ),
-            Progress::Failed { why } => {
-                write_json(&mut out, &json!({"event": "failed", "why": why}))
-            }
+            Progress::Failed { why } => write_json(
+                &mut out,
+                &json!({"event": "failed", "pid": pid, "why": why}),
+            ),
             Progress::Late { by } => write_json(
                 &mut out,
-                &json!({"event": "late", "by_ns": by.as_nanos() as u64}),
+                &json!({"event": "late", "pid": pid, "by_ns": by.as_nanos() as u64}),
+            ),
+            Progress::Held { every } => write_json(
+                &mut out,
+                &json!({"event": "held", "pid": pid, "every_ns": every.as_nanos() as u64}),
             ),
             Progress::RolledBack(data) => write_json(
                 &mut out,
                 &Event {
                     event: "rolled_back",
+                    pid,
                     data,
                 },
             ),
@@ -184,20 +259,70 @@ impl<'a> Reporter<'a> {
         }
     }
 
-    /// It is over. Says what came of it, and how ksnap should end.
+    /// The watching of one process is over. Says what came of it, and how ksnap should end. Without `pid` it is
+    /// the command of `run`.
     pub fn finish(mut self, pid: Option<i32>, summary: &Summary) -> Exit {
+        let shown = pid.or_else(|| self.seen.keys().next().copied());
         if self.json && !self.closed {
             let mut out = stdout();
             // The exit code tells the same to whoever does not read on.
-            let _ = write_json(&mut out, &summary_json(summary)).and_then(|()| out.flush());
+            let _ = write_json(&mut out, &summary::json(shown.unwrap_or(0), summary))
+                .and_then(|()| out.flush());
         }
         self.status = Status::new(false);
-        for line in summary_text(pid, summary, self.late) {
+        let seen = shown
+            .and_then(|pid| self.seen.remove(&pid))
+            .unwrap_or_default();
+        for line in summary::text(pid, summary, seen.late) {
             self.context.tell(&line);
         }
         match self.closed {
             true => Exit::Done,
-            false => exit(summary, self.unsaved.is_empty()),
+            false => exit(summary, seen.unsaved.is_empty()),
+        }
+    }
+
+    /// The watching of several processes is over.
+    pub fn finish_all(mut self, all: &[Watched]) -> Exit {
+        if self.json && !self.closed {
+            let mut out = stdout();
+            let lines = all.iter().try_for_each(|one| match &one.outcome {
+                Ok(summary) => write_json(&mut out, &summary::json(one.pid, summary)),
+                Err(e) => write_json(
+                    &mut out,
+                    &json!({"event": "error", "pid": one.pid, "why": e.to_string()}),
+                ),
+            });
+            let _ = lines.and_then(|()| out.flush());
+        }
+        self.status = Status::new(false);
+        for one in all {
+            if let Err(e) = &one.outcome {
+                let text = format!("{}{e}", self.about(one.pid));
+                self.context.complain(&text);
+            }
+        }
+        let rows: Vec<summary::Row<'_>> = all
+            .iter()
+            .map(|one| summary::Row {
+                watched: one,
+                late: self.seen.get(&one.pid).map_or(0, |seen| seen.late),
+            })
+            .collect();
+        let mut table = Vec::new();
+        let _ = summary::table(&rows, &mut table, self.context.err_style());
+        let text = String::from_utf8_lossy(&table);
+        self.context.tell(text.trim_end_matches('\n'));
+        let exits = all.iter().map(|one| match &one.outcome {
+            Ok(summary) => {
+                let seen = self.seen.get(&one.pid);
+                exit(summary, seen.is_none_or(|seen| seen.unsaved.is_empty()))
+            }
+            Err(e) => Exit::from(e.trouble()),
+        });
+        match self.closed {
+            true => Exit::Done,
+            false => exit_of_all(&exits.collect::<Vec<_>>()),
         }
     }
 }
@@ -212,74 +337,14 @@ fn exit(summary: &Summary, all_saved: bool) -> Exit {
     }
 }
 
-fn summary_json(summary: &Summary) -> serde_json::Value {
-    let (ended, code) = match summary.ended {
-        Ended::Count => ("count", None),
-        Ended::Time => ("time", None),
-        Ended::Interrupted => ("interrupted", None),
-        Ended::TargetExited(code) => ("target_exited", code),
-    };
-    json!({
-        "event": "ended",
-        "ended": ended,
-        "target_exit_code": code,
-        "taken": summary.taken,
-        "failed": summary.failed,
-        "first": summary.first.map(|id| id.to_string()),
-        "last": summary.last.map(|id| id.to_string()),
-        "bytes": summary.bytes,
-        "stop_p50_ns": summary.stop_p50_ns,
-        "stop_p99_ns": summary.stop_p99_ns,
-        "stop_max_ns": summary.stop_max_ns,
-        "lasted_ns": summary.lasted.as_nanos() as u64,
-    })
-}
-
-fn summary_text(pid: Option<i32>, summary: &Summary, late: u64) -> Vec<String> {
-    let who = pid.map_or("the command".into(), |pid| format!("process {pid}"));
-    let ended = match summary.ended {
-        Ended::Count | Ended::Time => format!("{who} runs on"),
-        Ended::Interrupted => format!("interrupted; {who} runs on"),
-        Ended::TargetExited(Some(code)) => format!("{who} ended with exit code {code}"),
-        Ended::TargetExited(None) => format!("{who} ended"),
-    };
-    // The command of `run` has ended by the time of the summary, whatever ended the watching.
-    let ended = match (pid, summary.ended) {
-        (None, Ended::Count | Ended::Time) => None,
-        (None, Ended::Interrupted) => Some("interrupted".to_owned()),
-        _ => Some(ended),
-    };
-    let mut lines = vec![format!(
-        "{} in {}, {}{}",
-        human::count(summary.taken, "snapshot"),
-        human::duration(summary.lasted),
-        human::bytes(summary.bytes),
-        ended.map_or(String::new(), |ended| format!("; {ended}"))
-    )];
-    if summary.taken > 0 {
-        lines.push(format!(
-            "stopped for {} (half of them at most), {} (99 of 100), {} (longest)",
-            human::nanos(summary.stop_p50_ns),
-            human::nanos(summary.stop_p99_ns),
-            human::nanos(summary.stop_max_ns)
-        ));
+/// How to end after several: as after one where all went alike, as interrupted where that ended some,
+/// incomplete where some went worse than others.
+fn exit_of_all(all: &[Exit]) -> Exit {
+    match all {
+        [first, rest @ ..] if rest.iter().all(|other| other == first) => *first,
+        _ if all.contains(&Exit::Interrupted) => Exit::Interrupted,
+        _ => Exit::Incomplete,
     }
-    if let (Some(first), Some(last)) = (summary.first, summary.last) {
-        lines.push(format!("first {}, last {}", first.short(), last.short()));
-    }
-    if summary.failed > 0 {
-        lines.push(format!(
-            "{} failed",
-            human::count(summary.failed, "snapshot")
-        ));
-    }
-    if late > 0 {
-        lines.push(format!(
-            "{} late: storing takes longer than the interval; see `ksnap show`, or use a longer --every",
-            human::count(late, "snapshot")
-        ));
-    }
-    lines
 }
 
 #[cfg(test)]
@@ -316,30 +381,12 @@ mod tests {
     }
 
     #[test]
-    fn the_summary_names_counts_stops_and_the_end() {
-        let lines = summary_text(Some(7), &summary(50, 1, Ended::TargetExited(Some(3))), 2);
-        assert_eq!(
-            lines[0],
-            "50 snapshots in 5.1 s, 3.0 MiB; process 7 ended with exit code 3"
-        );
-        assert!(
-            lines[1].contains("300 µs") && lines[1].contains("1.20 ms"),
-            "{lines:?}"
-        );
-        assert_eq!(lines[2], "first 010101010101, last 020202020202");
-        assert_eq!(lines[3], "1 snapshot failed");
-        assert!(lines[4].starts_with("2 snapshots late"));
-        let lines = summary_text(None, &summary(1, 0, Ended::Count), 0);
-        assert_eq!(lines[0], "1 snapshot in 5.1 s, 3.0 MiB");
-    }
-
-    #[test]
-    fn the_summary_has_a_stable_json_form() {
-        let value = summary_json(&summary(1, 0, Ended::TargetExited(Some(3))));
-        assert_eq!(value["event"], "ended");
-        assert_eq!(value["ended"], "target_exited");
-        assert_eq!(value["target_exit_code"], 3);
-        assert_eq!(value["first"], "01010101010101010101010101010101");
-        assert_eq!(value["lasted_ns"], 5_100_000_000u64);
+    fn the_exit_code_of_several_says_whether_all_went_well() {
+        let of = |all: &[Exit]| exit_of_all(all).code();
+        assert_eq!(of(&[Exit::Done, Exit::Done]), 0);
+        assert_eq!(of(&[Exit::Vanished, Exit::Vanished]), 14);
+        assert_eq!(of(&[Exit::Done, Exit::Vanished, Exit::Done]), 3);
+        assert_eq!(of(&[Exit::Locked, Exit::Permission]), 3);
+        assert_eq!(of(&[Exit::Done, Exit::Interrupted]), 130);
     }
 }

@@ -5,14 +5,22 @@ use super::context::Context;
 use super::exit::{CliError, Exit};
 use super::render::human::clean;
 use super::render::taken;
-use crate::session;
+use crate::session::{self, Options, Then};
 
 /// Takes one snapshot.
 pub fn snap(context: &Context, args: &Snap) -> Result<Exit, CliError> {
     if args.strict {
         session::refuse_incomplete(args.pid)?;
     }
-    let done = session::snap(&context.store()?, args.pid, &args.taking.options())?;
+    let options = Options {
+        then: match (args.kill, args.stop) {
+            (true, _) => Then::Kill,
+            (_, true) => Then::Stop,
+            _ => Then::GoOn,
+        },
+        ..args.taking.options()
+    };
+    let done = session::snap(&context.store()?, args.pid, &options)?;
     context.print(args.json, &done, |out, _| {
         writeln!(out, "{}", taken::taken(&done))
     })?;

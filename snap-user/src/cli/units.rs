@@ -63,9 +63,36 @@ pub fn size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A share in thousandths, or `None` for no bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share(pub Option<u32>);
+
+/// Parses `10%`, `2.5%` or `off`.
+pub fn share(text: &str) -> Result<Share, String> {
+    if text.trim() == "off" {
+        return Ok(Share(None));
+    }
+    let (number, unit) = split(text).map_err(|why| format!("{why}, and is not 'off'"))?;
+    match (unit, (number * 10.0).round() as u32) {
+        ("%", permille @ 1..=1000) => Ok(Share(Some(permille))),
+        ("%", _) => Err("it must be from 0.1% to 100%, or off".into()),
+        _ => Err(format!("'{text}' is no share: 10%, or off")),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shares_are_percentages_or_off() {
+        assert_eq!(share("10%"), Ok(Share(Some(100))));
+        assert_eq!(share("2.5 %"), Ok(Share(Some(25))));
+        assert_eq!(share("off"), Ok(Share(None)));
+        for wrong in ["", "10", "0%", "101%", "-1%", "on", "5ms"] {
+            assert!(share(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn durations_have_a_number_and_a_unit() {

@@ -4,30 +4,48 @@ use super::args::{Run, Watch};
 use super::context::Context;
 use super::exit::{CliError, Exit};
 use super::reporter::Reporter;
-use crate::session;
+use crate::session::{self, Options, Progress};
 
-/// Watches a process until the schedule ends, it ends, or Ctrl-C.
+/// Watches processes until the schedule ends, they end, or Ctrl-C.
 pub fn watch(context: &Context, args: &Watch) -> Result<Exit, CliError> {
-    let mut reporter = Reporter::new(context, args.live, args.json.json, false);
-    let summary = session::watch(
+    let several = args.pids.iter().any(|pid| *pid != args.pids[0]);
+    let reporter = Reporter::new(context, args.live, args.json.json, false);
+    let mut reporter = reporter.of_several(several);
+    let mut all = session::watch(
         &context.store()?,
-        args.pid,
+        &args.pids,
         &args.when.schedule(),
-        &args.taking.options(),
-        &mut |progress| reporter.report(progress),
+        &Options {
+            keep: args.keeping.rules(),
+            ..args.taking.options()
+        },
+        &mut |pid, progress| reporter.report(pid, progress),
     )?;
-    Ok(reporter.finish(Some(args.pid), &summary))
+    if several {
+        return Ok(reporter.finish_all(&all));
+    }
+    let one = all.remove(0);
+    Ok(reporter.finish(Some(one.pid), &one.outcome?))
 }
 
 /// Starts a command under snapshots, and ends as it does.
 pub fn run(context: &Context, args: &Run) -> Result<Exit, CliError> {
     let mut reporter = Reporter::new(context, args.live, false, true);
+    let mut pid = 0;
     let (summary, status) = session::run(
         &context.store()?,
         &args.command,
         &args.when.schedule(),
-        &args.taking.options(),
-        &mut |progress| reporter.report(progress),
+        &Options {
+            keep: args.keeping.rules(),
+            ..args.taking.options()
+        },
+        &mut |progress| {
+            if let Progress::Attached { pid: of, .. } = progress {
+                pid = *of;
+            }
+            reporter.report(pid, progress);
+        },
     )?;
     reporter.finish(None, &summary);
     Ok(Exit::of_command(status))

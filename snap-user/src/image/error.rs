@@ -23,6 +23,18 @@ pub enum ImageError {
         /// Newest version that this program reads.
         supported: u32,
     },
+    /// Written before the first release, in a form that is read no more.
+    #[error(
+        "{part}: version {found} of a time before the first release, this ksnap reads version {supported}"
+    )]
+    OlderVersion {
+        /// Section of the file.
+        part: &'static str,
+        /// Version found.
+        found: u32,
+        /// Oldest version that this program reads.
+        supported: u32,
+    },
     /// More than the format can hold.
     #[error("{part}: {why}")]
     TooLarge {

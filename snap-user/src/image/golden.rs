@@ -69,6 +69,8 @@ fn state() -> ProcessState {
                 len: 24,
             }),
             restart_syscall: Some(219),
+            own_tid: 17,
+            attributes: thread_attributes(),
         }],
         vmas: vec![Vma {
             range: PageRange::new(0x40_0000, 0x40_4000),
@@ -126,6 +128,97 @@ fn state() -> ProcessState {
             content: Regular::default(),
         }],
         unsupported: vec!["a sentence".into()],
+        attributes: process_attributes(),
+    }
+}
+
+fn thread_attributes() -> ThreadAttributes {
+    ThreadAttributes {
+        alt_stack: Some(AltStack {
+            sp: 0x7f00_0000_2000,
+            size: 8192,
+            flags: 0,
+        }),
+        clear_child_tid: Some(0x7f00_0000_1310),
+        credentials: Some(Credentials {
+            uids: [1000, 1000, 0, 1000],
+            gids: [100; 4],
+            groups: vec![4, 24, 27],
+            capabilities: [0, 0x400, 0x400, 0x1ff_ffff_ffff, 0],
+            securebits: Some(0x10),
+            no_new_privs: true,
+        }),
+        scheduling: Some(Scheduling {
+            nice: 5,
+            ..Scheduling::default()
+        }),
+        affinity: Some(vec![3]),
+        io_priority: Some(2 << 13 | 4),
+        timer_slack_ns: Some(50_000),
+        parent_death_signal: Some(1),
+        seccomp: Seccomp {
+            mode: 2,
+            filters: Some(vec![SeccompFilter {
+                flags: 2,
+                program: vec![6, 0, 0, 0, 0, 0, 0xff, 0x7f],
+            }]),
+        },
+        syscall_dispatch: Some(SyscallDispatch::default()),
+        tsc_faults: Some(false),
+        speculation: [Some(2), Some(4)],
+        memory_policy: Some(MemoryPolicy {
+            mode: 2,
+            nodes: vec![1],
+        }),
+        ..ThreadAttributes::default()
+    }
+}
+
+fn process_attributes() -> ProcessAttributes {
+    ProcessAttributes {
+        signals: Some(vec![
+            SignalAction {
+                handler: 0x40_0100,
+                flags: 0x1400_0000,
+                restorer: 0x40_0200,
+                mask: 1,
+            };
+            64
+        ]),
+        interval_timers: Some(
+            [IntervalTimer {
+                left_ns: 1_000_000,
+                interval_ns: 2_000_000,
+            }; 3],
+        ),
+        timers: Some(vec![PosixTimer {
+            id: 7,
+            clock: 1,
+            notify: 4,
+            signo: 10,
+            thread: Some(4242),
+            deadline_ns: Some(1_764_000_000_000_000_000),
+            ..PosixTimer::default()
+        }]),
+        umask: Some(0o22),
+        root: "/".into(),
+        limits: vec![
+            Limit {
+                soft: 1024,
+                hard: u64::MAX,
+            };
+            16
+        ],
+        namespaces: vec![("pid".into(), 4_026_531_836)],
+        time_offsets: Some([-1, 86_400_000_000_000]),
+        cgroup: "0::/\n".into(),
+        memory: MemoryAttributes {
+            guards: vec![PageRange::new(0x7f00_0000_0000, 0x7f00_0000_1000)],
+            keys: vec![(PageRange::new(0x40_0000, 0x40_4000), 3)],
+            policies: Vec::new(),
+        },
+        source: Source::Calls { age_ns: 5 },
+        ..ProcessAttributes::default()
     }
 }
 

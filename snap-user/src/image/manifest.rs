@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 /// Longest manifest, encoded or decoded, in bytes.
 pub const MAX_MANIFEST: u64 = 256 << 20;
+/// Version 2 has the attributes of processes and threads.
 const VERSION: u16 = 2;
 const PREFIX: usize = 8;
 const PART: &str = "manifest";
@@ -49,8 +50,14 @@ impl Manifest {
             return Err(ImageError::corrupt(PART, "shorter than its prefix"));
         };
         let version = u16::from_le_bytes([prefix[0], prefix[1]]);
-        // Fields have no names: another version's cannot be told apart.
-        if version != VERSION {
+        if version < VERSION {
+            return Err(ImageError::OlderVersion {
+                part: PART,
+                found: version.into(),
+                supported: VERSION.into(),
+            });
+        }
+        if version > VERSION {
             return Err(ImageError::NewerVersion {
                 part: PART,
                 found: version.into(),

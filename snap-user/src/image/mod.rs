@@ -8,6 +8,7 @@
 //! | `manifest` | process state and costs |
 //! | `batch` | encoded pages on their way into a file |
 //! | `builder` | puts the sections after the pages and the header before them |
+//! | `pack` | what snapshots that are gone leave to others |
 //! | `pages` | the sink and source of pages that other rooms write to and read from |
 
 mod batch;
@@ -17,6 +18,7 @@ mod header;
 mod index;
 mod location;
 mod manifest;
+mod pack;
 mod pages;
 mod span;
 
@@ -35,5 +37,6 @@ pub use header::{
 pub use index::{ENTRY_LEN, IndexEntry, decode_dropped, decode_index};
 pub use location::Location;
 pub use manifest::{MAX_MANIFEST, Manifest};
+pub use pack::{Ghost, PACK_ENTRY_LEN, PACK_HEADER_LEN, PackEntry, PackHeader, finish_pack};
 pub use pages::{PageSink, PageSource};
 pub use span::{MAX_PAGES, RUN_LEN, Run, apply_runs, decode_span, runs_between, runs_of};

@@ -126,6 +126,11 @@ pub(super) fn encode_runs(runs: &[Run], out: &mut Vec<u8>) {
 /// than the header says there are.
 pub fn decode_span(bytes: &[u8], header: &Header) -> Result<Vec<Run>, ImageError> {
     check_section(PART, bytes, &header.span)?;
+    decode_runs(bytes, header.seq, header.pages)
+}
+
+/// Decodes runs of a snapshot with sequence number `seq` and this many pages.
+pub(super) fn decode_runs(bytes: &[u8], seq: u32, most: u64) -> Result<Vec<Run>, ImageError> {
     let mut runs: Vec<Run> = Vec::with_capacity(bytes.len() / RUN_LEN);
     let mut stored = 0u64;
     for chunk in bytes.chunks(RUN_LEN) {
@@ -146,11 +151,11 @@ pub fn decode_span(bytes: &[u8], header: &Header) -> Result<Vec<Run>, ImageError
             return corrupt("out of order or no pages");
         }
         let first = Location::new(raw.seq.get(), raw.slot.get());
-        if raw.seq.get() > header.seq || raw.slot.get().checked_add(pages).is_none() {
+        if raw.seq.get() > seq || raw.slot.get().checked_add(pages).is_none() {
             return corrupt("points past this snapshot");
         }
         stored += if first.is_some() { u64::from(pages) } else { 0 };
-        if stored > header.pages {
+        if stored > most {
             return corrupt("more pages than the snapshot has");
         }
         runs.push(Run {

@@ -1,5 +1,6 @@
 //! Plain data shared by every room: no system calls, no I/O.
 
+mod attributes;
 mod files;
 mod page;
 mod page_set;
@@ -8,6 +9,11 @@ mod process;
 mod snapshot;
 mod socket;
 
+pub use attributes::{
+    AltStack, Credentials, IntervalTimer, Limit, MemoryAttributes, MemoryPolicy, Observed,
+    ObservedThread, PosixTimer, ProcessAttributes, Scheduling, Seccomp, SeccompFilter,
+    SignalAction, Source, SyscallDispatch, ThreadAttributes,
+};
 pub use files::{
     Descriptor, Detail, EpollWatch, Eventfd, FILE_ROOM, FILE_SPACE, Fanotify, FileKind, FileLock,
     InotifyWatch, LockKind, Memfd, OpenFile, Owner, Pipe, Regular, SavedFile, Terminal, Timerfd,

@@ -72,6 +72,18 @@ impl PageSet {
         after > 0 && self.ranges[after - 1].contains(addr)
     }
 
+    /// The set with every gap of up to `most` bytes between two of its ranges filled.
+    pub fn without_gaps(&self, most: u64) -> Self {
+        let mut ranges: Vec<PageRange> = Vec::with_capacity(self.ranges().len());
+        for range in self.ranges() {
+            match ranges.last_mut() {
+                Some(last) if range.start - last.end <= most => last.end = range.end,
+                _ => ranges.push(*range),
+            }
+        }
+        Self::from_ranges(ranges)
+    }
+
     /// Pages in either set.
     pub fn union(&self, other: &Self) -> Self {
         if self.is_empty() {
@@ -152,6 +164,20 @@ mod tests {
     fn is_canonical(set: &PageSet) -> bool {
         set.ranges().iter().all(|r| !r.is_empty())
             && set.ranges().windows(2).all(|w| w[0].end < w[1].start)
+    }
+
+    #[test]
+    fn small_gaps_are_filled_and_large_ones_stay() {
+        let page = |n: u64| n * PAGE_SIZE;
+        let set = PageSet::from_pages(vec![page(1), page(3), page(6), page(9)]);
+        let ranges = [
+            PageRange::new(page(1), page(4)),
+            PageRange::new(page(6), page(7)),
+            PageRange::new(page(9), page(10)),
+        ];
+        assert_eq!(set.without_gaps(PAGE_SIZE).ranges(), ranges);
+        assert_eq!(set.without_gaps(0), set);
+        assert!(PageSet::new().without_gaps(PAGE_SIZE).is_empty());
     }
 
     proptest! {

@@ -1,5 +1,6 @@
 //! What a snapshot knows of a process besides its pages.
 
+use super::attributes::{ProcessAttributes, ThreadAttributes};
 use super::files::{Descriptor, OpenFile, SavedFile};
 use super::page::PageRange;
 use serde::{Deserialize, Serialize};
@@ -37,6 +38,8 @@ pub struct ProcessState {
     pub saved: Vec<SavedFile>,
     /// What was seen and could not be recorded, a sentence each.
     pub unsupported: Vec<String>,
+    /// Signal dispositions, timers, limits, and whatever else its threads share.
+    pub attributes: ProcessAttributes,
 }
 
 impl ProcessState {
@@ -72,8 +75,10 @@ pub struct MmFields {
 /// One thread.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ThreadState {
-    /// Thread id.
+    /// Thread id as seen from ksnap's PID namespace.
     pub tid: i32,
+    /// Thread id as the thread sees it.
+    pub own_tid: i32,
     /// Thread name.
     pub comm: String,
     /// General registers, in the layout of the `NT_PRSTATUS` register set of the image's architecture.
@@ -90,6 +95,18 @@ pub struct ThreadState {
     pub robust_list: Option<RobustList>,
     /// The system call that the stop interrupted and that the kernel would restart by its restart block.
     pub restart_syscall: Option<u64>,
+    /// Credentials, scheduling, and whatever else is a thread's own.
+    pub attributes: ThreadAttributes,
+}
+
+impl ThreadState {
+    /// Thread id as the thread sees it.
+    pub fn own_id(&self) -> i32 {
+        match self.own_tid {
+            0 => self.tid,
+            own => own,
+        }
+    }
 }
 
 /// A queued signal.
@@ -193,6 +210,19 @@ impl Vma {
                 self.backing,
                 Backing::Anonymous { .. } | Backing::Heap | Backing::Stack
             )
+    }
+
+    /// Memory that several processes may share, and that is in no file of a disk: a page that is not there reads
+    /// as zeroes.
+    pub fn is_shared_memory(&self) -> bool {
+        self.shared
+            && match &self.backing {
+                Backing::File { path, .. } => ["/memfd:", "/dev/zero", "/SYSV", "/dev/shm/"]
+                    .iter()
+                    .any(|prefix| path.starts_with(prefix)),
+                Backing::Special(_) => false,
+                _ => true,
+            }
     }
 
     /// A private mapping of a file: a page that is not there has the file's content.

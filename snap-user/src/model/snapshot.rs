@@ -79,6 +79,10 @@ pub struct Costs {
 pub struct Phases {
     /// Copying while the target runs.
     pub precopy_ns: u64,
+    /// Short stops while copying ahead, in which pages are protected again: all of them together.
+    pub pauses_ns: u64,
+    /// The longest of them.
+    pub longest_pause_ns: u64,
     pub freeze_ns: u64,
     pub scan_ns: u64,
     pub copy_ns: u64,

@@ -102,6 +102,12 @@ impl KernelTypes {
     /// anonymous structs and unions count as members of the enclosing one, as in C.
     /// `None` when there is no such field, or it is a bit-field.
     pub fn offset(&self, path: &str) -> BtfResult<Option<u32>> {
+        let bits = self.bits(path)?;
+        Ok(bits.filter(|bits| bits % 8 == 0).map(|bits| bits / 8))
+    }
+
+    /// The same in bits, of bit-fields too.
+    pub fn bits(&self, path: &str) -> BtfResult<Option<u32>> {
         let mut names = path.split('.');
         let Some(first) = names.next() else {
             return Ok(None);
@@ -120,7 +126,7 @@ impl KernelTypes {
             id = member;
             bits += offset;
         }
-        Ok((bits % 8 == 0).then_some(bits / 8))
+        Ok(Some(bits))
     }
 
     /// Number of arguments of a raw tracepoint, without the context pointer that comes first.

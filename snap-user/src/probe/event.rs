@@ -2,6 +2,7 @@
 
 use super::hazard::{self, HazardKind};
 use super::mapping::{self, MappingChange};
+use super::syscalls::DESCRIBING;
 use crate::model::PageRange;
 use snap_common::{EventHeader, EventKind, FaultEvent, SystemEvent, flag};
 use std::mem::{offset_of, size_of};
@@ -82,6 +83,15 @@ pub enum Event {
         /// What changed.
         change: MappingChange,
     },
+    /// Mappings are where they were, but locked, sealed, or under another policy.
+    Described {
+        /// The process.
+        tgid: u32,
+        /// The thread that called.
+        tid: u32,
+        /// When the call returned.
+        time_ns: u64,
+    },
     /// Memory may have been written without a fault event.
     Hazard {
         /// The process concerned; `None`: any tracked one.
@@ -106,6 +116,23 @@ pub enum Event {
         /// When it was put on a CPU again.
         end_ns: u64,
     },
+}
+
+impl Event {
+    /// The process that it is about; of a fork, the parent. `None`: any tracked one.
+    pub fn tgid(&self) -> Option<u32> {
+        match *self {
+            Self::Fault { tgid, .. }
+            | Self::ThreadStart { tgid, .. }
+            | Self::Exec { tgid, .. }
+            | Self::Exit { tgid, .. }
+            | Self::Mapping { tgid, .. }
+            | Self::Described { tgid, .. }
+            | Self::Stopped { tgid, .. } => Some(tgid),
+            Self::Fork { parent, .. } => Some(parent),
+            Self::Hazard { tgid, .. } => tgid,
+        }
+    }
 }
 
 /// A record that is no event of this ABI version.
@@ -216,6 +243,9 @@ pub fn decode(bytes: &[u8]) -> Result<Option<Event>, Malformed> {
             time_ns,
             change,
         }),
+        EventKind::Hazard if DESCRIBING.contains(&nr.into()) => {
+            Some(Event::Described { tgid, tid, time_ns })
+        }
         EventKind::Hazard => hazard::decode(&event).map(hazard),
         EventKind::MmLock => Some(hazard((
             HazardKind::PageLock {

@@ -5,6 +5,7 @@ use super::offsets::{Kernel, VMLINUX};
 use super::programs::{
     self, FaultSource, HANDLE_MM_FAULT, LIFECYCLE, MM_LOCK, SCHED_SWITCH, chain, is_refusal,
 };
+use super::state::{Places, StateReader};
 use super::{object, syscalls};
 use crate::model::PAGE_SIZE;
 use aya::maps::MapError;
@@ -55,6 +56,8 @@ pub struct Loaded {
     pub has_mm_owner: bool,
     /// Whether get_user_pages is seen by its lock.
     pub page_lock: Result<(), ProbeError>,
+    /// What the kernel knows of a process can be read.
+    pub state: Result<StateReader, ProbeError>,
     /// Every program that was loaded, in the order of attaching.
     pub programs: Vec<&'static str>,
 }
@@ -90,6 +93,10 @@ pub fn load(options: &ProbeOptions) -> Result<Loaded, ProbeError> {
         .override_global(aya_log::LEVEL, &level, true);
     for (name, value) in &globals {
         loader.override_global(name, value, true);
+    }
+    let places = Places::find(&kernel);
+    if let Ok(places) = &places {
+        places.give(&mut loader);
     }
     let mut ebpf = loader.load(object::OBJECT).map_err(from_object)?;
 
@@ -142,6 +149,7 @@ pub fn load(options: &ProbeOptions) -> Result<Loaded, ProbeError> {
         }),
     };
     let stop_times = optional(&mut ebpf, SCHED_SWITCH);
+    let state = places.and_then(|places| StateReader::load(&mut ebpf, &btf, &places));
 
     let logger = match level {
         0 => None,
@@ -157,6 +165,7 @@ pub fn load(options: &ProbeOptions) -> Result<Loaded, ProbeError> {
         stop_times,
         has_mm_owner,
         page_lock,
+        state,
         programs: loaded,
     })
 }

@@ -1,7 +1,7 @@
 //! The eBPF programs as seen from user space: loads them, feeds them the running kernel's struct
 //! offsets, turns their ring buffer into typed [`Event`]s, and reads what they cost.
 //!
-//! [`Probes`] is synchronous and meant for one thread. Nothing is pinned: when the last descriptor
+//! [`Probes`] is synchronous and meant for one thread; [`SharedProbes`] serves several watchers. Nothing is pinned: when the last descriptor
 //! closes, also because ksnap was killed, every program detaches.
 
 mod btf;
@@ -15,6 +15,8 @@ mod object;
 mod offsets;
 mod probes;
 mod programs;
+mod shared;
+mod state;
 mod syscalls;
 
 pub use error::ProbeError;
@@ -25,3 +27,4 @@ pub use load::ProbeOptions;
 pub use mapping::{MappingChange, MappingKind};
 pub use probes::{Drained, Probes, ProgramStats};
 pub use programs::FaultSource;
+pub use shared::{SharedProbes, TrackedProcess};

@@ -112,16 +112,24 @@ impl Kernel {
         Ok(globals)
     }
 
+    /// Byte and bit of a bit-field.
+    pub(super) fn bit(&self, path: &str) -> Result<Option<(u32, u32)>, ProbeError> {
+        let bits = self.types.bits(path).map_err(bad)?;
+        Ok(bits.map(|bits| (bits / 8, bits % 8)))
+    }
+
     /// True when the owner of an address space can be told.
     pub fn has_mm_owner(&self) -> Result<bool, ProbeError> {
         Ok(self.offset("mm_struct.owner")?.is_some())
     }
 
-    fn offset(&self, path: &str) -> Result<Option<u32>, ProbeError> {
+    /// Where a field lies, if there is one.
+    pub(super) fn offset(&self, path: &str) -> Result<Option<u32>, ProbeError> {
         self.types.offset(path).map_err(bad)
     }
 
-    fn required(&self, path: &str) -> Result<u32, ProbeError> {
+    /// The offset of a field that there must be.
+    pub(super) fn required(&self, path: &str) -> Result<u32, ProbeError> {
         self.offset(path)?.ok_or_else(|| ProbeError::MissingField {
             name: path.to_owned(),
         })

@@ -4,6 +4,8 @@ use super::error::ProbeError;
 use super::event::{self, Event};
 use super::load::{self, Loaded, ProbeOptions};
 use super::programs::{self, FaultSource, Link, chain};
+use super::state::StateReader;
+use crate::model::Observed;
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::ProgramError;
@@ -52,6 +54,7 @@ pub struct Probes {
     sees_gup_writes: bool,
     sees_page_locks: bool,
     times_stops: bool,
+    state: Option<StateReader>,
     malformed: u64,
     drops_seen: u64,
     statistics: Option<OwnedFd>,
@@ -74,6 +77,7 @@ impl Probes {
             stop_times,
             has_mm_owner,
             page_lock,
+            state,
             programs,
             ..
         } = loaded;
@@ -94,6 +98,9 @@ impl Probes {
             sees_gup_writes: fault_source == FaultSource::HandleMmFault && has_mm_owner,
             sees_page_locks: page_lock.is_ok(),
             times_stops: stop_times.is_ok(),
+            state: state
+                .inspect_err(|error| tracing::debug!("no reading of kernel state: {error}"))
+                .ok(),
             malformed: 0,
             drops_seen: 0,
             statistics: None,
@@ -133,6 +140,9 @@ impl Probes {
             Err(error) => return Err(map_error("TRACKED")(error)),
         }
         self.targets.remove(&tgid);
+        if let Some(state) = &mut self.state {
+            state.forget(tgid as i32);
+        }
         self.detach_when_idle();
         Ok(())
     }
@@ -230,6 +240,25 @@ impl Probes {
     /// True when [`Event::Stopped`] events come.
     pub fn times_stops(&self) -> bool {
         self.times_stops
+    }
+
+    /// True when [`Self::observe`] works.
+    pub fn observes(&self) -> bool {
+        self.state.is_some()
+    }
+
+    /// What the kernel knows of a stopped process, of which `tid` is a thread that lives: signal
+    /// dispositions, timers, credentials, and what else no file of /proc shows. Some microseconds a thread.
+    ///
+    /// # Errors
+    /// [`ProbeError::KernelLacks`] where the kernel cannot be asked.
+    pub fn observe(&mut self, pid: i32, tid: i32) -> Result<Observed, ProbeError> {
+        let reader = self.state.as_mut().ok_or_else(|| ProbeError::KernelLacks {
+            what: "iterators over tasks".to_owned(),
+            detail: "the program was refused when it was loaded".to_owned(),
+            remedy: "ksnap has the process itself tell its state by injected system calls",
+        })?;
+        reader.read(pid, tid)
     }
 
     /// Turns the kernel's run-time statistics of BPF programs on, or off again unless someone else

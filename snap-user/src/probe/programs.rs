@@ -142,7 +142,7 @@ fn wrong_kind(name: &str) -> ProbeError {
 }
 
 /// Tells refusals from everything else, and cuts the verifier's log to its end.
-fn from_program(error: ProgramError, call: &'static str, name: &str) -> ProbeError {
+pub(super) fn from_program(error: ProgramError, call: &'static str, name: &str) -> ProbeError {
     match error {
         ProgramError::LoadError { io_error, .. } if is_refusal(&io_error) => {
             ProbeError::NotPermitted {

@@ -20,6 +20,20 @@ const MAPPING: [libc::c_long; 12] = [
     MAP_SHADOW_STACK,
 ];
 
+/// `mseal`, newer than some C libraries; the same number on every architecture.
+const MSEAL: libc::c_long = 462;
+
+/// Calls that change what is known of mappings besides where they are.
+pub const DESCRIBING: [libc::c_long; 7] = [
+    libc::SYS_mlock,
+    libc::SYS_mlock2,
+    libc::SYS_munlock,
+    libc::SYS_mlockall,
+    libc::SYS_munlockall,
+    libc::SYS_mbind,
+    MSEAL,
+];
+
 /// Calls after which the kernel may write user memory at any time.
 const HAZARD: [libc::c_long; 6] = [
     libc::SYS_io_uring_setup,
@@ -55,6 +69,8 @@ pub fn table() -> [u8; SYSCALL_TABLE] {
         }
     };
     set(&MAPPING, SyscallClass::Mapping);
+    // Not as mappings: some of them write memory through get_user_pages.
+    set(&DESCRIBING, SyscallClass::Hazard);
     set(&HAZARD, SyscallClass::Hazard);
     set(&READ, SyscallClass::DirectRead);
     set(&READ_VECTOR, SyscallClass::DirectVector);

@@ -63,11 +63,12 @@ impl Tally {
 }
 
 /// Phases in the order of [`phases`].
-const PHASES: usize = 9;
+const PHASES: usize = 10;
 
 fn phases(p: &Phases) -> [u64; PHASES] {
     [
         p.precopy_ns,
+        p.pauses_ns,
         p.freeze_ns,
         p.scan_ns,
         p.copy_ns,
@@ -99,7 +100,7 @@ pub struct Recorder {
     tracker: String,
     stop: TimesRecorder,
     stop_seen: TimesRecorder,
-    /// Of each snapshot the better of the two above.
+    /// Of each snapshot the better of the two above, and its pauses.
     stopped_ns: u64,
     phases: [TimesRecorder; PHASES],
     pages: [Tally; 6],
@@ -163,7 +164,8 @@ impl Recorder {
         if let Some(seen) = costs.stop_seen_ns {
             self.stop_seen.record(seen);
         }
-        self.stopped_ns += costs.stop_seen_ns.unwrap_or(costs.phases.stop_ns);
+        let stop = costs.stop_seen_ns.unwrap_or(costs.phases.stop_ns);
+        self.stopped_ns += stop + costs.phases.pauses_ns;
         for (times, ns) in self.phases.iter_mut().zip(phases(&costs.phases)) {
             times.record(ns);
         }
@@ -253,6 +255,7 @@ impl Recorder {
         let probes_ns = probes.iter().map(|p| p.time_ns).sum();
         let [
             precopy,
+            pauses,
             freeze,
             scan,
             copy,
@@ -276,6 +279,7 @@ impl Recorder {
             stop_seen: (stop_seen.count > 0).then_some(stop_seen),
             phases: PhaseTimes {
                 precopy,
+                pauses,
                 freeze,
                 scan,
                 copy,

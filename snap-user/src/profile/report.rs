@@ -61,6 +61,8 @@ pub struct Report {
 #[allow(missing_docs, reason = "named after the phases")]
 pub struct PhaseTimes {
     pub precopy: Times,
+    /// Short stops in it, in which pages are protected again: the sum of each snapshot's.
+    pub pauses: Times,
     pub freeze: Times,
     pub scan: Times,
     pub copy: Times,
@@ -196,9 +198,10 @@ pub struct HotThread {
 
 impl PhaseTimes {
     /// Each phase with its name, in the order in which they run.
-    pub fn each(&self) -> [(&'static str, &Times); 9] {
+    pub fn each(&self) -> [(&'static str, &Times); 10] {
         [
             ("precopy", &self.precopy),
+            ("pauses", &self.pauses),
             ("freeze", &self.freeze),
             ("scan", &self.scan),
             ("copy", &self.copy),

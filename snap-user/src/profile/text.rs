@@ -51,6 +51,7 @@ impl Report {
             ("         registers and files", Some(&p.state)),
             ("         let it run again", Some(&p.thaw)),
             ("while it runs: copy ahead", Some(&p.precopy)),
+            ("         with pauses, in all", Some(&p.pauses)),
             ("               compress", Some(&p.encode)),
             ("               write", Some(&p.write)),
             ("               sync to disk", Some(&p.sync)),

@@ -1,9 +1,10 @@
 //! Carrying out a plan.
 
 use super::files::{self, Made};
-use super::memory::{self, Content};
+use super::memory::{self, Pages};
 use super::plan::{MapOp, RestorePlan};
-use super::{RestoreError, Result, threads};
+use super::state::{self, Held};
+use super::{RestoreError, Result, fault, threads};
 use crate::model::{Backing, PageSet, ProcessState, Protection, SavedFile, Vma};
 use crate::sys::{self, Frozen, Gadgets, Remote, SysError, proc};
 use std::os::fd::AsFd;
@@ -15,16 +16,16 @@ pub struct Applied {
     pub written: u64,
     /// Pages thrown away.
     pub discarded: u64,
-    /// What could not be set quite as it was, a sentence each.
+    /// What could not be put back and stays different, a sentence each.
     pub notes: Vec<String>,
 }
 
 /// Puts a process held in a job-control stop into the state of a snapshot: threads that end,
-/// mappings, page contents, descriptors and what open files hold, new threads, registers last.
+/// mappings, page contents, descriptors and what open files hold, new threads, attributes, registers
+/// last.
 ///
-/// `pages` are those whose content may differ; `content` has the snapshot's for each of them that
-/// has any. `made` are the open files that the process lacks, `changed` the
-/// saved files whose content has to be written.
+/// `made` are the open files that the process lacks, `changed` the saved files whose content has to be
+/// written.
 ///
 /// # Errors
 /// [`RestoreError::Halfway`]: the process must then stay stopped.
@@ -32,7 +33,7 @@ pub fn apply(
     frozen: &mut Frozen,
     plan: &RestorePlan,
     (target, live): (&ProcessState, &ProcessState),
-    (pages, content): (&PageSet, &Content),
+    pages: &Pages<'_>,
     (made, changed): (&Made, &[&SavedFile]),
     process: impl AsFd,
 ) -> Result<Applied> {
@@ -44,43 +45,74 @@ pub fn apply(
         })?;
     let mut step = "ending threads";
     let mut run = || -> sys::Result<Applied> {
+        fault::point(step);
         for &tid in &plan.end_threads {
             threads::end(frozen, tid, insn)?;
+        }
+        for registration in &plan.registrations {
+            threads::unregister(registration, insn)?;
         }
         let worker = frozen.threads()[0];
         let mut remote = Remote::new(worker, insn)?;
         step = "changing mappings";
+        fault::point(step);
         if let Some(brk) = plan.brk {
             set_brk(&mut remote, brk)?;
         }
         for op in &plan.mappings {
             change_mapping(pid, &mut remote, op)?;
         }
+        drop(remote);
+        step = "taking guard pages away";
+        let mut held = Held::new(pid, insn);
+        state::apply(&plan.memory.before, &mut held)?;
+        held.finish(worker)?;
+        let mut remote = Remote::new(worker, insn)?;
         step = "writing memory";
+        fault::point(step);
         let mapped: PageSet = target
             .vmas
             .iter()
             .filter(|v| !v.is_special())
             .map(|v| v.range)
             .collect();
-        let pages = pages.intersect(&mapped);
-        let (written, absent) = memory::write(pid, &pages, content)?;
+        let (written, absent) = memory::write(pid, pages, &mapped)?;
         memory::discard(pid, &absent, &target.vmas, &mut remote)?;
         step = "opening and closing descriptors";
+        fault::point(step);
         made.install(&mut remote, pid, &process, &plan.files)?;
         step = "writing the contents of files";
-        files::write_back(pid, target, changed, content)?;
+        fault::point(step);
+        files::write_back(pid, target, changed, pages.content)?;
         step = "setting what open files hold";
-        let notes = made.settle(&mut remote, pid, &plan.files, target, live)?;
+        fault::point(step);
+        let mut notes = made.settle(&mut remote, pid, &plan.files, target, live)?;
         drop(remote);
+        step = "registering threads";
+        fault::point(step);
+        for registration in &plan.registrations {
+            threads::register_again(registration, insn)?;
+        }
         step = "making threads";
+        fault::point(step);
         for thread in &plan.start_threads {
             threads::start(frozen, worker, insn, thread)?;
         }
+        step = "setting attributes";
+        fault::point(step);
+        let mut held = Held::new(pid, insn);
+        notes.extend(state::apply(&plan.memory.after, &mut held)?);
+        notes.extend(state::apply(&plan.state, &mut held)?);
+        held.finish(worker)?;
         step = "setting registers";
-        for thread in &target.threads {
+        fault::point(step);
+        for (n, thread) in target.threads.iter().enumerate() {
             threads::set(thread)?;
+            if n == 0 {
+                fault::point("registers of one thread set");
+            }
         }
+        fault::point("all done");
         Ok(Applied {
             written,
             discarded: absent.pages(),
@@ -106,7 +138,8 @@ fn set_brk(remote: &mut Remote, brk: u64) -> sys::Result<()> {
     Ok(())
 }
 
-fn bits(prot: Protection) -> u64 {
+/// `PROT_*`
+pub(super) fn bits(prot: Protection) -> u64 {
     let bit = |on: bool, flag: i32| if on { flag as u64 } else { 0 };
     bit(prot.read, libc::PROT_READ)
         | bit(prot.write, libc::PROT_WRITE)

@@ -26,6 +26,18 @@ pub enum RestoreError {
         /// What went wrong.
         why: String,
     },
+    /// A new process could not be made. Nothing is left of it.
+    #[error(
+        "process {pid} could not be brought back, while {step}: {source}; nothing of it is left"
+    )]
+    Unborn {
+        /// Its id in the snapshot.
+        pid: i32,
+        /// What was being done.
+        step: &'static str,
+        /// What failed.
+        source: SysError,
+    },
     /// A system call failed before anything was touched.
     #[error(transparent)]
     Sys(#[from] SysError),

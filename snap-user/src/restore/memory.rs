@@ -1,10 +1,13 @@
 //! Page contents: which to write, which to throw away.
 
+use super::fault;
 use crate::model::{PAGE_SIZE, Page, PageRange, PageSet, Vma};
 use crate::sys::{self, Remote};
 use std::collections::HashMap;
 
-/// Pages written with one call.
+/// The point in the middle of it.
+const HALF: &str = "half of the memory written";
+/// Pages compared at a time.
 const BATCH: usize = 1024;
 /// A hole of fewer pages is filled with zeroes rather than thrown away by an injected call.
 const FEW_PAGES: u64 = 8;
@@ -28,6 +31,12 @@ impl Content {
         }
     }
 
+    /// Makes room for so many more pages.
+    pub fn reserve(&mut self, pages: usize) {
+        self.bytes.reserve(pages * PAGE_SIZE as usize);
+        self.at.reserve(pages);
+    }
+
     /// The page at `addr`, if it was added.
     pub fn get(&self, addr: u64) -> Option<&Page> {
         let at = *self.at.get(&addr)?;
@@ -45,37 +54,65 @@ impl Content {
     }
 }
 
-/// Writes those of `pages` that `content` has and that differ from it. Returns how many were
-/// written, and those that it has not.
-pub(super) fn write(pid: i32, pages: &PageSet, content: &Content) -> sys::Result<(u64, PageSet)> {
-    let (there, absent): (Vec<u64>, Vec<u64>) =
-        pages.iter().partition(|addr| content.get(*addr).is_some());
-    let mut written = 0;
-    let mut live = vec![0u8; BATCH * PAGE_SIZE as usize];
-    for batch in there.chunks(BATCH) {
-        // Reading costs less than writing does: no copy-on-write, and nothing to track afterwards.
-        let live = &mut live[..batch.len() * PAGE_SIZE as usize];
-        let unreadable = sys::read_pages(pid, batch, live)?;
-        let mut ranges: Vec<PageRange> = Vec::new();
-        let mut bytes = Vec::new();
-        for (&addr, now) in batch.iter().zip(live.as_chunks().0) {
-            let page: &Page = content.get(addr).expect("sorted out above");
-            if page == now && !unreadable.iter().any(|fault| fault.addr == addr) {
-                continue;
-            }
-            match ranges.last_mut() {
-                Some(last) if last.end == addr => last.end += PAGE_SIZE,
-                _ => ranges.push(PageRange {
-                    start: addr,
-                    end: addr + PAGE_SIZE,
-                }),
-            }
-            bytes.extend_from_slice(page);
-            written += 1;
+/// Which pages to put back.
+#[derive(Clone, Copy, Debug)]
+pub struct Pages<'a> {
+    /// All whose content may not be the snapshot's.
+    pub may_differ: &'a PageSet,
+    /// Those that have been written, so that comparing them first would only cost time.
+    pub written: &'a PageSet,
+    /// What the snapshot has for each of them that it has at all.
+    pub content: &'a Content,
+}
+
+/// Writes the pages of `mapped` that have content and may differ from it. Returns how many were
+/// written, and those that have none.
+pub(super) fn write(pid: i32, pages: &Pages<'_>, mapped: &PageSet) -> sys::Result<(u64, PageSet)> {
+    let mut absent = Vec::new();
+    let mut to_write: Vec<(u64, &Page)> = Vec::new();
+    let mut to_compare: Vec<(u64, &Page)> = Vec::new();
+    let mut written = pages.written.ranges().iter().peekable();
+    for addr in pages.may_differ.intersect(mapped).iter() {
+        let Some(page) = pages.content.get(addr) else {
+            absent.push(addr);
+            continue;
+        };
+        while written.next_if(|range| range.end <= addr).is_some() {}
+        match written.peek().is_some_and(|range| range.start <= addr) {
+            true => to_write.push((addr, page)),
+            false => to_compare.push((addr, page)),
         }
-        sys::write_ranges(pid, &ranges, &bytes)?;
     }
-    Ok((written, PageSet::from_pages(absent)))
+    to_write.extend(different(pid, &to_compare)?);
+    to_write.sort_unstable_by_key(|(addr, _)| *addr);
+    if fault::is_chosen(HALF) {
+        sys::write_pages(pid, &to_write[..to_write.len() / 2])?;
+        fault::point(HALF);
+    }
+    sys::write_pages(pid, &to_write)?;
+    Ok((to_write.len() as u64, PageSet::from_pages(absent)))
+}
+
+/// The pages that the process does not hold like this. Reading costs less than writing does: no
+/// copy-on-write, and nothing to track afterwards.
+fn different<'a>(pid: i32, pages: &[(u64, &'a Page)]) -> sys::Result<Vec<(u64, &'a Page)>> {
+    let mut found = Vec::new();
+    let mut live = vec![0u8; pages.len().min(BATCH) * PAGE_SIZE as usize];
+    for batch in pages.chunks(BATCH) {
+        let live = &mut live[..batch.len() * PAGE_SIZE as usize];
+        let addrs: Vec<u64> = batch.iter().map(|(addr, _)| *addr).collect();
+        let unreadable = sys::read_pages(pid, &addrs, live)?;
+        let differs = |(addr, page): (u64, &Page), now: &Page| {
+            page != now || unreadable.iter().any(|fault| fault.addr == addr)
+        };
+        let pairs = batch.iter().zip(live.as_chunks().0);
+        found.extend(
+            pairs
+                .filter(|(page, now)| differs(**page, now))
+                .map(|(page, _)| *page),
+        );
+    }
+    Ok(found)
 }
 
 /// Makes pages what they are without content of their own: zeroes, or those of the file behind.

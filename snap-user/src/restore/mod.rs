@@ -5,15 +5,18 @@
 
 mod apply;
 mod error;
+pub mod fault;
 pub mod files;
 mod mappings;
 mod memory;
 mod plan;
+pub mod revive;
+pub mod state;
 mod threads;
 
 pub use apply::{Applied, apply};
 pub use error::RestoreError;
-pub use memory::Content;
+pub use memory::{Content, Pages};
 pub use plan::{MapOp, RestorePlan, World, plan};
 pub use threads::can_start as can_start_thread;
 

@@ -3,8 +3,9 @@
 use super::files::{self, FileWorld, FilesPlan};
 pub use super::mappings::MapOp;
 use super::mappings::{difference, with_brk};
+use super::state::{self, MemoryPlan, StatePlan};
 use super::{RestoreError, Result};
-use crate::model::{Backing, PageSet, ProcessState, ThreadState, Vma};
+use crate::model::{Backing, PageSet, ProcessState, RobustList, Rseq, ThreadState, Vma};
 
 /// The steps from a live process to a snapshot's state, its page contents aside.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,14 +14,45 @@ pub struct RestorePlan {
     pub end_threads: Vec<i32>,
     /// Threads that only the snapshot has.
     pub start_threads: Vec<ThreadState>,
+    /// Registrations with the kernel that threads have in both, but not the same.
+    pub registrations: Vec<Registration>,
     /// New program break.
     pub brk: Option<u64>,
     /// Changes of mappings, to be made after the break is set.
     pub mappings: Vec<MapOp>,
     /// Descriptors and open files.
     pub files: FilesPlan,
+    /// Attributes of the process and its threads.
+    pub state: StatePlan,
+    /// Attributes of its memory.
+    pub memory: MemoryPlan,
     /// What differs and stays as it is, a sentence each.
     pub notes: Vec<String>,
+}
+
+/// What a thread has registered with the kernel, where that differs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Registration {
+    /// The thread.
+    pub tid: i32,
+    /// Its restartable sequences: to be taken back, and to be registered instead.
+    pub rseq: Option<(Option<Rseq>, Option<Rseq>)>,
+    /// The robust list to register.
+    pub robust_list: Option<RobustList>,
+}
+
+impl Registration {
+    fn between(target: &ThreadState, live: &ThreadState) -> Option<Self> {
+        let rseq = (target.rseq != live.rseq).then_some((live.rseq, target.rseq));
+        let robust_list = target
+            .robust_list
+            .filter(|list| Some(*list) != live.robust_list);
+        (rseq.is_some() || robust_list.is_some()).then_some(Self {
+            tid: target.tid,
+            rseq,
+            robust_list,
+        })
+    }
 }
 
 /// What of the world outside the two states a plan depends on.
@@ -80,6 +112,13 @@ pub fn plan<W: World>(
     plan.files = files::plan(target, live, world, &files::Options::default());
     reasons.append(&mut plan.files.refusals);
     plan.notes.append(&mut plan.files.notes);
+    if plan.end_threads.len() < live.threads.len() {
+        plan.state = state::plan(target, live);
+        plan.memory = state::plan_memory(target, live, &plan.fresh());
+        plan.notes.append(&mut plan.memory.after.notes);
+    }
+    reasons.append(&mut plan.state.refused);
+    plan.notes.append(&mut plan.state.notes);
     if reasons.is_empty() {
         Ok(plan)
     } else {
@@ -115,6 +154,15 @@ fn threads(
         .iter()
         .map(|t| t.tid)
         .filter(|tid| !has(target, *tid))
+        .collect();
+    // A thread may have been in the middle of its start, or it is another one with the same id.
+    plan.registrations = live
+        .threads
+        .iter()
+        .filter_map(|now| {
+            let then = target.threads.iter().find(|t| t.tid == now.tid)?;
+            Registration::between(then, now)
+        })
         .collect();
     for thread in target.threads.iter().filter(|t| !has(live, t.tid)) {
         match world.can_start_thread(thread.tid) {
@@ -259,6 +307,32 @@ mod tests {
         let plan = plan(&state(&[10, 11]), &state(&[10, 12]), &Free).unwrap();
         assert_eq!(plan.end_threads, [12]);
         assert_eq!(plan.start_threads[0].tid, 11);
+    }
+
+    #[test]
+    fn registrations_made_since_are_taken_back_and_others_made_again() {
+        let rseq = |addr| {
+            Some(Rseq {
+                addr,
+                size: 32,
+                signature: 1,
+                flags: 0,
+            })
+        };
+        let list = RobustList { head: 8, len: 24 };
+        let (mut target, mut live) = (state(&[10, 11, 12]), state(&[10, 11, 12]));
+        (target.threads[1].rseq, live.threads[1].rseq) = (None, rseq(64));
+        target.threads[2].rseq = rseq(128);
+        target.threads[2].robust_list = Some(list);
+        // It goes back to where it registers one itself.
+        live.threads[0].robust_list = Some(list);
+        let plan = plan(&target, &live, &Free).unwrap();
+        let [one, other] = &plan.registrations[..] else {
+            panic!("{plan:?}")
+        };
+        assert_eq!((one.tid, one.rseq), (11, Some((rseq(64), None))));
+        assert_eq!((other.tid, other.rseq), (12, Some((None, rseq(128)))));
+        assert_eq!((one.robust_list, other.robust_list), (None, Some(list)));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Ending, making and setting threads.
 
-use crate::model::{PAGE_SIZE, ThreadState, page_down};
-use crate::sys::arch::Registers;
+use super::plan::Registration;
+use crate::model::{PAGE_SIZE, RobustList, Rseq, ThreadState, page_down};
+use crate::sys::arch::{Registers, fit_extended};
 use crate::sys::ptrace::{self, Tid};
 use crate::sys::{self, Frozen, Remote, SysError};
 use std::io;
@@ -127,23 +128,51 @@ fn clone_next(
     Ok(made == tid)
 }
 
+fn set_robust_list(remote: &mut Remote, list: RobustList) -> sys::Result<()> {
+    let args = [list.head, list.len, 0, 0, 0, 0];
+    remote
+        .call("set_robust_list", libc::SYS_set_robust_list, args)
+        .map(drop)
+}
+
+fn set_rseq(remote: &mut Remote, rseq: Rseq, flags: u32) -> sys::Result<()> {
+    let args = rseq_args(Rseq { flags, ..rseq });
+    remote.call("rseq", libc::SYS_rseq, args).map(drop)
+}
+
+/// Takes back what a thread has registered and the snapshot's has not. The memory must be as it was when it did:
+/// the kernel writes to the area that it lets go of (`rseq(2)`).
+pub(super) fn unregister(registration: &Registration, insn: u64) -> sys::Result<()> {
+    const RSEQ_FLAG_UNREGISTER: u32 = 1;
+    match registration.rseq {
+        Some((Some(rseq), _)) => {
+            let mut remote = Remote::new(registration.tid, insn)?;
+            set_rseq(&mut remote, rseq, RSEQ_FLAG_UNREGISTER)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Registers what the snapshot's thread had. The memory must be the snapshot's by now.
+pub(super) fn register_again(registration: &Registration, insn: u64) -> sys::Result<()> {
+    let mut remote = Remote::new(registration.tid, insn)?;
+    if let Some((_, Some(rseq))) = registration.rseq {
+        set_rseq(&mut remote, rseq, rseq.flags)?;
+    }
+    match registration.robust_list {
+        Some(list) => set_robust_list(&mut remote, list),
+        None => Ok(()),
+    }
+}
+
 /// What the kernel keeps per thread and a new one lacks.
 fn register(pid: i32, thread: &ThreadState, insn: u64) -> sys::Result<()> {
     let mut remote = Remote::new(thread.tid, insn)?;
     if let Some(list) = thread.robust_list {
-        let args = [list.head, list.len, 0, 0, 0, 0];
-        remote.call("set_robust_list", libc::SYS_set_robust_list, args)?;
+        set_robust_list(&mut remote, list)?;
     }
     if let Some(rseq) = thread.rseq {
-        let args = [
-            rseq.addr,
-            rseq.size.into(),
-            rseq.flags.into(),
-            rseq.signature.into(),
-            0,
-            0,
-        ];
-        remote.call("rseq", libc::SYS_rseq, args)?;
+        set_rseq(&mut remote, rseq, rseq.flags)?;
     }
     if let Some(address) = tid_address(pid, thread) {
         remote.call(
@@ -161,36 +190,63 @@ fn register(pid: i32, thread: &ThreadState, insn: u64) -> sys::Result<()> {
     Ok(())
 }
 
+/// Arguments of rseq(2) that register what was registered.
+pub(super) fn rseq_args(rseq: Rseq) -> [u64; 6] {
+    [
+        rseq.addr,
+        rseq.size.into(),
+        rseq.flags.into(),
+        rseq.signature.into(),
+        0,
+        0,
+    ]
+}
+
 /// Where the kernel clears the thread's id when it ends, for whoever joins it. The kernel tells
-/// only the thread itself; but C libraries keep it in the thread's descriptor, a few words from
-/// the robust list's head, and it holds the thread's id.
-fn tid_address(pid: i32, thread: &ThreadState) -> Option<u64> {
+/// only the thread itself; but C libraries keep it in the thread's descriptor, which holds the thread's id:
+/// a few words from the robust list's head, or, in a thread that has not come to register one, somewhere
+/// behind the thread pointer.
+pub(super) fn tid_address(pid: i32, thread: &ThreadState) -> Option<u64> {
     const REACH: u64 = 64;
-    let head = thread.robust_list?.head;
-    // glibc: `tid` lies two words below `robust_head`.
-    let mut candidates = vec![head - 16];
-    candidates.extend((head - REACH..head + REACH).step_by(4));
-    candidates.into_iter().find(|&address| {
+    /// More than the descriptor is long up to the id, in any C library.
+    const DESCRIPTOR: u64 = 0x900;
+    let near_list = thread.robust_list.into_iter().flat_map(|list| {
+        // glibc: `tid` lies two words below `robust_head`.
+        let near = (list.head - REACH..list.head + REACH).step_by(4);
+        std::iter::once(list.head - 16).chain(near)
+    });
+    let descriptor = Registers::from_prstatus(&thread.gp).map(|regs| regs.thread_pointer());
+    let in_descriptor = descriptor
+        .into_iter()
+        .flat_map(|start| (start..start.saturating_add(DESCRIPTOR)).step_by(4));
+    near_list.chain(in_descriptor).find(|&address| {
         let mut word = [0u8; 4];
         page_down(address) != 0
             && sys::read_bytes(pid, address, &mut word).is_ok()
-            && i32::from_le_bytes(word) == thread.tid
+            && i32::from_le_bytes(word) == thread.own_id()
     })
 }
 
 /// Sets registers and mask of a stopped thread to the snapshot's.
 pub(super) fn set(thread: &ThreadState) -> sys::Result<()> {
-    ptrace::set_extended(thread.tid, &thread.fp)?;
-    ptrace::set_sigmask(thread.tid, thread.sigmask)?;
+    set_registers(thread.tid, thread)
+}
+
+/// The same for a thread that may have another id now.
+pub(super) fn set_registers(tid: Tid, thread: &ThreadState) -> sys::Result<()> {
+    let len = ptrace::extended(tid)?.len();
+    ptrace::set_extended(tid, &fit_extended(&thread.fp, len))?;
+    ptrace::set_sigmask(tid, thread.sigmask)?;
     let regs = Registers::from_prstatus(&thread.gp).ok_or_else(|| {
         SysError::new(
             "PTRACE_SETREGSET",
-            format_args!("thread {}", thread.tid),
+            format_args!("thread {tid}"),
             io::Error::new(
                 io::ErrorKind::InvalidData,
                 "the snapshot's registers are of another size",
             ),
         )
     })?;
-    ptrace::set_general(thread.tid, regs.without_restart_block().as_bytes())
+    let regs = regs.without_restart_block(thread.restart_syscall);
+    ptrace::set_general(tid, regs.as_bytes())
 }

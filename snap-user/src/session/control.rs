@@ -3,7 +3,8 @@
 //! A line of JSON each way. The socket lies in the store, one for each watched process, for its
 //! owner alone.
 
-use super::{Result, RolledBack, SessionError, Taken};
+use super::prune::{PrunedSession, What};
+use super::{Result, RolledBack, SessionError, Taken, Then};
 use crate::model::SnapshotId;
 use crate::profile::Report;
 use serde::{Deserialize, Serialize};
@@ -18,7 +19,10 @@ use std::time::Duration;
 #[serde(rename_all = "snake_case")]
 pub enum Request {
     /// Take a snapshot now.
-    Snap,
+    Snap {
+        /// What becomes of the process then.
+        then: Then,
+    },
     /// Roll the process back.
     Rollback {
         /// The snapshot, 32 hex digits.
@@ -28,6 +32,13 @@ pub enum Request {
     Profile {
         /// Milliseconds.
         lasting_ms: u64,
+    },
+    /// Remove snapshots.
+    Prune {
+        /// Which.
+        what: What,
+        /// Only say which.
+        dry_run: bool,
     },
 }
 
@@ -41,6 +52,8 @@ pub enum Reply {
     RolledBack(RolledBack),
     /// The profile.
     Profile(Box<Report>),
+    /// What was removed, or would be.
+    Pruned(Box<PrunedSession>),
     /// It failed.
     Failed(String),
 }
@@ -122,8 +135,8 @@ impl Watcher {
     }
 
     /// Has a snapshot taken.
-    pub fn snap(&mut self) -> Result<Taken> {
-        match self.ask(&Request::Snap)? {
+    pub fn snap(&mut self, then: Then) -> Result<Taken> {
+        match self.ask(&Request::Snap { then })? {
             Reply::Taken(taken) => Ok(*taken),
             other => Err(unexpected(&other)),
         }
@@ -133,6 +146,15 @@ impl Watcher {
     pub fn rollback(&mut self, to: SnapshotId) -> Result<RolledBack> {
         match self.ask(&Request::Rollback { to: to.to_string() })? {
             Reply::RolledBack(done) => Ok(done),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Has snapshots removed.
+    pub fn prune(&mut self, what: &What, dry_run: bool) -> Result<PrunedSession> {
+        let what = what.clone();
+        match self.ask(&Request::Prune { what, dry_run })? {
+            Reply::Pruned(pruned) => Ok(*pruned),
             other => Err(unexpected(&other)),
         }
     }

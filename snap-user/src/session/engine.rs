@@ -1,11 +1,12 @@
 //! One process under snapshots: everything that its tracer thread does.
 
-use super::events::Events;
+use super::events::{Events, LazyProbes};
 use super::flight::{Flight, InFlight};
+use super::keeper::Keeper;
 use super::open::open_session;
 use super::pipeline::{Hashes, Pipeline};
 use super::profile::Profiling;
-use super::{Options, Result, SessionError, Trouble, audit};
+use super::{Options, Result, SessionError, Then, audit};
 use crate::capture::{
     CaptureError, Contents, Live, Stamps, Target, compared, compared_pages, frozen_state,
     preflight, saved_ranges, without_files,
@@ -13,7 +14,7 @@ use crate::capture::{
 use crate::image::SessionId;
 use crate::model::{Costs, PageSet, SnapshotId, SnapshotKind, Vma};
 use crate::store::Store;
-use crate::sys::{self, Freeze, Frozen, monotonic_ns, proc};
+use crate::sys::{self, Freeze, Frozen, SysError, monotonic_ns, proc};
 use crate::track::{self, Epoch, TrackerKind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,13 +39,15 @@ pub struct Engine {
     pub(super) events: Events,
     pub(super) live: Live,
     pub(super) head: Option<SnapshotId>,
+    /// The process is as `head` has it, but for what was tracked since.
+    pub(super) synced: bool,
     pub(super) hashes: Arc<Hashes>,
     pub(super) pipeline: Pipeline,
+    /// After the pipeline: what is being written is written before the last look at what to keep.
+    pub(super) keeper: Keeper,
     pub(super) flight: Option<Flight>,
     /// Contents of files, where they are saved.
     pub(super) contents: Contents,
-    /// Nothing is known yet of what has gone since the head: it was not tracked.
-    pub(super) unseen: bool,
     /// Why it is not tracked by a better mechanism.
     instead: Option<String>,
     pub(super) profiling: Option<Profiling>,
@@ -52,6 +55,10 @@ pub struct Engine {
     layout: Layout,
     /// Address space that the last snapshot covers, and every look since.
     pub(super) covered: PageSet,
+    /// Copied for the snapshot under way without a look at their content.
+    pub(super) unhashed: PageSet,
+    /// Of this machine.
+    pub(super) processors: usize,
     cpu_ns: u64,
     session: SessionId,
 }
@@ -60,28 +67,37 @@ impl Engine {
     /// Starts tracking a process, in its session of the store: the one that it has from before, or
     /// a new one.
     pub fn attach(store: &Store, pid: i32, options: &Options) -> Result<Self> {
+        Self::attach_sharing(store, pid, options, &LazyProbes::new(options.probes))
+    }
+
+    /// The same with probes that others use as well.
+    pub(super) fn attach_sharing(
+        store: &Store,
+        pid: i32,
+        options: &Options,
+        probes: &LazyProbes,
+    ) -> Result<Self> {
         let mut attempt = 1;
         loop {
-            match Self::attach_once(store, pid, options) {
+            match Self::attach_once(store, pid, options, probes) {
                 // It replaced its program just then.
                 Err(e) if attempt < MOST_EXECS && is_mere_exec(pid, &e) => attempt += 1,
-                outcome => return outcome,
+                outcome => return outcome.map_err(|e| e.of_process(pid)),
             }
         }
     }
 
-    fn attach_once(store: &Store, pid: i32, options: &Options) -> Result<Self> {
+    fn attach_once(
+        store: &Store,
+        pid: i32,
+        options: &Options,
+        probes: &LazyProbes,
+    ) -> Result<Self> {
         let target = preflight(pid)?;
-        let mut events = Events::load(pid, options.probes);
-        let attached = match track::attach(pid, options.tracker) {
-            Ok(attached) => attached,
-            Err(e) => match e.sys().is_some() {
-                true => return Err(named(pid, e)),
-                false => return Err(e.into()),
-            },
-        };
+        let mut events = Events::new(pid, probes);
+        let attached = track::attach(pid, options.tracker).map_err(|e| named(pid, e))?;
         events.brk = attached.brk;
-        let live = Live::read(pid)?;
+        let live = Live::read(pid, events.observes())?;
         let (session, head, hashes) = open_session(store, &target)?;
         let contents = match head {
             Some(head) => Contents::after(&store.snapshot(head)?.manifest()?.state.saved),
@@ -89,6 +105,7 @@ impl Engine {
         };
         let covered = PageSet::from_pages(hashes.iter().map(|(addr, _)| addr).collect());
         Ok(Self {
+            keeper: Keeper::start(session.pruner(), options.keep)?,
             session: session.id(),
             layout: layout(pid)?,
             epoch: Epoch::new(attached.tracker, events.is_on()),
@@ -101,14 +118,16 @@ impl Engine {
             events,
             live,
             head,
+            synced: false,
             flight: None,
             contents,
-            unseen: head.is_some(),
             instead: attached.instead,
             profiling: None,
             hurry: None,
             // What is unmapped since the last snapshot has to leave the chain.
             covered,
+            unhashed: PageSet::new(),
+            processors: std::thread::available_parallelism().map_or(1, usize::from),
         })
     }
 
@@ -152,7 +171,7 @@ impl Engine {
             && let Err(e) = self.reattach()
         {
             if !is_mere_exec(self.target.pid, &e) {
-                return Err(e);
+                return Err(e.of_process(self.target.pid));
             }
             // Replaced again: later.
             self.events.exec = true;
@@ -166,9 +185,9 @@ impl Engine {
         let attached = track::attach(pid, self.options.tracker).map_err(|e| named(pid, e))?;
         self.events.brk = attached.brk;
         self.layout = layout(pid)?;
+        self.synced = false;
         self.epoch = Epoch::new(attached.tracker, self.events.is_on());
-        self.live = Live::read(pid)?;
-        self.unseen = true;
+        self.live = Live::read(pid, self.events.observes())?;
         self.target.exe = proc::exe(pid).map_err(|e| CaptureError::from_sys(pid, e))?;
         self.target.cmdline = proc::cmdline(pid).map_err(|e| CaptureError::from_sys(pid, e))?;
         Ok(())
@@ -187,8 +206,9 @@ impl Engine {
             match ready.and_then(|()| self.try_snapshot()) {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}
-                Err(e) if is_mere_exec(self.target.pid, &e) => {}
-                Err(e) => return Err(e),
+                // Nothing found again and again, though the process lives, is more than an exec.
+                Err(e) if attempt + 1 < MOST_EXECS && is_mere_exec(self.target.pid, &e) => {}
+                Err(e) => return Err(e.of_process(self.target.pid)),
             }
         }
         Err(CaptureError::Refused {
@@ -196,6 +216,15 @@ impl Engine {
             why: "it replaces its program (exec) faster than a snapshot can be taken".into(),
         }
         .into())
+    }
+
+    /// The same, and what becomes of the process then. Unless it goes on, the snapshot is stored when this
+    /// returns.
+    pub fn snapshot_then(&mut self, then: Then) -> Result<()> {
+        let usual = std::mem::replace(&mut self.options.then, then);
+        let done = self.snapshot();
+        self.options.then = usual;
+        done
     }
 
     /// `false` when the process turned out to run another program than is tracked.
@@ -218,7 +247,9 @@ impl Engine {
         let pid = self.target.pid;
         let vmas = proc::maps(pid).map_err(|e| CaptureError::from_sys(pid, e))?;
         if vmas.is_empty() {
-            return Err(CaptureError::Vanished { pid }.into());
+            let memory = std::io::Error::from_raw_os_error(libc::ESRCH);
+            let error = SysError::new("read", format_args!("/proc/{pid}/maps"), memory);
+            return Err(CaptureError::from_sys(pid, error).into());
         }
         Ok(vmas)
     }
@@ -241,14 +272,19 @@ impl Engine {
         let begun = monotonic_ns();
         // What is known of each page: as the parent has it, then as copied meanwhile.
         let mut now = (*self.hashes).clone();
+        self.unhashed = PageSet::new();
         self.precopy(&mut costs, &mut now)?;
         let mut stamps = self.contents.stamps().clone();
         if self.options.files {
             self.live.files.refresh()?;
             self.save_ahead(&mut stamps, &mut now);
         }
+        self.pipeline.prepare();
         let pass = self.pipeline.next_pass();
         let vmas = self.maps()?;
+        if self.events.take_described() {
+            self.live.look_again();
+        }
         self.live.refresh(&vmas)?;
         let compare_all = self.tracker() == TrackerKind::Hash
             || self.live.has_pinned_writers()
@@ -267,7 +303,10 @@ impl Engine {
         if compare_all {
             self.epoch.distrust();
         }
-        let dirty = self.epoch.rotate(&vmas, |page| now.get(page).is_some())?;
+        let before = self.hashes.clone();
+        let dirty = self
+            .epoch
+            .rotate(&vmas, |page| before.get(page).is_some())?;
         let scanned_at = monotonic_ns();
 
         // What the snapshot has of files is known only when the descriptors are: below.
@@ -277,7 +316,7 @@ impl Engine {
         let mut removed = unmapped
             .union(&dirty.examined.subtract(&dirty.own))
             .union(&shared.subtract(&shared_pages));
-        if self.unseen {
+        if !self.synced && self.head.is_some() {
             // Pages that were thrown away while nobody looked are in no epoch.
             let own = self.epoch.survey_all(&vmas)?.own;
             let private = vmas.iter().filter(|v| !v.shared && !v.is_special());
@@ -290,9 +329,9 @@ impl Engine {
             }
             false => {
                 // What does not fit the buffers is copied only where it has really changed.
-                let gone = match dirty.copy.pages() > self.pipeline.room() {
+                let gone = match dirty.copy.pages() > self.pipeline.capacity() {
                     true => self.copy_changed(&dirty.copy, &mut now)?,
-                    false => self.copy(&dirty.copy)?,
+                    false => self.copy(&dirty.copy, &mut now)?,
                 };
                 match shared_pages.is_empty() {
                     true => gone,
@@ -303,13 +342,8 @@ impl Engine {
         removed = removed.union(&gone);
         let copied_at = monotonic_ns();
 
-        let mut state = frozen_state(
-            &frozen,
-            &self.target,
-            &mut self.live,
-            &vmas,
-            self.events.brk,
-        )?;
+        let told = self.events.told(frozen.threads()[0]);
+        let mut state = frozen_state(&frozen, &self.target, &mut self.live, &vmas, told)?;
         if self.options.files {
             self.save_files(&mut state, &mut stamps, &mut now);
         }
@@ -321,9 +355,9 @@ impl Engine {
             true => Some(self.epoch.survey_all(&vmas)?),
             false => None,
         };
-        let held = match audited {
-            Some(_) => Some(frozen),
-            None => {
+        let held = match audited.is_some() || self.options.then != Then::GoOn {
+            true => Some(frozen),
+            false => {
                 frozen.thaw();
                 None
             }
@@ -346,12 +380,13 @@ impl Engine {
         costs.full_scan = dirty.full;
 
         // Only what some snapshot or an earlier pass may hold needs to be taken out.
-        let relevant: PageSet = removed
+        let known: PageSet = removed
             .ranges()
             .iter()
             .filter(|r| now.range(**r).next().is_some())
             .copied()
             .collect();
+        let relevant = known.union(&removed.intersect(&self.unhashed));
         self.pipeline.remove(relevant, pass);
         if held.is_none() {
             costs.stop_seen_ns = self.events.stop_seen(&mut self.epoch, stop, STOP_EVENTS);
@@ -370,11 +405,21 @@ impl Engine {
             covered: covered(&vmas).union(&saved),
             stamps,
         }));
-        if let Some(survey) = audited {
+        if let Some(held) = held {
             let taken = self.settle().expect("just put there")?;
-            let snapshot = self.store.snapshot(taken.id)?;
-            let wrong = audit::compare(pid, &snapshot, &vmas, &survey)?;
-            drop(held);
+            let wrong = match &audited {
+                Some(survey) => {
+                    let snapshot = self.store.snapshot(taken.id)?;
+                    audit::compare(pid, &snapshot, &vmas, survey)?
+                }
+                None => Vec::new(),
+            };
+            match self.options.then {
+                _ if !wrong.is_empty() => drop(held),
+                Then::GoOn => drop(held),
+                Then::Stop => held.end_with(libc::SIGSTOP)?,
+                Then::Kill => held.end_with(libc::SIGKILL)?,
+            }
             for page in &wrong {
                 tracing::debug!(
                     copied = dirty.copy.contains(page.addr),
@@ -391,7 +436,7 @@ impl Engine {
             if !wrong.is_empty() {
                 return Err(SessionError::Audit { pages: wrong });
             }
-            self.flight = Some(Flight::Done(taken));
+            self.flight = Some(Flight::Done(Box::new(taken)));
         }
         Ok(true)
     }
@@ -440,9 +485,9 @@ pub(super) fn covered(vmas: &[Vma]) -> PageSet {
     private.chain(compared(vmas)).map(|v| v.range).collect()
 }
 
-/// What failed as if the process were gone, because its memory is: it has replaced its program.
+/// What found nothing, as if the process were gone, because its memory is: it has replaced its program.
 fn is_mere_exec(pid: i32, error: &SessionError) -> bool {
-    error.trouble() == Trouble::Vanished && proc::is_alive(pid)
+    error.sys().is_some_and(SysError::is_vanished) && proc::is_alive(pid)
 }
 
 fn layout(pid: i32) -> Result<Layout> {

@@ -4,7 +4,7 @@ use crate::capture::CaptureError;
 use crate::probe::ProbeError;
 use crate::restore::RestoreError;
 use crate::store::StoreError;
-use crate::sys::SysError;
+use crate::sys::{SysError, proc};
 use crate::track::TrackError;
 use std::io;
 
@@ -116,7 +116,29 @@ impl SessionError {
         move |source| Self::Io { what, source }
     }
 
-    /// What kind of trouble it is.
+    /// The system call error behind, if it is one.
+    pub(super) fn sys(&self) -> Option<&SysError> {
+        match self {
+            Self::Capture(CaptureError::Sys(error))
+            | Self::Restore(RestoreError::Sys(error))
+            | Self::Sys(error) => Some(error),
+            Self::Track(error) => error.sys(),
+            _ => None,
+        }
+    }
+
+    /// Says of a call that found nothing whether `pid` is gone, which only then counts as that.
+    pub(super) fn of_process(self, pid: i32) -> Self {
+        let found_nothing = self.sys().filter(|error| error.is_vanished());
+        match found_nothing.map(ToString::to_string) {
+            Some(why) if !proc::is_alive(pid) => CaptureError::Vanished { pid, why }.into(),
+            _ => self,
+        }
+    }
+
+    /// What kind of trouble it is. That a process is gone is for those to say who have looked
+    /// ([`CaptureError::Vanished`]): a call that found nothing may have looked for a thread, or come upon
+    /// an execve(2).
     pub fn trouble(&self) -> Trouble {
         match self {
             Self::Capture(error) => match error {
@@ -127,6 +149,9 @@ impl SessionError {
             },
             Self::Restore(error) => match error {
                 RestoreError::Sys(error) => sys(error),
+                // A path that is missing is no process that is gone.
+                RestoreError::Unborn { source, .. } if source.is_vanished() => Trouble::Failed,
+                RestoreError::Unborn { source, .. } => sys(source),
                 RestoreError::Refused { .. } | RestoreError::Halfway { .. } => Trouble::Failed,
             },
             Self::Store(error) => store(error),
@@ -154,6 +179,7 @@ fn store(error: &StoreError) -> Trouble {
         | StoreError::NotFound { .. }
         | StoreError::Ambiguous { .. }
         | StoreError::NewerVersion { .. }
+        | StoreError::OlderVersion { .. }
         | StoreError::Misuse { .. } => Trouble::Failed,
     }
 }
@@ -167,9 +193,7 @@ fn probe(error: &ProbeError) -> Trouble {
 }
 
 fn sys(error: &SysError) -> Trouble {
-    if error.is_vanished() {
-        Trouble::Vanished
-    } else if error.is_denied() {
+    if error.is_denied() {
         Trouble::Permission
     } else if matches!(error.errno(), Some(libc::ENOSYS)) {
         Trouble::KernelLacks
@@ -196,8 +220,13 @@ mod tests {
         let store = |error: StoreError| SessionError::from(error).trouble();
         assert_eq!(
             SessionError::from(errno(libc::ESRCH)).trouble(),
-            Trouble::Vanished
+            Trouble::Failed
         );
+        // Of this process it is not true, of one that cannot be it is.
+        let own = std::process::id() as i32;
+        let of = |pid| SessionError::from(errno(libc::ESRCH)).of_process(pid);
+        assert_eq!(of(own).trouble(), Trouble::Failed);
+        assert_eq!(of(i32::MAX).trouble(), Trouble::Vanished);
         assert_eq!(
             SessionError::from(errno(libc::EPERM)).trouble(),
             Trouble::Permission
@@ -211,7 +240,11 @@ mod tests {
             Trouble::Failed
         );
         assert_eq!(
-            SessionError::from(CaptureError::Vanished { pid: 1 }).trouble(),
+            SessionError::from(CaptureError::Vanished {
+                pid: 1,
+                why: "w".into()
+            })
+            .trouble(),
             Trouble::Vanished
         );
         let denied = io::Error::from(io::ErrorKind::PermissionDenied);

@@ -1,23 +1,53 @@
 //! What the probes tell of one process, entered where it matters.
 
+use crate::capture::Told;
 use crate::model::{PageRange, PageSet};
 use crate::probe::{
-    Event, FaultSource, HazardKind, MappingKind, ProbeOptions, Probes, ProgramStats,
+    Event, FaultSource, HazardKind, MappingKind, ProbeOptions, ProgramStats, SharedProbes,
+    TrackedProcess,
 };
 use crate::profile::Fault;
 use crate::sys::arch::USER_END;
 use crate::sys::monotonic_ns;
 use crate::track::Epoch;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
 use std::time::Duration;
+
+/// Probes for every process that one ksnap watches, loaded when the first of them turns out to be fit for it.
+pub struct LazyProbes {
+    wanted: bool,
+    /// Or why they cannot be had.
+    loaded: OnceLock<Result<SharedProbes, String>>,
+}
+
+impl LazyProbes {
+    /// Not `wanted`: there will be none.
+    pub fn new(wanted: bool) -> Self {
+        Self {
+            wanted,
+            loaded: OnceLock::new(),
+        }
+    }
+
+    fn track(&self, pid: u32) -> Option<Result<TrackedProcess, String>> {
+        let load = || SharedProbes::load(&ProbeOptions::default()).map_err(|e| e.to_string());
+        self.wanted.then(|| match self.loaded.get_or_init(load) {
+            Ok(probes) => probes.track(pid).map_err(|e| e.to_string()),
+            Err(why) => Err(why.clone()),
+        })
+    }
+}
 
 /// The probes, if they can be had, and what they said.
 pub struct Events {
     pid: u32,
-    probes: Option<Probes>,
+    probes: Option<TrackedProcess>,
     why_off: Option<String>,
     /// The program break as last heard of.
     pub brk: Option<u64>,
+    /// Something is different about mappings that their list does not show.
+    described: bool,
     /// The program was replaced.
     pub exec: bool,
     /// Children that run on this process's memory until they execute something (vfork).
@@ -32,13 +62,14 @@ pub struct Events {
 }
 
 impl Events {
-    /// Loads the probes and tracks the process, unless `wanted` is false or they cannot be had.
-    pub fn load(pid: i32, wanted: bool) -> Self {
+    /// Tracks the process by these probes, where they are wanted and can be had.
+    pub fn new(pid: i32, probes: &LazyProbes) -> Self {
         let mut events = Self {
             pid: pid as u32,
             probes: None,
             why_off: None,
             brk: None,
+            described: false,
             exec: false,
             borrowers: BTreeSet::new(),
             lasting_hazard: false,
@@ -47,16 +78,10 @@ impl Events {
             stops: BTreeMap::new(),
             faults: None,
         };
-        if !wanted {
-            return events;
-        }
-        let loaded = Probes::load(&ProbeOptions::default()).and_then(|mut probes| {
-            probes.track(pid as u32)?;
-            Ok(probes)
-        });
-        match loaded {
-            Ok(probes) => events.probes = Some(probes),
-            Err(e) => events.why_off = Some(e.to_string()),
+        match probes.track(pid as u32) {
+            None => {}
+            Some(Ok(probes)) => events.probes = Some(probes),
+            Some(Err(why)) => events.why_off = Some(why),
         }
         events
     }
@@ -87,10 +112,31 @@ impl Events {
             .map(|p| name(p.fault_source()).to_owned())
     }
 
+    /// Probes tell what no file of /proc shows of the process.
+    pub fn observes(&self) -> bool {
+        self.probes.as_ref().is_some_and(TrackedProcess::observes)
+    }
+
+    /// What the kernel itself knows of the stopped process, of which `tid` is a thread.
+    pub fn told(&mut self, tid: i32) -> Told {
+        let probes = self.probes.as_ref().filter(|probes| probes.observes());
+        let observed = probes.and_then(|probes| {
+            probes
+                .observe(tid)
+                .inspect_err(|e| tracing::warn!("process {}: {e}", self.pid))
+                .ok()
+        });
+        Told {
+            brk: self.brk,
+            observed,
+            patient: false,
+        }
+    }
+
     /// Turns run-time statistics of the programs on.
     pub fn count_costs(&mut self) {
         if let Some(probes) = &mut self.probes
-            && let Err(e) = probes.count_costs(true)
+            && let Err(e) = probes.count_costs()
         {
             tracing::debug!("{e}");
         }
@@ -119,11 +165,12 @@ impl Events {
             epoch.distrust();
         }
         if lost > 0 {
+            self.described = true;
             // Mapping changes may be among the lost.
             epoch.remapped(PageRange::new(0, USER_END));
         }
         for child in ended {
-            let _ = probes.untrack(child);
+            let _ = probes.untrack_child(child);
         }
         self.probes = Some(probes);
     }
@@ -148,7 +195,9 @@ impl Events {
                     });
                 }
             }
+            Event::Described { tgid, .. } if self.is_ours(tgid) => self.described = true,
             Event::Mapping { tgid, change, .. } if self.is_ours(tgid) => {
+                self.described |= matches!(change.kind, MappingKind::Madvise(_));
                 if let MappingKind::Brk { end } = change.kind {
                     // What it was before is not told, but known.
                     if let Some(before) = self.brk.replace(end) {
@@ -226,7 +275,11 @@ impl Events {
     /// The longest that any thread was kept from running by the stop that began at `since`, as the
     /// scheduler saw it. Waits up to `patience` for its account, which comes once the threads run again.
     pub fn stop_seen(&mut self, epoch: &mut Epoch, since: u64, patience: Duration) -> Option<u64> {
-        if !self.probes.as_ref().is_some_and(Probes::times_stops) {
+        if !self
+            .probes
+            .as_ref()
+            .is_some_and(TrackedProcess::times_stops)
+        {
             return None;
         }
         let deadline = monotonic_ns() + patience.as_nanos() as u64;
@@ -244,6 +297,11 @@ impl Events {
             }
             std::thread::sleep(Duration::from_micros(50));
         }
+    }
+
+    /// Mappings have to be looked at again, though their list may be the same.
+    pub fn take_described(&mut self) -> bool {
+        std::mem::take(&mut self.described)
     }
 
     /// Events lost since the last call.

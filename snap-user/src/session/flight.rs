@@ -23,14 +23,14 @@ pub(super) struct InFlight {
 /// The last snapshot, until somebody asks for it.
 pub(super) enum Flight {
     Writing(InFlight),
-    Done(Taken),
+    Done(Box<Taken>),
 }
 
 impl Engine {
     /// What became of the last snapshot, waiting until it is known. `None` if that was told before.
     pub fn settle(&mut self) -> Option<Result<Taken>> {
         match self.flight.take()? {
-            Flight::Done(taken) => Some(Ok(taken)),
+            Flight::Done(taken) => Some(Ok(*taken)),
             Flight::Writing(flight) => {
                 let answer = flight.answer.recv().ok();
                 Some(self.land(flight, answer))
@@ -81,11 +81,13 @@ impl Engine {
         self.epoch.commit();
         self.covered = flight.covered;
         self.contents.commit(flight.stamps);
-        self.unseen = false;
         if let Some(profiling) = &mut self.profiling {
             profiling.recorder.snapshot(&settled.costs);
         }
         self.head = Some(settled.published.id);
+        self.synced = true;
+        self.keeper
+            .published(flight.time_ns, settled.published.bytes);
         let hashes = Arc::make_mut(&mut self.hashes);
         settled
             .removed

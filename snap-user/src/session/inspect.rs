@@ -4,7 +4,7 @@ use super::descriptor::OpenDescriptor;
 use super::show::{name, perms};
 use super::{Result, SessionError};
 use crate::capture::{
-    CaptureError, Live, Verdict, frozen_state, mapping_verdict, preflight, verdict,
+    CaptureError, Live, Told, Verdict, frozen_state, mapping_verdict, preflight, verdict,
 };
 use crate::model::ProcessState;
 use crate::sys::{Freeze, Frozen, proc};
@@ -97,14 +97,14 @@ pub fn inspect(pid: i32) -> Result<Inspection> {
 fn look(pid: i32) -> Result<ProcessState> {
     let failed = |e| CaptureError::from_sys(pid, e);
     let target = preflight(pid)?;
-    let mut live = Live::read(pid)?;
+    let mut live = Live::read(pid, false)?;
     let options = Freeze {
         timeout: TIMEOUT,
         ..Freeze::default()
     };
     let frozen = Frozen::freeze(pid, options).map_err(failed)?;
     let vmas = proc::maps(pid).map_err(failed)?;
-    let state = frozen_state(&frozen, &target, &mut live, &vmas, None)?;
+    let state = frozen_state(&frozen, &target, &mut live, &vmas, Told::default())?;
     frozen.thaw();
     Ok(state)
 }

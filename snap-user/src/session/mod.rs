@@ -1,6 +1,7 @@
 //! The verbs, each a short function over the other rooms, and the continuous scheduler.
 
 mod audit;
+mod budget;
 mod control;
 mod descriptor;
 mod diff;
@@ -8,24 +9,34 @@ mod doctor;
 mod engine;
 mod error;
 mod events;
+mod export;
 mod flight;
 mod inspect;
+mod keeper;
 mod log;
 mod open;
 mod pipeline;
 mod precopy;
 mod profile;
+mod prune;
+mod revive;
+mod revive_memory;
 mod rollback;
 mod run;
 mod service;
+mod several;
 mod show;
 mod snap;
+mod squash;
+mod staging;
+mod tag;
 mod types;
 mod verify;
 mod watch;
 mod writer;
 
 pub use crate::capture::Verdict;
+pub use crate::restore::files::Options as FileOptions;
 pub use descriptor::OpenDescriptor;
 pub use diff::{
     Change, Comparison, DescriptorDiff, MappingDiff, MappingPages, PagesDiff, RegisterDiff,
@@ -34,16 +45,21 @@ pub use diff::{
 pub use doctor::{Check, Diagnosis, Outcome, doctor};
 pub use engine::Engine;
 pub use error::{AuditPage, SessionError, Trouble};
+pub use export::{ExportedCore, export_core, unnamed_core};
 pub use inspect::{Inspection, Judged, inspect, refuse_incomplete};
 pub use log::{LogEntry, find, log, store_dir};
 pub use profile::profile;
+pub use prune::{Gone, PrunedSession, Pruning, What, prune};
+pub use revive::{Pids, ReviveOptions, Revived, revive};
 pub use rollback::rollback;
 pub use run::run;
+pub use several::{Watched, watch};
 pub use show::{Description, Mapping, Process, Thread, show};
 pub use snap::snap;
+pub use squash::squash;
+pub use tag::{TagEntry, delete_tag, set_tag, tags};
 pub use types::*;
 pub use verify::{Damage, Verification, verify};
-pub use watch::watch;
 
 /// Result of this room.
 pub type Result<T> = std::result::Result<T, SessionError>;

@@ -8,24 +8,31 @@
 //! When all buffers are full, the oldest go to the encoders early, and the copier waits for one to
 //! come back: memory stays within the bound, and the snapshot takes longer instead.
 
+use super::staging::{BUFFER, Buffer, CHUNK, Staging};
 use super::writer::{Encoded, Settled, ToWriter, write_snapshots};
-use crate::capture::Copied;
 use crate::codec::Scratch;
 use crate::image::EncodedBatch;
 use crate::model::{Costs, Page, PageSet, PageTable, ProcessState, SnapshotId, SnapshotKind};
 use crate::store::{Session, StoreError};
-use crate::sys::renice;
-use std::collections::{HashMap, HashSet, VecDeque};
+use crate::sys::{SysError, read_pages_into, renice};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
 use xxhash_rust::xxh3::xxh3_128;
 
-/// Pages in one buffer.
-pub const CHUNK: u64 = 256;
-/// Bytes in one buffer.
-const BUFFER: u64 = CHUNK * crate::model::PAGE_SIZE;
+/// Pages that are copied at a time.
+const PIECE: usize = 8192;
+/// A thread of its own is worth it for so many pages.
+const SHARE: usize = 512;
+/// Threads that copy, at most.
+const MOST_COPIERS: usize = 4;
+
+/// Buffers that are ready for the stop, where the bound allows.
+const READY: usize = 8;
+
+/// However little memory is allowed.
+const LEAST_BUFFERS: u64 = 8;
 
 /// Niceness of the threads that work off the target's time.
 const ENCODER_NICE: i32 = 4;
@@ -34,7 +41,7 @@ const ENCODER_NICE: i32 = 4;
 pub type Hashes = PageTable<u128>;
 
 struct Job {
-    copied: Copied,
+    copied: Buffer,
     before: Arc<Hashes>,
     hurry: Option<Instant>,
 }
@@ -43,17 +50,17 @@ struct Job {
 pub struct Pipeline {
     jobs: Option<Sender<Job>>,
     writer: Option<Sender<ToWriter>>,
-    free: Receiver<Copied>,
+    free: Receiver<Buffer>,
+    /// Empty ones that have come back.
+    idle: Vec<Buffer>,
     /// Buffers that may still be made.
     unmade: u64,
     /// Buffers in all.
     most: u64,
-    /// Copied and not yet given to the encoders, oldest first.
-    staged: VecDeque<Copied>,
-    /// Where a waiting page is: place of its buffer, index in it.
-    staged_at: HashMap<u64, (u32, usize)>,
-    /// Place in the order of copying of the next buffer.
-    pass: u32,
+    /// Copied and not yet given to the encoders.
+    staging: Staging,
+    /// Threads to copy on.
+    copiers: usize,
     hurry: Option<Instant>,
     /// Hashes of the parent snapshot.
     before: Arc<Hashes>,
@@ -83,11 +90,11 @@ impl Pipeline {
             jobs: Some(jobs),
             writer: Some(writer),
             free,
-            unmade: (memory / BUFFER).max(4),
-            most: (memory / BUFFER).max(4),
-            staged: VecDeque::new(),
-            staged_at: HashMap::new(),
-            pass: 0,
+            idle: Vec::new(),
+            unmade: (memory / BUFFER).max(LEAST_BUFFERS),
+            most: (memory / BUFFER).max(LEAST_BUFFERS),
+            staging: Staging::default(),
+            copiers: processors.min(MOST_COPIERS),
             hurry: None,
             before: Arc::new(Hashes::new()),
             submitted: 0,
@@ -112,90 +119,102 @@ impl Pipeline {
         hurry: Option<Instant>,
     ) {
         self.submitted = 0;
-        self.pass = 0;
+        self.staging.restart();
         self.hurry = hurry;
         self.before = before.clone();
         self.tell(ToWriter::Begin { kind, parent });
     }
 
-    /// An empty buffer, last in the order of copying; waits for one if the bound is reached.
-    pub fn buffer(&mut self) -> Copied {
-        let mut buffer = self.any_buffer();
-        buffer.reset(self.pass);
-        self.pass += 1;
-        buffer
+    /// Makes room for these pages; waits for the encoders if the bound is reached.
+    fn make_room(&mut self, pages: &[u64]) {
+        while self.staging.lacks(pages) > 0 {
+            let empty = self.empty();
+            self.staging.push(empty);
+        }
     }
 
-    fn any_buffer(&mut self) -> Copied {
-        if let Ok(free) = self.free.try_recv() {
-            return free;
+    fn empty(&mut self) -> Buffer {
+        if let Some(idle) = self.idle.pop().or_else(|| self.free.try_recv().ok()) {
+            return idle;
         }
         if self.unmade > 0 {
             self.unmade -= 1;
-            return Copied::default();
+            return Buffer::new();
         }
-        if let Some(oldest) = self.staged.pop_front() {
-            oldest.addrs.iter().for_each(|addr| {
-                self.staged_at.remove(addr);
-            });
+        if let Some(oldest) = self.staging.pop() {
             self.submit(oldest);
         }
-        self.free.recv().unwrap_or_default()
+        self.free.recv().unwrap_or_else(|_| Buffer::new())
     }
 
-    /// The place in the order of copying that the next buffer will have.
-    pub fn next_pass(&self) -> u32 {
-        self.pass
+    /// Has buffers ready for what the stop is likely to copy.
+    pub fn prepare(&mut self) {
+        self.idle.extend(self.free.try_iter());
+        while self.idle.len() < READY && self.unmade > 0 {
+            self.unmade -= 1;
+            self.idle.push(Buffer::new());
+        }
+    }
+
+    /// From now on copied pages have a higher place in the order of copying: this one, or above.
+    pub fn next_pass(&mut self) -> u32 {
+        self.staging.next_pass()
     }
 
     /// Takes a copied page, in place of an earlier copy of it that still waits.
     pub fn put(&mut self, addr: u64, page: &Page, hash: u128) {
-        if let Some(&(pass, index)) = self.staged_at.get(&addr) {
-            let first = self.staged.front().map_or(0, |b| b.pass);
-            if let Some(buffer) = self.staged.get_mut((pass - first) as usize)
-                && buffer.pass == pass
-            {
-                return buffer.replace(index, page, hash);
+        self.make_room(&[addr]);
+        self.staging.put(addr, page, hash);
+    }
+
+    /// Copies pages out of a process as they are, each in place of an earlier copy of it that still
+    /// waits. Those that are not there are returned. `between` is called every few milliseconds.
+    pub fn copy(
+        &mut self,
+        pid: i32,
+        pages: &PageSet,
+        mut between: impl FnMut(),
+    ) -> Result<PageSet, SysError> {
+        let mut gone = Vec::new();
+        let mut rest = pages.iter();
+        loop {
+            let piece: Vec<u64> = rest.by_ref().take(self.piece()).collect();
+            if piece.is_empty() {
+                return Ok(PageSet::from_pages(gone));
             }
+            self.make_room(&piece);
+            let copiers = self.copiers;
+            let missing = self
+                .staging
+                .fill(&piece, |places| read_shared(pid, &piece, places, copiers))?;
+            gone.extend(missing);
+            between();
         }
-        if self.staged.back().is_none_or(|b| !b.takes(CHUNK)) {
-            let fresh = self.buffer();
-            self.staged.push_back(fresh);
-        }
-        let buffer = self.staged.back_mut().expect("put there above");
-        self.staged_at
-            .insert(addr, (buffer.pass, buffer.addrs.len()));
-        buffer.push(addr, page, hash);
     }
 
-    /// Takes a buffer of copied pages.
-    pub fn stage(&mut self, copied: Copied) {
-        self.staged.push_back(copied);
+    /// Most pages that can wait at once.
+    pub fn capacity(&self) -> u64 {
+        self.most * CHUNK - self.piece() as u64
     }
 
-    /// Pages that can be copied before a buffer has to be waited for, at least.
-    pub fn room(&self) -> u64 {
-        let busy = self.staged.len() as u64 + self.submitted;
-        self.most.saturating_sub(busy) * CHUNK
+    /// Pages to copy at a time: what is left must be enough for the encoders.
+    fn piece(&self) -> usize {
+        ((self.most / 4 * CHUNK) as usize).min(PIECE)
     }
 
     /// Buffers that wait.
     pub fn staged(&self) -> usize {
-        self.staged.len()
+        self.staging.len()
     }
 
-    /// Gives everything that waits to the encoders, each page once, as copied last.
+    /// Gives everything that waits to the encoders.
     fn flush(&mut self) {
-        self.staged_at.clear();
-        let mut later = HashSet::new();
-        let mut staged = std::mem::take(&mut self.staged);
-        for copied in staged.iter_mut().rev() {
-            copied.forget(|addr| !later.insert(addr));
+        for buffer in self.staging.take() {
+            self.submit(buffer);
         }
-        staged.into_iter().for_each(|copied| self.submit(copied));
     }
 
-    fn submit(&mut self, copied: Copied) {
+    fn submit(&mut self, copied: Buffer) {
         self.submitted += 1;
         let job = Job {
             copied,
@@ -250,6 +269,37 @@ impl Drop for Pipeline {
     }
 }
 
+/// Reads pages on several threads: copying waits for memory most of the time. Returns those that are
+/// not there.
+fn read_shared(
+    pid: i32,
+    pages: &[u64],
+    places: &mut [&mut Page],
+    copiers: usize,
+) -> Result<Vec<u64>, SysError> {
+    let copiers = copiers.min(pages.len() / SHARE).max(1);
+    let share = pages.len().div_ceil(copiers).max(1);
+    let read = |pages: &[u64], places: &mut [&mut Page]| {
+        let faults = read_pages_into(pid, pages, places)?;
+        Ok(faults.into_iter().map(|f| f.addr).collect::<Vec<_>>())
+    };
+    let mut shares = pages.chunks(share).zip(places.chunks_mut(share));
+    let mine = shares.next();
+    std::thread::scope(|scope| {
+        let others: Vec<_> = shares
+            .map(|(pages, places)| scope.spawn(move || read(pages, places)))
+            .collect();
+        let mut gone = match mine {
+            Some((pages, places)) => read(pages, places)?,
+            None => Vec::new(),
+        };
+        for other in others {
+            gone.extend(other.join().expect("reading does not panic")?);
+        }
+        Ok(gone)
+    })
+}
+
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
     std::thread::Builder::new()
         .name(name.to_owned())
@@ -257,7 +307,7 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
         .expect("a thread can be started")
 }
 
-fn encode_jobs(queue: &Mutex<Receiver<Job>>, out: &Sender<ToWriter>, back: &Sender<Copied>) {
+fn encode_jobs(queue: &Mutex<Receiver<Job>>, out: &Sender<ToWriter>, back: &Sender<Buffer>) {
     // Behind the target wherever both want a processor.
     renice(ENCODER_NICE);
     let mut scratch = Scratch::default();
@@ -276,7 +326,7 @@ fn encode_jobs(queue: &Mutex<Receiver<Job>>, out: &Sender<ToWriter>, back: &Send
         };
         let start = Instant::now();
         let mut batch = EncodedBatch::new(copied.pass);
-        let mut hashes = Vec::with_capacity(copied.addrs.len());
+        let mut hashes = Vec::with_capacity(copied.len());
         let mut same = Vec::new();
         for (addr, page, hash) in copied.pages() {
             let hash = hash.unwrap_or_else(|| xxh3_128(page));

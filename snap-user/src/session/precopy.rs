@@ -2,36 +2,59 @@
 
 use super::Result;
 use super::engine::{Engine, covered};
-use super::pipeline::{CHUNK, Hashes};
-use crate::capture::{self, compared_pages};
-use crate::model::{Costs, PageSet, Vma};
-use crate::sys::monotonic_ns;
+use super::pipeline::Hashes;
+use super::staging::CHUNK;
+use crate::capture::{self, CaptureError, compared_pages};
+use crate::model::{Costs, LEAF_PAGES, PAGE_SIZE, PageSet, Vma};
+use crate::sys::{monotonic_ns, proc};
 
 /// Rounds of copying ahead of a stop.
 const MOST_ROUNDS: u32 = 12;
-/// A round that finds fewer pages is the last: copying them inside the stop costs less than another
-/// round of faults costs the target.
-const FEW_PAGES: u64 = 640;
+/// With fewer pages left, the stop follows: copying them inside it costs less than another round of
+/// faults costs the target.
+const FEW_PAGES: u64 = 300;
+
+/// Pages that are inspected between two looks into the ring buffer, which must not overflow.
+const PAGES_A_DRAIN: u32 = 8192;
+
+/// What re-arming costs for each page table (2 MiB of address space) with written pages in it while
+/// the target runs on another processor: the kernel flushes that processor's translations once for
+/// each, by an interrupt that it waits for. A stopped target has no translations to flush.
+const LIVE_TABLE_NS: u64 = 20_000;
+/// What re-arming costs for each resident page, looked at by the walk.
+const WALK_PAGE_NS: u64 = 2;
+/// What re-arming costs for each written page.
+const REARM_PAGE_NS: u64 = 20;
+/// From here on a pause is worth its own price, for which every thread has to be stopped.
+const PAUSE_PAYS_NS: u64 = 2_000_000;
+/// No pause may take longer than this.
+const LONGEST_PAUSE_NS: u64 = 2_000_000;
+
 impl Engine {
-    pub(super) fn copy(&mut self, pages: &PageSet) -> Result<PageSet> {
-        let pipeline = std::cell::RefCell::new(&mut self.pipeline);
-        Ok(capture::copy(
-            self.target.pid,
-            pages,
-            CHUNK,
-            || pipeline.borrow_mut().buffer(),
-            |copied| pipeline.borrow_mut().stage(copied),
-        )?)
+    /// Copies pages as they are. What `now` knew of them does not hold any more.
+    pub(super) fn copy(&mut self, pages: &PageSet, now: &mut Hashes) -> Result<PageSet> {
+        pages.iter().for_each(|page| now.forget(page));
+        self.unhashed = self.unhashed.union(pages);
+        let pid = self.target.pid;
+        let (pipeline, events, epoch) = (&mut self.pipeline, &mut self.events, &mut self.epoch);
+        let gone = pipeline.copy(pid, pages, || events.drain(epoch));
+        gone.map_err(|e| CaptureError::from_sys(pid, e).into())
     }
 
     /// Copies those pages whose content is not as `now` has it, and enters them there.
     pub(super) fn copy_changed(&mut self, pages: &PageSet, now: &mut Hashes) -> Result<PageSet> {
-        let pipeline = &mut self.pipeline;
+        let (pipeline, events, epoch) = (&mut self.pipeline, &mut self.events, &mut self.epoch);
+        let mut since_drain = 0;
         Ok(capture::inspect(
             self.target.pid,
             pages,
             CHUNK,
             |addr, page, hash| {
+                since_drain += 1;
+                if since_drain == PAGES_A_DRAIN {
+                    since_drain = 0;
+                    events.drain(epoch);
+                }
                 if now.get(addr) != Some(hash) {
                     now.insert(addr, hash);
                     pipeline.put(addr, page, hash);
@@ -45,16 +68,8 @@ impl Engine {
         let mut last = u64::MAX;
         for round in 0..MOST_ROUNDS {
             let start = monotonic_ns();
-            let stopped = match self.epoch.tracker().rearms_stopped() {
-                true => Some(self.freeze()?),
-                false => None,
-            };
-            self.events.drain(&mut self.epoch);
-            let vmas = self.maps()?;
-            let rearm = monotonic_ns();
-            let found = self.epoch.precopy(&vmas)?;
+            let (vmas, found) = self.rearm(costs)?;
             let rearmed = monotonic_ns();
-            drop(stopped);
             self.cover(&vmas);
             let shared = match self.head {
                 // Later their content is compared inside the stop, all of it.
@@ -71,26 +86,77 @@ impl Engine {
                 return Ok(());
             };
             let pages = found.union(&shared);
-            costs.pages.scanned += pages.pages();
-            costs.pages.dirty += pages.pages();
-            costs.pages.copied += pages.pages();
-            self.copy_changed(&pages, now)?;
             let count = pages.pages();
+            costs.pages.scanned += count;
+            costs.pages.dirty += count;
+            costs.pages.copied += count;
+            match count <= self.pipeline.capacity() {
+                true => {
+                    self.copy(&pages, now)?;
+                }
+                // Not all of them fit the buffers: only those that have really changed are kept.
+                false => {
+                    self.copy_changed(&pages, now)?;
+                }
+            }
+            self.events.drain(&mut self.epoch);
+            let left = self.epoch.written_since_rearm();
             tracing::debug!(
                 round,
                 count,
-                rearm_us = (rearmed - rearm) / 1000,
+                left,
+                rearm_us = (rearmed - start) / 1000,
                 copy_us = (monotonic_ns() - rearmed) / 1000,
-                us = (monotonic_ns() - start) / 1000,
                 staged = self.pipeline.staged(),
                 "copied ahead"
             );
-            if count < FEW_PAGES || count > last / 10 * 6 {
+            // Without a log, as many as this round found may be there again.
+            let left = left.unwrap_or(count);
+            if left < FEW_PAGES || left > last / 10 * 8 {
                 return Ok(());
             }
-            last = count;
+            last = left;
         }
         Ok(())
+    }
+
+    /// Has the tracker watch everything again, and tells what was written since it last did.
+    fn rearm(&mut self, costs: &mut Costs) -> Result<(Vec<Vma>, Option<PageSet>)> {
+        self.events.drain(&mut self.epoch);
+        let pause = self.epoch.tracker().rearms_stopped() || self.pause_pays();
+        let mut vmas = self.maps()?;
+        let stop = monotonic_ns();
+        let mut frozen = match pause {
+            true => Some(self.freeze()?),
+            false => None,
+        };
+        self.events.drain(&mut self.epoch);
+        if self.epoch.is_remapped() {
+            vmas = self.maps()?;
+        }
+        let phases = &mut costs.phases;
+        let found = self.epoch.precopy(&vmas, &mut || {
+            if let Some(frozen) = frozen.take() {
+                frozen.thaw();
+                let pause = monotonic_ns() - stop;
+                phases.pauses_ns += pause;
+                phases.longest_pause_ns = phases.longest_pause_ns.max(pause);
+            }
+        })?;
+        Ok((vmas, found))
+    }
+
+    /// Whether stopping the target shortly makes re-arming so much cheaper that it is worth it.
+    fn pause_pays(&self) -> bool {
+        if !self.epoch.tracker().flushes_by_table() || self.processors < 2 {
+            return false;
+        }
+        let resident = proc::status(self.target.pid).map_or(0, |s| s.rss / PAGE_SIZE);
+        let tables = resident.div_ceil(LEAF_PAGES as u64);
+        let written = self.epoch.written_since_rearm().unwrap_or(resident);
+        let live = written.min(tables) * LIVE_TABLE_NS;
+        let stopped = resident * WALK_PAGE_NS + written * REARM_PAGE_NS;
+        live >= PAUSE_PAYS_NS && stopped <= LONGEST_PAUSE_NS
     }
 
     pub(super) fn cover(&mut self, vmas: &[Vma]) {

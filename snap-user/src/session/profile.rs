@@ -4,6 +4,7 @@ use super::engine::Engine;
 use super::service::Service;
 use super::watch::drive;
 use super::{Options, Progress, Result, Schedule, Summary, control};
+use crate::capture::CaptureError;
 use crate::profile::{Recorder, Report};
 use crate::store::Store;
 use crate::sys::{pidfd_open, proc};
@@ -37,9 +38,11 @@ pub fn profile(
     let store = Store::open_or_create(dir)?;
     let mut engine = Engine::attach(&store, pid, options)?;
     let (send, commands) = channel();
-    let _service = Service::start(store.dir(), pid, pidfd_open(pid)?, false, send)?;
+    let pidfd = pidfd_open(pid).map_err(|e| CaptureError::from_sys(pid, e))?;
+    let _service = Service::start(store.dir(), pid, pidfd, false, send)?;
     engine.start_profile();
     let schedule = Schedule {
+        max_overhead: None,
         lasting: Some(lasting),
         ..*schedule
     };

@@ -1,18 +1,24 @@
 //! `rollback`: putting a live process back to one of its snapshots, in place.
 
 use super::engine::{Engine, covered};
+use super::staging::CHUNK;
 use super::{Options, Result, RolledBack, SessionError, control};
 use crate::capture::{
-    CaptureError, changed_files, compared, compared_pages, frozen_state, saved_ranges,
+    CaptureError, Told, compared, compared_pages, frozen_state, inspect, saved_ranges,
     without_files,
 };
 use crate::image::{PageSource, SessionId};
-use crate::model::{Backing, PageSet, ProcessState, SavedFile, SnapshotId, Vma};
+use crate::model::{
+    Backing, PAGE_SIZE, PageRange, PageSet, ProcessState, SavedFile, SnapshotId, Vma, page_down,
+};
 use crate::restore::{
-    Applied, Content, RestoreError, RestorePlan, World, apply, can_start_thread, files, plan,
+    Applied, Content, Pages, RestoreError, RestorePlan, World, apply, can_start_thread, fault,
+    files, plan,
 };
 use crate::store::{Snapshot, Store};
+use crate::sys::arch::Registers;
 use crate::sys::{Freeze, Frozen, Hold, monotonic_ns};
+use crate::track::TrackerKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -82,6 +88,14 @@ impl files::FileWorld for Live {
     }
 }
 
+/// What is known and loaded before the stop.
+#[derive(Default)]
+struct Ahead {
+    /// Pages that are not as in the snapshot.
+    differing: PageSet,
+    content: Content,
+}
+
 /// What was done inside the stop.
 struct PutBack {
     applied: Applied,
@@ -97,6 +111,11 @@ impl Engine {
     /// # Errors
     /// A refusal leaves the process as it was. A failure halfway leaves it stopped.
     pub fn rollback(&mut self, to: SnapshotId) -> Result<RolledBack> {
+        let pid = self.target.pid;
+        self.go_back(to).map_err(|e| e.of_process(pid))
+    }
+
+    fn go_back(&mut self, to: SnapshotId) -> Result<RolledBack> {
         if let Some(Err(e)) = self.settle() {
             tracing::warn!("the snapshot before the rollback failed: {e}");
         }
@@ -104,42 +123,26 @@ impl Engine {
         let store = self.store.clone();
         let snapshot = store.snapshot(to)?;
         self.check_session(snapshot.header().session)?;
+        // It is to be the head, and must not be pruned until it is.
+        self.keeper.pin(to)?;
         let target = snapshot.manifest()?.state;
         let pid = self.target.pid;
 
         // Everything that can be loaded ahead of the stop.
-        let table = snapshot.page_table()?;
-        let mut differing = match self.head {
-            Some(head) => PageSet::from_pages(store.snapshot(head)?.page_table()?.diff(table)),
-            // Nothing is known of what it holds now: all of it is compared.
-            None => PageSet::from_pages(table.iter().map(|(addr, _)| addr).collect()),
-        };
-        let mut content = Content::default();
-        load(&snapshot, &differing, &mut content)?;
-        for saved in &target.saved {
-            let look = files::look_at(pid, &ProcessState::default(), saved);
-            if look.is_none_or(|now| now != saved.content) {
-                load(&snapshot, &pages_of(&snapshot, saved)?, &mut content)?;
-            }
+        let mut ahead = Ahead::default();
+        match self.synced {
+            true => self.load_differing(&snapshot, &mut ahead)?,
+            false => self.load_compared(&snapshot, &mut ahead)?,
         }
-        // What the process writes meanwhile is loaded too, until little is left for the stop.
-        for _ in 0..LOAD_ROUNDS {
-            let before = content.len();
-            if self.epoch.tracker().rearms_stopped() {
-                break;
-            }
-            self.events.drain(&mut self.epoch);
-            let vmas = self.maps()?;
-            let Some(found) = self.epoch.precopy(&vmas)? else {
-                break;
-            };
-            load(&snapshot, &found, &mut content)?;
-            differing = differing.union(&found);
-            if content.len() - before < FEW_PAGES {
-                break;
-            }
+        self.load_written(&snapshot, &mut ahead)?;
+        load(&snapshot, &stack_tops(&target), &mut ahead.content)?;
+        for saved in files::changed(pid, &target, &ProcessState::default()) {
+            load(&snapshot, &pages_of(saved), &mut ahead.content)?;
         }
         let vmas = self.maps()?;
+        if self.events.take_described() {
+            self.live.look_again();
+        }
         self.live.refresh(&vmas)?;
 
         let stop = monotonic_ns();
@@ -149,8 +152,9 @@ impl Engine {
         };
         let mut frozen =
             Frozen::freeze(pid, options).map_err(|e| CaptureError::from_sys(pid, e))?;
+        fault::point("stopped");
         let frozen_at = monotonic_ns();
-        let done = match self.put_back(&mut frozen, &snapshot, &target, &differing, &mut content) {
+        let done = match self.put_back(&mut frozen, &snapshot, &target, &mut ahead) {
             Ok(done) => done,
             Err(e) => {
                 self.epoch.abort();
@@ -169,7 +173,7 @@ impl Engine {
             stop_us = stop_ns / 1000,
             "rolled back"
         );
-        self.follow(to, &target, &done.pages, &content, &snapshot)?;
+        self.follow(to, &target, &done.pages, &ahead.content, &snapshot)?;
         Ok(RolledBack {
             to,
             seq: snapshot.header().seq,
@@ -180,25 +184,128 @@ impl Engine {
         })
     }
 
+    /// Loads the pages that differ between the snapshot that the process was last seen at and the one that it
+    /// goes to.
+    fn load_differing(&mut self, snapshot: &Snapshot, ahead: &mut Ahead) -> Result<()> {
+        let table = snapshot.page_table()?;
+        ahead.differing = match self.head {
+            Some(head) => PageSet::from_pages(self.store.snapshot(head)?.page_table()?.diff(table)),
+            None => PageSet::from_pages(table.iter().map(|(addr, _)| addr).collect()),
+        };
+        let shared = held(
+            snapshot,
+            &compared(&self.maps()?).map(|v| v.range).collect(),
+        )?;
+        load(
+            snapshot,
+            &ahead.differing.union(&shared),
+            &mut ahead.content,
+        )
+    }
+
+    /// Nothing is known of what the process holds now: all of it is compared, from when its writes are tracked.
+    fn load_compared(&mut self, snapshot: &Snapshot, ahead: &mut Ahead) -> Result<()> {
+        self.load_differing(snapshot, ahead)?;
+        let tracker = self.epoch.tracker();
+        if tracker.rearms_stopped() {
+            return Ok(());
+        }
+        self.events.drain(&mut self.epoch);
+        let vmas = self.maps()?;
+        if self.epoch.precopy(&vmas, &mut || {})?.is_none() {
+            // All pages are compared in the stop.
+            return Ok(());
+        }
+        let own = self.epoch.survey_all(&vmas)?.own;
+        let private: PageSet = vmas
+            .iter()
+            .filter(|v| !v.shared && !v.is_special())
+            .map(|v| v.range)
+            .collect();
+        let there = held(snapshot, &private)?;
+        load(snapshot, &there, &mut ahead.content)?;
+        let mut same = Vec::new();
+        let gone = inspect(
+            self.target.pid,
+            &there.intersect(&own),
+            CHUNK,
+            |addr, page, _| {
+                if ahead.content.get(addr) == Some(page) {
+                    same.push(addr);
+                }
+            },
+        )?;
+        let same = PageSet::from_pages(same).subtract(&gone);
+        ahead.differing = ahead.differing.union(&there).union(&own).subtract(&same);
+        Ok(())
+    }
+
+    /// Loads what the process writes meanwhile, until little is left for the stop. Looks without protecting
+    /// pages again: those that it has written so far are going to be written once more.
+    fn load_written(&mut self, snapshot: &Snapshot, ahead: &mut Ahead) -> Result<()> {
+        if self.epoch.tracker().kind() == TrackerKind::Hash {
+            return Ok(());
+        }
+        for _ in 0..LOAD_ROUNDS {
+            let before = ahead.content.len();
+            self.events.drain(&mut self.epoch);
+            let vmas = self.maps()?;
+            let found = self.epoch.survey_all(&vmas)?.dirty;
+            load(snapshot, &found, &mut ahead.content)?;
+            if ahead.content.len() - before < FEW_PAGES {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// The part inside the stop: what is dirty, the plan, and its application.
     fn put_back(
         &mut self,
         frozen: &mut Frozen,
         snapshot: &Snapshot,
         target: &ProcessState,
-        differing: &PageSet,
-        content: &mut Content,
+        ahead: &mut Ahead,
     ) -> Result<PutBack> {
         let pid = self.target.pid;
+        let begun = monotonic_ns();
         self.events.drain(&mut self.epoch);
         let vmas = self.maps()?;
         let known = &self.hashes;
+        // Only what was protected has a record of its writes.
+        let recorded = self.epoch.is_armed() && self.tracker() != TrackerKind::Hash;
         let dirty = self.epoch.rotate(&vmas, |page| known.get(page).is_some())?;
-        let live = frozen_state(frozen, &self.target, &mut self.live, &vmas, self.events.brk)?;
+        let rotated = monotonic_ns();
+        let told = Told {
+            patient: true,
+            ..self.events.told(frozen.threads()[0])
+        };
+        let live = frozen_state(frozen, &self.target, &mut self.live, &vmas, told)?;
         let planned = plan(target, &live, &Live { pid })?;
-        let pages =
-            self.pages_to_write(&planned, differing, &dirty, (&target.vmas, &vmas), snapshot)?;
-        load(snapshot, &pages, content)?;
+        let planned_at = monotonic_ns();
+        let may_differ = self.pages_to_write(
+            &planned,
+            &ahead.differing,
+            &dirty,
+            (&target.vmas, &vmas),
+            snapshot,
+        )?;
+        let late = missing(snapshot, &may_differ, &ahead.content)?;
+        snapshot.read_pages(&late, &mut |addr, page| ahead.content.insert(addr, page))?;
+        let changed = files::changed(pid, target, &live);
+        for saved in &changed {
+            load(snapshot, &pages_of(saved), &mut ahead.content)?;
+        }
+        let loaded = monotonic_ns();
+        let written = match recorded {
+            true => ahead.differing.union(&dirty.copy),
+            false => ahead.differing.clone(),
+        };
+        let pages = Pages {
+            may_differ: &may_differ,
+            written: &written,
+            content: &ahead.content,
+        };
         let process = &self.target.pidfd;
         let options = files::Options::default();
         // The last thing that may be refused.
@@ -209,24 +316,24 @@ impl Engine {
                     reasons: vec![e.to_string()],
                 }
             })?;
-        let changed = changed_files(target, |saved| files::look_at(pid, &live, saved));
-        for saved in &changed {
-            load(snapshot, &pages_of(snapshot, saved)?, content)?;
-        }
         let states = (target, &live);
-        let applied = apply(
-            frozen,
-            &planned,
-            states,
-            (&pages, content),
-            (&made, &changed),
-            process,
-        )?;
+        let applied = apply(frozen, &planned, states, &pages, (&made, &changed), process)?;
+        tracing::debug!(
+            full = dirty.full,
+            examined = dirty.examined.pages(),
+            may_differ = may_differ.pages(),
+            loaded_late = late.len(),
+            look_us = (rotated - begun) / 1000,
+            plan_us = (planned_at - rotated) / 1000,
+            load_us = (loaded - planned_at) / 1000,
+            apply_us = (monotonic_ns() - loaded) / 1000,
+            "put back"
+        );
         let mut notes = planned.notes;
         notes.extend(made.notes.iter().chain(&applied.notes).cloned());
         Ok(PutBack {
             applied,
-            pages,
+            pages: may_differ,
             notes,
         })
     }
@@ -251,27 +358,18 @@ impl Engine {
         (target, vmas): (&[Vma], &[Vma]),
         snapshot: &Snapshot,
     ) -> Result<PageSet> {
-        let table = snapshot.page_table()?;
         let shared: PageSet = compared(vmas).map(|v| v.range).collect();
         // A program break that grows again makes address space as well.
         let fresh = planned
             .fresh()
             .union(&covered(target).subtract(&covered(vmas)));
-        let held: PageSet = fresh
-            .union(&shared)
-            .union(&dirty.examined)
-            .ranges()
-            .iter()
-            .flat_map(|range| table.range(*range))
-            .map(|(addr, _)| crate::model::PageRange::covering(addr, 1))
-            .collect();
         // Where page tables were looked at: pages that the snapshot has and the process lost.
-        let lost = held.subtract(&dirty.own).intersect(&dirty.examined);
+        let lost = held(snapshot, &dirty.examined.subtract(&dirty.own))?;
         let shared_now = compared_pages(self.target.pid, vmas);
         Ok(differing
             .union(&dirty.copy)
             .union(&lost)
-            .union(&held.intersect(&fresh.union(&shared)))
+            .union(&held(snapshot, &fresh.union(&shared))?)
             .union(&shared_now))
     }
 
@@ -305,6 +403,7 @@ impl Engine {
             hashes.remove_range(*range);
         }
         self.head = Some(to);
+        self.synced = true;
         self.covered = covered(vmas)
             .union(&covered(&self.maps()?))
             .union(&saved_ranges(saved));
@@ -317,18 +416,41 @@ impl Engine {
 }
 
 /// All pages of a file's content.
-fn pages_of(snapshot: &Snapshot, saved: &SavedFile) -> Result<PageSet> {
+fn pages_of(saved: &SavedFile) -> PageSet {
+    saved_ranges(std::slice::from_ref(saved))
+}
+
+/// Where every thread writes all the time: what is loaded now need not be loaded in the stop.
+fn stack_tops(target: &ProcessState) -> PageSet {
+    let pointers = target.threads.iter().filter_map(|thread| {
+        let regs = Registers::from_prstatus(&thread.gp)?;
+        Some(page_down(regs.sp()))
+    });
+    let around = |page: u64| PageRange {
+        start: page.saturating_sub(2 * PAGE_SIZE),
+        end: page.saturating_add(2 * PAGE_SIZE),
+    };
+    pointers.map(around).collect()
+}
+
+/// The pages that a snapshot has in an area.
+fn held(snapshot: &Snapshot, area: &PageSet) -> Result<PageSet> {
     let table = snapshot.page_table()?;
-    let all = saved_ranges(std::slice::from_ref(saved));
-    let pages = all.ranges().iter().flat_map(|range| table.range(*range));
+    let pages = area.ranges().iter().flat_map(|range| table.range(*range));
     Ok(PageSet::from_pages(pages.map(|(addr, _)| addr).collect()))
 }
 
+/// Those of the pages that the snapshot has and that are not loaded yet.
+fn missing(snapshot: &Snapshot, pages: &PageSet, content: &Content) -> Result<Vec<u64>> {
+    let table = snapshot.page_table()?;
+    let missing = |addr: &u64| content.get(*addr).is_none() && table.get(*addr).is_some();
+    Ok(pages.iter().filter(missing).collect())
+}
+
+/// Loads those.
 fn load(snapshot: &Snapshot, pages: &PageSet, content: &mut Content) -> Result<()> {
-    let missing: Vec<u64> = pages
-        .iter()
-        .filter(|addr| content.get(*addr).is_none())
-        .collect();
+    let missing = missing(snapshot, pages, content)?;
+    content.reserve(missing.len());
     snapshot.read_pages(&missing, &mut |addr, page| content.insert(addr, page))?;
     Ok(())
 }

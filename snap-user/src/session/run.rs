@@ -3,6 +3,7 @@
 use super::service::Service;
 use super::watch::drive;
 use super::{Ended, Engine, Options, Progress, Result, Schedule, SessionError, Summary, Trouble};
+use crate::capture::CaptureError;
 use crate::store::Store;
 use crate::sys::{pidfd_open, ptrace};
 use std::ffi::OsString;
@@ -36,7 +37,8 @@ pub fn run(
     let pid = child.id() as i32;
     let watched = (|| {
         let (send, commands) = channel();
-        let _service = Service::start(store.dir(), pid, pidfd_open(pid)?, true, send)?;
+        let pidfd = pidfd_open(pid).map_err(|e| CaptureError::from_sys(pid, e))?;
+        let _service = Service::start(store.dir(), pid, pidfd, true, send)?;
         let mut engine = Engine::attach(&store, pid, options)?;
         drive(&mut engine, schedule, &commands, report)
     })();

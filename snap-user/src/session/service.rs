@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{PipeReader, PipeWriter};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
+use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -53,7 +54,9 @@ impl Service {
         // Left by a watcher that was killed; one that lives holds the session's lock.
         let _ = std::fs::remove_file(&address);
         let listener = {
-            // For the owner alone from its first moment.
+            // For the owner alone from its first moment. The mask is that of all threads.
+            static MASK: Mutex<()> = Mutex::new(());
+            let _alone = MASK.lock().unwrap_or_else(PoisonError::into_inner);
             let old = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
             let bound = std::os::unix::net::UnixListener::bind(&address);
             rustix::process::umask(old);

@@ -3,7 +3,9 @@
 use super::SessionError;
 use super::descriptor::OpenDescriptor;
 use super::log::{LogEntry, entry};
-use crate::model::{Backing, Costs, PageSet, ProcessState, ThreadState, Vma};
+use crate::model::{
+    Backing, Costs, PageSet, ProcessAttributes, ProcessState, ThreadAttributes, ThreadState, Vma,
+};
 use crate::store::{Snapshot, Store};
 use crate::sys::arch::{self, Registers};
 use serde::Serialize;
@@ -49,6 +51,8 @@ pub struct Process {
     pub start_brk: u64,
     /// Program break.
     pub brk: u64,
+    /// Signal dispositions, timers, limits, and whatever else its threads share.
+    pub attributes: ProcessAttributes,
 }
 
 /// A thread of a snapshot.
@@ -70,6 +74,8 @@ pub struct Thread {
     pub sigmask: u64,
     /// Numbers of the signals queued for it.
     pub pending_signals: Vec<i32>,
+    /// Credentials, scheduling, and whatever else is its own.
+    pub attributes: ThreadAttributes,
 }
 
 /// A mapping of a snapshot.
@@ -187,6 +193,7 @@ fn process(state: &ProcessState) -> Process {
         start_time: state.start_time,
         start_brk: state.mm.start_brk,
         brk: state.mm.brk,
+        attributes: state.attributes.clone(),
     }
 }
 
@@ -204,6 +211,7 @@ fn describe_thread(thread: &ThreadState, native: bool) -> Thread {
         blocked_syscall_name: blocked_syscall.and_then(arch::syscall_name),
         sigmask: thread.sigmask,
         pending_signals: thread.pending.iter().map(|signal| signal.signo).collect(),
+        attributes: thread.attributes.clone(),
     }
 }
 

@@ -7,11 +7,11 @@ use std::path::Path;
 /// Takes one snapshot: through the ksnap that watches the process, or right here.
 pub fn snap(dir: &Path, pid: i32, options: &Options) -> Result<Taken> {
     if let Some(mut watcher) = control::connect(dir, pid)? {
-        return watcher.snap();
+        return watcher.snap(options.then);
     }
     let store = Store::open_or_create(dir)?;
     let mut engine = Engine::attach(&store, pid, options)?;
-    engine.snapshot()?;
+    engine.snapshot_then(options.then)?;
     engine.settle().unwrap_or_else(|| {
         Err(SessionError::Control {
             why: "took no snapshot".into(),

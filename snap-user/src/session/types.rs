@@ -1,12 +1,13 @@
 //! What the verbs take and what they tell.
 
 use crate::model::{Costs, SnapshotId, SnapshotKind};
+pub use crate::store::Rules;
 pub use crate::track::{TrackerChoice, TrackerKind};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::time::Duration;
 
 /// Bound of the copy buffers unless the user says otherwise, in bytes.
-pub const DEFAULT_MEMORY: u64 = 256 << 20;
+pub const DEFAULT_MEMORY: u64 = 512 << 20;
 
 /// How to take snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +22,23 @@ pub struct Options {
     pub memory: u64,
     /// Save the contents of files that the process has open for writing.
     pub files: bool,
+    /// Which snapshots are kept while others are taken.
+    pub keep: Rules,
+    /// What becomes of the process after a snapshot that is asked for.
+    pub then: Then,
+}
+
+/// What becomes of a process once its snapshot is stored. It does not run in between.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Then {
+    /// It runs on, as soon as it is captured.
+    #[default]
+    GoOn,
+    /// It is stopped (SIGSTOP).
+    Stop,
+    /// It is ended (SIGKILL).
+    Kill,
 }
 
 impl Default for Options {
@@ -31,6 +49,8 @@ impl Default for Options {
             audit: false,
             memory: DEFAULT_MEMORY,
             files: false,
+            keep: Rules::default(),
+            then: Then::GoOn,
         }
     }
 }
@@ -44,6 +64,9 @@ pub struct Schedule {
     pub count: Option<u64>,
     /// End after this long.
     pub lasting: Option<Duration>,
+    /// Most that snapshots may cost the process, in thousandths of the time that passes; where they
+    /// would cost more, they are taken less often. `None` for as often as asked.
+    pub max_overhead: Option<u32>,
 }
 
 /// A snapshot that was taken and stored.
@@ -115,6 +138,11 @@ pub enum Progress {
     Late {
         /// By how much.
         by: Duration,
+    },
+    /// Snapshots are taken less often than asked, so that they do not cost the process more than allowed.
+    Held {
+        /// From the start of one to the start of the next, now.
+        every: Duration,
     },
     /// The process was rolled back on someone's request.
     RolledBack(RolledBack),

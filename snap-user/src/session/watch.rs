@@ -1,16 +1,13 @@
-//! `watch`: snapshots of a running process, one after the other, until something ends it.
+//! Snapshots of a running process, one after the other, until something ends it.
 
-use super::control::{self, Reply, Request};
-use super::service::{Command, Service};
-use super::{
-    Ended, Engine, Options, Progress, Result, Schedule, SessionError, Summary, Taken, Trouble,
-};
+use super::budget::Budget;
+use super::control::{Reply, Request};
+use super::service::Command;
+use super::{Ended, Engine, Progress, Result, Schedule, SessionError, Summary, Taken, Trouble};
 use crate::model::SnapshotId;
-use crate::store::{Store, StoreError};
-use crate::sys::{pidfd_open, renice};
+use crate::sys::renice;
 use hdrhistogram::Histogram;
-use std::path::Path;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -18,33 +15,10 @@ use tokio::sync::oneshot;
 const TICK: Duration = Duration::from_millis(20);
 /// By how much the tracer's thread comes before others, where that is allowed.
 const TRACER_STEPS: i32 = -10;
+/// A change of the interval by less than one in so many is not worth a message.
+const NEWS: u32 = 4;
 /// How often a snapshot on its way is looked after.
 const SETTLE_TICK: Duration = Duration::from_millis(2);
-
-/// Watches a process until the schedule ends, the process ends, or Ctrl-C.
-pub fn watch(
-    dir: &Path,
-    pid: i32,
-    schedule: &Schedule,
-    options: &Options,
-    report: &mut dyn FnMut(&Progress),
-) -> Result<Summary> {
-    let store = Store::open_or_create(dir)?;
-    // The lock tells the same, but a process that is just being stopped by its watcher looks as if a debugger
-    // had it.
-    if let Some(watcher) = control::connect(store.dir(), pid)? {
-        return Err(StoreError::Locked {
-            session: control::socket_path(store.dir(), pid),
-            pid: watcher.pid(),
-        }
-        .into());
-    }
-    let mut engine = Engine::attach(&store, pid, options)?;
-    let (send, commands) = channel();
-    let pidfd = pidfd_open(pid)?;
-    let _service = Service::start(store.dir(), pid, pidfd, false, send)?;
-    drive(&mut engine, schedule, &commands, report)
-}
 
 /// What has happened so far.
 struct Tally {
@@ -114,14 +88,27 @@ pub(super) fn drive(
     });
     engine.pace(schedule.every);
     let mut due = Instant::now();
+    let mut begun = due;
     let mut was_late = false;
+    let mut budget = Budget::new(schedule.max_overhead);
+    let mut held = schedule.every;
     // Who waits for a profile, and until when.
     let mut profile: Option<(Instant, oneshot::Sender<Reply>)> = None;
     let ended = loop {
-        if let Some(outcome) = engine.try_settle()
-            && let Some(ended) = told(outcome, &mut tally, report)?
-        {
-            break ended;
+        if let Some(outcome) = engine.try_settle() {
+            if let Ok(taken) = &outcome {
+                let least = budget.interval(taken.kind, &taken.costs);
+                due = due.max(begun + least);
+                let every = least.max(schedule.every);
+                // Said when it is news.
+                if every.abs_diff(held) > held / NEWS {
+                    held = every;
+                    report(&Progress::Held { every });
+                }
+            }
+            if let Some(ended) = told(outcome, &mut tally, report)? {
+                break ended;
+            }
         }
         let now = Instant::now();
         if schedule.lasting.is_some_and(|l| tally.start.elapsed() >= l) {
@@ -143,6 +130,7 @@ pub(super) fn drive(
                     report(&Progress::Late { by: now - due });
                 }
                 due = (due + schedule.every).max(now);
+                begun = now;
                 if let Err(e) = engine.snapshot()
                     && let Some(ended) = told(Err(e), &mut tally, report)?
                 {
@@ -166,6 +154,10 @@ pub(super) fn drive(
             Ok(Command::Ask(Request::Profile { lasting_ms }, answer)) => {
                 engine.start_profile();
                 profile = Some((Instant::now() + Duration::from_millis(lasting_ms), answer));
+            }
+            // On a thread of its own: the next snapshot does not wait for it.
+            Ok(Command::Ask(Request::Prune { what, dry_run }, answer)) => {
+                engine.keeper.ask(what, dry_run, answer);
             }
             Ok(Command::Ask(request, answer)) => {
                 let reply = answer_to(engine, &request, &mut tally, report)?;
@@ -223,9 +215,11 @@ fn answer_to(
         told(outcome, tally, report)?;
     }
     Ok(match request {
-        Request::Profile { .. } => unreachable!("answered when its time is over"),
-        Request::Snap => {
-            let outcome = match engine.snapshot() {
+        Request::Profile { .. } | Request::Prune { .. } => {
+            unreachable!("answered when it is over")
+        }
+        Request::Snap { then } => {
+            let outcome = match engine.snapshot_then(*then) {
                 Ok(()) => engine.settle().unwrap_or_else(|| {
                     Err(SessionError::Control {
                         why: "took no snapshot".into(),

@@ -3,7 +3,7 @@
 use crate::image::{EncodedBatch, PageSink};
 use crate::model::{Costs, PAGE_SIZE, PageSet, ProcessState, SnapshotId, SnapshotKind};
 use crate::store::{PendingSnapshot, Published, Session, StoreError};
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 use std::sync::mpsc::{Receiver, Sender};
 
 /// A batch of encoded pages with what the encoder found.
@@ -72,7 +72,7 @@ struct Latest {
 struct Writing<'a> {
     /// `Err` once something failed: the rest is taken and thrown away until the end is reached.
     pending: Result<PendingSnapshot<'a>, StoreError>,
-    pages: HashMap<u64, Latest>,
+    pages: FxHashMap<u64, Latest>,
     removed: Vec<(PageSet, u32)>,
     batches: u64,
     encode_ns: u64,
@@ -86,7 +86,7 @@ fn one(
 ) {
     let mut writing = Writing {
         pending: session.begin(kind, parent),
-        pages: HashMap::new(),
+        pages: FxHashMap::default(),
         removed: Vec::new(),
         batches: 0,
         encode_ns: 0,

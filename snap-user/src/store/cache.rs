@@ -47,13 +47,6 @@ impl ImageFile {
         Ok(bytes)
     }
 
-    /// Fills `bytes`, whose place the header has vouched for.
-    pub(super) fn read_into(&self, offset: u64, bytes: &mut [u8]) -> Result<(), StoreError> {
-        self.file
-            .read_exact_at(bytes, offset)
-            .map_err(StoreError::io("read", &self.path))
-    }
-
     /// Reads a section whole. Its length was held against the file's when the header was decoded.
     pub(super) fn section(&self, section: &Section) -> Result<Vec<u8>, StoreError> {
         self.read(section.offset, section.len as usize)
@@ -81,6 +74,32 @@ impl ImageFile {
             .chunks(ENTRY_LEN)
             .map(|raw| IndexEntry::decode(raw, &self.header).map_err(StoreError::image(&self.path)))
             .collect()
+    }
+}
+
+/// A file that has encoded pages.
+pub(super) trait PageFile {
+    /// Where it is.
+    fn path(&self) -> &Path;
+    /// Its length in bytes.
+    fn file_len(&self) -> u64;
+    /// Fills `bytes` from `offset`.
+    fn read_into(&self, offset: u64, bytes: &mut [u8]) -> Result<(), StoreError>;
+}
+
+impl PageFile for ImageFile {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn file_len(&self) -> u64 {
+        self.header.file_len()
+    }
+
+    fn read_into(&self, offset: u64, bytes: &mut [u8]) -> Result<(), StoreError> {
+        self.file
+            .read_exact_at(bytes, offset)
+            .map_err(StoreError::io("read", &self.path))
     }
 }
 
@@ -119,5 +138,11 @@ impl FileCache {
         }
         recent.push((session, seq, Arc::clone(&file)));
         Ok(file)
+    }
+
+    /// Closes files that are gone.
+    pub(super) fn forget(&self, session: SessionId, gone: impl Fn(u32) -> bool) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.retain(|(owner, seq, _)| *owner != session || !gone(*seq));
     }
 }

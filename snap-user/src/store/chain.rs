@@ -1,26 +1,84 @@
 //! The page table of any snapshot, by jumps over its ancestors.
 
-use super::cache::{FileCache, ImageFile};
+use super::cache::{FileCache, ImageFile, PageFile};
 use super::error::StoreError;
 use super::files::Files;
 use super::head::{Anchor, Head};
 use super::names;
+use super::pack::PackFile;
 use crate::image::{
     IndexEntry, Location, SessionId, SpanKind, apply_runs, decode_dropped, decode_span,
 };
 use crate::model::{PageTable, SnapshotId, SnapshotKind};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
-/// The snapshot files of one session, by sequence number.
+/// What a session's folder has.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Listing {
+    /// Its snapshots by sequence number; not those that a pack stands for, though their files may still be there.
+    pub(super) by_seq: BTreeMap<u32, SnapshotId>,
+    /// The pack that counts.
+    pub(super) pack: Option<Arc<PackFile>>,
+    /// Why the pack that should count cannot be read.
+    pub(super) pack_damage: Option<(PathBuf, String)>,
+    /// Files that nobody needs: what an interrupted removal has left.
+    pub(super) leftovers: Vec<String>,
+}
+
+impl Listing {
+    fn read(files: &dyn Files, session: SessionId, dir: &Path) -> Result<Self, StoreError> {
+        let names = files.names(dir).map_err(StoreError::io("list", dir))?;
+        let mut listing = Self::default();
+        let newest = names.iter().filter_map(|n| names::parse_pack_file(n)).max();
+        if let Some(generation) = newest {
+            let path = dir.join(names::pack_file(generation));
+            match PackFile::open(files, &path, session) {
+                Ok(pack) => listing.pack = Some(Arc::new(pack)),
+                // Replaced since the names were read.
+                Err(error) if error.is_missing() => return Err(error),
+                Err(error) => listing.pack_damage = Some((path, error.to_string())),
+            }
+        }
+        for name in names {
+            if let Some((seq, id)) = names::parse_snapshot_file(&name) {
+                match &listing.pack {
+                    Some(pack) if pack.absorbs(seq) => listing.leftovers.push(name),
+                    _ => _ = listing.by_seq.insert(seq, id),
+                }
+            } else if names::parse_pack_file(&name).is_some_and(|n| Some(n) < newest) {
+                listing.leftovers.push(name);
+            }
+        }
+        Ok(listing)
+    }
+
+    /// Whether a snapshot was here and is gone on purpose.
+    pub(super) fn is_gone(&self, seq: u32) -> bool {
+        self.pack.as_ref().is_some_and(|pack| pack.absorbs(seq))
+    }
+}
+
+/// The file that has a page.
+#[derive(Debug)]
+pub(super) enum Holder {
+    Snapshot(Arc<ImageFile>),
+    Pack(Arc<PackFile>),
+}
+
+/// How often a folder is listed again that changes while it is read.
+const PATIENCE: u32 = 8;
+
+/// The files of one session. Clones share what is known of the folder, and what is learned when files have been
+/// merged meanwhile.
 #[derive(Clone, Debug)]
 pub(super) struct SessionFiles {
     pub(super) session: SessionId,
     pub(super) dir: PathBuf,
-    pub(super) by_seq: BTreeMap<u32, SnapshotId>,
     pub(super) files: Arc<dyn Files>,
-    pub(super) cache: Arc<FileCache>,
+    cache: Arc<FileCache>,
+    listing: Arc<RwLock<Arc<Listing>>>,
 }
 
 impl SessionFiles {
@@ -31,25 +89,43 @@ impl SessionFiles {
         session: SessionId,
         dir: &Path,
     ) -> Result<Self, StoreError> {
-        let by_seq = files
-            .names(dir)
-            .map_err(StoreError::io("list", dir))?
-            .iter()
-            .filter_map(|name| names::parse_snapshot_file(name))
-            .collect();
         Ok(Self {
             session,
             dir: dir.to_owned(),
-            by_seq,
             files: Arc::clone(files),
             cache: Arc::clone(cache),
+            listing: Arc::new(RwLock::new(read_listing(&**files, session, dir)?)),
         })
+    }
+
+    /// What the folder has, as far as is known.
+    pub(super) fn listing(&self) -> Arc<Listing> {
+        let listing = self.listing.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&listing)
+    }
+
+    /// Lists the folder again.
+    fn refresh(&self) -> Result<(), StoreError> {
+        let fresh = read_listing(&*self.files, self.session, &self.dir)?;
+        *self.listing.write().unwrap_or_else(PoisonError::into_inner) = fresh;
+        Ok(())
     }
 
     /// Path of the snapshot with this sequence number.
     pub(super) fn path(&self, seq: u32) -> Result<PathBuf, StoreError> {
-        let id = self.by_seq.get(&seq).ok_or_else(|| StoreError::NotFound {
-            what: format!("snapshot @{seq} of the session in {}", self.dir.display()),
+        let listing = self.listing();
+        let id = listing.by_seq.get(&seq).ok_or_else(|| {
+            let why = match (listing.is_gone(seq), &listing.pack_damage) {
+                (true, _) => ": it was pruned",
+                (false, Some(_)) => ": it may have been pruned, and the pack is damaged",
+                _ => "",
+            };
+            StoreError::NotFound {
+                what: format!(
+                    "snapshot @{seq} of the session in {}{why}",
+                    self.dir.display()
+                ),
+            }
         })?;
         Ok(self.dir.join(names::snapshot_file(seq, *id)))
     }
@@ -59,7 +135,7 @@ impl SessionFiles {
         let path = self.path(seq)?;
         self.cache.get(self.session, seq, || {
             let file = ImageFile::open(&*self.files, &path)?;
-            let named = self.by_seq.get(&seq) == Some(&file.header.id);
+            let named = self.listing().by_seq.get(&seq) == Some(&file.header.id);
             if file.header.seq != seq || file.header.session != self.session || !named {
                 return Err(StoreError::corrupt(
                     &path,
@@ -71,45 +147,73 @@ impl SessionFiles {
         })
     }
 
+    /// The file that has the pages named after a snapshot: its own, or the pack that stands for it. When neither
+    /// is there, the folder has changed, and is listed again.
+    pub(super) fn holder(&self, seq: u32) -> Result<Holder, StoreError> {
+        let find = || match self.listing().pack.as_ref().filter(|p| p.absorbs(seq)) {
+            Some(pack) => Ok(Holder::Pack(Arc::clone(pack))),
+            None => self.open(seq).map(Holder::Snapshot),
+        };
+        match find() {
+            Err(error) if error.is_missing() => {
+                self.refresh()?;
+                find()
+            }
+            found => found,
+        }
+    }
+
     /// Builds what the next delta after `seq` needs: the page table and the anchors of its spans.
     ///
-    /// Each jump goes to an earlier snapshot, so it ends; there are at most 15 for each hexadecimal digit of the
-    /// snapshot's depth, and one for the file that lists everything.
+    /// Each jump goes to an earlier snapshot, so it ends. There are at most 15 for each hexadecimal digit of the
+    /// snapshot's depth, and one for the file that lists everything; where a jump leads to a snapshot that is
+    /// gone, the parent is next, which is at most as many again.
     pub(super) fn head(&self, seq: u32) -> Result<Head, StoreError> {
-        let mut hops = vec![self.open(seq)?];
+        match self.try_head(seq) {
+            Err(error) if error.is_missing() => {
+                self.refresh()?;
+                self.try_head(seq)
+            }
+            done => done,
+        }
+    }
+
+    fn try_head(&self, seq: u32) -> Result<Head, StoreError> {
+        let listing = self.listing();
+        let last = self.open(seq)?;
+        // Each file with whether its span counts, rather than its own index.
+        let mut hops: Vec<(Arc<ImageFile>, bool)> = Vec::new();
+        let mut table = PageTable::new();
+        let mut next = Arc::clone(&last);
         loop {
-            let header = &hops[hops.len() - 1].header;
-            if header.kind == SnapshotKind::Base || header.span_kind == SpanKind::Full {
+            let header = &next.header;
+            let ancestor = match header.span_kind {
+                SpanKind::Since(ancestor) if listing.by_seq.contains_key(&ancestor) => {
+                    Some(ancestor)
+                }
+                _ => None,
+            };
+            let whole = header.kind == SnapshotKind::Base || header.span_kind == SpanKind::Full;
+            let parent = header.parent_seq;
+            let spanned = ancestor.is_some() || header.span_kind == SpanKind::Full;
+            hops.push((next, spanned));
+            if whole {
                 break;
             }
-            let next = match header.span_kind {
-                SpanKind::Since(ancestor) => ancestor,
-                _ => header.parent_seq,
-            };
-            hops.push(self.open(next)?);
+            let seq = ancestor.unwrap_or(parent);
+            if let Some(pack) = listing.pack.as_ref().filter(|pack| pack.absorbs(seq)) {
+                table = pack.ghost(seq)?.ok_or_else(|| {
+                    StoreError::corrupt(pack.path(), "ghosts", format!("no snapshot @{seq}"))
+                })?;
+                break;
+            }
+            next = self.open(seq)?;
         }
-        let mut table = PageTable::new();
         let mut anchors = Vec::new();
         let mut index_bytes = 0;
-        let last = Arc::clone(&hops[0]);
-        for file in hops.into_iter().rev() {
+        for (file, spanned) in hops.into_iter().rev() {
+            apply_file(&mut table, &file, spanned)?;
             let header = &file.header;
-            if header.span_kind == SpanKind::None {
-                let entries = file.index()?;
-                if header.kind == SnapshotKind::Delta {
-                    let dropped = file.section(&header.dropped)?;
-                    let dropped =
-                        decode_dropped(&dropped, header).map_err(StoreError::image(&file.path))?;
-                    for range in dropped.ranges() {
-                        table.remove_range(*range);
-                    }
-                }
-                apply_entries(&mut table, &entries, header.seq, &file.path)?;
-            } else {
-                let bytes = file.section(&header.span)?;
-                let runs = decode_span(&bytes, header).map_err(StoreError::image(&file.path))?;
-                apply_runs(&mut table, &runs);
-            }
             if header.depth > 0 {
                 index_bytes += header.index.len + header.span.len;
             }
@@ -131,6 +235,48 @@ impl SessionFiles {
         }
         Ok(Head::resume(&last.header, table, anchors, index_bytes))
     }
+}
+
+/// A pack may be replaced between the names and its opening: the next try sees the new one.
+fn read_listing(
+    files: &dyn Files,
+    session: SessionId,
+    dir: &Path,
+) -> Result<Arc<Listing>, StoreError> {
+    let mut tries = 1;
+    loop {
+        match Listing::read(files, session, dir) {
+            Err(error) if error.is_missing() && tries < PATIENCE => tries += 1,
+            done => return done.map(Arc::new),
+        }
+    }
+}
+
+/// Turns the table that a file builds on into the file's own.
+fn apply_file(
+    table: &mut PageTable<Location>,
+    file: &ImageFile,
+    spanned: bool,
+) -> Result<(), StoreError> {
+    let header = &file.header;
+    if spanned {
+        let bytes = file.section(&header.span)?;
+        let runs = decode_span(&bytes, header).map_err(StoreError::image(&file.path))?;
+        if header.span_kind == SpanKind::Full {
+            *table = PageTable::new();
+        }
+        apply_runs(table, &runs);
+        return Ok(());
+    }
+    let entries = file.index()?;
+    if header.kind == SnapshotKind::Delta {
+        let dropped = file.section(&header.dropped)?;
+        let dropped = decode_dropped(&dropped, header).map_err(StoreError::image(&file.path))?;
+        for range in dropped.ranges() {
+            table.remove_range(*range);
+        }
+    }
+    apply_entries(table, &entries, header.seq, &file.path)
 }
 
 /// Adds the pages of an index to a table.

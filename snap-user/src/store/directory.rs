@@ -184,7 +184,7 @@ impl Store {
     }
 
     /// Removes what a writer that died left at the top: best effort, a reader passes over it anyway.
-    fn sweep(&self) {
+    pub fn sweep(&self) {
         for name in self.files.names(&self.dir).unwrap_or_default() {
             if !name.starts_with(TEMP_PREFIX) {
                 continue;
@@ -194,10 +194,7 @@ impl Store {
             let Ok(Locking::Held(_guard)) = self.files.lock(&path.join(names::LOCK_FILE)) else {
                 continue;
             };
-            for inner in self.files.names(&path).unwrap_or_default() {
-                let _ = self.files.remove_file(&path.join(inner));
-            }
-            let _ = self.files.remove_dir(&path);
+            self.clear(&path);
         }
     }
 
@@ -249,34 +246,80 @@ impl Store {
     pub fn list(&self) -> Result<Vec<SnapshotMeta>, StoreError> {
         let mut list = Vec::new();
         for session in self.session_ids()? {
-            let comm = match self.session_info(session) {
-                Ok(info) => info.comm,
-                Err(error) => {
-                    tracing::warn!("session {session}: {error}");
-                    String::new()
-                }
-            };
-            let files = self.session_files(session)?;
-            for &seq in files.by_seq.keys() {
-                // Straight from the disk: a listing must not push out the files that reads have open.
-                match files
-                    .path(seq)
-                    .and_then(|path| ImageFile::open(&*self.files, &path))
-                {
-                    Ok(file) => list.push(SnapshotMeta::new(&file, &comm)),
-                    Err(error) => tracing::warn!("{error}"),
-                }
-            }
+            list.append(&mut self.list_session(session)?);
         }
         list.sort_by_key(|meta| (meta.time_ns, meta.seq, meta.id));
         Ok(list)
+    }
+
+    /// The readable snapshots of one session, ascending by sequence number.
+    pub fn list_session(&self, session: SessionId) -> Result<Vec<SnapshotMeta>, StoreError> {
+        let comm = match self.session_info(session) {
+            Ok(info) => info.comm,
+            Err(error) => {
+                tracing::warn!("session {session}: {error}");
+                String::new()
+            }
+        };
+        let files = self.session_files(session)?;
+        let listing = files.listing();
+        if let Some((path, what)) = &listing.pack_damage {
+            tracing::warn!("{}: {what}", path.display());
+        }
+        let mut list = Vec::with_capacity(listing.by_seq.len());
+        for &seq in listing.by_seq.keys() {
+            // Straight from the disk: a listing must not push out the files that reads have open.
+            match files
+                .path(seq)
+                .and_then(|path| ImageFile::open(&*self.files, &path))
+            {
+                Ok(file) => list.push(SnapshotMeta::new(&file, &comm)),
+                // Pruned since the folder was listed.
+                Err(error) if error.is_missing() => {}
+                Err(error) => tracing::warn!("{error}"),
+            }
+        }
+        Ok(list)
+    }
+
+    /// The same store with open files of its own.
+    pub(super) fn apart(&self) -> Self {
+        Self {
+            cache: Arc::default(),
+            ..self.clone()
+        }
+    }
+
+    /// Removes a session whose lock the caller holds. At once gone for readers, whatever happens then.
+    pub(super) fn remove_session(&self, id: SessionId) -> Result<(), StoreError> {
+        let dir = self.session_path(id);
+        let doomed = self
+            .dir
+            .join(format!("{TEMP_PREFIX}{}", names::session_dir(id)));
+        self.files
+            .rename(&dir, &doomed)
+            .map_err(StoreError::io("remove", &dir))?;
+        self.files
+            .sync_dir(&self.dir)
+            .map_err(StoreError::io("sync folder", &self.dir))?;
+        self.clear(&doomed);
+        Ok(())
+    }
+
+    /// Removes a folder and the files in it, as far as that goes.
+    fn clear(&self, folder: &Path) {
+        for name in self.files.names(folder).unwrap_or_default() {
+            let _ = self.files.remove_file(&folder.join(name));
+        }
+        let _ = self.files.remove_dir(folder);
     }
 
     /// Opens a snapshot to read from.
     pub fn snapshot(&self, id: SnapshotId) -> Result<Snapshot, StoreError> {
         for session in self.session_ids()? {
             let files = self.session_files(session)?;
-            let found = files.by_seq.iter().find(|(_, other)| **other == id);
+            let listing = files.listing();
+            let found = listing.by_seq.iter().find(|(_, other)| **other == id);
             if let Some((&seq, _)) = found {
                 return Snapshot::open(files, seq);
             }
@@ -308,7 +351,7 @@ impl Store {
     }
 }
 
-fn read_text(files: &dyn Files, path: &Path) -> Result<String, StoreError> {
+pub(super) fn read_text(files: &dyn Files, path: &Path) -> Result<String, StoreError> {
     let file = files.open(path).map_err(StoreError::io("open", path))?;
     let len = file.len().map_err(StoreError::io("stat", path))?;
     if len > MAX_TEXT {

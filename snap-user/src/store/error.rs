@@ -90,7 +90,7 @@ pub enum StoreError {
     },
     /// Text that is no reference.
     #[error(
-        "{reference}: {why}; a reference is latest, an id or its first 4 digits or more, or @SEQUENCE, with ~N for the Nth parent"
+        "{reference}: {why}; a reference is latest, a tag, an id or its first 4 digits or more, or @SEQUENCE, with ~N for the Nth parent"
     )]
     BadReference {
         /// The reference as given.
@@ -106,6 +106,16 @@ pub enum StoreError {
         /// Version found.
         found: u32,
         /// Newest version that this program reads.
+        supported: u32,
+    },
+    /// Written before the first release, in a form that is read no more.
+    #[error("{}: written by a ksnap of before the first release (version {found}, this one reads {supported}): take the snapshot again", path.display())]
+    OlderVersion {
+        /// The file.
+        path: PathBuf,
+        /// Version found.
+        found: u32,
+        /// Oldest version that this program reads.
         supported: u32,
     },
     /// The writer was asked for something that the format cannot say.
@@ -138,6 +148,15 @@ impl StoreError {
         }
     }
 
+    /// The file is not there (any more).
+    pub(super) fn is_missing(&self) -> bool {
+        match self {
+            Self::NotFound { .. } => true,
+            Self::Io { source, .. } => source.kind() == io::ErrorKind::NotFound,
+            _ => false,
+        }
+    }
+
     /// Wraps what is wrong with a file's bytes.
     pub(super) fn image(path: &Path) -> impl FnOnce(ImageError) -> Self {
         let path = path.to_owned();
@@ -145,6 +164,13 @@ impl StoreError {
             ImageError::NewerVersion {
                 found, supported, ..
             } => Self::NewerVersion {
+                path,
+                found,
+                supported,
+            },
+            ImageError::OlderVersion {
+                found, supported, ..
+            } => Self::OlderVersion {
                 path,
                 found,
                 supported,

@@ -11,8 +11,13 @@
 //! | `head` | the page table that the next delta builds on, and when it gets a span |
 //! | `chain` | the page table of any snapshot, by jumps over its ancestors |
 //! | `snapshot` | reads manifest and pages |
+//! | `pack` | what snapshots that are gone leave to those that stay |
+//! | `retention` | which snapshots are kept: pure rules |
+//! | `pruner` | removes snapshots, and nothing that others need |
+//! | `tags` | names that people give to snapshots; they protect them |
 //! | `reference` | `latest~2`, prefixes and the like → id |
 //! | `verify`, `diff` | check, compare |
+//! | `flat` | a snapshot's pages in one file to map, for restores |
 //! | `names` | file names, default folder |
 //! | `cache`, `files` | open files; the operating system behind a seam |
 
@@ -23,12 +28,17 @@ mod diff;
 mod directory;
 mod error;
 mod files;
+mod flat;
 mod head;
 mod names;
+mod pack;
 mod pending;
+mod pruner;
 mod reference;
+mod retention;
 mod session;
 mod snapshot;
+mod tags;
 mod verify;
 
 #[cfg(test)]
@@ -41,8 +51,12 @@ pub use diff::{PageChange, PageDiff};
 pub use directory::{SnapshotMeta, Store};
 pub use error::{Candidate, StoreError};
 pub use files::{Disk, Files, LockGuard, Locking, ReadFile, WriteFile};
+pub use flat::{Flat, FlatPiece};
 pub use names::default_dir;
 pub use pending::{PendingSnapshot, Published};
+pub use pruner::{Plan, Pruned, Pruner};
+pub use retention::{Rules, removable};
 pub use session::{Session, SessionInfo};
 pub use snapshot::Snapshot;
+pub use tags::Tag;
 pub use verify::{Problem, Report};

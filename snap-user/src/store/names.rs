@@ -27,6 +27,18 @@ pub(super) fn parse_snapshot_file(name: &str) -> Option<(u32, SnapshotId)> {
     Some((seq.parse().ok()?, SnapshotId::from_hex(id)?))
 }
 
+const PACK_SUFFIX: &str = ".kpack";
+
+/// `00000003.kpack`.
+pub(super) fn pack_file(generation: u32) -> String {
+    format!("{generation:08}{PACK_SUFFIX}")
+}
+
+/// Generation from a pack's file name.
+pub(super) fn parse_pack_file(name: &str) -> Option<u32> {
+    name.strip_suffix(PACK_SUFFIX)?.parse().ok()
+}
+
 /// The folder of a session.
 pub(super) fn session_dir(id: SessionId) -> String {
     id.to_string()

@@ -222,6 +222,7 @@ impl<'a> PendingSnapshot<'a> {
                 }
             }
         }
+        self.session.shared.published(header.seq);
         Ok(Published {
             id: header.id,
             seq: header.seq,

@@ -14,6 +14,8 @@ enum Start<'a> {
     Latest,
     Sequence(u32),
     Prefix(&'a str),
+    /// Any other word.
+    Name(&'a str),
 }
 
 /// Splits `START~N~…` into its start and the number of parents to follow.
@@ -43,6 +45,7 @@ fn parse(text: &str) -> Result<(Start<'_>, u64), String> {
     }
     let is_hex = !start.is_empty() && start.bytes().all(|b| b.is_ascii_hexdigit());
     match start.len() {
+        _ if !is_hex && !start.is_empty() => Ok((Start::Name(start), back)),
         _ if !is_hex => Err("not understood".into()),
         0..SHORTEST_PREFIX => Err(format!("at least {SHORTEST_PREFIX} digits are needed")),
         33.. => Err("an id has 32 digits".into()),
@@ -58,9 +61,12 @@ impl Store {
     /// | `latest` | the newest snapshot |
     /// | `3f9a…` | the one whose id begins so; 4 digits or more |
     /// | `@7` | the one with this sequence number in its session; the newest session of `pid` comes first |
+    /// | `before-upgrade` | the one with this tag |
     /// | `REF~`, `REF~3` | its parent, its parent's parent's parent |
     pub fn resolve(&self, text: &str, pid: Option<i32>) -> Result<SnapshotId, StoreError> {
-        resolve_in(&self.list()?, text, pid)
+        let name = text.split('~').next().unwrap_or_default();
+        let tag = self.tag(name)?.map(|tag| tag.id);
+        resolve_in(&self.list()?, text, pid, tag)
     }
 }
 
@@ -69,6 +75,7 @@ pub(super) fn resolve_in(
     list: &[SnapshotMeta],
     text: &str,
     pid: Option<i32>,
+    tag: Option<SnapshotId>,
 ) -> Result<SnapshotId, StoreError> {
     let (start, back) = parse(text).map_err(|why| StoreError::BadReference {
         reference: text.to_owned(),
@@ -77,6 +84,16 @@ pub(super) fn resolve_in(
     let in_scope = |meta: &&SnapshotMeta| pid.is_none_or(|pid| meta.pid == pid);
     let mut found: Vec<&SnapshotMeta> = match &start {
         Start::Latest => list.iter().rev().find(in_scope).into_iter().collect(),
+        Start::Name(name) => {
+            let tag = tag.ok_or_else(|| StoreError::BadReference {
+                reference: (*name).to_owned(),
+                why: "no such tag".into(),
+            })?;
+            list.iter()
+                .filter(in_scope)
+                .filter(|m| m.id == tag)
+                .collect()
+        }
         Start::Sequence(seq) => list
             .iter()
             .filter(in_scope)
@@ -126,7 +143,7 @@ pub(super) fn resolve_in(
         })?;
         at = by_id.get(&parent).ok_or_else(|| {
             not_found(format!(
-                "snapshot {parent}, the parent of {}: its file is missing or damaged",
+                "snapshot {parent}, the parent of {}: it was pruned, or its file is missing or damaged",
                 at.id.short()
             ))
         })?;
@@ -145,18 +162,8 @@ mod tests {
         assert_eq!(parse("latest~2~~3"), Ok((Start::Latest, 6)));
         assert_eq!(parse("@12~0"), Ok((Start::Sequence(12), 0)));
         assert_eq!(parse("12aB"), Ok((Start::Prefix("12aB"), 0)));
-        for bad in [
-            "",
-            "~1",
-            "123",
-            "12xy",
-            "@",
-            "@x",
-            "@-1",
-            "latest~x",
-            "LATEST",
-            "latest~-1",
-        ] {
+        assert_eq!(parse("good-1~2"), Ok((Start::Name("good-1"), 2)));
+        for bad in ["", "~1", "123", "@", "@x", "@-1", "latest~x", "latest~-1"] {
             assert!(parse(bad).is_err(), "{bad}");
         }
         assert!(parse(&"a".repeat(33)).is_err());

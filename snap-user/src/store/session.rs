@@ -7,11 +7,13 @@ use super::files::{LockGuard, Locking};
 use super::head::Head;
 use super::names::{self, LOCK_FILE, SESSION_FILE, TEMP_PREFIX};
 use super::pending::PendingSnapshot;
+use super::pruner::{Pruner, Shared};
 use crate::image::{Location, SessionId};
 use crate::model::{PageTable, SnapshotId, SnapshotKind};
 use serde::{Deserialize, Serialize};
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What a session says of the process that it watches.
@@ -46,7 +48,9 @@ pub struct Session {
     /// Lent to the snapshot being written.
     pub(super) buffer: WriteBuffer,
     info: SessionInfo,
-    _lock: LockGuard,
+    /// Shared with whoever removes snapshots of the session.
+    pub(super) shared: Arc<Shared>,
+    lock: Arc<LockGuard>,
 }
 
 pub(super) fn now_ns() -> u64 {
@@ -133,7 +137,8 @@ impl Session {
             next_seq: 1,
             buffer: WriteBuffer::default(),
             info,
-            _lock: lock,
+            shared: Arc::default(),
+            lock: Arc::new(lock),
         })
     }
 
@@ -157,6 +162,11 @@ impl Session {
                 last = last.max(seq);
             }
         }
+        // Numbers are not used twice, also not those of snapshots that are gone.
+        let listing = store.session_files(id)?.listing();
+        if let Some(pack) = &listing.pack {
+            last = last.max(pack.absorbed().last().map_or(0, |range| range.1));
+        }
         Ok(Self {
             store: store.clone(),
             id,
@@ -165,7 +175,8 @@ impl Session {
             next_seq: last + 1,
             buffer: WriteBuffer::default(),
             info,
-            _lock: lock,
+            shared: Arc::default(),
+            lock: Arc::new(lock),
         })
     }
 
@@ -211,6 +222,9 @@ impl Session {
                 });
             }
         };
+        // Before anything of the parent is read: from now on it stays.
+        self.shared
+            .build_on(parent.map(|(_, seq)| seq), &self.dir)?;
         if let (SnapshotKind::Delta, Some((id, seq))) = (kind, parent)
             && self.head() != Some(id)
         {
@@ -220,12 +234,19 @@ impl Session {
         PendingSnapshot::begin(self, kind, parent)
     }
 
+    /// The right to remove snapshots of this session, also while it is being written, from another thread. The
+    /// session stays locked until both are dropped.
+    pub fn pruner(&self) -> Pruner {
+        Pruner::new(&self.store, self.id, &self.shared, &self.lock, true)
+    }
+
     fn seq_of(&self, id: SnapshotId) -> Result<u32, StoreError> {
         if let Some(head) = self.head.as_ref().filter(|head| head.id == id) {
             return Ok(head.seq);
         }
         let files = self.store.session_files(self.id)?;
         files
+            .listing()
             .by_seq
             .iter()
             .find_map(|(seq, other)| (*other == id).then_some(*seq))
@@ -235,7 +256,7 @@ impl Session {
     }
 }
 
-fn lock(store: &Store, dir: &std::path::Path) -> Result<LockGuard, StoreError> {
+pub(super) fn lock(store: &Store, dir: &std::path::Path) -> Result<LockGuard, StoreError> {
     let path = dir.join(LOCK_FILE);
     match store
         .files

@@ -1,9 +1,10 @@
 //! Reads a snapshot: manifest and pages.
 
 use super::buffer::{ALIGN, ReadBuffer};
-use super::cache::ImageFile;
-use super::chain::SessionFiles;
+use super::cache::{ImageFile, PageFile};
+use super::chain::{Holder, SessionFiles};
 use super::error::StoreError;
+use super::pack::PackFile;
 use crate::codec::Encoding;
 use crate::image::{Header, IndexEntry, Location, Manifest, PageSource};
 use crate::model::{PAGE_SIZE, Page, PageTable, SnapshotId, SnapshotKind};
@@ -81,31 +82,25 @@ impl Snapshot {
     pub fn kind(&self) -> SnapshotKind {
         self.file.header.kind
     }
-
-    fn entry_at(&self, location: Location) -> Result<(Arc<ImageFile>, IndexEntry), StoreError> {
-        let file = self.files.open(location.seq.get())?;
-        let entry = file.entries(location.slot, 1)?[0];
-        Ok((file, entry))
-    }
 }
 
 /// Decodes one page from the bytes of its entry.
 fn decode(
-    file: &ImageFile,
+    file: &dyn PageFile,
     entry: &IndexEntry,
     bytes: &[u8],
     page: &mut Page,
 ) -> Result<(), StoreError> {
     if entry.encoding == Encoding::Reference {
         return Err(StoreError::corrupt(
-            &file.path,
+            file.path(),
             "index",
             format!("page {:#x} refers on to another reference", entry.addr),
         ));
     }
     entry
         .decode_page(bytes, page)
-        .map_err(StoreError::image(&file.path))
+        .map_err(StoreError::image(file.path()))
 }
 
 impl PageSource for Snapshot {
@@ -115,9 +110,14 @@ impl PageSource for Snapshot {
         let Some(location) = self.page_table()?.get(addr) else {
             return Ok(false);
         };
-        let (file, entry) = self.entry_at(location)?;
-        let bytes = file.read(entry.at_if_stored(), entry.len.into())?;
-        decode(&file, &entry, &bytes, page)?;
+        let holder = self.files.holder(location.seq.get())?;
+        let (file, entry): (&dyn PageFile, _) = match &holder {
+            Holder::Snapshot(file) => (&**file, file.entries(location.slot, 1)?[0]),
+            Holder::Pack(pack) => (&**pack, pack.entry(location)?),
+        };
+        let mut bytes = vec![0; entry.len.into()];
+        file.read_into(entry.at_if_stored(), &mut bytes)?;
+        decode(file, &entry, &bytes, page)?;
         Ok(true)
     }
 
@@ -132,13 +132,61 @@ impl PageSource for Snapshot {
             .filter_map(|addr| Some((table.get(*addr)?, addr & !(PAGE_SIZE - 1))))
             .collect();
         wanted.sort_unstable();
-        let mut buffer = ReadBuffer::default();
-        for in_file in wanted.chunk_by(|a, b| a.0.seq == b.0.seq) {
-            let file = self.files.open(in_file[0].0.seq.get())?;
-            read_from_file(&file, in_file, &mut buffer, each)?;
-        }
-        Ok(())
+        read_wanted(&self.files, &wanted, &mut |file, entry, bytes, addr| {
+            let mut page = [0; PAGE_SIZE as usize];
+            decode(file, entry, bytes, &mut page)?;
+            each(addr, &page);
+            Ok(())
+        })
     }
+}
+
+/// Takes a page as it is stored: its file, its entry, its bytes, and the address it was asked for under.
+pub(super) type TakeEncoded<'a> =
+    &'a mut dyn FnMut(&dyn PageFile, &IndexEntry, &[u8], u64) -> Result<(), StoreError>;
+
+/// Reads pages as they are stored, `wanted` ascending.
+pub(super) fn read_wanted(
+    files: &SessionFiles,
+    wanted: &[(Location, u64)],
+    take: TakeEncoded<'_>,
+) -> Result<(), StoreError> {
+    let mut buffer = ReadBuffer::default();
+    let mut packed: Vec<(IndexEntry, u64)> = Vec::new();
+    let mut packs: Option<Arc<PackFile>> = None;
+    for in_file in wanted.chunk_by(|a, b| a.0.seq == b.0.seq) {
+        match files.holder(in_file[0].0.seq.get())? {
+            Holder::Snapshot(file) => read_from_file(&file, in_file, &mut buffer, take)?,
+            Holder::Pack(pack) => {
+                if let Some(other) = packs.replace(Arc::clone(&pack))
+                    && !Arc::ptr_eq(&other, &pack)
+                {
+                    // Replaced meanwhile: places are of the one that they were asked of.
+                    read_packed(&other, &mut packed, &mut buffer, take)?;
+                }
+                for (location, addr) in in_file {
+                    packed.push((pack.entry(*location)?, *addr));
+                }
+            }
+        }
+    }
+    if let Some(pack) = packs {
+        read_packed(&pack, &mut packed, &mut buffer, take)?;
+    }
+    Ok(())
+}
+
+/// Reads pages of a pack, in any order, and forgets them.
+fn read_packed(
+    pack: &PackFile,
+    packed: &mut Vec<(IndexEntry, u64)>,
+    buffer: &mut ReadBuffer,
+    take: TakeEncoded<'_>,
+) -> Result<(), StoreError> {
+    packed.sort_unstable_by_key(|(entry, _)| entry.at);
+    read_data(pack, packed, buffer, take)?;
+    packed.clear();
+    Ok(())
 }
 
 /// Reads pages of one file, `wanted` ascending by slot.
@@ -146,7 +194,7 @@ fn read_from_file(
     file: &ImageFile,
     wanted: &[(Location, u64)],
     buffer: &mut ReadBuffer,
-    each: &mut dyn FnMut(u64, &Page),
+    take: TakeEncoded<'_>,
 ) -> Result<(), StoreError> {
     let mut rest = wanted;
     while let Some((first, _)) = rest.first() {
@@ -165,19 +213,18 @@ fn read_from_file(
             .map(|(location, addr)| (entries[(location.slot - first) as usize], *addr))
             .collect();
         pages.sort_unstable_by_key(|(entry, _)| entry.at_if_stored());
-        read_data(file, &pages, buffer, each)?;
+        read_data(file, &pages, buffer, take)?;
     }
     Ok(())
 }
 
-/// Reads and decodes pages of one file, ascending by place.
+/// Reads the bytes of pages of one file, ascending by place.
 fn read_data(
-    file: &ImageFile,
+    file: &dyn PageFile,
     pages: &[(IndexEntry, u64)],
     buffer: &mut ReadBuffer,
-    each: &mut dyn FnMut(u64, &Page),
+    take: TakeEncoded<'_>,
 ) -> Result<(), StoreError> {
-    let mut page = [0; PAGE_SIZE as usize];
     let mut rest = pages;
     while let Some((entry, _)) = rest.first() {
         let start = entry.at_if_stored();
@@ -199,18 +246,13 @@ fn read_data(
         // Widened to whole blocks, for direct I/O.
         let start = start / ALIGN as u64 * ALIGN as u64;
         let end = end.next_multiple_of(ALIGN as u64);
-        let end = end.min(file.header.file_len());
+        let end = end.min(file.file_len());
         let bytes = buffer.bytes((end - start) as usize);
         file.read_into(start, bytes)?;
         for (entry, addr) in group {
             let from = (entry.at_if_stored() - start) as usize;
-            decode(
-                file,
-                entry,
-                &bytes[from..from + usize::from(entry.len)],
-                &mut page,
-            )?;
-            each(*addr, &page);
+            let bytes = &bytes[from..from + usize::from(entry.len)];
+            take(file, entry, bytes, *addr)?;
         }
     }
     Ok(())

@@ -1,9 +1,10 @@
 //! Checks everything that is stored.
 
-use super::cache::ImageFile;
+use super::cache::{ImageFile, PageFile};
 use super::chain::SessionFiles;
 use super::directory::Store;
 use super::error::StoreError;
+use super::pack::PackFile;
 use super::snapshot::Snapshot;
 use crate::codec::Encoding;
 use crate::image::{IndexEntry, Location, decode_dropped, decode_span};
@@ -48,7 +49,8 @@ impl Store {
         let mut found = false;
         for session in self.session_ids()? {
             let files = self.session_files(session)?;
-            let wanted: Vec<u32> = files
+            let listing = files.listing();
+            let wanted: Vec<u32> = listing
                 .by_seq
                 .iter()
                 .filter(|(_, id)| only.is_none_or(|only| **id == only))
@@ -63,6 +65,13 @@ impl Store {
                     id: None,
                     path: self.session_path(session),
                     what: error.to_string(),
+                });
+            }
+            if let Some((path, what)) = &listing.pack_damage {
+                report.problems.push(Problem {
+                    id: None,
+                    path: path.clone(),
+                    what: what.clone(),
                 });
             }
             Check::new(files, &mut report).run(&wanted);
@@ -82,6 +91,8 @@ struct Check<'a> {
     report: &'a mut Report,
     /// What is wrong with each file itself, and how many entries and which references it has.
     checked: BTreeMap<u32, Own>,
+    /// What is wrong with the pack, once that is known.
+    pack: Option<Own>,
 }
 
 /// What a file's own sections say.
@@ -97,13 +108,14 @@ impl<'a> Check<'a> {
             files,
             report,
             checked: BTreeMap::new(),
+            pack: None,
         }
     }
 
     fn run(&mut self, wanted: &[u32]) {
         for &seq in wanted {
             self.report.snapshots += 1;
-            let id = self.files.by_seq[&seq];
+            let id = self.files.listing().by_seq[&seq];
             let path = self.files.path(seq).unwrap_or_default();
             let whats = self.snapshot(seq);
             self.report
@@ -124,8 +136,10 @@ impl<'a> Check<'a> {
             return whats;
         };
         let header = snapshot.header();
+        let listing = self.files.listing();
         if let Some(parent) = header.parent
-            && self.files.by_seq.get(&header.parent_seq) != Some(&parent)
+            && listing.by_seq.get(&header.parent_seq) != Some(&parent)
+            && !listing.is_gone(header.parent_seq)
         {
             whats.push(format!("its parent {} is missing", parent.short()));
         }
@@ -140,8 +154,16 @@ impl<'a> Check<'a> {
     /// Every place that a page table names must hold a page, in a file without a fault.
     fn check_table(&mut self, own: u32, table: &PageTable<Location>) -> Vec<String> {
         let mut bad: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
+        let listing = self.files.listing();
+        let mut lost = (0u64, 0);
         for (addr, location) in table.iter() {
             let seq = location.seq.get();
+            if let Some(pack) = listing.pack.as_ref().filter(|pack| pack.absorbs(seq)) {
+                if self.check_pack(pack).fault.is_some() || pack.entry(location).is_err() {
+                    lost = (lost.0 + 1, if lost.0 == 0 { addr } else { lost.1 });
+                }
+                continue;
+            }
             self.check_file(seq);
             let file = &self.checked[&seq];
             let sound = file.fault.is_none()
@@ -151,13 +173,54 @@ impl<'a> Check<'a> {
                 bad.entry(seq).or_insert((0, addr)).0 += 1;
             }
         }
+        let fault = self.pack.as_ref().and_then(|pack| pack.fault.as_deref());
+        let in_pack = (lost.0 > 0).then(|| {
+            let why = fault.unwrap_or("it has no such page");
+            format!(
+                "{} of its pages, {:#x} first, are in the pack: {why}",
+                lost.0, lost.1
+            )
+        });
         bad.into_iter()
             .map(|(seq, (pages, first))| {
                 let fault = self.checked[&seq].fault.as_deref();
                 let why = fault.unwrap_or("it has no such page");
                 format!("{pages} of its pages, {first:#x} first, are in snapshot @{seq}: {why}")
             })
+            .chain(in_pack)
             .collect()
+    }
+
+    /// Checks the pack by itself, once.
+    fn check_pack(&mut self, pack: &PackFile) -> &Own {
+        if self.pack.is_none() {
+            let checked = pack.ghosts().and_then(|_| {
+                let mut page = [0; PAGE_SIZE as usize];
+                for packed in pack.entries()? {
+                    let entry = pack.entry(packed.name)?;
+                    let mut bytes = vec![0; entry.len.into()];
+                    pack.read_into(entry.at, &mut bytes)?;
+                    entry
+                        .decode_page(&bytes, &mut page)
+                        .map_err(StoreError::image(pack.path()))?;
+                    self.report.pages += 1;
+                }
+                Ok(())
+            });
+            let fault = checked.err().map(|error| error.to_string());
+            if let Some(what) = &fault {
+                self.report.problems.push(Problem {
+                    id: None,
+                    path: pack.path().to_owned(),
+                    what: what.clone(),
+                });
+            }
+            self.pack = Some(Own {
+                fault,
+                stored: Vec::new(),
+            });
+        }
+        self.pack.as_ref().expect("set above")
     }
 
     /// Checks a file by itself, once.

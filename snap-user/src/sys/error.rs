@@ -38,10 +38,17 @@ impl SysError {
         self.source.raw_os_error()
     }
 
-    /// The process or thread is gone.
+    /// The process, the thread or what was looked at of it was not there. The process may live all the
+    /// same: [`super::proc::is_alive`] tells. A missing file counts only where it is a process's own.
     pub fn is_vanished(&self) -> bool {
-        matches!(self.errno(), Some(libc::ESRCH | libc::ECHILD))
-            || self.source.kind() == io::ErrorKind::NotFound
+        match self.errno() {
+            Some(libc::ESRCH | libc::ECHILD) => true,
+            Some(libc::ENOENT) => self
+                .target
+                .strip_prefix("/proc/")
+                .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit())),
+            _ => false,
+        }
     }
 
     /// The kernel denied it.
@@ -59,5 +66,24 @@ impl fmt::Display for SysError {
 impl std::error::Error for SysError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         Some(&self.source)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_a_process_lacks_says_that_it_vanished() {
+        let error = |errno, target| {
+            SysError::new("open", target, io::Error::from_raw_os_error(errno)).is_vanished()
+        };
+        assert!(error(libc::ESRCH, "thread 7"));
+        assert!(error(libc::ECHILD, "thread 7"));
+        assert!(error(libc::ENOENT, "/proc/7/fd"));
+        assert!(!error(libc::ENOENT, "/proc/sys/kernel/ns_last_pid"));
+        assert!(!error(libc::ENOENT, "/srv/data"));
+        assert!(!error(libc::ENOENT, "descriptor 7"));
+        assert!(!error(libc::EIO, "/proc/7/fd"));
     }
 }

@@ -1,6 +1,6 @@
 //! Stopping every thread of a process, and letting it go on whatever happens.
 
-use super::interrupted::keep_waiting;
+use super::interrupted::{forget_waits, keep_waiting};
 use super::ptrace::{self, Event, Options, Tid};
 use super::{Result, SysError, proc};
 use std::cell::RefCell;
@@ -149,6 +149,9 @@ impl Frozen {
                 tracing::debug!("{e}");
             }
         }
+        if hold == Hold::JobControl {
+            forget_waits(&self.threads);
+        }
         Ok(())
     }
 
@@ -174,6 +177,19 @@ impl Frozen {
 
     /// Lets the process go on. Same as dropping, said aloud.
     pub fn thaw(self) {}
+
+    /// Lets the process go with a signal that it gets before it runs anything. After SIGKILL, returns
+    /// when it is gone, or a zombie that its parent has not waited for.
+    pub fn end_with(self, signal: i32) -> Result<()> {
+        kill(self.pid, signal)?;
+        if signal == libc::SIGKILL {
+            // The last thread is the leader: its end waits until the tracer has met those of the others.
+            for tid in self.threads.iter().rev() {
+                while !matches!(ptrace::wait(*tid), Ok(Event::Exited(_)) | Err(_)) {}
+            }
+        }
+        Ok(())
+    }
 
     /// Ends tracing but leaves the process in its job-control stop: for work that failed in the
     /// middle. Only meaningful with [`Hold::JobControl`].

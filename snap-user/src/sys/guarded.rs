@@ -36,6 +36,13 @@ pub struct Guarded<'a> {
     chain: u64,
     frame: u64,
     fpstate: u64,
+    /// What lay there before: address, bytes.
+    memory: (u64, Vec<u8>),
+    /// Memory for more than one call, behind all else.
+    room: u64,
+    /// The extended state, where calls may change it.
+    extended: Vec<u8>,
+    pid: i32,
     active: bool,
     frozen: std::marker::PhantomData<&'a super::Frozen>,
 }
@@ -53,8 +60,18 @@ impl<'a> Guarded<'a> {
     /// `Unsupported` where the target's code holds no suitable instructions, its shadow stack is
     /// on, or there is no dead memory below the main stack.
     pub fn new(frozen: &'a super::Frozen, gadgets: &Gadgets, vmas: &[Vma]) -> Result<Self> {
+        Self::with_room(frozen, frozen.threads()[0], gadgets, vmas, 0)
+    }
+
+    /// Prepares thread `tid` of a frozen process, with `room` bytes of memory for more than one call.
+    pub(super) fn with_room(
+        frozen: &'a super::Frozen,
+        tid: Tid,
+        gadgets: &Gadgets,
+        vmas: &[Vma],
+        room: u64,
+    ) -> Result<Self> {
         let pid = frozen.pid();
-        let tid = frozen.threads()[0];
         let unsupported = |why: &str| {
             SysError::new(
                 "inject system call",
@@ -70,14 +87,18 @@ impl<'a> Guarded<'a> {
         }
         let saved = ptrace::registers(tid)?;
         let sigmask = ptrace::sigmask(tid)?;
-        let fpstate_bytes = arch::signal_fpstate(&ptrace::extended(tid)?);
-        let need = SCRATCH + fpstate_bytes.len() as u64 + PAGE_SIZE;
+        let extended = ptrace::extended(tid)?;
+        let fpstate_bytes = arch::signal_fpstate(&extended);
+        let need = SCRATCH + fpstate_bytes.len() as u64 + PAGE_SIZE + room;
         let base = scratch(frozen, vmas, need)
             .ok_or_else(|| unsupported("there is no room below its main stack"))?;
 
         // From the bottom: return address, frame of the cleaning call, return address, frame of
         // the thread's own state, extended state.
         let fpstate = (base + SCRATCH).next_multiple_of(64);
+        // Dead memory, but a snapshot may have looked at it already.
+        let mut before = vec![0; need as usize];
+        memory::read_bytes(pid, base, &mut before)?;
         memory::write_bytes(pid, fpstate, &fpstate_bytes)?;
         let frame = base + 512 + 128;
         let resume = leave_rseq(pid, tid, &saved)?.resume_point();
@@ -97,6 +118,10 @@ impl<'a> Guarded<'a> {
             chain: base,
             frame,
             fpstate,
+            memory: (base, before),
+            room: (fpstate + fpstate_bytes.len() as u64).next_multiple_of(64),
+            extended,
+            pid,
             active: false,
             frozen: std::marker::PhantomData,
         })
@@ -146,6 +171,40 @@ impl<'a> Guarded<'a> {
         }
         self.cancel(stack + 8)?;
         result.ok_or_else(|| self.lost("returned without having run"))
+    }
+
+    /// The thread.
+    pub(super) fn tid(&self) -> Tid {
+        self.tid
+    }
+
+    /// Address of the memory for more than one call.
+    pub(super) fn room(&self) -> u64 {
+        self.room
+    }
+
+    /// Address of a call of rt_sigreturn(2).
+    pub(super) fn sigreturn(&self) -> u64 {
+        self.gadgets.sigreturn
+    }
+
+    /// Stack pointer for a call that returns into the thread's own state.
+    pub(super) fn last(&self) -> u64 {
+        self.frame - 8
+    }
+
+    /// The registers with which the thread begins a call, and returns to the address at `stack`.
+    pub(super) fn registers_for(&self, call: &Call, stack: u64) -> Registers {
+        Registers {
+            rsp: stack,
+            ..self.base()
+        }
+        .with_syscall(self.gadgets.syscall_ret, call.nr as u64, call.args)
+    }
+
+    /// Begins calls that the tracer does not stop one by one.
+    pub(super) fn enter_all(&mut self, regs: &Registers) -> Result<()> {
+        self.enter(regs)
     }
 
     fn base(&self) -> Registers {
@@ -203,7 +262,7 @@ impl<'a> Guarded<'a> {
         }
     }
 
-    fn lost(&self, what: &str) -> SysError {
+    pub(super) fn lost(&self, what: &str) -> SysError {
         SysError::new(
             "inject system call",
             format_args!("thread {}", self.tid),
@@ -217,7 +276,10 @@ impl Drop for Guarded<'_> {
         if self.active {
             let _ = ptrace::set_sigmask(self.tid, self.sigmask);
             let _ = ptrace::set_registers(self.tid, &self.saved);
+            let _ = ptrace::set_extended(self.tid, &self.extended);
         }
+        let (at, bytes) = &self.memory;
+        let _ = memory::write_bytes(self.pid, *at, bytes);
     }
 }
 
@@ -258,5 +320,28 @@ fn leave_rseq(pid: i32, tid: Tid, regs: &Registers) -> Result<Registers> {
             ..*regs
         }),
         false => Ok(*regs),
+    }
+}
+/// Stops a process, has its first thread run one system call, and lets it go on. Returns the result.
+pub fn inject(pid: i32, call: Call) -> Result<i64> {
+    let vmas = super::proc::maps(pid)?;
+    let missing = || {
+        SysError::new(
+            "inject system call",
+            format_args!("process {pid}"),
+            io::Error::new(io::ErrorKind::Unsupported, "no system call in its code"),
+        )
+    };
+    let gadgets = Gadgets::find(pid, &vmas)?.ok_or_else(missing)?;
+    let frozen = super::Frozen::freeze(pid, super::Freeze::default())?;
+    match Guarded::new(&frozen, &gadgets, &vmas) {
+        Ok(mut thread) => thread.call(call, None),
+        Err(e) if e.source.kind() == io::ErrorKind::Unsupported => {
+            let mut thread = super::Remote::new(frozen.threads()[0], gadgets.syscall)?;
+            thread
+                .call("inject system call", call.nr, call.args)
+                .map(|result| result as i64)
+        }
+        Err(e) => Err(e),
     }
 }

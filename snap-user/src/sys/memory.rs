@@ -1,8 +1,9 @@
 //! Copying a target's memory from outside: process_vm_readv(2), process_vm_writev(2), /proc/PID/mem.
 
 use super::{Result, SysError};
-use crate::model::{PAGE_SIZE, PageRange};
+use crate::model::{PAGE_SIZE, Page, PageRange};
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 
 /// iovecs in one call (`IOV_MAX`).
@@ -119,6 +120,77 @@ pub fn read_pages(pid: i32, pages: &[u64], buffer: &mut [u8]) -> Result<Vec<Read
     read_ranges(pid, &ranges, buffer)
 }
 
+/// Reads the pages at these addresses, each into a place of its own. Pages that are not there at all
+/// are left as zeroes and returned.
+pub fn read_pages_into(
+    pid: i32,
+    pages: &[u64],
+    places: &mut [&mut Page],
+) -> Result<Vec<ReadFault>> {
+    debug_assert_eq!(pages.len(), places.len());
+    let mut faults = Vec::new();
+    let mut mem: Option<File> = None;
+    let mut done = 0;
+    let (mut local, mut remote) = (Vec::new(), Vec::new());
+    while done < pages.len() {
+        let end = pages.len().min(done + BATCH);
+        local.clear();
+        remote.clear();
+        for (page, place) in pages[done..end].iter().zip(&mut places[done..end]) {
+            extend(&mut remote, *page as usize);
+            extend(&mut local, place.as_mut_ptr() as usize);
+        }
+        // SAFETY: the local iovecs are exactly the places, which are borrowed mutably; the remote
+        // ones are addresses in another process, which the kernel checks.
+        let n = unsafe {
+            libc::process_vm_readv(
+                pid,
+                local.as_ptr(),
+                local.len() as libc::c_ulong,
+                remote.as_ptr(),
+                remote.len() as libc::c_ulong,
+                0,
+            )
+        };
+        let got = match n {
+            -1 => match std::io::Error::last_os_error().raw_os_error() {
+                Some(libc::EFAULT) => 0,
+                _ => {
+                    return Err(SysError::last(
+                        "process_vm_readv",
+                        format_args!("process {pid}"),
+                    ));
+                }
+            },
+            n => n as usize,
+        };
+        done += got / PAGE_SIZE as usize;
+        if done < end {
+            // The next one cannot be read this way.
+            let mem = match &mem {
+                Some(file) => file,
+                None => mem.insert(open_mem(pid, false)?),
+            };
+            if mem.read_exact_at(places[done], pages[done]).is_err() {
+                places[done].fill(0);
+                faults.push(ReadFault { addr: pages[done] });
+            }
+            done += 1;
+        }
+    }
+    Ok(faults)
+}
+
+/// Adds the page at `base`, to the last piece where it follows that.
+fn extend(pieces: &mut Vec<libc::iovec>, base: usize) {
+    match pieces.last_mut() {
+        Some(last) if last.iov_base as usize + last.iov_len == base => {
+            last.iov_len += PAGE_SIZE as usize;
+        }
+        _ => pieces.push(iovec(base, PAGE_SIZE)),
+    }
+}
+
 /// Reads `buffer.len()` bytes at any address.
 pub fn read_bytes(pid: i32, addr: u64, buffer: &mut [u8]) -> Result<()> {
     let remote = [iovec(addr as usize, buffer.len() as u64)];
@@ -137,6 +209,66 @@ fn open_mem(pid: i32, write: bool) -> Result<File> {
         .write(write)
         .open(&path)
         .map_err(|e| SysError::new("open", path, e))
+}
+
+/// Writes pages to their addresses, ascending, whatever their protection; see [`write_ranges`].
+///
+/// The kernel takes them from where they lie, so that none is copied together first.
+pub fn write_pages(pid: i32, pages: &[(u64, &Page)]) -> Result<()> {
+    let mut mem: Option<File> = None;
+    let mut rest = pages;
+    let (mut local, mut remote) = (Vec::new(), Vec::new());
+    while !rest.is_empty() {
+        let batch = &rest[..rest.len().min(BATCH)];
+        local.clear();
+        remote.clear();
+        for (addr, page) in batch {
+            add_to(&mut local, page.as_ptr() as usize);
+            add_to(&mut remote, *addr as usize);
+        }
+        // SAFETY: the local iovecs are whole pages borrowed for the length of the call, and only read; the
+        // remote ones are addresses in another process, which the kernel checks. Both are `BATCH` at most.
+        let n = unsafe {
+            libc::process_vm_writev(
+                pid,
+                local.as_ptr(),
+                local.len() as libc::c_ulong,
+                remote.as_ptr(),
+                remote.len() as libc::c_ulong,
+                0,
+            )
+        };
+        let whole = match n {
+            -1 => match std::io::Error::last_os_error().raw_os_error() {
+                Some(libc::EFAULT) => 0,
+                _ => {
+                    return Err(SysError::last(
+                        "process_vm_writev",
+                        format_args!("process {pid}"),
+                    ));
+                }
+            },
+            n => n as usize / PAGE_SIZE as usize,
+        };
+        rest = &rest[whole..];
+        if whole < batch.len()
+            && let Some(((addr, page), after)) = rest.split_first()
+        {
+            write_through_mem(pid, &mut mem, *addr, *page)?;
+            rest = after;
+        }
+    }
+    Ok(())
+}
+
+/// Adds a page to an I/O vector, to its last element where it follows on that.
+fn add_to(vector: &mut Vec<libc::iovec>, base: usize) {
+    match vector.last_mut() {
+        Some(last) if last.iov_base as usize + last.iov_len == base => {
+            last.iov_len += PAGE_SIZE as usize;
+        }
+        _ => vector.push(iovec(base, PAGE_SIZE)),
+    }
 }
 
 /// Writes `bytes` to the process's memory at `ranges`, one after the other, whatever their protection.
@@ -225,6 +357,15 @@ pub fn write_bytes(pid: i32, addr: u64, bytes: &[u8]) -> Result<()> {
     write_through_mem(pid, &mut None, addr, bytes)
 }
 
+/// Memory with a descriptor and a name for people (memfd_create(2)), `len` bytes of zeroes.
+pub fn memfd(name: &str, len: u64) -> Result<OwnedFd> {
+    let fail = |call, e| SysError::new(call, format_args!("'{name}'"), e);
+    let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::ALLOW_SEALING;
+    let fd = rustix::fs::memfd_create(name, flags).map_err(|e| fail("memfd_create", e))?;
+    rustix::fs::ftruncate(&fd, len).map_err(|e| fail("ftruncate", e))?;
+    Ok(fd)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -300,6 +441,22 @@ mod tests {
         assert_eq!(faults, [ReadFault { addr: map.page(3) }]);
         let firsts: Vec<u8> = buffer.chunks(PAGE_SIZE as usize).map(|p| p[0]).collect();
         assert_eq!(firsts, [1, 2, 3, 0, 5]);
+    }
+
+    #[test]
+    fn reads_each_page_into_its_own_place() {
+        let map = Map::new(6);
+        (0..6).for_each(|n| map.fill(n, n as u8 + 1));
+        map.protect(1, libc::PROT_NONE);
+        map.unmap(3);
+        let order = [5, 1, 3, 0, 4, 2];
+        let pages: Vec<u64> = order.iter().map(|n| map.page(*n)).collect();
+        let mut buffer = vec![[0xee_u8; PAGE_SIZE as usize]; 6];
+        let mut places: Vec<&mut Page> = buffer.iter_mut().rev().collect();
+        let faults = read_pages_into(me(), &pages, &mut places).unwrap();
+        assert_eq!(faults, [ReadFault { addr: map.page(3) }]);
+        let firsts: Vec<u8> = buffer.iter().rev().map(|p| p[0]).collect();
+        assert_eq!(firsts, [6, 2, 0, 1, 5, 3]);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 #![allow(unsafe_code, reason = "system calls; each block says why it is sound")]
 
 pub mod arch;
+mod batch;
+mod bpf;
 mod error;
 pub mod fd;
 mod freeze;
@@ -10,34 +12,50 @@ mod guarded;
 mod handle;
 mod interrupted;
 mod kcmp;
+mod limits;
 mod memory;
 mod namespace;
 mod open;
 mod pagemap;
+mod pager;
 mod pidfd;
 pub mod proc;
 pub mod ptrace;
 mod remote;
+mod sched;
 mod scratch;
+mod stub;
 mod transfer;
+mod traps;
 mod uffd;
 
+pub use batch::{Question, ask};
+pub use bpf::{run_iterator, task_iterator};
 pub use error::SysError;
 pub use freeze::{Freeze, Frozen, Hold, release_strays};
 pub use gadgets::Gadgets;
-pub use guarded::{Call, Guarded};
+pub use guarded::{Call, Guarded, inject};
 pub use handle::path_of_handle;
+pub use interrupted::continued_call;
 pub use kcmp::compare_files;
-pub use memory::{ReadFault, read_bytes, read_pages, read_ranges, write_bytes, write_ranges};
-pub use namespace::in_network_of;
+pub use limits::{limit_name, limits, set_limit};
+pub use memory::{
+    ReadFault, memfd, read_bytes, read_pages, read_pages_into, read_ranges, write_bytes,
+    write_pages, write_ranges,
+};
+pub use namespace::{bring_up_loopback, in_network_of};
 pub use open::{
     create_in_root, duplicate_number, open_in_root, open_link, open_own_link, unnamed_in_root,
 };
-pub use pagemap::{PageInfo, Pagemap, ScanResult, clear_soft_dirty};
+pub use pagemap::{MayHold, PageInfo, Pagemap, ScanResult, clear_soft_dirty};
+pub use pager::{FileMap, PAGER_FLAGS, Pager, Piece, arm as arm_pager};
 pub use pidfd::{PidFd, ended_pidfd, pidfd_getfd, pidfd_open};
 pub use remote::Remote;
+pub use sched::{affinity, io_priority, scheduling, set_affinity, set_io_priority, set_scheduling};
 pub use scratch::ScratchMap;
+pub use stub::{Birth, Lazy, Loading, Released, Stub, StubCall, StubThread, fill_all};
 pub use transfer::{MOST_DESCRIPTORS, control_len, send_descriptors};
+pub use traps::{Trap, set_trap};
 pub use uffd::{CREATION_FLAGS as USERFAULTFD_FLAGS, Userfaultfd, WpRegister};
 
 /// Result of a system call wrapper.
@@ -49,17 +67,28 @@ pub fn monotonic_ns() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-/// Nanoseconds of a clock by its number; 0 for one that does not exist.
-pub fn clock_ns(clock: i32) -> u64 {
-    let mut now = libc::timespec {
+/// Version of the running kernel: major and minor number; zeroes when it does not say.
+pub fn kernel_version() -> (u32, u32) {
+    let release = rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned();
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map_while(|digits| digits.parse().ok());
+    let mut next = || numbers.next().unwrap_or(0);
+    (next(), next())
+}
+
+/// Nanoseconds of a clock, by its number (`clock_gettime(2)`); 0 for one that does not exist.
+pub fn clock_ns(clock: libc::clockid_t) -> i64 {
+    let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: `now` is a live structure that the call fills.
-    match unsafe { libc::clock_gettime(clock, &mut now) } {
-        0 => now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64,
-        _ => 0,
-    }
+    // SAFETY: `time` is a live structure that the call fills.
+    unsafe { libc::clock_gettime(clock, &mut time) };
+    time.tv_sec * 1_000_000_000 + time.tv_nsec
 }
 
 /// Makes this thread nicer to others by `steps`; less nice, where that is allowed, if negative.
@@ -68,5 +97,15 @@ pub fn renice(steps: i32) {
     unsafe {
         let now = libc::getpriority(libc::PRIO_PROCESS, 0);
         libc::setpriority(libc::PRIO_PROCESS, 0, now + steps);
+    }
+}
+
+/// Puts this thread's reads and writes behind those of others (`ioprio_set(2)`: best effort, lowest level).
+pub fn yield_io() {
+    const WHO_PROCESS: libc::c_int = 1;
+    const LOWEST: libc::c_int = 2 << 13 | 7;
+    // SAFETY: a system call without pointers; 0 is the calling thread.
+    unsafe {
+        libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, 0, LOWEST);
     }
 }

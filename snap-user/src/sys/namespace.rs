@@ -28,3 +28,28 @@ pub fn in_network_of<T: Send>(pid: i32, work: impl FnOnce() -> T + Send) -> Resu
         }
     })
 }
+
+/// Brings the loopback device of a process's network namespace up (netdevice(7)).
+pub fn bring_up_loopback(pid: i32) -> Result<()> {
+    in_network_of(pid, || {
+        let failed = |call| SysError::last(call, format_args!("network of process {pid}"));
+        // SAFETY: system calls; zeroed, the request is valid, its name is filled in, and it is live.
+        unsafe {
+            let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+            if socket < 0 {
+                return Err(failed("socket"));
+            }
+            let mut request: libc::ifreq = std::mem::zeroed();
+            request.ifr_name[0] = b'l' as libc::c_char;
+            request.ifr_name[1] = b'o' as libc::c_char;
+            request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+            let done = libc::ioctl(socket, libc::SIOCSIFFLAGS, &request);
+            let result = match done {
+                0 => Ok(()),
+                _ => Err(failed("ioctl(SIOCSIFFLAGS)")),
+            };
+            libc::close(socket);
+            result
+        }
+    })?
+}

@@ -22,6 +22,8 @@ pub struct PageInfo {
     pub written: bool,
     /// In swap, or not there at all: the kernel shows both alike, and does not show us which.
     pub ambiguous: bool,
+    /// The page of zeroes, or one that others have mapped too: entries show both alike. Only they set it.
+    pub maybe_zero: bool,
     /// Written since soft-dirty was last cleared; never set on kernels without soft-dirty.
     pub soft_dirty: bool,
 }
@@ -42,6 +44,7 @@ const PAGE_IS_PRESENT: u64 = 1 << 3;
 const PAGE_IS_SWAPPED: u64 = 1 << 4;
 const PAGE_IS_PFNZERO: u64 = 1 << 5;
 const PAGE_IS_SOFT_DIRTY: u64 = 1 << 7;
+const PAGE_IS_GUARD: u64 = 1 << 8;
 const PM_SCAN_WP_MATCHING: u64 = 1;
 
 #[repr(C)]
@@ -71,6 +74,16 @@ struct PmScanArg {
 nix::ioctl_readwrite!(pagemap_scan, b'f', 16, PmScanArg);
 
 const REGIONS: usize = 32 * 1024;
+
+/// What kind of pages may be in a range. For pages of files, the kernel has to look at the page
+/// itself, a cache miss each; page tables alone tell the rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MayHold {
+    /// Private anonymous mappings only: no page is of a file.
+    Anonymous,
+    /// Anything.
+    Files,
+}
 
 /// A process's page map.
 pub struct Pagemap {
@@ -105,12 +118,12 @@ impl Pagemap {
 
     /// The kernel has `PAGEMAP_SCAN`.
     pub fn can_scan(&mut self) -> bool {
-        self.scan(PageRange::new(0, 0)).is_ok()
+        self.scan(PageRange::new(0, 0), MayHold::Anonymous).is_ok()
     }
 
     /// Every page of `range` that is in memory or swapped, by `PAGEMAP_SCAN`.
-    pub fn scan(&mut self, range: PageRange) -> Result<ScanResult> {
-        self.run(range, 0, 0, PAGE_IS_PRESENT | PAGE_IS_SWAPPED)
+    pub fn scan(&mut self, range: PageRange, holds: MayHold) -> Result<ScanResult> {
+        self.run(range, holds, 0, 0, PAGE_IS_PRESENT | PAGE_IS_SWAPPED)
     }
 
     /// Every page of `range` that is there and was written since it was last protected; protects those
@@ -119,21 +132,74 @@ impl Pagemap {
     /// Holes stay as they are: protecting one takes a mark in a page table of its own, which costs the process
     /// 2 MiB for each GiB of address space that it only reserves. A page that comes to be in a hole is not
     /// protected, so it counts as written.
-    pub fn scan_and_protect(&mut self, range: PageRange) -> Result<ScanResult> {
+    pub fn scan_and_protect(&mut self, range: PageRange, holds: MayHold) -> Result<ScanResult> {
         self.swap = has_swap();
         let there = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
-        self.run(range, PM_SCAN_WP_MATCHING, PAGE_IS_WRITTEN, there)
+        self.run(range, holds, PM_SCAN_WP_MATCHING, PAGE_IS_WRITTEN, there)
     }
 
     fn run(
         &mut self,
         range: PageRange,
+        holds: MayHold,
         flags: u64,
         all_of: u64,
         any_of: u64,
     ) -> Result<ScanResult> {
-        self.regions.resize(REGIONS, PageRegion::default());
+        let files = match holds {
+            MayHold::Anonymous => 0,
+            MayHold::Files => PAGE_IS_FILE,
+        };
+        let wanted = files
+            | PAGE_IS_WRITTEN
+            | PAGE_IS_PRESENT
+            | PAGE_IS_SWAPPED
+            | PAGE_IS_PFNZERO
+            | PAGE_IS_SOFT_DIRTY;
         let mut found = Vec::new();
+        self.walk(range, [flags, all_of, any_of, wanted], |r| {
+            let has = |bit| r.categories & bit != 0;
+            let info = PageInfo {
+                present: has(PAGE_IS_PRESENT),
+                swapped: has(PAGE_IS_SWAPPED),
+                ambiguous: false,
+                maybe_zero: false,
+                file: has(PAGE_IS_FILE),
+                zero: has(PAGE_IS_PFNZERO),
+                written: has(PAGE_IS_WRITTEN),
+                soft_dirty: has(PAGE_IS_SOFT_DIRTY),
+            };
+            found.push((
+                PageRange {
+                    start: r.start,
+                    end: r.end,
+                },
+                info,
+            ));
+        })?;
+        self.without_marks(found)
+    }
+
+    /// Guard pages (`MADV_GUARD_INSTALL`) of `range`. Linux 6.15; before, no error but EINVAL.
+    pub fn guards(&mut self, range: PageRange) -> Result<Vec<PageRange>> {
+        let mut found: Vec<PageRange> = Vec::new();
+        self.walk(range, [0, 0, PAGE_IS_GUARD, PAGE_IS_GUARD], |r| {
+            found.push(PageRange {
+                start: r.start,
+                end: r.end,
+            });
+        })?;
+        Ok(found)
+    }
+
+    /// Hands over regions of pages: flags of the scan, categories of which a page has all, any, and those reported.
+    fn walk(
+        &mut self,
+        range: PageRange,
+        [flags, all_of, any_of, reported]: [u64; 4],
+        mut found: impl FnMut(&PageRegion),
+    ) -> Result<()> {
+        self.regions.resize(REGIONS, PageRegion::default());
         let mut start = range.start;
         loop {
             let mut arg = PmScanArg {
@@ -148,40 +214,17 @@ impl Pagemap {
                 category_inverted: 0,
                 category_mask: all_of,
                 category_anyof_mask: any_of,
-                return_mask: PAGE_IS_WRITTEN
-                    | PAGE_IS_FILE
-                    | PAGE_IS_PRESENT
-                    | PAGE_IS_SWAPPED
-                    | PAGE_IS_PFNZERO
-                    | PAGE_IS_SOFT_DIRTY,
+                return_mask: reported,
             };
             // SAFETY: `arg` has the kernel's layout and size, and its vector is `regions`, which
             // lives across the call and has `vec_len` entries.
             let filled = unsafe { pagemap_scan(self.file.as_raw_fd(), &mut arg) }.map_err(|e| {
                 SysError::new("PAGEMAP_SCAN", format_args!("process {}", self.pid), e)
             })?;
-            found.extend(self.regions[..filled as usize].iter().map(|r| {
-                let has = |bit| r.categories & bit != 0;
-                let info = PageInfo {
-                    present: has(PAGE_IS_PRESENT),
-                    swapped: has(PAGE_IS_SWAPPED),
-                    ambiguous: false,
-                    file: has(PAGE_IS_FILE),
-                    zero: has(PAGE_IS_PFNZERO),
-                    written: has(PAGE_IS_WRITTEN),
-                    soft_dirty: has(PAGE_IS_SOFT_DIRTY),
-                };
-                (
-                    PageRange {
-                        start: r.start,
-                        end: r.end,
-                    },
-                    info,
-                )
-            }));
+            self.regions[..filled as usize].iter().for_each(&mut found);
             // The walk stops early when the vector is full, and says where.
             if arg.walk_end >= range.end || arg.walk_end <= start {
-                return self.without_marks(found);
+                return Ok(());
             }
             start = arg.walk_end;
         }
@@ -215,7 +258,7 @@ impl Pagemap {
     }
 
     /// Every page of `range` that is in memory or swapped, from the map's entries: for kernels
-    /// without `PAGEMAP_SCAN`. They do not tell the page of zeroes apart.
+    /// without `PAGEMAP_SCAN`. They do not tell the page of zeroes apart from one that others have mapped too.
     pub fn read_entries(&self, range: PageRange) -> Result<ScanResult> {
         const CHUNK: usize = 8192;
         let mut found: ScanResult = Vec::new();
@@ -244,6 +287,8 @@ impl Pagemap {
                     ambiguous: has(62) && self.swap && place == 0,
                     file: has(61),
                     zero: false,
+                    // 56: mapped once. The page of zeroes is not counted.
+                    maybe_zero: has(63) && !has(61) && !has(56),
                     written: !has(57),
                     soft_dirty: has(55),
                 };
@@ -272,4 +317,33 @@ impl Pagemap {
 pub fn clear_soft_dirty(pid: i32) -> Result<()> {
     let path = format!("/proc/{pid}/clear_refs");
     std::fs::write(&path, "4").map_err(|e| SysError::new("write", path, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::{ScratchMap, read_bytes};
+
+    #[test]
+    fn entries_tell_that_a_page_may_be_the_one_of_zeroes() {
+        let me = std::process::id() as i32;
+        let mut map = ScratchMap::new(3).unwrap();
+        for n in 0..3 {
+            map.write(n, 7);
+        }
+        // Thrown away and read again: the page of zeroes, which no write has put there.
+        map.discard(1).unwrap();
+        read_bytes(me, map.range().start + PAGE_SIZE, &mut [0]).unwrap();
+        let pagemap = Pagemap::open(me).unwrap();
+        let maybe: Vec<bool> = (0..3)
+            .map(|n| {
+                let start = map.range().start + n * PAGE_SIZE;
+                let page = PageRange::new(start, start + PAGE_SIZE);
+                let found = pagemap.read_entries(page).unwrap();
+                assert!(found[0].1.present && found[0].1.is_own());
+                found[0].1.maybe_zero
+            })
+            .collect();
+        assert_eq!(maybe, [false, true, false]);
+    }
 }

@@ -3,7 +3,7 @@
 //! A tracer is one thread: every call here must come from the thread that seized the tracee.
 
 use super::{Result, SysError};
-use crate::model::{RobustList, Rseq};
+use crate::model::{RobustList, Rseq, SeccompFilter, SyscallDispatch};
 use std::collections::BTreeMap;
 use std::io;
 use std::ptr;
@@ -16,10 +16,16 @@ const PTRACE_GETSIGMASK: u32 = 0x420a;
 const PTRACE_SETSIGMASK: u32 = 0x420b;
 const PTRACE_PEEKSIGINFO: u32 = 0x4209;
 const PTRACE_PEEKSIGINFO_SHARED: u32 = 1;
+const PTRACE_SECCOMP_GET_FILTER: u32 = 0x420c;
+const PTRACE_SECCOMP_GET_METADATA: u32 = 0x420d;
+const PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4210;
+const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: u32 = 0x4211;
 const PTRACE_GET_RSEQ_CONFIGURATION: u32 = 0x420f;
 const PTRACE_EVENT_STOP: i32 = 128;
 const PTRACE_O_SUSPEND_SECCOMP: u64 = 1 << 21;
 const PTRACE_O_TRACECLONE: u64 = 1 << 3;
+const PTRACE_O_TRACEFORK: u64 = 1 << 1;
+const PTRACE_O_EXITKILL: u64 = 1 << 20;
 const PTRACE_O_TRACESYSGOOD: u64 = 1;
 const NT_PRSTATUS: i32 = 1;
 /// Size of the kernel's `siginfo_t`.
@@ -30,8 +36,10 @@ pub const SIGINFO_SIZE: usize = 128;
 pub struct Options {
     /// Let injected calls pass the target's seccomp filters. Needs CAP_SYS_ADMIN; the caller retries without.
     pub suspend_seccomp: bool,
-    /// New threads of the tracee start traced and stopped.
+    /// New threads and children of the tracee start traced and stopped.
     pub trace_clone: bool,
+    /// The tracee is killed when its tracer ends.
+    pub exit_kill: bool,
 }
 
 impl Options {
@@ -41,7 +49,10 @@ impl Options {
             bits |= PTRACE_O_SUSPEND_SECCOMP;
         }
         if self.trace_clone {
-            bits |= PTRACE_O_TRACECLONE;
+            bits |= PTRACE_O_TRACECLONE | PTRACE_O_TRACEFORK;
+        }
+        if self.exit_kill {
+            bits |= PTRACE_O_EXITKILL;
         }
         bits
     }
@@ -58,7 +69,7 @@ pub enum Event {
     Signal(i32),
     /// At the entry or the exit of a system call.
     Syscall,
-    /// Made a new thread (`PTRACE_EVENT_CLONE`).
+    /// Made a new thread or a child (`PTRACE_EVENT_CLONE`, `PTRACE_EVENT_FORK`).
     Clone,
     /// Ended, with the wait status.
     Exited(i32),
@@ -142,6 +153,14 @@ pub fn wait(tid: Tid) -> Result<Event> {
     wait_with(tid, 0).map(|event| event.expect("a blocking wait returns with an event"))
 }
 
+/// Waits until a thread that was made by a tracee is stopped at its start.
+pub fn wait_for_start(tid: Tid) -> Result<()> {
+    while !matches!(wait(tid)?, Event::Stopped | Event::GroupStopped) {
+        cont(tid, 0)?;
+    }
+    Ok(())
+}
+
 /// What a tracee has to report, without waiting for it.
 pub fn try_wait(tid: Tid) -> Result<Option<Event>> {
     wait_with(tid, libc::WNOHANG)
@@ -195,7 +214,7 @@ fn decode(status: i32) -> Event {
     match status >> 16 {
         PTRACE_EVENT_STOP if signal == libc::SIGTRAP => Event::Stopped,
         PTRACE_EVENT_STOP => Event::GroupStopped,
-        libc::PTRACE_EVENT_CLONE => Event::Clone,
+        libc::PTRACE_EVENT_CLONE | libc::PTRACE_EVENT_FORK => Event::Clone,
         _ if signal == libc::SIGTRAP | 0x80 => Event::Syscall,
         _ => Event::Signal(signal),
     }
@@ -367,6 +386,84 @@ pub fn robust_list(tid: Tid) -> Result<Option<RobustList>> {
         head: head as u64,
         len: len as u64,
     }))
+}
+
+/// The system call filters of a thread, the first installed first. Needs CAP_SYS_ADMIN, and a
+/// caller without filters of its own.
+pub fn seccomp_filters(tid: Tid) -> Result<Vec<SeccompFilter>> {
+    /// Bytes of `struct sock_filter`.
+    const INSN: usize = 8;
+    let mut filters = Vec::new();
+    // Number 0 is the one installed last.
+    for index in 0.. {
+        let get = |buffer: usize| {
+            request(
+                "PTRACE_SECCOMP_GET_FILTER",
+                PTRACE_SECCOMP_GET_FILTER,
+                tid,
+                index,
+                buffer,
+            )
+        };
+        let insns = match get(0) {
+            Ok(insns) => insns as usize,
+            Err(e) if e.errno() == Some(libc::ENOENT) => break,
+            Err(e) => return Err(e),
+        };
+        let mut program = vec![0u8; insns * INSN];
+        get(program.as_mut_ptr() as usize)?;
+        // Filter number, flags (Linux 4.17).
+        let mut metadata = [index as u64, 0];
+        let size = size_of_val(&metadata);
+        let _ = request(
+            "PTRACE_SECCOMP_GET_METADATA",
+            PTRACE_SECCOMP_GET_METADATA,
+            tid,
+            size,
+            metadata.as_mut_ptr() as usize,
+        );
+        filters.push(SeccompFilter {
+            flags: metadata[1],
+            program,
+        });
+    }
+    filters.reverse();
+    Ok(filters)
+}
+
+/// `struct ptrace_sud_config`: mode, address of the selector, start and length of the range.
+type DispatchConfiguration = [u64; 4];
+
+/// A thread's dispatch of system calls to a handler. Linux 6.4.
+pub fn syscall_dispatch(tid: Tid) -> Result<SyscallDispatch> {
+    let mut config = DispatchConfiguration::default();
+    request(
+        "PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG",
+        PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG,
+        tid,
+        size_of_val(&config),
+        config.as_mut_ptr() as usize,
+    )?;
+    let [mode, selector, offset, len] = config;
+    Ok(SyscallDispatch {
+        mode,
+        selector,
+        offset,
+        len,
+    })
+}
+
+/// Sets a thread's dispatch of system calls. Linux 6.4.
+pub fn set_syscall_dispatch(tid: Tid, to: &SyscallDispatch) -> Result<()> {
+    let config: DispatchConfiguration = [to.mode, to.selector, to.offset, to.len];
+    request(
+        "PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG",
+        PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG,
+        tid,
+        size_of_val(&config),
+        config.as_ptr() as usize,
+    )
+    .map(drop)
 }
 
 #[cfg(test)]

@@ -14,25 +14,34 @@ pub struct Remote {
     insn: u64,
     saved: Registers,
     sigmask: u64,
+    options: Options,
+    /// Stack pointer while calls run.
+    sp: u64,
     restore: bool,
 }
 
 impl Remote {
     /// Takes a stopped thread. `insn` is the address of a system call instruction in its code.
     pub fn new(tid: Tid, insn: u64) -> Result<Self> {
+        Self::with_options(tid, insn, Options::default())
+    }
+
+    /// The same for a thread that is traced with these options, which it has again afterwards.
+    pub fn with_options(tid: Tid, insn: u64, options: Options) -> Result<Self> {
         let saved = ptrace::registers(tid)?;
         let sigmask = ptrace::sigmask(tid)?;
-        // Needs CAP_SYS_ADMIN; without it the target's own filters decide.
-        let options = Options {
+        let injecting = Options {
             suspend_seccomp: true,
             trace_clone: true,
+            ..options
         };
-        if ptrace::set_options(tid, options).is_err() {
+        // Needs CAP_SYS_ADMIN; without it the target's own filters decide.
+        if ptrace::set_options(tid, injecting).is_err() {
             ptrace::set_options(
                 tid,
                 Options {
                     suspend_seccomp: false,
-                    trace_clone: true,
+                    ..injecting
                 },
             )?;
         }
@@ -40,16 +49,39 @@ impl Remote {
         Ok(Self {
             tid,
             insn,
+            sp: saved.sp(),
             saved,
             sigmask,
+            options,
             restore: true,
         })
+    }
+
+    /// Has the calls that follow run with no stack: as if the thread were on none, for calls that ask.
+    pub fn leave_stack(&mut self) {
+        self.sp = 0;
     }
 
     /// Runs one system call. Returns its result; an error number of the call is an error here,
     /// named `name`.
     pub fn call(&mut self, name: &'static str, nr: i64, args: [u64; 6]) -> Result<u64> {
-        let result = self.raw(nr, args)?;
+        let (result, _) = self.run(nr, args)?;
+        self.checked(name, result)
+    }
+
+    /// Makes a thread by clone(2) with these flags; it starts stopped and traced by this tracer,
+    /// with the registers of this thread.
+    pub fn clone_thread(&mut self, args: [u64; 6], nr: i64) -> Result<Tid> {
+        match self.run(nr, args)? {
+            (_, Some(child)) => {
+                ptrace::wait_for_start(child)?;
+                Ok(child)
+            }
+            (result, None) => self.checked("clone", result).map(|tid| tid as Tid),
+        }
+    }
+
+    fn checked(&self, name: &'static str, result: i64) -> Result<u64> {
         if (-4095..0).contains(&result) {
             return Err(SysError::new(
                 name,
@@ -60,63 +92,29 @@ impl Remote {
         Ok(result as u64)
     }
 
-    fn raw(&mut self, nr: i64, args: [u64; 6]) -> Result<i64> {
-        let regs = self.saved.with_syscall(self.insn, nr as u64, args);
+    /// The result of a call, and the thread that it made.
+    ///
+    /// Stops at entry and exit rather than steps: the trap of a step is a signal, and forcing one on a
+    /// thread that blocks or ignores it takes the program's own handler of SIGTRAP away.
+    fn run(&mut self, nr: i64, args: [u64; 6]) -> Result<(i64, Option<Tid>)> {
+        let regs = Registers {
+            rsp: self.sp,
+            ..self.saved.with_syscall(self.insn, nr as u64, args)
+        };
         ptrace::set_registers(self.tid, &regs)?;
-        ptrace::single_step(self.tid)?;
-        loop {
-            match ptrace::wait(self.tid)? {
-                Event::Signal(libc::SIGTRAP) => {
-                    return Ok(ptrace::registers(self.tid)?.syscall_result());
-                }
-                Event::Exited(_) => return Err(self.ended()),
-                // A stop in the middle: the instruction has not run, or its result is still to come.
-                _ => {
-                    let now = ptrace::registers(self.tid)?;
-                    if now.rip != self.insn {
-                        return Ok(now.syscall_result());
-                    }
-                    ptrace::single_step(self.tid)?;
-                }
-            }
-        }
-    }
-
-    /// Makes a thread by clone(2) with these flags; it starts stopped and traced by this tracer,
-    /// with the registers of this thread.
-    pub fn clone_thread(&mut self, args: [u64; 6], nr: i64) -> Result<Tid> {
-        let regs = self.saved.with_syscall(self.insn, nr as u64, args);
-        ptrace::set_registers(self.tid, &regs)?;
-        ptrace::cont_to_syscall(self.tid)?;
         let mut child = None;
         let mut stops = 0;
-        loop {
+        while stops < 2 {
+            ptrace::cont_to_syscall(self.tid)?;
             match ptrace::wait(self.tid)? {
                 Event::Clone => child = Some(ptrace::event_message(self.tid)? as Tid),
                 Event::Exited(_) => return Err(self.ended()),
                 Event::Syscall => stops += 1,
                 _ => {}
             }
-            // Entry, then exit of the call.
-            if stops == 2 {
-                break;
-            }
-            ptrace::cont_to_syscall(self.tid)?;
         }
         let result = ptrace::registers(self.tid)?.syscall_result();
-        match child {
-            Some(child) => {
-                while !matches!(ptrace::wait(child)?, Event::Stopped | Event::GroupStopped) {
-                    ptrace::cont(child, 0)?;
-                }
-                Ok(child)
-            }
-            None => Err(SysError::new(
-                "clone",
-                format_args!("thread {}, by injection", self.tid),
-                io::Error::from_raw_os_error(-result as i32),
-            )),
-        }
+        Ok((result, child))
     }
 
     /// Ends the thread by exit(2). Other threads go on.
@@ -151,7 +149,7 @@ impl Drop for Remote {
         if self.restore {
             let _ = ptrace::set_registers(self.tid, &self.saved);
             let _ = ptrace::set_sigmask(self.tid, self.sigmask);
-            let _ = ptrace::set_options(self.tid, Options::default());
+            let _ = ptrace::set_options(self.tid, self.options);
         }
     }
 }

@@ -2,7 +2,10 @@
 
 use super::fault_log::FaultLog;
 use super::{Result, Survey, Tracker, survey};
-use crate::model::{PageRange, PageSet, Vma};
+use crate::model::{PAGE_SIZE, PageRange, PageSet, Vma};
+
+/// Looking at so many pages more costs less than one more look, in bytes.
+const CHEAP_GAP: u64 = 32 * PAGE_SIZE;
 
 /// What a stopped process has to have copied.
 #[derive(Clone, Debug, Default)]
@@ -88,17 +91,29 @@ impl Epoch {
         add(&mut self.current.carried, pages.clone());
     }
 
+    /// Mappings have changed since the tracker last looked at them, as far as events tell.
+    pub fn is_remapped(&self) -> bool {
+        !self.registered
+    }
+
+    /// Pages written since the last rearm, if the log tells: an upper bound.
+    pub fn written_since_rearm(&self) -> Option<u64> {
+        let log = self.log.as_ref()?;
+        (self.rearmed && log.is_whole()).then(|| log.len())
+    }
+
     /// Ahead of the stop: pages worth copying now. `None` if the tracker keeps no record of writes.
     /// The target may run, unless the tracker re-arms only while it is stopped.
     /// Events of everything that happened before must have been entered, `vmas` read after that.
-    pub fn precopy(&mut self, vmas: &[Vma]) -> Result<Option<PageSet>> {
+    /// `watched` is called when it may go on again.
+    pub fn precopy(&mut self, vmas: &[Vma], watched: &mut dyn FnMut()) -> Result<Option<PageSet>> {
         if let Some(log) = &mut self.log {
             log.rearm();
         }
         // A stack grows without an event, but within its mapping.
         let unchanged = self.registered && self.log.as_ref().is_some_and(FaultLog::is_whole);
         self.registered = true;
-        let Some(found) = self.tracker.rearm(vmas, unchanged)? else {
+        let Some(found) = self.tracker.rearm(vmas, unchanged, watched)? else {
             return Ok(None);
         };
         self.rearmed = true;
@@ -111,7 +126,12 @@ impl Epoch {
     /// must follow before the next rotation.
     pub fn rotate(&mut self, vmas: &[Vma], known: impl Fn(u64) -> bool) -> Result<Dirty> {
         let by_log = match &self.log {
-            Some(log) if self.rearmed && log.is_whole() && self.tracker.refused().is_empty() => {
+            Some(log)
+                if self.rearmed
+                    && log.is_whole()
+                    && self.tracker.every_write_faults()
+                    && self.tracker.refused().is_empty() =>
+            {
                 Some(log.split(|page| known(page) || self.current.reported.contains(page)))
             }
             _ => None,
@@ -120,7 +140,8 @@ impl Epoch {
             Some((pages, windows)) => {
                 let area = windows
                     .union(&self.current.remapped)
-                    .union(&self.current.carried);
+                    .union(&self.current.carried)
+                    .without_gaps(CHEAP_GAP);
                 let survey = self.tracker.survey(vmas, Some(&area))?;
                 // Outside the area, a page that was there at the last rearm still is.
                 let exact = pages
@@ -143,6 +164,11 @@ impl Epoch {
         add(&mut self.current.reported, dirty.copy.clone());
         self.unsafe_yet = std::mem::take(&mut self.current);
         Ok(dirty)
+    }
+
+    /// Pages that were not written since the last look are known to be so.
+    pub fn is_armed(&self) -> bool {
+        self.rearmed
     }
 
     /// Everything, whatever the events said.
@@ -178,5 +204,79 @@ impl From<Survey> for Dirty {
             own: survey.own,
             full: false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Backing, PAGE_SIZE, Protection};
+    use crate::track::TrackerKind;
+
+    /// A mapping of which every page was written, though not every write was a fault.
+    struct Writer {
+        every_write_faults: bool,
+        refused: PageSet,
+    }
+
+    impl Tracker for Writer {
+        fn kind(&self) -> TrackerKind {
+            TrackerKind::SoftDirty
+        }
+
+        fn rearm(&mut self, _: &[Vma], _: bool, _: &mut dyn FnMut()) -> Result<Option<PageSet>> {
+            Ok(Some(PageSet::new()))
+        }
+
+        fn every_write_faults(&self) -> bool {
+            self.every_write_faults
+        }
+
+        fn survey(&mut self, vmas: &[Vma], area: Option<&PageSet>) -> Result<Survey> {
+            let examined = survey::examined(vmas, area);
+            Ok(Survey {
+                own: examined.clone(),
+                dirty: examined.clone(),
+                examined,
+            })
+        }
+
+        fn refused(&self) -> &PageSet {
+            &self.refused
+        }
+    }
+
+    fn rotated(every_write_faults: bool) -> Dirty {
+        let vmas = [Vma {
+            range: PageRange::new(0x20_0000, 0x40_0000),
+            prot: Protection {
+                read: true,
+                write: true,
+                exec: false,
+            },
+            shared: false,
+            backing: Backing::Anonymous { name: None },
+            flags: Vec::new(),
+            build_id: None,
+        }];
+        let tracker = Writer {
+            every_write_faults,
+            refused: PageSet::new(),
+        };
+        let mut epoch = Epoch::new(Box::new(tracker), true);
+        epoch.precopy(&vmas, &mut || {}).unwrap();
+        // The first write to a huge page whose pages are all known from before.
+        epoch.log().unwrap().record(1, 0x20_3000);
+        epoch.rotate(&vmas, |_| true).unwrap()
+    }
+
+    #[test]
+    fn a_log_stands_for_a_look_only_where_every_write_is_a_fault() {
+        let by_log = rotated(true);
+        assert!(!by_log.full);
+        assert_eq!(by_log.copy.pages(), 1);
+        let looked = rotated(false);
+        assert!(looked.full);
+        assert_eq!(looked.copy.pages(), 0x20_0000 / PAGE_SIZE);
     }
 }

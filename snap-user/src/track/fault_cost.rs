@@ -1,7 +1,7 @@
 //! What the first write to a protected page costs on this machine.
 
 use super::{Result, TrackError, TrackerKind};
-use crate::sys::{Pagemap, ScratchMap, Userfaultfd, WpRegister, monotonic_ns};
+use crate::sys::{MayHold, Pagemap, ScratchMap, Userfaultfd, WpRegister, monotonic_ns};
 
 /// Large enough that the clock and the first touch of the page tables do not show.
 const PAGES: u64 = 2048;
@@ -33,7 +33,7 @@ pub fn fault_cost_ns() -> Result<u64> {
     }
     let mut rounds = [0; ROUNDS];
     for (byte, round) in (1..).zip(&mut rounds) {
-        pagemap.scan_and_protect(range)?;
+        pagemap.scan_and_protect(range, MayHold::Files)?;
         let protected = write_all(byte);
         let plain = write_all(byte);
         *round = protected.saturating_sub(plain);

@@ -51,6 +51,16 @@ impl FaultLog {
         self.distrust = self.distrust.saturating_sub(1);
     }
 
+    /// Entries since the last rearm: at least as many as pages.
+    pub fn len(&self) -> u64 {
+        self.pages.len() as u64
+    }
+
+    /// Nothing was written since the last rearm.
+    pub fn is_empty(&self) -> bool {
+        self.pages.is_empty()
+    }
+
     /// Faults since the last call.
     pub fn take_count(&mut self) -> u64 {
         std::mem::take(&mut self.faults)

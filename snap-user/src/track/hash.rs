@@ -27,17 +27,23 @@ impl Tracker for Hash {
         TrackerKind::Hash
     }
 
-    fn rearm(&mut self, _vmas: &[Vma], _unchanged: bool) -> Result<Option<PageSet>> {
+    fn rearm(
+        &mut self,
+        _vmas: &[Vma],
+        _unchanged: bool,
+        watched: &mut dyn FnMut(),
+    ) -> Result<Option<PageSet>> {
+        watched();
         Ok(None)
     }
 
     fn survey(&mut self, vmas: &[Vma], area: Option<&PageSet>) -> Result<Survey> {
         let examined = survey::examined(vmas, area);
         let mut scan = Vec::new();
-        for range in examined.ranges() {
+        for (part, holds) in survey::by_holding_all(vmas, &examined) {
             scan.extend(match self.scans {
-                true => self.pagemap.scan(*range)?,
-                false => self.pagemap.read_entries(*range)?,
+                true => self.pagemap.scan(part, holds)?,
+                false => self.pagemap.read_entries(part)?,
             });
         }
         Ok(Survey::from_scan(

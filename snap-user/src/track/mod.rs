@@ -41,12 +41,30 @@ pub trait Tracker {
     /// watched again. `None` for a mechanism that keeps no record of writes.
     ///
     /// The target may run meanwhile, unless [`Tracker::rearms_stopped`]. `unchanged`: no mapping has
-    /// changed since the last call.
-    fn rearm(&mut self, vmas: &[Vma], unchanged: bool) -> Result<Option<PageSet>>;
+    /// changed since the last call. `watched` is called as soon as the kernel has done its part: a
+    /// target that was stopped for it may go on.
+    fn rearm(
+        &mut self,
+        vmas: &[Vma],
+        unchanged: bool,
+        watched: &mut dyn FnMut(),
+    ) -> Result<Option<PageSet>>;
 
     /// Reading and resetting the record are two steps, so that the target has to be stopped for
     /// [`Tracker::rearm`].
     fn rearms_stopped(&self) -> bool {
+        false
+    }
+
+    /// [`Tracker::rearm`] has the kernel flush translations once for each page table, which costs
+    /// much less while the target is stopped.
+    fn flushes_by_table(&self) -> bool {
+        false
+    }
+
+    /// Each first write to a page after [`Tracker::rearm`] is a fault at that page, so that a log of faults
+    /// is as good as a look at everything.
+    fn every_write_faults(&self) -> bool {
         false
     }
 

@@ -2,7 +2,7 @@
 
 use super::TrackerKind;
 use crate::model::{PAGE_SIZE, PageRange};
-use crate::sys::{Pagemap, ScratchMap, Userfaultfd, WpRegister, clear_soft_dirty};
+use crate::sys::{MayHold, Pagemap, ScratchMap, Userfaultfd, WpRegister, clear_soft_dirty};
 use std::sync::OnceLock;
 
 /// Outcome of a self-test.
@@ -49,19 +49,19 @@ fn write_protect() -> Support {
         if uffd.register(map.range())? != WpRegister::Done {
             return Ok(Support::No("the kernel refuses to register memory".into()));
         }
-        pagemap.scan_and_protect(map.range())?;
-        let clean = pagemap.scan(map.range())?;
+        pagemap.scan_and_protect(map.range(), MayHold::Files)?;
+        let clean = pagemap.scan(map.range(), MayHold::Files)?;
         map.write(2, 2);
         map.write(5, 2);
         map.discard(6)?;
         let written: Vec<PageRange> = pagemap
-            .scan(map.range())?
+            .scan(map.range(), MayHold::Files)?
             .into_iter()
             .filter(|(_, info)| info.written && info.is_own())
             .map(|(range, _)| range)
             .collect();
         let there = pagemap
-            .scan(page(&map, 6))?
+            .scan(page(&map, 6), MayHold::Files)?
             .iter()
             .any(|(_, info)| info.is_own());
         Ok(if clean.iter().any(|(_, info)| info.written) {

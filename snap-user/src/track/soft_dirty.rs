@@ -31,9 +31,15 @@ impl Tracker for SoftDirty {
         TrackerKind::SoftDirty
     }
 
-    fn rearm(&mut self, vmas: &[Vma], _unchanged: bool) -> Result<Option<PageSet>> {
+    fn rearm(
+        &mut self,
+        vmas: &[Vma],
+        _unchanged: bool,
+        watched: &mut dyn FnMut(),
+    ) -> Result<Option<PageSet>> {
         let found = self.survey(vmas, None)?.dirty;
         clear_soft_dirty(self.pid)?;
+        watched();
         self.cleared = true;
         Ok(Some(found))
     }
@@ -45,10 +51,10 @@ impl Tracker for SoftDirty {
     fn survey(&mut self, vmas: &[Vma], area: Option<&PageSet>) -> Result<Survey> {
         let examined = survey::examined(vmas, area);
         let mut scan = Vec::new();
-        for range in examined.ranges() {
+        for (part, holds) in survey::by_holding_all(vmas, &examined) {
             scan.extend(match self.scans {
-                true => self.pagemap.scan(*range)?,
-                false => self.pagemap.read_entries(*range)?,
+                true => self.pagemap.scan(part, holds)?,
+                false => self.pagemap.read_entries(part)?,
             });
         }
         let cleared = self.cleared;
@@ -59,6 +65,13 @@ impl Tracker for SoftDirty {
             &self.refused,
             |info| info.soft_dirty || !cleared,
         ))
+    }
+
+    /// A huge page stays whole: the first write to it makes all of it writable, and the other 511 pages are
+    /// written without a fault. And khugepaged (Documentation/admin-guide/mm/transhuge.rst) makes a writable
+    /// huge page of protected small ones at any time. The soft-dirty bits tell of both.
+    fn every_write_faults(&self) -> bool {
+        false
     }
 
     fn refused(&self) -> &PageSet {

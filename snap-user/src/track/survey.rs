@@ -1,7 +1,7 @@
 //! What a look at the page tables of a stopped process tells.
 
 use crate::model::{PageRange, PageSet, Vma};
-use crate::sys::{PageInfo, ScanResult};
+use crate::sys::{MayHold, PageInfo, ScanResult};
 
 /// The state of the private mappings within an area.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,8 +50,9 @@ impl Survey {
         let mut changed = Vec::new();
         for (range, info, _) in in_private(scan, vmas).filter(|(_, info, _)| info.is_own()) {
             own.push(range);
-            // What may not be there at all has no record of writes: its content tells.
-            if dirty(&info) || info.ambiguous {
+            // What may not be there at all has no record of writes, nor has the page of zeroes, which reading
+            // puts in the place of a page that was thrown away: the content tells.
+            if dirty(&info) || info.ambiguous || info.maybe_zero {
                 changed.push(range);
             }
         }
@@ -72,6 +73,47 @@ pub(super) fn examined(vmas: &[Vma], area: Option<&PageSet>) -> PageSet {
         None => all,
         Some(area) => all.intersect(area),
     }
+}
+
+/// As [`by_holding`], for each range of a set.
+pub(super) fn by_holding_all<'a>(
+    vmas: &'a [Vma],
+    area: &'a PageSet,
+) -> impl Iterator<Item = (PageRange, MayHold)> + 'a {
+    area.ranges()
+        .iter()
+        .flat_map(|range| by_holding(vmas, *range))
+}
+
+/// Below this size a mapping is not worth a call of its own.
+const APART: u64 = 2 << 20;
+
+/// Cuts `area` where large private anonymous mappings begin and end, and says what each part may hold.
+pub(super) fn by_holding(vmas: &[Vma], area: PageRange) -> Vec<(PageRange, MayHold)> {
+    let mut parts: Vec<(PageRange, MayHold)> = Vec::new();
+    let mut at = area.start;
+    let first = vmas.partition_point(|v| v.range.end <= area.start);
+    let anonymous = vmas[first..]
+        .iter()
+        .take_while(|v| v.range.start < area.end)
+        .filter(|v| v.is_private_anonymous() && v.range.len() >= APART)
+        .filter_map(|v| v.range.intersect(&area));
+    for range in anonymous {
+        match parts.last_mut() {
+            Some((last, MayHold::Anonymous)) if last.end == range.start => last.end = range.end,
+            _ => {
+                if at < range.start {
+                    parts.push((PageRange::new(at, range.start), MayHold::Files));
+                }
+                parts.push((range, MayHold::Anonymous));
+            }
+        }
+        at = range.end;
+    }
+    if at < area.end {
+        parts.push((PageRange::new(at, area.end), MayHold::Files));
+    }
+    parts
 }
 
 #[cfg(test)]
@@ -119,6 +161,34 @@ mod tests {
         assert_eq!(survey.own.ranges(), want);
         assert_eq!(survey.dirty, survey.own);
         assert_eq!(survey.examined, survey.own);
+    }
+
+    #[test]
+    fn an_area_is_cut_into_what_holds_only_anonymous_pages_and_the_rest() {
+        let anon = || Backing::Anonymous { name: None };
+        let big = APART / PAGE_SIZE;
+        let vmas = [
+            vma(0x1000, 1, false, anon()),
+            vma(1 << 30, big, false, anon()),
+            vma((1 << 30) + APART, big, false, Backing::Heap),
+            vma(2 << 30, big, true, anon()),
+            vma(3 << 30, big, false, anon()),
+        ];
+        let area = PageRange::new(0, (3 << 30) + APART / 2);
+        let want = [
+            (PageRange::new(0, 1 << 30), MayHold::Files),
+            (
+                PageRange::new(1 << 30, (1 << 30) + 2 * APART),
+                MayHold::Anonymous,
+            ),
+            (
+                PageRange::new((1 << 30) + 2 * APART, 3 << 30),
+                MayHold::Files,
+            ),
+            (PageRange::new(3 << 30, area.end), MayHold::Anonymous),
+        ];
+        assert_eq!(by_holding(&vmas, area), want);
+        assert_eq!(by_holding(&[], area), [(area, MayHold::Files)]);
     }
 
     #[test]

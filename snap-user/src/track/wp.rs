@@ -42,29 +42,41 @@ impl Tracker for WriteProtect {
         TrackerKind::WriteProtect
     }
 
-    fn rearm(&mut self, vmas: &[Vma], unchanged: bool) -> Result<Option<PageSet>> {
+    fn rearm(
+        &mut self,
+        vmas: &[Vma],
+        unchanged: bool,
+        watched: &mut dyn FnMut(),
+    ) -> Result<Option<PageSet>> {
         // Registering takes the lock that the target's page faults wait for.
         if !unchanged {
             self.register(vmas)?;
         }
-        let scan = self.pagemap.scan_and_protect(PageRange::new(0, USER_END))?;
+        let mut scans = Vec::new();
+        for (part, holds) in survey::by_holding(vmas, PageRange::new(0, USER_END)) {
+            scans.push(self.pagemap.scan_and_protect(part, holds)?);
+        }
+        watched();
         // Whatever was protected is reported, also where `vmas` is out of date by now.
-        let own = scan.into_iter().filter(|(_, info)| info.is_own());
+        let own = scans.into_iter().flatten();
+        let own = own.filter(|(_, info)| info.is_own());
         Ok(Some(own.map(|(range, _)| range).collect()))
+    }
+
+    fn flushes_by_table(&self) -> bool {
+        true
     }
 
     fn survey(&mut self, vmas: &[Vma], area: Option<&PageSet>) -> Result<Survey> {
         let examined = survey::examined(vmas, area);
-        let scan = match area {
-            None => self.pagemap.scan(PageRange::new(0, USER_END))?,
-            Some(_) => {
-                let mut scan = Vec::new();
-                for range in examined.ranges() {
-                    scan.extend(self.pagemap.scan(*range)?);
-                }
-                scan
-            }
+        let area = match area {
+            None => PageSet::from_ranges(vec![PageRange::new(0, USER_END)]),
+            Some(_) => examined.clone(),
         };
+        let mut scan = Vec::new();
+        for (part, holds) in survey::by_holding_all(vmas, &area) {
+            scan.extend(self.pagemap.scan(part, holds)?);
+        }
         Ok(Survey::from_scan(
             &scan,
             vmas,
@@ -72,6 +84,11 @@ impl Tracker for WriteProtect {
             &self.refused,
             |info| info.written,
         ))
+    }
+
+    /// Huge pages are split where they are written, and khugepaged leaves protected pages alone.
+    fn every_write_faults(&self) -> bool {
+        true
     }
 
     fn refused(&self) -> &PageSet {

@@ -1,5 +1,7 @@
 //! A store with four snapshots of an invented process, and the binary run on it.
 
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
 use snap_user::codec::Scratch;
 use snap_user::model::{
     Backing, Costs, Descriptor, FileKind, OpenFile, PAGE_SIZE, Page, PageCounts, PageRange, Phases,

@@ -41,6 +41,8 @@ pub const KINDS: &[&str] = &[
     "wait4",
     "accept",
     "recv",
+    "recv-timeout",
+    "read-timeout",
 ];
 
 /// Naps of a millisecond after which a message is sent again where rollbacks are announced.

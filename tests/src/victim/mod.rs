@@ -19,6 +19,7 @@
 //! | the others | one victim each |
 
 pub mod args;
+pub mod attributes;
 pub mod avx;
 pub mod blocked;
 pub mod counter;
@@ -117,6 +118,11 @@ pub const VICTIMS: &[(&str, &str, Start)] = &[
         "files",
         "open files of one kind, all that a program sees of them",
         files::start,
+    ),
+    (
+        "attributes",
+        "signal dispositions, timers, ids, limits, scheduling",
+        attributes::start,
     ),
     ("sparse", "much address space and few pages", sparse::start),
 ];

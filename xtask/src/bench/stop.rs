@@ -40,18 +40,9 @@ pub fn measure(ksnap: &Path, mib: u64, seconds: u64) -> Result<Report> {
     let page_ns = floor::copy_of_a_page_ns();
 
     let mut load = load::start(&redis, keys)?;
-    let pairs = seconds.div_ceil(WINDOW.as_secs()).max(2);
-    let window = Duration::from_secs(seconds) / u32::try_from(pairs)?;
-    let (mut without, mut with) = (Vec::new(), Vec::new());
-    let (mut taken, mut first) = (Vec::new(), Vec::new());
-    for pair in 1..=pairs {
-        eprintln!("window {pair} of {pairs}: without snapshots, then with");
-        std::thread::sleep(SETTLE);
-        without.push(load::observe(&redis, window)?);
-        let watched = watched(&ksnap, &redis, window)?;
-        with.push(watched.fared);
-        taken.extend(watched.taken);
-        first.push(watched.first);
+    let mut measured = Vec::new();
+    for pace in [Pace::AsAsked, Pace::Bounded] {
+        measured.push(alternate(&ksnap, &redis, pace, seconds)?);
     }
     ensure!(
         load.running()?,
@@ -59,7 +50,6 @@ pub fn measure(ksnap: &Path, mib: u64, seconds: u64) -> Result<Report> {
         load.stderr()
     );
     drop(load);
-    ensure!(!taken.is_empty(), "no snapshot was taken in any window");
 
     let gcore = {
         eprintln!("the same by gcore and criu");
@@ -75,13 +65,93 @@ pub fn measure(ksnap: &Path, mib: u64, seconds: u64) -> Result<Report> {
         keys,
         idle,
         page_ns,
-        without,
-        with,
-        taken,
-        first,
+        measured,
         gcore,
         criu,
     })
+}
+
+/// How often snapshots are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// As often as asked, or as storing them allows.
+    AsAsked,
+    /// As the default has it: no more often than their price allows.
+    Bounded,
+}
+
+impl Pace {
+    /// As in the output.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::AsAsked => "--max-overhead off",
+            Self::Bounded => "--max-overhead 10%, the default",
+        }
+    }
+
+    fn argument(self) -> &'static str {
+        match self {
+            Self::AsAsked => "off",
+            Self::Bounded => "10%",
+        }
+    }
+
+    /// Few snapshots are taken where their price is bounded: they need longer windows.
+    fn window(self) -> Duration {
+        match self {
+            Self::AsAsked => WINDOW,
+            Self::Bounded => 4 * WINDOW,
+        }
+    }
+}
+
+/// Windows without and with snapshots, in alternation.
+pub struct Measured {
+    /// How often they were taken.
+    pub pace: Pace,
+    /// Windows without snapshots.
+    pub without: Vec<Fared>,
+    /// Windows with snapshots.
+    pub with: Vec<Fared>,
+    /// Length of all windows with snapshots.
+    pub lasted: Duration,
+    /// Costs of the snapshots in the windows.
+    pub taken: Vec<Value>,
+    /// Costs of the first snapshot of each watch.
+    pub first: Vec<Value>,
+}
+
+fn alternate(ksnap: &Ksnap, redis: &Redis, pace: Pace, seconds: u64) -> Result<Measured> {
+    let pairs = seconds.div_ceil(WINDOW.as_secs()).max(2);
+    let window = pace.window() * u32::try_from(seconds)? / u32::try_from(pairs * WINDOW.as_secs())?;
+    let mut measured = Measured {
+        pace,
+        without: Vec::new(),
+        with: Vec::new(),
+        lasted: Duration::ZERO,
+        taken: Vec::new(),
+        first: Vec::new(),
+    };
+    for pair in 1..=pairs {
+        eprintln!(
+            "{}, window {pair} of {pairs}: without snapshots, then with",
+            pace.name()
+        );
+        std::thread::sleep(SETTLE);
+        measured
+            .without
+            .push(load::observe(redis, window.min(WINDOW))?);
+        let watched = watched(ksnap, redis, pace, window)?;
+        measured.with.push(watched.fared);
+        measured.taken.extend(watched.taken);
+        measured.first.push(watched.first);
+        measured.lasted += window;
+    }
+    ensure!(
+        !measured.taken.is_empty(),
+        "no snapshot was taken in any window"
+    );
+    Ok(measured)
 }
 
 /// Costs of snapshots of a server that does nothing.
@@ -108,12 +178,14 @@ struct Watched {
     first: Value,
 }
 
-fn watched(ksnap: &Ksnap, redis: &Redis, window: Duration) -> Result<Watched> {
+fn watched(ksnap: &Ksnap, redis: &Redis, pace: Pace, window: Duration) -> Result<Watched> {
     let mut watch = ksnap.start(&[
         "watch",
         &redis.pid().to_string(),
         "--every",
         EVERY,
+        "--max-overhead",
+        pace.argument(),
         "--json",
     ])?;
     let mut first = taken(&mut watch, FIRST)?.context("no first snapshot in time")?;

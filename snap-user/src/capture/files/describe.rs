@@ -163,7 +163,7 @@ impl Files {
             }
         }
         if timer.settime_flags & libc::TFD_TIMER_ABSTIME as u32 != 0 && timer.value_ns != 0 {
-            timer.expires_ns = Some(sys::clock_ns(timer.clock) + timer.value_ns);
+            timer.expires_ns = Some(sys::clock_ns(timer.clock) as u64 + timer.value_ns);
         }
         Some(timer)
     }

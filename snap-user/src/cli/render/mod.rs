@@ -5,8 +5,10 @@ pub mod diff;
 pub mod human;
 pub mod inspection;
 pub mod log;
+pub mod revived;
 pub mod show;
 mod style;
+pub mod summary;
 mod table;
 pub mod taken;
 

@@ -180,6 +180,14 @@ fn costs(out: &mut dyn Write, costs: &Costs) -> io::Result<()> {
         nanos(phases.sync_ns)
     );
     field(out, "meanwhile", &outside)?;
+    if phases.pauses_ns > 0 {
+        let text = format!(
+            "{} in all to protect pages again, {} the longest",
+            nanos(phases.pauses_ns),
+            nanos(phases.longest_pause_ns)
+        );
+        field(out, "pauses", &text)?;
+    }
     let pages = &costs.pages;
     let text = format!(
         "{} resident ({}), {} scanned, {} dirty, {} copied ({} in the stop), {} changed",

@@ -18,6 +18,12 @@ pub fn taken(taken: &Taken) -> String {
     )
 }
 
+/// The same in a few words, where other processes have their share of the line.
+pub fn short(pid: i32, taken: &Taken) -> String {
+    let stop = nanos(taken.costs.phases.stop_ns);
+    format!("{pid} @{} {stop}", taken.seq)
+}
+
 /// Notes printed at most: a server whose clients have gone has one for each connection.
 const NOTES: usize = 8;
 

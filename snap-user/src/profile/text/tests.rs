@@ -30,6 +30,7 @@ fn report() -> Report {
         stop_seen: Some(times(790_400)),
         phases: PhaseTimes {
             precopy: times(3_100_000),
+            pauses: times(1_200_000),
             freeze: times(71_000),
             scan: times(102_000),
             copy: times(512_345),

@@ -65,7 +65,7 @@ fn write_file(pid: i32, fd: i32, saved: &SavedFile, content: &Content) -> sys::R
 }
 
 /// Size and time of change of a saved file now: through a descriptor that the process has, else by its path.
-pub fn look_at(pid: i32, live: &ProcessState, saved: &SavedFile) -> Option<crate::model::Regular> {
+fn look_at(pid: i32, live: &ProcessState, saved: &SavedFile) -> Option<crate::model::Regular> {
     let table = proc::FdTable::open(pid).ok()?;
     let through = live
         .open_files()
@@ -85,4 +85,15 @@ pub fn look_at(pid: i32, live: &ProcessState, saved: &SavedFile) -> Option<crate
         mtime_ns: stat.mtime_ns,
         mode: stat.mode,
     })
+}
+
+/// Saved files of a state whose content differs from what `pid` finds now, by size or time of change. `live` has its
+/// descriptors.
+pub fn changed<'a>(pid: i32, state: &'a ProcessState, live: &ProcessState) -> Vec<&'a SavedFile> {
+    let differs = |file: &&SavedFile| {
+        look_at(pid, live, file).is_none_or(|now| {
+            (now.size, now.mtime_ns) != (file.content.size, file.content.mtime_ns)
+        })
+    };
+    state.saved.iter().filter(differs).collect()
 }

@@ -19,7 +19,7 @@ mod sockets;
 mod watches;
 mod world;
 
-pub use contents::{look_at, write_back};
+pub use contents::{changed, write_back};
 pub use make::{Made, make};
 pub use plan::{FileWorld, FilesPlan, Look, Source, plan};
 pub use watches::Watch;

@@ -62,6 +62,12 @@ impl TestFiles {
         self.state().operations
     }
 
+    /// The crash has come.
+    pub fn is_dead(&self) -> bool {
+        let state = self.state();
+        matches!(state.plan, Plan::Crash(at) if at <= state.operations)
+    }
+
     /// Files opened, reads and bytes read since the last call.
     pub fn take_reads(&self) -> (u64, u64, u64) {
         let mut state = self.state();

@@ -6,4 +6,5 @@ mod corruption;
 mod faults;
 mod files;
 mod history;
+mod prune;
 mod support;

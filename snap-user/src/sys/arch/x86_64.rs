@@ -20,6 +20,9 @@ const ERESTARTNOINTR: i64 = -513;
 const ERESTARTNOHAND: i64 = -514;
 const ERESTART_RESTARTBLOCK: i64 = -516;
 
+/// Zero flag and sign flag: no result is zero and negative, so that no instruction that computes sets both.
+const RESTART_MARK: u64 = 0x40 | 0x80;
+
 /// General registers: `struct user_regs_struct`, the layout of `NT_PRSTATUS`.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -105,6 +108,11 @@ impl Registers {
         self.rsp
     }
 
+    /// Where the C library keeps what belongs to the thread.
+    pub fn thread_pointer(&self) -> u64 {
+        self.fs_base
+    }
+
     /// These registers, about to execute the system call instruction at `insn`.
     pub fn with_syscall(&self, insn: u64, nr: u64, args: [u64; 6]) -> Self {
         Self {
@@ -144,12 +152,20 @@ impl Registers {
     }
 
     /// These registers with the result on which the kernel restarts the call, or has it return
-    /// EINTR if a signal handler runs first.
+    /// EINTR if a signal handler runs first; and with a mark by which a later stop tells that the call
+    /// has not returned to the program since.
     pub fn with_restart_unless_handled(&self) -> Self {
         Self {
             rax: ERESTARTNOHAND as u64,
+            eflags: self.eflags | RESTART_MARK,
             ..*self
         }
+    }
+
+    /// The mark is there. The flags go into a call and come back from it unchanged, but no program looks at
+    /// them behind it: the first comparison replaces them.
+    pub fn has_restart_mark(&self) -> bool {
+        self.eflags & RESTART_MARK == RESTART_MARK
     }
 
     /// The interrupted system call continues by the thread's restart block, which only that thread,
@@ -159,13 +175,14 @@ impl Registers {
     }
 
     /// These registers in a form that does not need the restart block: the call is issued again
-    /// with its own arguments.
-    pub fn without_restart_block(&self) -> Self {
+    /// with its own arguments. `call`: its number, where it is known; the registers have that of
+    /// restart_syscall(2) if the kernel has continued it before.
+    pub fn without_restart_block(&self, call: Option<u64>) -> Self {
         if !self.needs_restart_block() {
             return *self;
         }
         Self {
-            rax: self.orig_rax,
+            rax: call.unwrap_or(self.orig_rax),
             rip: self.rip - SYSCALL_INSN.len() as u64,
             orig_rax: u64::MAX,
             ..*self
@@ -307,6 +324,68 @@ fn default_length(features: u64) -> usize {
         .fold(XSTATE_BV + 64, usize::max)
 }
 
+/// Components of the extended state that this processor and kernel have, as bits of XCR0.
+pub fn extended_features() -> u64 {
+    // CPUID leaf 1, bit 27 of ECX: XGETBV may be used.
+    if core::arch::x86_64::__cpuid(1).ecx >> 27 & 1 == 0 {
+        return 3;
+    }
+    let (low, high): (u32, u32);
+    // SAFETY: the instruction is there, register 0 always exists, and nothing but the two outputs changes.
+    unsafe {
+        core::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Components that a thread's extended state holds something in.
+pub fn extended_in_use(xstate: &[u8]) -> u64 {
+    match xstate.len() > XSTATE_BV + 8 {
+        true => word(xstate, XSTATE_BV),
+        false => 3,
+    }
+}
+
+/// Names of components, for people.
+pub fn extended_names(components: u64) -> String {
+    const NAMES: [&str; 19] = [
+        "x87",
+        "SSE",
+        "AVX",
+        "MPX",
+        "MPX",
+        "AVX-512",
+        "AVX-512",
+        "AVX-512",
+        "PT",
+        "protection keys",
+        "PASID",
+        "shadow stacks",
+        "shadow stacks",
+        "HDC",
+        "UINTR",
+        "LBR",
+        "HWP",
+        "AMX",
+        "AMX",
+    ];
+    let mut names: Vec<&str> = (0..64)
+        .filter(|bit| components >> bit & 1 != 0)
+        .map(|bit| NAMES.get(bit).copied().unwrap_or("newer features"))
+        .collect();
+    names.dedup();
+    names.join(", ")
+}
+
+/// The extended state in the length that this machine's kernel takes: it demands its own, whatever the
+/// processor that the state is from had. Components are at the same places on all of a vendor's processors;
+/// those beyond the end must not be in use.
+pub fn fit_extended(xstate: &[u8], len: usize) -> Vec<u8> {
+    let mut fitted = xstate.to_vec();
+    fitted.resize(len, 0);
+    fitted
+}
+
 /// Turns the extended state as ptrace gives it into what `rt_sigreturn` expects on the stack:
 /// software bytes filled in and the closing mark behind it.
 pub fn signal_fpstate(xstate: &[u8]) -> Vec<u8> {
@@ -349,11 +428,51 @@ mod tests {
             ..Default::default()
         };
         assert!(regs.needs_restart_block());
-        let again = regs.without_restart_block();
+        let again = regs.without_restart_block(None);
         assert_eq!(
             (again.rax, again.rip, again.orig_rax),
             (35, 0x1000, u64::MAX)
         );
+    }
+
+    #[test]
+    fn a_restarted_wait_is_marked_by_flags_that_no_computation_leaves() {
+        let regs = Registers {
+            rax: -4i64 as u64,
+            orig_rax: 232,
+            eflags: 0x246,
+            ..Default::default()
+        };
+        assert!(!regs.has_restart_mark());
+        let again = regs.with_restart_unless_handled();
+        assert!(again.has_restart_mark());
+        assert_eq!(again.interrupted_syscall(), Some(232));
+        assert_eq!(again.eflags, 0x2c6);
+    }
+
+    #[test]
+    fn components_are_named_and_those_of_this_machine_are_there() {
+        assert_eq!(extended_features() & 3, 3);
+        assert_eq!(
+            extended_names(1 << 5 | 1 << 6 | 1 << 9),
+            "AVX-512, protection keys"
+        );
+        assert_eq!(extended_names(1 << 40), "newer features");
+        let mut state = vec![0; 1024];
+        state[XSTATE_BV] = 7;
+        assert_eq!(extended_in_use(&state), 7);
+        assert_eq!(fit_extended(&state, 2048).len(), 2048);
+    }
+
+    #[test]
+    fn a_sleep_that_was_continued_before_is_issued_by_its_own_number() {
+        let regs = Registers {
+            rax: -516i64 as u64,
+            orig_rax: 219,
+            rip: 0x1002,
+            ..Default::default()
+        };
+        assert_eq!(regs.without_restart_block(Some(230)).rax, 230);
     }
 
     #[test]

@@ -88,10 +88,14 @@ fn unescape(name: &[u8]) -> Vec<u8> {
     out
 }
 
-/// Two-letter flags of each mapping by its start (`VmFlags` in `smaps`). Walks page tables: never inside the stop.
-pub fn vm_flags(pid: i32) -> Result<HashMap<u64, Vec<String>>> {
+/// What `smaps` tells of mappings, by their first addresses: two-letter flags (`VmFlags`), and the protection
+/// key where it is not 0.
+pub type Described = (HashMap<u64, Vec<String>>, HashMap<u64, u32>);
+
+/// Reads what `smaps` tells of mappings. Walks page tables: never inside the stop.
+pub fn vm_flags(pid: i32) -> Result<Described> {
     let text = read(format!("/proc/{pid}/smaps"))?;
-    let mut flags = HashMap::new();
+    let (mut flags, mut keys) = (HashMap::new(), HashMap::new());
     let mut start = 0;
     for line in text.split(|&b| b == b'\n') {
         if let Some(list) = line.strip_prefix(b"VmFlags:") {
@@ -100,11 +104,16 @@ pub fn vm_flags(pid: i32) -> Result<HashMap<u64, Vec<String>>> {
                 start,
                 words.split_ascii_whitespace().map(str::to_owned).collect(),
             );
+        } else if let Some(key) = line.strip_prefix(b"ProtectionKey:") {
+            let key = String::from_utf8_lossy(key).trim().parse().unwrap_or(0);
+            if key != 0 {
+                keys.insert(start, key);
+            }
         } else if let Some(vma) = parse(line) {
             start = vma.range.start;
         }
     }
-    Ok(flags)
+    Ok((flags, keys))
 }
 
 /// The GNU build id of an ELF file, if it is one and has one.
@@ -167,7 +176,7 @@ mod tests {
         let maps = maps(pid).unwrap();
         assert!(maps.windows(2).all(|w| w[0].range.end <= w[1].range.start));
         assert!(maps.iter().any(|v| v.backing == Backing::Stack));
-        let flags = vm_flags(pid).unwrap();
+        let (flags, _) = vm_flags(pid).unwrap();
         assert!(flags.values().any(|f| f.iter().any(|w| w == "rd")));
         assert!(build_id("/proc/self/exe").is_some());
     }

@@ -1,25 +1,32 @@
 //! /proc: what the kernel tells of a process in text.
 
+mod attributes;
 mod fdinfo;
 mod fds;
 mod maps;
 mod status;
+mod vdso;
 
+pub use attributes::{
+    TaskStatus, autogroup_nice, is_io_flusher, machine_check_kill, memory_policies, namespaces,
+    number, task_status, text, time_offsets, timers, write,
+};
 pub use fdinfo::{FdInfo, FileHandle};
 pub use fds::{FdStat, FdTable, may_hold_locks};
 pub use maps::{build_id, maps, vm_flags};
 pub use status::{
-    Stat, Status, auxv, cmdline, cpu_time_ns, exe, is_alive, link, mm_fields, processes, stat,
-    status, threads,
+    Stat, Status, auxv, cmdline, cpu_time_ns, exe, idle_ns, is_alive, is_elsewhere, link,
+    mm_fields, own_id, processes, stat, status, threads,
 };
+pub use vdso::own_vdso;
 
 use super::{Result, SysError};
 
-pub(super) fn read(path: String) -> Result<Vec<u8>> {
+pub(in crate::sys) fn read(path: String) -> Result<Vec<u8>> {
     std::fs::read(&path).map_err(|e| SysError::new("read", path, e))
 }
 
-pub(super) fn bad(path: &str, what: &str) -> SysError {
+pub(in crate::sys) fn bad(path: &str, what: &str) -> SysError {
     SysError::new(
         "read",
         path,

@@ -25,7 +25,10 @@ pub fn threads(pid: i32) -> Result<Vec<i32>> {
 /// Some thread of the process lives and is not about to end.
 pub fn is_alive(pid: i32) -> bool {
     let lives = |tid| stat(pid, Some(tid)).is_ok_and(|stat| !stat.is_exiting());
-    threads(pid).is_ok_and(|tids| tids.into_iter().any(lives))
+    let some_thread_lives = || threads(pid).is_ok_and(|tids| tids.into_iter().any(lives));
+    // Twice: the only one that lives may take over the process's id between the listing and the look at
+    // it (execve(2)), and is not found under its old one then.
+    some_thread_lives() || some_thread_lives()
 }
 
 /// `/proc/PID/stat` or `/proc/PID/task/TID/stat` (`proc_pid_stat(5)`).
@@ -110,6 +113,27 @@ pub fn cpu_time_ns(pid: i32) -> Result<u64> {
     Ok(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
 }
 
+/// Time that processors had nothing to do since boot, all of them together, in nanoseconds
+/// (`proc_stat(5)`, idle and iowait, in clock ticks).
+pub fn idle_ns() -> Result<u64> {
+    const PATH: &str = "/proc/stat";
+    let text = std::fs::read_to_string(PATH).map_err(|e| SysError::new("read", PATH, e))?;
+    // cpu user nice system idle iowait …
+    let mut fields = text.split_whitespace().skip(4);
+    let mut ticks = || fields.next().and_then(|f| f.parse::<u64>().ok());
+    match (ticks(), ticks()) {
+        (Some(idle), Some(iowait)) => Ok((idle + iowait) * TICK_NS),
+        _ => Err(SysError::new(
+            "read",
+            PATH,
+            std::io::Error::other("its first line has other fields"),
+        )),
+    }
+}
+
+/// Length of a clock tick in /proc: USER_HZ is 100 on every architecture that ksnap runs on.
+const TICK_NS: u64 = 10_000_000;
+
 /// Lines of `/proc/PID/status` that are needed here.
 #[derive(Clone, Debug, Default)]
 pub struct Status {
@@ -155,6 +179,25 @@ pub fn status(pid: i32) -> Result<Status> {
         }
     }
     Ok(status)
+}
+
+/// Whether a process has a PID namespace other than ksnap's.
+pub fn is_elsewhere(pid: i32) -> bool {
+    let of = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid"));
+    match (of(&pid.to_string()), of("self")) {
+        (Ok(its), Ok(ours)) => its != ours,
+        _ => false,
+    }
+}
+
+/// The id of a thread in its own PID namespace (`NSpid` in proc_pid_status(5)).
+pub fn own_id(pid: i32, tid: i32) -> Result<i32> {
+    let path = format!("/proc/{pid}/task/{tid}/status");
+    let text = read(path.clone())?;
+    let text = String::from_utf8_lossy(&text);
+    let ids = text.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    ids.and_then(|ids| ids.split_ascii_whitespace().last()?.parse().ok())
+        .ok_or_else(|| bad(&path, "line NSpid"))
 }
 
 /// Fields of the memory descriptor. The current break is not among those that /proc tells: the

@@ -1,9 +1,8 @@
 //! A way to wake a sleeper with numbered messages, one for each kind of blocking call.
 
-use std::io::Write;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
@@ -16,6 +15,9 @@ use super::sleep::{clock_nanosleep, failed, gave, nanosleep, not_cut_short, now,
 
 /// Longer than anybody waits: a call with this time-out must be woken.
 const LONG: Duration = Duration::from_secs(3600);
+
+/// The kernel's own unit of time at its longest: the limit of a socket may end so much early.
+const JIFFY: Duration = Duration::from_millis(10);
 
 /// What the kind of call waits on.
 enum Source {
@@ -60,7 +62,7 @@ impl Channel {
                     address,
                 )
             }
-            _ => stream(kind == "recv")?,
+            _ => stream(is_socket(kind))?,
         };
         Ok(Self {
             kind,
@@ -96,6 +98,14 @@ impl Channel {
                     0,
                 )?;
             }
+            (Source::Stream { read, .. }, "recv-timeout" | "read-timeout") => {
+                let long = asked + 3 * JIFFY;
+                receive_limit(read.as_raw_fd(), long)?;
+                let mut bytes = [0u8; 16];
+                let got = receive_call(call, read.as_raw_fd(), &mut bytes);
+                failed(call, got, libc::EAGAIN)?;
+                return not_cut_short(call, start, long - JIFFY);
+            }
             _ => return Ok(()),
         }
         // poll and epoll_wait take whole milliseconds, the others nanoseconds: never less than asked.
@@ -130,16 +140,21 @@ impl Channel {
                 if fd < 0 {
                     return Err(os_error("accept4"));
                 }
-                // SAFETY: just made, and owned by nobody else.
-                let connection = unsafe { OwnedFd::from_raw_fd(fd) };
-                read_message(
-                    "read of an accepted connection",
-                    connection.as_raw_fd(),
-                    false,
-                )
+                let got = match self.rollbacks && !readable(fd) {
+                    // Another connection has the number by now, or none: its message is lost.
+                    true => Ok(LOST),
+                    false => read_message("read of an accepted connection", fd),
+                };
+                close(fd);
+                match got {
+                    Err(_) if self.rollbacks => Ok(LOST),
+                    got => got,
+                }
             }),
             Source::Stream { read, epoll, .. } => self.matching(number, || {
-                if !matches!(call, "pipe" | "recv") {
+                if call.ends_with("-timeout") {
+                    receive_limit(read.as_raw_fd(), LONG)?;
+                } else if !matches!(call, "pipe" | "recv") {
                     // ppoll and select with a time-out, so that the kernel has one to restart with.
                     let mut long = timespec(LONG);
                     let limit = matches!(call, "ppoll" | "select").then_some(&mut long);
@@ -149,7 +164,7 @@ impl Channel {
                         1,
                     )?;
                 }
-                read_message(call, read.as_raw_fd(), call == "recv")
+                read_message(call, read.as_raw_fd())
             }),
         }
     }
@@ -176,9 +191,20 @@ impl Channel {
                 }
             }
             Source::Signal(signal) => queue(*signal, number),
-            Source::Listener(_, address) => UnixStream::connect_addr(address)
-                .and_then(|mut stream| stream.write_all(&message(number)))
-                .map_err(|error| format!("connect to the sleeper: {error}")),
+            Source::Listener(_, address) => {
+                let fd = match connect(address) {
+                    Err(_) if self.rollbacks => return Ok(()),
+                    fd => fd?,
+                };
+                let bytes = message(number);
+                // SAFETY: the buffer is valid for its length.
+                let wrote = unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) };
+                close(fd);
+                match gave("write to the sleeper", wrote as i64, bytes.len() as i64) {
+                    Err(_) if self.rollbacks => Ok(()),
+                    done => done,
+                }
+            }
             Source::Stream { write, .. } => {
                 let bytes = message(number);
                 // SAFETY: the buffer is valid for its length.
@@ -267,16 +293,91 @@ fn message(number: u64) -> [u8; 16] {
     bytes
 }
 
-fn read_message(call: &str, fd: RawFd, socket: bool) -> Result<u64, String> {
-    let mut bytes = [0u8; 16];
+/// No message has this number.
+const LOST: u64 = 0;
+
+/// Closes a connection. After a rollback it may have been closed before, which the standard library's owned
+/// descriptors end a program for.
+fn close(fd: RawFd) {
+    // SAFETY: takes a number; nobody else uses what it names.
+    unsafe { libc::close(fd) };
+}
+
+/// A connection to an abstract name; not by the standard library, see [`close`].
+fn connect(address: &SocketAddr) -> Result<RawFd, String> {
+    let name = address.as_abstract_name().unwrap_or_default();
+    // SAFETY: zeroed, it is a valid address; the name fits behind the first byte, which is what makes it abstract.
+    let (fd, connected) = unsafe {
+        let mut to: libc::sockaddr_un = std::mem::zeroed();
+        to.sun_family = libc::AF_UNIX as libc::sa_family_t;
+        for (at, byte) in to.sun_path[1..].iter_mut().zip(name) {
+            *at = *byte as libc::c_char;
+        }
+        let length = std::mem::offset_of!(libc::sockaddr_un, sun_path) + 1 + name.len();
+        let fd = libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0);
+        let done = libc::connect(fd, (&raw const to).cast(), length as libc::socklen_t);
+        (fd, done)
+    };
+    if connected == 0 {
+        return Ok(fd);
+    }
+    let error = os_error("connect to the sleeper");
+    close(fd);
+    Err(error)
+}
+
+/// Whether there is something to read, or the end, within a while.
+fn readable(fd: RawFd) -> bool {
+    let mut one = libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: the structure is live.
+    unsafe { libc::poll(&raw mut one, 1, 1000) == 1 && one.revents & libc::POLLIN != 0 }
+}
+
+/// Kinds that wait on a socket rather than a pipe.
+fn is_socket(kind: &str) -> bool {
+    matches!(kind, "recv" | "recv-timeout" | "read-timeout")
+}
+
+/// The bytes received, by recv(2) or read(2) as the kind of call says; -1 on an error.
+fn receive_call(call: &str, fd: RawFd, bytes: &mut [u8; 16]) -> i64 {
     // SAFETY: the buffer is valid for its length.
     let got = unsafe {
-        match socket {
-            true => libc::recv(fd, bytes.as_mut_ptr().cast(), bytes.len(), 0),
-            false => libc::read(fd, bytes.as_mut_ptr().cast(), bytes.len()),
+        match call {
+            "recv" | "recv-timeout" => libc::recv(fd, bytes.as_mut_ptr().cast(), bytes.len(), 0),
+            _ => libc::read(fd, bytes.as_mut_ptr().cast(), bytes.len()),
         }
     };
-    gave(call, got as i64, 16)?;
+    got as i64
+}
+
+/// Sets how long a call on the socket waits: a thread that is stopped in one with such a limit gets an EINTR of its
+/// own from the kernel (signal(7)).
+fn receive_limit(fd: RawFd, limit: Duration) -> Result<(), String> {
+    let time = libc::timeval {
+        tv_sec: limit.as_secs() as libc::time_t,
+        tv_usec: limit.subsec_micros().into(),
+    };
+    // SAFETY: the time is valid for its length.
+    let done = unsafe {
+        libc::setsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_RCVTIMEO,
+            (&raw const time).cast(),
+            size_of::<libc::timeval>() as libc::socklen_t,
+        )
+    };
+    gave("setsockopt", done.into(), 0)
+}
+
+fn read_message(call: &str, fd: RawFd) -> Result<u64, String> {
+    let mut bytes = [0u8; 16];
+    let got = receive_call(call, fd, &mut bytes);
+    gave(call, got, 16)?;
     let (number, seal) = bytes.split_at(8);
     let word = |half: &[u8]| {
         half.iter()

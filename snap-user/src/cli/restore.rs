@@ -1,0 +1,79 @@
+//! `ksnap restore` and `ksnap fork`
+
+use super::args::{Fork, Restore, Reviving};
+use super::context::{Context, stdout, write_json};
+use super::exit::{CliError, Exit};
+use super::render::revived;
+use crate::session::{self, Pids, ReviveOptions, Revived};
+use std::io::Write;
+
+/// Brings a snapshot back as a process.
+pub fn restore(context: &Context, args: &Restore) -> Result<Exit, CliError> {
+    let options = args
+        .reviving
+        .options(args.pids)
+        .map_err(CliError::Refused)?;
+    let all = revive(context, &args.reference, 1, &options, &args.reviving)?;
+    match (args.wait, all.first()) {
+        (true, Some(process)) => Ok(Exit::of_command(process.wait()?)),
+        _ => Ok(exit(&all)),
+    }
+}
+
+/// Starts copies of a snapshot.
+pub fn fork(context: &Context, args: &Fork) -> Result<Exit, CliError> {
+    let mut options = args
+        .reviving
+        .options(args.pids)
+        .map_err(CliError::Refused)?;
+    options.pids.get_or_insert(Pids::Namespace);
+    let all = revive(
+        context,
+        &args.reference,
+        args.copies,
+        &options,
+        &args.reviving,
+    )?;
+    Ok(exit(&all))
+}
+
+fn exit(all: &[Revived]) -> Exit {
+    match all.iter().all(|one| one.notes.is_empty()) {
+        true => Exit::Done,
+        false => Exit::Incomplete,
+    }
+}
+
+fn revive(
+    context: &Context,
+    reference: &str,
+    copies: u32,
+    options: &ReviveOptions,
+    args: &Reviving,
+) -> Result<Vec<Revived>, CliError> {
+    let mut failed = None;
+    let mut each = |one: &Revived| {
+        if let Err(e) = say(context, args, one) {
+            failed.get_or_insert(e);
+        }
+    };
+    let all = session::revive(&context.store()?, reference, copies, options, &mut each)?;
+    match failed {
+        Some(e) => Err(e),
+        None => Ok(all),
+    }
+}
+
+fn say(context: &Context, args: &Reviving, one: &Revived) -> Result<(), CliError> {
+    let mut out = stdout();
+    match args.json.json {
+        true => write_json(&mut out, one)?,
+        false => writeln!(out, "{}", revived::line(one))?,
+    }
+    out.flush()?;
+    drop(out);
+    for note in revived::notes(one) {
+        context.tell(&note);
+    }
+    Ok(())
+}

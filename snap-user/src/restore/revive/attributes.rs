@@ -1,0 +1,286 @@
+//! Attributes of a new process: from those of a fork of ksnap to the snapshot's.
+
+use crate::model::{
+    AltStack, IntervalTimer, MemoryPolicy, ProcessAttributes, ProcessState, Seccomp, SignalAction,
+    ThreadAttributes, ThreadState,
+};
+use crate::restore::state::{self, Action, Arg, Runner, StatePlan, Step};
+use crate::restore::{RestoreError, Result};
+use crate::sys::{self, Stub, StubCall, proc, ptrace};
+
+/// Kinds of namespaces that a new process is not put into again, with what they separate.
+const SEPARATE: [(&str, &str); 6] = [
+    ("net", "network"),
+    ("ipc", "System V IPC"),
+    ("uts", "host name"),
+    ("user", "users"),
+    ("cgroup", "control groups"),
+    ("time", "clocks"),
+];
+
+/// Plans the way to the snapshot's attributes, of threads by the ids that they have in it.
+///
+/// # Errors
+/// [`RestoreError::Refused`] with everything that this ksnap may not give a new process.
+pub fn plan_attributes(wanted: &ProcessState) -> Result<StatePlan> {
+    let mut notes = Vec::new();
+    let now = newborn(wanted, &mut notes)?;
+    let mut plan = state::plan(wanted, &now);
+    if !plan.refused.is_empty() {
+        return Err(RestoreError::Refused {
+            pid: wanted.pid,
+            reasons: plan.refused,
+        });
+    }
+    plan.notes.append(&mut notes);
+    Ok(plan)
+}
+
+/// What a process is when ksnap has just forked it.
+fn newborn(wanted: &ProcessState, notes: &mut Vec<String>) -> sys::Result<ProcessState> {
+    let pid = std::process::id() as i32;
+    let stat = proc::stat(pid, None)?;
+    let status = proc::task_status(pid, pid)?;
+    let number = |name: &str, radix| proc::number(pid, name, radix).ok();
+    let attributes = ProcessAttributes {
+        signals: Some(signals(status.dispositions[0])),
+        interval_timers: Some([IntervalTimer::default(); 3]),
+        timers: Some(Vec::new()),
+        umask: status.umask,
+        root: proc::link(pid, "root")?,
+        limits: sys::limits(pid)?,
+        oom_score_adj: number("oom_score_adj", 10).map(|n| n as i32),
+        coredump_filter: number("coredump_filter", 16).map(|n| n as u32),
+        dumpable: Some(1),
+        huge_pages_disabled: status.huge_pages.map(|on| u32::from(!on)),
+        write_execute_denied: Some(0),
+        memory_merge: Some(false),
+        subreaper: Some(false),
+        membarrier: Some(0),
+        group: stat.field(5) as i32,
+        session: match wanted.attributes.session == wanted.pid {
+            // It begins a session of its own.
+            true => wanted.attributes.session,
+            false => stat.field(6) as i32,
+        },
+        terminal: stat.field(7) as u32,
+        cgroup: proc::text(pid, "cgroup").unwrap_or_default(),
+        namespaces: wanted.attributes.namespaces.clone(),
+        ..ProcessAttributes::default()
+    };
+    let here = proc::namespaces(pid)?;
+    for (name, inode) in &wanted.attributes.namespaces {
+        let other = here.iter().any(|(n, i)| n == name && i != inode);
+        if let Some((_, what)) = SEPARATE.iter().find(|(n, _)| n == name && other) {
+            notes.push(format!(
+                "it was in another {name} namespace ({what}) than ksnap is, and is in ksnap's now"
+            ));
+        }
+    }
+    Ok(ProcessState {
+        pid: wanted.pid,
+        cwd: proc::link(pid, "cwd")?,
+        threads: threads(pid, wanted)?,
+        attributes,
+        ..ProcessState::default()
+    })
+}
+
+/// Forks keep what is ignored; everything else is set to its default.
+fn signals(ignored: u64) -> Vec<SignalAction> {
+    (0..64)
+        .map(|n| SignalAction {
+            handler: ignored >> n & 1,
+            ..SignalAction::default()
+        })
+        .collect()
+}
+
+/// All threads begin as the one that forks.
+fn threads(pid: i32, wanted: &ProcessState) -> sys::Result<Vec<ThreadState>> {
+    let status = proc::task_status(pid, pid)?;
+    let number = |name: &str, radix| proc::number(pid, name, radix).ok();
+    let attributes = ThreadAttributes {
+        alt_stack: Some(AltStack::default()),
+        credentials: Some(status.credentials),
+        personality: number("personality", 16).map(|n| n as u32),
+        scheduling: sys::scheduling(pid).ok(),
+        affinity: sys::affinity(pid).ok(),
+        io_priority: sys::io_priority(pid).ok(),
+        timer_slack_ns: number("timerslack_ns", 10).map(|n| n as u64),
+        parent_death_signal: Some(0),
+        seccomp: Seccomp {
+            mode: status.seccomp,
+            filters: Some(Vec::new()),
+        },
+        syscall_dispatch: Some(Default::default()),
+        tsc_faults: Some(false),
+        cpuid_faults: Some(false),
+        speculation: status.speculation,
+        memory_policy: Some(MemoryPolicy::default()),
+        ..ThreadAttributes::default()
+    };
+    let of = |want: &ThreadState| ThreadState {
+        tid: want.tid,
+        // Set with what is registered for it.
+        comm: want.comm.clone(),
+        attributes: ThreadAttributes {
+            machine_check_kill: want.attributes.machine_check_kill,
+            ..attributes.clone()
+        },
+        ..ThreadState::default()
+    };
+    Ok(wanted.threads.iter().map(of).collect())
+}
+
+/// Gives the process a session or a group of its own if it had one.
+pub(super) fn begin_session(stub: &mut Stub, wanted: &ProcessState) -> sys::Result<()> {
+    let attributes = &wanted.attributes;
+    let call = |name, nr| StubCall::new(name, "itself", nr, [0; 6]);
+    let calls = if attributes.session == wanted.pid {
+        vec![call("setsid", libc::SYS_setsid)]
+    } else if attributes.group == wanted.pid {
+        vec![call("setpgid", libc::SYS_setpgid)]
+    } else {
+        Vec::new()
+    };
+    stub.run(&calls).map(drop)
+}
+
+/// Carries the plan out. Returns what stays different, a sentence each.
+pub(super) fn apply(
+    stub: &mut Stub,
+    plan: &StatePlan,
+    wanted: &ProcessState,
+) -> sys::Result<Vec<String>> {
+    let mut notes = Vec::new();
+    let mut by_stub = ByStub { stub, wanted };
+    let is_plain = |step: &Step| step.essential && matches!(step.action, Action::Call(..));
+    let same = |a: &Step, b: &Step| is_plain(a) && is_plain(b) && a.tid == b.tid;
+    for steps in plan.steps.chunk_by(same) {
+        match is_plain(&steps[0]) {
+            true => by_stub.run(steps)?,
+            false => {
+                let one = StatePlan {
+                    steps: steps.to_vec(),
+                    ..StatePlan::default()
+                };
+                notes.extend(state::apply(&one, &mut by_stub)?);
+            }
+        }
+    }
+    Ok(notes)
+}
+
+/// Steps that the stub runs, by lists where it can.
+struct ByStub<'a> {
+    stub: &'a mut Stub,
+    wanted: &'a ProcessState,
+}
+
+impl ByStub<'_> {
+    /// Place of a thread, by its id in the snapshot.
+    fn place(&self, tid: i32) -> usize {
+        let at = self.wanted.threads.iter().position(|t| t.tid == tid);
+        at.expect("planned for the snapshot's threads")
+    }
+
+    /// Arguments as numbers, and the address of the last one in memory.
+    fn prepare(&mut self, args: &[Arg]) -> sys::Result<([u64; 6], u64)> {
+        let mut words = [0; 6];
+        let mut last = 0;
+        for (word, arg) in words.iter_mut().zip(args) {
+            if let Arg::Value(value) = arg {
+                *word = *value;
+                continue;
+            }
+            let at = self.stub.room(arg.len() as usize)?;
+            sys::write_bytes(self.stub.pid(), at, &arg.placed(at))?;
+            (*word, last) = (at, at);
+        }
+        Ok((words, last))
+    }
+
+    /// Calls of one thread that must all succeed.
+    fn run(&mut self, steps: &[Step]) -> sys::Result<()> {
+        let place = self.place(steps[0].tid);
+        for some in steps.chunks(64) {
+            let mut calls = Vec::with_capacity(some.len());
+            for step in some {
+                let Action::Call(nr, args) = &step.action else {
+                    unreachable!("sorted out by the caller")
+                };
+                let (words, _) = self.prepare(args)?;
+                let name = sys::arch::syscall_name(*nr as u64).unwrap_or("system call");
+                calls.push(StubCall::new(name, step.what.clone(), *nr, words));
+            }
+            self.stub.run_by(place, &calls)?;
+            self.stub.forget();
+        }
+        Ok(())
+    }
+}
+
+impl Runner for ByStub<'_> {
+    fn call(
+        &mut self,
+        tid: i32,
+        nr: i64,
+        args: &[Arg],
+        out: Option<&mut [u8]>,
+    ) -> sys::Result<u64> {
+        let (words, last) = self.prepare(args)?;
+        let name = sys::arch::syscall_name(nr as u64).unwrap_or("system call");
+        let call = StubCall::new(name, format!("thread {tid}"), nr, words);
+        let result = self.stub.run_by(self.place(tid), &[call]);
+        if let (Ok(_), Some(out)) = (&result, out) {
+            sys::read_bytes(self.stub.pid(), last, out)?;
+        }
+        self.stub.forget();
+        Ok(result?[0] as u64)
+    }
+
+    fn about(&mut self, tid: i32, action: &Action) -> sys::Result<()> {
+        let pid = self.stub.pid();
+        let tid = self.stub.threads()[self.place(tid)].tid;
+        match action {
+            Action::Limit(number, to) => sys::set_limit(pid, *number, *to),
+            Action::Schedule(to) => sys::set_scheduling(tid, to),
+            Action::Affinity(to) => sys::set_affinity(tid, to),
+            Action::IoPriority(to) => sys::set_io_priority(tid, *to),
+            Action::Dispatch(to) => ptrace::set_syscall_dispatch(tid, to),
+            Action::File(name, content) => proc::write(pid, name, content),
+            Action::Call(..) | Action::MakeTimer(_) => {
+                unreachable!("run by the process itself")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fork_keeps_what_is_ignored_alone() {
+        let signals = signals(1 << (libc::SIGPIPE - 1));
+        assert_eq!(signals[libc::SIGPIPE as usize - 1].handler, 1);
+        assert_eq!(signals.iter().map(|s| s.handler).sum::<u64>(), 1);
+    }
+
+    #[test]
+    fn nothing_is_to_be_done_for_what_ksnap_is_itself() {
+        let pid = std::process::id() as i32;
+        let wanted = ProcessState {
+            pid,
+            threads: vec![ThreadState {
+                tid: pid,
+                ..Default::default()
+            }],
+            ..Default::default()
+        };
+        let now = newborn(&wanted, &mut Vec::new()).unwrap();
+        let plan = state::plan(&now, &now);
+        assert!(plan.steps.is_empty(), "{plan:?}");
+    }
+}

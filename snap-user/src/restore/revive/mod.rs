@@ -1,0 +1,23 @@
+//! A snapshot brought back as a new process.
+//!
+//! The same two steps as a rollback, from an empty address space: [`plan`] looks at the snapshot and the
+//! world and touches nothing; [`Newborn`] carries the plan out on a stopped, traced process that is killed
+//! whenever something fails, ksnap's own death included, until it is let go.
+//!
+//! | file | what |
+//! |---|---|
+//! | `plan` | what to map, open and make; every reason not to |
+//! | `space` | the plan's mappings as system calls |
+//! | `newborn` | the order of all steps |
+//! | `threads` | what the kernel keeps for each thread |
+//! | `attributes` | what is neither memory nor a descriptor |
+
+mod attributes;
+mod newborn;
+mod plan;
+mod space;
+mod threads;
+
+pub use attributes::plan_attributes;
+pub use newborn::{Newborn, Opened};
+pub use plan::{FileToOpen, MemoryObject, NewMapping, NewPlan, Origin, Surroundings, plan};

@@ -1,0 +1,299 @@
+//! The order in which a new process becomes what a snapshot says.
+
+use super::attributes;
+use super::plan::NewPlan;
+use super::space::{self, Sources};
+use super::threads;
+use crate::model::{MmFields, ProcessState};
+use crate::restore::{Content, RestoreError, Result, files};
+use crate::sys::{self, Birth, Gadgets, Lazy, Released, Stub, StubCall, SysError, proc};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+/// What the new process inherits from ksnap, opened before it is started.
+#[derive(Debug, Default)]
+pub struct Opened {
+    /// For each of [`NewPlan::files_to_open`].
+    pub files: Vec<OwnedFd>,
+    /// For each of [`NewPlan::objects`] that is a memfd.
+    pub objects: Vec<Option<OwnedFd>>,
+    /// The executable.
+    pub exe: Option<OwnedFd>,
+    /// What is in its files, where that is to be written.
+    pub content: Option<Content>,
+    /// What its open files are to be made differently from.
+    pub options: files::Options,
+}
+
+/// A new process on its way: stopped, and killed when this is dropped.
+#[derive(Debug)]
+pub struct Newborn {
+    stub: Stub,
+    pid: i32,
+    is_lazy: bool,
+    notes: Vec<String>,
+}
+
+impl Newborn {
+    /// Starts the process and makes its mappings, as yet without content.
+    ///
+    /// # Errors
+    /// [`RestoreError::Unborn`]; nothing is left of the process then.
+    pub fn start(
+        birth: Birth,
+        plan: &NewPlan,
+        opened: &Opened,
+        lazy: Option<&Lazy>,
+        pid: i32,
+    ) -> Result<Self> {
+        let mut step = "starting a process";
+        let mut run = || -> sys::Result<Stub> {
+            let mut stub = Stub::start(birth, &plan.space(), lazy)?;
+            if birth.network {
+                sys::bring_up_loopback(stub.pid())?;
+            }
+            step = "making its mappings";
+            let sources = Sources {
+                files: opened.files.iter().map(AsRawFd::as_raw_fd).collect(),
+                objects: opened
+                    .objects
+                    .iter()
+                    .map(|fd| fd.as_ref().map(AsRawFd::as_raw_fd))
+                    .collect(),
+            };
+            let kernel = stub.kernel_mappings().to_vec();
+            stub.run(&space::make(plan, &sources, &kernel))?;
+            stub.run(&space::advise(plan))?;
+            Ok(stub)
+        };
+        let stub = run().map_err(|source| RestoreError::Unborn { pid, step, source })?;
+        let mut notes = Vec::new();
+        if !stub.has_right_proc() {
+            notes.push(
+                "its /proc has other ids than its own: a new one could not be mounted".to_owned(),
+            );
+        }
+        Ok(Self {
+            stub,
+            pid,
+            is_lazy: false,
+            notes,
+        })
+    }
+
+    /// Its id in ksnap's PID namespace, by which its memory is filled.
+    pub fn pid(&self) -> i32 {
+        self.stub.pid()
+    }
+
+    /// Has its memory filled as it is touched. `false` when that is not allowed here: nothing has changed
+    /// then.
+    pub fn load_lazily(&mut self, lazy: &Lazy) -> Result<bool> {
+        match self.stub.load_lazily(lazy) {
+            Ok(()) => {
+                self.is_lazy = true;
+                Ok(true)
+            }
+            Err(e) if e.is_denied() => Ok(false),
+            Err(source) => Err(RestoreError::Unborn {
+                pid: self.pid,
+                step: "preparing to fill its memory",
+                source,
+            }),
+        }
+    }
+
+    /// Everything else, once its memory is filled; then it runs. `keep_ids`: its threads have the
+    /// snapshot's ids. Returns what will differ, a sentence each.
+    ///
+    /// # Errors
+    /// [`RestoreError::Unborn`]; nothing is left of the process then.
+    pub fn finish(
+        mut self,
+        target: &ProcessState,
+        plan: &NewPlan,
+        opened: &Opened,
+        keep_ids: bool,
+    ) -> Result<(Released, Vec<String>)> {
+        let pid = self.pid;
+        let mut step = "finishing its mappings";
+        let outcome = self.complete(target, plan, opened, keep_ids, &mut step);
+        let unborn = |source| RestoreError::Unborn { pid, step, source };
+        outcome.map_err(unborn)?;
+        let Self { stub, notes, .. } = self;
+        let released = stub.release().map_err(|source| RestoreError::Unborn {
+            pid,
+            step: "letting it go",
+            source,
+        })?;
+        Ok((released, notes))
+    }
+
+    fn complete(
+        &mut self,
+        target: &ProcessState,
+        plan: &NewPlan,
+        opened: &Opened,
+        keep_ids: bool,
+        step: &mut &'static str,
+    ) -> sys::Result<()> {
+        self.finish_mappings(plan)?;
+        *step = "setting the bounds of its memory";
+        self.set_mm(target, opened)?;
+        *step = "making its threads";
+        let stub = &mut self.stub;
+        threads::make(stub, target, keep_ids)?;
+        *step = "opening its files";
+        let files = &plan.files;
+        let nothing = ProcessState::default();
+        // What it has inherited has served its purpose.
+        stub.run(&[StubCall::new(
+            "close_range",
+            "what it has inherited",
+            libc::SYS_close_range,
+            [0, u32::MAX.into(), 0, 0, 0, 0],
+        )])?;
+        let made = files::make(
+            files,
+            target,
+            &nothing,
+            stub.pid(),
+            stub.pidfd(),
+            &opened.options,
+        )?;
+        let mut remote = stub.remote(0, stub.insn())?;
+        made.install(&mut remote, stub.pid(), stub.pidfd(), files)?;
+        if let Some(content) = &opened.content {
+            *step = "writing the contents of its files";
+            let changed = files::changed(stub.pid(), target, target);
+            files::write_back(stub.pid(), target, &changed, content)?;
+        }
+        *step = "setting what its files hold";
+        let notes = made.settle(&mut remote, stub.pid(), files, target, &nothing)?;
+        drop(remote);
+        self.notes.extend(made.notes.iter().cloned().chain(notes));
+        *step = "setting its attributes";
+        let stub = &mut self.stub;
+        attributes::begin_session(stub, target)?;
+        let notes = attributes::apply(stub, &plan.attributes, target)?;
+        self.notes.extend(notes);
+        let stub = &mut self.stub;
+        *step = "taking out what is not its own";
+        // While ksnap itself fills its memory, it must not outlive that.
+        let signal = match self.is_lazy && stub.init().is_none() {
+            true => libc::SIGKILL,
+            false => target.threads[0]
+                .attributes
+                .parent_death_signal
+                .unwrap_or(0),
+        };
+        stub.run(&[StubCall::new(
+            "prctl",
+            "the signal of its parent's death",
+            libc::SYS_prctl,
+            [libc::PR_SET_PDEATHSIG as u64, signal as u64, 0, 0, 0, 0],
+        )])?;
+        let insn = own_syscall(stub)?;
+        stub.remove_area(insn)?;
+        *step = "setting its threads";
+        threads::set(stub, target, insn)
+    }
+
+    fn finish_mappings(&mut self, plan: &NewPlan) -> sys::Result<()> {
+        const SET_VMA: u64 = 0x5356_4d41;
+        const ANON_NAME: u64 = 0;
+        let stub = &mut self.stub;
+        let calls = space::finish(plan);
+        let results = stub.run(&calls)?;
+        for (call, result) in calls.iter().zip(results) {
+            if result < 0 {
+                let why = io::Error::from_raw_os_error(-result as i32);
+                self.notes
+                    .push(format!("mapping {}: {}: {why}", call.target, call.name));
+            }
+        }
+        let named: Vec<_> = space::names(plan).collect();
+        for some in named.chunks(512) {
+            let mut calls = Vec::new();
+            for (range, name) in some {
+                let name = stub.put(&[name.as_bytes(), b"\0"].concat())?;
+                let args = [SET_VMA, ANON_NAME, range.start, range.len(), name, 0];
+                // Kernels without CONFIG_ANON_VMA_NAME have no names to lose.
+                calls.push(
+                    StubCall::new("prctl", range.to_string(), libc::SYS_prctl, args).or_not(),
+                );
+            }
+            stub.run(&calls)?;
+            stub.forget();
+        }
+        Ok(())
+    }
+
+    /// Bounds of the memory, auxiliary vector and executable (`PR_SET_MM_MAP` in prctl(2)).
+    fn set_mm(&mut self, target: &ProcessState, opened: &Opened) -> sys::Result<()> {
+        let auxv: Vec<u8> = target
+            .auxv
+            .iter()
+            .flat_map(|(kind, value)| [*kind, *value])
+            .chain([0, 0])
+            .flat_map(u64::to_le_bytes)
+            .collect();
+        let at = self.stub.put(&auxv)?;
+        let mut exe = opened.exe.as_ref().map_or(-1, AsRawFd::as_raw_fd);
+        loop {
+            let map = mm_map(&target.mm, (at, auxv.len() as u32), exe);
+            let place = self.stub.put(&map)?;
+            const MAP: u64 = 14;
+            let args = [libc::PR_SET_MM as u64, MAP, place, map.len() as u64, 0, 0];
+            let call = StubCall::new("prctl(PR_SET_MM_MAP)", "its memory", libc::SYS_prctl, args);
+            match self.stub.run(&[call]) {
+                Err(e) if e.is_denied() && exe >= 0 => {
+                    self.notes.push(format!(
+                        "/proc/PID/exe does not lead to {}: that needs CAP_CHECKPOINT_RESTORE",
+                        target.exe
+                    ));
+                    exe = -1;
+                }
+                Err(e) => return Err(e),
+                Ok(_) => break,
+            }
+        }
+        self.stub.forget();
+        Ok(())
+    }
+}
+
+/// `struct prctl_mm_map` (include/uapi/linux/prctl.h).
+fn mm_map(mm: &MmFields, (auxv, auxv_len): (u64, u32), exe: i32) -> Vec<u8> {
+    let words = [
+        mm.start_code,
+        mm.end_code,
+        mm.start_data,
+        mm.end_data,
+        mm.start_brk,
+        mm.brk,
+        mm.start_stack,
+        mm.arg_start,
+        mm.arg_end,
+        mm.env_start,
+        mm.env_end,
+        auxv,
+    ];
+    let mut bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+    bytes.extend_from_slice(&auxv_len.to_le_bytes());
+    bytes.extend_from_slice(&exe.to_le_bytes());
+    bytes
+}
+
+/// A system call instruction that stays when the stub's area goes.
+fn own_syscall(stub: &Stub) -> sys::Result<u64> {
+    let mut maps = proc::maps(stub.pid())?;
+    maps.retain(|v| !v.range.contains(stub.insn()));
+    Gadgets::find_syscall(stub.pid(), &maps)?.ok_or_else(|| {
+        SysError::new(
+            "look for a system call instruction",
+            format_args!("the code of process {}", stub.pid()),
+            io::Error::other("it has none"),
+        )
+    })
+}

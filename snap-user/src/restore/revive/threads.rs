@@ -1,0 +1,117 @@
+//! Threads of a new process, and what the kernel keeps for each.
+
+use crate::model::{ProcessState, ThreadState};
+use crate::restore::threads::{rseq_args, set_registers, tid_address};
+use crate::sys::{self, Stub, StubCall};
+
+/// Makes all threads but the first, and registers what the kernel keeps for each of them. The memory must
+/// be filled.
+pub(super) fn make(stub: &mut Stub, target: &ProcessState, keep_ids: bool) -> sys::Result<()> {
+    let flags = libc::CLONE_VM
+        | libc::CLONE_FS
+        | libc::CLONE_FILES
+        | libc::CLONE_SIGHAND
+        | libc::CLONE_THREAD
+        | libc::CLONE_SYSVSEM;
+    let ids: Vec<Option<i32>> = target.threads[1..]
+        .iter()
+        .map(|t| keep_ids.then_some(t.own_id()))
+        .collect();
+    stub.make_threads(flags as u64, &ids)?;
+    for (n, thread) in target.threads.iter().enumerate() {
+        let calls = registrations(stub, thread)?;
+        stub.run_by(n, &calls)?;
+        stub.forget();
+    }
+    Ok(())
+}
+
+fn registrations(stub: &mut Stub, thread: &ThreadState) -> sys::Result<Vec<StubCall>> {
+    let what = || format!("thread {}", thread.tid);
+    let mut calls = Vec::with_capacity(4);
+    let mut name = thread.comm.clone().into_bytes();
+    name.truncate(15);
+    name.push(0);
+    let name = stub.put(&name)?;
+    let args = [libc::PR_SET_NAME as u64, name, 0, 0, 0, 0];
+    calls.push(StubCall::new(
+        "prctl(PR_SET_NAME)",
+        what(),
+        libc::SYS_prctl,
+        args,
+    ));
+    if let Some(list) = thread.robust_list {
+        let args = [list.head, list.len, 0, 0, 0, 0];
+        calls.push(StubCall::new(
+            "set_robust_list",
+            what(),
+            libc::SYS_set_robust_list,
+            args,
+        ));
+    }
+    if let Some(rseq) = thread.rseq {
+        calls.push(StubCall::new(
+            "rseq",
+            what(),
+            libc::SYS_rseq,
+            rseq_args(rseq),
+        ));
+    }
+    // Where it is known, it is one of its attributes.
+    if thread.attributes.clear_child_tid.is_none()
+        && let Some(address) = tid_address(stub.pid(), thread)
+    {
+        let args = [address, 0, 0, 0, 0, 0];
+        calls.push(StubCall::new(
+            "set_tid_address",
+            what(),
+            libc::SYS_set_tid_address,
+            args,
+        ));
+    }
+    Ok(calls)
+}
+
+/// Queues pending signals, and sets registers and masks: the last thing before the process runs.
+pub(super) fn set(stub: &Stub, target: &ProcessState, insn: u64) -> sys::Result<()> {
+    for (n, thread) in target.threads.iter().enumerate() {
+        queue(stub, n, thread, insn)?;
+    }
+    for (thread, new) in target.threads.iter().zip(stub.threads()) {
+        set_registers(new.tid, thread)?;
+    }
+    Ok(())
+}
+
+/// Signals that were queued and not yet taken. Only the process itself may queue what looks as if it came
+/// from the kernel (rt_sigqueueinfo(2)).
+fn queue(stub: &Stub, n: usize, thread: &ThreadState, insn: u64) -> sys::Result<()> {
+    if thread.pending.is_empty() {
+        return Ok(());
+    }
+    let pid = stub.pid();
+    let own = stub.threads()[n].own as u64;
+    let tgid = stub.threads()[0].own as u64;
+    let mut remote = stub.remote(n, insn)?;
+    let page = crate::model::PAGE_SIZE;
+    let writable = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+    let anonymous = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+    let room = remote.call(
+        "mmap",
+        libc::SYS_mmap,
+        [0, page, writable, anonymous, u64::MAX, 0],
+    )?;
+    for signal in &thread.pending {
+        sys::write_bytes(pid, room, &signal.siginfo)?;
+        let signo = signal.signo as u64;
+        if signal.shared {
+            let args = [tgid, signo, room, 0, 0, 0];
+            remote.call("rt_sigqueueinfo", libc::SYS_rt_sigqueueinfo, args)?;
+        } else {
+            let args = [tgid, own, signo, room, 0, 0];
+            remote.call("rt_tgsigqueueinfo", libc::SYS_rt_tgsigqueueinfo, args)?;
+        }
+    }
+    remote.call("munmap", libc::SYS_munmap, [room, page, 0, 0, 0, 0])?;
+    Ok(())
+}

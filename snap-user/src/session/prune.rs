@@ -1,0 +1,256 @@
+//! Removes snapshots by rule, in every session or in those of one process.
+
+use super::control;
+use super::types::{hex, unhex};
+use super::{Result, SessionError};
+use crate::model::SnapshotId;
+use crate::store::{Plan, Pruner, Rules, SessionInfo, SnapshotMeta, Store, StoreError};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// Which snapshots of a session are to go.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum What {
+    /// Those that no rule keeps.
+    Rules(Rules),
+    /// These, 32 hex digits each.
+    Snapshots(Vec<String>),
+}
+
+/// A snapshot that was removed, or would be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gone {
+    /// Its name.
+    #[serde(serialize_with = "hex", deserialize_with = "unhex")]
+    pub id: SnapshotId,
+    /// Its sequence number.
+    pub seq: u32,
+    /// Wall-clock time, nanoseconds since 1970.
+    pub time_ns: u64,
+    /// Length of its file.
+    pub file_bytes: u64,
+}
+
+/// What was removed from a session, or would be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrunedSession {
+    /// The session.
+    pub session: String,
+    /// Its process.
+    pub pid: i32,
+    /// The process's name.
+    pub comm: String,
+    /// The snapshots, oldest first.
+    pub removed: Vec<Gone>,
+    /// Snapshots that stay.
+    pub kept: u64,
+    /// Pages of the removed ones that others need, and that were merged.
+    pub merged_pages: u64,
+    /// Bytes of the session's files before.
+    pub bytes_before: u64,
+    /// Bytes of them afterwards.
+    pub bytes_after: u64,
+    /// Nothing stays of the session.
+    pub whole_session: bool,
+    /// A ksnap that watches the process did it.
+    pub by_watcher: bool,
+}
+
+/// What was removed in all, or would be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Pruning {
+    /// Nothing was done.
+    pub dry_run: bool,
+    /// Sessions from which something goes.
+    pub sessions: Vec<PrunedSession>,
+    /// Snapshots removed.
+    pub removed: u64,
+    /// Snapshots that stay.
+    pub kept: u64,
+    /// Bytes of all sessions looked at, before.
+    pub bytes_before: u64,
+    /// Bytes of them afterwards.
+    pub bytes_after: u64,
+    /// Sessions that were left alone, and why; a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// Someone who may remove from a session: this process, or the watcher that has its lock.
+enum Hand {
+    Own(Pruner),
+    Watcher(control::Watcher),
+}
+
+impl Hand {
+    fn find(store: &Store, meta: &SessionMeta) -> Result<Self> {
+        match store.pruner(meta.id) {
+            Ok(pruner) => Ok(Self::Own(pruner)),
+            Err(locked @ StoreError::Locked { .. }) => {
+                match control::connect(store.dir(), meta.info.pid)? {
+                    Some(watcher) => Ok(Self::Watcher(watcher)),
+                    None => Err(locked.into()),
+                }
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn remove(&mut self, what: &What, dry_run: bool) -> Result<PrunedSession> {
+        match self {
+            Self::Own(pruner) => remove(pruner, what, dry_run),
+            Self::Watcher(watcher) => Ok(PrunedSession {
+                by_watcher: true,
+                ..watcher.prune(what, dry_run)?
+            }),
+        }
+    }
+}
+
+struct SessionMeta {
+    id: crate::image::SessionId,
+    info: SessionInfo,
+}
+
+/// Removes from one session, or says what it would remove.
+pub(super) fn remove(pruner: &Pruner, what: &What, dry_run: bool) -> Result<PrunedSession> {
+    let plan = match what {
+        What::Rules(rules) => pruner.plan(rules)?,
+        What::Snapshots(names) => {
+            let list = pruner.snapshots()?;
+            let named = |meta: &&SnapshotMeta| names.contains(&meta.id.to_string());
+            let gone: BTreeSet<u32> = list.iter().filter(named).map(|meta| meta.seq).collect();
+            let protected = pruner.protected(&list)?;
+            if let Some(meta) = list
+                .iter()
+                .filter(named)
+                .find(|m| protected.contains(&m.id))
+            {
+                return Err(SessionError::Usage(format!(
+                    "{} (@{}) has a tag or is what the next snapshot builds on: nothing was removed",
+                    meta.id.short(),
+                    meta.seq
+                )));
+            }
+            pruner.plan_removal(&gone)?
+        }
+    };
+    let info = pruner.info()?;
+    let mut told = describe(pruner, &info, &plan);
+    if !dry_run {
+        let done = pruner.carry_out(&plan)?;
+        told.merged_pages = done.merged_pages;
+        told.bytes_after = (plan.bytes_before as i64 - done.freed).max(0) as u64;
+    }
+    Ok(told)
+}
+
+fn describe(pruner: &Pruner, info: &SessionInfo, plan: &Plan) -> PrunedSession {
+    PrunedSession {
+        session: pruner.session().to_string(),
+        pid: info.pid,
+        comm: info.comm.clone(),
+        removed: plan
+            .removed
+            .iter()
+            .map(|meta| Gone {
+                id: meta.id,
+                seq: meta.seq,
+                time_ns: meta.time_ns,
+                file_bytes: meta.file_bytes,
+            })
+            .collect(),
+        kept: plan.kept,
+        merged_pages: 0,
+        bytes_before: plan.bytes_before,
+        bytes_after: plan.bytes_after,
+        whole_session: plan.whole_session && !plan.removed.is_empty(),
+        by_watcher: false,
+    }
+}
+
+/// Removes what no rule keeps, in all sessions or in those of one process; with `dry_run` only says what would go.
+///
+/// A session that is being watched is pruned by its watcher. One that someone else writes is left alone, which is
+/// an error when it alone was asked for. The size rule counts all sessions together; where it needs more to go
+/// than the others, sessions that were active longest ago give first.
+pub fn prune(dir: &Path, rules: &Rules, pid: Option<i32>, dry_run: bool) -> Result<Pruning> {
+    let store = Store::open(dir)?;
+    if !dry_run {
+        store.sweep();
+    }
+    let mut told = Pruning {
+        dry_run,
+        ..Pruning::default()
+    };
+    let mut hands: Vec<(Hand, PrunedSession)> = Vec::new();
+    let apart = Rules {
+        max_size: None,
+        ..*rules
+    };
+    for (id, info) in store.sessions()? {
+        if pid.is_some_and(|pid| pid != info.pid) {
+            continue;
+        }
+        let meta = SessionMeta { id, info };
+        let found = Hand::find(&store, &meta).and_then(|mut hand| {
+            let plan = hand.remove(&What::Rules(apart), true)?;
+            Ok((hand, plan))
+        });
+        match found {
+            Ok(found) => hands.push(found),
+            Err(error) if pid.is_some() => return Err(error),
+            Err(error) => told.notes.push(format!(
+                "session {} of process {} is left alone: {error}",
+                meta.id, meta.info.pid
+            )),
+        }
+    }
+    let mut excess = rules.max_size.map_or(0, |most| {
+        let total: u64 = hands.iter().map(|(_, plan)| plan.bytes_after).sum();
+        total.saturating_sub(most)
+    });
+    // Sessions come in the order in which they began; the last one is the one that goes on longest.
+    for (mut hand, plan) in hands {
+        let rules = Rules {
+            max_size: (excess > 0).then(|| plan.bytes_after.saturating_sub(excess)),
+            ..apart
+        };
+        let done = hand.remove(&What::Rules(rules), dry_run)?;
+        excess = excess.saturating_sub(plan.bytes_after.saturating_sub(done.bytes_after));
+        told.add(done);
+    }
+    if excess > 0 {
+        told.notes.push(format!(
+            "{excess} bytes more than --max-size stay: what is left are tags, the newest snapshot of each \
+             session, and what these need"
+        ));
+    }
+    Ok(told)
+}
+
+impl Pruning {
+    pub(super) fn add(&mut self, session: PrunedSession) {
+        self.removed += session.removed.len() as u64;
+        self.kept += session.kept;
+        self.bytes_before += session.bytes_before;
+        self.bytes_after += session.bytes_after;
+        if !session.removed.is_empty() {
+            self.sessions.push(session);
+        }
+    }
+}
+
+/// Removes these snapshots of one session.
+pub(super) fn remove_from(
+    store: &Store,
+    session: crate::image::SessionId,
+    ids: &[SnapshotId],
+    dry_run: bool,
+) -> Result<PrunedSession> {
+    let info = store.session_info(session)?;
+    let meta = SessionMeta { id: session, info };
+    let names = ids.iter().map(SnapshotId::to_string).collect();
+    Hand::find(store, &meta)?.remove(&What::Snapshots(names), dry_run)
+}

@@ -1,0 +1,456 @@
+//! `restore` and `fork`: a snapshot brought back as new processes.
+
+use super::revive_memory::Memory;
+use super::types::hex;
+use super::{Result, SessionError};
+use crate::capture::saved_ranges;
+use crate::image::PageSource;
+use crate::model::{
+    Backing, Detail, FileKind, OpenFile, ProcessState, SnapshotId, SocketState, Vma,
+};
+use crate::restore::files::{self, Replacement, Source, System};
+use crate::restore::revive::{
+    FileToOpen, MemoryObject, NewPlan, Newborn, Opened, Surroundings, plan, plan_attributes,
+};
+use crate::restore::{Content, RestoreError};
+use crate::store::{Snapshot, Store};
+use crate::sys::{self, Birth, Released, arch, monotonic_ns, proc};
+use serde::Serialize;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::ExitStatus;
+
+/// Which ids the new process and its threads have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pids {
+    /// The snapshot's.
+    Same,
+    /// Whichever the kernel gives.
+    New,
+    /// The snapshot's, in a PID namespace of its own.
+    Namespace,
+}
+
+/// How to bring a snapshot back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReviveOptions {
+    /// Which ids; if left out, the snapshot's, in a namespace of their own for several copies and for one
+    /// that had a namespace before.
+    pub pids: Option<Pids>,
+    /// Fill all memory before the first instruction.
+    pub eager: bool,
+    /// Go on when a mapped file is another one than it was.
+    pub allow_changed_files: bool,
+    /// Refuse when anything would differ.
+    pub strict: bool,
+    /// A network namespace of its own for each process.
+    pub network: bool,
+    /// What its open files are to be made differently from.
+    pub files: files::Options,
+}
+
+/// A process that was brought back.
+#[derive(Debug, Serialize)]
+pub struct Revived {
+    /// The snapshot.
+    #[serde(serialize_with = "hex")]
+    pub id: SnapshotId,
+    /// Its sequence number.
+    pub seq: u32,
+    /// The new process, as seen from here.
+    pub pid: i32,
+    /// Process 1 of its own PID namespace.
+    pub init: Option<i32>,
+    /// The process's id in its own PID namespace.
+    pub own_pid: i32,
+    /// Threads made.
+    pub threads: usize,
+    /// Pages written into it before its first instruction.
+    pub pages: u64,
+    /// Pages that come when they are touched, or behind its first instruction.
+    pub lazy_pages: u64,
+    /// From the command to its first instruction, in nanoseconds.
+    pub took_ns: u64,
+    /// What differs from what it was, a sentence each.
+    pub notes: Vec<String>,
+    #[serde(skip)]
+    released: Released,
+}
+
+impl Revived {
+    /// Waits until the process ends.
+    pub fn wait(&self) -> Result<ExitStatus> {
+        Ok(ExitStatus::from_raw(self.released.wait()?))
+    }
+}
+
+/// Brings a snapshot back as `copies` new processes, one after the other. `each` has each of them as soon
+/// as it runs; this returns when all of them can live without ksnap.
+///
+/// # Errors
+/// What cannot be brought back is refused before anything is started; when a copy fails later, those
+/// before it run on, and `each` has had them.
+pub fn revive(
+    dir: &Path,
+    reference: &str,
+    copies: u32,
+    options: &ReviveOptions,
+    each: &mut dyn FnMut(&Revived),
+) -> Result<Vec<Revived>> {
+    let mut begun = monotonic_ns();
+    let store = Store::open(dir)?;
+    let snapshot = store.snapshot(store.resolve(reference, None)?)?;
+    let state = snapshot.manifest()?.state;
+    let elsewhere = state.threads.iter().any(|t| t.own_id() != t.tid);
+    let pids = options.pids.unwrap_or(match copies > 1 || elsewhere {
+        true => Pids::Namespace,
+        false => Pids::Same,
+    });
+    check_processor(&state)?;
+    let mut planned = plan(&state, &Here::new(options, pids)?)?;
+    planned.attributes = plan_attributes(&state)?;
+    planned.notes.append(&mut planned.attributes.notes);
+    let files = plan_files(&state, &mut planned, options)?;
+    // Read, and so verified, before anything is started.
+    let flat = store.flat(&snapshot)?;
+    let memory = Memory::new(&flat, &state, &planned, options.eager)?;
+    let job = Job {
+        snapshot: &snapshot,
+        state: &state,
+        planned: &planned,
+        memory: &memory,
+        files: &files,
+        network: options.network,
+        pids,
+        strict: options.strict,
+    };
+    let mut all = Vec::new();
+    let mut failed = None;
+    for _ in 0..copies {
+        match job.run(begun) {
+            Ok(one) => {
+                each(&one);
+                all.push(one);
+            }
+            Err(e) => {
+                failed = Some(e);
+                break;
+            }
+        }
+        begun = monotonic_ns();
+    }
+    let death_signal = state
+        .threads
+        .first()
+        .and_then(|t| t.attributes.parent_death_signal)
+        .unwrap_or(0);
+    for one in &mut all {
+        one.released.finish_loading(death_signal)?;
+    }
+    match failed {
+        Some(e) => Err(e),
+        None => Ok(all),
+    }
+}
+
+/// What all copies have in common.
+struct Job<'a> {
+    snapshot: &'a Snapshot,
+    state: &'a ProcessState,
+    planned: &'a NewPlan,
+    memory: &'a Memory,
+    files: &'a files::Options,
+    network: bool,
+    pids: Pids,
+    strict: bool,
+}
+
+impl Job<'_> {
+    fn run(&self, begun: u64) -> Result<Revived> {
+        let Self { state, planned, .. } = self;
+        let keep_ids = self.pids != Pids::New;
+        let own_pid = state.threads[0].own_id();
+        let mut notes = planned.notes.clone();
+        notes.extend(state.unsupported.iter().cloned());
+        if !keep_ids {
+            notes.push("its ids are new: a C library that remembers its thread ids (glibc) remembers the old ones".into());
+        }
+        let (mut planned, files) = ((*planned).clone(), self.files.clone());
+        let (mut opened, more) = open(state, &mut planned, files)?;
+        if self.pids == Pids::Same {
+            // Copies share the files that there are.
+            opened.content = Some(contents(self.snapshot, state)?);
+        }
+        let planned = &planned;
+        notes.extend(more);
+        if self.strict && !notes.is_empty() {
+            return Err(SessionError::Usage(format!(
+                "process {} would differ from what it was, and --strict refuses that:\n  - {}",
+                state.pid,
+                notes.join("\n  - ")
+            )));
+        }
+        let birth = Birth {
+            pid: keep_ids.then_some(own_pid),
+            namespace: self.pids == Pids::Namespace,
+            network: self.network,
+        };
+        let lazy = self.memory.lazy.as_ref();
+        let mut newborn = Newborn::start(birth, planned, &opened, lazy, own_pid)?;
+        let change_files = self.pids == Pids::Same;
+        let pages = self.memory.fill(&mut newborn, change_files, &mut notes)?;
+        let (released, more) = newborn.finish(state, planned, &opened, keep_ids)?;
+        let took_ns = monotonic_ns() - begun;
+        notes.extend(more);
+        Ok(Revived {
+            id: self.snapshot.id(),
+            seq: self.snapshot.header().seq,
+            pid: released.pid,
+            init: (released.child != released.pid).then_some(released.child),
+            own_pid: if keep_ids { own_pid } else { released.pid },
+            threads: state.threads.len(),
+            pages,
+            lazy_pages: self.memory.lazy_pages(),
+            took_ns,
+            notes,
+            released,
+        })
+    }
+}
+
+/// Plans descriptors and open files. Standard streams that were a terminal, or one end of a pipe or socket
+/// whose other end was elsewhere, become ksnap's own.
+fn plan_files(
+    state: &ProcessState,
+    planned: &mut NewPlan,
+    options: &ReviveOptions,
+) -> Result<files::Options> {
+    let mut how = options.files.clone();
+    how.allow_changed |= options.allow_changed_files;
+    let ends = |inode: u64| {
+        let same = |f: &&OpenFile| f.kind == FileKind::Pipe && f.identity.1 == inode;
+        state.files.iter().filter(same).count()
+    };
+    for (descriptor, file) in state.open_files().filter(|(d, _)| (0..3).contains(&d.fd)) {
+        let elsewhere = match (&file.detail, file.kind) {
+            (Detail::Terminal(terminal), _) => terminal.master_of.is_none(),
+            (_, FileKind::Pipe) => ends(file.identity.1) == 1,
+            (Detail::Socket(socket), _) => socket.state == SocketState::Connected,
+            _ => false,
+        };
+        let fd = descriptor.fd;
+        if elsewhere && !how.map_fds.contains_key(&fd) {
+            how.map_fds.insert(fd, Replacement::Own(fd));
+            planned.notes.push(format!(
+                "descriptor {fd} ({}) is ksnap's own now",
+                file.link
+            ));
+        }
+    }
+    let here = System {
+        pid: std::process::id() as i32,
+    };
+    let mut files = files::plan(state, &ProcessState::default(), &here, &how);
+    if !files.refusals.is_empty() {
+        return Err(RestoreError::Refused {
+            pid: state.pid,
+            reasons: files.refusals,
+        }
+        .into());
+    }
+    planned.notes.append(&mut files.notes);
+    planned.files = files;
+    Ok(how)
+}
+
+/// What is in the files that the snapshot has saved.
+fn contents(snapshot: &Snapshot, state: &ProcessState) -> Result<Content> {
+    let table = snapshot.page_table()?;
+    let ranges = saved_ranges(&state.saved);
+    let pages = ranges.ranges().iter().flat_map(|range| table.range(*range));
+    let pages: Vec<u64> = pages.map(|(addr, _)| addr).collect();
+    let mut content = Content::default();
+    snapshot.read_pages(&pages, &mut |addr, page| content.insert(addr, page))?;
+    Ok(content)
+}
+
+/// Opens everything that the new process inherits.
+fn open(
+    state: &ProcessState,
+    planned: &mut NewPlan,
+    options: files::Options,
+) -> Result<(Opened, Vec<String>)> {
+    let mut notes = Vec::new();
+    let place = |file: &FileToOpen| {
+        open_file(&FileToOpen {
+            path: options.mapped(&file.path),
+            write: file.write,
+        })
+    };
+    let files = planned.files_to_open.iter().map(place);
+    let objects = planned.objects.iter().map(|object| {
+        let name = object.memfd.as_ref()?;
+        // As long as it was, where a descriptor of it tells.
+        let len = state.files.iter().find_map(|file| match &file.detail {
+            Detail::Memfd(memfd) if is_object(file, object) => Some(memfd.size),
+            _ => None,
+        });
+        Some(sys::memfd(name, len.unwrap_or(object.len)))
+    });
+    let exe = FileToOpen {
+        path: options.mapped(&state.exe),
+        write: false,
+    };
+    let opened_files = files.collect::<Result<_>>()?;
+    let opened = Opened {
+        files: opened_files,
+        objects: objects
+            .map(Option::transpose)
+            .collect::<std::result::Result<_, _>>()?,
+        exe: match open_file(&exe) {
+            Ok(file) => Some(file),
+            Err(e) => {
+                notes.push(format!("/proc/PID/exe will not lead anywhere: {e}"));
+                None
+            }
+        },
+        content: None,
+        options,
+    };
+    // A descriptor of memory that is mapped is one of the very same memory.
+    for (object, made) in planned.objects.iter().zip(&opened.objects) {
+        for (at, file) in state.files.iter().enumerate() {
+            if let (Some(made), true) = (made, is_object(file, object))
+                && planned.files.sources[at] == Source::Make
+            {
+                planned.files.sources[at] = Source::Own(made.as_raw_fd());
+            }
+        }
+    }
+    Ok((opened, notes))
+}
+
+/// Whether an open file is memory that is mapped as well.
+fn is_object(file: &OpenFile, object: &MemoryObject) -> bool {
+    let (device, inode) = object.identity;
+    let device = rustix::fs::makedev((device >> 32) as u32, device as u32);
+    file.kind == FileKind::Memfd && file.identity == (device, inode)
+}
+
+fn open_file(file: &FileToOpen) -> Result<OwnedFd> {
+    std::fs::File::options()
+        .read(true)
+        .write(file.write)
+        .open(&file.path)
+        .map(OwnedFd::from)
+        .map_err(SessionError::io(format!("open {}", file.path)))
+}
+
+/// Refuses a snapshot whose threads hold state that this processor has no place for.
+fn check_processor(state: &ProcessState) -> Result<()> {
+    let here = arch::extended_features();
+    for thread in &state.threads {
+        let missing = arch::extended_in_use(&thread.fp) & !here;
+        if missing != 0 {
+            let names = arch::extended_names(missing);
+            return Err(SessionError::Usage(format!(
+                "thread {} uses {names}, which this processor or kernel does not have: the snapshot can only be brought back where it is there",
+                thread.tid
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The machine that a new process is made on.
+struct Here<'a> {
+    options: &'a ReviveOptions,
+    pids: Pids,
+    /// What the kernel provides to every process: name, length, build id.
+    kernel: Vec<(String, u64)>,
+    vdso: Option<Vec<u8>>,
+}
+
+impl<'a> Here<'a> {
+    fn new(options: &'a ReviveOptions, pids: Pids) -> Result<Self> {
+        let maps = proc::maps(std::process::id() as i32)?;
+        let kernel = maps.iter().filter_map(|vma| match &vma.backing {
+            Backing::Special(name) => Some((name.clone(), vma.range.len())),
+            _ => None,
+        });
+        Ok(Self {
+            options,
+            pids,
+            kernel: kernel.collect(),
+            vdso: proc::own_vdso().map(|(_, id)| id.clone()),
+        })
+    }
+
+    fn kernel_mapping(&self, name: &str, vma: &Vma) -> std::result::Result<(), String> {
+        match self.kernel.iter().find(|(have, _)| have == name) {
+            None => Err("this kernel has none".into()),
+            Some((_, len)) if *len != vma.range.len() => Err(format!(
+                "this kernel's has {len} bytes and the snapshot's {}: it was taken on another kernel",
+                vma.range.len()
+            )),
+            Some(_) if name == "vdso" && vma.build_id.is_some() && vma.build_id != self.vdso => {
+                Err("this kernel's has other code: the snapshot was taken on another kernel, and the program may be in the middle of it or remember places in it".into())
+            }
+            Some(_) => Ok(()),
+        }
+    }
+}
+
+impl Surroundings for Here<'_> {
+    fn can_map(&self, vma: &Vma) -> std::result::Result<(), String> {
+        let (path, deleted, dev, inode) = match &vma.backing {
+            Backing::Special(name) => return self.kernel_mapping(name, vma),
+            Backing::File {
+                path,
+                deleted,
+                dev,
+                inode,
+                ..
+            } => (path, *deleted, *dev, *inode),
+            Backing::Anonymous { .. } | Backing::Heap | Backing::Stack => return Ok(()),
+        };
+        if deleted {
+            return Err(
+                "the file has no name any more, and only what the process changed of it is stored"
+                    .into(),
+            );
+        }
+        let path = &self.options.files.mapped(path);
+        let meta = std::fs::metadata(path).map_err(|e| format!("it cannot be opened ({e})"))?;
+        let device = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
+        let same = (device, meta.ino()) == (dev, inode);
+        let known = vma.build_id.is_some();
+        let same_build = known && proc::build_id(path) == vma.build_id;
+        if same_build || same && !known || self.options.allow_changed_files {
+            return Ok(());
+        }
+        Err(format!(
+            "the file is another one than it was{}; --allow-changed-files takes it nevertheless",
+            if known { " (another build id)" } else { "" }
+        ))
+    }
+
+    fn can_start_thread(&self, tid: i32) -> std::result::Result<(), String> {
+        match self.pids {
+            Pids::New => Ok(()),
+            Pids::Namespace if tid == 1 => {
+                Err("process 1 of the new PID namespace is ksnap's own; use --pids new".into())
+            }
+            Pids::Namespace => Ok(()),
+            Pids::Same => match proc::stat(tid, None) {
+                Ok(stat) => Err(format!(
+                    "its id is taken ({}); --pids namespace gives it the same id in a namespace of its own",
+                    stat.comm
+                )),
+                Err(_) => Ok(()),
+            },
+        }
+    }
+}

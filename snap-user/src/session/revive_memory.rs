@@ -1,0 +1,259 @@
+//! Memory of processes that are brought back: what is written before the first instruction, and what
+//! comes when it is touched.
+
+use super::Result;
+use crate::model::{PAGE_SIZE, PageRange, PageSet, ProcessState, Vma, page_down};
+use crate::restore::revive::{NewPlan, Newborn, Origin};
+use crate::store::Flat;
+use crate::sys::arch::Registers;
+use crate::sys::{self, FileMap, Lazy, Piece};
+
+/// Fewer pages than these are not worth waiting for one by one.
+const FEW_PAGES: u64 = 2048;
+/// Pages of a mapping from which it is filled as it is touched.
+const LARGE: u64 = 512;
+/// Bytes written in one go.
+const AT_ONCE: u64 = 4 << 20;
+
+/// Where the content of a new process's memory comes from.
+pub(super) struct Memory {
+    image: FileMap,
+    /// Written before the first instruction, ascending.
+    eager: Vec<Piece>,
+    /// What shared mappings of files hold: the files' content as it was.
+    files: Vec<Piece>,
+    /// What comes later, if anything does.
+    pub(super) lazy: Option<Lazy>,
+}
+
+impl Memory {
+    /// Decides what comes when.
+    pub(super) fn new(
+        flat: &Flat,
+        state: &ProcessState,
+        planned: &NewPlan,
+        all_at_once: bool,
+    ) -> Result<Self> {
+        let image = FileMap::new(&flat.file)?;
+        let mut found = Vec::new();
+        let mut eager = Vec::new();
+        let mut files = Vec::new();
+        let mut ranges = Vec::new();
+        for mapping in &planned.mappings {
+            if matches!(mapping.origin, Origin::Kernel(_)) {
+                continue;
+            }
+            let pieces = within(flat, mapping.vma.range);
+            let pages: u64 = pieces.iter().map(|p| p.range.pages()).sum();
+            let may_wait = mapping.origin == Origin::Anonymous && may_wait(&mapping.vma);
+            if mapping.vma.shared && matches!(mapping.origin, Origin::File(_)) {
+                files.extend(pieces);
+            } else if may_wait && pages >= LARGE {
+                ranges.push(mapping.vma.range);
+                found.extend(pieces);
+            } else {
+                eager.extend(pieces);
+            }
+        }
+        let total = |pieces: &[Piece]| -> u64 { pieces.iter().map(|p| p.range.pages()).sum() };
+        let lazy = if all_at_once || total(&found) < FEW_PAGES {
+            eager.append(&mut found);
+            None
+        } else {
+            let first = touched_first(state);
+            let (now, later) = split(&found, &first);
+            eager.extend(now);
+            let fail = |e| sys::SysError::new("dup", "a flat image", e);
+            Some(Lazy {
+                image: flat.file.try_clone().map_err(fail)?,
+                ranges,
+                pieces: later,
+            })
+        };
+        eager.sort_unstable_by_key(|p| p.range.start);
+        Ok(Self {
+            image,
+            eager,
+            files,
+            lazy,
+        })
+    }
+
+    /// Writes what comes first, and sees to it that the rest comes. Returns the pages written. Files that
+    /// are mapped shared, and are not what they were, are put back only if `change_files`: others may have
+    /// them as well. Tells what differs, a sentence each.
+    pub(super) fn fill(
+        &self,
+        newborn: &mut Newborn,
+        change_files: bool,
+        notes: &mut Vec<String>,
+    ) -> Result<u64> {
+        let mut written = self.write(newborn.pid(), &self.eager)?;
+        let differing = self.differing(newborn.pid())?;
+        if !differing.is_empty() {
+            let what = match change_files {
+                true => "has been put back",
+                false => "stays as it is: others may have it as well",
+            };
+            notes.push(format!(
+                "the content of files that it has mapped shared has changed since ({} pages), and {what}",
+                differing.len()
+            ));
+        }
+        if change_files {
+            written += self.write(newborn.pid(), &differing)?;
+        }
+        if let Some(lazy) = &self.lazy
+            && !newborn.load_lazily(lazy)?
+        {
+            written += self.write(newborn.pid(), &lazy.pieces)?;
+        }
+        Ok(written)
+    }
+
+    /// Pages that come later.
+    pub(super) fn lazy_pages(&self) -> u64 {
+        let pieces = self.lazy.iter().flat_map(|lazy| &lazy.pieces);
+        pieces.map(|p| p.range.pages()).sum()
+    }
+
+    /// Pages of shared files whose content is not what it was.
+    fn differing(&self, pid: i32) -> Result<Vec<Piece>> {
+        let mut found = Vec::new();
+        for piece in &self.files {
+            for addr in piece.range.iter() {
+                let range = PageRange::new(addr, addr + PAGE_SIZE);
+                let mut now = vec![0; PAGE_SIZE as usize];
+                let gone = sys::read_ranges(pid, &[range], &mut now)?;
+                let offset = piece.offset + (addr - piece.range.start);
+                let then = &self.image.bytes()[offset as usize..][..now.len()];
+                // Beyond the end of a file that is shorter now there is nothing to write to.
+                if gone.is_empty() && now != then {
+                    found.push(Piece { range, offset });
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    fn write(&self, pid: i32, pieces: &[Piece]) -> Result<u64> {
+        let mut pages = 0;
+        for piece in pieces {
+            let mut at = piece.range.start;
+            while at < piece.range.end {
+                let end = piece.range.end.min(at + AT_ONCE);
+                let from = (piece.offset + (at - piece.range.start)) as usize;
+                let range = PageRange::new(at, end);
+                let bytes = &self.image.bytes()[from..from + range.len() as usize];
+                sys::write_ranges(pid, &[range], bytes)?;
+                pages += range.pages();
+                at = end;
+            }
+        }
+        Ok(pages)
+    }
+}
+
+/// Nothing but the process itself needs all of it to be there.
+fn may_wait(vma: &Vma) -> bool {
+    !vma.flags.iter().any(|f| f == "lo" || f == "ht")
+}
+
+/// The parts of the image within a range.
+fn within(flat: &Flat, range: PageRange) -> Vec<Piece> {
+    let first = flat.pieces.partition_point(|p| p.range.end <= range.start);
+    flat.pieces[first..]
+        .iter()
+        .map_while(|piece| {
+            let part = piece.range.intersect(&range)?;
+            Some(Piece {
+                range: part,
+                offset: piece.offset + (part.start - piece.range.start),
+            })
+        })
+        .collect()
+}
+
+/// Pages that the kernel, ksnap or the first instructions touch.
+fn touched_first(state: &ProcessState) -> PageSet {
+    /// Around the stack pointer, where frames are.
+    const NEAR: u64 = 16 * PAGE_SIZE;
+    let mut ranges = Vec::new();
+    let mut add = |addr: u64, before: u64, after: u64| {
+        ranges.push(PageRange::covering(
+            page_down(addr.saturating_sub(before)),
+            before + after,
+        ));
+    };
+    for thread in &state.threads {
+        if let Some(rseq) = thread.rseq {
+            add(rseq.addr, 0, u64::from(rseq.size));
+        }
+        if let Some(list) = thread.robust_list {
+            add(list.head, 128, 128);
+        }
+        if let Some(regs) = Registers::from_prstatus(&thread.gp) {
+            add(regs.sp(), PAGE_SIZE, NEAR);
+            add(regs.ip(), 0, 16);
+            add(regs.fs_base, PAGE_SIZE, PAGE_SIZE);
+        }
+    }
+    PageSet::from_ranges(ranges)
+}
+
+/// What lies in a set, and what does not.
+fn split(pieces: &[Piece], set: &PageSet) -> (Vec<Piece>, Vec<Piece>) {
+    let whole: PageSet = pieces.iter().map(|p| p.range).collect();
+    let part = |wanted: &PageSet| {
+        let mut out = Vec::new();
+        let mut next = 0;
+        for piece in pieces {
+            while next > 0 && wanted.ranges()[next - 1].end > piece.range.start {
+                next -= 1;
+            }
+            for range in &wanted.ranges()[next..] {
+                if range.start >= piece.range.end {
+                    break;
+                }
+                next += 1;
+                if let Some(range) = range.intersect(&piece.range) {
+                    out.push(Piece {
+                        range,
+                        offset: piece.offset + (range.start - piece.range.start),
+                    });
+                }
+            }
+        }
+        out
+    };
+    (part(&whole.intersect(set)), part(&whole.subtract(set)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const P: u64 = PAGE_SIZE;
+
+    fn piece(start: u64, end: u64, offset: u64) -> Piece {
+        Piece {
+            range: PageRange::new(start * P, end * P),
+            offset: offset * P,
+        }
+    }
+
+    #[test]
+    fn pieces_are_split_with_their_content() {
+        let pieces = [piece(10, 20, 1), piece(20, 30, 50), piece(40, 41, 90)];
+        let set = PageSet::from_ranges(vec![
+            PageRange::new(0, 11 * P),
+            PageRange::new(18 * P, 22 * P),
+        ]);
+        let (now, later) = split(&pieces, &set);
+        assert_eq!(now, [piece(10, 11, 1), piece(18, 20, 9), piece(20, 22, 50)]);
+        assert_eq!(
+            later,
+            [piece(11, 18, 2), piece(22, 30, 52), piece(40, 41, 90)]
+        );
+    }
+}

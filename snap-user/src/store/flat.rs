@@ -1,0 +1,308 @@
+//! A snapshot's pages in one sparse file, ascending by address and ready to be mapped.
+//!
+//! Made once for each snapshot that is brought back, so that all of its copies share the page cache, and
+//! kept in the store's folder `flat` as long as there is room. A cache: a file of it is whole or not there
+//! (it is renamed into place), it may be removed at any time, and one from before the last boot of the
+//! machine is not trusted, so that nothing has to be synced.
+
+use super::directory::Store;
+use super::error::StoreError;
+use super::snapshot::Snapshot;
+use crate::image::PageSource;
+use crate::model::{FILE_SPACE, PAGE_SIZE, PageRange, SnapshotId};
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+const FOLDER: &str = "flat";
+const MAGIC: &[u8; 8] = b"ksnpflat";
+const VERSION: u32 = 1;
+/// Magic, version, CRC-32C of the rest, number of pieces, boot id, snapshot id.
+const HEAD: usize = 8 + 4 + 4 + 8 + 40 + 16;
+/// First address, pages, offset.
+const PIECE: usize = 24;
+/// Most bytes that flat images take up on the disk; the one in use stays whatever its size.
+const MOST_BYTES: u64 = 8 << 30;
+/// Pages gathered before they are written.
+const GATHERED: usize = 1 << 20;
+
+/// Pages that follow each other, in memory and in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlatPiece {
+    /// Where they belong.
+    pub range: PageRange,
+    /// Where the first one is in the file, in bytes.
+    pub offset: u64,
+}
+
+/// A flat image, open.
+#[derive(Debug)]
+pub struct Flat {
+    /// The file.
+    pub file: File,
+    /// Its pieces, ascending.
+    pub pieces: Vec<FlatPiece>,
+}
+
+impl Store {
+    /// The flat image of a snapshot, made if it is not there.
+    ///
+    /// # Errors
+    /// Damage anywhere in the snapshot's pages. That there is no room for a file is no error: it is made in
+    /// memory then.
+    pub fn flat(&self, snapshot: &Snapshot) -> Result<Flat, StoreError> {
+        let folder = self.dir().join(FOLDER);
+        let boot = boot_id();
+        let path = folder.join(snapshot.id().to_string());
+        if let Some(flat) = open(&path, snapshot.id(), &boot) {
+            // The most recently used are kept longest.
+            let now = std::time::SystemTime::now();
+            let _ = flat.file.set_modified(now);
+            return Ok(flat);
+        }
+        let pieces = pieces(snapshot)?;
+        let temp = folder.join(format!(".tmp-{}-{}", snapshot.id(), std::process::id()));
+        match make_file(&folder, &temp) {
+            Ok(file) => match fill(file, &pieces, snapshot, &boot) {
+                Ok(flat) => {
+                    if let Err(e) = std::fs::rename(&temp, &path) {
+                        tracing::debug!("{}: {e}", path.display());
+                        let _ = std::fs::remove_file(&temp);
+                    }
+                    evict(&folder, &path);
+                    return Ok(flat);
+                }
+                Err(FillError::Store(e)) => {
+                    let _ = std::fs::remove_file(&temp);
+                    return Err(e);
+                }
+                Err(FillError::File(e)) => {
+                    let _ = std::fs::remove_file(&temp);
+                    tracing::debug!("flat image in memory: {}: {e}", temp.display());
+                }
+            },
+            Err(e) => tracing::debug!("flat image in memory: {}: {e}", temp.display()),
+        }
+        let memory = |e: io::Error| StoreError::io("make in memory the flat image", &path)(e);
+        let flags = rustix::fs::MemfdFlags::CLOEXEC;
+        let file = rustix::fs::memfd_create("ksnap-flat", flags).map_err(|e| memory(e.into()))?;
+        fill(file.into(), &pieces, snapshot, &boot).map_err(|e| match e {
+            FillError::Store(e) => e,
+            FillError::File(e) => memory(e),
+        })
+    }
+}
+
+fn boot_id() -> String {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.trim().chars().take(40).collect()
+}
+
+fn make_file(folder: &Path, temp: &Path) -> io::Result<File> {
+    match std::fs::DirBuilder::new().mode(0o700).create(folder) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
+        _ => {}
+    }
+    File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(temp)
+}
+
+/// Where each page goes.
+fn pieces(snapshot: &Snapshot) -> Result<Vec<FlatPiece>, StoreError> {
+    let mut pieces: Vec<FlatPiece> = Vec::new();
+    // Contents of files are no memory.
+    let memory = |(addr, _): &(u64, _)| *addr < FILE_SPACE;
+    for (addr, _) in snapshot.page_table()?.iter().filter(memory) {
+        match pieces.last_mut() {
+            Some(last) if last.range.end == addr => last.range.end += PAGE_SIZE,
+            _ => pieces.push(FlatPiece {
+                range: PageRange::new(addr, addr + PAGE_SIZE),
+                offset: 0,
+            }),
+        }
+    }
+    let table = (HEAD + pieces.len() * PIECE) as u64;
+    let mut at = table.next_multiple_of(PAGE_SIZE);
+    for piece in &mut pieces {
+        piece.offset = at;
+        at += piece.range.len();
+    }
+    Ok(pieces)
+}
+
+fn end(pieces: &[FlatPiece]) -> u64 {
+    pieces
+        .last()
+        .map_or(PAGE_SIZE, |last| last.offset + last.range.len())
+}
+
+fn head(id: SnapshotId, boot: &str, pieces: &[FlatPiece]) -> Vec<u8> {
+    let mut rest = (pieces.len() as u64).to_le_bytes().to_vec();
+    let mut name = [0u8; 40];
+    name[..boot.len()].copy_from_slice(boot.as_bytes());
+    rest.extend_from_slice(&name);
+    rest.extend_from_slice(&id.0);
+    for piece in pieces {
+        for word in [piece.range.start, piece.range.pages(), piece.offset] {
+            rest.extend_from_slice(&word.to_le_bytes());
+        }
+    }
+    let mut head = MAGIC.to_vec();
+    head.extend_from_slice(&VERSION.to_le_bytes());
+    head.extend_from_slice(&crc32c::crc32c(&rest).to_le_bytes());
+    head.extend_from_slice(&rest);
+    head
+}
+
+/// Opens a flat image of this boot; `None` if there is none that can be used.
+fn open(path: &Path, id: SnapshotId, boot: &str) -> Option<Flat> {
+    let file = File::open(path).ok()?;
+    let len = file.metadata().ok()?.len();
+    let mut start = [0u8; HEAD];
+    file.read_exact_at(&mut start, 0).ok()?;
+    let word = |at: usize| u64::from_le_bytes(start[at..at + 8].try_into().expect("eight bytes"));
+    let count = word(16);
+    if count > len / PAGE_SIZE {
+        return None;
+    }
+    let mut whole = vec![0u8; HEAD + count as usize * PIECE];
+    file.read_exact_at(&mut whole, 0).ok()?;
+    let words: Vec<u64> = whole[HEAD..]
+        .as_chunks()
+        .0
+        .iter()
+        .map(|bytes| u64::from_le_bytes(*bytes))
+        .collect();
+    let pieces: Vec<FlatPiece> = words
+        .as_chunks()
+        .0
+        .iter()
+        .map(|[start, pages, offset]| FlatPiece {
+            range: PageRange {
+                start: *start,
+                end: start.saturating_add(pages.saturating_mul(PAGE_SIZE)),
+            },
+            offset: *offset,
+        })
+        .collect();
+    // The same bytes as would be written now: magic, version, checksum, boot and name in one comparison.
+    (head(id, boot, &pieces) == whole && end(&pieces) <= len).then_some(Flat { file, pieces })
+}
+
+enum FillError {
+    Store(StoreError),
+    File(io::Error),
+}
+
+/// Writes everything, by two threads.
+fn fill(
+    file: File,
+    pieces: &[FlatPiece],
+    snapshot: &Snapshot,
+    boot: &str,
+) -> Result<Flat, FillError> {
+    file.set_len(end(pieces)).map_err(FillError::File)?;
+    let addrs: Vec<u64> = pieces.iter().flat_map(|p| p.range.iter()).collect();
+    let (low, high) = addrs.split_at(addrs.len() / 2);
+    let (first, second) = std::thread::scope(|scope| {
+        let other = scope.spawn(|| copy(&file, pieces, snapshot, high));
+        let first = copy(&file, pieces, snapshot, low);
+        (first, other.join().expect("no panic"))
+    });
+    first?;
+    second?;
+    let head = head(snapshot.id(), boot, pieces);
+    file.write_all_at(&head, 0).map_err(FillError::File)?;
+    Ok(Flat {
+        file,
+        pieces: pieces.to_vec(),
+    })
+}
+
+fn copy(
+    file: &File,
+    pieces: &[FlatPiece],
+    snapshot: &Snapshot,
+    addrs: &[u64],
+) -> Result<(), FillError> {
+    let mut run = Run {
+        file,
+        bytes: Vec::with_capacity(GATHERED),
+        offset: 0,
+        failed: None,
+    };
+    let mut last = 0;
+    snapshot
+        .read_pages(addrs, &mut |addr, page| {
+            if !pieces[last].range.contains(addr) {
+                last = pieces.partition_point(|p| p.range.end <= addr);
+            }
+            let piece = pieces[last];
+            // Zeroes are there already: the file is sparse.
+            if page.iter().any(|byte| *byte != 0) {
+                run.add(piece.offset + (addr - piece.range.start), page);
+            }
+        })
+        .map_err(FillError::Store)?;
+    run.flush();
+    match run.failed {
+        Some(e) => Err(FillError::File(e)),
+        None => Ok(()),
+    }
+}
+
+/// Bytes on their way into the file.
+struct Run<'a> {
+    file: &'a File,
+    bytes: Vec<u8>,
+    offset: u64,
+    failed: Option<io::Error>,
+}
+
+impl Run<'_> {
+    fn add(&mut self, offset: u64, page: &[u8]) {
+        if self.offset + self.bytes.len() as u64 != offset || self.bytes.len() >= GATHERED {
+            self.flush();
+            self.offset = offset;
+        }
+        self.bytes.extend_from_slice(page);
+    }
+
+    fn flush(&mut self) {
+        if self.failed.is_none()
+            && let Err(e) = self.file.write_all_at(&self.bytes, self.offset)
+        {
+            self.failed = Some(e);
+        }
+        self.bytes.clear();
+    }
+}
+
+/// Removes the images used longest ago when all of them take up too much. Whoever has one open keeps it.
+fn evict(folder: &Path, keep: &Path) {
+    let mut images: Vec<(std::time::SystemTime, u64, PathBuf)> = std::fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let meta = entry.metadata().ok()?;
+            Some((meta.modified().ok()?, meta.blocks() * 512, entry.path()))
+        })
+        .collect();
+    images.sort();
+    let mut total: u64 = images.iter().map(|(_, bytes, _)| bytes).sum();
+    for (_, bytes, path) in images {
+        if total <= MOST_BYTES {
+            return;
+        }
+        if path != keep && std::fs::remove_file(&path).is_ok() {
+            total -= bytes;
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! Packs: reading one, and writing the next.
+
+use super::buffer::WriteBuffer;
+use super::cache::PageFile;
+use super::error::StoreError;
+use super::files::{Files, ReadFile, WriteFile};
+use super::names::{self, TEMP_PREFIX};
+use crate::codec::Encoding;
+use crate::image::{
+    Ghost, IndexEntry, Location, PACK_HEADER_LEN, PackEntry, PackHeader, Section, SessionId,
+    apply_runs, finish_pack,
+};
+use crate::model::PageTable;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+/// An open pack.
+#[derive(Debug)]
+pub(super) struct PackFile {
+    path: PathBuf,
+    pub(super) header: PackHeader,
+    file: Box<dyn ReadFile>,
+    absorbed: Vec<(u32, u32)>,
+    /// Read on first use.
+    entries: OnceLock<Vec<PackEntry>>,
+    ghosts: OnceLock<Vec<Ghost>>,
+}
+
+impl PackFile {
+    /// Opens a pack and reads which snapshots it stands for.
+    pub(super) fn open(
+        files: &dyn Files,
+        path: &Path,
+        session: SessionId,
+    ) -> Result<Self, StoreError> {
+        let file = files.open(path).map_err(StoreError::io("open", path))?;
+        let len = file.len().map_err(StoreError::io("stat", path))?;
+        let mut bytes = vec![0; (PACK_HEADER_LEN as u64).min(len) as usize];
+        file.read_exact_at(&mut bytes, 0)
+            .map_err(StoreError::io("read the header of", path))?;
+        let header = PackHeader::decode(&bytes, len).map_err(StoreError::image(path))?;
+        let named = path
+            .file_name()
+            .and_then(|name| names::parse_pack_file(name.to_str()?));
+        if header.session != session || named != Some(header.generation) {
+            return Err(StoreError::corrupt(
+                path,
+                "pack header",
+                "belongs under another name: the file was renamed or copied",
+            ));
+        }
+        let mut pack = Self {
+            path: path.to_owned(),
+            file,
+            absorbed: Vec::new(),
+            entries: OnceLock::new(),
+            ghosts: OnceLock::new(),
+            header,
+        };
+        let bytes = pack.section(&pack.header.absorbed)?;
+        pack.absorbed = pack
+            .header
+            .decode_absorbed(&bytes)
+            .map_err(StoreError::image(path))?;
+        Ok(pack)
+    }
+
+    fn section(&self, section: &Section) -> Result<Vec<u8>, StoreError> {
+        let mut bytes = vec![0; section.len as usize];
+        self.read_into(section.offset, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// The snapshot with this number is gone, and this pack has what others need of it.
+    pub(super) fn absorbs(&self, seq: u32) -> bool {
+        let after = self.absorbed.partition_point(|range| range.1 < seq);
+        self.absorbed.get(after).is_some_and(|range| range.0 <= seq)
+    }
+
+    /// Sequence numbers that it stands for.
+    pub(super) fn absorbed(&self) -> &[(u32, u32)] {
+        &self.absorbed
+    }
+
+    /// Its pages, ascending by name.
+    pub(super) fn entries(&self) -> Result<&[PackEntry], StoreError> {
+        if let Some(entries) = self.entries.get() {
+            return Ok(entries);
+        }
+        let bytes = self.section(&self.header.entries)?;
+        let entries = self
+            .header
+            .decode_entries(&bytes)
+            .map_err(StoreError::image(&self.path))?;
+        Ok(self.entries.get_or_init(|| entries))
+    }
+
+    /// A page by its name.
+    pub(super) fn entry(&self, name: Location) -> Result<IndexEntry, StoreError> {
+        let entries = self.entries()?;
+        let found = entries.binary_search_by_key(&name, |entry| entry.name);
+        let entry = found.map(|at| entries[at]).map_err(|_| {
+            StoreError::corrupt(
+                &self.path,
+                "pack entries",
+                format!("no page @{}:{}", name.seq, name.slot),
+            )
+        })?;
+        Ok(IndexEntry {
+            addr: entry.addr,
+            at: entry.at,
+            len: entry.len,
+            encoding: entry.encoding,
+            crc: entry.crc,
+        })
+    }
+
+    /// The snapshots whose page tables it has.
+    pub(super) fn ghosts(&self) -> Result<&[Ghost], StoreError> {
+        if let Some(ghosts) = self.ghosts.get() {
+            return Ok(ghosts);
+        }
+        let (ghosts, runs) = (
+            self.section(&self.header.ghosts)?,
+            self.section(&self.header.runs)?,
+        );
+        let ghosts = self
+            .header
+            .decode_ghosts(&ghosts, &runs)
+            .map_err(StoreError::image(&self.path))?;
+        Ok(self.ghosts.get_or_init(|| ghosts))
+    }
+
+    /// The page table of a snapshot that is gone, if it has it.
+    pub(super) fn ghost(&self, seq: u32) -> Result<Option<PageTable<Location>>, StoreError> {
+        let ghosts = self.ghosts()?;
+        Ok(ghosts.iter().find(|ghost| ghost.seq == seq).map(|ghost| {
+            let mut table = PageTable::new();
+            apply_runs(&mut table, &ghost.runs);
+            table
+        }))
+    }
+}
+
+impl PageFile for PackFile {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn file_len(&self) -> u64 {
+        self.header.file_len()
+    }
+
+    fn read_into(&self, offset: u64, bytes: &mut [u8]) -> Result<(), StoreError> {
+        self.file
+            .read_exact_at(bytes, offset)
+            .map_err(StoreError::io("read", &self.path))
+    }
+}
+
+/// A pack being written. Dropped without [`PackWriter::publish`] it leaves nothing behind.
+pub(super) struct PackWriter<'a> {
+    files: &'a dyn Files,
+    dir: &'a Path,
+    session: SessionId,
+    generation: u32,
+    file: Option<Box<dyn WriteFile>>,
+    temp: PathBuf,
+    buffer: WriteBuffer,
+    flushed: u64,
+    data_len: u64,
+    entries: Vec<PackEntry>,
+}
+
+impl<'a> PackWriter<'a> {
+    /// Begins a pack in the folder of a session.
+    pub(super) fn begin(
+        files: &'a dyn Files,
+        dir: &'a Path,
+        session: SessionId,
+        generation: u32,
+    ) -> Result<Self, StoreError> {
+        let temp = dir.join(format!("{TEMP_PREFIX}pack-{generation:08}"));
+        // Left by one that failed: whoever writes packs holds the lock.
+        let _ = files.remove_file(&temp);
+        let file = files
+            .create(&temp)
+            .map_err(StoreError::io("create", &temp))?;
+        let mut buffer = WriteBuffer::default();
+        buffer.extend(&[0; PACK_HEADER_LEN]);
+        Ok(Self {
+            files,
+            dir,
+            session,
+            generation,
+            file: Some(file),
+            temp,
+            buffer,
+            flushed: 0,
+            data_len: 0,
+            entries: Vec::new(),
+        })
+    }
+
+    fn write(&mut self, bytes: &[u8], offset: u64) -> Result<(), StoreError> {
+        match &mut self.file {
+            Some(file) => file
+                .write_all_at(bytes, offset)
+                .map_err(StoreError::io("write", &self.temp)),
+            None => Ok(()),
+        }
+    }
+
+    fn flush(&mut self) -> Result<(), StoreError> {
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let done = self.write(buffer.bytes(), self.flushed);
+        self.flushed += buffer.bytes().len() as u64;
+        buffer.clear();
+        self.buffer = buffer;
+        done
+    }
+
+    fn extend(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
+        while !bytes.is_empty() {
+            let taken = self.buffer.extend(bytes);
+            bytes = &bytes[taken..];
+            if self.buffer.is_full() {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a page under its old name. `encoding` must not depend on another page.
+    pub(super) fn add(
+        &mut self,
+        name: Location,
+        page: &IndexEntry,
+        encoding: Encoding,
+        bytes: &[u8],
+    ) -> Result<(), StoreError> {
+        self.entries.push(PackEntry {
+            name,
+            addr: page.addr,
+            at: PACK_HEADER_LEN as u64 + self.data_len,
+            len: bytes.len() as u16,
+            encoding,
+            crc: page.crc,
+        });
+        self.data_len += bytes.len() as u64;
+        self.extend(bytes)
+    }
+
+    /// Completes the pack and makes it durable and visible; a crash leaves it whole or not at all. Gives its length.
+    pub(super) fn publish(
+        mut self,
+        absorbed: &[(u32, u32)],
+        ghosts: &[Ghost],
+    ) -> Result<u64, StoreError> {
+        let mut entries = std::mem::take(&mut self.entries);
+        entries.sort_unstable_by_key(|entry| entry.name);
+        let (head, tail) = finish_pack(
+            self.session,
+            self.generation,
+            self.data_len,
+            &entries,
+            absorbed,
+            ghosts,
+        );
+        self.extend(&tail)?;
+        self.flush()?;
+        self.write(&head, 0)?;
+        if let Some(mut file) = self.file.take() {
+            file.sync().map_err(StoreError::io("sync", &self.temp))?;
+        }
+        let path = self.dir.join(names::pack_file(self.generation));
+        self.files
+            .rename(&self.temp, &path)
+            .map_err(StoreError::io("publish", &path))?;
+        self.temp = PathBuf::new();
+        if let Err(error) = self.files.sync_dir(self.dir) {
+            // Not surely durable: what it stands for must not be removed, so it must not stand for anything.
+            let _ = self.files.remove_file(&path);
+            return Err(StoreError::io("sync folder", self.dir)(error));
+        }
+        Ok(self.flushed)
+    }
+}
+
+impl Drop for PackWriter<'_> {
+    fn drop(&mut self) {
+        if self.temp.as_os_str().is_empty() {
+            return;
+        }
+        self.file = None;
+        let _ = self.files.remove_file(&self.temp);
+    }
+}

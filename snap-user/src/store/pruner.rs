@@ -1,0 +1,545 @@
+//! Removes snapshots of a session, and nothing that others need: what they leave goes into a pack first.
+//!
+//! In this order: write the pack and make it durable; from then on the snapshots that it stands for are gone,
+//! whether their files are still there or not; then remove those files. A crash leaves all snapshots, or the pack
+//! and some files that nobody needs, which the next removal takes away.
+//!
+//! Only one process has the right to remove from a session: the one that holds its lock. A watcher removes on a
+//! thread of its own; [`Shared`] is what the two threads agree on: what is being written builds on something that
+//! stays.
+
+use super::chain::{Holder, SessionFiles};
+use super::directory::{SnapshotMeta, Store};
+use super::error::StoreError;
+use super::files::LockGuard;
+use super::pack::PackWriter;
+use super::retention::{Rules, removable};
+use super::session::{SessionInfo, lock, now_ns};
+use super::snapshot::read_wanted;
+use crate::codec::{Encoding, Scratch, encode};
+use crate::image::{Ghost, Location, SessionId, SpanKind, runs_of};
+use crate::model::{PAGE_SIZE, PageTable, SnapshotId, SnapshotKind};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Pages merged between two looks at whether to go on: 16 MiB of them.
+const STEP: usize = 4096;
+
+/// What the writer of a session and the one who removes from it agree on.
+#[derive(Debug, Default)]
+pub(super) struct Shared(Mutex<Agreed>);
+
+#[derive(Debug, Default)]
+struct Agreed {
+    /// What the writer builds on, now or next.
+    head: Option<u32>,
+    /// What a rollback is about to make the head.
+    pinned: Option<u32>,
+    /// What is being removed.
+    removing: BTreeSet<u32>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Agreed> {
+        // Plain data, changed in single steps: whole also after a panic.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A snapshot is about to be written that builds on this one.
+    pub(super) fn build_on(&self, parent: Option<u32>, dir: &Path) -> Result<(), StoreError> {
+        let mut agreed = self.lock();
+        if let Some(parent) = parent {
+            if agreed.removing.contains(&parent) {
+                return Err(StoreError::NotFound {
+                    what: format!("parent @{parent} in {}: it was pruned", dir.display()),
+                });
+            }
+            agreed.head = Some(parent);
+        }
+        Ok(())
+    }
+
+    /// A snapshot is there, and the next one may build on it.
+    pub(super) fn published(&self, seq: u32) {
+        let mut agreed = self.lock();
+        agreed.head = Some(seq);
+        agreed.pinned = None;
+    }
+}
+
+/// The right to remove snapshots of a session.
+#[derive(Clone, Debug)]
+pub struct Pruner {
+    store: Store,
+    session: SessionId,
+    shared: Arc<Shared>,
+    /// The session is being written: its newest snapshot is what the next one builds on.
+    live: bool,
+    _lock: Arc<LockGuard>,
+}
+
+/// What a removal would do.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Snapshots that go, ascending by sequence number.
+    pub removed: Vec<SnapshotMeta>,
+    /// Snapshots that stay.
+    pub kept: u64,
+    /// Bytes of the session's files now.
+    pub bytes_before: u64,
+    /// Bytes of them afterwards, but for a few of each file's own.
+    pub bytes_after: u64,
+    /// Nothing stays: the whole session goes.
+    pub whole_session: bool,
+    /// The newest snapshot that was looked at.
+    newest: u32,
+    live: Vec<Location>,
+    ghosts: BTreeMap<u32, PageTable<Location>>,
+}
+
+/// What a removal did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pruned {
+    /// Snapshots removed.
+    pub snapshots: u64,
+    /// Pages that others need of them, merged.
+    pub merged_pages: u64,
+    /// Bytes freed; negative where the pack is larger than what it replaces.
+    pub freed: i64,
+}
+
+impl Store {
+    /// The right to remove snapshots of a session that nobody writes.
+    pub fn pruner(&self, session: SessionId) -> Result<Pruner, StoreError> {
+        let dir = self.session_path(session);
+        let lock = lock(self, &dir)?;
+        Ok(Pruner::new(
+            self,
+            session,
+            &Arc::default(),
+            &Arc::new(lock),
+            false,
+        ))
+    }
+}
+
+impl Pruner {
+    pub(super) fn new(
+        store: &Store,
+        session: SessionId,
+        shared: &Arc<Shared>,
+        lock: &Arc<LockGuard>,
+        live: bool,
+    ) -> Self {
+        Self {
+            // Open files of its own: merging must not push out what a reader has open.
+            store: store.apart(),
+            session,
+            shared: Arc::clone(shared),
+            live,
+            _lock: Arc::clone(lock),
+        }
+    }
+
+    /// The session.
+    pub fn session(&self) -> SessionId {
+        self.session
+    }
+
+    /// What the session says of its process.
+    pub fn info(&self) -> Result<SessionInfo, StoreError> {
+        self.store.session_info(self.session)
+    }
+
+    /// The snapshots of the session, ascending by sequence number.
+    pub fn snapshots(&self) -> Result<Vec<SnapshotMeta>, StoreError> {
+        let mut list = self.store.list_session(self.session)?;
+        list.sort_by_key(|meta| meta.seq);
+        Ok(list)
+    }
+
+    /// Length of the session's pack; 0 without one.
+    pub fn pack_bytes(&self) -> Result<u64, StoreError> {
+        let listing = self.store.session_files(self.session)?.listing();
+        Ok(listing.pack.as_ref().map_or(0, |p| p.header.file_len()))
+    }
+
+    /// This snapshot may become the head soon, by a rollback: it stays until another one is published.
+    pub fn pin(&self, id: SnapshotId) -> Result<(), StoreError> {
+        let files = self.store.session_files(self.session)?;
+        let listing = files.listing();
+        let found = listing.by_seq.iter().find(|(_, other)| **other == id);
+        let seq = found
+            .map(|(seq, _)| *seq)
+            .ok_or_else(|| StoreError::NotFound {
+                what: format!("snapshot {id}"),
+            })?;
+        let mut agreed = self.shared.lock();
+        if agreed.removing.contains(&seq) {
+            return Err(StoreError::NotFound {
+                what: format!("snapshot {id}: it is being pruned"),
+            });
+        }
+        agreed.pinned = Some(seq);
+        Ok(())
+    }
+
+    /// Snapshots that stay whatever the rules say: tagged ones, what is being built on, and, while the session is
+    /// being written, the newest.
+    pub fn protected(&self, list: &[SnapshotMeta]) -> Result<HashSet<SnapshotId>, StoreError> {
+        let mut ids = self.store.tagged()?;
+        let agreed = self.shared.lock();
+        let held = [agreed.head, agreed.pinned];
+        if self.live {
+            ids.extend(list.last().map(|meta| meta.id));
+        }
+        ids.extend(
+            list.iter()
+                .filter(|meta| held.contains(&Some(meta.seq)))
+                .map(|meta| meta.id),
+        );
+        Ok(ids)
+    }
+
+    /// What the rules remove. The size rule counts this session alone.
+    pub fn plan(&self, rules: &Rules) -> Result<Plan, StoreError> {
+        let list = self.snapshots()?;
+        let protected = self.protected(&list)?;
+        let by_rule = removable(&list, rules, now_ns(), &protected);
+        let mut gone: BTreeSet<u32> = by_rule.iter().map(|meta| meta.seq).collect();
+        let plan = self.plan_removal(&gone)?;
+        let Some(most) = rules.max_size.filter(|most| plan.bytes_after > *most) else {
+            return Ok(plan);
+        };
+        // The oldest go until it fits: with more of them gone, less is left.
+        let newest = list.last().map(|meta| meta.seq);
+        let rest: Vec<u32> = list
+            .iter()
+            .filter(|meta| !gone.contains(&meta.seq) && !protected.contains(&meta.id))
+            .map(|meta| meta.seq)
+            .filter(|seq| Some(*seq) != newest)
+            .collect();
+        let with = |count: usize| {
+            let mut all = gone.clone();
+            all.extend(&rest[..count]);
+            self.plan_removal(&all)
+        };
+        let (mut low, mut high) = (0, rest.len());
+        while low < high {
+            let middle = (low + high) / 2;
+            match with(middle)?.bytes_after <= most {
+                true => high = middle,
+                false => low = middle + 1,
+            }
+        }
+        gone.extend(&rest[..low]);
+        self.plan_removal(&gone)
+    }
+
+    /// What the removal of these snapshots would do.
+    pub fn plan_removal(&self, gone: &BTreeSet<u32>) -> Result<Plan, StoreError> {
+        let files = self.store.session_files(self.session)?;
+        let listing = files.listing();
+        if let Some((path, what)) = &listing.pack_damage {
+            return Err(StoreError::corrupt(path, "pack", what.clone()));
+        }
+        let list = self.snapshots()?;
+        let readable: BTreeSet<u32> = list.iter().map(|meta| meta.seq).collect();
+        if let Some(seq) = listing.by_seq.keys().find(|seq| !readable.contains(seq)) {
+            // What it needs of the others is not known.
+            return Err(StoreError::corrupt(
+                &files.path(*seq)?,
+                "header",
+                "nothing is removed from a session with a damaged snapshot: remove that file first",
+            ));
+        }
+        let (removed, kept): (Vec<_>, Vec<_>) =
+            list.into_iter().partition(|meta| gone.contains(&meta.seq));
+        let pack_bytes = listing.pack.as_ref().map_or(0, |p| p.header.file_len());
+        let sum = |list: &[SnapshotMeta]| list.iter().map(|meta| meta.file_bytes).sum::<u64>();
+        let mut plan = Plan {
+            bytes_before: sum(&removed) + sum(&kept) + pack_bytes,
+            bytes_after: sum(&kept) + pack_bytes,
+            whole_session: kept.is_empty(),
+            kept: kept.len() as u64,
+            live: Vec::new(),
+            ghosts: BTreeMap::new(),
+            newest: readable.last().copied().unwrap_or(0),
+            removed,
+        };
+        if plan.removed.is_empty() || plan.whole_session {
+            plan.bytes_after = if plan.whole_session {
+                0
+            } else {
+                plan.bytes_before
+            };
+            return Ok(plan);
+        }
+        let goes = |seq: u32| gone.contains(&seq) || listing.is_gone(seq);
+        needs(&files, &kept, &goes, &mut plan)?;
+        plan.bytes_after = sum(&kept) + merged_bytes(&files, &plan)?;
+        Ok(plan)
+    }
+
+    /// Does what was planned. What has come to be needed since then makes it fail, with everything as before.
+    pub fn carry_out(&self, plan: &Plan) -> Result<Pruned, StoreError> {
+        if plan.removed.is_empty() {
+            let files = self.store.session_files(self.session)?;
+            return self.sweep(&files).map(|()| Pruned::default());
+        }
+        let gone: BTreeSet<u32> = plan.removed.iter().map(|meta| meta.seq).collect();
+        {
+            let mut agreed = self.shared.lock();
+            let held = [agreed.head, agreed.pinned];
+            if let Some(seq) = held.into_iter().flatten().find(|seq| gone.contains(seq)) {
+                return Err(in_use(seq));
+            }
+            agreed.removing.extend(&gone);
+        }
+        // From here on nothing new is begun on them; what was published before is in this listing.
+        let done = self.store.session_files(self.session).and_then(|files| {
+            check_newer(&files, plan, &gone)?;
+            self.replace(&files, plan, &gone)
+        });
+        // Done or not: those that are gone are in no listing any more.
+        self.shared.lock().removing.clear();
+        done
+    }
+
+    fn replace(
+        &self,
+        files: &SessionFiles,
+        plan: &Plan,
+        gone: &BTreeSet<u32>,
+    ) -> Result<Pruned, StoreError> {
+        let written = match plan.whole_session {
+            true => None,
+            false => Some(self.write_pack(files, plan, gone)?),
+        };
+        let guard = self.store.lock_tags()?;
+        let tagged = self.store.tagged()?;
+        if let Some(meta) = plan.removed.iter().find(|meta| tagged.contains(&meta.id)) {
+            return Err(in_use(meta.seq));
+        }
+        let Some((writer, absorbed, ghosts)) = written else {
+            self.store.remove_session(self.session)?;
+            return Ok(Pruned {
+                snapshots: plan.removed.len() as u64,
+                merged_pages: 0,
+                freed: plan.bytes_before as i64,
+            });
+        };
+        let bytes = writer.publish(&absorbed, &ghosts)?;
+        drop(guard);
+        // They are gone from here on. What fails below is swept by the next one.
+        let listing = files.listing();
+        let old_pack = listing.pack.as_ref().map_or(0, |p| p.header.file_len());
+        let fresh = self.store.session_files(self.session)?;
+        if let Err(error) = self.sweep(&fresh) {
+            tracing::warn!("removed snapshots leave files behind for now: {error}");
+        }
+        let removed: u64 = plan.removed.iter().map(|meta| meta.file_bytes).sum();
+        Ok(Pruned {
+            snapshots: plan.removed.len() as u64,
+            merged_pages: plan.live.len() as u64,
+            freed: (removed + old_pack) as i64 - bytes as i64,
+        })
+    }
+
+    /// Writes the pages that others need under their old names.
+    #[allow(
+        clippy::type_complexity,
+        reason = "what the pack's publication takes, used once"
+    )]
+    fn write_pack<'a>(
+        &'a self,
+        files: &'a SessionFiles,
+        plan: &Plan,
+        gone: &BTreeSet<u32>,
+    ) -> Result<(PackWriter<'a>, Vec<(u32, u32)>, Vec<Ghost>), StoreError> {
+        let listing = files.listing();
+        let generation = listing.pack.as_ref().map_or(0, |p| p.header.generation);
+        let generation = generation
+            .checked_add(1)
+            .ok_or_else(|| StoreError::Misuse {
+                why: "the session has been merged too often: begin another".into(),
+            })?;
+        let mut writer = PackWriter::begin(&*files.files, &files.dir, self.session, generation)?;
+        let mut scratch = Scratch::default();
+        let mut out = Vec::new();
+        for piece in plan.live.chunks(STEP) {
+            // In place of an address, where it stands among the names.
+            let wanted: Vec<(Location, u64)> = piece.iter().copied().zip(0..).collect();
+            read_wanted(files, &wanted, &mut |file, entry, bytes, at| {
+                let name = piece[at as usize];
+                if stands_alone(entry.encoding) {
+                    return writer.add(name, entry, entry.encoding, bytes);
+                }
+                let mut page = [0; PAGE_SIZE as usize];
+                entry
+                    .decode_page(bytes, &mut page)
+                    .map_err(StoreError::image(file.path()))?;
+                out.clear();
+                let encoding = encode(&page, &mut scratch, &mut out);
+                writer.add(name, entry, encoding, &out)
+            })?;
+        }
+        let mut absorbed: BTreeSet<u32> = gone.clone();
+        if let Some(pack) = &listing.pack {
+            for (first, last) in pack.absorbed() {
+                absorbed.extend(*first..=*last);
+            }
+        }
+        let ghosts = plan.ghosts.iter().map(|(seq, table)| Ghost {
+            seq: *seq,
+            runs: runs_of(table),
+        });
+        Ok((writer, ranges(&absorbed), ghosts.collect()))
+    }
+
+    /// Removes files that nobody needs, newest first: what an interrupted removal has left.
+    fn sweep(&self, files: &SessionFiles) -> Result<(), StoreError> {
+        let listing = files.listing();
+        let mut names = listing.leftovers.clone();
+        names.sort_unstable_by(|a, b| b.cmp(a));
+        let mut swept = false;
+        for name in names {
+            let path = files.dir.join(name);
+            match files.files.remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(StoreError::io("remove", &path)(error));
+                }
+                _ => swept = true,
+            }
+        }
+        self.store
+            .cache
+            .forget(self.session, |seq| listing.is_gone(seq));
+        match swept {
+            true => files
+                .files
+                .sync_dir(&files.dir)
+                .map_err(StoreError::io("sync folder", &files.dir)),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Snapshots that were taken since the plan must not build on what goes.
+fn check_newer(files: &SessionFiles, plan: &Plan, gone: &BTreeSet<u32>) -> Result<(), StoreError> {
+    let listing = files.listing();
+    for (seq, _) in listing.by_seq.range(plan.newest + 1..) {
+        let parent = files.open(*seq)?.header.parent_seq;
+        if gone.contains(&parent) {
+            return Err(in_use(parent));
+        }
+    }
+    match plan.whole_session && listing.by_seq.keys().any(|seq| *seq > plan.newest) {
+        true => Err(in_use(plan.newest)),
+        false => Ok(()),
+    }
+}
+
+fn in_use(seq: u32) -> StoreError {
+    StoreError::Misuse {
+        why: format!("snapshot @{seq} came into use just now: nothing was removed, try again"),
+    }
+}
+
+/// Encodings whose bytes give a page by themselves.
+fn stands_alone(encoding: Encoding) -> bool {
+    matches!(
+        encoding,
+        Encoding::Zero | Encoding::Raw | Encoding::Lz4 | Encoding::Fill
+    )
+}
+
+/// Finds what the kept snapshots need of those that go.
+///
+/// A page table holds its own file's pages, the parent's, and those that its references name. So what is needed
+/// is in the tables of the kept snapshots whose parent goes, and in the references of all of them.
+fn needs(
+    files: &SessionFiles,
+    kept: &[SnapshotMeta],
+    goes: &dyn Fn(u32) -> bool,
+    plan: &mut Plan,
+) -> Result<(), StoreError> {
+    let mut live: BTreeSet<Location> = BTreeSet::new();
+    for meta in kept {
+        let file = files.open(meta.seq)?;
+        let header = &file.header;
+        for entry in file.index()? {
+            live.extend(entry.target().filter(|target| goes(target.seq.get())));
+        }
+        let orphan = meta.parent_seq == 0 || goes(meta.parent_seq);
+        if !orphan {
+            continue;
+        }
+        let table = files.head(meta.seq)?.table;
+        live.extend(
+            table
+                .iter()
+                .map(|(_, location)| location)
+                .filter(|location| goes(location.seq.get())),
+        );
+        let builds = header.kind == SnapshotKind::Delta && header.span_kind != SpanKind::Full;
+        if builds && !plan.ghosts.contains_key(&header.parent_seq) {
+            let parent = table_of(files, header.parent_seq)?;
+            plan.ghosts.insert(header.parent_seq, parent);
+        }
+    }
+    plan.live = live.into_iter().collect();
+    Ok(())
+}
+
+/// The page table of a snapshot that is there, or of one whose ghost is.
+fn table_of(files: &SessionFiles, seq: u32) -> Result<PageTable<Location>, StoreError> {
+    let listing = files.listing();
+    if let Some(pack) = listing.pack.as_ref().filter(|pack| pack.absorbs(seq)) {
+        return pack.ghost(seq)?.ok_or_else(|| StoreError::NotFound {
+            what: format!("page table of snapshot @{seq}, which was pruned"),
+        });
+    }
+    Ok(files.head(seq)?.table)
+}
+
+/// About how long the pack would be.
+fn merged_bytes(files: &SessionFiles, plan: &Plan) -> Result<u64, StoreError> {
+    const FIXED: u64 = 192;
+    const EACH: u64 = 32;
+    let mut bytes = FIXED;
+    for in_file in plan.live.chunk_by(|a, b| a.seq == b.seq) {
+        let slots: Vec<u32> = in_file.iter().map(|location| location.slot).collect();
+        match files.holder(in_file[0].seq.get())? {
+            Holder::Snapshot(file) => {
+                let entries = file.index()?;
+                for slot in slots {
+                    let len = entries.get(slot as usize).map_or(0, |entry| entry.len);
+                    bytes += u64::from(len) + EACH;
+                }
+            }
+            Holder::Pack(pack) => {
+                for location in in_file {
+                    bytes += u64::from(pack.entry(*location)?.len) + EACH;
+                }
+            }
+        }
+    }
+    for table in plan.ghosts.values() {
+        bytes += EACH + (runs_of(table).len() * crate::image::RUN_LEN) as u64;
+    }
+    Ok(bytes)
+}
+
+/// Numbers as ranges, first and last.
+fn ranges(numbers: &BTreeSet<u32>) -> Vec<(u32, u32)> {
+    let mut ranges: Vec<(u32, u32)> = Vec::new();
+    for &number in numbers {
+        match ranges.last_mut() {
+            Some(range) if range.1 + 1 == number => range.1 = number,
+            _ => ranges.push((number, number)),
+        }
+    }
+    ranges
+}

@@ -1,0 +1,226 @@
+//! Names that people give to snapshots. A tag protects its snapshot from being removed by rule.
+
+use super::directory::{Store, publish_text, read_text};
+use super::error::StoreError;
+use super::files::{LockGuard, Locking};
+use super::names::TEMP_PREFIX;
+use super::session::now_ns;
+use crate::model::SnapshotId;
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+const FOLDER: &str = "tags";
+const LOCK: &str = ".lock";
+/// Longest name.
+const LONGEST: usize = 64;
+/// How often and how long a lock that is held for moments only is waited for: 10 s in all.
+const TRIES: u32 = 1000;
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// A name of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tag {
+    /// The name.
+    pub name: String,
+    /// What it names.
+    pub id: SnapshotId,
+    /// When it was given, nanoseconds since 1970.
+    pub created_ns: u64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    id: String,
+    created_ns: u64,
+}
+
+/// Says what is wrong with a name, if anything is.
+fn objection(name: &str) -> Option<String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || ".-_+".contains(c);
+    if name.is_empty() || name.len() > LONGEST || !name.chars().all(plain) {
+        return Some(format!(
+            "a tag has 1 to {LONGEST} letters, digits, '.', '-', '_' or '+'"
+        ));
+    }
+    if name.starts_with(['.', '-', '+']) {
+        return Some("a tag begins with a letter, a digit or '_'".into());
+    }
+    let is_id = name.len() >= 4 && name.bytes().all(|b| b.is_ascii_hexdigit());
+    if name == "latest" || is_id {
+        return Some("it could be taken for another reference".into());
+    }
+    None
+}
+
+fn bad(name: &str, why: String) -> StoreError {
+    StoreError::BadReference {
+        reference: name.to_owned(),
+        why,
+    }
+}
+
+impl Store {
+    fn tag_dir(&self) -> PathBuf {
+        self.dir.join(FOLDER)
+    }
+
+    /// Held while a tag is set, and while snapshots are being removed: what is tagged is not removed, and what is
+    /// removed is not tagged.
+    pub(super) fn lock_tags(&self) -> Result<LockGuard, StoreError> {
+        let dir = self.tag_dir();
+        match self.files.create_dir(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(StoreError::io("create folder", &dir)(error));
+            }
+            _ => {}
+        }
+        let path = dir.join(LOCK);
+        for _ in 0..TRIES {
+            match self
+                .files
+                .lock(&path)
+                .map_err(StoreError::io("lock", &path))?
+            {
+                Locking::Held(guard) => return Ok(guard),
+                Locking::Busy { .. } => std::thread::sleep(PAUSE),
+            }
+        }
+        Err(StoreError::Locked {
+            session: path,
+            pid: None,
+        })
+    }
+
+    /// All tags, by name. A damaged one is passed over, with a warning.
+    pub fn tags(&self) -> Result<Vec<Tag>, StoreError> {
+        let dir = self.tag_dir();
+        let names = match self.files.names(&dir) {
+            Ok(names) => names,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(StoreError::io("list", &dir)(error)),
+        };
+        let mut tags = Vec::new();
+        for name in names {
+            if name.starts_with(TEMP_PREFIX) || objection(&name).is_some() {
+                continue;
+            }
+            match self.tag(&name) {
+                Ok(Some(tag)) => tags.push(tag),
+                Ok(None) => {}
+                Err(error) => tracing::warn!("tag {name}: {error}"),
+            }
+        }
+        tags.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(tags)
+    }
+
+    /// What a tag names; `None` when there is no such tag.
+    pub fn tag(&self, name: &str) -> Result<Option<Tag>, StoreError> {
+        if objection(name).is_some() {
+            return Ok(None);
+        }
+        let path = self.tag_dir().join(name);
+        let text = match read_text(&*self.files, &path) {
+            Ok(text) => text,
+            Err(error) if error.is_missing() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let damaged = |why: String| StoreError::corrupt(&path, "tag", why);
+        let stored: Stored =
+            serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
+        let id = SnapshotId::from_hex(&stored.id).ok_or_else(|| damaged(stored.id.clone()))?;
+        Ok(Some(Tag {
+            name: name.to_owned(),
+            id,
+            created_ns: stored.created_ns,
+        }))
+    }
+
+    /// Names a snapshot, which must be there. A name that is taken is moved only with `replace`.
+    pub fn set_tag(&self, name: &str, id: SnapshotId, replace: bool) -> Result<Tag, StoreError> {
+        if let Some(why) = objection(name) {
+            return Err(bad(name, why));
+        }
+        let _guard = self.lock_tags()?;
+        // With the lock held: it may have been removed until now, and cannot be any more.
+        self.snapshot(id)?;
+        if !replace
+            && let Some(tag) = self.tag(name)?
+            && tag.id != id
+        {
+            return Err(bad(
+                name,
+                format!(
+                    "it is the name of {} already: replace it with --force",
+                    tag.id.short()
+                ),
+            ));
+        }
+        let tag = Tag {
+            name: name.to_owned(),
+            id,
+            created_ns: now_ns(),
+        };
+        let stored = Stored {
+            id: id.to_string(),
+            created_ns: tag.created_ns,
+        };
+        let text = serde_json::to_string(&stored).expect("plain data becomes JSON");
+        publish_text(&*self.files, &self.tag_dir(), name, &text)?;
+        Ok(tag)
+    }
+
+    /// Takes a name away; its snapshot stays until a rule removes it.
+    pub fn delete_tag(&self, name: &str) -> Result<Tag, StoreError> {
+        let Some(tag) = self.tag(name)? else {
+            return Err(StoreError::NotFound {
+                what: format!("tag {name}"),
+            });
+        };
+        let path = self.tag_dir().join(name);
+        self.files
+            .remove_file(&path)
+            .map_err(StoreError::io("remove", &path))?;
+        let dir = self.tag_dir();
+        self.files
+            .sync_dir(&dir)
+            .map_err(StoreError::io("sync folder", &dir))?;
+        Ok(tag)
+    }
+
+    /// Snapshots that have a name. A tag that cannot be read is an error here: what it protects is not known.
+    pub(super) fn tagged(&self) -> Result<HashSet<SnapshotId>, StoreError> {
+        let dir = self.tag_dir();
+        let names = match self.files.names(&dir) {
+            Ok(names) => names,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(HashSet::new()),
+            Err(error) => return Err(StoreError::io("list", &dir)(error)),
+        };
+        let mut ids = HashSet::new();
+        for name in names.iter().filter(|name| !name.starts_with('.')) {
+            ids.extend(self.tag(name)?.map(|tag| tag.id));
+        }
+        Ok(ids)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::objection;
+
+    #[test]
+    fn names_that_could_mean_something_else_are_refused() {
+        for good in ["before-upgrade", "v1.2", "abc", "run_7+x", "_x", "Latest"] {
+            assert_eq!(objection(good), None, "{good}");
+        }
+        for bad in [
+            "", "latest", "beef", "0123abcd", "@1", "a~1", "a/b", "..", "-x", "ä", "a b",
+        ] {
+            assert!(objection(bad).is_some(), "{bad}");
+        }
+        assert!(objection(&"x".repeat(65)).is_some());
+    }
+}

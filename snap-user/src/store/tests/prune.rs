@@ -1,0 +1,557 @@
+//! Removing snapshots: what is kept stays whole, whatever goes and whatever fails.
+
+use super::files::{Plan as Fault, TestFiles};
+use super::support::*;
+use crate::model::{Costs, PAGE_SIZE, SnapshotId, SnapshotKind};
+use crate::store::{
+    EncodedBatch, PageSink, PageSource, Pruner, Rules, Session, Snapshot, Store, StoreError,
+};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+/// A small generator, seeded: failures can be repeated.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % sides
+    }
+}
+
+/// What each snapshot should hold.
+type History = BTreeMap<u32, (SnapshotId, Memory)>;
+
+/// Takes a snapshot on some earlier one: pages that change, go, move, or have come from elsewhere.
+fn grow(session: &mut Session, history: &mut History, parent: Option<u32>, dice: &mut Dice) {
+    let before = parent.map(|seq| history[&seq].clone());
+    let mut memory = before.as_ref().map_or(Memory::new(), |p| p.1.clone());
+    let pid = session.info().pid;
+    let kind = before
+        .as_ref()
+        .map_or(SnapshotKind::Base, |_| SnapshotKind::Delta);
+    let mut pending = session
+        .begin(kind, before.as_ref().map(|p| p.0))
+        .expect("begun");
+    let mut dropped = BTreeSet::new();
+    for _ in 0..dice.roll(3) {
+        let page = dice.roll(40);
+        dropped.insert(page);
+        memory.remove(&page);
+    }
+    pending.drop_ranges(&set(dropped.iter().copied()));
+    let mut same = EncodedBatch::new(0);
+    if let Some((_, old)) = &before {
+        for _ in 0..dice.roll(3) {
+            let to = 40 + dice.roll(20);
+            let from = dice.roll(40);
+            if let Some(seed) = old.get(&from) {
+                same.push_same(to * PAGE_SIZE, from * PAGE_SIZE);
+                memory.insert(to, *seed);
+            }
+        }
+    }
+    pending.append(&same).expect("references");
+    let mut pages = BTreeMap::new();
+    let count = if kind == SnapshotKind::Base {
+        30
+    } else {
+        dice.roll(6)
+    };
+    for _ in 0..count {
+        pages.insert(dice.roll(40), dice.roll(1 << 30) as u32);
+    }
+    memory.extend(&pages);
+    pending.append(&batch(1, pages)).expect("pages");
+    let done = pending
+        .publish(&state(pid), &Costs::default())
+        .expect("published");
+    history.insert(done.seq, (done.id, memory));
+}
+
+fn assert_all(store: &Store, history: &History) {
+    let list: Vec<u32> = store
+        .list()
+        .expect("a listing")
+        .iter()
+        .map(|m| m.seq)
+        .collect();
+    assert_eq!(
+        list.iter().collect::<BTreeSet<_>>(),
+        history.keys().collect()
+    );
+    for (id, memory) in history.values() {
+        assert_holds(&store.snapshot(*id).expect("kept"), memory);
+    }
+    let report = store.verify(None).expect("listable");
+    assert!(report.is_clean(), "{report:?}");
+}
+
+fn remove(pruner: &Pruner, seqs: impl IntoIterator<Item = u32>) -> Result<(), StoreError> {
+    let gone: BTreeSet<u32> = seqs.into_iter().collect();
+    let plan = pruner.plan_removal(&gone)?;
+    pruner.carry_out(&plan).map(drop)
+}
+
+#[test]
+fn whatever_is_removed_the_others_stay_whole_and_can_be_built_on() {
+    for seed in 1..25u64 {
+        let mut dice = Dice(seed * 7919);
+        let (_dir, store) = new_store();
+        let mut session = store.create_session(&info(7)).expect("a session");
+        let pruner = session.pruner();
+        let mut history = History::new();
+        grow(&mut session, &mut history, None, &mut dice);
+        for round in 0..6 {
+            for _ in 0..dice.roll(30) {
+                // Mostly on the newest; at times back to an older one, or a new base.
+                let parent = match dice.roll(12) {
+                    0 => None,
+                    1 | 2 => history.keys().nth(dice.roll(history.len() as u64) as usize),
+                    _ => history.keys().next_back(),
+                };
+                let parent = parent.copied();
+                grow(&mut session, &mut history, parent, &mut dice);
+            }
+            let head = session.head().expect("a head");
+            let gone: BTreeSet<u32> = match round % 3 {
+                // All but the head, a stretch, or here and there.
+                0 => history.keys().copied().collect(),
+                1 => {
+                    let from = dice.roll(30) as u32;
+                    (from..from + 20).collect()
+                }
+                _ => history
+                    .keys()
+                    .copied()
+                    .filter(|_| dice.roll(2) == 0)
+                    .collect(),
+            };
+            let gone: BTreeSet<u32> = history
+                .iter()
+                .filter(|(seq, (id, _))| gone.contains(seq) && *id != head)
+                .map(|(seq, _)| *seq)
+                .collect();
+            let open: Vec<(Snapshot, Memory)> = history
+                .iter()
+                .filter(|(seq, _)| !gone.contains(seq))
+                .map(|(_, (id, memory))| (store.snapshot(*id).expect("kept"), memory.clone()))
+                .collect();
+            remove(&pruner, gone.iter().copied()).expect("removed");
+            for seq in &gone {
+                let (id, _) = history.remove(seq).expect("known");
+                assert!(matches!(
+                    store.snapshot(id),
+                    Err(StoreError::NotFound { .. })
+                ));
+            }
+            assert_all(&store, &history);
+            assert_all(&Store::open(store.dir()).expect("opens"), &history);
+            // Opened before, read only now.
+            for (snapshot, memory) in &open {
+                assert_holds(snapshot, memory);
+            }
+        }
+        drop((session, pruner));
+        // Another writer goes on, with new numbers.
+        let id = store.sessions().expect("one")[0].0;
+        let last = *history.keys().next_back().expect("the head");
+        let mut session = store.open_session(id).expect("free");
+        grow(&mut session, &mut history, Some(last), &mut dice);
+        assert!(history.len() > 1 && history.keys().next_back() > Some(&last));
+        assert_all(&store, &history);
+    }
+}
+
+/// Fifteen snapshots: a chain with a branch.
+fn sample(store: &Store) -> (Session, History) {
+    let mut session = store.create_session(&info(7)).expect("a session");
+    let mut history = History::new();
+    let mut dice = Dice(42);
+    grow(&mut session, &mut history, None, &mut dice);
+    for seq in 1..12 {
+        grow(&mut session, &mut history, Some(seq), &mut dice);
+    }
+    for parent in [6, 13, 14] {
+        grow(&mut session, &mut history, Some(parent), &mut dice);
+    }
+    (session, history)
+}
+
+/// Two removals, of which the second replaces the pack of the first.
+const REMOVALS: [&[u32]; 2] = [&[1, 2, 3, 7], &[4, 5, 6, 13]];
+
+/// What is there is whole, and is what there was before the removal under way, or after it.
+fn assert_one_of(dir: &Path, history: &History, done: usize) {
+    let store = Store::open(dir).expect("opens");
+    let mut without = history.clone();
+    for removal in &REMOVALS[..done] {
+        without.retain(|seq, _| !removal.contains(seq));
+    }
+    let list: BTreeSet<u32> = store
+        .list()
+        .expect("a listing")
+        .iter()
+        .map(|m| m.seq)
+        .collect();
+    if let Some(removal) = REMOVALS.get(done)
+        && list.len() < without.len()
+    {
+        without.retain(|seq, _| !removal.contains(seq));
+    }
+    assert_all(&store, &without);
+}
+
+#[test]
+fn a_failed_operation_of_a_removal_leaves_everything_whole_and_the_next_try_succeeds() {
+    for errno in [28, 5] {
+        let mut failures = 0;
+        for at in 1.. {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let dir = folder.path().join("store");
+            let files = TestFiles::default();
+            let store = Store::open_or_create_with(files.shared(), &dir).expect("a store");
+            let (session, history) = sample(&store);
+            let pruner = session.pruner();
+            let from = files.operations();
+            files.set_plan(Fault::Fail(from + at, errno));
+            for (done, removal) in REMOVALS.iter().enumerate() {
+                if remove(&pruner, removal.iter().copied()).is_err() {
+                    failures += 1;
+                    assert_one_of(&dir, &history, done);
+                    remove(&pruner, removal.iter().copied()).expect("the next try");
+                }
+                assert_one_of(&dir, &history, done + 1);
+            }
+            files.set_plan(Fault::Nothing);
+            remove(&pruner, []).expect("swept");
+            assert_files(&dir, &session, history.len() - 8);
+            if from + at > files.operations() {
+                break;
+            }
+        }
+        assert!(failures > 12, "{failures} failed operations");
+    }
+}
+
+/// Nothing lies about: the snapshots that are kept, and one pack.
+fn assert_files(dir: &Path, session: &Session, snapshots: usize) {
+    let folder = dir.join(session.id().to_string());
+    let names: Vec<String> = std::fs::read_dir(folder)
+        .expect("a folder")
+        .map(|entry| {
+            entry
+                .expect("an entry")
+                .file_name()
+                .into_string()
+                .expect("UTF-8")
+        })
+        .collect();
+    let with = |suffix: &str| names.iter().filter(|name| name.ends_with(suffix)).count();
+    assert_eq!(
+        (with(".ksnap"), with(".kpack")),
+        (snapshots, 1),
+        "{names:?}"
+    );
+    assert_eq!(names.len(), snapshots + 3, "{names:?}");
+}
+
+#[test]
+fn a_crash_at_any_operation_of_a_removal_leaves_everything_whole() {
+    for power_cut in [false, true] {
+        for at in 1.. {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let dir = folder.path().join("store");
+            let files = TestFiles::default();
+            let store = Store::open_or_create_with(files.shared(), &dir).expect("a store");
+            let (session, history) = sample(&store);
+            let (id, pruner) = (session.id(), session.pruner());
+            files.set_plan(Fault::Crash(files.operations() + at));
+            let mut done = 0;
+            let ended = REMOVALS.iter().try_for_each(|removal| {
+                remove(&pruner, removal.iter().copied()).inspect(|()| done += 1)
+            });
+            let crashed = ended.is_err() || files.is_dead();
+            drop((session, pruner));
+            if power_cut {
+                files.power_cut();
+            }
+            assert_one_of(&dir, &history, done);
+            // Whoever comes next finishes it.
+            let store = Store::open_or_create(&dir).expect("opens");
+            let pruner = store.pruner(id).expect("nobody has it");
+            for removal in REMOVALS {
+                remove(&pruner, removal.iter().copied()).expect("removed");
+            }
+            remove(&pruner, []).expect("swept");
+            assert_one_of(&dir, &history, 2);
+            drop(pruner);
+            let session = store.open_session(id).expect("nobody has it");
+            assert_files(&dir, &session, history.len() - 8);
+            if !crashed {
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_writer_a_pruner_and_readers_do_not_disturb_each_other() {
+    let (_dir, store) = new_store();
+    let mut session = store.create_session(&info(7)).expect("a session");
+    let pruner = session.pruner();
+    let mut dice = Dice(5);
+    let mut history = History::new();
+    grow(&mut session, &mut history, None, &mut dice);
+    let done = AtomicBool::new(false);
+    let rules = Rules {
+        keep_last: Some(4),
+        ..Rules::default()
+    };
+    let (pruned, read) = std::thread::scope(|scope| {
+        let pruning = scope.spawn(|| {
+            let mut pruned = 0;
+            while !done.load(Ordering::Relaxed) {
+                let plan = pruner.plan(&rules).expect("a plan");
+                pruned += pruner.carry_out(&plan).expect("carried out").snapshots;
+            }
+            pruned
+        });
+        let reading = scope.spawn(|| {
+            let mut read = 0;
+            while !done.load(Ordering::Relaxed) {
+                let store = Store::open(store.dir()).expect("opens");
+                let latest = store.resolve("latest", None).expect("one");
+                let pages = store.snapshot(latest).and_then(|snapshot| {
+                    let addrs: Vec<u64> = snapshot.page_table()?.iter().map(|p| p.0).collect();
+                    let mut pages = 0;
+                    snapshot.read_pages(&addrs, &mut |_, _| pages += 1)?;
+                    assert_eq!(pages, addrs.len());
+                    Ok(())
+                });
+                match pages {
+                    Ok(()) => read += 1,
+                    // A reader may be so slow that what it reads is pruned, and is told so.
+                    Err(StoreError::NotFound { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            read
+        });
+        for _ in 0..600 {
+            // Back and forth, as rollbacks do, always to one that is there.
+            let parent = *history.keys().next_back().expect("the head");
+            grow(&mut session, &mut history, Some(parent), &mut dice);
+        }
+        done.store(true, Ordering::Relaxed);
+        (
+            pruning.join().expect("no panic"),
+            reading.join().expect("no panic"),
+        )
+    });
+    assert!(pruned > 100 && read > 0, "{pruned} pruned, {read} read");
+    let plan = pruner.plan(&rules).expect("a plan");
+    pruner.carry_out(&plan).expect("carried out");
+    let kept = history.split_off(&(601 - 3));
+    assert_all(&store, &kept);
+}
+
+#[test]
+fn what_is_built_on_or_tagged_is_never_removed() {
+    let (_dir, store) = new_store();
+    let (mut session, history) = sample(&store);
+    let pruner = session.pruner();
+    let rules = Rules {
+        keep_last: Some(1),
+        ..Rules::default()
+    };
+    store.set_tag("good", history[&3].0, false).expect("a tag");
+    // A rollback is about to make this one the head.
+    pruner.pin(history[&9].0).expect("there");
+    let plan = pruner.plan(&rules).expect("a plan");
+    let gone: Vec<u32> = plan.removed.iter().map(|m| m.seq).collect();
+    assert_eq!(gone.len(), 12, "{gone:?}");
+    assert!(!gone.contains(&3) && !gone.contains(&9) && !gone.contains(&15));
+    // Comes into use after the plan.
+    store.set_tag("late", history[&5].0, false).expect("a tag");
+    assert!(matches!(
+        pruner.carry_out(&plan),
+        Err(StoreError::Misuse { .. })
+    ));
+    assert_all(&store, &history);
+    store.delete_tag("late").expect("deleted");
+    publish(&mut session, Some(history[&5].0), [], []).expect("a branch");
+    assert!(matches!(
+        pruner.carry_out(&plan),
+        Err(StoreError::Misuse { .. })
+    ));
+    let plan = pruner.plan(&rules).expect("a plan");
+    pruner.carry_out(&plan).expect("carried out");
+    let kept: Vec<u32> = store
+        .list()
+        .expect("a listing")
+        .iter()
+        .map(|m| m.seq)
+        .collect();
+    // The branch is the newest and the head; its parent was built on, not the pinned one any more.
+    assert_eq!(kept, [3, 16]);
+    assert_holds(
+        &store.snapshot(history[&3].0).expect("tagged"),
+        &history[&3].1,
+    );
+    assert_eq!(store.resolve("good", None).expect("a tag"), history[&3].0);
+    assert!(matches!(
+        publish(&mut session, Some(history[&8].0), [], []),
+        Err(StoreError::NotFound { .. })
+    ));
+}
+
+#[test]
+fn a_size_is_kept_by_removing_the_oldest_first() {
+    let (_dir, store) = new_store();
+    let mut session = store.create_session(&info(7)).expect("a session");
+    let mut parent = None;
+    for round in 0..30u32 {
+        // Noise, which takes a page each.
+        let pages = (0..20).map(|page| (page, (round * 20 + page as u32) * 5 + 2));
+        parent = Some(
+            publish(&mut session, parent, [], pages)
+                .expect("published")
+                .id,
+        );
+    }
+    let pruner = session.pruner();
+    let all = pruner.plan(&Rules::default()).expect("a plan");
+    assert!(all.removed.is_empty() && all.bytes_before == all.bytes_after);
+    for share in [2, 3, 6] {
+        let most = all.bytes_before / share;
+        let rules = Rules {
+            max_size: Some(most),
+            ..Rules::default()
+        };
+        let plan = pruner.plan(&rules).expect("a plan");
+        pruner.carry_out(&plan).expect("carried out");
+        let list = store.list().expect("a listing");
+        let files: u64 = std::fs::read_dir(store.dir().join(session.id().to_string()))
+            .expect("a folder")
+            .map(|entry| entry.expect("an entry").metadata().expect("metadata").len())
+            .sum();
+        assert!(files <= most + 4096, "{files} of {most}");
+        // No more than needed, and the newest.
+        assert!(files > most - 200_000, "{files} of {most}");
+        assert_eq!(list.last().map(|m| m.seq), Some(30));
+        assert!(list.windows(2).all(|w| w[1].seq == w[0].seq + 1));
+    }
+    assert!(store.verify(None).expect("listable").is_clean());
+}
+
+#[test]
+fn a_session_of_which_nothing_is_kept_goes_whole_unless_it_is_written() {
+    let (_dir, store) = new_store();
+    let (session, _) = sample(&store);
+    let rules = Rules {
+        keep_within: Some(Duration::from_nanos(1)),
+        ..Rules::default()
+    };
+    let id = session.id();
+    assert!(matches!(store.pruner(id), Err(StoreError::Locked { .. })));
+    let plan = session.pruner().plan(&rules).expect("a plan");
+    assert!(!plan.whole_session && plan.kept == 1);
+    drop(session);
+    let pruner = store.pruner(id).expect("free");
+    let plan = pruner.plan(&rules).expect("a plan");
+    assert!(plan.whole_session && plan.bytes_after == 0);
+    pruner.carry_out(&plan).expect("carried out");
+    assert!(store.sessions().expect("none").is_empty());
+    assert!(!store.dir().join(id.to_string()).exists());
+    let left = std::fs::read_dir(store.dir()).expect("a folder").count();
+    assert_eq!(left, 2, "the marker and the folder of tags");
+}
+
+#[test]
+fn reading_stays_flat_after_any_number_of_removals() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let dir = folder.path().join("store");
+    let files = TestFiles::default();
+    let store = Store::open_or_create_with(files.shared(), &dir).expect("a store");
+    let mut session = store.create_session(&info(7)).expect("a session");
+    let pruner = session.pruner();
+    let mut parent = publish(&mut session, None, [], (0..500).map(|n| (n, n as u32)))
+        .expect("a base")
+        .id;
+    let mut most = 0;
+    for n in 0..900u32 {
+        let pages = [(u64::from(n) % 500, n + 1), (u64::from(n * 7) % 500, n + 2)];
+        parent = publish(&mut session, Some(parent), [], pages)
+            .expect("a delta")
+            .id;
+        if n % 101 == 100 {
+            let rules = Rules {
+                keep_last: Some(40),
+                ..Rules::default()
+            };
+            let plan = pruner.plan(&rules).expect("a plan");
+            pruner.carry_out(&plan).expect("carried out");
+        }
+        if n % 50 == 49 {
+            let reader = Store::open_with(files.shared(), &dir).expect("opens");
+            let snapshot = reader.snapshot(parent).expect("the newest");
+            files.take_reads();
+            let mut page = [0; PAGE_SIZE as usize];
+            assert!(snapshot.read_page(0, &mut page).expect("readable"));
+            most = most.max(files.take_reads().0);
+        }
+    }
+    // At most 15 jumps for each of three digits, and as many again past a jump that leads nowhere.
+    assert!(most <= 1 + 15 * 3 * 2, "{most} files opened for a page");
+    assert!(store.verify(None).expect("listable").is_clean());
+}
+
+#[test]
+fn damage_in_a_pack_is_named_and_stops_further_removals() {
+    let (_dir, store) = new_store();
+    let (session, history) = sample(&store);
+    remove(&session.pruner(), [1, 2, 3]).expect("removed");
+    let folder = store.dir().join(session.id().to_string());
+    let pack = folder.join("00000001.kpack");
+    let whole = std::fs::read(&pack).expect("a pack");
+    // One bit in each part: header, data, entries, absorbed numbers, ghosts, runs.
+    let mut named = 0;
+    for at in (0..whole.len()).step_by(61) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 4;
+        std::fs::write(&pack, &bytes).expect("written");
+        let store = Store::open(store.dir()).expect("opens");
+        let report = store.verify(None).expect("listable");
+        let about_pack = report.problems.iter().filter(|p| p.path == pack).count();
+        // Reserved bytes are covered by the checksum; late page data of no entry is not there.
+        assert!(about_pack > 0, "byte {at} of {}: {report:?}", whole.len());
+        named += 1;
+        for (seq, (id, memory)) in history.iter().filter(|(seq, _)| **seq > 3) {
+            let Ok(snapshot) = store.snapshot(*id) else {
+                continue;
+            };
+            // Right or an error, never something else.
+            let mut page = [0; PAGE_SIZE as usize];
+            for (number, seed) in memory {
+                if let Ok(true) = snapshot.read_page(number * PAGE_SIZE, &mut page) {
+                    assert!(page == super::support::page(*seed), "@{seq} page {number}");
+                }
+            }
+        }
+    }
+    assert!(named > 50);
+    let mut bytes = whole.clone();
+    bytes[20] ^= 1;
+    std::fs::write(&pack, &bytes).expect("written");
+    assert!(matches!(
+        session.pruner().plan_removal(&[4].into()),
+        Err(StoreError::Corrupt { .. })
+    ));
+    std::fs::write(&pack, &whole).expect("written");
+    remove(&session.pruner(), [4]).expect("removed");
+}

@@ -1,0 +1,141 @@
+//! Resource limits of any process: `prlimit(2)`, and `/proc/PID/limits` where that is denied.
+
+use super::proc::{bad, read};
+use super::{Result, SysError};
+use crate::model::Limit;
+
+/// Number of limits.
+pub const LIMITS: usize = 16;
+
+/// Names in `/proc/PID/limits`, by number (fs/proc/base.c).
+const NAMES: [&str; LIMITS] = [
+    "Max cpu time",
+    "Max file size",
+    "Max data size",
+    "Max stack size",
+    "Max core file size",
+    "Max resident set",
+    "Max processes",
+    "Max open files",
+    "Max locked memory",
+    "Max address space",
+    "Max file locks",
+    "Max pending signals",
+    "Max msgqueue size",
+    "Max nice priority",
+    "Max realtime priority",
+    "Max realtime timeout",
+];
+
+/// Name of a limit by its number, as `getrlimit(2)` has it.
+pub fn limit_name(number: usize) -> &'static str {
+    const SYMBOLS: [&str; LIMITS] = [
+        "RLIMIT_CPU",
+        "RLIMIT_FSIZE",
+        "RLIMIT_DATA",
+        "RLIMIT_STACK",
+        "RLIMIT_CORE",
+        "RLIMIT_RSS",
+        "RLIMIT_NPROC",
+        "RLIMIT_NOFILE",
+        "RLIMIT_MEMLOCK",
+        "RLIMIT_AS",
+        "RLIMIT_LOCKS",
+        "RLIMIT_SIGPENDING",
+        "RLIMIT_MSGQUEUE",
+        "RLIMIT_NICE",
+        "RLIMIT_RTPRIO",
+        "RLIMIT_RTTIME",
+    ];
+    SYMBOLS.get(number).copied().unwrap_or("a limit")
+}
+
+/// All limits of a process, by number. Those of another user's process are read from its file.
+pub fn limits(pid: i32) -> Result<Vec<Limit>> {
+    let path = format!("/proc/{pid}/limits");
+    let text = read(path.clone())?;
+    parse(&String::from_utf8_lossy(&text)).ok_or_else(|| bad(&path, "limits"))
+}
+
+fn parse(text: &str) -> Option<Vec<Limit>> {
+    let number = |word: &str| match word {
+        "unlimited" => Some(u64::MAX),
+        digits => digits.parse().ok(),
+    };
+    NAMES
+        .iter()
+        .map(|name| {
+            let mut words = text
+                .lines()
+                .find_map(|line| line.strip_prefix(name))?
+                .split_ascii_whitespace();
+            Some(Limit {
+                soft: number(words.next()?)?,
+                hard: number(words.next()?)?,
+            })
+        })
+        .collect()
+}
+
+/// Sets a limit of a process.
+pub fn set_limit(pid: i32, number: usize, to: Limit) -> Result<()> {
+    let new = libc::rlimit64 {
+        rlim_cur: to.soft,
+        rlim_max: to.hard,
+    };
+    // SAFETY: the kernel reads a live structure, and is given no place for the old value.
+    let result = unsafe {
+        libc::prlimit64(
+            pid,
+            number as libc::__rlimit_resource_t,
+            &raw const new,
+            std::ptr::null_mut(),
+        )
+    };
+    match result {
+        0 => Ok(()),
+        _ => Err(SysError::last("prlimit", format_args!("process {pid}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_limit_is_found_under_its_number() {
+        let pid = std::process::id() as i32;
+        let all = limits(pid).unwrap();
+        assert_eq!(all.len(), LIMITS);
+        for (number, limit) in all.iter().enumerate() {
+            let mut old = libc::rlimit64 {
+                rlim_cur: 0,
+                rlim_max: 0,
+            };
+            // SAFETY: `old` is a live structure that the call fills.
+            let got = unsafe {
+                libc::prlimit64(
+                    pid,
+                    number as libc::__rlimit_resource_t,
+                    std::ptr::null(),
+                    &raw mut old,
+                )
+            };
+            assert_eq!(got, 0);
+            assert_eq!((limit.soft, limit.hard), (old.rlim_cur, old.rlim_max));
+        }
+    }
+
+    #[test]
+    fn a_limit_is_set() {
+        let pid = std::process::id() as i32;
+        let was = limits(pid).unwrap()[libc::RLIMIT_CORE as usize];
+        let to = Limit {
+            soft: was.hard.min(4096),
+            ..was
+        };
+        set_limit(pid, libc::RLIMIT_CORE as usize, to).unwrap();
+        assert_eq!(limits(pid).unwrap()[libc::RLIMIT_CORE as usize], to);
+        set_limit(pid, libc::RLIMIT_CORE as usize, was).unwrap();
+    }
+}

@@ -1,0 +1,451 @@
+//! Memory that comes when it is touched: userfaultfd(2) in its ordinary, missing-page mode.
+//!
+//! Every event that changes where missing content belongs (a fork, a moved, dropped or unmapped range) is
+//! waited for by the kernel until it is read here, so that no page is filled where it does not belong any
+//! more, and none that was thrown away comes back (Documentation/admin-guide/mm/userfaultfd.rst,
+//! "Non-cooperative userfaultfd").
+
+use super::{Result, SysError};
+use crate::model::{PAGE_SIZE, PageRange, page_down};
+use linux_raw_sys::general as raw;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+const EVENTS: u64 = (raw::UFFD_FEATURE_EVENT_FORK
+    | raw::UFFD_FEATURE_EVENT_REMAP
+    | raw::UFFD_FEATURE_EVENT_REMOVE
+    | raw::UFFD_FEATURE_EVENT_UNMAP) as u64;
+/// Flags with which the process makes its descriptor. Not for user mode alone: system calls of the process
+/// fault on its behalf.
+pub const PAGER_FLAGS: u64 = libc::O_CLOEXEC as u64 | libc::O_NONBLOCK as u64;
+/// Bytes around a touched page that come with it.
+const AROUND: u64 = 64 << 10;
+/// Bytes filled in one go while nothing is waited for.
+const AT_ONCE: u64 = 512 << 10;
+
+nix::ioctl_readwrite!(uffdio_api, 0xaa, 0x3f, raw::uffdio_api);
+nix::ioctl_readwrite!(uffdio_register, 0xaa, 0x00, raw::uffdio_register);
+nix::ioctl_readwrite!(uffdio_copy, 0xaa, 0x03, raw::uffdio_copy);
+nix::ioctl_readwrite!(uffdio_zeropage, 0xaa, 0x04, raw::uffdio_zeropage);
+nix::ioctl_read!(uffdio_wake, 0xaa, 0x02, raw::uffdio_range);
+
+/// A piece of memory and where its content lies in a file, both on page boundaries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// The memory.
+    pub range: PageRange,
+    /// Offset of its first byte in the file.
+    pub offset: u64,
+}
+
+/// Missing memory by its first address: its end, and the offset of its content.
+type Missing = BTreeMap<u64, (u64, u64)>;
+
+/// A read-only shared mapping of a file.
+#[derive(Debug)]
+pub struct FileMap {
+    at: *const u8,
+    len: usize,
+}
+
+// SAFETY: memory that is only ever read, by any thread.
+unsafe impl Send for FileMap {}
+// SAFETY: the same.
+unsafe impl Sync for FileMap {}
+
+impl FileMap {
+    /// Maps a whole file. It must not be cut shorter while it is mapped.
+    pub fn new(file: &File) -> Result<Self> {
+        let fail = |e| SysError::new("mmap", "a flat image", e);
+        let len = file.metadata().map_err(fail)?.len().max(1) as usize;
+        // SAFETY: a new mapping at an address of the kernel's choice, owned by the value.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        match at == libc::MAP_FAILED {
+            true => Err(SysError::last("mmap", "a flat image")),
+            false => Ok(Self { at: at.cast(), len }),
+        }
+    }
+
+    /// Its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: the mapping made above; the file is immutable by convention, and pages of it that cannot
+        // be read end the process rather than give other bytes.
+        unsafe { std::slice::from_raw_parts(self.at, self.len) }
+    }
+}
+
+impl Drop for FileMap {
+    fn drop(&mut self) {
+        // SAFETY: unmaps what `new` mapped; nothing refers to it any more.
+        unsafe { libc::munmap(self.at as *mut _, self.len) };
+    }
+}
+
+/// One address space, and what it still lacks.
+#[derive(Debug)]
+struct Space {
+    uffd: OwnedFd,
+    missing: Missing,
+    /// Touched pages that could not be given because something was changing.
+    waiting: Vec<u64>,
+}
+
+/// Fills memory of processes from a file: what is touched at once, the rest when asked to.
+#[derive(Debug)]
+pub struct Pager {
+    image: FileMap,
+    spaces: Vec<Space>,
+}
+
+impl Pager {
+    /// Fills from this image.
+    pub fn new(image: FileMap) -> Self {
+        Self {
+            image,
+            spaces: Vec::new(),
+        }
+    }
+
+    /// Takes over a descriptor that a process has made with [`PAGER_FLAGS`] and that [`arm`] has set up.
+    pub fn adopt(&mut self, uffd: OwnedFd, pieces: &[Piece]) {
+        let missing = pieces
+            .iter()
+            .map(|p| (p.range.start, (p.range.end, p.offset)))
+            .collect();
+        self.spaces.push(Space {
+            uffd,
+            missing,
+            waiting: Vec::new(),
+        });
+    }
+
+    /// Nothing is missing anywhere.
+    pub fn is_done(&self) -> bool {
+        self.spaces.is_empty()
+    }
+
+    /// Descriptors that become readable when there is something to do.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.spaces.iter().map(|s| s.uffd.as_fd())
+    }
+
+    /// Does what is waited for, without waiting.
+    pub fn serve(&mut self) {
+        let mut born = Vec::new();
+        for space in &mut self.spaces {
+            while let Some(message) = next(&space.uffd) {
+                born.extend(space.take(&message, &self.image));
+            }
+            for addr in std::mem::take(&mut space.waiting) {
+                space.give(addr, &self.image);
+            }
+        }
+        self.spaces.append(&mut born);
+        self.close();
+    }
+
+    /// Fills some of what nobody has asked for yet.
+    pub fn fill_some(&mut self) {
+        if let Some(space) = self.spaces.first_mut()
+            && let Some((&start, &(end, _))) = space.missing.first_key_value()
+        {
+            let end = end.min(start + AT_ONCE);
+            space.copy(PageRange { start, end }, &self.image);
+        }
+        self.close();
+    }
+
+    /// Lets go of address spaces that lack nothing: from then on they are like any other.
+    fn close(&mut self) {
+        self.spaces.retain(|space| !space.missing.is_empty());
+    }
+}
+
+/// Sets a fresh descriptor up so that touched pages of these ranges are asked for.
+pub fn arm(uffd: BorrowedFd<'_>, ranges: &[PageRange]) -> Result<()> {
+    let mut api = raw::uffdio_api {
+        api: raw::UFFD_API as u64,
+        features: EVENTS,
+        ioctls: 0,
+    };
+    // SAFETY: `api` is a live structure of the kernel's layout.
+    unsafe { uffdio_api(uffd.as_raw_fd(), &mut api) }
+        .map_err(|e| SysError::new("UFFDIO_API", "userfaultfd", e))?;
+    for range in ranges {
+        let mut arg = raw::uffdio_register {
+            range: raw::uffdio_range {
+                start: range.start,
+                len: range.len(),
+            },
+            mode: raw::UFFDIO_REGISTER_MODE_MISSING as u64,
+            ioctls: 0,
+        };
+        // SAFETY: `arg` is a live structure of the kernel's layout.
+        unsafe { uffdio_register(uffd.as_raw_fd(), &mut arg) }
+            .map_err(|e| SysError::new("UFFDIO_REGISTER", range, e))?;
+    }
+    Ok(())
+}
+
+/// An event, in the words that matter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Message {
+    Touched(u64),
+    Forked(i32),
+    Moved { from: u64, to: u64, len: u64 },
+    Dropped(u64, u64),
+    Unknown,
+}
+
+fn next(uffd: &OwnedFd) -> Option<Message> {
+    let mut bytes = [0u8; 32];
+    // SAFETY: the buffer is live and has the length of `struct uffd_msg`.
+    let got = unsafe { libc::read(uffd.as_raw_fd(), bytes.as_mut_ptr().cast(), bytes.len()) };
+    (got == bytes.len() as isize).then(|| decode(&bytes))
+}
+
+/// `struct uffd_msg` (include/uapi/linux/userfaultfd.h).
+fn decode(bytes: &[u8; 32]) -> Message {
+    let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"));
+    match u32::from(bytes[0]) {
+        raw::UFFD_EVENT_PAGEFAULT => Message::Touched(word(16)),
+        raw::UFFD_EVENT_FORK => Message::Forked(word(8) as i32),
+        raw::UFFD_EVENT_REMAP => Message::Moved {
+            from: word(8),
+            to: word(16),
+            len: word(24),
+        },
+        raw::UFFD_EVENT_REMOVE | raw::UFFD_EVENT_UNMAP => Message::Dropped(word(8), word(16)),
+        _ => Message::Unknown,
+    }
+}
+
+/// Takes a range out of what is missing, and returns what was in it.
+fn cut(missing: &mut Missing, range: PageRange) -> Vec<Piece> {
+    let first = missing.range(..range.start).next_back().map(|(s, _)| *s);
+    let keys: Vec<u64> = first
+        .into_iter()
+        .chain(missing.range(range.start..range.end).map(|(s, _)| *s))
+        .collect();
+    let mut taken = Vec::new();
+    for start in keys {
+        let (end, offset) = missing[&start];
+        let (from, to) = (start.max(range.start), end.min(range.end));
+        if from >= to {
+            continue;
+        }
+        missing.remove(&start);
+        if start < from {
+            missing.insert(start, (from, offset));
+        }
+        if to < end {
+            missing.insert(to, (end, offset + (to - start)));
+        }
+        taken.push(Piece {
+            range: PageRange {
+                start: from,
+                end: to,
+            },
+            offset: offset + (from - start),
+        });
+    }
+    taken
+}
+
+impl Space {
+    /// Takes an event in. Returns the address space of a child.
+    fn take(&mut self, message: &Message, image: &FileMap) -> Option<Space> {
+        match *message {
+            Message::Touched(addr) => self.give(page_down(addr), image),
+            Message::Forked(fd) => {
+                return Some(Space {
+                    // SAFETY: the kernel has just made it for this process, and nothing else owns it.
+                    uffd: unsafe { OwnedFd::from_raw_fd(fd) },
+                    missing: self.missing.clone(),
+                    waiting: Vec::new(),
+                });
+            }
+            Message::Moved { from, to, len } => {
+                let old = PageRange {
+                    start: from,
+                    end: from + len,
+                };
+                for piece in cut(&mut self.missing, old) {
+                    let start = piece.range.start - from + to;
+                    self.missing
+                        .insert(start, (start + piece.range.len(), piece.offset));
+                }
+            }
+            Message::Dropped(start, end) => drop(cut(&mut self.missing, PageRange { start, end })),
+            Message::Unknown => {}
+        }
+        None
+    }
+
+    /// Gives a touched page its content, and its neighbours theirs.
+    fn give(&mut self, addr: u64, image: &FileMap) {
+        let holder = self.missing.range(..=addr).next_back();
+        let Some((&start, &(end, _))) = holder.filter(|(_, (end, _))| addr < *end) else {
+            return self.zero(addr);
+        };
+        let around = PageRange {
+            start: start.max(addr & !(AROUND - 1)),
+            end: end.min((addr & !(AROUND - 1)) + AROUND),
+        };
+        if !self.copy(around, image) {
+            self.waiting.push(addr);
+        } else {
+            // Copying wakes those who wait for what was copied; the page may have been there.
+            self.wake(addr);
+        }
+    }
+
+    /// Copies missing content into a range. `false` when that has to be tried again.
+    fn copy(&mut self, range: PageRange, image: &FileMap) -> bool {
+        for piece in cut(&mut self.missing, range) {
+            let (mut at, end) = (piece.range.start, piece.range.end);
+            let mut most = u64::MAX;
+            while at < end {
+                let offset = piece.offset + (at - piece.range.start);
+                let len = (end - at).min(most);
+                let Some(bytes) = image.bytes().get(offset as usize..(offset + len) as usize)
+                else {
+                    // Checked when the image was opened.
+                    return true;
+                };
+                let mut arg = raw::uffdio_copy {
+                    dst: at,
+                    src: bytes.as_ptr() as u64,
+                    len,
+                    mode: 0,
+                    copy: 0,
+                };
+                // SAFETY: `arg` is a live structure of the kernel's layout; the source lies in the mapping
+                // of the image, and the destination in another process, which the kernel checks.
+                let result = unsafe { uffdio_copy(self.uffd.as_raw_fd(), &mut arg) };
+                if arg.copy > 0 {
+                    at += arg.copy as u64;
+                    continue;
+                }
+                match result {
+                    // It is there already.
+                    Err(nix::Error::EEXIST) => {
+                        self.wake(at);
+                        at += PAGE_SIZE;
+                    }
+                    // Across a border between mappings, or the mapping is gone.
+                    Err(nix::Error::ENOENT) if len > PAGE_SIZE => most = PAGE_SIZE,
+                    Err(nix::Error::ENOENT) => at += PAGE_SIZE,
+                    // The address space is gone.
+                    Err(nix::Error::ESRCH) => {
+                        self.missing.clear();
+                        return true;
+                    }
+                    // Something is changing, and its event comes first.
+                    _ => {
+                        self.missing.insert(at, (end, offset));
+                        return false;
+                    }
+                }
+            }
+        }
+        true
+    }
+
+    fn zero(&mut self, addr: u64) {
+        let mut arg = raw::uffdio_zeropage {
+            range: raw::uffdio_range {
+                start: addr,
+                len: PAGE_SIZE,
+            },
+            mode: 0,
+            zeropage: 0,
+        };
+        // SAFETY: `arg` is a live structure of the kernel's layout.
+        match unsafe { uffdio_zeropage(self.uffd.as_raw_fd(), &mut arg) } {
+            Err(nix::Error::EAGAIN) => self.waiting.push(addr),
+            Err(nix::Error::ESRCH) => self.missing.clear(),
+            Err(_) => self.wake(addr),
+            Ok(_) => {}
+        }
+    }
+
+    fn wake(&self, addr: u64) {
+        let mut range = raw::uffdio_range {
+            start: addr,
+            len: PAGE_SIZE,
+        };
+        // SAFETY: `range` is a live structure of the kernel's layout. Nobody may be waiting.
+        let _ = unsafe { uffdio_wake(self.uffd.as_raw_fd(), &mut range) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const P: u64 = PAGE_SIZE;
+
+    fn pieces(missing: &Missing) -> Vec<(u64, u64, u64)> {
+        missing
+            .iter()
+            .map(|(s, (e, o))| (s / P, e / P, o / P))
+            .collect()
+    }
+
+    fn range(start: u64, end: u64) -> PageRange {
+        PageRange::new(start * P, end * P)
+    }
+
+    #[test]
+    fn cutting_keeps_what_is_left_with_its_content() {
+        let mut missing = Missing::from([(10 * P, (20 * P, 100 * P)), (30 * P, (40 * P, 110 * P))]);
+        let taken = cut(&mut missing, range(15, 32));
+        assert_eq!(pieces(&missing), [(10, 15, 100), (32, 40, 112)]);
+        let piece = |r: PageRange, offset: u64| Piece {
+            range: r,
+            offset: offset * P,
+        };
+        assert_eq!(
+            taken,
+            [piece(range(15, 20), 105), piece(range(30, 32), 110)]
+        );
+        assert_eq!(cut(&mut missing, range(15, 32)), []);
+        cut(&mut missing, range(12, 13));
+        assert_eq!(
+            pieces(&missing),
+            [(10, 12, 100), (13, 15, 103), (32, 40, 112)]
+        );
+    }
+
+    #[test]
+    fn events_are_told_apart() {
+        let mut bytes = [0u8; 32];
+        bytes[0] = 0x12;
+        bytes[16..24].copy_from_slice(&0x7000u64.to_le_bytes());
+        assert_eq!(decode(&bytes), Message::Touched(0x7000));
+        bytes[0] = 0x14;
+        bytes[8..16].copy_from_slice(&0x1000u64.to_le_bytes());
+        bytes[24..32].copy_from_slice(&0x2000u64.to_le_bytes());
+        let moved = Message::Moved {
+            from: 0x1000,
+            to: 0x7000,
+            len: 0x2000,
+        };
+        assert_eq!(decode(&bytes), moved);
+        bytes[0] = 0x15;
+        assert_eq!(decode(&bytes), Message::Dropped(0x1000, 0x7000));
+        bytes[0] = 0x77;
+        assert_eq!(decode(&bytes), Message::Unknown);
+    }
+}

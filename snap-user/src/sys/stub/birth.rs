@@ -1,0 +1,284 @@
+//! Starting the process: fork with a chosen id, in ksnap's PID namespace or in one of its own.
+
+use super::{Lazy, StubThread, TRACED, init};
+use crate::model::PAGE_SIZE;
+use crate::sys::ptrace::{self, Event, Tid};
+use crate::sys::{Gadgets, PidFd, Remote, Result, SysError, pidfd_open, proc, write_bytes};
+use std::io::Read;
+use std::os::fd::{AsRawFd, RawFd};
+
+/// How a process is to be started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Birth {
+    /// Its id in its PID namespace; `None` for whichever the kernel gives.
+    pub pid: Option<i32>,
+    /// Give it a PID namespace of its own, below a process 1 that reaps what is orphaned there and ends
+    /// with the exit code of the process.
+    pub namespace: bool,
+    /// A network namespace of its own, with a loopback device that is up.
+    pub network: bool,
+}
+
+/// A started process: stopped, traced, a copy of ksnap.
+pub(super) struct Born {
+    pub(super) thread: StubThread,
+    pub(super) init: Option<Tid>,
+    /// It sees a /proc with the ids that it knows.
+    pub(super) right_proc: bool,
+    pub(super) pidfd: PidFd,
+}
+
+/// Size of `struct clone_args` (include/uapi/linux/sched.h).
+pub(super) const CLONE_ARGS_SIZE: u64 = 80;
+
+/// Arguments of clone3(2), the array of one id right behind them.
+pub(super) struct CloneArgs {
+    flags: u64,
+    exit_signal: u64,
+    choose_id: bool,
+}
+
+pub(super) fn clone_args(flags: u64, exit_signal: u64, choose_id: bool) -> CloneArgs {
+    CloneArgs {
+        flags,
+        exit_signal,
+        choose_id,
+    }
+}
+
+impl CloneArgs {
+    /// As the kernel reads them at `address`, with the id.
+    pub(super) fn bytes(&self, address: u64, id: i32) -> Vec<u8> {
+        let mut words = [0u64; CLONE_ARGS_SIZE as usize / 8];
+        words[0] = self.flags;
+        words[4] = self.exit_signal;
+        if self.choose_id {
+            words[8] = address + CLONE_ARGS_SIZE;
+            words[9] = 1;
+        }
+        let mut bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
+        bytes.extend_from_slice(&id.to_le_bytes());
+        bytes.extend_from_slice(&[0; 4]);
+        bytes
+    }
+}
+
+/// Forks this process. The child runs `child` with all signals blocked, and nothing else of this
+/// program: `child` must confine itself to system calls.
+fn fork(
+    args: &CloneArgs,
+    id: i32,
+    child: fn(Parent) -> !,
+    (ready, lazy): (RawFd, Option<&Lazy>),
+) -> Result<Tid> {
+    // The address must not move between the two steps.
+    let mut bytes = args.bytes(0, id);
+    let address = bytes.as_ptr() as u64;
+    bytes.copy_from_slice(&args.bytes(address, id));
+    // SAFETY: the arguments lie in a live buffer, with a null stack as fork has it; the child has a copy
+    // of all memory, calls only functions that make system calls, and never returns from here. The
+    // signal sets are live locals.
+    let result = unsafe {
+        let parent = Parent {
+            pid: libc::getpid(),
+            ready,
+            lazy: lazy.map_or(std::ptr::null(), |lazy| lazy),
+        };
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        let mut old: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut old);
+        let result = libc::syscall(libc::SYS_clone3, address, CLONE_ARGS_SIZE);
+        if result == 0 {
+            child(parent);
+        }
+        let error = std::io::Error::last_os_error();
+        libc::pthread_sigmask(libc::SIG_SETMASK, &old, std::ptr::null_mut());
+        match result {
+            -1 => Err(error),
+            pid => Ok(pid as Tid),
+        }
+    };
+    result.map_err(|e| match args.choose_id {
+        true => SysError::new("clone3", format_args!("process {id}"), e),
+        false => SysError::new("clone3", "a new process", e),
+    })
+}
+
+/// What a child knows of its parent.
+#[derive(Clone, Copy)]
+pub(super) struct Parent {
+    pid: i32,
+    /// Told when the child ends with its parent; -1 for nobody.
+    ready: RawFd,
+    /// For process 1: what it is to fill memory from. The child has a copy at the same address.
+    lazy: *const Lazy,
+}
+
+/// What process 1 of a namespace tells when it is ready: with a /proc of its own, or without.
+pub(super) const OWN_PROC: u8 = b'p';
+pub(super) const NO_PROC: u8 = b'-';
+
+impl Parent {
+    pub(super) fn lazy(&self) -> Option<&Lazy> {
+        // SAFETY: the caller of `fork` had a reference to it, and the child has a copy of all memory.
+        unsafe { self.lazy.as_ref() }
+    }
+
+    /// The child ends with its parent from here on, until that has become its tracer.
+    pub(super) fn end_with(self) {
+        // SAFETY: system calls; the byte is a live constant.
+        unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            // In a new PID namespace the parent has no id.
+            let now = libc::getppid();
+            if now != self.pid && now != 0 {
+                libc::_exit(0);
+            }
+        }
+    }
+
+    pub(super) fn tell(self, word: u8) {
+        // SAFETY: a system call; the byte is a live local.
+        unsafe { libc::write(self.ready, (&raw const word).cast(), 1) };
+    }
+}
+
+/// What a new process does until its tracer has it.
+fn wait_for_tracer(parent: Parent) -> ! {
+    parent.end_with();
+    loop {
+        // SAFETY: a system call without arguments.
+        unsafe { libc::pause() };
+    }
+}
+
+/// Becomes the tracer of a child and stops it.
+fn hold(pid: Tid) -> Result<()> {
+    // Suspending filters needs CAP_SYS_ADMIN.
+    ptrace::seize(pid, TRACED).or_else(|_| {
+        let options = ptrace::Options {
+            suspend_seccomp: false,
+            ..TRACED
+        };
+        ptrace::seize(pid, options)
+    })?;
+    ptrace::interrupt(pid)?;
+    loop {
+        match ptrace::wait(pid)? {
+            Event::Stopped => return Ok(()),
+            Event::Exited(_) => {
+                let gone = std::io::Error::from_raw_os_error(libc::ESRCH);
+                return Err(SysError::new("start", format_args!("process {pid}"), gone));
+            }
+            _ => ptrace::cont(pid, 0)?,
+        }
+    }
+}
+
+/// Starts a process.
+pub(super) fn start(birth: Birth, lazy: Option<&Lazy>) -> Result<Born> {
+    const CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+    let network = match birth.network {
+        true => libc::CLONE_NEWNET as u64,
+        false => 0,
+    };
+    let own = clone_args(
+        CLEAR_SIGHAND | network,
+        libc::SIGCHLD as u64,
+        birth.pid.is_some(),
+    );
+    if !birth.namespace {
+        let pid = fork(&own, birth.pid.unwrap_or(0), wait_for_tracer, (-1, None))?;
+        let child = Child(pid);
+        hold(pid)?;
+        let pidfd = pidfd_open(pid)?;
+        child.keep();
+        return Ok(Born {
+            thread: StubThread { tid: pid, own: pid },
+            init: None,
+            right_proc: true,
+            pidfd,
+        });
+    }
+    let namespace = CLEAR_SIGHAND | (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
+    let args = clone_args(namespace, libc::SIGCHLD as u64, false);
+    let pipe = |e| SysError::new("pipe", "this process", e);
+    let (mut ready, told) = std::io::pipe().map_err(pipe)?;
+    let init = fork(&args, 0, init::run, (told.as_raw_fd(), lazy))?;
+    // Killed if anything fails below, and all of its namespace with it.
+    let child = Child(init);
+    drop(told);
+    // It runs on where it is stopped now when all is done: what it asks for at its start must be behind it.
+    let mut word = [0];
+    ready.read_exact(&mut word).map_err(pipe)?;
+    hold(init)?;
+    let maps = proc::maps(init)?;
+    let insn = Gadgets::find_syscall(init, &maps)?.ok_or_else(|| {
+        SysError::new(
+            "start",
+            format_args!("process {init}"),
+            std::io::Error::other("no system call instruction in it"),
+        )
+    })?;
+    let tid = fork_by(init, insn, &own, birth.pid.unwrap_or(0))?;
+    let thread = StubThread {
+        tid,
+        own: proc::own_id(tid, tid)?,
+    };
+    let pidfd = pidfd_open(tid)?;
+    child.keep();
+    Ok(Born {
+        thread,
+        init: Some(init),
+        right_proc: word[0] == OWN_PROC,
+        pidfd,
+    })
+}
+
+/// Has process 1 fork the process.
+fn fork_by(init: Tid, insn: u64, args: &CloneArgs, id: i32) -> Result<Tid> {
+    let mut remote = Remote::with_options(init, insn, TRACED)?;
+    let writable = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+    let anonymous = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+    let page = remote.call(
+        "mmap",
+        libc::SYS_mmap,
+        [0, PAGE_SIZE, writable, anonymous, u64::MAX, 0],
+    )?;
+    write_bytes(init, page, &args.bytes(page, id))?;
+    let tid = remote.clone_thread([page, CLONE_ARGS_SIZE, 0, 0, 0, 0], libc::SYS_clone3)?;
+    remote.call("munmap", libc::SYS_munmap, [page, PAGE_SIZE, 0, 0, 0, 0])?;
+    Ok(tid)
+}
+
+/// A child that is killed unless it is kept.
+struct Child(Tid);
+
+impl Child {
+    fn keep(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // SAFETY: a system call without pointers, on a child that has not been waited for.
+        unsafe { libc::kill(self.0, libc::SIGKILL) };
+        bury(self.0);
+    }
+}
+
+/// Waits for the end of a killed child or tracee.
+pub(super) fn bury(tid: Tid) {
+    loop {
+        match ptrace::wait(tid) {
+            Ok(Event::Exited(_)) => return,
+            Ok(_) => {
+                let _ = ptrace::cont(tid, 0);
+            }
+            Err(e) if e.errno() == Some(libc::EINTR) => {}
+            Err(_) => return,
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Process 1 of a PID namespace that a new process gets: reaps what is orphaned there, fills the memory
+//! of the process as it is touched, and ends with its exit code.
+//!
+//! The kernel ends a PID namespace with its process 1. So whoever lives there can rely on it for memory
+//! that is not there yet: there is no moment at which the one is gone and the other goes on.
+
+use super::birth::{NO_PROC, OWN_PROC, Parent};
+use super::{Lazy, TRACED};
+use crate::sys::pager::{FileMap, Pager};
+use crate::sys::ptrace::{self, Event, Tid};
+use crate::sys::{Gadgets, Remote, Result, SysError, proc, write_bytes};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicI32, Ordering};
+
+/// What ksnap writes into the copy of this that process 1 has: the userfaultfd and 1 more, and the process
+/// to end with. The second word is the signal to begin.
+static ORDERS: [AtomicI32; 2] = [AtomicI32::new(0), AtomicI32::new(0)];
+
+/// What the process runs, from its birth on.
+pub(super) fn run(parent: Parent) -> ! {
+    parent.end_with();
+    // SAFETY: a system call with a constant string.
+    unsafe { libc::prctl(libc::PR_SET_NAME, c"ksnap-init".as_ptr()) };
+    parent.tell(if mount_proc() { OWN_PROC } else { NO_PROC });
+    let main = loop {
+        match ORDERS[1].load(Ordering::Acquire) {
+            0 => nap(),
+            main => break main,
+        }
+    };
+    match (ORDERS[0].load(Ordering::Acquire), parent.lazy()) {
+        (0, _) | (_, None) => {
+            close_all_but(&[]);
+            loop {
+                reap(main, 0);
+            }
+        }
+        (uffd, Some(lazy)) => page(uffd - 1, lazy, main),
+    }
+}
+
+fn nap() {
+    let moment = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 1_000_000,
+    };
+    // SAFETY: a system call with a live local.
+    unsafe { libc::nanosleep(&moment, std::ptr::null_mut()) };
+}
+
+/// Mounts the /proc of this PID namespace, for nobody else to see: programs look themselves up in it by
+/// the ids that they know.
+fn mount_proc() -> bool {
+    let none = std::ptr::null();
+    let flags = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC;
+    // SAFETY: system calls with constant strings; the child has its own mount namespace.
+    unsafe {
+        libc::mount(
+            none,
+            c"/".as_ptr(),
+            none,
+            libc::MS_REC | libc::MS_SLAVE,
+            none.cast(),
+        ) == 0
+            && libc::mount(
+                c"proc".as_ptr(),
+                c"/proc".as_ptr(),
+                c"proc".as_ptr(),
+                flags,
+                none.cast(),
+            ) == 0
+    }
+}
+
+/// Waits for one that has ended, and ends with the process `main`.
+fn reap(main: i32, options: i32) -> bool {
+    let mut status = 0;
+    // SAFETY: system calls; the status is a live local.
+    unsafe {
+        let ended = libc::waitpid(-1, &mut status, libc::__WALL | options);
+        if ended == main {
+            libc::_exit(match libc::WIFEXITED(status) {
+                true => libc::WEXITSTATUS(status),
+                false => 128 + libc::WTERMSIG(status),
+            });
+        }
+        ended > 0
+    }
+}
+
+/// Or whoever reads what ksnap or the process writes would wait for the end of this one as well.
+fn close_all_but(keep: &[RawFd]) {
+    let mut keep: Vec<u32> = keep.iter().map(|fd| *fd as u32).collect();
+    keep.sort_unstable();
+    let mut next = 0;
+    for fd in keep.into_iter().chain([u32::MAX]) {
+        if fd > next {
+            // SAFETY: a system call without pointers; nothing here uses the descriptors that go.
+            unsafe { libc::syscall(libc::SYS_close_range, next, fd - 1, 0) };
+        }
+        next = fd.saturating_add(1);
+    }
+}
+
+fn page(uffd: RawFd, lazy: &Lazy, main: i32) -> ! {
+    // SAFETY: ends the process, and its namespace with it.
+    let fail = || unsafe { libc::_exit(1) };
+    let Ok(image) = FileMap::new(&lazy.image) else {
+        fail()
+    };
+    let mut pager = Pager::new(image);
+    // SAFETY: put there by ksnap for this process to own.
+    pager.adopt(unsafe { OwnedFd::from_raw_fd(uffd) }, &lazy.pieces);
+    // SAFETY: system calls; the set is a live local. All signals are blocked already.
+    let signals = unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGCHLD);
+        libc::sigaddset(&mut set, libc::SIGUSR1);
+        let fd = libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        if fd < 0 {
+            fail()
+        }
+        OwnedFd::from_raw_fd(fd)
+    };
+    close_all_but(&[uffd, signals.as_raw_fd()]);
+    let mut filling = false;
+    loop {
+        let mut fds = vec![PollFd::new(&signals, PollFlags::IN)];
+        let own: Vec<_> = pager.descriptors().collect();
+        fds.extend(own.iter().map(|fd| PollFd::new(fd, PollFlags::IN)));
+        let at_once = Timespec::default();
+        let timeout = (filling && !pager.is_done()).then_some(&at_once);
+        let _ = poll(&mut fds, timeout);
+        while let Some(signal) = next_signal(&signals) {
+            filling |= signal == libc::SIGUSR1;
+        }
+        while reap(main, libc::WNOHANG) {}
+        pager.serve();
+        if filling {
+            pager.fill_some();
+        }
+    }
+}
+
+fn next_signal(signals: &OwnedFd) -> Option<i32> {
+    // SAFETY: zeroed, the structure is valid; the kernel fills it, and its length is given.
+    unsafe {
+        let mut info: libc::signalfd_siginfo = std::mem::zeroed();
+        let len = size_of_val(&info);
+        let got = libc::read(signals.as_raw_fd(), (&raw mut info).cast(), len);
+        (got == len as isize).then_some(info.ssi_signo as i32)
+    }
+}
+
+/// Hands a userfaultfd of the process to its process 1, and lets that run.
+pub(super) fn hand_over(init: Tid, own_main: i32, main_fd: RawFd) -> Result<()> {
+    let mut remote = remote(init)?;
+    let args = [own_main as u64, 0, 0, 0, 0, 0];
+    let process = remote.call("pidfd_open", libc::SYS_pidfd_open, args)?;
+    let args = [process, main_fd as u64, 0, 0, 0, 0];
+    let fd = remote.call("pidfd_getfd", libc::SYS_pidfd_getfd, args)?;
+    remote.call("close", libc::SYS_close, [process, 0, 0, 0, 0, 0])?;
+    drop(remote);
+    order(init, fd as i32 + 1, own_main)?;
+    ptrace::cont(init, 0)
+}
+
+fn order(init: Tid, uffd: i32, own_main: i32) -> Result<()> {
+    let bytes = [uffd.to_le_bytes(), own_main.to_le_bytes()].concat();
+    write_bytes(init, (&raw const ORDERS) as u64, &bytes)
+}
+
+fn remote(init: Tid) -> Result<Remote> {
+    let insn = Gadgets::find_syscall(init, &proc::maps(init)?)?.unwrap_or(0);
+    Remote::with_options(init, insn, TRACED)
+}
+
+/// Asks process 1 of a new process's namespace to fill all of its memory, touched or not.
+pub fn fill_all(init: i32) -> Result<()> {
+    // SAFETY: a system call without pointers.
+    match unsafe { libc::kill(init, libc::SIGUSR1) } {
+        0 => Ok(()),
+        _ => Err(SysError::last("kill", format_args!("process {init}"))),
+    }
+}
+
+/// Lets process 1 live without ksnap.
+pub(super) fn set_free(init: Tid, own_main: i32, runs: bool) -> Result<()> {
+    if runs {
+        ptrace::interrupt(init)?;
+        while !matches!(ptrace::wait(init)?, Event::Stopped | Event::Exited(_)) {
+            ptrace::cont(init, 0)?;
+        }
+    } else {
+        order(init, 0, own_main)?;
+    }
+    let args = [libc::PR_SET_PDEATHSIG as u64, 0, 0, 0, 0, 0];
+    remote(init)?.call("prctl", libc::SYS_prctl, args)?;
+    ptrace::detach(init)
+}

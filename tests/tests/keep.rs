@@ -1,0 +1,151 @@
+//! Retention while a process is being watched: rules hold, tags protect, and killing ksnap loses nothing that is kept.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use tests::victim::rng::Rng;
+use tests::{Footprint, Ksnap, Victim, Watch, require};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn seqs(ksnap: &Ksnap) -> Result<Vec<u64>> {
+    let log = ksnap.json(&["log"])?;
+    Ok(log
+        .iter()
+        .filter_map(|entry| entry["seq"].as_u64())
+        .collect())
+}
+
+/// Bytes of everything in the store.
+fn size(folder: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    for entry in std::fs::read_dir(folder)? {
+        let entry = entry?;
+        // A file may go while this looks.
+        let Ok(metadata) = entry.metadata() else {
+            continue;
+        };
+        bytes += match metadata.is_dir() {
+            true => size(&entry.path()).unwrap_or(0),
+            false => metadata.len(),
+        };
+    }
+    Ok(bytes)
+}
+
+#[test]
+fn a_watch_keeps_its_rules_and_its_tags_and_can_roll_back_to_all_that_is_left() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    let mut victim = Victim::spawn("counter", &["--mib", "24", "--rollbacks"])?;
+    let pid = victim.pid().to_string();
+    let before = Footprint::of(victim.pid())?;
+    let options = ["--every", "20ms", "--keep-last", "5", "--audit"];
+    let mut watch = Watch::start(&ksnap, victim.pid(), &options)?;
+    watch.wait_taken(3, LIMIT)?;
+    let tagged = ksnap.json(&["tag", "early"])?.remove(0);
+    let then = victim.status()?.counter;
+    watch.wait_taken(80, LIMIT)?;
+    // The watcher has the session, and does what others ask.
+    let pruned = ksnap.json(&["prune", "--keep-last", "3", "-y"])?.remove(0);
+    ensure!(pruned["sessions"][0]["by_watcher"] == true, "{pruned}");
+    let left = seqs(&ksnap)?;
+    let tag = tagged["seq"].as_u64().context("no number")?;
+    ensure!(left[0] == tag && left.len() < 40, "{left:?}");
+    ksnap.ok(&["rollback", &pid, "early", "-y"])?;
+    ensure!(victim.status()?.counter < then + 2000);
+    watch.wait_taken(100, LIMIT)?;
+    victim.check()?;
+    let watched = watch.interrupt(LIMIT)?;
+    watched.none_failed()?;
+    // Exactly what the rule keeps, once the watching has ended.
+    let left = seqs(&ksnap)?;
+    ensure!(left.len() == 6 && left[0] == tag, "{left:?}");
+    ksnap.ok(&["verify"])?;
+    ksnap.ok(&["tag", "-d", "early"])?;
+    ksnap.ok(&["prune", "--keep-last", "1", "-y"])?;
+    ksnap.ok(&["verify"])?;
+    // What is left can be gone back to without a watcher.
+    ksnap.ok(&["rollback", &pid, "latest", "-y"])?;
+    victim.check()?;
+    watched.left_nothing(&before)?;
+    victim.quit()
+}
+
+#[test]
+fn a_watch_stays_within_its_size() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    let mut victim = Victim::spawn("counter", &["--mib", "16"])?;
+    const MOST: u64 = 64 << 20;
+    let options = ["--every", "10ms", "--max-size", "64M"];
+    let mut watch = Watch::start(&ksnap, victim.pid(), &options)?;
+    watch.wait_taken(1, LIMIT)?;
+    let start = Instant::now();
+    let (mut most, mut looks, mut stored) = (0, 0, 0);
+    // Several times as much as it may keep.
+    while stored < 4 * MOST && start.elapsed() < LIMIT {
+        let taken = watch.next("taken", LIMIT)?.context("the watch ended")?;
+        stored += taken["file_bytes"].as_u64().unwrap_or(0);
+        most = most.max(size(ksnap.store())?);
+        looks += 1;
+    }
+    watch.interrupt(LIMIT)?.none_failed()?;
+    // One snapshot more may be there before anyone looks.
+    ensure!(
+        most <= MOST + (8 << 20),
+        "{most} bytes in {looks} looks, {stored} stored"
+    );
+    ensure!(size(ksnap.store())? <= MOST);
+    ksnap.ok(&["verify"])?;
+    victim.check()?;
+    victim.quit()
+}
+
+#[test]
+fn killed_at_random_moments_while_it_merges_ksnap_leaves_whole_snapshots() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    let mut victim = Victim::spawn("counter", &["--mib", "8", "--rollbacks"])?;
+    let pid = victim.pid().to_string();
+    let before = Footprint::of(victim.pid())?;
+    ksnap.ok(&["snap", &pid])?;
+    ksnap.ok(&["tag", "first"])?;
+    let mut rng = Rng::new(77);
+    for round in 0..25 {
+        let options = ["--every", "5ms", "--keep-last", "2"];
+        let mut watch = Watch::start(&ksnap, victim.pid(), &options)?;
+        watch.wait_taken(2 + round % 5, LIMIT)?;
+        // A removal by request is under way when it dies, or nearly over.
+        let mut asked = ksnap.start(&["prune", "--keep-last", "1", "-y"])?;
+        std::thread::sleep(Duration::from_micros(rng.word() % 60_000));
+        watch.process().signal(Signal::SIGKILL)?;
+        asked.finish(LIMIT)?;
+        drop(watch);
+        let report = ksnap.json(&["verify"])?.remove(0);
+        ensure!(report["clean"] == true, "round {round}: {report}");
+        ensure!(seqs(&ksnap)?[0] == 1, "round {round}: the tag is gone");
+        victim.status()?;
+    }
+    // A prune of its own, killed as well.
+    for round in 0..25 {
+        for _ in 0..3 {
+            ksnap.ok(&["snap", &pid])?;
+        }
+        let mut prune = ksnap.start(&["prune", "--keep-last", "1", "-y"])?;
+        std::thread::sleep(Duration::from_micros(rng.word() % 40_000));
+        let _ = prune.signal(Signal::SIGKILL);
+        let _ = prune.finish(LIMIT);
+        let report = ksnap.json(&["verify"])?.remove(0);
+        ensure!(report["clean"] == true, "round {round}: {report}");
+    }
+    ksnap.ok(&["prune", "--keep-last", "1", "-y"])?;
+    ensure!(seqs(&ksnap)?.len() == 2);
+    ksnap.ok(&["rollback", &pid, "first", "-y"])?;
+    victim.check()?;
+    ksnap.ok(&["verify"])?;
+    Footprint::of(victim.pid())?.nothing_left_since(&before)?;
+    victim.quit()
+}

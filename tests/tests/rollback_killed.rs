@@ -1,0 +1,164 @@
+//! ksnap is killed at chosen points of a rollback: the process stays stopped, whole or not, until another rollback
+//! has put it right. The points are in debug builds only.
+
+use std::os::unix::process::ExitStatusExt;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tests::footprint::state_of;
+use tests::{Background, Footprint, Ksnap, Victim, require};
+
+const LIMIT: Duration = Duration::from_secs(60);
+/// The process is stopped, and nothing of it has been touched.
+const UNTOUCHED: &str = "stopped";
+/// Points after that, in their order.
+const POINTS: [&str; 12] = [
+    "ending threads",
+    "changing mappings",
+    "writing memory",
+    "half of the memory written",
+    "opening and closing descriptors",
+    "setting what open files hold",
+    "registering threads",
+    "making threads",
+    "setting attributes",
+    "setting registers",
+    "registers of one thread set",
+    "all done",
+];
+
+struct Killed {
+    ksnap: Ksnap,
+    victim: Victim,
+    pid: String,
+    before: Footprint,
+}
+
+impl Killed {
+    fn new(name: &str, args: &[&str]) -> Result<Self> {
+        let victim = Victim::spawn(name, &[args, &["--rollbacks"]].concat())?;
+        Ok(Self {
+            ksnap: Ksnap::new()?,
+            pid: victim.pid().to_string(),
+            before: Footprint::of(victim.pid())?,
+            victim,
+        })
+    }
+
+    fn snapshot(&self) -> Result<String> {
+        let taken = self.ksnap.json(&["snap", &self.pid])?.remove(0);
+        Ok(taken["id"].as_str().context("no id")?.to_owned())
+    }
+
+    fn start(&self, point: &str, args: &[&str]) -> Result<Background> {
+        let mut command = self.ksnap.command();
+        command.args(args).env("KSNAP_KILL_AT", point);
+        let mut process = Background::start(command)?;
+        process.close_stdin();
+        Ok(process)
+    }
+
+    /// A rollback that is killed at a point: by itself, or in the watcher that it asks.
+    fn roll_back(&mut self, point: &str, watched: bool) -> Result<()> {
+        let id = self.snapshot()?;
+        let then = self.victim.status()?.counter;
+        self.victim.wait_beyond(then + 20, LIMIT)?;
+        let rollback = ["rollback", &self.pid, &id, "-y"];
+        let mut dying = match watched {
+            false => self.start(point, &rollback)?,
+            true => {
+                let watch = self.start(point, &["watch", &self.pid, "--every", "50ms"])?;
+                let socket = self.ksnap.store().join(format!("{}.sock", self.pid));
+                let end = Instant::now() + LIMIT;
+                while std::os::unix::net::UnixStream::connect(&socket).is_err() {
+                    ensure!(Instant::now() < end, "no watcher: {}", watch.stderr());
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                let asked = self.ksnap.run(&rollback)?;
+                ensure!(asked.code()? == 1, "{asked:?}");
+                watch
+            }
+        };
+        let ended = dying.finish(LIMIT)?;
+        match ended.status.signal() {
+            Some(libc::SIGKILL) => {}
+            _ => bail!("it was not killed at '{point}' (not a debug build?): {ended:?}"),
+        }
+        self.stays_stopped()
+    }
+
+    fn stays_stopped(&self) -> Result<()> {
+        let pid = self.victim.pid();
+        let end = Instant::now() + LIMIT;
+        // The kernel lets go of what a dead tracer traced.
+        while state_of(pid) != 'T' {
+            ensure!(
+                Instant::now() < end,
+                "it is not stopped but {}",
+                state_of(pid)
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        ensure!(state_of(pid) == 'T', "it went on: {}", state_of(pid));
+        Ok(())
+    }
+
+    fn go_on(&mut self) -> Result<()> {
+        kill(Pid::from_raw(self.victim.pid()), Signal::SIGCONT)?;
+        let then = self.victim.check()?.counter;
+        self.victim.wait_beyond(then, LIMIT)?;
+        self.victim.check()?;
+        Ok(())
+    }
+
+    /// Another rollback, of the stopped process, puts it right.
+    fn recover(&mut self) -> Result<()> {
+        let id = self.ksnap.json(&["log", "-n", "1"])?.remove(0);
+        let id = id["id"].as_str().context("no id")?.to_owned();
+        self.ksnap.ok(&["rollback", &self.pid, &id, "-y"])?;
+        self.go_on()
+    }
+
+    fn end(self) -> Result<()> {
+        self.ksnap.ok(&["verify"])?;
+        Footprint::of(self.victim.pid())?.nothing_left_since(&self.before)?;
+        self.victim.quit()
+    }
+}
+
+fn killed_at_every_point(name: &str, args: &[&str], watched: bool) -> Result<()> {
+    let mut killed = Killed::new(name, args)?;
+    let at = |point: &str| format!("killed at '{point}'");
+    for point in POINTS {
+        killed
+            .roll_back(point, watched)
+            .with_context(|| at(point))?;
+        killed.recover().with_context(|| at(point))?;
+    }
+    killed.roll_back(UNTOUCHED, watched)?;
+    // As it was: it may go on at once.
+    killed.go_on().with_context(|| at(UNTOUCHED))?;
+    killed.end()
+}
+
+#[test]
+fn a_killed_rollback_leaves_the_process_stopped_until_another_puts_it_right() -> Result<()> {
+    require!(Root, Ksnap);
+    killed_at_every_point("counter", &["--mib", "4"], false)
+}
+
+#[test]
+fn a_watcher_killed_in_a_rollback_leaves_the_process_stopped_until_another_puts_it_right()
+-> Result<()> {
+    require!(Root, Ksnap);
+    killed_at_every_point("counter", &["--mib", "4"], true)
+}
+
+#[test]
+fn so_does_one_that_changes_mappings() -> Result<()> {
+    require!(Root, Ksnap);
+    killed_at_every_point("maps", &[], false)
+}
