@@ -243,9 +243,14 @@ impl Setting<'_> {
         let peer = self.wanted.files.iter().position(|other| {
             other.kind == FileKind::Socket && Some(other.identity.1) == want.peer_inode
         });
-        if have.is_none_or(|have| have.options != want.options) {
+        // A socket that is made alone has its options since before it was bound.
+        if have.is_some() || peer.is_some() {
+            let mut differing = (**want).clone();
+            differing
+                .options
+                .retain(|option| have.is_none_or(|have| !have.options.contains(option)));
             let mut failed = Vec::new();
-            sockets::set_options(self.file, want, &mut failed);
+            sockets::set_options(self.file, &differing, &mut failed);
             notes.extend(
                 failed
                     .into_iter()

@@ -11,7 +11,11 @@ pub(super) fn make(pid: i32, wanted: &Socket) -> sys::Result<(OwnedFd, Vec<Strin
     let was_connected = matches!(wanted.state, SocketState::Connected | SocketState::Other);
     if was_connected && stream {
         return match wanted.domain {
-            libc::AF_UNIX => orphan(wanted).map(|socket| (socket, notes)),
+            libc::AF_UNIX => {
+                let socket = orphan(wanted)?;
+                set_options(&socket, wanted, &mut notes);
+                Ok((socket, notes))
+            }
             _ => {
                 let socket = made::dead_stream(wanted.domain)
                     .or_else(|_| made::socket(wanted.domain, wanted.ty, wanted.protocol))?;
