@@ -111,7 +111,10 @@ fn timers_of_every_kind() {
         .enumerate()
         {
             let mut event: libc::sigevent = zeroed();
-            event.sigev_notify = libc::SIGEV_SIGNAL;
+            event.sigev_notify = match n {
+                1 => libc::SIGEV_NONE,
+                _ => libc::SIGEV_SIGNAL,
+            };
             event.sigev_signo = libc::SIGUSR1 + (n as i32 % 2) * 2;
             event.sigev_value.sival_ptr = (0x1234_0000 + n) as *mut _;
             let mut timer = null_mut();
@@ -342,4 +345,30 @@ fn traps_of_a_thread_and_denial_of_writable_code() {
     }
     drop(end);
     thread.join().unwrap();
+}
+
+#[test]
+fn what_threads_have_registered_and_what_waits_for_them() {
+    // SAFETY: the set is zeroed; the signal is blocked before it is sent to this thread.
+    unsafe {
+        let mut set: libc::sigset_t = zeroed();
+        libc::sigaddset(&mut set, libc::SIGUSR1);
+        libc::pthread_sigmask(libc::SIG_BLOCK, &set, null_mut());
+        libc::syscall(libc::SYS_tkill, libc::gettid(), libc::SIGUSR1);
+    }
+    let Some(seen) = observe() else { return };
+    let tid = nix::unistd::gettid().as_raw();
+    let own = seen.threads.iter().find(|t| t.tid == tid).unwrap();
+    assert!(own.pending);
+    let list = snap_user::sys::ptrace::robust_list(tid).unwrap();
+    assert_eq!(own.robust_list, list);
+    assert!(list.is_some(), "the C library has registered one");
+    // From glibc 2.35 on the C library registers one for each thread, with this signature.
+    if let Some(Some(rseq)) = own.rseq {
+        assert_eq!(rseq.signature, 0x5305_3053);
+        assert!(rseq.size >= 20, "{rseq:?}");
+    }
+    for other in seen.threads.iter().filter(|t| t.tid != tid) {
+        assert!(!other.pending);
+    }
 }

@@ -1,5 +1,6 @@
 //! `tag`, `prune`, `squash` and `export` by the binary, on a store made with the library.
 
+#[allow(dead_code, reason = "each file of tests uses some of it")]
 mod cli_support;
 
 use cli_support::Fixture;
@@ -142,17 +143,24 @@ fn squash_merges_what_lies_between_and_refuses_what_has_a_tag() {
     assert_eq!(seqs(&fixture), [1, 3, 4]);
     let after = fixture.ksnap(&["diff", "@1", "@3", "--json"]).ok().json();
     assert_eq!(before["pages"], after["pages"]);
-    // Into a new base.
-    fixture.ksnap(&["squash", "..@4", "-y"]).ok();
+    fixture.ksnap(&["verify"]).ok();
+    // What lies behind a pruned one is not reached any more.
+    let cut = fixture.ksnap(&["squash", "@1..@3", "-y"]).fails(2);
+    assert!(cut.err.contains("pruned"), "{}", cut.err);
+}
+
+#[test]
+fn squash_makes_a_new_base_of_all_before_one() {
+    let fixture = Fixture::new();
+    let done = fixture
+        .ksnap(&["squash", "..@4", "-y", "--json"])
+        .ok()
+        .json();
+    assert_eq!((&done["removed"], &done["kept"]), (&2.into(), &2.into()));
     assert_eq!(seqs(&fixture), [3, 4]);
     fixture.ksnap(&["verify"]).ok();
-    assert_eq!(
-        fixture
-            .ksnap(&["squash", "..@4", "--dry-run", "--json"])
-            .ok()
-            .json()["removed"],
-        0
-    );
+    let again = fixture.ksnap(&["squash", "..@4", "--dry-run", "--json"]);
+    assert_eq!(again.ok().json()["removed"], 0);
 }
 
 #[test]

@@ -1,29 +1,31 @@
 //! What only a process itself can tell, where the probes do not: it is asked by system calls that it runs.
 //!
-//! Each asking is a short stop of its own, before the one of the snapshot, and no more often than is good
-//! for the process: what is told is then up to a second old, and the manifest says how old.
+//! It is asked inside the stop of the snapshot: about the process, and thread by thread as far as time allows. Of a process with many threads each stop asks some, and the others' answers are older; the
+//! manifest says how old.
 
 use super::{CaptureError, Result};
 use crate::model::{
-    AltStack, IntervalTimer, ProcessAttributes, SignalAction, Source, ThreadAttributes, Vma,
+    AltStack, Credentials, IntervalTimer, ProcessAttributes, SignalAction, Source,
+    ThreadAttributes, Vma,
 };
 use crate::sys::ptrace::Tid;
 use crate::sys::{
-    self, Call, Freeze, Frozen, Gadgets, Guarded, Question, SysError, ask, monotonic_ns, proc,
+    self, Call, Freeze, Frozen, Gadgets, Question, ask, ask_values, monotonic_ns, proc,
 };
 use std::collections::HashMap;
 use std::time::Duration;
 
-/// How long an answer is believed, in nanoseconds.
-const FRESH: u64 = 1_000_000_000;
+/// How long a stop may be made longer, in nanoseconds.
+const BUDGET: u64 = 700_000;
 /// How long to leave a process alone that could not be asked.
 const RETRY: u64 = 10_000_000_000;
 /// Threads that are asked in one stop, besides the first.
 const PER_STOP: usize = 16;
 /// Stops to ask all threads that have not been asked, in one round.
 const MOST_STOPS: usize = 32;
-/// Threads that are asked inside the stop of a snapshot, having begun just before it.
-const LATE: usize = 4;
+/// Threads that the stop of a snapshot asks each time: with more, those not yet asked are asked ahead of it, and
+/// each stop asks some again.
+const FEW: usize = 6;
 const PATIENCE: Duration = Duration::from_millis(100);
 
 const PR_GET_MDWE: u64 = 66;
@@ -37,98 +39,89 @@ pub(super) struct Asked {
     gadgets: Option<Gadgets>,
     /// When the process was asked last, or could not be.
     asked_ns: Option<u64>,
-    dispositions: [u64; 2],
     process: ProcessAttributes,
-    securebits: Option<u32>,
-    threads: HashMap<Tid, ThreadAttributes>,
+    /// Each thread's answers, and when it gave them.
+    threads: HashMap<Tid, (u64, ThreadAttributes)>,
     /// Why there are no answers.
     why: Option<String>,
 }
 
 impl Asked {
-    /// Asks again what may have changed.
+    /// Asks, ahead of a stop, threads that have not been asked, where there are many.
     pub fn refresh(&mut self, pid: i32, vmas: &[Vma]) -> Result<()> {
         let now = monotonic_ns();
-        let age = self.asked_ns.map(|then| now - then);
-        if self.why.is_some() && age.is_some_and(|age| age < RETRY) {
+        if self.why.is_some() && self.asked_ns.is_some_and(|then| now - then < RETRY) {
             return Ok(());
         }
-        let Ok(status) = proc::task_status(pid, pid) else {
-            return Ok(());
-        };
-        let tids = proc::threads(pid).map_err(|e| CaptureError::from_sys(pid, e))?;
+        let sys = |e| CaptureError::from_sys(pid, e);
+        if self.gadgets.is_none() {
+            self.gadgets = Gadgets::find(pid, vmas).map_err(sys)?;
+        }
+        let tids = proc::threads(pid).map_err(sys)?;
         self.threads.retain(|tid, _| tids.contains(tid));
-        let new = tids.iter().any(|tid| !self.threads.contains_key(tid));
-        let changed = status.dispositions != self.dispositions;
-        if !new && !changed && age.is_some_and(|age| age < FRESH) {
+        let new = tids.iter().filter(|tid| !self.threads.contains_key(tid));
+        if new.count() <= FEW {
             return Ok(());
         }
-        match self.ask_all(pid, vmas, changed || age.is_none_or(|age| age >= FRESH)) {
-            Ok(()) => {
-                self.why = None;
-                self.dispositions = status.dispositions;
+        match self.ask_new(pid, vmas) {
+            Err(e) if e.is_vanished() => Err(sys(e)),
+            // They may be asked yet.
+            Err(e) => {
+                tracing::debug!("{e}");
+                Ok(())
             }
-            Err(e) if e.is_vanished() => return Err(CaptureError::from_sys(pid, e)),
-            Err(e) => self.why = Some(e.to_string()),
+            Ok(()) => Ok(()),
         }
-        self.asked_ns = Some(monotonic_ns());
-        Ok(())
     }
 
-    /// Asks the first thread about the process if `stale`, then each thread that has not been asked.
-    fn ask_all(&mut self, pid: i32, vmas: &[Vma], stale: bool) -> sys::Result<()> {
-        let gadgets = match self.gadgets {
-            Some(gadgets) => gadgets,
-            None => {
-                let none = || {
-                    let source = std::io::Error::new(
-                        std::io::ErrorKind::Unsupported,
-                        "its code has no system call to borrow",
-                    );
-                    SysError::new("inject system calls", format_args!("process {pid}"), source)
-                };
-                *self
-                    .gadgets
-                    .insert(Gadgets::find(pid, vmas)?.ok_or_else(none)?)
-            }
+    fn ask_new(&mut self, pid: i32, vmas: &[Vma]) -> sys::Result<()> {
+        let Some(gadgets) = self.gadgets else {
+            return Ok(());
         };
         let options = Freeze {
             timeout: PATIENCE,
             ..Freeze::default()
         };
-        for stop in 0..MOST_STOPS {
+        for _ in 0..MOST_STOPS {
             let frozen = Frozen::freeze(pid, options)?;
-            if stop == 0 && stale {
-                self.ask_process(&frozen, &gadgets, vmas)?;
+            let new = |tid: &&Tid| !self.threads.contains_key(tid);
+            let new: Vec<Tid> = frozen.threads().iter().filter(new).copied().collect();
+            for &tid in new.iter().take(PER_STOP) {
+                self.ask_thread(&frozen, tid, &gadgets, vmas)?;
             }
-            let unasked: Vec<Tid> = frozen
-                .threads()
-                .iter()
-                .copied()
-                .filter(|tid| !self.threads.contains_key(tid))
-                .collect();
-            for &tid in unasked.iter().take(PER_STOP) {
-                let answers = thread(&frozen, tid, &gadgets, vmas)?;
-                self.threads.insert(tid, answers);
-            }
-            if unasked.len() <= PER_STOP {
+            if new.len() <= PER_STOP {
                 break;
             }
         }
         Ok(())
     }
 
+    fn ask_thread(
+        &mut self,
+        frozen: &Frozen,
+        tid: Tid,
+        gadgets: &Gadgets,
+        vmas: &[Vma],
+    ) -> sys::Result<()> {
+        let answers = thread(frozen, tid, gadgets, vmas)?;
+        self.threads.insert(tid, (monotonic_ns(), answers));
+        Ok(())
+    }
+
     fn ask_process(&mut self, frozen: &Frozen, gadgets: &Gadgets, vmas: &[Vma]) -> sys::Result<()> {
         let tid = frozen.threads()[0];
         let mut timers = proc::timers(frozen.pid())?;
-        let mut questions: Vec<Question> = (1..=64)
+        // All of them: one that has its default way may have flags and a mask for the day it has not.
+        let signals: Vec<u64> = (1..=64).collect();
+        let mut questions: Vec<Question> = signals
+            .iter()
             .map(|signal| {
                 // Signal, new, old, size of a mask.
-                question(libc::SYS_rt_sigaction, [signal, 0, 0, 8], 2, 32)
+                question(libc::SYS_rt_sigaction, [*signal, 0, 0, 8], 2, 32)
             })
             .collect();
-        questions
-            .extend((0..3).map(|which| question(libc::SYS_getitimer, [which, 0, 0, 0], 1, 32)));
+        let which = [0, 1, 2].map(|which| question(libc::SYS_getitimer, [which, 0, 0, 0], 1, 32));
+        questions.extend(which);
         questions.push(question(
             libc::SYS_prctl,
             [libc::PR_GET_CHILD_SUBREAPER as u64, 0, 0, 0],
@@ -141,7 +134,7 @@ impl Asked {
                 .map(|t| question(libc::SYS_timer_gettime, [t.id as u64, 0, 0, 0], 1, 32)),
         );
         let answers = ask(frozen, tid, gadgets, vmas, &questions)?;
-        let (actions, rest) = answers.split_at(64);
+        let (actions, rest) = answers.split_at(signals.len());
         let (intervals, rest) = rest.split_at(3);
         let (subreaper, left) = rest.split_at(1);
         for (timer, answer) in timers.iter_mut().zip(left) {
@@ -150,15 +143,23 @@ impl Asked {
                 (timer.interval_ns, timer.left_ns) = (interval, left);
             }
         }
-        // What returns its result is asked one by one.
-        let mut thread = Guarded::new(frozen, gadgets, vmas)?;
-        let mut value = |nr: i64, args: [u64; 2]| -> Option<u32> {
-            let args = [args[0], args[1], 0, 0, 0, 0];
-            let result = thread.call(Call { nr, args }, None).ok()?;
-            u32::try_from(result).ok()
+        // What returns its result is asked one by one, and not at all where that might do harm.
+        let call = |nr, option| Call {
+            nr,
+            args: [option, 0, 0, 0, 0, 0],
+        };
+        let calls = [
+            call(libc::SYS_prctl, libc::PR_GET_DUMPABLE as u64),
+            call(libc::SYS_prctl, PR_GET_MDWE),
+            call(libc::SYS_membarrier, MEMBARRIER_GET_REGISTRATIONS),
+        ];
+        let values = ask_values(frozen, tid, gadgets, vmas, &calls);
+        let value = |n: usize| -> Option<u32> {
+            let values = values.as_ref().ok()?;
+            u32::try_from(values[n]).ok()
         };
         self.process = ProcessAttributes {
-            signals: actions.iter().map(|a| a.as_deref().map(action)).collect(),
+            signals: dispositions(&signals, actions),
             interval_timers: match intervals {
                 [Some(real), Some(virtual_time), Some(profiling)] => {
                     Some([real, virtual_time, profiling].map(|answer| {
@@ -173,54 +174,55 @@ impl Asked {
             },
             timers: Some(timers),
             subreaper: subreaper[0].as_deref().map(|answer| number(answer) != 0),
-            dumpable: value(libc::SYS_prctl, [libc::PR_GET_DUMPABLE as u64, 0]),
-            write_execute_denied: value(libc::SYS_prctl, [PR_GET_MDWE, 0]),
-            membarrier: value(libc::SYS_membarrier, [MEMBARRIER_GET_REGISTRATIONS, 0]),
+            dumpable: value(0),
+            write_execute_denied: value(1),
+            membarrier: value(2),
             ..ProcessAttributes::default()
         };
-        self.securebits = value(libc::SYS_prctl, [libc::PR_GET_SECUREBITS as u64, 0]);
         Ok(())
     }
 
-    /// Asks everything, inside a stop that may take its time.
-    pub fn now(&mut self, frozen: &Frozen, vmas: &[Vma]) {
-        let pid = frozen.pid();
-        let gadgets = match self.gadgets {
-            Some(gadgets) => Some(gadgets),
-            None => Gadgets::find(pid, vmas).ok().flatten(),
-        };
-        let Some(gadgets) = gadgets else {
+    /// Asks inside a stop: everything if it may take its `time`, else as much as a short stop allows, what
+    /// has not been asked first.
+    pub fn now(&mut self, frozen: &Frozen, vmas: &[Vma], time: bool) {
+        let begun = monotonic_ns();
+        if self.gadgets.is_none() {
+            self.gadgets = Gadgets::find(frozen.pid(), vmas).ok().flatten();
+        }
+        let known = self.why.is_some() && self.asked_ns.is_some_and(|then| begun - then < RETRY);
+        if known && !time {
             return;
+        }
+        self.why = match self.gadgets {
+            None => Some("its code has no system call to borrow".to_owned()),
+            Some(gadgets) => self
+                .ask_in_turn(frozen, &gadgets, vmas, time.then_some(begun))
+                .err(),
         };
-        let asked = self.ask_process(frozen, &gadgets, vmas).and_then(|()| {
-            for &tid in frozen.threads() {
-                let answers = thread(frozen, tid, &gadgets, vmas)?;
-                self.threads.insert(tid, answers);
-            }
-            Ok(())
-        });
-        self.why = asked.err().map(|e| e.to_string());
-        self.asked_ns = Some(monotonic_ns());
+        self.asked_ns = Some(begun);
     }
 
-    /// Asks the threads that have begun since, inside the stop of a snapshot.
-    pub fn late(&mut self, frozen: &Frozen, vmas: &[Vma]) {
-        let Some(gadgets) = self.gadgets.filter(|_| self.why.is_none()) else {
-            return;
-        };
-        for &tid in frozen.threads() {
-            if self.threads.contains_key(&tid) {
-                continue;
+    fn ask_in_turn(
+        &mut self,
+        frozen: &Frozen,
+        gadgets: &Gadgets,
+        vmas: &[Vma],
+        patient: Option<u64>,
+    ) -> std::result::Result<(), String> {
+        let begun = monotonic_ns();
+        let text = |e: sys::SysError| e.to_string();
+        self.ask_process(frozen, gadgets, vmas).map_err(text)?;
+        let mut tids = frozen.threads().to_vec();
+        tids.sort_by_key(|tid| self.threads.get(tid).map_or(0, |(asked, _)| *asked));
+        for tid in tids {
+            // Those never asked are few: many were asked ahead of the stop.
+            let over = monotonic_ns() - begun > BUDGET && self.threads.contains_key(&tid);
+            if patient.is_none() && over && frozen.threads().len() > FEW {
+                break;
             }
-            let unasked = frozen.threads().len().saturating_sub(self.threads.len());
-            if unasked > LATE {
-                return;
-            }
-            match thread(frozen, tid, &gadgets, vmas) {
-                Ok(answers) => drop(self.threads.insert(tid, answers)),
-                Err(e) => tracing::debug!("{e}"),
-            }
+            self.ask_thread(frozen, tid, gadgets, vmas).map_err(text)?;
         }
+        Ok(())
     }
 
     /// Adds the answers about a process to what files have told.
@@ -233,7 +235,9 @@ impl Asked {
         let Some(asked_ns) = self.asked_ns.filter(|_| self.why.is_none()) else {
             return;
         };
-        let age_ns = monotonic_ns() - asked_ns;
+        // The oldest answer of any thread.
+        let oldest = self.threads.values().map(|(asked, _)| *asked).min();
+        let age_ns = asked_ns.saturating_sub(oldest.unwrap_or(asked_ns));
         process.signals.clone_from(&self.process.signals);
         process.interval_timers = self.process.interval_timers;
         process.timers.clone_from(&self.process.timers);
@@ -252,10 +256,13 @@ impl Asked {
         unsupported: &mut Vec<String>,
     ) {
         if let Some(credentials) = &mut thread.credentials {
-            credentials.securebits = self.securebits;
+            credentials.securebits = self
+                .threads
+                .get(&tid)
+                .and_then(|(_, answers)| answers.credentials.as_ref()?.securebits);
         }
         match self.threads.get(&tid) {
-            Some(answers) => {
+            Some((_, answers)) => {
                 thread.alt_stack = answers.alt_stack;
                 thread.clear_child_tid = answers.clear_child_tid;
                 thread.parent_death_signal = answers.parent_death_signal;
@@ -299,7 +306,16 @@ fn thread(
     let [stack, address, signal, tsc] = answers.as_slice() else {
         unreachable!("an answer for each question")
     };
+    let securebits = Call {
+        nr: libc::SYS_prctl,
+        args: [libc::PR_GET_SECUREBITS as u64, 0, 0, 0, 0, 0],
+    };
+    let securebits = ask_values(frozen, tid, gadgets, vmas, &[securebits]);
     Ok(ThreadAttributes {
+        credentials: Some(Credentials {
+            securebits: securebits.ok().and_then(|bits| u32::try_from(bits[0]).ok()),
+            ..Credentials::default()
+        }),
         alt_stack: stack.as_deref().map(|answer| AltStack {
             sp: word(answer, 0),
             flags: word(answer, 1) as u32 & !SS_STATE,
@@ -320,6 +336,15 @@ fn word(bytes: &[u8], n: usize) -> u64 {
 
 fn number(bytes: &[u8]) -> u32 {
     u32::from_ne_bytes(bytes[..4].try_into().expect("four bytes"))
+}
+
+/// All dispositions; `None` when one was not told.
+fn dispositions(signals: &[u64], answers: &[Option<Vec<u8>>]) -> Option<Vec<SignalAction>> {
+    let mut all = vec![SignalAction::default(); 64];
+    for (signal, answer) in signals.iter().zip(answers) {
+        all[*signal as usize - 1] = action(answer.as_deref()?);
+    }
+    Some(all)
 }
 
 fn action(answer: &[u8]) -> SignalAction {

@@ -8,11 +8,13 @@ use super::{CaptureError, Result};
 use crate::model::{
     Observed, ObservedThread, ProcessAttributes, Seccomp, SeccompFilter, ThreadAttributes, Vma,
 };
-use crate::sys::proc::{self, Stat, TaskStatus};
+use crate::sys::proc::{self, Stat};
 use crate::sys::ptrace::{self, Tid};
 use crate::sys::{self, Frozen, monotonic_ns};
 use std::collections::HashMap;
 
+/// Threads whose files are read inside the stop.
+const FEW: usize = 16;
 /// How long what changes seldom is believed, in nanoseconds.
 const FRESH: u64 = 1_000_000_000;
 
@@ -24,8 +26,8 @@ pub(super) struct Known {
     read_ns: Option<u64>,
     /// What the process itself has told, where the probes do not tell.
     asked: Asked,
-    /// Status of each thread, where the probes do not tell.
-    threads: HashMap<Tid, TaskStatus>,
+    /// What files tell of threads, where the probes do not and there are many.
+    threads: HashMap<Tid, ThreadAttributes>,
     /// Filters of each thread, with their number.
     filters: HashMap<Tid, (u32, Vec<SeccompFilter>)>,
 }
@@ -53,29 +55,21 @@ impl Known {
         self.threads.clear();
         if !probes {
             self.asked.refresh(pid, vmas)?;
-            let process = &mut self.process;
-            process.limits = sys::limits(pid).map_err(sys)?;
-            process.oom_score_adj = proc::number(pid, "oom_score_adj", 10)
-                .ok()
-                .map(|n| n as i32);
-            process.coredump_filter = proc::number(pid, "coredump_filter", 16)
-                .ok()
-                .map(|n| n as u32);
-            for tid in proc::threads(pid).map_err(sys)? {
-                if let Ok(status) = proc::task_status(pid, tid) {
-                    self.threads.insert(tid, status);
+            // Of few threads, inside the stop.
+            let tids = proc::threads(pid).map_err(sys)?;
+            for tid in tids.into_iter().skip(FEW) {
+                // It may be gone.
+                if let Ok(thread) = by_files(pid, tid) {
+                    self.threads.insert(tid, thread);
                 }
             }
         }
         Ok(())
     }
 
-    /// Has the process tell what only it can: what has begun since, or all of it.
-    pub fn ask(&mut self, frozen: &Frozen, vmas: &[Vma], all: bool) {
-        match all {
-            true => self.asked.now(frozen, vmas),
-            false => self.asked.late(frozen, vmas),
-        }
+    /// Has the stopped process tell what only it can: all of it, or what a short stop has time for.
+    pub fn ask(&mut self, frozen: &Frozen, vmas: &[Vma], time: bool) {
+        self.asked.now(frozen, vmas, time);
     }
 
     /// Attributes that all threads share. `leader` is one that lives.
@@ -103,14 +97,17 @@ impl Known {
             None => known.clone(),
         };
         if observed.is_none() {
+            process.limits = sys::limits(pid).unwrap_or_default();
+            process.oom_score_adj = proc::number(pid, "oom_score_adj", 10)
+                .ok()
+                .map(|n| n as i32);
+            process.coredump_filter = proc::number(pid, "coredump_filter", 16)
+                .ok()
+                .map(|n| n as u32);
             self.asked.add_process(&mut process, unsupported);
         }
         // The file of a thread has the shared ones too.
-        let status = match self.threads.get(&leader) {
-            Some(status) if process.umask.is_some() => Some(status.clone()),
-            _ => proc::task_status(pid, leader).ok(),
-        };
-        if let Some(status) = status {
+        if let Ok(status) = proc::task_status(pid, leader) {
             process.umask = process.umask.or(status.umask);
             process.huge_pages_disabled = status.huge_pages.map(|on| u32::from(!on));
         }
@@ -132,7 +129,10 @@ impl Known {
         let (mut thread, filters) = match observed {
             Some(observed) => (observed.attributes.clone(), Some(observed.filters)),
             None => {
-                let mut thread = self.by_files(pid, tid)?;
+                let mut thread = match self.threads.get(&tid) {
+                    Some(thread) => thread.clone(),
+                    None => by_files(pid, tid).map_err(sys)?,
+                };
                 self.asked.add_thread(tid, &mut thread, unsupported);
                 (thread, None)
             }
@@ -154,35 +154,6 @@ impl Known {
             thread.seccomp.filters = self.filters(tid, filters, unsupported);
         }
         Ok(thread)
-    }
-
-    /// What files tell of a thread.
-    fn by_files(&self, pid: i32, tid: Tid) -> Result<ThreadAttributes> {
-        let sys = |e| CaptureError::from_sys(pid, e);
-        let status = match self.threads.get(&tid) {
-            Some(status) => status.clone(),
-            None => proc::task_status(pid, tid).map_err(sys)?,
-        };
-        let flags = proc::stat(pid, Some(tid)).map_err(sys)?.flags;
-        Ok(ThreadAttributes {
-            credentials: Some(status.credentials),
-            personality: proc::number(pid, &format!("task/{tid}/personality"), 16)
-                .ok()
-                .map(|n| n as u32),
-            // Not under `task`, but a thread has a folder of its own.
-            timer_slack_ns: proc::number(tid, "timerslack_ns", 10)
-                .ok()
-                .map(|n| n as u64),
-            seccomp: Seccomp {
-                mode: status.seccomp,
-                filters: (status.seccomp != 2).then(Vec::new),
-            },
-            speculation: status.speculation,
-            io_flusher: proc::is_io_flusher(flags),
-            machine_check_kill: proc::machine_check_kill(flags),
-            shadow_stack: status.shadow_stack,
-            ..ThreadAttributes::default()
-        })
     }
 
     /// The filters of a thread that has as many as given: filters come, and never go.
@@ -211,4 +182,29 @@ impl Known {
             }
         }
     }
+}
+
+/// What files tell of a thread.
+fn by_files(pid: i32, tid: Tid) -> sys::Result<ThreadAttributes> {
+    let status = proc::task_status(pid, tid)?;
+    let flags = proc::stat(pid, Some(tid))?.flags;
+    Ok(ThreadAttributes {
+        credentials: Some(status.credentials),
+        personality: proc::number(pid, &format!("task/{tid}/personality"), 16)
+            .ok()
+            .map(|n| n as u32),
+        // Not under `task`, but a thread has a folder of its own.
+        timer_slack_ns: proc::number(tid, "timerslack_ns", 10)
+            .ok()
+            .map(|n| n as u64),
+        seccomp: Seccomp {
+            mode: status.seccomp,
+            filters: (status.seccomp != 2).then(Vec::new),
+        },
+        speculation: status.speculation,
+        io_flusher: proc::is_io_flusher(flags),
+        machine_check_kill: proc::machine_check_kill(flags),
+        shadow_stack: status.shadow_stack,
+        ..ThreadAttributes::default()
+    })
 }

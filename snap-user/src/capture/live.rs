@@ -3,7 +3,7 @@
 use super::attributes::Known;
 use super::{CaptureError, Files, Result};
 use crate::model::{Auxv, Backing, FileKind, MemoryAttributes, MemoryPolicy, PageRange, Vma};
-use crate::sys::{Pagemap, monotonic_ns, proc};
+use crate::sys::{Frozen, Pagemap, monotonic_ns, proc};
 use std::collections::HashMap;
 
 /// How long attributes of mappings are believed where nobody tells of changes, in nanoseconds.
@@ -67,6 +67,33 @@ impl Live {
         self.cwd = proc::link(self.pid, "cwd").map_err(sys)?;
         self.files.refresh()?;
         self.known.refresh(self.pid, self.probes, vmas)?;
+        self.look(vmas)?;
+        for vma in vmas.iter().filter(|v| v.prot.exec) {
+            if let Backing::File {
+                path, dev, inode, ..
+            } = &vma.backing
+            {
+                let dev = u64::from(dev.0) << 32 | u64::from(dev.1);
+                let path = format!("/proc/{}/root{path}", self.pid);
+                self.build_ids
+                    .entry((dev, *inode))
+                    .or_insert_with(|| proc::build_id(&path));
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the frozen process tell what only it can, where the probes do not: all of it, or what a short stop has
+    /// `time` for. It runs for that, and the kernel writes into its memory: before any of it is copied.
+    pub fn ask(&mut self, frozen: &Frozen, vmas: &[Vma], time: bool) {
+        if !self.probes {
+            self.known.ask(frozen, vmas, time);
+        }
+    }
+
+    /// Looks at the attributes of mappings again, if they may have changed.
+    pub fn look(&mut self, vmas: &[Vma]) -> Result<()> {
+        let sys = |e| CaptureError::from_sys(self.pid, e);
         let now = monotonic_ns();
         // Without the probes nobody tells when only the attributes of mappings change.
         let aged = !self.probes && now - self.described_ns > FRESH;
@@ -81,18 +108,6 @@ impl Live {
             self.described = vmas.to_vec();
             self.described_ns = now;
             self.stale = false;
-        }
-        for vma in vmas.iter().filter(|v| v.prot.exec) {
-            if let Backing::File {
-                path, dev, inode, ..
-            } = &vma.backing
-            {
-                let dev = u64::from(dev.0) << 32 | u64::from(dev.1);
-                let path = format!("/proc/{}/root{path}", self.pid);
-                self.build_ids
-                    .entry((dev, *inode))
-                    .or_insert_with(|| proc::build_id(&path));
-            }
         }
         Ok(())
     }

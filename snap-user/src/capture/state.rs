@@ -15,8 +15,6 @@ pub struct Told {
     pub brk: Option<u64>,
     /// What the kernel itself knows of it, asked inside the stop.
     pub observed: Option<Observed>,
-    /// The stop may take its time: what can only be told by the process itself is asked now.
-    pub patient: bool,
 }
 
 /// Reads the state of a frozen process. `vmas` are its mappings as read inside the stop.
@@ -40,14 +38,12 @@ pub fn frozen_state(
         .as_mut()
         .map(|observed| std::mem::take(&mut observed.unsupported))
         .unwrap_or_default();
-    if observed.is_none() {
-        live.known.ask(frozen, &vmas, told.patient);
-    }
     let leader = frozen.threads()[0];
     let mut attributes =
         live.known
             .process(pid, leader, &stat, observed.as_ref(), &mut unsupported);
     attributes.memory = live.memory(&vmas);
+    attributes.root = proc::link(pid, "root").map_err(sys)?;
     let observed: HashMap<Tid, ObservedThread> = observed
         .into_iter()
         .flat_map(|observed| observed.threads)
@@ -73,7 +69,7 @@ pub fn frozen_state(
         comm: stat.comm,
         exe: target.exe.clone(),
         cmdline: target.cmdline.clone(),
-        cwd: live.cwd.clone(),
+        cwd: proc::link(pid, "cwd").map_err(sys)?,
         threads,
         vmas,
         mm,
@@ -125,6 +121,9 @@ fn thread(
         if shared && !leader {
             continue;
         }
+        if !shared && observed.is_some_and(|o| !o.pending) {
+            continue;
+        }
         for info in ptrace::pending(tid, shared).map_err(sys)? {
             let signo = i32::from_le_bytes(info[..4].try_into().expect("four bytes"));
             pending.push(PendingSignal {
@@ -134,7 +133,8 @@ fn thread(
             });
         }
     }
-    let rseq = match ptrace::rseq(tid) {
+    let rseq = observed.and_then(|o| o.rseq);
+    let rseq = match rseq.map_or_else(|| ptrace::rseq(tid), Ok) {
         Ok(rseq) => rseq,
         Err(e) => {
             unsupported.push(format!(
@@ -161,7 +161,10 @@ fn thread(
         sigmask: ptrace::sigmask(tid).map_err(sys)?,
         pending,
         rseq,
-        robust_list: ptrace::robust_list(tid).map_err(sys)?,
+        robust_list: match observed {
+            Some(observed) => observed.robust_list,
+            None => ptrace::robust_list(tid).map_err(sys)?,
+        },
         restart_syscall: sys::continued_call(pid, tid, &regs),
         attributes: live.known.thread(pid, tid, observed, unsupported)?,
         gp,

@@ -3,7 +3,7 @@
 use super::help;
 use super::units;
 use crate::session::{
-    FileOptions, Options, Pids, ReviveOptions, Rules, Schedule, Then, TrackerChoice,
+    Durability, FileOptions, Options, Pids, ReviveOptions, Rules, Schedule, Then, TrackerChoice,
 };
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -140,6 +140,15 @@ fn tracker(text: &str) -> Result<TrackerChoice, String> {
     text.parse()
 }
 
+fn durability(text: &str) -> Result<Durability, String> {
+    match text {
+        "none" => Ok(Durability::None),
+        "interval" => Ok(Durability::Interval),
+        "each" => Ok(Durability::Each),
+        _ => Err("it is none, interval or each".into()),
+    }
+}
+
 fn count(text: &str) -> Result<u64, String> {
     match text.parse() {
         Ok(0) => Err("it must be 1 or more".into()),
@@ -176,6 +185,10 @@ pub struct Taking {
     /// to the snapshot brings it back
     #[arg(long)]
     pub files: bool,
+    /// When a snapshot is made durable: each before it counts as taken; interval, all of the last second together;
+    /// none, when the kernel likes. What a power failure can take; no crash of ksnap takes anything
+    #[arg(long, value_name = "WHEN", default_value = "each", value_parser = durability)]
+    pub durability: Durability,
 }
 
 impl Taking {
@@ -189,6 +202,7 @@ impl Taking {
             files: self.files,
             keep: Rules::default(),
             then: Then::GoOn,
+            durability: self.durability,
         }
     }
 }
@@ -362,8 +376,11 @@ pub struct Diff {
 #[derive(Debug, Args)]
 pub struct Verify {
     /// The snapshot to check, with all that it needs; everything if left out
-    #[arg(value_name = "REF")]
+    #[arg(value_name = "REF", conflicts_with = "rebuild")]
     pub reference: Option<String>,
+    /// First make the lists of headers anew, which make listings quick, from the snapshots alone
+    #[arg(long)]
+    pub rebuild: bool,
     #[command(flatten)]
     pub json: Json,
 }
@@ -700,6 +717,10 @@ mod tests {
             "ksnap watch 1 --every 5",
             "ksnap watch 1 --count 0",
             "ksnap snap 1 --memory 3",
+            "ksnap watch 1 --durability always",
+            "ksnap watch 1 --keep 5",
+            "ksnap watch 1 --keep-last 0",
+            "ksnap prune --max-size 3",
         ] {
             assert_eq!(parse(words).unwrap_err(), ValueValidation, "{words}");
         }

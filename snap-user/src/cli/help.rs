@@ -124,8 +124,8 @@ Examples:
 
 pub(super) const SQUASH: &str = concat!(
     "\
-B stays as it is, and holds what changed since A. Tagged snapshots in between are an error. Asks first; without a \
-terminal, -y is needed.
+B stays as it is, and holds what changed since A. What lies behind a pruned snapshot is not \
+reached. Tagged snapshots in between are an error. Asks first; without a terminal, -y is needed.
 
 Examples:
   ksnap squash @10..@20

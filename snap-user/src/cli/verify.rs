@@ -8,7 +8,21 @@ use crate::session;
 
 /// Checks what is stored.
 pub fn verify(context: &Context, args: &Verify) -> Result<Exit, CliError> {
+    if args.rebuild {
+        let rebuilt = session::rebuild(&context.store()?)?;
+        context.tell(&format!(
+            "{} in the lists of headers of {}",
+            count(rebuilt.snapshots, "snapshot"),
+            count(rebuilt.sessions, "session")
+        ));
+        for note in &rebuilt.notes {
+            context.tell(&clean(note));
+        }
+    }
     let found = session::verify(&context.store()?, args.reference.as_deref())?;
+    for note in &found.notes {
+        context.tell(&clean(note));
+    }
     context.print(args.json, &found, |out, style| {
         let checked = format!(
             "{} and {} checked",

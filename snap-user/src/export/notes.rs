@@ -151,8 +151,8 @@ fn prstatus(state: &ProcessState, thread: &ThreadState) -> Vec<u8> {
         .u64(thread.sigmask)
         .i32(thread.tid)
         .i32(state.ppid)
-        // Process group and session are not known.
-        .u64(0)
+        .i32(state.attributes.group)
+        .i32(state.attributes.session)
         // Four times: user, system, and those of ended children.
         .zeros(64)
         .raw(&thread.gp)
@@ -164,16 +164,23 @@ fn prstatus(state: &ProcessState, thread: &ThreadState) -> Vec<u8> {
 
 fn prpsinfo(state: &ProcessState) -> Vec<u8> {
     let arguments = state.cmdline.join(&b' ');
+    // 0 where they were not recorded.
+    let leader = state.threads.first();
+    let (uid, gid) = leader
+        .and_then(|thread| thread.attributes.credentials.as_ref())
+        .map_or((0, 0), |of| (of.uids[0], of.gids[0]));
     Bytes::default()
         // State "R", not a zombie, nice 0.
         .raw(&[0, b'R', 0, 0])
         .u32(0)
-        // Flags; user and group are not known.
+        // Flags.
         .u64(0)
-        .u64(0)
+        .u32(uid)
+        .u32(gid)
         .i32(state.pid)
         .i32(state.ppid)
-        .u64(0)
+        .i32(state.attributes.group)
+        .i32(state.attributes.session)
         .text(state.comm.as_bytes(), COMMAND)
         .text(&arguments, ARGUMENTS)
         .0

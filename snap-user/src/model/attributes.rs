@@ -3,6 +3,7 @@
 //! `None` stands for what could not be read; [`ProcessState::unsupported`](super::ProcessState) says why.
 
 use super::page::PageRange;
+use super::process::{RobustList, Rseq};
 use serde::{Deserialize, Serialize};
 
 /// Attributes that all threads of a process share.
@@ -292,6 +293,12 @@ pub struct ObservedThread {
     pub attributes: ThreadAttributes,
     /// Filters that it has, to tell whether they are still those read before.
     pub filters: u32,
+    /// Signals are queued for it alone.
+    pub pending: bool,
+    /// Its restartable sequence; `None` where the kernel keeps it elsewhere.
+    pub rseq: Option<Option<Rseq>>,
+    /// Its robust futex list.
+    pub robust_list: Option<RobustList>,
     /// Groups beyond those that there was room for.
     pub more_groups: bool,
 }

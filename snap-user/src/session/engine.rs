@@ -98,7 +98,8 @@ impl Engine {
         let attached = track::attach(pid, options.tracker).map_err(|e| named(pid, e))?;
         events.brk = attached.brk;
         let live = Live::read(pid, events.observes())?;
-        let (session, head, hashes) = open_session(store, &target)?;
+        let (mut session, head, hashes) = open_session(store, &target)?;
+        session.set_durability(options.durability);
         let contents = match head {
             Some(head) => Contents::after(&store.snapshot(head)?.manifest()?.state.saved),
             None => Contents::default(),
@@ -298,6 +299,9 @@ impl Engine {
         if layout(pid)? != self.layout {
             return Ok(false);
         }
+        // It runs for that, and what it writes is looked for next.
+        self.live.ask(&frozen, &vmas, false);
+        let asked_at = monotonic_ns();
         self.events.drain(&mut self.epoch);
         let vmas = self.maps()?;
         if compare_all {
@@ -342,6 +346,10 @@ impl Engine {
         removed = removed.union(&gone);
         let copied_at = monotonic_ns();
 
+        if self.events.take_described() {
+            self.live.look_again();
+            self.live.look(&vmas)?;
+        }
         let told = self.events.told(frozen.threads()[0]);
         let mut state = frozen_state(&frozen, &self.target, &mut self.live, &vmas, told)?;
         if self.options.files {
@@ -366,9 +374,9 @@ impl Engine {
 
         let phases = &mut costs.phases;
         phases.freeze_ns = frozen_at - stop;
-        phases.scan_ns = scanned_at - frozen_at;
+        phases.scan_ns = scanned_at - asked_at;
         phases.copy_ns = copied_at - scanned_at;
-        phases.state_ns = state_at - copied_at;
+        phases.state_ns = state_at - copied_at + (asked_at - frozen_at);
         phases.thaw_ns = thawed_at - state_at;
         phases.stop_ns = thawed_at - stop;
         let pages = &mut costs.pages;

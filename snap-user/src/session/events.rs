@@ -129,7 +129,6 @@ impl Events {
         Told {
             brk: self.brk,
             observed,
-            patient: false,
         }
     }
 
@@ -203,7 +202,8 @@ impl Events {
                 }
             }
             Event::Mapping { tgid, change, .. } if self.is_ours(tgid) => {
-                self.described |= matches!(change.kind, MappingKind::Madvise(_));
+                self.described |=
+                    matches!(change.kind, MappingKind::Madvise(advice) if describes(advice));
                 if let MappingKind::Brk { end } = change.kind {
                     // What it was before is not told, but known.
                     if let Some(before) = self.brk.replace(end) {
@@ -326,4 +326,13 @@ impl Events {
     pub fn take_drops(&mut self) -> u64 {
         std::mem::take(&mut self.drops)
     }
+}
+
+/// Advice that stays with a mapping, rather than being carried out at once.
+fn describes(advice: i32) -> bool {
+    // MADV_GUARD_INSTALL and MADV_GUARD_REMOVE.
+    const GUARDS: std::ops::RangeInclusive<i32> = 102..=103;
+    matches!(advice, libc::MADV_NORMAL..=libc::MADV_SEQUENTIAL)
+        || matches!(advice, libc::MADV_DONTFORK..=libc::MADV_KEEPONFORK)
+        || GUARDS.contains(&advice)
 }

@@ -106,6 +106,7 @@ fn look(pid: i32, probes: bool) -> Result<ProcessState> {
     };
     let frozen = Frozen::freeze(pid, options).map_err(failed)?;
     let vmas = proc::maps(pid).map_err(failed)?;
+    live.ask(&frozen, &vmas, false);
     let told = events.told(frozen.threads()[0]);
     let state = frozen_state(&frozen, &target, &mut live, &vmas, told)?;
     frozen.thaw();

@@ -20,8 +20,8 @@ const NICE: i32 = 19;
 const MOST_WAITING: usize = 1000;
 /// Least that is worth merging.
 const LEAST_BYTES: u64 = 16 << 20;
-/// How long to wait after a failure.
-const PAUSE: Duration = Duration::from_secs(10);
+/// How long to wait after a failure, or when all that is left is protected.
+const PAUSE: Duration = Duration::from_secs(2);
 /// How often snapshots are looked at that only grow older.
 const TICK: Duration = Duration::from_secs(1);
 

@@ -112,8 +112,9 @@ pub(super) fn entry(
     reference: &str,
     pid: Option<i32>,
 ) -> Result<LogEntry, SessionError> {
-    let id = store.resolve(reference, pid)?;
-    entries(store)?
+    let list = store.list()?;
+    let id = store.resolve_among(&list, reference, pid)?;
+    described(list)
         .into_iter()
         .find(|entry| entry.id == id)
         .ok_or_else(|| {
@@ -125,10 +126,14 @@ pub(super) fn entry(
 }
 
 fn entries(store: &Store) -> Result<Vec<LogEntry>, SessionError> {
+    Ok(described(store.list()?))
+}
+
+fn described(list: Vec<SnapshotMeta>) -> Vec<LogEntry> {
     let mut before = HashMap::new();
-    let entries = store.list()?.into_iter().map(|meta| {
+    let entries = list.into_iter().map(|meta| {
         let previous = before.insert(meta.session, meta.seq);
         LogEntry::new(meta, previous)
     });
-    Ok(entries.collect())
+    entries.collect()
 }

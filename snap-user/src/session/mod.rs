@@ -61,7 +61,7 @@ pub use snap::snap;
 pub use squash::squash;
 pub use tag::{TagEntry, delete_tag, set_tag, tags};
 pub use types::*;
-pub use verify::{Damage, Verification, verify};
+pub use verify::{Damage, Rebuilt, Verification, rebuild, verify};
 
 /// Result of this room.
 pub type Result<T> = std::result::Result<T, SessionError>;

@@ -4,8 +4,8 @@ use super::engine::{Engine, covered};
 use super::staging::CHUNK;
 use super::{Options, Result, RolledBack, SessionError, control};
 use crate::capture::{
-    CaptureError, Told, changed_files, compared, compared_pages, frozen_state, inspect,
-    saved_ranges, without_files,
+    CaptureError, changed_files, compared, compared_pages, frozen_state, inspect, saved_ranges,
+    without_files,
 };
 use crate::image::{PageSource, SessionId};
 use crate::model::{
@@ -272,6 +272,9 @@ impl Engine {
     ) -> Result<PutBack> {
         let pid = self.target.pid;
         let begun = monotonic_ns();
+        let vmas = self.maps()?;
+        // It runs for that, and what it writes is looked for next.
+        self.live.ask(frozen, &vmas, true);
         self.events.drain(&mut self.epoch);
         let vmas = self.maps()?;
         let known = &self.hashes;
@@ -279,10 +282,11 @@ impl Engine {
         let recorded = self.epoch.is_armed() && self.tracker() != TrackerKind::Hash;
         let dirty = self.epoch.rotate(&vmas, |page| known.get(page).is_some())?;
         let rotated = monotonic_ns();
-        let told = Told {
-            patient: true,
-            ..self.events.told(frozen.threads()[0])
-        };
+        if self.events.take_described() {
+            self.live.look_again();
+            self.live.look(&vmas)?;
+        }
+        let told = self.events.told(frozen.threads()[0]);
         let live = frozen_state(frozen, &self.target, &mut self.live, &vmas, told)?;
         let planned = plan(target, &live, &Live { pid })?;
         let planned_at = monotonic_ns();

@@ -38,7 +38,7 @@ pub fn squash(dir: &Path, range: &str, dry_run: bool) -> Result<Pruning> {
                 None => break,
                 Some(first) => {
                     return Err(usage(format!(
-                        "{} does not follow {}: squash needs a snapshot and one of its ancestors",
+                        "{} does not follow {}, or what lay between them was pruned: squash needs a snapshot and one of its ancestors",
                         last.short(),
                         first.short()
                     )));

@@ -1,7 +1,7 @@
 //! What the verbs take and what they tell.
 
 use crate::model::{Costs, SnapshotId, SnapshotKind};
-pub use crate::store::Rules;
+pub use crate::store::{Durability, Rules};
 pub use crate::track::{TrackerChoice, TrackerKind};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::time::Duration;
@@ -24,6 +24,8 @@ pub struct Options {
     pub files: bool,
     /// Which snapshots are kept while others are taken.
     pub keep: Rules,
+    /// When a snapshot is made durable.
+    pub durability: Durability,
     /// What becomes of the process after a snapshot that is asked for.
     pub then: Then,
 }
@@ -51,6 +53,7 @@ impl Default for Options {
             files: false,
             keep: Rules::default(),
             then: Then::GoOn,
+            durability: Durability::Each,
         }
     }
 }

@@ -16,6 +16,8 @@ pub struct Verification {
     pub snapshots: u64,
     /// Pages decoded and compared with their checksums.
     pub pages: u64,
+    /// What is worth knowing and does no harm, a sentence each.
+    pub notes: Vec<String>,
     /// Everything that is wrong.
     pub problems: Vec<Damage>,
 }
@@ -30,6 +32,35 @@ pub struct Damage {
     pub path: PathBuf,
     /// What is wrong.
     pub what: String,
+}
+
+/// What was made anew.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Rebuilt {
+    /// Sessions whose list of headers was made anew.
+    pub sessions: u64,
+    /// Snapshots in these lists.
+    pub snapshots: u64,
+    /// Sessions that were left alone, and why; a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// Makes the lists of headers anew from the snapshots alone. A session that is being written keeps its list, which
+/// its writer looks after.
+pub fn rebuild(store: &Path) -> Result<Rebuilt, SessionError> {
+    let store = Store::open(store)?;
+    let mut rebuilt = Rebuilt::default();
+    for (id, _) in store.sessions()? {
+        let done = store.pruner(id).and_then(|_lock| store.rebuild_headers(id));
+        match done {
+            Ok(snapshots) => {
+                rebuilt.sessions += 1;
+                rebuilt.snapshots += snapshots;
+            }
+            Err(error) => rebuilt.notes.push(format!("session {id}: {error}")),
+        }
+    }
+    Ok(rebuilt)
 }
 
 /// Checks one snapshot and the files it needs, or everything in the store. Damage is a result, not an error.
@@ -48,6 +79,7 @@ pub fn verify(store: &Path, reference: Option<&str>) -> Result<Verification, Ses
         clean: report.is_clean(),
         snapshots: report.snapshots,
         pages: report.pages,
+        notes: report.notes,
         problems: report
             .problems
             .into_iter()

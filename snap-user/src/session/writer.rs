@@ -2,9 +2,9 @@
 
 use crate::image::{EncodedBatch, PageSink};
 use crate::model::{Costs, PAGE_SIZE, PageSet, ProcessState, SnapshotId, SnapshotKind};
-use crate::store::{PendingSnapshot, Published, Session, StoreError};
+use crate::store::{PendingSnapshot, Published, SYNC_INTERVAL, Session, StoreError};
 use rustc_hash::FxHashMap;
-use std::sync::mpsc::{Receiver, Sender};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 
 /// A batch of encoded pages with what the encoder found.
 pub struct Encoded {
@@ -53,9 +53,17 @@ pub enum ToWriter {
 
 /// Serves until the other side hangs up.
 pub fn write_snapshots(mut session: Session, queue: &Receiver<ToWriter>) {
-    while let Ok(message) = queue.recv() {
-        if let ToWriter::Begin { kind, parent } = message {
-            one(&mut session, kind, parent, queue);
+    loop {
+        match queue.recv_timeout(SYNC_INTERVAL) {
+            Ok(ToWriter::Begin { kind, parent }) => one(&mut session, kind, parent, queue),
+            Ok(_) => {}
+            // No snapshot comes whose publication would do it.
+            Err(RecvTimeoutError::Timeout) => {
+                if let Err(error) = session.sync_if_due() {
+                    tracing::warn!("the last snapshots are not durable yet: {error}");
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => return,
         }
     }
 }

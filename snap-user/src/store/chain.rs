@@ -1,6 +1,7 @@
 //! The page table of any snapshot, by jumps over its ancestors.
 
 use super::cache::{FileCache, ImageFile, PageFile};
+use super::durability::suspect_after;
 use super::error::StoreError;
 use super::files::Files;
 use super::head::{Anchor, Head};
@@ -29,6 +30,15 @@ pub(super) struct Listing {
 
 impl Listing {
     fn read(files: &dyn Files, session: SessionId, dir: &Path) -> Result<Self, StoreError> {
+        let mut listing = Self::read_all(files, session, dir)?;
+        if let Some(durable) = suspect_after(files, dir)? {
+            listing.by_seq.retain(|seq, _| *seq <= durable);
+        }
+        Ok(listing)
+    }
+
+    /// Also what a power failure may have torn.
+    fn read_all(files: &dyn Files, session: SessionId, dir: &Path) -> Result<Self, StoreError> {
         let names = files.names(dir).map_err(StoreError::io("list", dir))?;
         let mut listing = Self::default();
         let newest = names.iter().filter_map(|n| names::parse_pack_file(n)).max();
@@ -98,6 +108,23 @@ impl SessionFiles {
         })
     }
 
+    /// As [`SessionFiles::list`], also with what a power failure may have torn.
+    pub(super) fn list_with_suspects(
+        files: &Arc<dyn Files>,
+        cache: &Arc<FileCache>,
+        session: SessionId,
+        dir: &Path,
+    ) -> Result<Self, StoreError> {
+        let all = Listing::read_all(&**files, session, dir)?;
+        Ok(Self {
+            session,
+            dir: dir.to_owned(),
+            files: Arc::clone(files),
+            cache: Arc::clone(cache),
+            listing: Arc::new(RwLock::new(Arc::new(all))),
+        })
+    }
+
     /// What the folder has, as far as is known.
     pub(super) fn listing(&self) -> Arc<Listing> {
         let listing = self.listing.read().unwrap_or_else(PoisonError::into_inner);
@@ -109,6 +136,12 @@ impl SessionFiles {
         let fresh = read_listing(&*self.files, self.session, &self.dir)?;
         *self.listing.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         Ok(())
+    }
+
+    /// Whether a snapshot that was here is gone by now.
+    pub(super) fn is_pruned(&self, seq: u32) -> bool {
+        let known = self.refresh().map(|()| self.listing());
+        known.is_ok_and(|listing| !listing.by_seq.contains_key(&seq))
     }
 
     /// Path of the snapshot with this sequence number.

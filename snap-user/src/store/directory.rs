@@ -4,10 +4,11 @@ use super::cache::{FileCache, ImageFile};
 use super::chain::SessionFiles;
 use super::error::StoreError;
 use super::files::{Disk, Files, Locking};
+use super::headers::{self, HEADERS_FILE, Headers};
 use super::names::{self, MARKER, SESSION_FILE, TEMP_PREFIX};
 use super::session::{Session, SessionInfo};
 use super::snapshot::Snapshot;
-use crate::image::{Late, SessionId};
+use crate::image::{Header, Late, SessionId};
 use crate::model::{SnapshotId, SnapshotKind};
 use std::fmt::Debug;
 use std::fs::DirBuilder;
@@ -69,8 +70,7 @@ pub struct SnapshotMeta {
 }
 
 impl SnapshotMeta {
-    fn new(file: &ImageFile, comm: &str) -> Self {
-        let header = &file.header;
+    fn new(header: &Header, path: PathBuf, comm: &str) -> Self {
         Self {
             id: header.id,
             session: header.session,
@@ -87,7 +87,7 @@ impl SnapshotMeta {
             file_bytes: header.file_len(),
             stop_ns: header.stop_ns,
             late: header.late,
-            path: file.path.clone(),
+            path,
         }
     }
 }
@@ -135,11 +135,13 @@ impl Store {
                 supported: VERSION,
             });
         }
-        Ok(Self {
+        let store = Self {
             dir: dir.to_owned(),
             files,
             cache: Arc::default(),
-        })
+        };
+        store.recover();
+        Ok(store)
     }
 
     /// [`Store::open_or_create`] on other files.
@@ -267,19 +269,45 @@ impl Store {
             tracing::warn!("{}: {what}", path.display());
         }
         let mut list = Vec::with_capacity(listing.by_seq.len());
-        for &seq in listing.by_seq.keys() {
+        let known = Headers::read(&*self.files, &files.dir);
+        for (&seq, &id) in &listing.by_seq {
+            let path = files.dir.join(names::snapshot_file(seq, id));
+            if let Some(header) = known.get(&*self.files, &files.dir, seq, id) {
+                list.push(SnapshotMeta::new(&header, path, &comm));
+                continue;
+            }
             // Straight from the disk: a listing must not push out the files that reads have open.
-            match files
-                .path(seq)
-                .and_then(|path| ImageFile::open(&*self.files, &path))
-            {
-                Ok(file) => list.push(SnapshotMeta::new(&file, &comm)),
+            match ImageFile::open(&*self.files, &path) {
+                Ok(file) => list.push(SnapshotMeta::new(&file.header, path, &comm)),
                 // Pruned since the folder was listed.
                 Err(error) if error.is_missing() => {}
                 Err(error) => tracing::warn!("{error}"),
             }
         }
         Ok(list)
+    }
+
+    /// Makes a session's list of headers anew from its snapshots. Gives how many are in it.
+    pub fn rebuild_headers(&self, session: SessionId) -> Result<u64, StoreError> {
+        let files = self.session_files(session)?;
+        let listing = files.listing();
+        let snapshots = listing.by_seq.iter().map(|(seq, id)| (*seq, *id));
+        headers::rebuild(&*self.files, &files.dir, snapshots)
+    }
+
+    /// Why a session's list of headers should be made anew, if it should.
+    pub(super) fn headers_damage(&self, session: SessionId) -> Option<String> {
+        let dir = self.session_path(session);
+        let known = Headers::read(&*self.files, &dir);
+        (known.damaged > 0).then(|| {
+            format!(
+                "{}: {} of {} records are damaged: listings are slower, nothing is lost; \
+                 `ksnap verify --rebuild` makes the file anew",
+                dir.join(HEADERS_FILE).display(),
+                known.damaged,
+                known.count
+            )
+        })
     }
 
     /// The same store with open files of its own.

@@ -5,7 +5,7 @@ use rustix::fs::{FlockOperation, OFlags, flock};
 use std::fmt::Debug;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -27,8 +27,23 @@ pub trait Files: Send + Sync + Debug {
     fn remove_dir(&self, path: &Path) -> io::Result<()>;
     /// Makes renames, creations and removals in a folder durable.
     fn sync_dir(&self, path: &Path) -> io::Result<()>;
+    /// Length and modification time of a file.
+    fn stat(&self, path: &Path) -> io::Result<Stamp>;
+    /// Adds bytes to the end of a file, which is made, mode 0600, if it is not there.
+    fn append(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
+    /// Names this boot of the kernel: what was written under another one may not have reached the disk.
+    fn boot(&self) -> String;
     /// Takes a writer's lock, without waiting; the file is made if it is not there.
     fn lock(&self, path: &Path) -> io::Result<Locking>;
+}
+
+/// What tells a file from the same file changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    /// Length in bytes.
+    pub len: u64,
+    /// Modification time, nanoseconds since 1970.
+    pub modified_ns: u64,
 }
 
 /// A file being written.
@@ -122,6 +137,31 @@ impl Files for Disk {
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         File::open(path)?.sync_all()
+    }
+
+    fn stat(&self, path: &Path) -> io::Result<Stamp> {
+        let found = std::fs::metadata(path)?;
+        Ok(Stamp {
+            len: found.len(),
+            modified_ns: (found.mtime() as u64)
+                .wrapping_mul(1_000_000_000)
+                .wrapping_add(found.mtime_nsec() as u64),
+        })
+    }
+
+    fn append(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .open(path)?
+            .write_all(bytes)
+    }
+
+    fn boot(&self) -> String {
+        // Where it cannot be read, all boots look the same: pages have checksums of their own.
+        std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .map_or_else(|_| "unknown".into(), |id| id.trim().to_owned())
     }
 
     fn lock(&self, path: &Path) -> io::Result<Locking> {

@@ -9,8 +9,10 @@
 //! | `session` | the one writer of a session |
 //! | `pending`, `buffer` | a snapshot being written, up to its publication |
 //! | `head` | the page table that the next delta builds on, and when it gets a span |
+//! | `headers` | the headers of a session in one file, for listings |
 //! | `chain` | the page table of any snapshot, by jumps over its ancestors |
 //! | `snapshot` | reads manifest and pages |
+//! | `durability` | when what is written is synced, and what a power failure may take |
 //! | `pack` | what snapshots that are gone leave to those that stay |
 //! | `retention` | which snapshots are kept: pure rules |
 //! | `pruner` | removes snapshots, and nothing that others need |
@@ -26,10 +28,12 @@ mod cache;
 mod chain;
 mod diff;
 mod directory;
+mod durability;
 mod error;
 mod files;
 mod flat;
 mod head;
+mod headers;
 mod names;
 mod pack;
 mod pending;
@@ -49,8 +53,9 @@ pub use crate::image::{
 };
 pub use diff::{PageChange, PageDiff};
 pub use directory::{SnapshotMeta, Store};
+pub use durability::{Durability, SYNC_INTERVAL};
 pub use error::{Candidate, StoreError};
-pub use files::{Disk, Files, LockGuard, Locking, ReadFile, WriteFile};
+pub use files::{Disk, Files, LockGuard, Locking, ReadFile, Stamp, WriteFile};
 pub use flat::{Flat, FlatPiece};
 pub use names::default_dir;
 pub use pending::{PendingSnapshot, Published};

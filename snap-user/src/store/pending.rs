@@ -1,9 +1,11 @@
 //! A snapshot being written, up to its publication.
 
 use super::buffer::WriteBuffer;
+use super::durability::Durability;
 use super::error::StoreError;
 use super::files::WriteFile;
 use super::head::Head;
+use super::headers;
 use super::names::{self, TEMP_PREFIX};
 use super::session::{Session, now_ns};
 use crate::image::{
@@ -12,6 +14,7 @@ use crate::image::{
 };
 use crate::model::{Costs, PageSet, PageTable, ProcessState, SnapshotId, SnapshotKind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Length of the beginning that is written again when header and costs are known.
@@ -223,6 +226,8 @@ impl<'a> PendingSnapshot<'a> {
             }
         }
         self.session.shared.published(header.seq);
+        let files = &*self.session.store.files;
+        headers::note(files, &self.session.dir, &path, &self.head_bytes());
         Ok(Published {
             id: header.id,
             seq: header.seq,
@@ -257,9 +262,17 @@ impl<'a> PendingSnapshot<'a> {
         Ok((table, span))
     }
 
+    /// The header as it is in the file by now.
+    fn head_bytes(&self) -> [u8; HEADER_LEN] {
+        let mut head = [0; HEADER_LEN];
+        head.copy_from_slice(&self.first[..HEADER_LEN]);
+        head
+    }
+
     fn make_durable(&mut self, path: &Path) -> Result<u64, StoreError> {
         let start = Instant::now();
-        if let Some(file) = &mut self.file {
+        let each = self.session.unsynced.mode == Durability::Each;
+        if let Some(file) = self.file.as_mut().filter(|_| each) {
             file.sync().map_err(StoreError::io("sync", &self.temp))?;
         }
         let late = Late {
@@ -270,11 +283,26 @@ impl<'a> PendingSnapshot<'a> {
         if let Err(error) = self.rewrite(&late.encode(), LATE_OFFSET as usize) {
             tracing::debug!("costs of writing: {error}");
         }
-        self.file = None;
-        let files = &*self.session.store.files;
+        let file = self.file.take();
+        let seq = self.identity.seq;
+        let files = Arc::clone(&self.session.store.files);
+        let files = &*files;
+        if !each {
+            let (unsynced, dir) = (&mut self.session.unsynced, &self.session.dir);
+            unsynced.mark(files, dir, seq - 1)?;
+        }
         files
             .rename(&self.temp, path)
             .map_err(StoreError::io("publish", path))?;
+        if let Some(file) = file.filter(|_| !each) {
+            self.temp = PathBuf::new();
+            self.session.unsynced.add(file, seq);
+            // One that cannot be synced now is published all the same, and tried again with the next.
+            if let Err(error) = self.session.sync_if_due() {
+                tracing::warn!("the last snapshots are not durable yet: {error}");
+            }
+            return Ok(ns(start));
+        }
         if let Err(error) = files.sync_dir(&self.session.dir) {
             // Not surely durable, so not published: it must not outlive the error that the caller gets.
             if files.remove_file(path).is_err() {

@@ -10,8 +10,10 @@
 
 use super::chain::{Holder, SessionFiles};
 use super::directory::{SnapshotMeta, Store};
+use super::durability::recover;
 use super::error::StoreError;
 use super::files::LockGuard;
+use super::headers::Headers;
 use super::pack::PackWriter;
 use super::retention::{Rules, removable};
 use super::session::{SessionInfo, lock, now_ns};
@@ -114,6 +116,7 @@ impl Store {
     pub fn pruner(&self, session: SessionId) -> Result<Pruner, StoreError> {
         let dir = self.session_path(session);
         let lock = lock(self, &dir)?;
+        recover(self, session)?;
         Ok(Pruner::new(
             self,
             session,
@@ -239,14 +242,18 @@ impl Pruner {
 
     /// What the removal of these snapshots would do.
     pub fn plan_removal(&self, gone: &BTreeSet<u32>) -> Result<Plan, StoreError> {
+        // In this order: what is published in between is newer than all of the list, and is looked at before
+        // anything is removed.
+        let list = self.snapshots()?;
         let files = self.store.session_files(self.session)?;
         let listing = files.listing();
         if let Some((path, what)) = &listing.pack_damage {
             return Err(StoreError::corrupt(path, "pack", what.clone()));
         }
-        let list = self.snapshots()?;
         let readable: BTreeSet<u32> = list.iter().map(|meta| meta.seq).collect();
-        if let Some(seq) = listing.by_seq.keys().find(|seq| !readable.contains(seq)) {
+        let newest = readable.last().copied().unwrap_or(0);
+        let mut known = listing.by_seq.range(..=newest);
+        if let Some((seq, _)) = known.find(|(seq, _)| !readable.contains(seq)) {
             // What it needs of the others is not known.
             return Err(StoreError::corrupt(
                 &files.path(*seq)?,
@@ -265,7 +272,7 @@ impl Pruner {
             kept: kept.len() as u64,
             live: Vec::new(),
             ghosts: BTreeMap::new(),
-            newest: readable.last().copied().unwrap_or(0),
+            newest,
             removed,
         };
         if plan.removed.is_empty() || plan.whole_session {
@@ -338,6 +345,12 @@ impl Pruner {
         let fresh = self.store.session_files(self.session)?;
         if let Err(error) = self.sweep(&fresh) {
             tracing::warn!("removed snapshots leave files behind for now: {error}");
+        }
+        let listed = fresh.listing().by_seq.len();
+        if Headers::read(&*fresh.files, &fresh.dir).is_stale(listed)
+            && let Err(error) = self.store.rebuild_headers(self.session)
+        {
+            tracing::debug!("list of headers: {error}");
         }
         let removed: u64 = plan.removed.iter().map(|meta| meta.file_bytes).sum();
         Ok(Pruned {

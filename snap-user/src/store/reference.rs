@@ -64,9 +64,19 @@ impl Store {
     /// | `before-upgrade` | the one with this tag |
     /// | `REF~`, `REF~3` | its parent, its parent's parent's parent |
     pub fn resolve(&self, text: &str, pid: Option<i32>) -> Result<SnapshotId, StoreError> {
+        self.resolve_among(&self.list()?, text, pid)
+    }
+
+    /// [`Store::resolve`] in a listing that is known already.
+    pub fn resolve_among(
+        &self,
+        list: &[SnapshotMeta],
+        text: &str,
+        pid: Option<i32>,
+    ) -> Result<SnapshotId, StoreError> {
         let name = text.split('~').next().unwrap_or_default();
         let tag = self.tag(name)?.map(|tag| tag.id);
-        resolve_in(&self.list()?, text, pid, tag)
+        resolve_in(list, text, pid, tag)
     }
 }
 

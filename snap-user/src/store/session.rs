@@ -2,9 +2,11 @@
 
 use super::buffer::WriteBuffer;
 use super::directory::{Store, publish_text};
+use super::durability::{Durability, Unsynced, recover};
 use super::error::StoreError;
 use super::files::{LockGuard, Locking};
 use super::head::Head;
+use super::headers::Headers;
 use super::names::{self, LOCK_FILE, SESSION_FILE, TEMP_PREFIX};
 use super::pending::PendingSnapshot;
 use super::pruner::{Pruner, Shared};
@@ -48,6 +50,7 @@ pub struct Session {
     /// Lent to the snapshot being written.
     pub(super) buffer: WriteBuffer,
     info: SessionInfo,
+    pub(super) unsynced: Unsynced,
     /// Shared with whoever removes snapshots of the session.
     pub(super) shared: Arc<Shared>,
     lock: Arc<LockGuard>,
@@ -137,6 +140,7 @@ impl Session {
             next_seq: 1,
             buffer: WriteBuffer::default(),
             info,
+            unsynced: Unsynced::default(),
             shared: Arc::default(),
             lock: Arc::new(lock),
         })
@@ -146,6 +150,7 @@ impl Session {
         let info = store.session_info(id)?;
         let dir = store.session_path(id);
         let lock = lock(store, &dir)?;
+        recover(store, id)?;
         let mut last = 0;
         let names = store
             .files
@@ -164,6 +169,11 @@ impl Session {
         }
         // Numbers are not used twice, also not those of snapshots that are gone.
         let listing = store.session_files(id)?.listing();
+        if Headers::read(&*store.files, &dir).is_stale(listing.by_seq.len())
+            && let Err(error) = store.rebuild_headers(id)
+        {
+            tracing::debug!("list of headers: {error}");
+        }
         if let Some(pack) = &listing.pack {
             last = last.max(pack.absorbed().last().map_or(0, |range| range.1));
         }
@@ -175,6 +185,7 @@ impl Session {
             next_seq: last + 1,
             buffer: WriteBuffer::default(),
             info,
+            unsynced: Unsynced::default(),
             shared: Arc::default(),
             lock: Arc::new(lock),
         })
@@ -234,6 +245,25 @@ impl Session {
         PendingSnapshot::begin(self, kind, parent)
     }
 
+    /// When snapshots are made durable from now on.
+    pub fn set_durability(&mut self, durability: Durability) {
+        self.unsynced.mode = durability;
+    }
+
+    /// Makes durable what has waited for it long enough. To be called now and then while nothing is written.
+    pub fn sync_if_due(&mut self) -> Result<(), StoreError> {
+        match self.unsynced.is_due() {
+            true => self.unsynced.sync(&*self.store.files, &self.dir),
+            false => Ok(()),
+        }
+    }
+
+    /// Ends as a killed process does: nothing is made durable any more.
+    #[cfg(test)]
+    pub(super) fn forget(mut self) {
+        self.unsynced = Unsynced::default();
+    }
+
     /// The right to remove snapshots of this session, also while it is being written, from another thread. The
     /// session stays locked until both are dropped.
     pub fn pruner(&self) -> Pruner {
@@ -253,6 +283,14 @@ impl Session {
             .ok_or_else(|| StoreError::NotFound {
                 what: format!("parent {id} in {}", self.dir.display()),
             })
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Err(error) = self.unsynced.finish(&*self.store.files, &self.dir) {
+            tracing::warn!("the last snapshots may not be durable: {error}");
+        }
     }
 }
 

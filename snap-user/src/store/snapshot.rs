@@ -69,13 +69,35 @@ impl Snapshot {
         if let Some(table) = self.table.get() {
             return Ok(table);
         }
-        let table = self.files.head(self.file.header.seq)?.table;
+        let head = self.files.head(self.file.header.seq);
+        let table = head.map_err(|error| self.explain(error))?.table;
         Ok(self.table.get_or_init(|| table))
     }
 
     /// The pages stored in its own file, ascending: what changed since its parent, or everything for a base.
     pub fn stored_pages(&self) -> Result<Vec<u64>, StoreError> {
         Ok(self.file.index()?.iter().map(|entry| entry.addr).collect())
+    }
+
+    fn read_at(&self, location: Location, page: &mut Page) -> Result<(), StoreError> {
+        let holder = self.files.holder(location.seq.get())?;
+        let (file, entry): (&dyn PageFile, _) = match &holder {
+            Holder::Snapshot(file) => (&**file, file.entries(location.slot, 1)?[0]),
+            Holder::Pack(pack) => (&**pack, pack.entry(location)?),
+        };
+        let mut bytes = vec![0; entry.len.into()];
+        file.read_into(entry.at_if_stored(), &mut bytes)?;
+        decode(file, &entry, &bytes, page)
+    }
+
+    /// Whoever reads slowly may find that the snapshot was pruned meanwhile, and with it what it alone needed.
+    fn explain(&self, error: StoreError) -> StoreError {
+        match self.files.is_pruned(self.file.header.seq) {
+            true => StoreError::NotFound {
+                what: format!("snapshot {}: it was pruned while it was read", self.id()),
+            },
+            false => error,
+        }
     }
 
     /// Base or delta.
@@ -110,14 +132,8 @@ impl PageSource for Snapshot {
         let Some(location) = self.page_table()?.get(addr) else {
             return Ok(false);
         };
-        let holder = self.files.holder(location.seq.get())?;
-        let (file, entry): (&dyn PageFile, _) = match &holder {
-            Holder::Snapshot(file) => (&**file, file.entries(location.slot, 1)?[0]),
-            Holder::Pack(pack) => (&**pack, pack.entry(location)?),
-        };
-        let mut bytes = vec![0; entry.len.into()];
-        file.read_into(entry.at_if_stored(), &mut bytes)?;
-        decode(file, &entry, &bytes, page)?;
+        self.read_at(location, page)
+            .map_err(|error| self.explain(error))?;
         Ok(true)
     }
 
@@ -138,6 +154,7 @@ impl PageSource for Snapshot {
             each(addr, &page);
             Ok(())
         })
+        .map_err(|error| self.explain(error))
     }
 }
 

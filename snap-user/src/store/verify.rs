@@ -30,6 +30,8 @@ pub struct Report {
     pub snapshots: u64,
     /// Pages decoded and compared with their checksums.
     pub pages: u64,
+    /// What is worth knowing and does no harm, a sentence each.
+    pub notes: Vec<String>,
     /// Everything that is wrong. Snapshots that it does not name are whole.
     pub problems: Vec<Problem>,
 }
@@ -67,6 +69,7 @@ impl Store {
                     what: error.to_string(),
                 });
             }
+            report.notes.extend(self.headers_damage(session));
             if let Some((path, what)) = &listing.pack_damage {
                 report.problems.push(Problem {
                     id: None,
@@ -245,6 +248,12 @@ impl<'a> Check<'a> {
             .map(|error| error.to_string());
         self.checked.insert(seq, Own { fault, stored });
     }
+}
+
+/// Reads and checks all of a file.
+pub(super) fn check_file(file: &ImageFile) -> Result<(), StoreError> {
+    check_pages(file, &file.index()?)?;
+    check_sections(file)
 }
 
 fn check_sections(file: &ImageFile) -> Result<(), StoreError> {

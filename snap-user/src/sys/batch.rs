@@ -115,6 +115,32 @@ pub fn ask(
         .collect())
 }
 
+/// Has thread `tid` run calls one by one and gives what each returns, negative for an error number. Takes longer
+/// than [`ask`], a stop for each.
+///
+/// # Errors
+/// Those of [`ask`].
+pub fn ask_values(
+    frozen: &Frozen,
+    tid: ptrace::Tid,
+    gadgets: &Gadgets,
+    vmas: &[Vma],
+    calls: &[Call],
+) -> Result<Vec<i64>> {
+    if proc::task_status(frozen.pid(), tid)?.seccomp != 0 {
+        return Err(SysError::new(
+            "inject system calls",
+            format_args!("thread {tid}"),
+            io::Error::new(
+                io::ErrorKind::Unsupported,
+                "its system call filters might end it",
+            ),
+        ));
+    }
+    let mut thread = Guarded::with_room(frozen, tid, gadgets, vmas, 0)?;
+    calls.iter().map(|call| thread.call(*call, None)).collect()
+}
+
 fn aligned(len: usize) -> u64 {
     (len as u64).next_multiple_of(16)
 }

@@ -29,7 +29,7 @@ mod transfer;
 mod traps;
 mod uffd;
 
-pub use batch::{Question, ask};
+pub use batch::{Question, ask, ask_values};
 pub use bpf::{run_iterator, task_iterator};
 pub use error::SysError;
 pub use freeze::{Freeze, Frozen, Hold, release_strays};

@@ -69,6 +69,9 @@ impl Item {
     }
 }
 
+/// Makes the items of a worker, by its number.
+type Make = fn(u64) -> Result<Vec<Item>>;
+
 /// Demands that two values are the same.
 fn same<T: PartialEq + std::fmt::Debug>(got: T, want: T) -> Result<(), String> {
     match got == want {
@@ -111,7 +114,7 @@ struct Attributes {
 pub fn start(args: &Args) -> Result<Started> {
     let group = args.words.first().context("which group of attributes?")?;
     let rate: u64 = args.value("rate", 200)?;
-    let (make, threads): (fn(u64) -> Result<Vec<Item>>, u64) = match group.as_str() {
+    let (make, threads): (Make, u64) = match group.as_str() {
         "signals" => (signals::items, 1),
         "timers" => (timers::items, 1),
         "process" => (process::items, 1),

@@ -5,8 +5,8 @@ use super::record::{
 };
 use crate::model::{
     AltStack, Credentials, IntervalTimer, Limit, MemoryPolicy, Observed, ObservedThread,
-    PosixTimer, ProcessAttributes, Seccomp, SignalAction, Source, SyscallDispatch,
-    ThreadAttributes,
+    PosixTimer, ProcessAttributes, RobustList, Rseq, Seccomp, SignalAction, Source,
+    SyscallDispatch, ThreadAttributes,
 };
 use crate::sys::proc;
 use snap_common::{RecordHeader, RecordKind};
@@ -35,6 +35,8 @@ const MEMBARRIER: [(u32, u32); 4] = [
 /// `MMF_HAS_MDWE` and `MMF_HAS_MDWE_NO_INHERIT`.
 const DENIAL_SHIFT: u32 = 28;
 const DENIALS: u64 = 3;
+/// Size of `struct robust_list_head`, the only one that set_robust_list(2) accepts.
+const ROBUST_LIST: u64 = 24;
 /// `HRTIMER_STATE_ENQUEUED`
 const ENQUEUED: u8 = 1;
 
@@ -70,6 +72,8 @@ pub struct Bits {
     /// The bits of `thread_info.flags` that say that reading the time stamp counter, and the CPUID
     /// instruction, raise a signal; `None` where that is not known.
     pub traps: [Option<u32>; 2],
+    /// Registrations of restartable sequences lie where they are looked for.
+    pub rseq: bool,
     /// `mm_struct.flags` has the bits of `PR_SET_MDWE` (Linux 6.7).
     pub denials: bool,
 }
@@ -188,6 +192,19 @@ fn thread(header: RecordHeader, record: &ThreadRecord, bits: Bits, observed: &mu
         comm: String::from_utf8_lossy(comm).into_owned(),
         filters: record.seccomp_filters as u32,
         more_groups: record.group_count > MAX_GROUPS as i32,
+        pending: record.pending != 0,
+        rseq: bits.rseq.then(|| {
+            (record.rseq != 0).then_some(Rseq {
+                addr: record.rseq,
+                size: record.rseq_len,
+                signature: record.rseq_sig,
+                flags: 0,
+            })
+        }),
+        robust_list: (record.robust_list != 0).then_some(RobustList {
+            head: record.robust_list,
+            len: ROBUST_LIST,
+        }),
         attributes: ThreadAttributes {
             alt_stack: Some(AltStack {
                 sp: record.alt_sp,
@@ -381,11 +398,15 @@ fn timer_of(
                 0 => record.clock,
                 _ => record.base_clock,
             };
+            // One that sends nothing is never queued; it only counts.
+            let counts = record.notify & !libc::SIGEV_THREAD_ID == libc::SIGEV_NONE;
+            let queued = record.state & ENQUEUED != 0;
             let now = clocks.now(base);
-            if base == libc::CLOCK_REALTIME && record.state & ENQUEUED != 0 {
+            let left = wait(queued, counts, record.expires, interval, now);
+            if base == libc::CLOCK_REALTIME && left != 0 && (queued || counts) {
                 deadline_ns = Some(record.expires as u64);
             }
-            wait(record.state, record.expires, interval, now)
+            left
         }
     };
     Some(PosixTimer {
@@ -434,9 +455,12 @@ fn cpu_time(record: &TimerRecord, process: &ProcessRecord, run_times: &[(i32, u6
 
 /// Nanoseconds until a timer expires; 0 when it is off. One that has expired and is periodic is set
 /// again when its signal is delivered, to the next of its times that is still to come.
-fn wait(state: u8, expires: i64, interval: i64, now: i64) -> u64 {
-    if state & ENQUEUED != 0 {
+fn wait(queued: bool, counts: bool, expires: i64, interval: i64, now: i64) -> u64 {
+    if queued {
         return (expires - now).max(1) as u64;
+    }
+    if counts && expires > now {
+        return (expires - now) as u64;
     }
     match interval {
         0 => 0,
@@ -450,11 +474,13 @@ mod tests {
 
     #[test]
     fn a_periodic_timer_whose_signal_waits_goes_on_in_its_rhythm() {
-        assert_eq!(wait(ENQUEUED, 130, 0, 100), 30);
-        assert_eq!(wait(ENQUEUED, 90, 0, 100), 1, "about to expire");
-        assert_eq!(wait(0, 90, 0, 100), 0, "over");
-        assert_eq!(wait(0, 90, 40, 100), 30);
-        assert_eq!(wait(0, 90, 4, 100), 2);
+        assert_eq!(wait(true, false, 130, 0, 100), 30);
+        assert_eq!(wait(true, false, 90, 0, 100), 1, "about to expire");
+        assert_eq!(wait(false, false, 90, 0, 100), 0, "over");
+        assert_eq!(wait(false, false, 90, 40, 100), 30);
+        assert_eq!(wait(false, false, 90, 4, 100), 2);
+        assert_eq!(wait(false, true, 130, 40, 100), 30, "sends nothing");
+        assert_eq!(wait(false, true, 90, 0, 100), 0);
     }
 
     #[test]

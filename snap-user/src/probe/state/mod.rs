@@ -79,6 +79,8 @@ impl Places {
             bits: Bits {
                 subreaper,
                 traps: [None; 2],
+                rseq: kernel.offset("task_struct.rseq_sig")?.is_some()
+                    && kernel.offset("task_struct.rseq_len")?.is_some(),
                 denials: sys::kernel_version() >= (6, 7),
             },
         })

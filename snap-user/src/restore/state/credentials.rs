@@ -32,7 +32,7 @@ pub(super) fn plan(plan: &mut StatePlan, tid: i32, want: &Credentials, now: &Cre
     let ids_change = (want.uids, want.gids, &want.groups) != (now.uids, now.gids, &now.groups);
     let rights_change =
         want.capabilities != now.capabilities || differing_securebits(want, now).is_some();
-    let keeps = ids_change && may(CAP_SETPCAP);
+    let keeps = ids_change && may(CAP_SETPCAP) && now.securebits.is_some();
     if ids_change || rights_change {
         // Everything it has, for what follows.
         if has[EFFECTIVE] != has[PERMITTED] {

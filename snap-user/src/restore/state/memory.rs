@@ -38,6 +38,7 @@ pub fn plan_memory(wanted: &ProcessState, live: &ProcessState, fresh: &PageSet) 
         return plan;
     };
     let mut seals = Vec::new();
+    future_locks(&mut plan.after, worker, wanted, live);
     for piece in pieces(wanted, live, fresh) {
         advice(&mut plan.after, worker, &piece);
         lock(&mut plan.after, worker, &piece);
@@ -205,6 +206,35 @@ fn lock(plan: &mut StatePlan, worker: i32, piece: &Piece<'_>) {
     };
     let what = format!("the lock of {range} in memory");
     plan.attempt(worker, what, Action::Call(nr, args));
+}
+
+/// What mappings to come get (`mlockall(2)`). It can only be taken back together with the locks of all that
+/// are there, which are then set again.
+fn future_locks(plan: &mut StatePlan, worker: i32, wanted: &ProcessState, live: &ProcessState) {
+    let (want, now) = (wanted.attributes.lock_future, live.attributes.lock_future);
+    let (Some(want), Some(now)) = (want, now) else {
+        return;
+    };
+    if want == now {
+        return;
+    }
+    let what = "locking of mappings to come";
+    if want != 0 {
+        let args = vec![Arg::Value(want.into())];
+        plan.attempt(worker, what, Action::Call(libc::SYS_mlockall, args));
+        return;
+    }
+    plan.attempt(worker, what, Action::Call(libc::SYS_munlockall, Vec::new()));
+    let has = |vma: &Vma, flag: &str| vma.flags.iter().any(|f| f == flag);
+    for vma in wanted.vmas.iter().filter(|vma| has(vma, "lo")) {
+        let args = vec![
+            Arg::Value(vma.range.start),
+            Arg::Value(vma.range.len()),
+            Arg::Value(if has(vma, "lf") { MLOCK_ONFAULT } else { 0 }),
+        ];
+        let what = format!("the lock of {} in memory", vma.range);
+        plan.attempt(worker, what, Action::Call(libc::SYS_mlock2, args));
+    }
 }
 
 fn name(plan: &mut StatePlan, worker: i32, piece: &Piece<'_>) {
@@ -428,6 +458,24 @@ mod tests {
         );
         assert!(plan.after.steps.is_empty());
         assert!(plan.after.notes[0].contains("huge pages"));
+    }
+
+    #[test]
+    fn locking_what_is_to_come_is_taken_back_without_losing_locks() {
+        let mut wanted = process(&[vma(1, 5, "rd wr lo lf", None), vma(7, 9, "rd wr", None)]);
+        let mut live = wanted.clone();
+        wanted.attributes.lock_future = Some(0);
+        live.attributes.lock_future = Some(libc::MCL_FUTURE as u32);
+        let plan = plan_memory(&wanted, &live, &PageSet::new());
+        assert_eq!(
+            steps(&plan.after),
+            [
+                (libc::SYS_munlockall, 0, 0, 0),
+                (libc::SYS_mlock2, 1, 4, MLOCK_ONFAULT),
+            ]
+        );
+        let plan = plan_memory(&live, &wanted, &PageSet::new());
+        assert_eq!(plan.after.steps.len(), 1);
     }
 
     #[test]

@@ -58,8 +58,8 @@ fn only_the_owner_may_enter_or_read() {
     publish(&mut session, None, [], [(1, 1)]).expect("a base");
     let mut seen = (0, 0);
     check(&above, &mut seen);
-    // made, too, store, session; marker, description, lock, snapshot.
-    assert_eq!(seen, (4, 4));
+    // made, too, store, session; marker, description, lock, snapshot, list of headers.
+    assert_eq!(seen, (4, 5));
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Files that count, fail and lose power.
 
-use crate::store::{Disk, Files, Locking, ReadFile, WriteFile};
+use crate::store::{Disk, Files, Locking, ReadFile, Stamp, WriteFile};
 use std::collections::HashMap;
 use std::fs;
 use std::io;
@@ -33,6 +33,9 @@ struct State {
     reads: u64,
     bytes_read: u64,
     opens: u64,
+    boots: u64,
+    /// New names of files that may still be open under the old one.
+    moved: HashMap<PathBuf, PathBuf>,
     written: HashMap<PathBuf, Unsynced>,
     /// Renames whose folder is not synced yet.
     renames: Vec<(PathBuf, PathBuf)>,
@@ -95,9 +98,16 @@ impl TestFiles {
         }
     }
 
+    /// As [`TestFiles::power_cut`], but names reached the disk before content.
+    pub fn power_cut_keeping_names(&self) {
+        self.state().renames.clear();
+        self.power_cut();
+    }
+
     /// Takes away all that was not made durable.
     pub fn power_cut(&self) {
         let mut state = self.state();
+        state.boots += 1;
         let renames = std::mem::take(&mut state.renames);
         for (from, to) in renames.into_iter().rev() {
             fs::rename(&to, &from).expect("the rename can be undone");
@@ -143,9 +153,10 @@ impl Files for TestFiles {
         self.step()?;
         drop(Disk.create(path)?);
         let file = fs::OpenOptions::new().read(true).write(true).open(path)?;
-        self.state()
-            .written
-            .insert(path.to_owned(), Unsynced::default());
+        let mut state = self.state();
+        state.moved.remove(path);
+        state.written.insert(path.to_owned(), Unsynced::default());
+        drop(state);
         Ok(Box::new(Writing {
             file,
             path: path.to_owned(),
@@ -171,6 +182,7 @@ impl Files for TestFiles {
         let mut state = self.state();
         rename_keys(&mut state.written, from, to);
         state.renames.push((from.to_owned(), to.to_owned()));
+        state.moved.insert(from.to_owned(), to.to_owned());
         Ok(())
     }
 
@@ -196,6 +208,23 @@ impl Files for TestFiles {
             .renames
             .retain(|(_, to)| to.parent() != Some(path));
         Ok(())
+    }
+
+    fn stat(&self, path: &Path) -> io::Result<Stamp> {
+        Disk.stat(path)
+    }
+
+    fn append(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        // Half of it is there when it fails.
+        if let Err(error) = self.step() {
+            Disk.append(path, &bytes[..bytes.len() / 2])?;
+            return Err(error);
+        }
+        Disk.append(path, bytes)
+    }
+
+    fn boot(&self) -> String {
+        format!("boot {}", self.state().boots)
     }
 
     fn lock(&self, path: &Path) -> io::Result<Locking> {
@@ -242,10 +271,9 @@ impl WriteFile for Writing {
             durable_len: len,
             overwritten: Vec::new(),
         };
-        self.files
-            .state()
-            .written
-            .insert(self.path.clone(), durable);
+        let mut state = self.files.state();
+        let path = state.moved.get(&self.path).unwrap_or(&self.path).clone();
+        state.written.insert(path, durable);
         Ok(())
     }
 }

@@ -3,8 +3,10 @@
 mod access;
 mod basics;
 mod corruption;
+mod durability;
 mod faults;
 mod files;
 mod history;
+mod many;
 mod prune;
 mod support;

@@ -257,7 +257,8 @@ fn assert_files(dir: &Path, session: &Session, snapshots: usize) {
         (snapshots, 1),
         "{names:?}"
     );
-    assert_eq!(names.len(), snapshots + 3, "{names:?}");
+    // Besides: the description, the lock, the list of headers.
+    assert_eq!(names.len(), snapshots + 4, "{names:?}");
 }
 
 #[test]

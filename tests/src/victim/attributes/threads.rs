@@ -35,13 +35,14 @@ pub fn items(number: u64) -> Result<Vec<Item>> {
             |to| {
                 // SAFETY: takes integers.
                 let result =
+                    // SAFETY: takes integers, or words that live.
                     unsafe { libc::setpriority(libc::PRIO_PROCESS, tid() as u32, to as i32) };
                 call("setpriority", result.into()).map(drop)
             },
             // The system call itself counts from 40 down.
-            // SAFETY: takes integers.
             || {
                 let result =
+                    // SAFETY: takes integers, or words that live.
                     unsafe { libc::syscall(libc::SYS_getpriority, libc::PRIO_PROCESS, tid()) };
                 Ok(20 - call("getpriority", result)?)
             },
@@ -58,10 +59,10 @@ pub fn items(number: u64) -> Result<Vec<Item>> {
                 let result = unsafe { libc::sched_setscheduler(tid(), to as i32, &param) };
                 call("sched_setscheduler", result.into()).map(drop)
             },
-            // SAFETY: takes an integer.
             || {
                 call(
                     "sched_getscheduler",
+                    // SAFETY: takes integers, or words that live.
                     unsafe { libc::sched_getscheduler(tid()) }.into(),
                 )
             },
@@ -69,15 +70,15 @@ pub fn items(number: u64) -> Result<Vec<Item>> {
         Item::number(
             "its I/O priority",
             move |round| (2 << 13) | ((round + number) % 8),
-            // SAFETY: takes integers.
             |to| {
+                // SAFETY: takes integers, or words that live.
                 call("ioprio_set", unsafe {
                     libc::syscall(libc::SYS_ioprio_set, 1, 0, to)
                 })
                 .map(drop)
             },
-            // SAFETY: takes integers.
             || {
+                // SAFETY: takes integers, or words that live.
                 call("ioprio_get", unsafe {
                     libc::syscall(libc::SYS_ioprio_get, 1, 0)
                 })
@@ -99,12 +100,12 @@ pub fn items(number: u64) -> Result<Vec<Item>> {
                 0 => 0,
                 _ => libc::ADDR_NO_RANDOMIZE as u64,
             },
-            // SAFETY: takes an integer.
+            // SAFETY: takes integers, or words that live.
             |to| call("personality", unsafe { libc::personality(to) }.into()).map(drop),
-            // SAFETY: takes an integer that asks only.
             || {
                 call(
                     "personality",
+                    // SAFETY: takes integers, or words that live.
                     unsafe { libc::personality(0xffff_ffff) }.into(),
                 )
             },
@@ -145,6 +146,7 @@ pub fn items(number: u64) -> Result<Vec<Item>> {
                 let set = want(&there, round);
                 // SAFETY: reads a live word.
                 let result =
+                    // SAFETY: takes integers, or words that live.
                     unsafe { libc::syscall(libc::SYS_sched_setaffinity, 0, 8, &raw const set) };
                 call("sched_setaffinity", result).map(drop)
             },
@@ -152,6 +154,7 @@ pub fn items(number: u64) -> Result<Vec<Item>> {
                 let mut set = 0u64;
                 // SAFETY: fills a live word.
                 let result =
+                    // SAFETY: takes integers, or words that live.
                     unsafe { libc::syscall(libc::SYS_sched_getaffinity, 0, 8, &raw mut set) };
                 call("sched_getaffinity", result)?;
                 same(set, want(&known, round))

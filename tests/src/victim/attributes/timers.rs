@@ -97,7 +97,9 @@ fn posix_timer(name: &'static str, clock: i32, absolute: bool, every: u64) -> It
             let id = match *kept {
                 Some(id) => id,
                 None => {
-                    let event = event(libc::SIGEV_THREAD_ID, libc::SIGURG, round);
+                    // In turn: to this thread, to the process, to nobody.
+                    let way = [libc::SIGEV_THREAD_ID, libc::SIGEV_SIGNAL, libc::SIGEV_NONE];
+                    let event = event(way[(round / every % 3) as usize], libc::SIGURG, round);
                     let mut id = 0i32;
                     // SAFETY: both are live and of the kernel's layout.
                     let result = unsafe {
@@ -136,9 +138,9 @@ fn posix_timer(name: &'static str, clock: i32, absolute: bool, every: u64) -> It
 /// The items.
 pub fn items(_: u64) -> Result<Vec<Item>> {
     Ok(vec![
-        interval_timer("the real timer", libc::ITIMER_REAL as i32),
-        interval_timer("the virtual timer", libc::ITIMER_VIRTUAL as i32),
-        interval_timer("the profiling timer", libc::ITIMER_PROF as i32),
+        interval_timer("the real timer", libc::ITIMER_REAL),
+        interval_timer("the virtual timer", libc::ITIMER_VIRTUAL),
+        interval_timer("the profiling timer", libc::ITIMER_PROF),
         posix_timer("a monotonic timer", libc::CLOCK_MONOTONIC, false, 4),
         posix_timer("a timer to a time of day", libc::CLOCK_REALTIME, true, 3),
         posix_timer("a timer of time since boot", libc::CLOCK_BOOTTIME, false, 7),

@@ -1,0 +1,226 @@
+//! When what is written is made durable, and what becomes of it when the power fails before that.
+//!
+//! A snapshot that is published without a sync may be torn after a power failure, under its name. So before the
+//! first of them a marker is made durable: under which boot of the kernel they are written, and up to which one all
+//! are known to be durable. As long as that boot lasts, the page cache has them and all is well. Under another
+//! one, those after the last durable one are looked through before anyone sees them: torn ones are removed, and with
+//! them those that build on them.
+
+use super::chain::SessionFiles;
+use super::directory::{Store, publish_text, read_text};
+use super::error::StoreError;
+use super::files::{Files, WriteFile};
+use super::names;
+use super::session::lock;
+use super::verify::check_file;
+use crate::image::SessionId;
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Its name in the session's folder.
+pub(super) const MARKER: &str = "volatile";
+/// Under [`Durability::Interval`], what a power failure can take at most: the snapshots of so long.
+pub const SYNC_INTERVAL: Duration = Duration::from_secs(1);
+
+/// When a snapshot is made durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// Never by ksnap: the kernel writes back when it likes. A power failure takes what it had not written.
+    None,
+    /// All of the last second together. A power failure takes a second's snapshots, and never an older one.
+    Interval,
+    /// Each one before it counts as taken. A power failure takes the one being written.
+    #[default]
+    Each,
+}
+
+/// Snapshots that are published and not yet known to be durable.
+#[derive(Debug)]
+pub(super) struct Unsynced {
+    pub(super) mode: Durability,
+    /// How long one may wait.
+    pub(super) interval: Duration,
+    files: Vec<Box<dyn WriteFile>>,
+    last: u32,
+    marked: bool,
+    synced: Option<Instant>,
+}
+
+/// What the marker says.
+struct Marked {
+    boot: String,
+    durable: u32,
+}
+
+fn read_marker(files: &dyn Files, dir: &Path) -> Result<Option<Marked>, StoreError> {
+    let path = dir.join(MARKER);
+    let text = match read_text(files, &path) {
+        Ok(text) => text,
+        Err(error) if error.is_missing() => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut lines = text.lines();
+    let boot = lines.next().unwrap_or_default().to_owned();
+    let durable = lines.next().and_then(|line| line.parse().ok());
+    // One that cannot be read vouches for nothing.
+    Ok(Some(match durable {
+        Some(durable) => Marked { boot, durable },
+        None => Marked {
+            boot: String::new(),
+            durable: 0,
+        },
+    }))
+}
+
+fn write_marker(files: &dyn Files, dir: &Path, durable: u32) -> Result<(), StoreError> {
+    let text = format!("{}\n{durable}\n", files.boot());
+    publish_text(files, dir, MARKER, &text)
+}
+
+/// Snapshots after this one may be torn: they were written under another boot of the kernel, and nobody has looked
+/// since.
+pub(super) fn suspect_after(files: &dyn Files, dir: &Path) -> Result<Option<u32>, StoreError> {
+    let marked = read_marker(files, dir)?;
+    Ok(marked
+        .filter(|marked| marked.boot != files.boot())
+        .map(|marked| marked.durable))
+}
+
+impl Default for Unsynced {
+    fn default() -> Self {
+        Self {
+            mode: Durability::Each,
+            interval: SYNC_INTERVAL,
+            files: Vec::new(),
+            last: 0,
+            marked: false,
+            synced: None,
+        }
+    }
+}
+
+impl Unsynced {
+    /// Before a snapshot is published without a sync. `durable` is the last one that surely is.
+    pub(super) fn mark(
+        &mut self,
+        files: &dyn Files,
+        dir: &Path,
+        durable: u32,
+    ) -> Result<(), StoreError> {
+        if !self.marked {
+            write_marker(files, dir, durable)?;
+            self.marked = true;
+        }
+        Ok(())
+    }
+
+    /// A snapshot was published without a sync.
+    pub(super) fn add(&mut self, file: Box<dyn WriteFile>, seq: u32) {
+        if self.mode == Durability::Interval {
+            self.files.push(file);
+        }
+        self.last = seq;
+    }
+
+    /// Whether the oldest of them has waited long enough.
+    pub(super) fn is_due(&self) -> bool {
+        self.mode == Durability::Interval
+            && !self.files.is_empty()
+            && self
+                .synced
+                .is_none_or(|last| last.elapsed() >= self.interval)
+    }
+
+    /// Makes all of them durable.
+    pub(super) fn sync(&mut self, files: &dyn Files, dir: &Path) -> Result<(), StoreError> {
+        self.synced = Some(Instant::now());
+        if self.files.is_empty() {
+            return Ok(());
+        }
+        for file in &mut self.files {
+            file.sync()
+                .map_err(StoreError::io("sync a snapshot in", dir))?;
+        }
+        files
+            .sync_dir(dir)
+            .map_err(StoreError::io("sync folder", dir))?;
+        self.files.clear();
+        write_marker(files, dir, self.last)
+    }
+
+    /// At the end of a session: all that was written is made durable, unless that was not wanted.
+    pub(super) fn finish(&mut self, files: &dyn Files, dir: &Path) -> Result<(), StoreError> {
+        if !self.marked || self.mode == Durability::None {
+            return Ok(());
+        }
+        self.sync(files, dir)?;
+        let path = dir.join(MARKER);
+        files
+            .remove_file(&path)
+            .map_err(StoreError::io("remove", &path))?;
+        self.marked = false;
+        Ok(())
+    }
+}
+
+/// Looks through what a power failure may have torn, and removes it. The caller holds the session's lock. Gives the
+/// number of snapshots removed.
+pub(super) fn recover(store: &Store, id: SessionId) -> Result<u64, StoreError> {
+    let dir = store.session_path(id);
+    let files = &*store.files;
+    let Some(durable) = suspect_after(files, &dir)? else {
+        return Ok(0);
+    };
+    let all = SessionFiles::list_with_suspects(&store.files, &store.cache, id, &dir)?;
+    let listing = all.listing();
+    let mut torn: BTreeSet<u32> = BTreeSet::new();
+    for (&seq, &snapshot) in listing.by_seq.range(durable.saturating_add(1)..) {
+        let whole = all.open(seq).and_then(|file| {
+            check_file(&file)?;
+            Ok(file.header.parent_seq)
+        });
+        let parent_is_there = |parent: u32| {
+            parent == 0
+                || listing.is_gone(parent)
+                || (listing.by_seq.contains_key(&parent) && !torn.contains(&parent))
+        };
+        if whole.is_ok_and(parent_is_there) {
+            continue;
+        }
+        torn.insert(seq);
+        let path = dir.join(names::snapshot_file(seq, snapshot));
+        files
+            .remove_file(&path)
+            .map_err(StoreError::io("remove", &path))?;
+    }
+    store.cache.forget(id, |seq| torn.contains(&seq));
+    files
+        .sync_dir(&dir)
+        .map_err(StoreError::io("sync folder", &dir))?;
+    let path = dir.join(MARKER);
+    files
+        .remove_file(&path)
+        .map_err(StoreError::io("remove", &path))?;
+    Ok(torn.len() as u64)
+}
+
+impl Store {
+    /// Looks through what a power failure may have torn, wherever nobody else does. Best effort: what is not looked
+    /// through stays out of listings.
+    pub(super) fn recover(&self) {
+        for id in self.session_ids().unwrap_or_default() {
+            let dir = self.session_path(id);
+            if !matches!(suspect_after(&*self.files, &dir), Ok(Some(_))) {
+                continue;
+            }
+            match lock(self, &dir).and_then(|_guard| recover(self, id)) {
+                Ok(0) => {}
+                Ok(torn) => tracing::warn!(
+                    "session {id}: {torn} snapshots that were not durable when the power failed are lost"
+                ),
+                Err(error) => tracing::debug!("session {id}: {error}"),
+            }
+        }
+    }
+}
