@@ -340,7 +340,7 @@ fn attributes(record: &ProcessRecord, clocks: &Clocks, bits: Bits) -> ProcessAtt
         dumpable: Some((record.mm_flags & DUMPABLE) as u32),
         write_execute_denied: bits
             .denials
-            .then(|| (record.mm_flags >> DENIAL_SHIFT & DENIALS) as u32),
+            .then_some((record.mm_flags >> DENIAL_SHIFT & DENIALS) as u32),
         subreaper: Some(record.subreaper >> bits.subreaper & 1 != 0),
         membarrier: Some(
             MEMBARRIER
