@@ -1,6 +1,5 @@
 //! `tag`, `prune`, `squash` and `export` by the binary, on a store made with the library.
 
-#[allow(dead_code, reason = "each file of tests uses some of it")]
 mod cli_support;
 
 use cli_support::Fixture;

@@ -150,7 +150,13 @@ impl Pager {
                 space.give(addr, &self.image);
             }
         }
-        self.spaces.append(&mut born);
+        if !born.is_empty() {
+            // Whoever forks often has children that are gone: the kernel tells only when asked to fill.
+            for space in self.spaces.iter_mut().skip(1) {
+                space.probe(&self.image);
+            }
+            self.spaces.append(&mut born);
+        }
         self.close();
     }
 
@@ -290,6 +296,14 @@ impl Space {
             Message::Unknown => {}
         }
         None
+    }
+
+    /// Fills one page, to learn whether the address space is still there.
+    fn probe(&mut self, image: &FileMap) {
+        if let Some((&start, _)) = self.missing.first_key_value() {
+            let end = start + PAGE_SIZE;
+            self.copy(PageRange { start, end }, image);
+        }
     }
 
     /// Gives a touched page its content, and its neighbours theirs.

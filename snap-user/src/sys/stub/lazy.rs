@@ -8,7 +8,7 @@
 use super::{Stub, StubCall, init};
 use crate::model::PageRange;
 use crate::sys::pager::{FileMap, PAGER_FLAGS, Pager, Piece, arm};
-use crate::sys::{Call, Result, inject, pidfd_getfd};
+use crate::sys::{Call, Result, inject, pidfd_getfd, proc};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -112,7 +112,8 @@ impl Loading {
             ],
         };
         match inject(pid, call) {
-            Err(e) if e.is_vanished() => Ok(()),
+            // It has ended meanwhile.
+            Err(e) if e.is_vanished() || !proc::is_alive(pid) => Ok(()),
             done => done.map(drop),
         }
     }
