@@ -19,6 +19,9 @@ use describe::Paths;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 
+/// More files than these are not asked for locks that they did not have before the stop.
+const MANY_FILES: usize = 64;
+
 /// Open files as last read.
 #[derive(Debug)]
 pub struct Files {
@@ -119,7 +122,10 @@ impl Files {
         mut descriptors: Vec<Descriptor>,
         vmas: &[Vma],
     ) -> (Vec<Descriptor>, Vec<OpenFile>) {
-        let locked = crate::sys::proc::may_hold_locks(self.table.pid());
+        // Not from /proc/locks, whose reader waits for all processors. Of many files, only those that had locks a
+        // moment ago are asked for them again.
+        let positioned = self.files.iter().filter(|file| file.is_positioned());
+        let locked = positioned.count() <= MANY_FILES;
         let mut place: Vec<Option<u32>> = vec![None; self.files.len()];
         let mut files = Vec::with_capacity(self.files.len());
         for descriptor in &mut descriptors {

@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt;
 const LARGEST_MEMFD: u64 = 16 << 20;
 
 impl Files {
-    /// Brings an open file that descriptor `fd` refers to up to date. `locked`: the process may hold locks.
+    /// Brings an open file that descriptor `fd` refers to up to date. `locked`: it may have got locks since.
     pub(super) fn update(&self, fd: i32, file: &mut OpenFile, locked: bool) {
         let by_text = matches!(
             file.kind,

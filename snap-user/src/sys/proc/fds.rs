@@ -136,21 +136,6 @@ impl FdTable {
     }
 }
 
-/// Whether the kernel's list of locks (`proc_locks(5)`) has any of this process, or cannot be read.
-pub fn may_hold_locks(pid: i32) -> bool {
-    let Ok(text) = std::fs::read_to_string("/proc/locks") else {
-        return true;
-    };
-    let mine = pid.to_string();
-    text.lines().any(|line| {
-        let mut words = line.split_ascii_whitespace().skip(1);
-        // The pid comes behind kind, mode and access. Locks of open files have that of who took them: a process
-        // that may have handed them on, so that any such lock counts.
-        let kind = words.next();
-        words.nth(2) == Some(&mine) || kind == Some("OFDLCK")
-    })
-}
-
 /// A number as a C string in a buffer of its own: these run thousands of times in a stop.
 fn itoa(number: i32) -> [u8; 12] {
     use std::io::Write;

@@ -12,7 +12,7 @@ pub use attributes::{
     number, task_status, text, time_offsets, timers, write,
 };
 pub use fdinfo::{FdInfo, FileHandle};
-pub use fds::{FdStat, FdTable, may_hold_locks};
+pub use fds::{FdStat, FdTable};
 pub use maps::{build_id, maps, vm_flags};
 pub use status::{
     Stat, Status, auxv, cmdline, cpu_time_ns, exe, idle_ns, is_alive, is_elsewhere, link,
