@@ -169,6 +169,11 @@ impl Victim {
         self.ask("check", ANSWER)
     }
 
+    /// Has the victim change what it holds.
+    pub fn change(&mut self) -> Result<Status> {
+        self.ask("change", ANSWER)
+    }
+
     /// Checks everything, ends the victim, and demands exit status 0.
     pub fn quit(self) -> Result<()> {
         self.finish()?.success().map(drop)

@@ -536,3 +536,45 @@ fn a_stopped_process_is_rolled_back_and_stays_stopped() -> Result<()> {
     counter_is_back(&mut victim, low, high + FAR)?;
     victim.quit()
 }
+
+/// Memory that grows on request.
+const GROWING: &str = r#"
+import os, sys
+print("ready", flush=True)
+kept = []
+while True:
+    word = os.read(0, 100).decode().strip()
+    if word == "quit":
+        sys.exit(0)
+    kept.append([os.urandom(200).hex() for _ in range(4000)])
+    print(len(kept), flush=True)
+"#;
+
+#[test]
+fn a_snapshot_by_another_ksnap_after_a_rollback_is_whole() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"));
+    use std::io::Write;
+    let ksnap = Ksnap::new()?;
+    let mut python = Python::script(GROWING)?;
+    let pid = python.pid();
+    ensure!(python.line(LIMIT)? == "ready");
+    let snapshot = || -> Result<String> {
+        std::thread::sleep(Duration::from_millis(50));
+        let taken = ksnap
+            .json(&["snap", &pid.to_string(), "--audit"])?
+            .remove(0);
+        Ok(taken["id"].as_str().context("no id")?.to_owned())
+    };
+    let small = snapshot()?;
+    python.process().stdin()?.write_all(b"grow\n")?;
+    ensure!(python.line(LIMIT)? == "1");
+    let large = snapshot()?;
+    // What the rollback throws away is gone when the next one comes, which knows of the larger one only.
+    roll_back(&ksnap, pid, &small)?;
+    snapshot()?;
+    roll_back(&ksnap, pid, &large)?;
+    snapshot()?;
+    ksnap.ok(&["verify"])?;
+    python.process().stdin()?.write_all(b"quit\n")?;
+    python.finish(LIMIT)?.success().map(drop)
+}

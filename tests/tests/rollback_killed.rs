@@ -14,12 +14,13 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// The process is stopped, and nothing of it has been touched.
 const UNTOUCHED: &str = "stopped";
 /// Points after that, in their order.
-const POINTS: [&str; 12] = [
+const POINTS: [&str; 13] = [
     "ending threads",
     "changing mappings",
     "writing memory",
     "half of the memory written",
     "opening and closing descriptors",
+    "writing the contents of files",
     "setting what open files hold",
     "registering threads",
     "making threads",

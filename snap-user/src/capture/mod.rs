@@ -2,6 +2,7 @@
 
 mod asked;
 mod attributes;
+mod contents;
 mod copy;
 mod error;
 mod files;
@@ -10,9 +11,10 @@ mod preflight;
 mod shared;
 mod state;
 
+pub use contents::{Contents, Stamps, changed_files, saved_ranges, without_files};
 pub use copy::inspect;
 pub use error::CaptureError;
-pub use files::{Files, Verdict, losses, verdict};
+pub use files::{Files, Verdict, losses, mapping_verdict, verdict};
 pub use live::Live;
 pub use preflight::{Target, preflight};
 pub use shared::{compared, compared_pages};

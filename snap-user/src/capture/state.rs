@@ -76,6 +76,7 @@ pub fn frozen_state(
         auxv: live.auxv.clone(),
         descriptors,
         files,
+        saved: Vec::new(),
         unsupported,
         attributes,
     };

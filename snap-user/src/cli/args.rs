@@ -75,6 +75,9 @@ pub enum Verb {
     /// Take one snapshot of a running process, which runs on
     #[command(after_help = help::SNAP)]
     Snap(Snap),
+    /// Say what of a running process can be brought back, what only partly, and why
+    #[command(after_help = help::INSPECT)]
+    Inspect(Inspect),
     /// List snapshots, newest last
     #[command(after_help = help::LOG)]
     Log(Log),
@@ -182,6 +185,10 @@ pub struct Taking {
     /// stored instead of all of it; 0 to do without
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = units::size_or_none)]
     pub mirror: u64,
+    /// Save what is in files that the process has open for writing, and in deleted ones: a rollback
+    /// to the snapshot brings it back
+    #[arg(long)]
+    pub files: bool,
     /// When a snapshot is made durable: each before it counts as taken; interval, all of the last second together;
     /// none, when the kernel likes. What a power failure can take; no crash of ksnap takes anything
     #[arg(long, value_name = "WHEN", default_value = "each", value_parser = durability)]
@@ -197,6 +204,7 @@ impl Taking {
             audit: self.audit,
             memory: self.memory,
             mirror: self.mirror,
+            files: self.files,
             keep: Rules::default(),
             then: Then::GoOn,
             durability: self.durability,
@@ -316,8 +324,21 @@ pub struct Snap {
     /// Stop the process (SIGSTOP) once its snapshot is stored
     #[arg(long)]
     pub stop: bool,
+    /// Refuse, rather than go on without, what could not be saved
+    #[arg(long)]
+    pub strict: bool,
     #[command(flatten)]
     pub taking: Taking,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `ksnap inspect`
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// The process
+    #[arg(value_parser = pid)]
+    pub pid: i32,
     #[command(flatten)]
     pub json: Json,
 }

@@ -53,6 +53,14 @@ Examples:
   ksnap snap 1234
   ksnap snap 1234 --audit --json";
 
+pub(super) const INSPECT: &str = "\
+Stops the process for about a millisecond to look at it; nothing is stored. For each descriptor: whole, partly or \
+not, and why. The exit code is 3 if a snapshot could not save something at all.
+
+Examples:
+  ksnap inspect 1234
+  ksnap inspect 1234 --json | jq -r '.descriptors[] | select(.verdict != \"whole\") | .why'";
+
 pub(super) const LOG: &str = "\
 Columns: number in its session, id, kind, time (UTC), process, how long it was stopped, pages stored, bytes \
 stored, and for a snapshot that follows another than the one before it (after a rollback), which.

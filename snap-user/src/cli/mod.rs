@@ -18,6 +18,7 @@ mod exit;
 mod export;
 mod gdb;
 mod help;
+mod inspect;
 mod log;
 mod logging;
 mod profile;
@@ -73,6 +74,7 @@ fn dispatch(context: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Run(args) => watch::run(context, args),
         Verb::Watch(args) => watch::watch(context, args),
         Verb::Snap(args) => snap::snap(context, args),
+        Verb::Inspect(args) => inspect::inspect(context, args),
         Verb::Log(args) => log::log(context, args),
         Verb::Show(args) => show::show(context, args),
         Verb::Diff(args) => diff::diff(context, args),

@@ -17,6 +17,9 @@ pub fn snap(context: &Context, args: &Snap) -> Result<Exit, CliError> {
         },
         ..args.taking.options()
     };
+    if args.strict {
+        session::refuse_incomplete(args.pid, options.probes)?;
+    }
     let done = session::snap(&context.store()?, args.pid, &options)?;
     context.print(args.json, &done, |out, _| {
         writeln!(out, "{}", taken::taken(&done))

@@ -133,6 +133,12 @@ fn state() -> ProcessState {
                 mode: 0o100_644,
             }),
         }],
+        saved: vec![SavedFile {
+            identity: (65025, 12),
+            path: "/tmp/x".into(),
+            start: FILE_SPACE,
+            content: Regular::default(),
+        }],
         unsupported: vec!["a sentence".into()],
         attributes: process_attributes(),
     }

@@ -124,6 +124,24 @@ pub struct Regular {
     pub mode: u32,
 }
 
+/// Above the address space of all processes: where the contents of files have their pages.
+pub const FILE_SPACE: u64 = 1 << 63;
+/// Address space of one file.
+pub const FILE_ROOM: u64 = 1 << 40;
+
+/// A file whose content is part of the snapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedFile {
+    /// Device and inode.
+    pub identity: (u64, u64),
+    /// Its path; the last one that it had, if it has lost its name.
+    pub path: String,
+    /// Address of its first page, at or above [`FILE_SPACE`].
+    pub start: u64,
+    /// Size and time of change.
+    pub content: Regular,
+}
+
 /// A terminal.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Terminal {

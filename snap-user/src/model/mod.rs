@@ -15,8 +15,8 @@ pub use attributes::{
     SignalAction, Source, SyscallDispatch, ThreadAttributes,
 };
 pub use files::{
-    Descriptor, Detail, EpollWatch, Eventfd, Fanotify, FileKind, FileLock, InotifyWatch, LockKind,
-    Memfd, OpenFile, Owner, Pipe, Regular, Terminal, Timerfd,
+    Descriptor, Detail, EpollWatch, Eventfd, FILE_ROOM, FILE_SPACE, Fanotify, FileKind, FileLock,
+    InotifyWatch, LockKind, Memfd, OpenFile, Owner, Pipe, Regular, SavedFile, Terminal, Timerfd,
 };
 pub use page::{PAGE_SIZE, Page, PageRange, page_down, page_up};
 pub use page_set::PageSet;

@@ -1,7 +1,7 @@
 //! What a snapshot knows of a process besides its pages.
 
 use super::attributes::{ProcessAttributes, ThreadAttributes};
-use super::files::{Descriptor, OpenFile};
+use super::files::{Descriptor, OpenFile, SavedFile};
 use super::page::PageRange;
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +34,8 @@ pub struct ProcessState {
     pub descriptors: Vec<Descriptor>,
     /// The open files behind them, each once.
     pub files: Vec<OpenFile>,
+    /// Files whose contents are part of the snapshot.
+    pub saved: Vec<SavedFile>,
     /// What was seen and could not be recorded, a sentence each.
     pub unsupported: Vec<String>,
     /// Signal dispositions, timers, limits, and whatever else its threads share.

@@ -1,11 +1,11 @@
 //! Carrying out a plan.
 
-use super::files::Made;
+use super::files::{self, Made};
 use super::memory::{self, Pages};
 use super::plan::{MapOp, RestorePlan};
 use super::state::{self, Held};
 use super::{RestoreError, Result, fault, threads};
-use crate::model::{Backing, PageSet, ProcessState, Protection, Vma};
+use crate::model::{Backing, PageSet, ProcessState, Protection, SavedFile, Vma};
 use crate::sys::{self, Frozen, Gadgets, Remote, SysError, proc};
 use std::os::fd::AsFd;
 
@@ -24,7 +24,8 @@ pub struct Applied {
 /// mappings, page contents, descriptors and what open files hold, new threads, attributes, registers
 /// last.
 ///
-/// `made` are the open files that the process lacks.
+/// `made` are the open files that the process lacks, `changed` the saved files whose content has to be
+/// written: `pages` must have all of it.
 ///
 /// # Errors
 /// [`RestoreError::Halfway`]: the process must then stay stopped.
@@ -33,7 +34,7 @@ pub fn apply(
     plan: &RestorePlan,
     (target, live): (&ProcessState, &ProcessState),
     pages: &Pages<'_>,
-    made: &Made,
+    (made, changed): (&Made, &[&SavedFile]),
     process: impl AsFd,
 ) -> Result<Applied> {
     let pid = frozen.pid();
@@ -80,6 +81,9 @@ pub fn apply(
         step = "opening and closing descriptors";
         fault::point(step);
         made.install(&mut remote, pid, &process, &plan.files)?;
+        step = "writing the contents of files";
+        fault::point(step);
+        files::write_back(pid, target, changed, pages.content)?;
         step = "setting what open files hold";
         fault::point(step);
         let mut notes = made.settle(&mut remote, pid, &plan.files, target, live)?;

@@ -1,7 +1,7 @@
 //! Comparing all of a stopped process's memory with what the chain gives back for it.
 
 use super::{AuditPage, Result};
-use crate::capture::{compared, compared_pages};
+use crate::capture::{compared, compared_pages, without_files};
 use crate::image::PageSource;
 use crate::model::{Backing, PAGE_SIZE, Page, PageSet, Vma};
 use crate::store::Snapshot;
@@ -24,6 +24,8 @@ pub fn compare(
 ) -> Result<Vec<AuditPage>> {
     let table = snapshot.page_table()?;
     let stored = PageSet::from_pages(table.iter().map(|(addr, _)| addr).collect());
+    // Contents of files are not in the process's memory.
+    let stored = without_files(&stored);
     let tracked: PageSet = vmas
         .iter()
         .filter(|v| !v.shared && !v.is_special())

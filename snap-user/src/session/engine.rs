@@ -8,7 +8,8 @@ use super::pipeline::{Hashes, Pipeline};
 use super::profile::Profiling;
 use super::{Options, Result, SessionError, Then, audit};
 use crate::capture::{
-    CaptureError, Live, Target, compared, compared_pages, frozen_state, preflight,
+    CaptureError, Contents, Live, Target, compared, compared_pages, frozen_state, preflight,
+    saved_ranges, without_files,
 };
 use crate::image::SessionId;
 use crate::model::{Costs, PageSet, SnapshotId, SnapshotKind, Vma};
@@ -45,6 +46,8 @@ pub struct Engine {
     /// After the pipeline: what is being written is written before the last look at what to keep.
     pub(super) keeper: Keeper,
     pub(super) flight: Option<Flight>,
+    /// Contents of files, where they are saved.
+    pub(super) contents: Contents,
     /// Why it is not tracked by a better mechanism.
     instead: Option<String>,
     pub(super) profiling: Option<Profiling>,
@@ -97,6 +100,10 @@ impl Engine {
         let live = Live::read(pid, events.observes())?;
         let (mut session, head, hashes) = open_session(store, &target)?;
         session.set_durability(options.durability);
+        let contents = match head {
+            Some(head) => Contents::after(&store.snapshot(head)?.manifest()?.state.saved),
+            None => Contents::default(),
+        };
         let covered = PageSet::from_pages(hashes.iter().map(|(addr, _)| addr).collect());
         Ok(Self {
             keeper: Keeper::start(session.pruner(), options.keep)?,
@@ -114,6 +121,7 @@ impl Engine {
             head,
             synced: false,
             flight: None,
+            contents,
             instead: attached.instead,
             profiling: None,
             hurry: None,
@@ -267,6 +275,11 @@ impl Engine {
         let mut now = (*self.hashes).clone();
         self.unhashed = PageSet::new();
         self.precopy(&mut costs, &mut now)?;
+        let mut stamps = self.contents.stamps().clone();
+        if self.options.files {
+            self.live.files.refresh()?;
+            self.save_ahead(&mut stamps, &mut now);
+        }
         self.pipeline.prepare();
         let pass = self.pipeline.next_pass();
         let vmas = self.maps()?;
@@ -300,12 +313,20 @@ impl Engine {
             .rotate(&vmas, |page| before.get(page).is_some())?;
         let scanned_at = monotonic_ns();
 
-        let unmapped = self.covered.subtract(&covered(&vmas));
+        // What the snapshot has of files is known only when the descriptors are: below.
+        let unmapped = without_files(&self.covered).subtract(&covered(&vmas));
         let shared_pages = compared_pages(pid, &vmas);
         let shared: PageSet = compared(&vmas).map(|v| v.range).collect();
         let mut removed = unmapped
             .union(&dirty.examined.subtract(&dirty.own))
             .union(&shared.subtract(&shared_pages));
+        if !self.synced && self.head.is_some() && !dirty.full {
+            // Pages that were thrown away while nobody looked are in no epoch.
+            let own = self.epoch.survey_all(&vmas)?.own;
+            let private = vmas.iter().filter(|v| !v.shared && !v.is_special());
+            let private: PageSet = private.map(|v| v.range).collect();
+            removed = removed.union(&private.subtract(&own));
+        }
         let gone = match compare_all {
             true => {
                 self.copy_changed(&dirty.own.union(&dirty.copy).union(&shared_pages), &mut now)?
@@ -330,7 +351,13 @@ impl Engine {
             self.live.look(&vmas)?;
         }
         let told = self.events.told(frozen.threads()[0]);
-        let state = frozen_state(&frozen, &self.target, &mut self.live, &vmas, told)?;
+        let mut state = frozen_state(&frozen, &self.target, &mut self.live, &vmas, told)?;
+        if self.options.files {
+            self.save_files(&mut state, &mut stamps, &mut now);
+        }
+        let saved = saved_ranges(&state.saved);
+        let of_files = self.covered.subtract(&without_files(&self.covered));
+        removed = removed.union(&of_files.subtract(&saved));
         let state_at = monotonic_ns();
         let audited = match self.options.audit {
             true => Some(self.epoch.survey_all(&vmas)?),
@@ -383,7 +410,8 @@ impl Engine {
             kind,
             time_ns: wall_clock_ns(),
             unsupported,
-            covered: covered(&vmas),
+            covered: covered(&vmas).union(&saved),
+            stamps,
         }));
         if let Some(held) = held {
             let taken = self.settle().expect("just put there")?;

@@ -16,6 +16,8 @@ pub(super) struct InFlight {
     pub(super) unsupported: Vec<String>,
     /// What it covers.
     pub(super) covered: PageSet,
+    /// How the files were whose contents it has.
+    pub(super) stamps: crate::capture::Stamps,
 }
 
 /// The last snapshot, until somebody asks for it.
@@ -78,6 +80,7 @@ impl Engine {
         };
         self.epoch.commit();
         self.covered = flight.covered;
+        self.contents.commit(flight.stamps);
         if let Some(profiling) = &mut self.profiling {
             profiling.recorder.snapshot(&settled.costs);
         }

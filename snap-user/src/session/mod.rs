@@ -2,6 +2,7 @@
 
 mod audit;
 mod budget;
+mod contents;
 mod control;
 mod descriptor;
 mod diff;
@@ -11,6 +12,7 @@ mod error;
 mod events;
 mod export;
 mod flight;
+mod inspect;
 mod keeper;
 mod log;
 mod mirror;
@@ -20,6 +22,7 @@ mod precopy;
 mod profile;
 mod prune;
 mod revive;
+mod revive_contents;
 mod revive_memory;
 mod rollback;
 mod run;
@@ -35,6 +38,7 @@ mod verify;
 mod watch;
 mod writer;
 
+pub use crate::capture::Verdict;
 pub use crate::restore::files::Options as FileOptions;
 pub use descriptor::OpenDescriptor;
 pub use diff::{
@@ -45,6 +49,7 @@ pub use doctor::{Check, Diagnosis, Outcome, doctor};
 pub use engine::Engine;
 pub use error::{AuditPage, SessionError, Trouble};
 pub use export::{ExportedCore, export_core, unnamed_core};
+pub use inspect::{Inspection, Judged, inspect, refuse_incomplete};
 pub use log::{LogEntry, find, log, store_dir};
 pub use profile::profile;
 pub use prune::{Gone, PrunedSession, Pruning, What, prune};

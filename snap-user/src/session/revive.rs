@@ -1,5 +1,6 @@
 //! `restore` and `fork`: a snapshot brought back as new processes.
 
+use super::revive_contents::{contents_to_write, only_own};
 use super::revive_memory::Memory;
 use super::types::hex;
 use super::{Result, SessionError};
@@ -7,7 +8,7 @@ use crate::model::{
     Backing, Detail, FileKind, OpenFile, ProcessState, SnapshotId, SocketState, Vma,
 };
 use crate::restore::RestoreError;
-use crate::restore::files::{self, Replacement, Source, System};
+use crate::restore::files::{self, Replacement, SavedContents, Source, System};
 use crate::restore::revive::{
     FileToOpen, MemoryObject, NewPlan, Newborn, Opened, Surroundings, plan, plan_attributes,
 };
@@ -19,6 +20,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
+use std::sync::Arc;
 
 /// Which ids the new process and its threads have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,17 +102,26 @@ pub fn revive(
     let mut begun = monotonic_ns();
     let store = Store::open(dir)?;
     let snapshot = store.snapshot(store.resolve(reference, None)?)?;
-    let state = snapshot.manifest()?.state;
+    let mut state = snapshot.manifest()?.state;
     let elsewhere = state.threads.iter().any(|t| t.own_id() != t.tid);
     let pids = options.pids.unwrap_or(match copies > 1 || elsewhere {
         true => Pids::Namespace,
         false => Pids::Same,
     });
+    if pids != Pids::Same {
+        only_own(&mut state);
+    }
     check_processor(&state)?;
     let mut planned = plan(&state, &Here::new(options, pids)?)?;
     planned.attributes = plan_attributes(&state)?;
     planned.notes.append(&mut planned.attributes.notes);
     let files = plan_files(&state, &mut planned, options)?;
+    let contents = Arc::new(contents_to_write(
+        &snapshot,
+        &state,
+        &planned.files,
+        &files,
+    )?);
     // Read, and so verified, before anything is started.
     let flat = store.flat(&snapshot)?;
     let memory = Memory::new(&flat, &state, &planned, options.eager)?;
@@ -120,6 +131,7 @@ pub fn revive(
         planned: &planned,
         memory: &memory,
         files: &files,
+        contents: &contents,
         network: options.network,
         pids,
         strict: options.strict,
@@ -160,6 +172,7 @@ struct Job<'a> {
     planned: &'a NewPlan,
     memory: &'a Memory,
     files: &'a files::Options,
+    contents: &'a Arc<SavedContents>,
     network: bool,
     pids: Pids,
     strict: bool,
@@ -176,7 +189,8 @@ impl Job<'_> {
             notes.push("its ids are new: a C library that remembers its thread ids (glibc) remembers the old ones".into());
         }
         let (mut planned, files) = ((*planned).clone(), self.files.clone());
-        let (opened, more) = open(state, &mut planned, files)?;
+        let (mut opened, more) = open(state, &mut planned, files)?;
+        opened.contents = self.contents.clone();
         let planned = &planned;
         notes.extend(more);
         if self.strict && !notes.is_empty() {
@@ -300,6 +314,7 @@ fn open(
             }
         },
         options,
+        contents: Arc::default(),
     };
     // A descriptor of memory that is mapped is one of the very same memory.
     for (object, made) in planned.objects.iter().zip(&opened.objects) {

@@ -3,10 +3,13 @@
 use super::engine::{Engine, covered};
 use super::staging::CHUNK;
 use super::{Options, Result, RolledBack, SessionError, control};
-use crate::capture::{CaptureError, compared, compared_pages, frozen_state, inspect};
+use crate::capture::{
+    CaptureError, changed_files, compared, compared_pages, frozen_state, inspect, saved_ranges,
+    without_files,
+};
 use crate::image::{PageSource, SessionId};
 use crate::model::{
-    Backing, PAGE_SIZE, PageRange, PageSet, ProcessState, SnapshotId, Vma, page_down,
+    Backing, PAGE_SIZE, PageRange, PageSet, ProcessState, SavedFile, SnapshotId, Vma, page_down,
 };
 use crate::restore::{
     Applied, Content, Pages, RestoreError, RestorePlan, World, apply, can_start_thread, fault,
@@ -131,6 +134,12 @@ impl Engine {
             true => self.load_differing(&snapshot, &mut ahead)?,
             false => self.load_compared(&snapshot, &mut ahead)?,
         }
+        for saved in &target.saved {
+            let look = files::look_at(pid, &ProcessState::default(), saved);
+            if look.is_none_or(|now| now != saved.content) {
+                load(&snapshot, &pages_of(&snapshot, saved)?, &mut ahead.content)?;
+            }
+        }
         self.load_written(&snapshot, &mut ahead)?;
         load(&snapshot, &stack_tops(&target), &mut ahead.content)?;
         let vmas = self.maps()?;
@@ -167,7 +176,7 @@ impl Engine {
             stop_us = stop_ns / 1000,
             "rolled back"
         );
-        self.follow(to, &target.vmas, &done.pages, &ahead.content, &snapshot)?;
+        self.follow(to, &target, &done.pages, &ahead.content, &snapshot)?;
         Ok(RolledBack {
             to,
             seq: snapshot.header().seq,
@@ -288,6 +297,10 @@ impl Engine {
             (&target.vmas, &vmas),
             snapshot,
         )?;
+        let changed = changed_files(target, |saved| files::look_at(pid, &live, saved));
+        for saved in &changed {
+            load(snapshot, &pages_of(snapshot, saved)?, &mut ahead.content)?;
+        }
         let late = missing(snapshot, &may_differ, &ahead.content)?;
         snapshot.read_pages(&late, &mut |addr, page| ahead.content.insert(addr, page))?;
         let loaded = monotonic_ns();
@@ -311,7 +324,7 @@ impl Engine {
                 }
             })?;
         let states = (target, &live);
-        let applied = apply(frozen, &planned, states, &pages, &made, process)?;
+        let applied = apply(frozen, &planned, states, &pages, (&made, &changed), process)?;
         tracing::debug!(
             full = dirty.full,
             examined = dirty.examined.pages(),
@@ -371,11 +384,12 @@ impl Engine {
     fn follow(
         &mut self,
         to: SnapshotId,
-        vmas: &[Vma],
+        target: &ProcessState,
         pages: &PageSet,
         content: &Content,
         snapshot: &Snapshot,
     ) -> Result<()> {
+        let (vmas, saved) = (&target.vmas, &target.saved);
         let table = snapshot.page_table()?;
         let hashes = Arc::make_mut(&mut self.hashes);
         for range in pages.ranges() {
@@ -397,12 +411,20 @@ impl Engine {
         }
         self.head = Some(to);
         self.synced = true;
-        self.covered = covered(vmas).union(&covered(&self.maps()?));
+        self.covered = covered(vmas)
+            .union(&covered(&self.maps()?))
+            .union(&saved_ranges(saved));
+        self.contents.forget(saved);
         self.epoch.commit();
         // Written by us, without a fault: open for writing until the next rearm.
-        self.epoch.written(pages);
+        self.epoch.written(&without_files(pages));
         Ok(())
     }
+}
+
+/// All pages of a file's content.
+fn pages_of(snapshot: &Snapshot, saved: &SavedFile) -> Result<PageSet> {
+    held(snapshot, &saved_ranges(std::slice::from_ref(saved)))
 }
 
 /// Where every thread writes all the time: what is loaded now need not be loaded in the stop.

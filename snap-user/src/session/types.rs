@@ -24,6 +24,8 @@ pub struct Options {
     pub memory: u64,
     /// Most bytes held of what pages were in the last snapshot, to store changes instead of pages.
     pub mirror: u64,
+    /// Save the contents of files that the process has open for writing.
+    pub files: bool,
     /// Which snapshots are kept while others are taken.
     pub keep: Rules,
     /// When a snapshot is made durable.
@@ -53,6 +55,7 @@ impl Default for Options {
             audit: false,
             memory: DEFAULT_MEMORY,
             mirror: DEFAULT_MIRROR,
+            files: false,
             keep: Rules::default(),
             then: Then::GoOn,
             durability: Durability::Each,

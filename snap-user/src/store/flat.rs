@@ -9,7 +9,7 @@ use super::directory::Store;
 use super::error::StoreError;
 use super::snapshot::Snapshot;
 use crate::image::PageSource;
-use crate::model::{PAGE_SIZE, PageRange, SnapshotId};
+use crate::model::{FILE_SPACE, PAGE_SIZE, PageRange, SnapshotId};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
@@ -113,10 +113,11 @@ fn make_file(folder: &Path, temp: &Path) -> io::Result<File> {
         .open(temp)
 }
 
-/// Where each page goes.
+/// Where each page of memory goes.
 fn pieces(snapshot: &Snapshot) -> Result<Vec<FlatPiece>, StoreError> {
     let mut pieces: Vec<FlatPiece> = Vec::new();
-    for (addr, _) in snapshot.page_table()?.iter() {
+    let all = snapshot.page_table()?.iter().map(|(addr, _)| addr);
+    for addr in all.take_while(|addr| *addr < FILE_SPACE) {
         match pieces.last_mut() {
             Some(last) if last.range.end == addr => last.range.end += PAGE_SIZE,
             _ => pieces.push(FlatPiece {

@@ -43,6 +43,32 @@ pub fn open_in_root(pid: i32, path: &str, flags: u32) -> Result<OwnedFd> {
     rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT).map_err(failed)
 }
 
+/// Makes a file below the root of process `pid` if there is none at the path, and opens it.
+pub fn create_in_root(pid: i32, path: &str, flags: u32, mode: u32) -> Result<OwnedFd> {
+    made_in_root(pid, path, flags_for_open(flags) | OFlags::CREATE, mode)
+}
+
+/// Makes a file without a name in a folder below the root of process `pid` (`O_TMPFILE` in `open(2)`).
+pub fn unnamed_in_root(pid: i32, folder: &str, flags: u32, mode: u32) -> Result<OwnedFd> {
+    let folder = if folder.is_empty() { "/" } else { folder };
+    // The kernel wants it open for writing; the access mode that the process had follows.
+    let access = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+    let made = made_in_root(pid, folder, access, mode)?;
+    open_own_link(made, flags)
+}
+
+fn made_in_root(pid: i32, path: &str, flags: OFlags, mode: u32) -> Result<OwnedFd> {
+    let failed = |e: rustix::io::Errno| SysError::new("open", path, e);
+    let root = rustix::fs::open(
+        format!("/proc/{pid}/root"),
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(failed)?;
+    let mode = Mode::from_raw_mode(mode);
+    rustix::fs::openat2(root, path, flags, mode, ResolveFlags::IN_ROOT).map_err(failed)
+}
+
 /// Opens what a link of /proc refers to, with a file description of its own.
 pub fn open_link(path: &str, flags: u32) -> Result<OwnedFd> {
     // Nobody may be at the other end of a pipe yet.

@@ -105,6 +105,16 @@ struct Rounds {
     twice: AtomicU64,
 }
 
+impl Rounds {
+    /// Demands that both are those of a round.
+    fn whole(&self, round: u64) {
+        let twice = self.twice.load(Ordering::SeqCst);
+        if self.now.load(Ordering::SeqCst) != round || twice != !round {
+            broken(format_args!("the round {round} is damaged"));
+        }
+    }
+}
+
 struct Attributes {
     workers: Workers,
     rounds: Vec<Arc<Rounds>>,
@@ -137,9 +147,7 @@ pub fn start(args: &Args) -> Result<Started> {
             let mut pace = Pace::new(rate);
             loop {
                 let round = rounds.now.load(Ordering::SeqCst);
-                if rounds.twice.load(Ordering::SeqCst) != !round {
-                    broken(format_args!("the round {round} is damaged"));
-                }
+                rounds.whole(round);
                 for item in &mut items {
                     let name = item.name;
                     must((item.set)(round).map_err(|e| format!("setting {name}: {e}")));
@@ -153,6 +161,8 @@ pub fn start(args: &Args) -> Result<Started> {
                     }
                     pace.step();
                 }
+                // Before it is overwritten.
+                rounds.whole(round);
                 rounds.now.store(round + 1, Ordering::SeqCst);
                 rounds.twice.store(!(round + 1), Ordering::SeqCst);
                 beat.beat();

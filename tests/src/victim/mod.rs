@@ -28,6 +28,7 @@ pub mod dontneed;
 pub mod exec;
 pub mod fault;
 pub mod filemap;
+pub mod files;
 pub mod fork;
 pub mod gup;
 pub mod hugepages;
@@ -117,6 +118,11 @@ pub const VICTIMS: &[(&str, &str, Start)] = &[
         "attributes",
         "signal dispositions, timers, ids, limits, scheduling",
         attributes::start,
+    ),
+    (
+        "files",
+        "open files of one kind, all that a program sees of them",
+        files::start,
     ),
     ("sparse", "much address space and few pages", sparse::start),
 ];

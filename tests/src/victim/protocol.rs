@@ -1,6 +1,7 @@
 //! The line protocol: one request a line on stdin, one line of JSON back on stdout.
 //!
-//! `status ID` → cheap checks and the counter; `check ID` → every invariant; `quit ID` → `check`, then exit.
+//! `status ID` → cheap checks and the counter; `check ID` → every invariant; `change ID` → other state than before;
+//! `quit ID` → `check`, then exit.
 //! The reply repeats the id. A rollback may lose a request that was already read, or answer one twice: the
 //! asker repeats itself with a new id and passes over replies to old ones. A request is one short write, so a
 //! read gets it whole, and nothing of it waits in this process's memory when a snapshot is taken.
@@ -20,6 +21,10 @@ pub trait State: Send + Sync {
     fn status(&self) -> Result<(), String>;
     /// Every invariant.
     fn check(&self) -> Result<(), String>;
+    /// Changes all that a snapshot taken before would bring back; nothing more if it has done so.
+    fn change(&self) -> Result<(), String> {
+        Err("this victim has nothing to change".into())
+    }
     /// More to say: `poke`, `workers`, whatever the victim has.
     fn details(&self) -> Value;
 }
@@ -101,6 +106,7 @@ fn answer(name: &str, state: &dyn State, line: &str) {
     let result = match verb {
         "status" => state.status(),
         "check" | "quit" => state.check(),
+        "change" => state.change(),
         "" => return,
         _ => {
             say(&json!({ "id": id, "ok": false, "reason": format!("unknown request {verb:?}") }));

@@ -1,7 +1,7 @@
 //! One descriptor, in full.
 
 use super::{Files, Found};
-use crate::model::{Detail, FileKind, InotifyWatch, Memfd, OpenFile, Pipe, Regular};
+use crate::model::{Detail, FileKind, InotifyWatch, Memfd, OpenFile, Pipe, Regular, Timerfd};
 use crate::sys::proc::{self, FdInfo, FdStat, FileHandle};
 use crate::sys::{self, fd as opened};
 use std::cell::RefCell;
@@ -112,40 +112,60 @@ impl Files {
                     ..Memfd::default()
                 })
             }
-            _ => self.in_text(info),
+            FileKind::Epoll
+            | FileKind::Eventfd
+            | FileKind::Timerfd
+            | FileKind::Signalfd
+            | FileKind::Inotify
+            | FileKind::Fanotify
+            | FileKind::Pidfd => self.in_text(fd, file.kind, info),
+            _ => Detail::None,
         };
     }
 
     /// Kinds of which the kernel tells all in text.
-    pub(super) fn in_text(&self, info: FdInfo) -> Detail {
-        if let Some(event) = info.eventfd {
-            return Detail::Eventfd(event);
-        }
-        if let Some(mut timer) = info.timerfd {
-            if timer.settime_flags & libc::TFD_TIMER_ABSTIME as u32 != 0 && timer.value_ns != 0 {
-                timer.expires_ns = Some(sys::clock_ns(timer.clock) as u64 + timer.value_ns);
+    pub(super) fn in_text(&self, fd: i32, kind: FileKind, info: FdInfo) -> Detail {
+        let pid = self.table.pid();
+        match kind {
+            FileKind::Epoll => Detail::Epoll(info.epoll),
+            FileKind::Eventfd => info.eventfd.map_or(Detail::None, Detail::Eventfd),
+            FileKind::Signalfd => info.signalfd.map_or(Detail::None, Detail::Signalfd),
+            FileKind::Fanotify => info.fanotify.map_or(Detail::None, Detail::Fanotify),
+            FileKind::Timerfd => self.timer(fd, info).map_or(Detail::None, Detail::Timerfd),
+            FileKind::Pidfd => info.pidfd.map_or(Detail::None, |process| {
+                let start = proc::stat(process, None).map_or(0, |stat| stat.start_time);
+                Detail::Pidfd(process, start)
+            }),
+            FileKind::Inotify => {
+                let find = |(watch, handle): (InotifyWatch, FileHandle)| InotifyWatch {
+                    path: self.paths.find(pid, watch.device, handle),
+                    ..watch
+                };
+                Detail::Inotify(info.inotify.into_iter().map(find).collect())
             }
-            return Detail::Timerfd(timer);
+            _ => Detail::None,
         }
-        if let Some(signals) = info.signalfd {
-            return Detail::Signalfd(signals);
+    }
+
+    /// A periodic timer that has expired and was not read since stands still in the text: asked for the time that is
+    /// left, the kernel counts what has expired meanwhile and sets it going again, as a read does.
+    fn timer(&self, fd: i32, info: FdInfo) -> Option<Timerfd> {
+        let mut timer = info.timerfd?;
+        if timer.value_ns == 0 && timer.interval_ns > 0 && timer.ticks > 0 {
+            let asked = self.take(fd).and_then(opened::ask_timerfd);
+            if asked.is_ok()
+                && let Some(counted) = self.table.info(fd).ok().and_then(|info| info.timerfd)
+            {
+                timer = counted;
+            }
+            if timer.value_ns == 0 {
+                timer.value_ns = timer.interval_ns;
+            }
         }
-        if let Some(pid) = info.pidfd {
-            let start = proc::stat(pid, None).map_or(0, |stat| stat.start_time);
-            return Detail::Pidfd(pid, start);
+        if timer.settime_flags & libc::TFD_TIMER_ABSTIME as u32 != 0 && timer.value_ns != 0 {
+            timer.expires_ns = Some(sys::clock_ns(timer.clock) as u64 + timer.value_ns);
         }
-        if let Some(group) = info.fanotify {
-            return Detail::Fanotify(group);
-        }
-        if !info.inotify.is_empty() {
-            let pid = self.table.pid();
-            let find = |(watch, handle): (InotifyWatch, FileHandle)| InotifyWatch {
-                path: self.paths.find(pid, watch.device, handle),
-                ..watch
-            };
-            return Detail::Inotify(info.inotify.into_iter().map(find).collect());
-        }
-        Detail::Epoll(info.epoll)
+        Some(timer)
     }
 }
 

@@ -9,7 +9,7 @@ mod sharing;
 mod update;
 mod verdict;
 
-pub use verdict::{Verdict, losses, verdict};
+pub use verdict::{Verdict, losses, mapping_verdict, verdict};
 
 use super::{CaptureError, Result};
 use crate::model::{Descriptor, FileKind, OpenFile, Vma};
@@ -18,6 +18,9 @@ use crate::sys::{PidFd, pidfd_getfd, pidfd_open};
 use describe::Paths;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+
+/// More files than these are not asked for locks that they did not have before the stop.
+const MANY_FILES: usize = 64;
 
 /// Open files as last read.
 #[derive(Debug)]
@@ -68,6 +71,13 @@ impl Files {
         Ok(())
     }
 
+    /// Each descriptor with its open file, as last read.
+    pub fn open_files(&self) -> impl Iterator<Item = (Descriptor, &OpenFile)> {
+        self.descriptors
+            .iter()
+            .filter_map(|(d, _)| Some((*d, self.files.get(d.file as usize)?)))
+    }
+
     /// The kinds of all open files.
     pub fn kinds(&self) -> impl Iterator<Item = FileKind> {
         self.files.iter().map(|file| file.kind)
@@ -112,13 +122,17 @@ impl Files {
         mut descriptors: Vec<Descriptor>,
         vmas: &[Vma],
     ) -> (Vec<Descriptor>, Vec<OpenFile>) {
+        // Not from /proc/locks, whose reader waits for all processors. Of many files, only those that had locks a
+        // moment ago are asked for them again.
+        let positioned = self.files.iter().filter(|file| file.is_positioned());
+        let locked = positioned.count() <= MANY_FILES;
         let mut place: Vec<Option<u32>> = vec![None; self.files.len()];
         let mut files = Vec::with_capacity(self.files.len());
         for descriptor in &mut descriptors {
             let old = descriptor.file as usize;
             descriptor.file = *place[old].get_or_insert_with(|| {
                 let mut file = self.files[old].clone();
-                self.update(descriptor.fd, &mut file);
+                self.update(descriptor.fd, &mut file, locked);
                 files.push(file);
                 files.len() as u32 - 1
             });

@@ -1,6 +1,6 @@
 //! What of an open file can be brought back.
 
-use crate::model::{Detail, FileKind, OpenFile, ProcessState, SocketState};
+use crate::model::{Backing, Detail, FileKind, OpenFile, ProcessState, SocketState, Vma};
 use serde::Serialize;
 
 /// What can be brought back.
@@ -57,6 +57,29 @@ pub fn verdict(state: &ProcessState, file: &OpenFile) -> Verdict {
         }
         (_, FileKind::BlockDevice) => partly("the content of a block device is not captured"),
         (_, FileKind::Other) => not("ksnap does not know this kind"),
+        _ => Verdict::Whole,
+    }
+}
+
+/// Judges a mapping.
+pub fn mapping_verdict(vma: &Vma) -> Verdict {
+    if vma.flags.iter().any(|flag| flag == "io" || flag == "pf") && !vma.is_special() {
+        return Verdict::Not("device memory is not captured".into());
+    }
+    match &vma.backing {
+        Backing::File { path, .. } if path.starts_with("anon_inode:") => {
+            Verdict::Not("what the kernel and the program share there is not captured".into())
+        }
+        Backing::File { path, .. } if path == "/[aio]" => {
+            Verdict::Partly("asynchronous requests under way are not captured".into())
+        }
+        Backing::File { path, deleted: true, .. }
+            if !["/memfd:", "/dev/zero", "/SYSV", "/dev/shm/"].iter().any(|p| path.starts_with(p)) =>
+        {
+            Verdict::Partly(
+                "its file has been deleted: while it is mapped it stays, and it is not mapped again".into(),
+            )
+        }
         _ => Verdict::Whole,
     }
 }

@@ -3,6 +3,7 @@
 pub mod diagnosis;
 pub mod diff;
 pub mod human;
+pub mod inspection;
 pub mod log;
 pub mod revived;
 pub mod show;

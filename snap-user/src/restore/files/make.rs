@@ -60,6 +60,15 @@ pub fn make(
             Source::Path(path) => {
                 maker.made.held[at] = Some(open(pid, path, &wanted.files[at])?);
             }
+            Source::Create(path, mode) => {
+                let file = &wanted.files[at];
+                maker.made.held[at] = Some(sys::create_in_root(pid, path, file.flags, *mode)?);
+            }
+            Source::Unnamed(path, mode) => {
+                let folder = path.rsplit_once('/').map_or("/", |(folder, _)| folder);
+                let file = &wanted.files[at];
+                maker.made.held[at] = Some(sys::unnamed_in_root(pid, folder, file.flags, *mode)?);
+            }
             Source::Own(own) => maker.made.held[at] = Some(duplicate(*own)?),
             Source::Make => maker.make(at)?,
             Source::Lost => {}
@@ -215,16 +224,24 @@ impl Maker<'_> {
             }
             None => opened::pipe()?,
         };
-        use std::os::fd::AsRawFd;
-        let through = |end: &OwnedFd| format!("/proc/self/fd/{}", end.as_raw_fd());
+        let mut new = match lead {
+            Some(_) => (None, None),
+            None => (reader.try_clone().ok(), writer.try_clone().ok()),
+        };
         for n in ends {
             let flags = self.wanted.files[n].flags;
-            // Each end an open file of its own.
-            let path = match flags & libc::O_ACCMODE as u32 == libc::O_WRONLY as u32 {
-                true => through(&writer),
-                false => through(&reader),
+            let writes = flags & libc::O_ACCMODE as u32 == libc::O_WRONLY as u32;
+            let both = flags & libc::O_ACCMODE as u32 == libc::O_RDWR as u32;
+            let (own, end) = match writes {
+                true => (&mut new.1, &writer),
+                false => (&mut new.0, &reader),
             };
-            self.made.held[n] = Some(sys::open_link(&path, flags)?);
+            // Each an open file of its own: the first reader and the first writer are the new pipe's, others are
+            // opened through them.
+            self.made.held[n] = Some(match own.take().filter(|_| !both) {
+                Some(own) => own,
+                None => sys::open_own_link(end, flags)?,
+            });
         }
         Ok(())
     }

@@ -9,6 +9,7 @@
 //! Open files are handed over through a Unix socket that the process makes and ksnap takes one end of: the other way
 //! round, by pidfd_getfd(2), the process would need the right to trace ksnap.
 
+mod contents;
 mod install;
 mod locks;
 mod make;
@@ -18,6 +19,7 @@ mod sockets;
 mod watches;
 mod world;
 
+pub use contents::{SavedContents, look_at, write_back};
 pub use make::{Made, make};
 pub use plan::{FileWorld, FilesPlan, Look, Source, plan};
 pub use watches::Watch;

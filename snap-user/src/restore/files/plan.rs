@@ -34,6 +34,10 @@ pub enum Source {
     Live(i32),
     /// It is opened by this path.
     Path(String),
+    /// It is made at this path, with these permissions; its content is in the snapshot.
+    Create(String, u32),
+    /// It is made without a name, in the folder of this path; its content is in the snapshot.
+    Unnamed(String, u32),
     /// It is made anew.
     Make,
     /// A descriptor of ksnap's own.
@@ -315,6 +319,15 @@ impl Planner<'_> {
     fn by_path(&mut self, at: usize) -> Source {
         let file = &self.wanted.files[at];
         let path = self.options.mapped(&file.link);
+        let saved = self
+            .wanted
+            .saved
+            .iter()
+            .find(|saved| saved.identity == file.identity);
+        let mode = saved.map(|saved| saved.content.mode & 0o7777);
+        if let (true, Some(mode)) = (file.deleted, mode) {
+            return Source::Unnamed(path, mode);
+        }
         if file.deleted {
             self.finding(at, &path, Matter::Deleted);
             return Source::Lost;
@@ -322,16 +335,22 @@ impl Planner<'_> {
         let look = match self.world.look(&path) {
             Ok(look) => look,
             Err(why) => {
+                if let Some(mode) = mode {
+                    self.plan
+                        .notes
+                        .push(format!("{path} was not there any more, and is made again"));
+                    return Source::Create(path, mode);
+                }
                 self.finding(at, &path, Matter::Missing(why));
                 return Source::Lost;
             }
         };
         let moved = path != file.link;
-        if self.same && !moved && look.identity != file.identity {
+        if self.same && !moved && mode.is_none() && look.identity != file.identity {
             self.finding(at, &path, Matter::Replaced);
             return Source::Lost;
         }
-        if let Detail::Regular(before) = &file.detail
+        if let (Detail::Regular(before), None) = (&file.detail, mode)
             && (before.size, before.mtime_ns) != (look.content.size, look.content.mtime_ns)
         {
             self.finding(at, &path, Matter::Changed);
@@ -491,7 +510,7 @@ impl Planner<'_> {
                 Source::Lost => continue,
                 // What the user gives instead keeps its own state.
                 Source::Own(_) => continue,
-                Source::Path(_) | Source::Make => true,
+                Source::Path(_) | Source::Create(..) | Source::Unnamed(..) | Source::Make => true,
                 Source::Live(_) => false,
             };
             let replaced = self

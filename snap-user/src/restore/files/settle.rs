@@ -38,6 +38,7 @@ impl Made {
             let setting = Setting {
                 made: self,
                 wanted,
+                live,
                 want,
                 have,
                 file,
@@ -139,6 +140,7 @@ fn within(
 struct Setting<'a> {
     made: &'a Made,
     wanted: &'a ProcessState,
+    live: &'a ProcessState,
     want: &'a OpenFile,
     have: Option<&'a OpenFile>,
     file: BorrowedFd<'a>,
@@ -182,6 +184,15 @@ impl Setting<'_> {
         locks::of_file(self.file, self.want, self.have)
     }
 
+    fn has_both_ends(&self, state: &ProcessState) -> bool {
+        let end = |ok: fn(&OpenFile) -> bool| {
+            state.files.iter().any(|file| {
+                (file.kind, file.identity) == (self.want.kind, self.want.identity) && ok(file)
+            })
+        };
+        end(OpenFile::is_readable) && end(OpenFile::is_writable)
+    }
+
     /// The content of a pipe belongs to the process where it has both ends; else to others as well.
     fn pipe(&self, notes: &mut Vec<String>) -> sys::Result<()> {
         let Detail::Pipe(want) = &self.want.detail else {
@@ -207,7 +218,8 @@ impl Setting<'_> {
         if self.had().is_some_and(|had| content(had) == want.content) {
             return Ok(());
         }
-        if first(OpenFile::is_writable).is_none() && self.have.is_some() {
+        if self.have.is_some() && !self.has_both_ends(self.wanted) && !self.has_both_ends(self.live)
+        {
             notes.extend((!want.content.is_empty()).then(|| {
                 format!(
                     "{} comes from another process: what the program has read since is not in it again",
@@ -231,9 +243,14 @@ impl Setting<'_> {
         let peer = self.wanted.files.iter().position(|other| {
             other.kind == FileKind::Socket && Some(other.identity.1) == want.peer_inode
         });
-        if have.is_none_or(|have| have.options != want.options) {
+        // A socket that is made alone has its options since before it was bound.
+        if have.is_some() || peer.is_some() {
+            let mut differing = (**want).clone();
+            differing
+                .options
+                .retain(|option| have.is_none_or(|have| !have.options.contains(option)));
             let mut failed = Vec::new();
-            sockets::set_options(self.file, want, &mut failed);
+            sockets::set_options(self.file, &differing, &mut failed);
             notes.extend(
                 failed
                     .into_iter()

@@ -11,7 +11,11 @@ pub(super) fn make(pid: i32, wanted: &Socket) -> sys::Result<(OwnedFd, Vec<Strin
     let was_connected = matches!(wanted.state, SocketState::Connected | SocketState::Other);
     if was_connected && stream {
         return match wanted.domain {
-            libc::AF_UNIX => orphan(wanted).map(|socket| (socket, notes)),
+            libc::AF_UNIX => {
+                let socket = orphan(wanted)?;
+                set_options(&socket, wanted, &mut notes);
+                Ok((socket, notes))
+            }
             _ => {
                 let socket = made::dead_stream(wanted.domain)
                     .or_else(|_| made::socket(wanted.domain, wanted.ty, wanted.protocol))?;
@@ -104,9 +108,18 @@ fn bind(pid: i32, socket: impl AsFd, wanted: &Socket, notes: &mut Vec<String>) -
             notes.push("its number among the netlink sockets is another one now".into());
             made::bind(&socket, &any)
         }),
+        // The kernel tells less of it than it wants to be told.
+        libc::AF_PACKET => {
+            let mut address = wanted.local.clone();
+            address.resize(address.len().max(PACKET_ADDRESS), 0);
+            made::bind(socket, &address)
+        }
         _ => made::bind(socket, &wanted.local),
     }
 }
+
+/// Bytes of `struct sockaddr_ll`.
+const PACKET_ADDRESS: usize = 20;
 
 /// A socket that nobody serves any more leaves its name behind.
 fn bind_unix(pid: i32, socket: impl AsFd, address: &[u8]) -> sys::Result<()> {

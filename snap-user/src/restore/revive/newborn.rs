@@ -4,11 +4,13 @@ use super::attributes;
 use super::plan::NewPlan;
 use super::space::{self, Sources};
 use super::threads;
-use crate::model::{MmFields, ProcessState};
+use crate::model::{MmFields, ProcessState, SavedFile};
+use crate::restore::files::SavedContents;
 use crate::restore::{RestoreError, Result, files};
 use crate::sys::{self, Birth, Gadgets, Lazy, Released, Stub, StubCall, SysError, proc};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 
 /// What the new process inherits from ksnap, opened before it is started.
 #[derive(Debug, Default)]
@@ -21,6 +23,8 @@ pub struct Opened {
     pub exe: Option<OwnedFd>,
     /// What its open files are to be made differently from.
     pub options: files::Options,
+    /// Contents of its files that are to be put back.
+    pub contents: Arc<SavedContents>,
 }
 
 /// A new process on its way: stopped, and killed when this is dropped.
@@ -161,6 +165,11 @@ impl Newborn {
         )?;
         let mut remote = stub.remote(0, stub.insn())?;
         made.install(&mut remote, stub.pid(), stub.pidfd(), files)?;
+        *step = "writing the contents of its files";
+        let changed: Vec<&SavedFile> = opened.contents.changed.iter().collect();
+        files::write_back(stub.pid(), target, &changed, &opened.contents.content)?;
+        let back = |saved: &&SavedFile| format!("the content of {} has been put back", saved.path);
+        self.notes.extend(changed.iter().map(back));
         *step = "setting what its files hold";
         let notes = made.settle(&mut remote, stub.pid(), files, target, &nothing)?;
         drop(remote);

@@ -1,6 +1,7 @@
 //! What all threads of a process share.
 
 use super::plan::{Action, Arg, StatePlan};
+use super::thread;
 use crate::model::{ProcessAttributes, ProcessState, SignalAction, ThreadState};
 use crate::sys::limit_name;
 
@@ -207,7 +208,7 @@ pub(super) fn after_credentials(
     let (want, now) = (&wanted.attributes, &live.attributes);
     let changed = pairs
         .iter()
-        .any(|(want, now)| want.attributes.credentials != now.attributes.credentials);
+        .any(|(want, now)| thread::changes_credentials(want, now));
     if let Some(dumpable) = want.dumpable
         && (changed || want.dumpable != now.dumpable)
     {

@@ -151,7 +151,7 @@ fn what_was_given_up_for_good_is_refused_and_named() {
         "user ids",
         "group ids",
         "new privileges",
-        "filters",
+        "seccomp",
         "root directory",
     ] {
         assert!(refused.contains(word), "{word}: {refused}");

@@ -204,10 +204,18 @@ fn program(filter: &SeccompFilter) -> Arg {
     }
 }
 
+/// The plan changes the thread's credentials: ones that are not known stay as they are.
+pub(super) fn changes_credentials(want: &ThreadState, now: &ThreadState) -> bool {
+    match (&want.attributes.credentials, &now.attributes.credentials) {
+        (Some(want), Some(now)) => want != now,
+        _ => false,
+    }
+}
+
 /// What a change of credentials undoes, and what only a tracer sets.
 pub(super) fn after_credentials(plan: &mut StatePlan, want: &ThreadState, now: &ThreadState) {
     let tid = want.tid;
-    let changed = want.attributes.credentials != now.attributes.credentials;
+    let changed = changes_credentials(want, now);
     if let Some(signal) = want.attributes.parent_death_signal
         && (changed || now.attributes.parent_death_signal != Some(signal))
     {

@@ -1,7 +1,7 @@
 //! `fcntl(2)`, `flock(2)` and positions.
 
 use super::{Result, SysError, check, name};
-use crate::model::{FileLock, Owner};
+use crate::model::{FileLock, Owner, Regular};
 use std::os::fd::{AsFd, AsRawFd};
 
 /// `struct f_owner_ex` (`fcntl(2)`).
@@ -72,6 +72,26 @@ pub fn set_position(fd: impl AsFd, position: u64) -> Result<()> {
     rustix::fs::seek(&fd, rustix::fs::SeekFrom::Start(position))
         .map(drop)
         .map_err(|e| SysError::new("lseek", name(&fd), e))
+}
+
+/// File position in bytes, and access mode and status flags.
+pub fn position_and_flags(fd: impl AsFd) -> Result<(u64, u32)> {
+    let position = rustix::fs::seek(&fd, rustix::fs::SeekFrom::Current(0))
+        .map_err(|e| SysError::new("lseek", name(&fd), e))?;
+    // SAFETY: a call without pointers.
+    let flags = unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_GETFL) };
+    let flags = check("fcntl(F_GETFL)", &fd, flags)?;
+    Ok((position, flags as u32))
+}
+
+/// Size and time of change of a file.
+pub fn content(fd: impl AsFd) -> Result<Regular> {
+    let stat = rustix::fs::fstat(&fd).map_err(|e| SysError::new("fstat", name(&fd), e))?;
+    Ok(Regular {
+        size: stat.st_size as u64,
+        mtime_ns: stat.st_mtime as i64 * 1_000_000_000 + stat.st_mtime_nsec as i64,
+        mode: stat.st_mode,
+    })
 }
 
 /// A `struct flock` for a lock.

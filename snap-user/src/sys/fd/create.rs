@@ -104,6 +104,21 @@ pub fn set_timerfd(fd: impl AsFd, wanted: &Timerfd) -> Result<()> {
     Ok(())
 }
 
+/// Asks a timer for the time that is left, which lets the kernel count what has expired of a periodic one.
+pub fn ask_timerfd(fd: impl AsFd) -> Result<()> {
+    let none = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    let mut spec = libc::itimerspec {
+        it_value: none,
+        it_interval: none,
+    };
+    // SAFETY: `spec` is live, and the call fills it.
+    let r = unsafe { libc::timerfd_gettime(fd.as_fd().as_raw_fd(), &mut spec) };
+    check("timerfd_gettime", &fd, r).map(drop)
+}
+
 /// A new signalfd for these signals (bit n-1 for signal n), or another set of signals for one that there is.
 pub fn signalfd(fd: Option<BorrowedFd>, signals: u64) -> Result<Option<OwnedFd>> {
     const SET: usize = 8;

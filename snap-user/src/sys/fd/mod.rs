@@ -8,12 +8,12 @@ pub mod socket;
 mod terminal;
 
 pub use control::{
-    add_seals, drop_lease, flock_bytes, lock_flock, lock_ofd, owner, seals, set_owner,
-    set_position, set_status_flags, take_lease, unlock_ofd,
+    add_seals, content, drop_lease, flock_bytes, lock_flock, lock_ofd, owner, position_and_flags,
+    seals, set_owner, set_position, set_status_flags, take_lease, unlock_ofd,
 };
 pub use create::{
-    epoll, eventfd, inotify, inotify_watch, memfd, pipe, set_eventfd, set_memfd, set_timerfd,
-    signalfd, timerfd,
+    ask_timerfd, epoll, eventfd, inotify, inotify_watch, memfd, pipe, set_eventfd, set_memfd,
+    set_timerfd, signalfd, timerfd,
 };
 pub use pipe::{capacity, fill, look_into, queued, set_capacity};
 pub use sock_diag::{UnixSocket, unix_socket};

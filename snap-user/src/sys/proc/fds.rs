@@ -31,6 +31,9 @@ pub struct FdStat {
     pub mtime_ns: i64,
 }
 
+/// The kernel gives texts like these in pieces of a page at most.
+const PAGE: usize = 4096;
+
 impl FdTable {
     /// Opens the folders.
     pub fn open(pid: i32) -> Result<Self> {
@@ -119,6 +122,9 @@ impl FdTable {
             }
             if len == text.len() {
                 text.resize(len * 4, 0);
+            } else if len < PAGE {
+                // Text of less than a page comes at once.
+                break;
             }
         }
         FdInfo::parse(&String::from_utf8_lossy(&text[..len])).ok_or_else(|| {

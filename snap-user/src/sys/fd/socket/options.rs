@@ -65,15 +65,11 @@ const IP: &[i32] = &[
     libc::IP_MTU_DISCOVER,
     libc::IP_RECVERR,
     libc::IP_BIND_ADDRESS_NO_PORT,
-    libc::IP_MULTICAST_TTL,
-    libc::IP_MULTICAST_LOOP,
     libc::IP_RECVORIGDSTADDR,
 ];
 const IPV6: &[i32] = &[
     libc::IPV6_V6ONLY,
     libc::IPV6_UNICAST_HOPS,
-    libc::IPV6_MULTICAST_HOPS,
-    libc::IPV6_MULTICAST_LOOP,
     libc::IPV6_RECVPKTINFO,
     libc::IPV6_RECVHOPLIMIT,
     libc::IPV6_TCLASS,
@@ -83,6 +79,9 @@ const IPV6: &[i32] = &[
     libc::IPV6_FREEBIND,
     libc::IPV6_TRANSPARENT,
 ];
+/// Not for streams.
+const IP_GROUPS: &[i32] = &[libc::IP_MULTICAST_TTL, libc::IP_MULTICAST_LOOP];
+const IPV6_GROUPS: &[i32] = &[libc::IPV6_MULTICAST_HOPS, libc::IPV6_MULTICAST_LOOP];
 const NETLINK: &[i32] = &[
     libc::NETLINK_PKTINFO,
     libc::NETLINK_BROADCAST_ERROR,
@@ -104,7 +103,7 @@ const PACKET: &[i32] = &[
 ];
 
 /// Level and numbers of the options that a kind of socket has.
-fn known(domain: i32, protocol: i32) -> Vec<(i32, &'static [i32])> {
+fn known((domain, ty, protocol): (i32, i32, i32)) -> Vec<(i32, &'static [i32])> {
     let mut levels = vec![(libc::SOL_SOCKET, SOCKET)];
     match domain {
         libc::AF_INET => levels.push((libc::IPPROTO_IP, IP)),
@@ -116,15 +115,22 @@ fn known(domain: i32, protocol: i32) -> Vec<(i32, &'static [i32])> {
         libc::AF_PACKET => levels.push((libc::SOL_PACKET, PACKET)),
         _ => {}
     }
+    if ty != libc::SOCK_STREAM {
+        match domain {
+            libc::AF_INET => levels.push((libc::IPPROTO_IP, IP_GROUPS)),
+            libc::AF_INET6 => levels.push((libc::IPPROTO_IPV6, IPV6_GROUPS)),
+            _ => {}
+        }
+    }
     if protocol == libc::IPPROTO_TCP && matches!(domain, libc::AF_INET | libc::AF_INET6) {
         levels.push((libc::IPPROTO_TCP, TCP));
     }
     levels
 }
 
-fn all(fd: impl AsFd, domain: i32, protocol: i32) -> Vec<SocketOption> {
+fn all(fd: impl AsFd, kind: (i32, i32, i32)) -> Vec<SocketOption> {
     let mut found = Vec::new();
-    for (level, names) in known(domain, protocol) {
+    for (level, names) in known(kind) {
         for &name in names {
             if let Ok(value) = option(&fd, level, name, LONGEST) {
                 found.push(SocketOption { level, name, value });
@@ -145,9 +151,9 @@ pub fn differing_options(fd: impl AsFd, socket: &Socket) -> Vec<SocketOption> {
     FRESH.with_borrow_mut(|fresh| {
         let usual = fresh.entry(kind).or_insert_with(|| {
             let made = make::socket(kind.0, kind.1, kind.2);
-            made.map_or(Vec::new(), |made| all(made, kind.0, kind.2))
+            made.map_or(Vec::new(), |made| all(made, kind))
         });
-        let mut found = all(&fd, kind.0, kind.2);
+        let mut found = all(&fd, kind);
         found.retain(|option| !usual.contains(option));
         let set = |bit: u8| {
             found.iter().any(|o| {

@@ -1,0 +1,19 @@
+//! `ksnap inspect`
+
+use super::args::Inspect;
+use super::context::Context;
+use super::exit::{CliError, Exit};
+use super::render::inspection;
+use crate::session;
+
+/// Says what of a process can be brought back.
+pub fn inspect(context: &Context, args: &Inspect) -> Result<Exit, CliError> {
+    let found = session::inspect(args.pid)?;
+    context.print(args.json, &found, |out, style| {
+        inspection::write(out, style, &found)
+    })?;
+    Ok(match found.unsupported.is_empty() {
+        true => Exit::Done,
+        false => Exit::Incomplete,
+    })
+}

@@ -1,0 +1,132 @@
+//! `inspect`: what of a process can be brought back, before anything is taken of it.
+
+use super::descriptor::OpenDescriptor;
+use super::events::{Events, LazyProbes};
+use super::show::{name, perms};
+use super::{Result, SessionError};
+use crate::capture::{
+    CaptureError, Live, Verdict, frozen_state, mapping_verdict, preflight, verdict,
+};
+use crate::model::ProcessState;
+use crate::sys::{Freeze, Frozen, proc};
+use serde::Serialize;
+use std::time::Duration;
+
+/// How long a thread may take to stop.
+const TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What can be brought back of a process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Inspection {
+    /// The process.
+    pub pid: i32,
+    /// Its name.
+    pub comm: String,
+    /// Its executable.
+    pub exe: String,
+    /// Descriptors, ascending.
+    pub descriptors: Vec<Judged<OpenDescriptor>>,
+    /// Mappings that cannot be brought back whole, ascending.
+    pub mappings: Vec<Judged<Place>>,
+    /// All mappings, those included.
+    pub mapped: usize,
+    /// Threads.
+    pub threads: usize,
+    /// What a snapshot could not save, a sentence each.
+    pub unsupported: Vec<String>,
+}
+
+/// A thing and what can be brought back of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Judged<T> {
+    /// The thing.
+    #[serde(flatten)]
+    pub what: T,
+    /// What can be brought back.
+    #[serde(flatten)]
+    pub verdict: Verdict,
+}
+
+/// A mapping.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Place {
+    /// First byte.
+    pub start: u64,
+    /// One past the last byte.
+    pub end: u64,
+    /// As in `/proc/PID/maps`.
+    pub perms: String,
+    /// File, or name in brackets.
+    pub name: String,
+}
+
+/// Looks at a process, which stops for a moment, and judges all that it holds.
+pub fn inspect(pid: i32) -> Result<Inspection> {
+    let state = look(pid, true)?;
+    let judged = |(descriptor, file)| Judged {
+        what: OpenDescriptor::new(descriptor, file),
+        verdict: verdict(&state, file),
+    };
+    let mappings = state
+        .vmas
+        .iter()
+        .filter_map(|vma| match mapping_verdict(vma) {
+            Verdict::Whole => None,
+            verdict => Some(Judged {
+                what: Place {
+                    start: vma.range.start,
+                    end: vma.range.end,
+                    perms: perms(vma),
+                    name: name(vma),
+                },
+                verdict,
+            }),
+        });
+    Ok(Inspection {
+        pid,
+        comm: state.comm.clone(),
+        exe: state.exe.clone(),
+        descriptors: state.open_files().map(judged).collect(),
+        mappings: mappings.collect(),
+        mapped: state.vmas.len(),
+        threads: state.threads.len(),
+        unsupported: state.unsupported.clone(),
+    })
+}
+
+/// The state of a process as a snapshot would have it.
+fn look(pid: i32, probes: bool) -> Result<ProcessState> {
+    let failed = |e| CaptureError::from_sys(pid, e);
+    let target = preflight(pid)?;
+    let mut events = Events::new(pid, &LazyProbes::new(probes));
+    let mut live = Live::read(pid, events.observes())?;
+    let options = Freeze {
+        timeout: TIMEOUT,
+        ..Freeze::default()
+    };
+    let frozen = Frozen::freeze(pid, options).map_err(failed)?;
+    let vmas = proc::maps(pid).map_err(failed)?;
+    live.ask(&frozen, &vmas, false);
+    let told = events.told(frozen.threads()[0]);
+    let state = frozen_state(&frozen, &target, &mut live, &vmas, told)?;
+    frozen.thaw();
+    Ok(state)
+}
+
+/// For those who want all or nothing. `probes` may help to look.
+///
+/// # Errors
+/// [`CaptureError::Refused`] with all that a snapshot of the process would lack.
+pub fn refuse_incomplete(pid: i32, probes: bool) -> Result<()> {
+    let state = look(pid, probes)?;
+    match state.unsupported.is_empty() {
+        true => Ok(()),
+        false => Err(SessionError::Capture(CaptureError::Refused {
+            pid,
+            why: format!(
+                "with --strict, nothing may be lost, and this would be: {}",
+                state.unsupported.join("; ")
+            ),
+        })),
+    }
+}
