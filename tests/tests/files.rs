@@ -316,7 +316,7 @@ fn what_cannot_come_back_is_told_before_and_refused_by_strict() -> Result<()> {
     let found: Value = serde_json::from_str(&ended.stdout)?;
     let judged = |fd: &str| -> Result<&Value> {
         let all = found["descriptors"].as_array().context("no descriptors")?;
-        let is_it = |d: &&Value| d["fd"].to_string() == fd;
+        let is_it = |d: &&Value| d["fd"].as_i64() == fd.parse().ok();
         Ok(&all.iter().find(is_it).context("not listed")?["verdict"])
     };
     ensure!(
