@@ -93,9 +93,10 @@ fn a_watch_stays_within_its_size() -> Result<()> {
         looks += 1;
     }
     watch.interrupt(LIMIT)?.none_failed()?;
-    // One snapshot more may be there before anyone looks.
+    // What is written while a removal is under way comes on top, and how long that takes is up to the
+    // machine; but without any removal there would be four times as much.
     ensure!(
-        most <= MOST + (8 << 20),
+        most <= 2 * MOST,
         "{most} bytes in {looks} looks, {stored} stored"
     );
     ensure!(size(ksnap.store())? <= MOST);
