@@ -244,8 +244,9 @@ fn payload(
     payload.env("KSNAP_TESTS_STRICT", "1");
     payload.env("KSNAP_TESTS_TRACKER", kernel.tracker());
     payload.env("KSNAP_TESTS_FAULTS", kernel.fault_source());
-    let end_to_end = |wanted: &&Wanted| wanted.package == "tests";
-    for wanted in WANTED.iter().filter(|w| !(interfaces && end_to_end(w))) {
+    // Loading the probes takes an emulated processor ten seconds each time, and each test of theirs does.
+    let slow = |wanted: &&Wanted| wanted.package == "tests" || wanted.target.starts_with("probe");
+    for wanted in WANTED.iter().filter(|w| !(interfaces && slow(w))) {
         if wanted.target == "inject" && python.is_none() {
             continue;
         }
