@@ -80,6 +80,8 @@ watched! {
     recv: "blocked" ["recv"], 40;
     recv_timeout: "blocked" ["recv-timeout"], 40;
     read_timeout: "blocked" ["read-timeout"], 40;
+    signal_dispositions: "attributes" ["signals"], 40;
+    timers: "attributes" ["timers"], 40;
 }
 
 /// Each kind of blocking call has a test above.
@@ -92,7 +94,8 @@ fn no_kind_of_blocking_call_is_left_out() {
             "{kind}"
         );
     }
-    for (name, ..) in tests::victim::VICTIMS {
+    // Those of open files do nothing until they are asked to: files.rs.
+    for (name, ..) in tests::victim::VICTIMS.iter().filter(|v| v.0 != "files") {
         assert!(source.contains(&format!("\"{name}\"")), "{name}");
     }
 }
