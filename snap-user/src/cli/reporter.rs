@@ -350,23 +350,7 @@ fn exit_of_all(all: &[Exit]) -> Exit {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::SnapshotId;
-    use std::time::Duration;
-
-    fn summary(taken: u64, failed: u64, ended: Ended) -> Summary {
-        Summary {
-            taken,
-            failed,
-            first: Some(SnapshotId([1; 16])),
-            last: Some(SnapshotId([2; 16])),
-            bytes: 3 << 20,
-            stop_p50_ns: 300_000,
-            stop_p99_ns: 1_200_000,
-            stop_max_ns: 2_000_000,
-            lasted: Duration::from_millis(5100),
-            ended,
-        }
-    }
+    use crate::cli::render::summary::tests::summary;
 
     #[test]
     fn the_exit_code_says_how_it_went() {

@@ -4,7 +4,7 @@ use super::plan::Registration;
 use crate::model::{PAGE_SIZE, RobustList, Rseq, ThreadState, page_down};
 use crate::sys::arch::{Registers, fit_extended};
 use crate::sys::ptrace::{self, Tid};
-use crate::sys::{self, Frozen, Remote, SysError};
+use crate::sys::{self, Frozen, Remote, SysError, THREAD_FLAGS};
 use std::io;
 use std::time::Duration;
 use zerocopy::IntoBytes;
@@ -44,15 +44,9 @@ pub(super) fn start(
     insn: u64,
     thread: &ThreadState,
 ) -> sys::Result<()> {
-    let flags = libc::CLONE_VM
-        | libc::CLONE_FS
-        | libc::CLONE_FILES
-        | libc::CLONE_SIGHAND
-        | libc::CLONE_THREAD
-        | libc::CLONE_SYSVSEM;
     let mut last = None;
     for _ in 0..ATTEMPTS {
-        match clone_with_id(frozen, maker, insn, flags as u64, thread.tid) {
+        match clone_with_id(frozen, maker, insn, thread.tid) {
             Ok(()) => return register(frozen.pid(), thread, insn),
             // A thread that has just ended holds its id until it is quite gone.
             Err(e) if e.errno() == Some(libc::EEXIST) => {
@@ -62,7 +56,7 @@ pub(super) fn start(
             Err(e) if e.is_denied() => {
                 // Choosing the id itself needs a privilege of the target; choosing the one that
                 // comes next, of ours.
-                if clone_next(frozen, maker, insn, flags as u64, thread.tid)? {
+                if clone_next(frozen, maker, insn, thread.tid)? {
                     return register(frozen.pid(), thread, insn);
                 }
                 last = Some(e);
@@ -75,33 +69,21 @@ pub(super) fn start(
 
 /// Makes a thread by clone3(2), which takes the id as an argument. EEXIST when it is taken, EPERM
 /// when the target lacks CAP_CHECKPOINT_RESTORE.
-fn clone_with_id(
-    frozen: &mut Frozen,
-    maker: Tid,
-    insn: u64,
-    flags: u64,
-    tid: Tid,
-) -> sys::Result<()> {
+fn clone_with_id(frozen: &mut Frozen, maker: Tid, insn: u64, tid: Tid) -> sys::Result<()> {
     // Offsets in `struct clone_args` (include/uapi/linux/sched.h), the array of ids behind it.
     const SIZE: u64 = 80;
     const SET_TID: usize = 64;
     const SET_TID_SIZE: usize = 72;
     let mut remote = Remote::new(maker, insn)?;
-    let writable = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-    let anonymous = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
-    let page = remote.call(
-        "mmap",
-        libc::SYS_mmap,
-        [0, PAGE_SIZE, writable, anonymous, u64::MAX, 0],
-    )?;
+    let page = remote.map_room(PAGE_SIZE)?;
     let mut args = vec![0u8; SIZE as usize + 8];
-    args[..8].copy_from_slice(&flags.to_le_bytes());
+    args[..8].copy_from_slice(&THREAD_FLAGS.to_le_bytes());
     args[SET_TID..SET_TID + 8].copy_from_slice(&(page + SIZE).to_le_bytes());
     args[SET_TID_SIZE..SET_TID_SIZE + 8].copy_from_slice(&1u64.to_le_bytes());
     args[SIZE as usize..SIZE as usize + 4].copy_from_slice(&tid.to_le_bytes());
     sys::write_bytes(frozen.pid(), page, &args)?;
     let made = remote.clone_thread([page, SIZE, 0, 0, 0, 0], libc::SYS_clone3);
-    remote.call("munmap", libc::SYS_munmap, [page, PAGE_SIZE, 0, 0, 0, 0])?;
+    remote.unmap_room(page, PAGE_SIZE)?;
     drop(remote);
     frozen.adopt(made?);
     Ok(())
@@ -109,17 +91,11 @@ fn clone_with_id(
 
 /// Makes a thread by clone(2) after asking for `tid` to be the next id. `false` when another
 /// process was quicker.
-fn clone_next(
-    frozen: &mut Frozen,
-    maker: Tid,
-    insn: u64,
-    flags: u64,
-    tid: Tid,
-) -> sys::Result<bool> {
+fn clone_next(frozen: &mut Frozen, maker: Tid, insn: u64, tid: Tid) -> sys::Result<bool> {
     std::fs::write(LAST_PID, (tid - 1).to_string())
         .map_err(|e| SysError::new("write", LAST_PID, e))?;
     let mut remote = Remote::new(maker, insn)?;
-    let made = remote.clone_thread([flags, 0, 0, 0, 0, 0], libc::SYS_clone)?;
+    let made = remote.clone_thread([THREAD_FLAGS, 0, 0, 0, 0, 0], libc::SYS_clone)?;
     drop(remote);
     frozen.adopt(made);
     if made != tid {

@@ -210,7 +210,10 @@ impl Work {
                 }
             }
             Err(error) => {
-                tracing::warn!("snapshots that no rule keeps stay for now: {error}");
+                tracing::warn!(
+                    "snapshots that no rule keeps could not be removed, next try in {} s: {error}",
+                    PAUSE.as_secs()
+                );
                 self.not_before = Instant::now() + PAUSE;
             }
         }

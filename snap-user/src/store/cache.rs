@@ -83,8 +83,15 @@ pub(super) trait PageFile {
     fn path(&self) -> &Path;
     /// Its length in bytes.
     fn file_len(&self) -> u64;
+    /// The file itself.
+    fn file(&self) -> &dyn ReadFile;
+
     /// Fills `bytes` from `offset`.
-    fn read_into(&self, offset: u64, bytes: &mut [u8]) -> Result<(), StoreError>;
+    fn read_into(&self, offset: u64, bytes: &mut [u8]) -> Result<(), StoreError> {
+        self.file()
+            .read_exact_at(bytes, offset)
+            .map_err(StoreError::io("read", self.path()))
+    }
 }
 
 impl PageFile for ImageFile {
@@ -96,10 +103,8 @@ impl PageFile for ImageFile {
         self.header.file_len()
     }
 
-    fn read_into(&self, offset: u64, bytes: &mut [u8]) -> Result<(), StoreError> {
-        self.file
-            .read_exact_at(bytes, offset)
-            .map_err(StoreError::io("read", &self.path))
+    fn file(&self) -> &dyn ReadFile {
+        &*self.file
     }
 }
 

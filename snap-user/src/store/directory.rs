@@ -399,26 +399,35 @@ pub(super) fn publish_text(
     text: &str,
 ) -> Result<(), StoreError> {
     let temp = dir.join(format!("{TEMP_PREFIX}{}-{name}", std::process::id()));
-    let path = dir.join(name);
-    let _ = files.remove_file(&temp);
-    let written = files
-        .create(&temp)
-        .map_err(StoreError::io("create", &temp))
-        .and_then(|mut file| {
-            file.write_all_at(text.as_bytes(), 0)
-                .map_err(StoreError::io("write", &temp))?;
-            file.sync().map_err(StoreError::io("sync", &temp))
-        })
-        .and_then(|()| {
-            files
-                .rename(&temp, &path)
-                .map_err(StoreError::io("publish", &path))
-        });
-    if written.is_err() {
-        let _ = files.remove_file(&temp);
-    }
-    written?;
+    publish_bytes(files, &temp, &dir.join(name), text.as_bytes())?;
     files
         .sync_dir(dir)
         .map_err(StoreError::io("sync folder", dir))
+}
+
+/// Writes a small file as `temp`, syncs it and renames it to `path`. Nothing of it stays where that fails.
+pub(super) fn publish_bytes(
+    files: &dyn Files,
+    temp: &Path,
+    path: &Path,
+    bytes: &[u8],
+) -> Result<(), StoreError> {
+    let _ = files.remove_file(temp);
+    let written = files
+        .create(temp)
+        .map_err(StoreError::io("create", temp))
+        .and_then(|mut file| {
+            file.write_all_at(bytes, 0)
+                .map_err(StoreError::io("write", temp))?;
+            file.sync().map_err(StoreError::io("sync", temp))
+        })
+        .and_then(|()| {
+            files
+                .rename(temp, path)
+                .map_err(StoreError::io("publish", path))
+        });
+    if written.is_err() {
+        let _ = files.remove_file(temp);
+    }
+    written
 }

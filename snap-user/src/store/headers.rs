@@ -3,6 +3,7 @@
 //! It is made from the snapshot files alone and can be made again at any time: a record counts only as long as the
 //! snapshot's file has the name, length and modification time that it says. A snapshot without a record is read itself.
 
+use super::directory::publish_bytes;
 use super::error::StoreError;
 use super::files::{Files, Stamp};
 use super::names::{self, TEMP_PREFIX};
@@ -139,25 +140,7 @@ pub(super) fn rebuild(
             bytes.extend_from_slice(&encode(&head, stamp));
         }
     }
-    let path = dir.join(HEADERS_FILE);
     let temp = dir.join(format!("{TEMP_PREFIX}{HEADERS_FILE}"));
-    let _ = files.remove_file(&temp);
-    let written = files
-        .create(&temp)
-        .map_err(StoreError::io("create", &temp))
-        .and_then(|mut file| {
-            file.write_all_at(&bytes, 0)
-                .map_err(StoreError::io("write", &temp))?;
-            file.sync().map_err(StoreError::io("sync", &temp))
-        })
-        .and_then(|()| {
-            files
-                .rename(&temp, &path)
-                .map_err(StoreError::io("publish", &path))
-        });
-    if written.is_err() {
-        let _ = files.remove_file(&temp);
-    }
-    written?;
+    publish_bytes(files, &temp, &dir.join(HEADERS_FILE), &bytes)?;
     Ok((bytes.len() / RECORD) as u64)
 }

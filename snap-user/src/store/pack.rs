@@ -151,10 +151,8 @@ impl PageFile for PackFile {
         self.header.file_len()
     }
 
-    fn read_into(&self, offset: u64, bytes: &mut [u8]) -> Result<(), StoreError> {
-        self.file
-            .read_exact_at(bytes, offset)
-            .map_err(StoreError::io("read", &self.path))
+    fn file(&self) -> &dyn ReadFile {
+        &*self.file
     }
 }
 

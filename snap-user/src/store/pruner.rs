@@ -343,7 +343,7 @@ impl Pruner {
         let old_pack = listing.pack.as_ref().map_or(0, |p| p.header.file_len());
         let fresh = self.store.session_files(self.session)?;
         if let Err(error) = self.sweep(&fresh) {
-            tracing::warn!("removed snapshots leave files behind for now: {error}");
+            tracing::warn!("files of removed snapshots stay until the next prune: {error}");
         }
         let listed = fresh.listing().by_seq.len();
         if Headers::read(&*fresh.files, &fresh.dir).is_stale(listed)

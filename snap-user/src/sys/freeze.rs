@@ -124,6 +124,8 @@ impl Frozen {
                 if !was_stopped {
                     kill(self.pid, libc::SIGSTOP)?;
                 }
+                // From here on an error must take that back as well.
+                (self.hold, self.was_stopped) = (hold, was_stopped);
             }
             // From here on an error must thaw these too.
             let mut waiting = seized.clone();
@@ -204,7 +206,8 @@ impl Frozen {
 
 impl Drop for Frozen {
     fn drop(&mut self) {
-        if self.hold == Hold::JobControl && !self.was_stopped {
+        // A panic is as good as the tracer's death: what was half done must not run.
+        if self.hold == Hold::JobControl && !self.was_stopped && !std::thread::panicking() {
             let _ = kill(self.pid, libc::SIGCONT);
         }
         for tid in &self.threads {

@@ -23,6 +23,17 @@ fn iovec(base: usize, len: u64) -> libc::iovec {
     }
 }
 
+/// Bytes that process_vm_readv(2) or process_vm_writev(2) moved: none where the first page is refused.
+fn moved(call: &'static str, pid: i32, returned: isize) -> Result<usize> {
+    match returned {
+        -1 => match std::io::Error::last_os_error().raw_os_error() {
+            Some(libc::EFAULT) => Ok(0),
+            _ => Err(SysError::last(call, format_args!("process {pid}"))),
+        },
+        bytes => Ok(bytes as usize),
+    }
+}
+
 /// Reads `ranges`, one after the other, into the start of `buffer`. Returns the bytes read: less
 /// than asked for when a page in the middle cannot be read, which is then the page right behind.
 fn read_some(pid: i32, ranges: &[libc::iovec], buffer: &mut [u8]) -> Result<usize> {
@@ -39,16 +50,7 @@ fn read_some(pid: i32, ranges: &[libc::iovec], buffer: &mut [u8]) -> Result<usiz
             0,
         )
     };
-    match n {
-        -1 => match std::io::Error::last_os_error().raw_os_error() {
-            Some(libc::EFAULT) => Ok(0),
-            _ => Err(SysError::last(
-                "process_vm_readv",
-                format_args!("process {pid}"),
-            )),
-        },
-        n => Ok(n as usize),
-    }
+    moved("process_vm_readv", pid, n)
 }
 
 /// Reads whole `ranges` of the process, one after the other, into `buffer`, whose length is their sum.
@@ -137,8 +139,8 @@ pub fn read_pages_into(
         local.clear();
         remote.clear();
         for (page, place) in pages[done..end].iter().zip(&mut places[done..end]) {
-            extend(&mut remote, *page as usize);
-            extend(&mut local, place.as_mut_ptr() as usize);
+            add_to(&mut remote, *page as usize);
+            add_to(&mut local, place.as_mut_ptr() as usize);
         }
         // SAFETY: the local iovecs are exactly the places, which are borrowed mutably; the remote
         // ones are addresses in another process, which the kernel checks.
@@ -152,18 +154,7 @@ pub fn read_pages_into(
                 0,
             )
         };
-        let got = match n {
-            -1 => match std::io::Error::last_os_error().raw_os_error() {
-                Some(libc::EFAULT) => 0,
-                _ => {
-                    return Err(SysError::last(
-                        "process_vm_readv",
-                        format_args!("process {pid}"),
-                    ));
-                }
-            },
-            n => n as usize,
-        };
+        let got = moved("process_vm_readv", pid, n)?;
         done += got / PAGE_SIZE as usize;
         if done < end {
             // The next one cannot be read this way.
@@ -179,16 +170,6 @@ pub fn read_pages_into(
         }
     }
     Ok(faults)
-}
-
-/// Adds the page at `base`, to the last piece where it follows that.
-fn extend(pieces: &mut Vec<libc::iovec>, base: usize) {
-    match pieces.last_mut() {
-        Some(last) if last.iov_base as usize + last.iov_len == base => {
-            last.iov_len += PAGE_SIZE as usize;
-        }
-        _ => pieces.push(iovec(base, PAGE_SIZE)),
-    }
 }
 
 /// Reads `buffer.len()` bytes at any address.
@@ -238,18 +219,7 @@ pub fn write_pages(pid: i32, pages: &[(u64, &Page)]) -> Result<()> {
                 0,
             )
         };
-        let whole = match n {
-            -1 => match std::io::Error::last_os_error().raw_os_error() {
-                Some(libc::EFAULT) => 0,
-                _ => {
-                    return Err(SysError::last(
-                        "process_vm_writev",
-                        format_args!("process {pid}"),
-                    ));
-                }
-            },
-            n => n as usize / PAGE_SIZE as usize,
-        };
+        let whole = moved("process_vm_writev", pid, n)? / PAGE_SIZE as usize;
         rest = &rest[whole..];
         if whole < batch.len()
             && let Some(((addr, page), after)) = rest.split_first()
@@ -304,18 +274,7 @@ pub fn write_ranges(pid: i32, ranges: &[PageRange], bytes: &[u8]) -> Result<()> 
                 0,
             )
         };
-        let got = match n {
-            -1 => match std::io::Error::last_os_error().raw_os_error() {
-                Some(libc::EFAULT) => 0,
-                _ => {
-                    return Err(SysError::last(
-                        "process_vm_writev",
-                        format_args!("process {pid}"),
-                    ));
-                }
-            },
-            n => n as u64,
-        };
+        let got = moved("process_vm_writev", pid, n)? as u64;
         let mut whole = got & !(PAGE_SIZE - 1);
         offset += whole as usize;
         while let Some(front) = rest.front().filter(|r| whole >= r.len()) {

@@ -50,7 +50,7 @@ pub use open::{
 pub use pagemap::{MayHold, PageInfo, Pagemap, ScanResult, clear_soft_dirty};
 pub use pager::{FileMap, PAGER_FLAGS, Pager, Piece, arm as arm_pager};
 pub use pidfd::{PidFd, ended_pidfd, pidfd_getfd, pidfd_open};
-pub use remote::Remote;
+pub use remote::{Remote, THREAD_FLAGS};
 pub use sched::{affinity, io_priority, scheduling, set_affinity, set_io_priority, set_scheduling};
 pub use scratch::ScratchMap;
 pub use stub::{Birth, Lazy, Loading, Released, Stub, StubCall, StubThread, fill_all};

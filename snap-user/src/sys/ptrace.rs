@@ -125,11 +125,6 @@ pub fn cont_to_syscall(tid: Tid) -> Result<()> {
     request("PTRACE_SYSCALL", libc::PTRACE_SYSCALL, tid, 0, 0).map(drop)
 }
 
-/// Lets a stopped thread execute one instruction.
-pub fn single_step(tid: Tid) -> Result<()> {
-    request("PTRACE_SINGLESTEP", libc::PTRACE_SINGLESTEP, tid, 0, 0).map(drop)
-}
-
 /// Ends tracing and resumes the thread; one in a job-control stop stays stopped.
 pub fn detach(tid: Tid) -> Result<()> {
     request("PTRACE_DETACH", libc::PTRACE_DETACH, tid, 0, 0).map(drop)

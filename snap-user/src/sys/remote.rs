@@ -8,6 +8,14 @@ use super::ptrace::{self, Event, Options, Tid};
 use super::{Result, SysError};
 use std::io;
 
+/// Flags of clone(2) for a thread as pthread_create(3) makes it, but for what is set back afterwards.
+pub const THREAD_FLAGS: u64 = (libc::CLONE_VM
+    | libc::CLONE_FS
+    | libc::CLONE_FILES
+    | libc::CLONE_SIGHAND
+    | libc::CLONE_THREAD
+    | libc::CLONE_SYSVSEM) as u64;
+
 /// A stopped thread that runs system calls for us. Its registers and mask are put back on drop.
 pub struct Remote {
     tid: Tid,
@@ -69,6 +77,20 @@ impl Remote {
         self.checked(name, result)
     }
 
+    /// Maps `len` bytes of the process's own, for arguments of calls; gives their address.
+    pub fn map_room(&mut self, len: u64) -> Result<u64> {
+        let writable = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+        let anonymous = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+        let args = [0, len, writable, anonymous, u64::MAX, 0];
+        self.call("mmap", libc::SYS_mmap, args)
+    }
+
+    /// Gives such memory back.
+    pub fn unmap_room(&mut self, at: u64, len: u64) -> Result<()> {
+        let args = [at, len, 0, 0, 0, 0];
+        self.call("munmap", libc::SYS_munmap, args).map(drop)
+    }
+
     /// Makes a thread by clone(2) with these flags; it starts stopped and traced by this tracer,
     /// with the registers of this thread.
     pub fn clone_thread(&mut self, args: [u64; 6], nr: i64) -> Result<Tid> {
@@ -110,6 +132,14 @@ impl Remote {
                 Event::Clone => child = Some(ptrace::event_message(self.tid)? as Tid),
                 Event::Exited(_) => return Err(self.ended()),
                 Event::Syscall => stops += 1,
+                // The instruction itself cannot be run: it would fault again for ever.
+                Event::Signal(libc::SIGSEGV | libc::SIGBUS | libc::SIGILL) => {
+                    return Err(SysError::new(
+                        "inject system call",
+                        format_args!("thread {}, at {:#x}", self.tid, self.insn),
+                        io::Error::from_raw_os_error(libc::EFAULT),
+                    ));
+                }
                 _ => {}
             }
         }

@@ -145,13 +145,13 @@ pub fn table(rows: &[Row<'_>], out: &mut dyn Write, style: Style) -> io::Result<
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::cli) mod tests {
     use super::*;
     use crate::model::SnapshotId;
     use crate::session::SessionError;
     use std::time::Duration;
 
-    fn summary(taken: u64, failed: u64, ended: Ended) -> Summary {
+    pub(in crate::cli) fn summary(taken: u64, failed: u64, ended: Ended) -> Summary {
         Summary {
             taken,
             failed,

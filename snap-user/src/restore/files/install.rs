@@ -17,10 +17,7 @@ const ROOM: u64 = PAGE_SIZE;
 
 impl Room {
     pub(super) fn new(remote: &mut Remote, pid: i32) -> sys::Result<Self> {
-        let writable = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-        let anonymous = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
-        let args = [0, ROOM, writable, anonymous, u64::MAX, 0];
-        let start = remote.call("mmap", libc::SYS_mmap, args)?;
+        let start = remote.map_room(ROOM)?;
         Ok(Self { pid, start })
     }
 
@@ -37,8 +34,7 @@ impl Room {
     }
 
     pub(super) fn close(self, remote: &mut Remote) -> sys::Result<()> {
-        let args = [self.start, ROOM, 0, 0, 0, 0];
-        remote.call("munmap", libc::SYS_munmap, args).map(drop)
+        remote.unmap_room(self.start, ROOM)
     }
 }
 

@@ -1,23 +1,17 @@
 //! Threads of a new process, and what the kernel keeps for each.
 
-use crate::model::{ProcessState, ThreadState};
+use crate::model::{PAGE_SIZE, ProcessState, ThreadState};
 use crate::restore::threads::{rseq_args, set_registers, tid_address};
-use crate::sys::{self, Stub, StubCall};
+use crate::sys::{self, Stub, StubCall, THREAD_FLAGS};
 
 /// Makes all threads but the first, and registers what the kernel keeps for each of them. The memory must
 /// be filled.
 pub(super) fn make(stub: &mut Stub, target: &ProcessState, keep_ids: bool) -> sys::Result<()> {
-    let flags = libc::CLONE_VM
-        | libc::CLONE_FS
-        | libc::CLONE_FILES
-        | libc::CLONE_SIGHAND
-        | libc::CLONE_THREAD
-        | libc::CLONE_SYSVSEM;
     let ids: Vec<Option<i32>> = target.threads[1..]
         .iter()
         .map(|t| keep_ids.then_some(t.own_id()))
         .collect();
-    stub.make_threads(flags as u64, &ids)?;
+    stub.make_threads(THREAD_FLAGS, &ids)?;
     for (n, thread) in target.threads.iter().enumerate() {
         let calls = registrations(stub, thread)?;
         stub.run_by(n, &calls)?;
@@ -93,14 +87,7 @@ fn queue(stub: &Stub, n: usize, thread: &ThreadState, insn: u64) -> sys::Result<
     let own = stub.threads()[n].own as u64;
     let tgid = stub.threads()[0].own as u64;
     let mut remote = stub.remote(n, insn)?;
-    let page = crate::model::PAGE_SIZE;
-    let writable = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-    let anonymous = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
-    let room = remote.call(
-        "mmap",
-        libc::SYS_mmap,
-        [0, page, writable, anonymous, u64::MAX, 0],
-    )?;
+    let room = remote.map_room(PAGE_SIZE)?;
     for signal in &thread.pending {
         sys::write_bytes(pid, room, &signal.siginfo)?;
         let signo = signal.signo as u64;
@@ -112,6 +99,6 @@ fn queue(stub: &Stub, n: usize, thread: &ThreadState, insn: u64) -> sys::Result<
             remote.call("rt_tgsigqueueinfo", libc::SYS_rt_tgsigqueueinfo, args)?;
         }
     }
-    remote.call("munmap", libc::SYS_munmap, [room, page, 0, 0, 0, 0])?;
+    remote.unmap_room(room, PAGE_SIZE)?;
     Ok(())
 }

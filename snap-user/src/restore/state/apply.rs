@@ -183,21 +183,14 @@ impl Held {
             self.give_back(tid)?;
         }
         let len = page_up(len.max(PAGE_SIZE));
-        let writable = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-        let anonymous = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
-        let at = self.thread(tid)?.call(
-            "mmap",
-            libc::SYS_mmap,
-            [0, len, writable, anonymous, u64::MAX, 0],
-        )?;
+        let at = self.thread(tid)?.map_room(len)?;
         self.room = Some((at, len));
         Ok(at)
     }
 
     fn give_back(&mut self, tid: Tid) -> sys::Result<()> {
         if let Some((at, len)) = self.room.take() {
-            self.thread(tid)?
-                .call("munmap", libc::SYS_munmap, [at, len, 0, 0, 0, 0])?;
+            self.thread(tid)?.unmap_room(at, len)?;
         }
         Ok(())
     }

@@ -239,16 +239,10 @@ pub(super) fn start(birth: Birth, lazy: Option<&Lazy>) -> Result<Born> {
 /// Has process 1 fork the process.
 fn fork_by(init: Tid, insn: u64, args: &CloneArgs, id: i32) -> Result<Tid> {
     let mut remote = Remote::with_options(init, insn, TRACED)?;
-    let writable = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-    let anonymous = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
-    let page = remote.call(
-        "mmap",
-        libc::SYS_mmap,
-        [0, PAGE_SIZE, writable, anonymous, u64::MAX, 0],
-    )?;
+    let page = remote.map_room(PAGE_SIZE)?;
     write_bytes(init, page, &args.bytes(page, id))?;
     let tid = remote.clone_thread([page, CLONE_ARGS_SIZE, 0, 0, 0, 0], libc::SYS_clone3)?;
-    remote.call("munmap", libc::SYS_munmap, [page, PAGE_SIZE, 0, 0, 0, 0])?;
+    remote.unmap_room(page, PAGE_SIZE)?;
     Ok(tid)
 }
 

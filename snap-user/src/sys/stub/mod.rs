@@ -81,7 +81,7 @@ pub struct Stub {
     right_proc: bool,
     pidfd: PidFd,
     area: Area,
-    /// What the kernel provides, by name, and where it lies for now.
+    /// What the kernel provides, by name, and where it is parked until it is moved to its place.
     kernel: Vec<(String, PageRange)>,
     /// Process 1 runs already, and fills memory.
     init_runs: bool,
@@ -155,7 +155,7 @@ impl Stub {
         &self.pidfd
     }
 
-    /// What the kernel provides (`vdso`, `vvar`, …), by name, and where it lies for now.
+    /// What the kernel provides (`vdso`, `vvar`, …), by name, and where it is parked.
     pub fn kernel_mappings(&self) -> &[(String, PageRange)] {
         &self.kernel
     }
@@ -460,13 +460,8 @@ mod tests {
     #[test]
     fn threads_are_made_and_run_calls_of_their_own() {
         let mut stub = Stub::start(Birth::default(), &[], None).unwrap();
-        let flags = libc::CLONE_VM
-            | libc::CLONE_FS
-            | libc::CLONE_FILES
-            | libc::CLONE_SIGHAND
-            | libc::CLONE_THREAD
-            | libc::CLONE_SYSVSEM;
-        stub.make_threads(flags as u64, &[None; 300]).unwrap();
+        stub.make_threads(super::super::THREAD_FLAGS, &[None; 300])
+            .unwrap();
         assert_eq!(stub.threads().len(), 301);
         let gettid = StubCall::new("gettid", "itself", libc::SYS_gettid, [0; 6]);
         for n in [0, 1, 300] {
