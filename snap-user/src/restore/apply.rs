@@ -53,6 +53,10 @@ pub fn apply(
             threads::unregister(registration, insn)?;
         }
         let worker = frozen.threads()[0];
+        step = "lifting its resource limits";
+        let mut held = Held::new(pid, insn);
+        let mut notes = state::apply(&plan.limits.before, &mut held)?;
+        held.finish(worker)?;
         let mut remote = Remote::new(worker, insn)?;
         step = "changing mappings";
         fault::point(step);
@@ -86,7 +90,7 @@ pub fn apply(
         files::write_back(pid, target, changed, pages.content)?;
         step = "setting what open files hold";
         fault::point(step);
-        let mut notes = made.settle(&mut remote, pid, &plan.files, target, live)?;
+        notes.extend(made.settle(&mut remote, pid, &plan.files, target, live)?);
         drop(remote);
         step = "registering threads";
         fault::point(step);
@@ -103,6 +107,7 @@ pub fn apply(
         let mut held = Held::new(pid, insn);
         notes.extend(state::apply(&plan.memory.after, &mut held)?);
         notes.extend(state::apply(&plan.state, &mut held)?);
+        notes.extend(state::apply(&plan.limits.after, &mut held)?);
         held.finish(worker)?;
         step = "setting registers";
         fault::point(step);

@@ -18,6 +18,7 @@ pub use apply::{Applied, apply};
 pub use error::RestoreError;
 pub use memory::{Content, Pages};
 pub use plan::{MapOp, RestorePlan, World, plan};
+pub use state::TimerIds;
 pub use threads::can_start as can_start_thread;
 
 /// Result of this room.

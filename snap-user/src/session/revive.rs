@@ -113,7 +113,7 @@ pub fn revive(
     }
     check_processor(&state)?;
     let mut planned = plan(&state, &Here::new(options, pids)?)?;
-    planned.attributes = plan_attributes(&state)?;
+    (planned.attributes, planned.limits) = plan_attributes(&state)?;
     planned.notes.append(&mut planned.attributes.notes);
     let files = plan_files(&state, &mut planned, options)?;
     let contents = Arc::new(contents_to_write(

@@ -67,7 +67,7 @@ pub use names::default_dir;
 pub use pending::{PendingSnapshot, Published};
 pub use pruner::{Plan, Pruned, Pruner};
 pub use retention::{Rules, removable};
-pub use session::{Session, SessionInfo};
+pub use session::{Continuation, Session, SessionInfo};
 pub use snapshot::Snapshot;
 pub use tags::Tag;
 pub use verify::{Problem, Report};

@@ -70,6 +70,11 @@ impl Remote {
         self.sp = 0;
     }
 
+    /// Where its stack was before any of this.
+    pub fn saved_stack(&self) -> u64 {
+        self.saved.sp()
+    }
+
     /// Runs one system call. Returns its result; an error number of the call is an error here,
     /// named `name`.
     pub fn call(&mut self, name: &'static str, nr: i64, args: [u64; 6]) -> Result<u64> {

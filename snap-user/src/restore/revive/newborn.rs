@@ -49,8 +49,10 @@ impl Newborn {
         pid: i32,
     ) -> Result<Self> {
         let mut step = "starting a process";
+        let mut notes = Vec::new();
         let mut run = || -> sys::Result<Stub> {
             let mut stub = Stub::start(birth, &plan.space(), lazy)?;
+            notes.extend(attributes::lift_limits(&stub, &plan.limits)?);
             if birth.network {
                 sys::bring_up_loopback(stub.pid())?;
             }
@@ -69,7 +71,6 @@ impl Newborn {
             Ok(stub)
         };
         let stub = run().map_err(|source| RestoreError::Unborn { pid, step, source })?;
-        let mut notes = Vec::new();
         if !stub.has_right_proc() {
             notes.push(
                 "its /proc has other ids than its own: a new one could not be mounted".to_owned(),
@@ -198,7 +199,11 @@ impl Newborn {
         let insn = own_syscall(stub)?;
         stub.remove_area(insn)?;
         *step = "setting its threads";
-        threads::set(stub, target, insn)
+        threads::queue_all(stub, target, insn)?;
+        // Every call of its own that is left would be measured against them.
+        let notes = attributes::set_limits(stub, &plan.limits, insn)?;
+        self.notes.extend(notes);
+        threads::set(&self.stub, target)
     }
 
     fn finish_mappings(&mut self, plan: &NewPlan) -> sys::Result<()> {

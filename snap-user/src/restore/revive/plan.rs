@@ -2,7 +2,7 @@
 
 use crate::model::{Backing, PAGE_SIZE, PageRange, ProcessState, Vma};
 use crate::restore::files::FilesPlan;
-use crate::restore::state::StatePlan;
+use crate::restore::state::{LimitsPlan, StatePlan};
 use crate::restore::{RestoreError, Result};
 use std::collections::BTreeMap;
 
@@ -66,6 +66,8 @@ pub struct NewPlan {
     pub files: FilesPlan,
     /// What is neither memory nor a descriptor.
     pub attributes: StatePlan,
+    /// Resource limits, which come before and after all else.
+    pub limits: LimitsPlan,
     /// What will differ, a sentence each.
     pub notes: Vec<String>,
 }

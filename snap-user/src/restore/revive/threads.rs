@@ -66,11 +66,16 @@ fn registrations(stub: &mut Stub, thread: &ThreadState) -> sys::Result<Vec<StubC
     Ok(calls)
 }
 
-/// Queues pending signals, and sets registers and masks: the last thing before the process runs.
-pub(super) fn set(stub: &Stub, target: &ProcessState, insn: u64) -> sys::Result<()> {
+/// Queues pending signals, which no thread may take yet.
+pub(super) fn queue_all(stub: &Stub, target: &ProcessState, insn: u64) -> sys::Result<()> {
     for (n, thread) in target.threads.iter().enumerate() {
         queue(stub, n, thread, insn)?;
     }
+    Ok(())
+}
+
+/// Sets registers and masks: the last thing before the process runs.
+pub(super) fn set(stub: &Stub, target: &ProcessState) -> sys::Result<()> {
     for (thread, new) in target.threads.iter().zip(stub.threads()) {
         set_registers(new.tid, thread)?;
     }
