@@ -13,6 +13,7 @@ mod plan;
 pub mod revive;
 pub mod state;
 mod threads;
+mod waits;
 
 pub use apply::{Applied, apply};
 pub use error::RestoreError;

@@ -46,7 +46,8 @@ impl Memory {
             let pieces = within(flat, mapping.vma.range);
             let pages: u64 = pieces.iter().map(|p| p.range.pages()).sum();
             let may_wait = mapping.origin == Origin::Anonymous && may_wait(&mapping.vma);
-            if mapping.vma.shared && matches!(mapping.origin, Origin::File(_)) {
+            if mapping.vma.shared && matches!(mapping.origin, Origin::File(_) | Origin::Segment(_))
+            {
                 files.extend(pieces);
             } else if may_wait && pages >= LARGE {
                 ranges.push(mapping.vma.range);
@@ -96,7 +97,7 @@ impl Memory {
                 false => "stays as it is: others may have it as well",
             };
             notes.push(format!(
-                "the content of files that it has mapped shared has changed since ({} pages), and {what}",
+                "the content of files and segments that it has mapped shared has changed since ({} pages), and {what}",
                 differing.iter().map(|p| p.range.pages()).sum::<u64>()
             ));
         }

@@ -7,7 +7,8 @@
 
 use super::arch::Registers;
 use super::ptrace::{self, Tid};
-use super::{memory, monotonic_ns, pidfd};
+use super::{clock_ns, memory, monotonic_ns, pidfd};
+use crate::model::Deadlines;
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::time::TimeValLike;
 use std::cell::RefCell;
@@ -165,6 +166,26 @@ pub fn continued_call(pid: i32, tid: Tid, regs: &Registers) -> Option<u64> {
     .or_else(|| call_by_arguments(regs.arguments()))
 }
 
+/// What is left of the time-out of a call that continues by its restart block, in nanoseconds; `None` for one
+/// without, one until a moment that its own arguments name, and one that counts processor time.
+pub fn time_left(call: u64, args: [u64; 6], until: &Deadlines) -> Option<u64> {
+    const WAIT: u64 = libc::FUTEX_WAIT as u64;
+    let left = |clock, end: u64| Some(end.saturating_sub(clock_ns(clock).max(0) as u64));
+    match call as i64 {
+        libc::SYS_nanosleep => left(libc::CLOCK_MONOTONIC, until.sleep.1),
+        libc::SYS_clock_nanosleep if args[1] & libc::TIMER_ABSTIME as u64 == 0 => {
+            let (clock, end) = until.sleep;
+            // Those of processes and threads are negative.
+            (clock >= 0).then(|| left(clock, end)).flatten()
+        }
+        libc::SYS_futex if args[1] & !(libc::FUTEX_PRIVATE_FLAG as u64) == WAIT && args[3] != 0 => {
+            left(libc::CLOCK_MONOTONIC, until.futex)
+        }
+        libc::SYS_poll if args[2] as i32 >= 0 => left(libc::CLOCK_MONOTONIC, until.poll),
+        _ => None,
+    }
+}
+
 /// Calls that continue by a restart block when a stop interrupts them.
 fn has_restart_block(nr: u64) -> bool {
     matches!(
@@ -231,6 +252,41 @@ fn socket_timeout(pid: i32, timeout: Timeout, args: &[u64; 6]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_left_is_that_of_the_call_and_nothing_is_where_the_end_is_an_argument() {
+        let later = monotonic_ns() + 3_600_000_000_000;
+        let until = Deadlines {
+            sleep: (libc::CLOCK_MONOTONIC, later),
+            futex: later,
+            poll: later,
+        };
+        let left = |nr: i64, args| time_left(nr as u64, args, &until);
+        let at = 0x7f00_0000_1000;
+        for (nr, args) in [
+            (libc::SYS_nanosleep, [at, 0, 0, 0, 0, 0]),
+            (libc::SYS_clock_nanosleep, [1, 0, at, 0, 0, 0]),
+            (libc::SYS_futex, [at, 128, 5, at, 0, 0]),
+            (libc::SYS_poll, [at, 1, 5000, 0, 0, 0]),
+        ] {
+            let ns = left(nr, args).unwrap();
+            assert!((1..=3_600_000_000_000).contains(&ns), "{nr}: {ns}");
+        }
+        for (nr, args) in [
+            (libc::SYS_clock_nanosleep, [1, 1, at, 0, 0, 0]),
+            (libc::SYS_futex, [at, 128, 5, 0, 0, 0]),
+            (libc::SYS_futex, [at, 0x89, 5, at, 0, 0]),
+            (libc::SYS_poll, [at, 1, u64::from(u32::MAX), 0, 0, 0]),
+            (libc::SYS_read, [0; 6]),
+        ] {
+            assert_eq!(left(nr, args), None, "{nr}");
+        }
+        let over = Deadlines::default();
+        assert_eq!(
+            time_left(libc::SYS_nanosleep as u64, [0; 6], &over),
+            Some(0)
+        );
+    }
 
     #[test]
     fn calls_are_told_by_what_their_arguments_can_be() {

@@ -2,6 +2,7 @@
 
 use crate::model::{PAGE_SIZE, ProcessState, ThreadState};
 use crate::restore::threads::{rseq_args, set_registers, tid_address};
+use crate::restore::waits::Wait;
 use crate::sys::{self, Stub, StubCall, THREAD_FLAGS};
 
 /// Makes all threads but the first, and registers what the kernel keeps for each of them. The memory must
@@ -75,9 +76,10 @@ pub(super) fn queue_all(stub: &Stub, target: &ProcessState, insn: u64) -> sys::R
 }
 
 /// Sets registers and masks: the last thing before the process runs.
-pub(super) fn set(stub: &Stub, target: &ProcessState) -> sys::Result<()> {
-    for (thread, new) in target.threads.iter().zip(stub.threads()) {
-        set_registers(new.tid, thread)?;
+pub(super) fn set(stub: &Stub, target: &ProcessState, waits: &[Option<Wait>]) -> sys::Result<()> {
+    let threads = target.threads.iter().zip(stub.threads());
+    for ((thread, new), wait) in threads.zip(waits) {
+        set_registers(new.tid, thread, *wait)?;
     }
     Ok(())
 }
