@@ -38,7 +38,7 @@ pub use freeze::{Freeze, Frozen, Hold, release_strays};
 pub use gadgets::Gadgets;
 pub use guarded::{Call, Guarded, inject};
 pub use handle::path_of_handle;
-pub use interrupted::{continued_call, time_left};
+pub use interrupted::{ContinuedCall, continued_call, time_left};
 pub use kcmp::compare_files;
 pub use limits::{limit_name, limits, set_limit};
 pub use memory::{
