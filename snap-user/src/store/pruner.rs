@@ -10,7 +10,7 @@
 
 use super::chain::SessionFiles;
 use super::directory::{SnapshotMeta, Store};
-use super::durability::recover;
+use super::durability::{durable_up_to, recover};
 use super::encoded::read_wanted;
 use super::error::StoreError;
 use super::files::LockGuard;
@@ -188,10 +188,15 @@ impl Pruner {
         Ok(())
     }
 
-    /// Snapshots that stay whatever the rules say: tagged ones, what is being built on, and, while the session is
-    /// being written, the newest.
+    /// Snapshots that stay whatever the rules say: tagged ones, what is being built on, while the session is being
+    /// written the newest, and where that may not survive a power failure, the newest that will.
     pub fn protected(&self, list: &[SnapshotMeta]) -> Result<HashSet<SnapshotId>, StoreError> {
         let mut ids = self.store.tagged()?;
+        let dir = self.store.session_path(self.session);
+        if let Some(durable) = durable_up_to(&*self.store.files, &dir)? {
+            let newest = list.iter().rev().find(|meta| meta.seq <= durable);
+            ids.extend(newest.map(|meta| meta.id));
+        }
         let agreed = self.shared.lock();
         let held = [agreed.head, agreed.pinned];
         if self.live {
