@@ -142,7 +142,7 @@ impl SessionFiles {
     }
 
     /// Lists the folder again, unless nobody else can have changed it.
-    fn refresh(&self) -> Result<(), StoreError> {
+    pub(super) fn refresh(&self) -> Result<(), StoreError> {
         if self.held {
             return Ok(());
         }

@@ -7,7 +7,8 @@
 //! |---|---|
 //! | `directory` | open or create a store; its sessions and snapshots |
 //! | `session` | the one writer of a session |
-//! | `pending`, `buffer` | a snapshot being written, up to its publication |
+//! | `pending` | a snapshot being written, up to its publication |
+//! | `temp`, `buffer` | a file being written, before it has its name |
 //! | `head` | the page table that the next delta builds on, and when it gets a span |
 //! | `headers` | the headers of a session in one file, for listings |
 //! | `chain` | the page table of any snapshot, by jumps over its ancestors |
@@ -48,6 +49,7 @@ mod retention;
 mod session;
 mod snapshot;
 mod tags;
+mod temp;
 mod verify;
 mod versions;
 
@@ -66,7 +68,7 @@ pub use flat::{Flat, FlatPiece};
 pub use names::default_dir;
 pub use pending::{PendingSnapshot, Published};
 pub use pruner::{Plan, Pruned, Pruner};
-pub use retention::{Rules, removable};
+pub use retention::Rules;
 pub use session::{Session, SessionInfo};
 pub use snapshot::Snapshot;
 pub use tags::Tag;

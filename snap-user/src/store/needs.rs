@@ -40,15 +40,27 @@ impl Needs {
     ) -> Result<Self, StoreError> {
         let mut found: BTreeSet<Location> = BTreeSet::new();
         let mut ghosts = BTreeMap::new();
+        let listing = files.listing();
         for meta in kept {
             let file = files.open(meta.seq)?;
             let header = &file.header;
             let entries = file.index()?;
             let targets = entries.iter().filter_map(IndexEntry::target);
             found.extend(targets.filter(|target| goes(target.seq.get())));
-            let orphan = meta.parent_seq == 0 || goes(meta.parent_seq);
-            if !orphan {
+            let is_there = listing.by_seq.contains_key(&meta.parent_seq);
+            if is_there && !goes(meta.parent_seq) {
                 continue;
+            }
+            // Missing is what nobody has removed by these rules. Its table has nobody, so what is kept must not need it.
+            let missing = meta.parent_seq != 0 && !is_there && !goes(meta.parent_seq);
+            let stays = |seq: u32| listing.by_seq.contains_key(&seq) && !goes(seq);
+            let needs_parent = match header.span_kind {
+                SpanKind::Full => false,
+                SpanKind::Since(ancestor) => !stays(ancestor),
+                SpanKind::None => header.kind == SnapshotKind::Delta,
+            };
+            if missing && needs_parent {
+                return Err(builds_on_missing(meta));
             }
             let own = entries.iter().zip(0..);
             let changes: Vec<Location> = own
@@ -60,7 +72,7 @@ impl Needs {
             let places = table.iter().map(|(_, place)| place).chain(below);
             found.extend(places.filter(|place| goes(place.seq.get())));
             let builds = header.kind == SnapshotKind::Delta && header.span_kind != SpanKind::Full;
-            if builds && !ghosts.contains_key(&header.parent_seq) {
+            if builds && !missing && !ghosts.contains_key(&header.parent_seq) {
                 let parent = table_of(files, header.parent_seq)?;
                 ghosts.insert(header.parent_seq, parent);
             }
@@ -94,6 +106,18 @@ impl Needs {
             bytes += GHOST_LEN + (runs_of(table).len() * RUN_LEN) as u64;
         }
         Ok(bytes)
+    }
+}
+
+fn builds_on_missing(meta: &SnapshotMeta) -> StoreError {
+    StoreError::NotRemoved {
+        why: format!(
+            "snapshot @{} builds on @{}, whose file is missing, so what it needs of others is not known; first \
+             remove its file too: {}",
+            meta.seq,
+            meta.parent_seq,
+            meta.path.display()
+        ),
     }
 }
 

@@ -4,15 +4,16 @@ use super::buffer::WriteBuffer;
 use super::cache::PageFile;
 use super::encoded::Encoded;
 use super::error::StoreError;
-use super::files::{Files, ReadFile, WriteFile};
+use super::files::{Files, ReadFile};
 use super::names::{self, TEMP_PREFIX};
+use super::temp::TempFile;
 use crate::image::{
     Ghost, IndexEntry, Location, PACK_HEADER_LEN, PackEntry, PackHeader, Section, SessionId,
     apply_runs, finish_pack,
 };
 use crate::model::PageTable;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 /// An open pack.
 #[derive(Debug)]
@@ -162,10 +163,7 @@ pub(super) struct PackWriter<'a> {
     dir: &'a Path,
     session: SessionId,
     generation: u32,
-    file: Option<Box<dyn WriteFile>>,
-    temp: PathBuf,
-    buffer: WriteBuffer,
-    flushed: u64,
+    out: TempFile,
     data_len: u64,
     entries: Vec<PackEntry>,
 }
@@ -173,7 +171,7 @@ pub(super) struct PackWriter<'a> {
 impl<'a> PackWriter<'a> {
     /// Begins a pack in the folder of a session.
     pub(super) fn begin(
-        files: &'a dyn Files,
+        files: &'a Arc<dyn Files>,
         dir: &'a Path,
         session: SessionId,
         generation: u32,
@@ -181,52 +179,15 @@ impl<'a> PackWriter<'a> {
         let temp = dir.join(format!("{TEMP_PREFIX}pack-{generation:08}"));
         // Left by one that failed: whoever writes packs holds the lock.
         let _ = files.remove_file(&temp);
-        let file = files
-            .create(&temp)
-            .map_err(StoreError::io("create", &temp))?;
-        let mut buffer = WriteBuffer::default();
-        buffer.extend(&[0; PACK_HEADER_LEN]);
         Ok(Self {
-            files,
+            files: &**files,
             dir,
             session,
             generation,
-            file: Some(file),
-            temp,
-            buffer,
-            flushed: 0,
+            out: TempFile::create(files, temp, WriteBuffer::default(), PACK_HEADER_LEN)?,
             data_len: 0,
             entries: Vec::new(),
         })
-    }
-
-    fn write(&mut self, bytes: &[u8], offset: u64) -> Result<(), StoreError> {
-        match &mut self.file {
-            Some(file) => file
-                .write_all_at(bytes, offset)
-                .map_err(StoreError::io("write", &self.temp)),
-            None => Ok(()),
-        }
-    }
-
-    fn flush(&mut self) -> Result<(), StoreError> {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        let done = self.write(buffer.bytes(), self.flushed);
-        self.flushed += buffer.bytes().len() as u64;
-        buffer.clear();
-        self.buffer = buffer;
-        done
-    }
-
-    fn extend(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
-        while !bytes.is_empty() {
-            let taken = self.buffer.extend(bytes);
-            bytes = &bytes[taken..];
-            if self.buffer.is_full() {
-                self.flush()?;
-            }
-        }
-        Ok(())
     }
 
     /// Adds a page under its old name, as it is stored.
@@ -240,7 +201,7 @@ impl<'a> PackWriter<'a> {
             crc: page.entry.crc,
         });
         self.data_len += page.bytes.len() as u64;
-        self.extend(page.bytes)
+        self.out.extend(page.bytes)
     }
 
     /// Completes the pack and makes it durable and visible; a crash leaves it whole or not at all. Gives its length.
@@ -259,32 +220,17 @@ impl<'a> PackWriter<'a> {
             absorbed,
             ghosts,
         );
-        self.extend(&tail)?;
-        self.flush()?;
-        self.write(&head, 0)?;
-        if let Some(mut file) = self.file.take() {
-            file.sync().map_err(StoreError::io("sync", &self.temp))?;
-        }
+        self.out.extend(&tail)?;
+        self.out.flush()?;
+        self.out.rewrite(&head, 0)?;
+        self.out.sync()?;
         let path = self.dir.join(names::pack_file(self.generation));
-        self.files
-            .rename(&self.temp, &path)
-            .map_err(StoreError::io("publish", &path))?;
-        self.temp = PathBuf::new();
+        self.out.rename(&path)?;
         if let Err(error) = self.files.sync_dir(self.dir) {
             // Not surely durable: what it stands for must not be removed, so it must not stand for anything.
             let _ = self.files.remove_file(&path);
             return Err(StoreError::io("sync folder", self.dir)(error));
         }
-        Ok(self.flushed)
-    }
-}
-
-impl Drop for PackWriter<'_> {
-    fn drop(&mut self) {
-        if self.temp.as_os_str().is_empty() {
-            return;
-        }
-        self.file = None;
-        let _ = self.files.remove_file(&self.temp);
+        Ok(self.out.flushed())
     }
 }

@@ -177,12 +177,13 @@ impl Session {
         if let Some(pack) = &listing.pack {
             last = last.max(pack.absorbed().last().map_or(0, |range| range.1));
         }
+        let next_seq = last.checked_add(1).ok_or_else(StoreError::session_full)?;
         Ok(Self {
             store: store.clone(),
             id,
             dir,
             head: None,
-            next_seq: last + 1,
+            next_seq,
             buffer: WriteBuffer::default(),
             info,
             unsynced: Unsynced::default(),

@@ -248,8 +248,8 @@ impl Files for TestFiles {
         Disk.append(path, bytes)
     }
 
-    fn boot(&self) -> String {
-        format!("boot {}", self.state().boots)
+    fn boot(&self) -> Option<String> {
+        Some(format!("boot {}", self.state().boots))
     }
 
     fn lock(&self, path: &Path) -> io::Result<Locking> {
