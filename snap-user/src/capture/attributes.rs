@@ -40,7 +40,6 @@ impl Known {
         if self.read_ns.is_none_or(|then| now - then > FRESH) {
             self.read_ns = Some(now);
             let process = &mut self.process;
-            process.root = proc::link(pid, "root").map_err(sys)?;
             process.namespaces = proc::namespaces(pid).map_err(sys)?;
             process.time_offsets = proc::time_offsets(pid).ok();
             process.cgroup = proc::text(pid, "cgroup").unwrap_or_default();
@@ -84,7 +83,6 @@ impl Known {
         let known = &self.process;
         let mut process = match observed {
             Some(observed) => ProcessAttributes {
-                root: known.root.clone(),
                 namespaces: known.namespaces.clone(),
                 time_offsets: known.time_offsets,
                 cgroup: known.cgroup.clone(),

@@ -13,8 +13,6 @@ const FRESH: u64 = 1_000_000_000;
 #[derive(Debug)]
 pub struct Live {
     pid: i32,
-    /// Working directory.
-    pub cwd: String,
     /// The probes tell what no file of /proc shows.
     pub probes: bool,
     /// Auxiliary vector; changes with an exec only.
@@ -42,7 +40,6 @@ impl Live {
         let sys = |e| CaptureError::from_sys(pid, e);
         let mut live = Self {
             pid,
-            cwd: String::new(),
             probes,
             known: Known::default(),
             auxv: proc::auxv(pid).map_err(sys)?,
@@ -63,8 +60,6 @@ impl Live {
 
     /// Reads again what may have changed.
     pub fn refresh(&mut self, vmas: &[Vma]) -> Result<()> {
-        let sys = |e| CaptureError::from_sys(self.pid, e);
-        self.cwd = proc::link(self.pid, "cwd").map_err(sys)?;
         self.files.refresh()?;
         self.known.refresh(self.pid, self.probes, vmas)?;
         self.look(vmas)?;

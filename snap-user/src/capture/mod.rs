@@ -18,7 +18,7 @@ pub use files::{Files, Verdict, losses, mapping_verdict, verdict};
 pub use live::Live;
 pub use preflight::{Target, preflight};
 pub use shared::{compared, compared_pages};
-pub use state::{Told, frozen_state, same_program};
+pub use state::{Told, frozen_state};
 
 /// Result of this room.
 pub type Result<T> = std::result::Result<T, CaptureError>;

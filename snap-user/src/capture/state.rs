@@ -181,16 +181,3 @@ fn name_what_is_lost(vmas: &[Vma], unsupported: &mut Vec<String>) {
         }
     }
 }
-
-/// Whether two states are of the same program image: an exec lays arguments and stack anew.
-pub fn same_program(a: &ProcessState, b: &ProcessState) -> bool {
-    let layout = |s: &ProcessState| {
-        (
-            s.mm.start_stack,
-            s.mm.arg_start,
-            s.mm.start_code,
-            s.exe.clone(),
-        )
-    };
-    a.start_time == b.start_time && layout(a) == layout(b)
-}

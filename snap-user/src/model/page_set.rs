@@ -18,7 +18,8 @@ impl PageSet {
     /// The set of all pages in `ranges`, which may overlap and come in any order.
     pub fn from_ranges(mut ranges: Vec<PageRange>) -> Self {
         ranges.retain(|r| !r.is_empty());
-        ranges.sort_unstable();
+        // Mostly two sorted runs, one behind the other, which a stable sort merges.
+        ranges.sort();
         let mut merged: Vec<PageRange> = Vec::with_capacity(ranges.len());
         for range in ranges {
             match merged.last_mut() {

@@ -114,6 +114,7 @@ pub fn plan<W: World>(
     plan.notes.append(&mut plan.files.notes);
     if plan.end_threads.len() < live.threads.len() {
         plan.state = state::plan(target, live);
+        check_directory(target, live, world, &mut reasons);
         plan.memory = state::plan_memory(target, live, &plan.fresh());
         plan.notes.append(&mut plan.memory.after.notes);
     }
@@ -126,6 +127,29 @@ pub fn plan<W: World>(
             pid: live.pid,
             reasons,
         })
+    }
+}
+
+/// It goes back to its working directory late, when all else is done.
+fn check_directory<W: World>(
+    target: &ProcessState,
+    live: &ProcessState,
+    world: &W,
+    reasons: &mut Vec<String>,
+) {
+    if target.cwd == live.cwd || target.cwd.ends_with(" (deleted)") {
+        return;
+    }
+    // A path outside the root directory is refused anyway.
+    let Some(path) = state::inside(&target.attributes.root, &target.cwd) else {
+        return;
+    };
+    let is_directory = |look: files::Look| look.content.mode & libc::S_IFMT == libc::S_IFDIR;
+    if !world.look(&path).is_ok_and(is_directory) {
+        reasons.push(format!(
+            "its working directory {} is gone: make it again first",
+            target.cwd
+        ));
     }
 }
 
@@ -300,6 +324,21 @@ mod tests {
     fn nothing_to_do_for_equal_states() {
         let state = state(&[10, 11]);
         assert_eq!(plan(&state, &state, &Free).unwrap(), RestorePlan::default());
+    }
+
+    #[test]
+    fn a_working_directory_that_is_gone_is_refused() {
+        let mut target = state(&[10]);
+        target.cwd = "/gone".into();
+        let RestoreError::Refused { reasons, .. } =
+            plan(&target, &state(&[10]), &Free).unwrap_err()
+        else {
+            panic!("refused");
+        };
+        assert_eq!(
+            reasons,
+            ["its working directory /gone is gone: make it again first"]
+        );
     }
 
     #[test]

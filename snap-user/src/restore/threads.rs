@@ -150,23 +150,16 @@ fn register(pid: i32, thread: &ThreadState, insn: u64) -> sys::Result<()> {
     if let Some(rseq) = thread.rseq {
         set_rseq(&mut remote, rseq, rseq.flags)?;
     }
-    let address = match thread.attributes.clear_child_tid {
-        Some(address) => (address != 0).then_some(address),
-        None => tid_address(pid, thread),
-    };
-    if let Some(address) = address {
+    // Where it is known, it is one of its attributes.
+    if thread.attributes.clear_child_tid.is_none()
+        && let Some(address) = tid_address(pid, thread)
+    {
         remote.call(
             "set_tid_address",
             libc::SYS_set_tid_address,
             [address, 0, 0, 0, 0, 0],
         )?;
     }
-    drop(remote);
-    // A thread's name is no reason to fail.
-    let _ = std::fs::write(
-        format!("/proc/{pid}/task/{}/comm", thread.tid),
-        &thread.comm,
-    );
     Ok(())
 }
 

@@ -6,7 +6,8 @@
 //! writer thread, which owns the session in the store, writes.
 //!
 //! When all buffers are full, the oldest go to the encoders early, and the copier waits for one to
-//! come back: memory stays within the bound, and the snapshot takes longer instead.
+//! come back: memory stays within the bound, and the snapshot takes longer instead. What is encoded and waits
+//! for the disk is bounded by as much again.
 
 use super::mirror::Mirror;
 use super::staging::{BUFFER, Buffer, CHUNK, Staging};
@@ -16,7 +17,7 @@ use crate::image::EncodedBatch;
 use crate::model::{Costs, Page, PageSet, PageTable, ProcessState, SnapshotId, SnapshotKind};
 use crate::store::{Session, StoreError};
 use crate::sys::{SysError, read_pages_into, renice};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -50,7 +51,7 @@ struct Job {
 /// The stages behind the copier. Ends its threads on drop, once they are done.
 pub struct Pipeline {
     jobs: Option<Sender<Job>>,
-    writer: Option<Sender<ToWriter>>,
+    writer: Option<SyncSender<ToWriter>>,
     free: Receiver<Buffer>,
     /// Empty ones that have come back.
     idle: Vec<Buffer>,
@@ -76,7 +77,9 @@ impl Pipeline {
     pub fn start(session: Session, memory: u64, mirror: u64) -> Self {
         let mirror = Arc::new(Mirror::new(mirror));
         let (jobs, job_queue) = channel::<Job>();
-        let (writer, to_writer) = channel();
+        let most = (memory / BUFFER).max(LEAST_BUFFERS);
+        // Encoded pages that wait for the disk are bounded too, by as much again.
+        let (writer, to_writer) = sync_channel(most as usize);
         let (give_back, free) = channel();
         let job_queue = Arc::new(Mutex::new(job_queue));
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
@@ -97,8 +100,8 @@ impl Pipeline {
             writer: Some(writer),
             free,
             idle: Vec::new(),
-            unmade: (memory / BUFFER).max(LEAST_BUFFERS),
-            most: (memory / BUFFER).max(LEAST_BUFFERS),
+            unmade: most,
+            most,
             staging: Staging::default(),
             copiers: processors.min(MOST_COPIERS),
             hurry: None,
@@ -318,7 +321,7 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
 fn encode_jobs(
     queue: &Mutex<Receiver<Job>>,
     mirror: &Mirror,
-    out: &Sender<ToWriter>,
+    out: &SyncSender<ToWriter>,
     back: &Sender<Buffer>,
 ) {
     // Behind the target wherever both want a processor.

@@ -157,7 +157,10 @@ pub fn revive(
         .and_then(|t| t.attributes.parent_death_signal)
         .unwrap_or(0);
     for one in &mut all {
-        one.released.finish_loading(death_signal)?;
+        // The others go on being filled, whatever became of this one.
+        if let Err(e) = one.released.finish_loading(death_signal) {
+            failed.get_or_insert(e.into());
+        }
     }
     match failed {
         Some(e) => Err(e),

@@ -112,7 +112,12 @@ impl Engine {
     /// A refusal leaves the process as it was. A failure halfway leaves it stopped.
     pub fn rollback(&mut self, to: SnapshotId) -> Result<RolledBack> {
         let pid = self.target.pid;
-        self.go_back(to).map_err(|e| e.of_process(pid))
+        let done = self.go_back(to);
+        if done.is_err() {
+            // Pages may have been looked at or protected for it, which no snapshot has.
+            self.epoch.abort();
+        }
+        done.map_err(|e| e.of_process(pid))
     }
 
     fn go_back(&mut self, to: SnapshotId) -> Result<RolledBack> {
@@ -160,7 +165,6 @@ impl Engine {
         let done = match self.put_back(&mut frozen, &snapshot, &target, &mut ahead) {
             Ok(done) => done,
             Err(e) => {
-                self.epoch.abort();
                 if matches!(e, SessionError::Restore(RestoreError::Halfway { .. })) {
                     frozen.leave_stopped();
                 }

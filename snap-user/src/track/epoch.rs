@@ -41,6 +41,8 @@ pub struct Epoch {
     /// The epoch that ended with the last rotation, until its snapshot is safe.
     unsafe_yet: Ledger,
     rearmed: bool,
+    /// Where stops have looked since the last rearm: what was new there is still written without an event.
+    looked: PageSet,
     /// Every mapping is known to the tracker: none has changed since it last looked at them.
     registered: bool,
 }
@@ -54,6 +56,7 @@ impl Epoch {
             current: Ledger::default(),
             unsafe_yet: Ledger::default(),
             rearmed: false,
+            looked: PageSet::new(),
             registered: false,
         }
     }
@@ -112,11 +115,21 @@ impl Epoch {
         }
         // A stack grows without an event, but within its mapping.
         let unchanged = self.registered && self.log.as_ref().is_some_and(FaultLog::is_whole);
+        let found = match self.tracker.rearm(vmas, unchanged, watched) {
+            Ok(found) => found,
+            Err(e) => {
+                // Some of it may be protected by now, and what was known of its writes gone.
+                self.registered = false;
+                add(&mut self.current.carried, survey::examined(vmas, None));
+                return Err(e);
+            }
+        };
         self.registered = true;
-        let Some(found) = self.tracker.rearm(vmas, unchanged, watched)? else {
+        let Some(found) = found else {
             return Ok(None);
         };
         self.rearmed = true;
+        self.looked = PageSet::new();
         add(&mut self.current.reported, found.clone());
         Ok(Some(found))
     }
@@ -141,6 +154,7 @@ impl Epoch {
                 let area = windows
                     .union(&self.current.remapped)
                     .union(&self.current.carried)
+                    .union(&self.looked)
                     .without_gaps(CHEAP_GAP);
                 let survey = self.tracker.survey(vmas, Some(&area))?;
                 // Outside the area, a page that was there at the last rearm still is.
@@ -162,6 +176,7 @@ impl Epoch {
             .copy
             .union(&dirty.own.intersect(&self.current.carried));
         add(&mut self.current.reported, dirty.copy.clone());
+        self.looked = dirty.examined.clone();
         self.unsafe_yet = std::mem::take(&mut self.current);
         Ok(dirty)
     }
@@ -217,6 +232,8 @@ mod tests {
     struct Writer {
         every_write_faults: bool,
         refused: PageSet,
+        /// The next rearm fails.
+        fails: bool,
     }
 
     impl Tracker for Writer {
@@ -225,6 +242,12 @@ mod tests {
         }
 
         fn rearm(&mut self, _: &[Vma], _: bool, _: &mut dyn FnMut()) -> Result<Option<PageSet>> {
+            if std::mem::take(&mut self.fails) {
+                return Err(crate::track::TrackError::Unavailable {
+                    kind: self.kind(),
+                    why: "it fails once".into(),
+                });
+            }
             Ok(Some(PageSet::new()))
         }
 
@@ -246,9 +269,9 @@ mod tests {
         }
     }
 
-    fn rotated(every_write_faults: bool) -> Dirty {
-        let vmas = [Vma {
-            range: PageRange::new(0x20_0000, 0x40_0000),
+    fn mapping() -> [Vma; 1] {
+        [Vma {
+            range: PageRange::new(0x20_0000, 0x80_0000),
             prot: Protection {
                 read: true,
                 write: true,
@@ -258,16 +281,58 @@ mod tests {
             backing: Backing::Anonymous { name: None },
             flags: Vec::new(),
             build_id: None,
-        }];
+        }]
+    }
+
+    fn epoch(every_write_faults: bool, fails: bool) -> Epoch {
         let tracker = Writer {
             every_write_faults,
             refused: PageSet::new(),
+            fails,
         };
-        let mut epoch = Epoch::new(Box::new(tracker), true);
+        Epoch::new(Box::new(tracker), true)
+    }
+
+    fn rotated(every_write_faults: bool) -> Dirty {
+        let vmas = mapping();
+        let mut epoch = epoch(every_write_faults, false);
         epoch.precopy(&vmas, &mut || {}).unwrap();
         // The first write to a huge page whose pages are all known from before.
         epoch.log().unwrap().record(1, 0x20_3000);
         epoch.rotate(&vmas, |_| true).unwrap()
+    }
+
+    #[test]
+    fn what_was_new_in_a_stop_is_looked_at_again_until_it_is_protected() {
+        let vmas = mapping();
+        let mut epoch = epoch(true, false);
+        epoch.precopy(&vmas, &mut || {}).unwrap();
+        epoch.log().unwrap().record(1, 0x40_3000);
+        let window = [PageRange::new(0x40_0000, 0x60_0000)];
+        let new = epoch.rotate(&vmas, |_| false).unwrap();
+        assert!(!new.full);
+        assert_eq!(new.examined.ranges(), window);
+        epoch.commit();
+        // It is known by now, and nothing was protected since.
+        assert_eq!(
+            epoch.rotate(&vmas, |_| true).unwrap().examined.ranges(),
+            window
+        );
+        epoch.commit();
+        epoch.log().unwrap().ended(1);
+        (0..3).for_each(|_| drop(epoch.precopy(&vmas, &mut || {}).unwrap()));
+        assert!(epoch.rotate(&vmas, |_| true).unwrap().examined.is_empty());
+    }
+
+    #[test]
+    fn after_a_rearm_that_failed_everything_is_looked_at() {
+        let vmas = mapping();
+        let mut epoch = epoch(true, true);
+        assert!(epoch.precopy(&vmas, &mut || {}).is_err());
+        assert!(epoch.is_remapped());
+        epoch.precopy(&vmas, &mut || {}).unwrap();
+        let dirty = epoch.rotate(&vmas, |_| true).unwrap();
+        assert_eq!(dirty.copy.ranges(), [vmas[0].range]);
     }
 
     #[test]
@@ -277,6 +342,6 @@ mod tests {
         assert_eq!(by_log.copy.pages(), 1);
         let looked = rotated(false);
         assert!(looked.full);
-        assert_eq!(looked.copy.pages(), 0x20_0000 / PAGE_SIZE);
+        assert_eq!(looked.copy.pages(), 0x60_0000 / PAGE_SIZE);
     }
 }

@@ -28,7 +28,8 @@ impl WriteProtect {
     fn register(&mut self, vmas: &[Vma]) -> Result<()> {
         let mut refused = Vec::new();
         for vma in survey::private(vmas) {
-            if self.uffd.register(vma.range)? == WpRegister::Refused {
+            // One that is gone by now will be heard of; else memory was short, and nothing watches it.
+            if self.uffd.register(vma.range)? != WpRegister::Done {
                 refused.push(vma.range);
             }
         }

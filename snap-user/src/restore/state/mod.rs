@@ -27,3 +27,4 @@ mod tests;
 pub use apply::{Held, Runner, apply};
 pub use memory::{MemoryPlan, plan_memory};
 pub use plan::{Action, Arg, StatePlan, Step, plan};
+pub(super) use process::inside;

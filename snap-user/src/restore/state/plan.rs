@@ -158,7 +158,7 @@ fn counterpart(thread: &ThreadState, live: &ProcessState, first: &ThreadState) -
     let mut cloned = first.clone();
     cloned.tid = thread.tid;
     cloned.attributes.alt_stack = Some(Default::default());
-    // Registered when it was made.
+    // A clone has none.
     cloned.attributes.clear_child_tid = None;
     cloned.attributes.parent_death_signal = Some(0);
     cloned

@@ -126,7 +126,7 @@ fn unchangeable(plan: &mut StatePlan, want: &ProcessAttributes, now: &ProcessAtt
 }
 
 /// Path of a directory as the process itself names it: below its root.
-fn inside(root: &str, path: &str) -> Option<String> {
+pub(in crate::restore) fn inside(root: &str, path: &str) -> Option<String> {
     match root {
         "/" => Some(path.to_owned()),
         root => {
