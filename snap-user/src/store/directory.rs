@@ -290,6 +290,14 @@ impl Store {
         Ok(list)
     }
 
+    /// Bytes of a session's snapshots, and of what those that are gone have left to them.
+    pub fn session_bytes(&self, session: SessionId) -> Result<u64, StoreError> {
+        let list = self.list_session(session)?;
+        let listing = self.session_files(session)?.listing();
+        let pack = listing.pack.as_ref().map_or(0, |p| p.header.file_len());
+        Ok(pack + list.iter().map(|meta| meta.file_bytes).sum::<u64>())
+    }
+
     /// Makes a session's list of headers anew from its snapshots. Gives how many are in it.
     pub fn rebuild_headers(&self, session: SessionId) -> Result<u64, StoreError> {
         let files = self.session_files(session)?;

@@ -11,6 +11,8 @@ pub(super) const MARKER: &str = "ksnap-store";
 pub(super) const SESSION_FILE: &str = "session.json";
 /// A session's lock.
 pub(super) const LOCK_FILE: &str = "lock";
+/// Says that a session has its home in another store, from where snapshots may still come.
+pub(super) const COPIED: &str = "copied";
 /// Begins the names of files and folders that are not published yet.
 pub(super) const TEMP_PREFIX: &str = ".tmp-";
 

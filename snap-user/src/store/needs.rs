@@ -26,6 +26,17 @@ pub(super) struct Needs {
     pub(super) bytes: u64,
 }
 
+/// What becomes of a snapshot, as seen from those that others may build on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Its file is there, and stays.
+    Stays,
+    /// Its file goes, or has gone into a pack before.
+    Goes,
+    /// Its file is not there, and nobody has removed it by a rule.
+    Missing,
+}
+
 impl Needs {
     /// What the kept snapshots need of those that go, or have gone into a pack before.
     ///
@@ -36,27 +47,29 @@ impl Needs {
     pub(super) fn find(
         files: &SessionFiles,
         kept: &[SnapshotMeta],
-        goes: &dyn Fn(u32) -> bool,
+        fate: &dyn Fn(u32) -> Fate,
     ) -> Result<Self, StoreError> {
         let mut found: BTreeSet<Location> = BTreeSet::new();
         let mut ghosts = BTreeMap::new();
-        let listing = files.listing();
+        let goes = |seq: u32| fate(seq) == Fate::Goes;
         for meta in kept {
             let file = files.open(meta.seq)?;
             let header = &file.header;
             let entries = file.index()?;
             let targets = entries.iter().filter_map(IndexEntry::target);
             found.extend(targets.filter(|target| goes(target.seq.get())));
-            let is_there = listing.by_seq.contains_key(&meta.parent_seq);
-            if is_there && !goes(meta.parent_seq) {
+            let parent = match meta.parent_seq {
+                0 => None,
+                seq => Some(fate(seq)),
+            };
+            if parent == Some(Fate::Stays) {
                 continue;
             }
-            // Missing is what nobody has removed by these rules. Its table has nobody, so what is kept must not need it.
-            let missing = meta.parent_seq != 0 && !is_there && !goes(meta.parent_seq);
-            let stays = |seq: u32| listing.by_seq.contains_key(&seq) && !goes(seq);
+            // Nobody has its table, so what is kept must not need it.
+            let missing = parent == Some(Fate::Missing);
             let needs_parent = match header.span_kind {
                 SpanKind::Full => false,
-                SpanKind::Since(ancestor) => !stays(ancestor),
+                SpanKind::Since(ancestor) => fate(ancestor) != Fate::Stays,
                 SpanKind::None => header.kind == SnapshotKind::Delta,
             };
             if missing && needs_parent {

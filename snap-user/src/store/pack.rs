@@ -2,18 +2,24 @@
 
 use super::buffer::WriteBuffer;
 use super::cache::PageFile;
-use super::encoded::Encoded;
+use super::chain::SessionFiles;
+use super::encoded::{Encoded, entries_of, read_wanted};
 use super::error::StoreError;
 use super::files::{Files, ReadFile};
 use super::names::{self, TEMP_PREFIX};
 use super::temp::TempFile;
+use super::versions::read_decoded;
+use crate::codec::{Encoding, Scratch};
 use crate::image::{
-    Ghost, IndexEntry, Location, PACK_HEADER_LEN, PackEntry, PackHeader, Section, SessionId,
-    apply_runs, finish_pack,
+    EncodedBatch, Ghost, IndexEntry, Location, PACK_HEADER_LEN, PackEntry, PackHeader, Section,
+    SessionId, apply_runs, finish_pack,
 };
 use crate::model::PageTable;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+
+/// Pages whose names are looked up together: 16 MiB of them.
+const STEP: usize = 4096;
 
 /// An open pack.
 #[derive(Debug)]
@@ -192,16 +198,77 @@ impl<'a> PackWriter<'a> {
 
     /// Adds a page under its old name, as it is stored.
     pub(super) fn add(&mut self, page: &Encoded<'_>) -> Result<(), StoreError> {
+        let IndexEntry {
+            addr,
+            encoding,
+            crc,
+            ..
+        } = page.entry;
+        self.put(page.place, addr, encoding, crc, page.bytes)
+    }
+
+    fn put(
+        &mut self,
+        name: Location,
+        addr: u64,
+        encoding: Encoding,
+        crc: u32,
+        bytes: &[u8],
+    ) -> Result<(), StoreError> {
         self.entries.push(PackEntry {
-            name: page.place,
-            addr: page.entry.addr,
+            name,
+            addr,
             at: PACK_HEADER_LEN as u64 + self.data_len,
-            len: page.bytes.len() as u16,
-            encoding: page.entry.encoding,
-            crc: page.entry.crc,
+            len: bytes.len() as u16,
+            encoding,
+            crc,
         });
-        self.data_len += page.bytes.len() as u64;
-        self.out.extend(page.bytes)
+        self.data_len += bytes.len() as u64;
+        self.out.extend(bytes)
+    }
+
+    /// As [`PackWriter::add_all`], but none of them as the changes to a version that is elsewhere.
+    pub(super) fn add_whole(
+        &mut self,
+        files: &SessionFiles,
+        places: &[Location],
+    ) -> Result<(), StoreError> {
+        let mut scratch = Scratch::default();
+        let mut batch = EncodedBatch::default();
+        for piece in places.chunks(STEP) {
+            let mut addrs = Vec::with_capacity(piece.len());
+            entries_of(files, piece, &mut |_, entry| addrs.push(entry.addr))?;
+            let wanted: Vec<(Location, u64)> = piece.iter().copied().zip(0..).collect();
+            let mut added = Ok(());
+            read_decoded(files, &wanted, &mut |number, page| {
+                let at = number as usize;
+                batch.reset(0);
+                batch.push(addrs[at], page, &mut scratch);
+                let one = batch.pages()[0];
+                if added.is_ok() {
+                    added = self.put(piece[at], addrs[at], one.encoding, one.crc, batch.bytes());
+                }
+            })?;
+            added?;
+        }
+        Ok(())
+    }
+
+    /// Adds pages, ascending by name, as the files of a session store them.
+    pub(super) fn add_all(
+        &mut self,
+        files: &SessionFiles,
+        places: &[Location],
+    ) -> Result<(), StoreError> {
+        for piece in places.chunks(STEP) {
+            let wanted: Vec<(Location, u64)> = piece.iter().map(|place| (*place, 0)).collect();
+            read_wanted(files, &wanted, &mut |page, _| match page.entry.encoding {
+                // Nothing refers to one, so this one is an error, and `previous` says which.
+                Encoding::Reference => page.previous().map(drop),
+                _ => self.add(page),
+            })?;
+        }
+        Ok(())
     }
 
     /// Completes the pack and makes it durable and visible; a crash leaves it whole or not at all. Gives its length.

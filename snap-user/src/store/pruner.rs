@@ -11,24 +11,19 @@
 use super::chain::SessionFiles;
 use super::directory::{SnapshotMeta, Store};
 use super::durability::{durable_up_to, recover};
-use super::encoded::read_wanted;
 use super::error::StoreError;
 use super::files::LockGuard;
 use super::headers::Headers;
-use super::needs::Needs;
+use super::needs::{Fate, Needs};
 use super::pack::PackWriter;
 use super::retention::{Rules, removable};
 use super::session::{SessionInfo, lock, now_ns};
-use crate::codec::Encoding;
-use crate::image::{Ghost, Location, SessionId, runs_of};
+use crate::image::{Ghost, SessionId, runs_of};
 use crate::model::SnapshotId;
 use std::collections::{BTreeSet, HashSet};
 use std::ops::Bound;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// Pages merged between two looks at whether to go on: 16 MiB of them.
-const STEP: usize = 4096;
 
 /// What the writer of a session and the one who removes from it agree on.
 #[derive(Debug, Default)]
@@ -288,8 +283,12 @@ impl Pruner {
             };
             return Ok(plan);
         }
-        let goes = |seq: u32| gone.contains(&seq) || listing.is_gone(seq);
-        plan.needs = Needs::find(&files, &kept, &goes)?;
+        let fate = |seq: u32| match listing.by_seq.contains_key(&seq) {
+            _ if gone.contains(&seq) || listing.is_gone(seq) => Fate::Goes,
+            true => Fate::Stays,
+            false => Fate::Missing,
+        };
+        plan.needs = Needs::find(&files, &kept, &fate)?;
         plan.bytes_after = sum(&kept) + plan.needs.bytes;
         Ok(plan)
     }
@@ -386,13 +385,7 @@ impl Pruner {
                 why: "the session has been merged too often: begin another".into(),
             })?;
         let mut writer = PackWriter::begin(&files.files, &files.dir, self.session, generation)?;
-        for piece in plan.needs.places.chunks(STEP) {
-            let wanted: Vec<(Location, u64)> = piece.iter().map(|place| (*place, 0)).collect();
-            read_wanted(files, &wanted, &mut |page, _| match page.entry.encoding {
-                Encoding::Reference => page.previous().map(drop),
-                _ => writer.add(page),
-            })?;
-        }
+        writer.add_all(files, &plan.needs.places)?;
         let mut absorbed: Vec<(u32, u32)> = gone.iter().map(|seq| (*seq, *seq)).collect();
         if let Some(pack) = &listing.pack {
             absorbed.extend(pack.absorbed());
@@ -405,7 +398,7 @@ impl Pruner {
     }
 
     /// Removes files that nobody needs, newest first: what an interrupted removal has left.
-    fn sweep(&self, files: &SessionFiles) -> Result<(), StoreError> {
+    pub(super) fn sweep(&self, files: &SessionFiles) -> Result<(), StoreError> {
         let listing = files.listing();
         let mut names = listing.leftovers.clone();
         names.sort_unstable_by(|a, b| b.cmp(a));
@@ -457,7 +450,7 @@ fn in_use(seq: u32) -> StoreError {
 }
 
 /// Ranges, first and last number, as few as it takes, ascending. Not number by number: a file may say any range.
-fn merge(mut ranges: Vec<(u32, u32)>) -> Vec<(u32, u32)> {
+pub(super) fn merge(mut ranges: Vec<(u32, u32)>) -> Vec<(u32, u32)> {
     ranges.sort_unstable();
     let mut merged: Vec<(u32, u32)> = Vec::new();
     for (first, last) in ranges {

@@ -15,21 +15,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// A small generator, seeded: failures can be repeated.
-struct Dice {
+pub(super) struct Dice {
     state: u64,
     /// How many versions are below each page that was stored as changes.
     depths: BTreeMap<Location, usize>,
 }
 
 impl Dice {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         Self {
             state: seed,
             depths: BTreeMap::new(),
         }
     }
 
-    fn roll(&mut self, sides: u64) -> u64 {
+    pub(super) fn roll(&mut self, sides: u64) -> u64 {
         self.state ^= self.state << 13;
         self.state ^= self.state >> 7;
         self.state ^= self.state << 17;
@@ -38,10 +38,15 @@ impl Dice {
 }
 
 /// What each snapshot should hold.
-type History = BTreeMap<u32, (SnapshotId, Memory)>;
+pub(super) type History = BTreeMap<u32, (SnapshotId, Memory)>;
 
 /// Takes a snapshot on some earlier one: pages that change, go, move, or have come from elsewhere.
-fn grow(session: &mut Session, history: &mut History, parent: Option<u32>, dice: &mut Dice) {
+pub(super) fn grow(
+    session: &mut Session,
+    history: &mut History,
+    parent: Option<u32>,
+    dice: &mut Dice,
+) {
     let before = parent.map(|seq| history[&seq].clone());
     let mut memory = before.as_ref().map_or(Memory::new(), |p| p.1.clone());
     let pid = session.info().pid;
@@ -145,7 +150,10 @@ fn assert_all(store: &Store, history: &History) {
     assert!(report.is_clean(), "{report:?}");
 }
 
-fn remove(pruner: &Pruner, seqs: impl IntoIterator<Item = u32>) -> Result<(), StoreError> {
+pub(super) fn remove(
+    pruner: &Pruner,
+    seqs: impl IntoIterator<Item = u32>,
+) -> Result<(), StoreError> {
     let gone: BTreeSet<u32> = seqs.into_iter().collect();
     let plan = pruner.plan_removal(&gone)?;
     pruner.carry_out(&plan).map(drop)
