@@ -2,6 +2,7 @@
 
 pub mod diagnosis;
 pub mod diff;
+pub mod flush;
 pub mod human;
 pub mod inspection;
 pub mod log;

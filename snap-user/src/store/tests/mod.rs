@@ -6,6 +6,7 @@ mod corruption;
 mod durability;
 mod faults;
 mod files;
+mod flush;
 mod history;
 mod many;
 mod prune;
