@@ -6,7 +6,7 @@ use super::keeper::Keeper;
 use super::open::open_session;
 use super::pipeline::{Hashes, Pipeline};
 use super::profile::Profiling;
-use super::{Options, Result, SessionError, Then, audit};
+use super::{Options, Result, SessionError, Taken, Then, audit};
 use crate::capture::{
     CaptureError, Contents, Live, Target, compared, compared_pages, frozen_state, preflight,
     saved_ranges, without_files,
@@ -61,6 +61,11 @@ pub struct Engine {
     pub(super) processors: usize,
     cpu_ns: u64,
     session: SessionId,
+    /// The process stays stopped after the snapshot under way, for as long as ksnap lives.
+    hold: bool,
+    held: Option<Frozen>,
+    /// When the last stop began, in nanoseconds of the monotonic clock.
+    stopped_at: u64,
 }
 
 impl Engine {
@@ -108,6 +113,9 @@ impl Engine {
         Ok(Self {
             keeper: Keeper::start(session.pruner(), options.keep)?,
             session: session.id(),
+            hold: false,
+            held: None,
+            stopped_at: 0,
             layout: layout(pid)?,
             epoch: Epoch::new(attached.tracker, events.is_on()),
             cpu_ns: proc::cpu_time_ns(pid).unwrap_or(0),
@@ -228,6 +236,23 @@ impl Engine {
         done
     }
 
+    /// Takes a snapshot and leaves the process stopped: it goes on when what is returned is dropped, or when ksnap ends
+    /// in whatever way. Also tells when the stop began, in nanoseconds of the monotonic clock.
+    pub(super) fn snapshot_and_hold(&mut self) -> Result<(Taken, Frozen, u64)> {
+        self.hold = true;
+        let done = self.snapshot_then(Then::GoOn);
+        self.hold = false;
+        let held = self.held.take();
+        done?;
+        match (self.settle(), held) {
+            (Some(taken), Some(held)) => Ok((taken?, held, self.stopped_at)),
+            (Some(Err(e)), None) => Err(e),
+            _ => Err(SessionError::Control {
+                why: "took no snapshot".into(),
+            }),
+        }
+    }
+
     /// `false` when the process turned out to run another program than is tracked.
     fn try_snapshot(&mut self) -> Result<bool> {
         let kind = match self.head {
@@ -293,6 +318,7 @@ impl Engine {
         self.events.drain(&mut self.epoch);
 
         let stop = monotonic_ns();
+        self.stopped_at = stop;
         costs.phases.precopy_ns = stop - begun;
         let frozen = self.freeze()?;
         let frozen_at = monotonic_ns();
@@ -363,7 +389,7 @@ impl Engine {
             true => Some(self.epoch.survey_all(&vmas)?),
             false => None,
         };
-        let held = match audited.is_some() || self.options.then != Then::GoOn {
+        let held = match audited.is_some() || self.options.then != Then::GoOn || self.hold {
             true => Some(frozen),
             false => {
                 frozen.thaw();
@@ -424,6 +450,7 @@ impl Engine {
             };
             match self.options.then {
                 _ if !wrong.is_empty() => drop(held),
+                Then::GoOn if self.hold => self.held = Some(held),
                 Then::GoOn => drop(held),
                 Then::Stop => held.end_with(libc::SIGSTOP)?,
                 Then::Kill => held.end_with(libc::SIGKILL)?,

@@ -6,6 +6,7 @@ use crate::restore::RestoreError;
 use crate::store::StoreError;
 use crate::sys::{SysError, proc};
 use crate::track::TrackError;
+use crate::wire::WireError;
 use std::io;
 
 /// Addresses that an audit error prints.
@@ -32,6 +33,9 @@ pub enum SessionError {
     /// A system call failed.
     #[error(transparent)]
     Sys(#[from] SysError),
+    /// Another machine.
+    #[error(transparent)]
+    Wire(#[from] WireError),
     /// Something else of the operating system failed.
     #[error("{what}: {source}")]
     Io {
@@ -161,6 +165,10 @@ impl SessionError {
             },
             Self::Probe(error) => probe(error),
             Self::Sys(error) => sys(error),
+            Self::Wire(error) => match error {
+                WireError::Untrusted { .. } => Trouble::Permission,
+                _ => Trouble::Failed,
+            },
             Self::Io { source, .. } => io_trouble(source),
             Self::Audit { .. } | Self::Control { .. } => Trouble::Failed,
             Self::Usage(_) => Trouble::Usage,

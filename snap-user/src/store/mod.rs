@@ -23,6 +23,7 @@
 //! | `reference` | `latest~2`, prefixes and the like → id |
 //! | `verify`, `diff` | check, compare |
 //! | `flat` | a snapshot's pages in one file to map, for restores |
+//! | `received` | pages that another machine sends, until their snapshot is published |
 //! | `names` | file names, default folder |
 //! | `cache`, `files` | open files; the operating system behind a seam |
 
@@ -43,6 +44,7 @@ mod needs;
 mod pack;
 mod pending;
 mod pruner;
+mod received;
 mod reference;
 mod retention;
 mod session;
@@ -66,6 +68,7 @@ pub use flat::{Flat, FlatPiece};
 pub use names::default_dir;
 pub use pending::{PendingSnapshot, Published};
 pub use pruner::{Plan, Pruned, Pruner};
+pub use received::Received;
 pub use retention::{Rules, removable};
 pub use session::{Session, SessionInfo};
 pub use snapshot::Snapshot;
