@@ -650,6 +650,9 @@ pub struct Clone {
     /// Rounds of snapshots while the process runs, at most: each sends what was written during the one before
     #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
+    /// Give the other machine up after so long without a sign of life
+    #[arg(long, value_name = "D", default_value = "30s", value_parser = units::duration)]
+    pub timeout: Duration,
     #[command(flatten)]
     pub taking: Taking,
     #[command(flatten)]
@@ -667,6 +670,7 @@ impl Clone {
             allow_changed_files: self.allow_changed_files,
             network: self.net == NetChoice::Private,
             rounds: self.rounds,
+            stall: self.timeout,
             taking: self.taking.options(),
         }
     }
@@ -678,6 +682,9 @@ pub struct Serve {
     /// Address to listen on, with or without a port [default: all addresses, port 5762]
     #[arg(long, value_name = "ADDR[:PORT]")]
     pub listen: Option<String>,
+    /// Give another machine up after so long without a sign of life
+    #[arg(long, value_name = "D", default_value = "30s", value_parser = units::duration)]
+    pub timeout: Duration,
     #[command(flatten)]
     pub json: Json,
 }

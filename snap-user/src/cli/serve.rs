@@ -24,7 +24,12 @@ pub fn serve(context: &Context, args: &Serve) -> Result<Exit, CliError> {
             context.tell("no key is trusted yet, so nobody can connect: `ksnap key trust` the other machine's");
         }
     };
-    session::serve(&context.store()?, args.listen.as_deref(), &mut report)?;
+    session::serve(
+        &context.store()?,
+        args.listen.as_deref(),
+        args.timeout,
+        &mut report,
+    )?;
     match failed {
         // Who reads what is printed may go; those who connect come nevertheless.
         Some(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e.into()),

@@ -7,11 +7,13 @@ use super::remote::{dial, is_lost};
 use super::types::hex;
 use super::{Options, Pids, Result, SessionError};
 use crate::model::SnapshotId;
+use crate::restore::fault;
 use crate::store::{Snapshot, Store};
 use crate::sys::{monotonic_ns, proc};
-use crate::wire::{self, Link, Message, Order, Running, STALL};
+use crate::wire::{self, Link, Message, Order, Running};
 use serde::Serialize;
 use std::path::Path;
+use std::time::Duration;
 
 /// Pages that are left for the stop without another round.
 const FEW_PAGES: u64 = 256;
@@ -35,6 +37,8 @@ pub struct CloneOptions {
     pub network: bool,
     /// Rounds while the process runs, at most.
     pub rounds: u32,
+    /// How long the other machine may be without a sign of life.
+    pub stall: Duration,
     /// How snapshots of the running process are taken.
     pub taking: Options,
 }
@@ -114,7 +118,7 @@ pub fn clone_stored(
     }
     let store = Store::open(dir)?;
     let snapshot = store.snapshot(store.resolve(reference, None)?)?;
-    let mut link = dial(target, &keys()?)?;
+    let mut link = dial(target, &keys()?, options.stall)?;
     let round = send(&mut link, &snapshot, None, false, &mut || {})?;
     report(&round);
     let mut cloned = Cloned::new(target, None);
@@ -141,7 +145,7 @@ pub fn clone_live(
     report: &mut dyn FnMut(&Round),
 ) -> Result<Cloned> {
     // Refused before the process is touched.
-    let mut link = dial(target, &keys()?)?;
+    let mut link = dial(target, &keys()?, options.stall)?;
     let store = Store::open_or_create(dir)?;
     let mut source = Source::new(&store, pid, &options.taking)?;
     let mut cloned = Cloned::new(target, Some(pid));
@@ -171,10 +175,12 @@ pub fn clone_live(
         return finish(&mut link, cloned);
     }
     let held = source.hold()?;
+    fault::point("clone-held");
     cloned.unsupported.clone_from(&held.taken.unsupported);
     let snapshot = store.snapshot(held.taken.id)?;
     let round = send(&mut link, &snapshot, before.as_ref(), true, &mut || {})?;
     let running = order(&mut link, options)?;
+    fault::point("clone-running");
     cloned.downtime_ns = Some(monotonic_ns().saturating_sub(held.stopped_at));
     cloned.running = Some(running);
     report(&round);
@@ -208,11 +214,9 @@ fn send(
         sent,
         stored,
     } = Sender::new(link, idle).send(snapshot, before).map_err(|e| match is_lost(&e) {
-        true => SessionError::Control {
-            why: format!(
-                "on the other machine was not reached to the end: {e}. The process here is as it was; what was sent is kept there, and cloning again goes on with it"
-            ),
-        },
+        true => SessionError::Remote(format!(
+            "{e}. The process here is as it was. What was sent is kept there: cloning again goes on with it"
+        )),
         false => e,
     })?;
     Ok(Round {
@@ -239,7 +243,7 @@ fn order(link: &mut Link, options: &CloneOptions) -> Result<RunsThere> {
         allow_changed_files: options.allow_changed_files,
         network: options.network,
     }))?;
-    match link.receive(STALL).map_err(unsure)? {
+    match link.receive(link.stall()).map_err(unsure)? {
         Message::Running(Running {
             pid,
             own_pid,
@@ -257,7 +261,7 @@ fn order(link: &mut Link, options: &CloneOptions) -> Result<RunsThere> {
 
 /// Waits until what was brought back needs nobody any more.
 fn settled(link: &mut Link) -> Result<()> {
-    match link.receive(STALL).map_err(unsure)? {
+    match link.receive(link.stall()).map_err(unsure)? {
         Message::Settled => Ok(()),
         other => Err(link.unexpected(&other, "Settled").into()),
     }
@@ -267,11 +271,9 @@ fn settled(link: &mut Link) -> Result<()> {
 fn unsure(error: wire::WireError) -> SessionError {
     match error.is_lost() {
         false => error.into(),
-        true => SessionError::Control {
-            why: format!(
-                "on the other machine was lost while it brought the process back: {error}. The process here was not ended; look on the other machine whether it runs there too"
-            ),
-        },
+        true => SessionError::Remote(format!(
+            "{error}, while the other machine brought the process back. The process here was not ended; look there whether it runs there too"
+        )),
     }
 }
 

@@ -6,7 +6,7 @@ use crate::image::{Manifest, PageSource};
 use crate::model::{PAGE_SIZE, Page, PageRange, PageSet, SnapshotKind};
 use crate::store::Snapshot;
 use crate::wire::{
-    Begin, Encoded, Link, MAX_OFFER, MAX_RANGES, MAX_STATE, Message, Offered, STALL, Stored,
+    Begin, Encoded, Link, MAX_OFFER, MAX_RANGES, MAX_STATE, Message, Offered, Stored,
     digest_dropped, digest_pages,
 };
 use std::collections::VecDeque;
@@ -90,7 +90,7 @@ impl<'a> Sender<'a> {
         digest.update(&bytes);
         self.link
             .send(&Message::Publish(*digest.finalize().as_bytes()))?;
-        match self.link.receive(STALL)? {
+        match self.link.receive(self.link.stall())? {
             Message::Stored(stored) => Ok(Sent {
                 offered: pages.len() as u64,
                 sent,
@@ -129,7 +129,7 @@ impl<'a> Sender<'a> {
 
     /// Sends what the target wants of a batch.
     fn answer(&mut self, batch: &Batch) -> Result<u64> {
-        let wanted = match self.link.receive(STALL)? {
+        let wanted = match self.link.receive(self.link.stall())? {
             Message::Want(wanted) => wanted,
             other => return Err(self.link.unexpected(&other, "Want").into()),
         };

@@ -36,6 +36,9 @@ pub enum SessionError {
     /// Another machine.
     #[error(transparent)]
     Wire(#[from] WireError),
+    /// What was to be done with another machine came to nothing.
+    #[error("{0}")]
+    Remote(String),
     /// Something else of the operating system failed.
     #[error("{what}: {source}")]
     Io {
@@ -170,7 +173,7 @@ impl SessionError {
                 _ => Trouble::Failed,
             },
             Self::Io { source, .. } => io_trouble(source),
-            Self::Audit { .. } | Self::Control { .. } => Trouble::Failed,
+            Self::Audit { .. } | Self::Control { .. } | Self::Remote(_) => Trouble::Failed,
             Self::Usage(_) => Trouble::Usage,
         }
     }

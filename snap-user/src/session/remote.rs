@@ -4,8 +4,9 @@ use super::{Result, SessionError};
 use crate::image::{Arch, FORMAT_VERSION, STATE_VERSION};
 use crate::model::PAGE_SIZE;
 use crate::sys::proc;
-use crate::wire::{Keys, Link, Message, PROTOCOL, Peer, PublicKey, STALL, WireError};
+use crate::wire::{Keys, Link, Message, PROTOCOL, Peer, PublicKey, WireError};
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::time::Duration;
 
 /// Port that is listened on unless another one is named.
 pub const DEFAULT_PORT: u16 = 5762;
@@ -70,7 +71,7 @@ fn keys_of(host: &str, keys: &Keys) -> Result<Vec<PublicKey>> {
 }
 
 /// Connects to a target, and sees to it that a process of this machine can go on there.
-pub(super) fn dial(target: &str, keys: &Keys) -> Result<Link> {
+pub(super) fn dial(target: &str, keys: &Keys, stall: Duration) -> Result<Link> {
     let (host, addresses) = resolve(target)?;
     let trusted = keys_of(&host, keys)?;
     if trusted.is_empty() {
@@ -79,10 +80,10 @@ pub(super) fn dial(target: &str, keys: &Keys) -> Result<Link> {
         )));
     }
     let own = keys.pair()?;
-    let mut link = Link::connect(target, &addresses, &own, trusted)?;
+    let mut link = Link::connect(target, &addresses, &own, trusted, stall)?;
     let here = here()?;
     link.send(&Message::Hello(here.clone()))?;
-    match link.receive(STALL)? {
+    match link.receive(stall)? {
         Message::Welcome(there) => here.can_move_to(&there)?,
         other => return Err(link.unexpected(&other, "Welcome").into()),
     }
@@ -92,7 +93,7 @@ pub(super) fn dial(target: &str, keys: &Keys) -> Result<Link> {
 /// Lets a source in whose processes can go on here.
 pub(super) fn greet(link: &mut Link) -> Result<()> {
     let here = here()?;
-    match link.receive(STALL)? {
+    match link.receive(link.stall())? {
         Message::Hello(there) => there.can_move_to(&here)?,
         other => return Err(link.unexpected(&other, "Hello").into()),
     }

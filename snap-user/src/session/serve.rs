@@ -12,6 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::unbounded_channel;
 
@@ -74,8 +75,14 @@ pub enum Served {
     },
 }
 
-/// Listens until it is interrupted. Without an address, on all of them.
-pub fn serve(dir: &Path, listen: Option<&str>, report: &mut dyn FnMut(&Served)) -> Result<()> {
+/// Listens until it is interrupted; without an address, on all of them. A source may be without a sign of life for
+/// `stall`, unless it has nothing to send.
+pub fn serve(
+    dir: &Path,
+    listen: Option<&str>,
+    stall: Duration,
+    report: &mut dyn FnMut(&Served),
+) -> Result<()> {
     let keys = keys()?;
     let own = keys.pair()?.public;
     // Said now rather than to the first who connects.
@@ -109,7 +116,7 @@ pub fn serve(dir: &Path, listen: Option<&str>, report: &mut dyn FnMut(&Served)) 
                         Err(e) => {
                             // Out of descriptors, most likely: others end meanwhile.
                             tracing::warn!("a connection was not accepted: {e}");
-                            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                            tokio::time::sleep(Duration::from_millis(100)).await;
                             continue;
                         }
                     };
@@ -123,7 +130,7 @@ pub fn serve(dir: &Path, listen: Option<&str>, report: &mut dyn FnMut(&Served)) 
                     let started = std::thread::Builder::new().name("ksnap-serve".into()).spawn(move || {
                         let _open = open;
                         if stream.set_nonblocking(false).is_ok() {
-                            serve_one(stream, &dir, &keys, &|served| drop(tell.send(served)));
+                            serve_one(stream, &dir, &keys, stall, &|served| drop(tell.send(served)));
                         }
                     });
                     if let Err(e) = started {

@@ -6,10 +6,9 @@ use super::{Result, SessionError};
 use crate::codec::Scratch;
 use crate::image::{EncodedBatch, MAX_MANIFEST, Manifest, PageSink};
 use crate::model::{PAGE_SIZE, Page, PageRange, SnapshotId, SnapshotKind};
+use crate::restore::fault;
 use crate::store::{Published, Received, Session, SessionInfo, Store};
-use crate::wire::{
-    Begin, Encoded, Link, Message, Offered, STALL, Stored, digest_dropped, digest_pages,
-};
+use crate::wire::{Begin, Encoded, Link, Message, Offered, Stored, digest_dropped, digest_pages};
 use rustc_hash::FxHashSet;
 use std::collections::VecDeque;
 
@@ -93,7 +92,7 @@ impl Incoming {
             digest: blake3::Hasher::new(),
         };
         let digest = loop {
-            match link.receive(STALL)? {
+            match link.receive(link.stall())? {
                 Message::Offer(pages) => {
                     let wanted = self.offered(link, &mut arriving, pages)?;
                     link.send(&Message::Want(wanted))?;
@@ -118,6 +117,7 @@ impl Incoming {
         if arriving.digest.finalize() != digest {
             return Err(link.breach("what has arrived is not what was sent").into());
         }
+        fault::point("serve-publishing");
         let published = while_alive(link, || self.publish(&arriving))??;
         Ok(Taken {
             stored: Stored {
@@ -273,7 +273,7 @@ fn find(received: &mut Received, known: &Known, hash: &[u8; 32], page: &mut Page
     if received.read(hash, page)? || known.read(hash, page) {
         return Ok(());
     }
-    Err(SessionError::Usage(
+    Err(SessionError::Remote(
         "a page that the store had is gone: a snapshot may have been pruned meanwhile. Clone again: what was sent is kept".into(),
     ))
 }

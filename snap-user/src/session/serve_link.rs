@@ -6,14 +6,17 @@ use super::serve_incoming::Incoming;
 use super::serve_restore::restore;
 use super::{Result, SessionError};
 use crate::store::Store;
-use crate::wire::{Keys, Link, Message, WAIT};
+use crate::wire::{Keys, Link, Message, WAIT, address_of};
 use std::net::TcpStream;
 use std::path::Path;
 use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::Duration;
 
 /// How often a source that waits is told that work goes on.
-pub(super) const ALIVE: Duration = Duration::from_secs(3);
+pub(super) fn alive(link: &Link) -> Duration {
+    // The source's patience may be another one than this side's.
+    (link.stall() / 4).min(Duration::from_millis(500))
+}
 
 /// Does something that may take long, while the source is told that it goes on.
 pub(super) fn while_alive<T: Send>(link: &mut Link, work: impl FnOnce() -> T + Send) -> Result<T> {
@@ -21,13 +24,13 @@ pub(super) fn while_alive<T: Send>(link: &mut Link, work: impl FnOnce() -> T + S
         let (done, wait) = channel();
         scope.spawn(move || done.send(work()));
         loop {
-            match wait.recv_timeout(ALIVE) {
+            match wait.recv_timeout(alive(link)) {
                 Ok(outcome) => return Ok(outcome),
                 Err(RecvTimeoutError::Timeout) => link.send(&Message::Alive)?,
                 Err(RecvTimeoutError::Disconnected) => {
-                    return Err(SessionError::Control {
-                        why: "lost a thread".into(),
-                    });
+                    return Err(SessionError::Remote(
+                        "a thread of this server is lost".into(),
+                    ));
                 }
             }
         }
@@ -39,11 +42,10 @@ pub(super) fn serve_one(
     stream: TcpStream,
     dir: &Path,
     keys: &Keys,
+    stall: Duration,
     report: &(dyn Fn(Served) + Sync),
 ) {
-    let peer = stream
-        .peer_addr()
-        .map_or_else(|_| "somebody".into(), |address| address.to_string());
+    let peer = address_of(&stream).unwrap_or_else(|_| "somebody".into());
     let fail = |why: String| {
         report(Served::Failed {
             peer: peer.clone(),
@@ -52,7 +54,7 @@ pub(super) fn serve_one(
     };
     let link = (|| -> Result<Link> {
         let trusted = keys.trusted()?.into_iter().map(|t| t.key).collect();
-        Ok(Link::accept(stream, &keys.pair()?, trusted)?)
+        Ok(Link::accept(stream, &keys.pair()?, trusted, stall)?)
     })();
     let mut link = match link {
         Ok(link) => link,

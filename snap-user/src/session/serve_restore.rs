@@ -1,9 +1,10 @@
 //! Brings a snapshot that was received back, while its source waits.
 
 use super::revive::{Pids, ReviveOptions, Revived, revive};
-use super::serve_link::ALIVE;
+use super::serve_link::alive;
 use super::{FileOptions, Result, SessionError};
 use crate::model::{ProcessState, SnapshotId};
+use crate::restore::fault;
 use crate::store::Store;
 use crate::sys::proc;
 use crate::wire::{self, Link, Message, Order, Running};
@@ -38,9 +39,10 @@ pub(super) fn restore(
         .name("ksnap-restore".into())
         .spawn(move || bring_back(dir, id, &options, &say))
         .map_err(SessionError::io("start a thread for a process"))?;
+    fault::point("serve-restoring");
     let mut running = None;
     loop {
-        match said.recv_timeout(ALIVE) {
+        match said.recv_timeout(alive(link)) {
             Ok(Said::Runs(runs)) => {
                 link.send(&Message::Running(runs.clone()))?;
                 running = Some(runs);
@@ -54,9 +56,7 @@ pub(super) fn restore(
         }
     }
     link.send(&Message::Settled)?;
-    running.ok_or_else(|| SessionError::Control {
-        why: "brought nothing back".into(),
-    })
+    running.ok_or_else(|| SessionError::Remote("nothing was brought back".into()))
 }
 
 fn bring_back(dir: PathBuf, id: SnapshotId, options: &ReviveOptions, say: &Sender<Said>) {

@@ -10,7 +10,8 @@ use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// How long a side may take for what it should do at once: connect, shake hands, answer or say that it is alive.
+/// How long a side may take, unless the user says otherwise, for what it should do at once: answer, or say that it is
+/// alive.
 pub const STALL: Duration = Duration::from_secs(30);
 /// How long a source may be silent between two snapshots.
 pub const WAIT: Duration = Duration::from_secs(600);
@@ -63,22 +64,26 @@ pub struct Link {
     stream: Stream,
     peer: String,
     key: PublicKey,
+    stall: Duration,
 }
 
 impl Link {
-    /// Connects to a target at one of `addresses`, which must have one of these keys. `name` is what people call it.
+    /// Connects to a target at one of `addresses`, which must have one of these keys. `name` is what people call it,
+    /// `stall` how long it may take for what it should do at once.
     pub fn connect(
         name: &str,
         addresses: &[SocketAddr],
         own: &KeyPair,
         trusted: Vec<PublicKey>,
+        stall: Duration,
     ) -> Result<Self> {
         let config = tls::client(own, trusted).map_err(|e| untrusted(name, &e))?;
+        let limit = stall.min(HANDSHAKE);
         let io = |what: String| move |source| WireError::Io { what, source };
         let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
         let mut connected = None;
         for address in addresses {
-            match TcpStream::connect_timeout(address, HANDSHAKE) {
+            match TcpStream::connect_timeout(address, limit) {
                 Ok(stream) => {
                     connected = Some(stream);
                     break;
@@ -89,40 +94,48 @@ impl Link {
         let stream = connected.ok_or(last).map_err(io(format!(
             "connect to {name} (is `ksnap serve` running there?)"
         )))?;
-        let mut socket = Timed::new(stream, HANDSHAKE).map_err(io(format!("connect to {name}")))?;
+        let mut socket = Timed::new(stream, limit).map_err(io(format!("connect to {name}")))?;
         let mut tls =
             ClientConnection::new(config, tls::nameless()).map_err(|e| untrusted(name, &e))?;
         while tls.is_handshaking() {
             tls.complete_io(&mut socket)
-                .map_err(|e| no_handshake(name, e))?;
+                .map_err(|e| no_handshake(name, e, limit))?;
         }
         let key = peer_key(name, tls.peer_certificates())?;
         Ok(Self {
             stream: Stream::Source(Box::new(StreamOwned::new(tls, socket))),
             peer: name.to_owned(),
             key,
+            stall,
         })
     }
 
     /// Takes a connection in. Whoever is not trusted gets nothing but the handshake's refusal.
-    pub fn accept(stream: TcpStream, own: &KeyPair, trusted: Vec<PublicKey>) -> Result<Self> {
+    pub fn accept(
+        stream: TcpStream,
+        own: &KeyPair,
+        trusted: Vec<PublicKey>,
+        stall: Duration,
+    ) -> Result<Self> {
         let io = |source| WireError::Io {
             what: "accept a connection".into(),
             source,
         };
-        let name = stream.peer_addr().map_err(io)?.to_string();
+        let name = address_of(&stream).map_err(io)?;
         let config = tls::server(own, trusted).map_err(|e| untrusted(&name, &e))?;
-        let mut socket = Timed::new(stream, HANDSHAKE).map_err(io)?;
+        let limit = stall.min(HANDSHAKE);
+        let mut socket = Timed::new(stream, limit).map_err(io)?;
         let mut tls = ServerConnection::new(config).map_err(|e| untrusted(&name, &e))?;
         while tls.is_handshaking() {
             tls.complete_io(&mut socket)
-                .map_err(|e| no_handshake(&name, e))?;
+                .map_err(|e| no_handshake(&name, e, limit))?;
         }
         let key = peer_key(&name, tls.peer_certificates())?;
         Ok(Self {
             stream: Stream::Target(Box::new(StreamOwned::new(tls, socket))),
             peer: name,
             key,
+            stall,
         })
     }
 
@@ -136,6 +149,11 @@ impl Link {
         self.key
     }
 
+    /// How long the peer may take for what it should do at once.
+    pub fn stall(&self) -> Duration {
+        self.stall
+    }
+
     /// Bytes that went out, and bytes that came in, handshake and encryption included.
     pub fn bytes(&mut self) -> (u64, u64) {
         let socket = self.stream.socket();
@@ -145,12 +163,13 @@ impl Link {
     /// Sends a message.
     pub fn send(&mut self, message: &Message) -> Result<()> {
         let bytes = frame::encode(message);
-        self.stream.socket().allow(allowed(bytes.len()));
+        let time = self.allowed(bytes.len());
+        self.stream.socket().allow(time);
         let sent = self
             .stream
             .write_all(&bytes)
             .and_then(|()| self.stream.flush());
-        sent.map_err(|e| self.failed(e, "taken a message", STALL))
+        sent.map_err(|e| self.failed(e, "taken a message", time))
     }
 
     /// Receives the next message other than [`Message::Alive`], which begins within `wait`.
@@ -166,10 +185,11 @@ impl Link {
                 .map_err(|e| self.failed(e, "sent anything", wait))?;
             let (len, tag) = frame::decode_head(head).map_err(|e| self.broken(&e))?;
             let mut body = vec![0; len];
-            self.stream.socket().allow(allowed(len));
+            let time = self.allowed(len);
+            self.stream.socket().allow(time);
             self.stream
                 .read_exact(&mut body)
-                .map_err(|e| self.failed(e, "sent the rest of a message", allowed(len)))?;
+                .map_err(|e| self.failed(e, "sent the rest of a message", time))?;
             match Message::decode(tag, &body).map_err(|e| self.broken(&e))? {
                 Message::Alive => {}
                 Message::Refused(why) => {
@@ -209,6 +229,11 @@ impl Link {
         }
     }
 
+    /// Time for so many bytes.
+    fn allowed(&self, bytes: usize) -> Duration {
+        self.stall + Duration::from_secs(bytes as u64 / SLOWEST)
+    }
+
     fn broken(&self, error: &WireError) -> WireError {
         self.breach(error.to_string())
     }
@@ -232,9 +257,10 @@ impl Link {
     }
 }
 
-/// Time for so many bytes.
-fn allowed(bytes: usize) -> Duration {
-    STALL + Duration::from_secs(bytes as u64 / SLOWEST)
+/// Who is at the other end; an IPv4 address as one, also where the socket is one of IPv6.
+pub fn address_of(stream: &TcpStream) -> io::Result<String> {
+    let address = stream.peer_addr()?;
+    Ok(SocketAddr::new(address.ip().to_canonical(), address.port()).to_string())
 }
 
 fn untrusted(peer: &str, error: &rustls::Error) -> WireError {
@@ -257,7 +283,7 @@ fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
 }
 
-fn no_handshake(peer: &str, error: io::Error) -> WireError {
+fn no_handshake(peer: &str, error: io::Error, limit: Duration) -> WireError {
     if let Some(tls) = tls_error(&error) {
         return untrusted(peer, tls);
     }
@@ -265,7 +291,7 @@ fn no_handshake(peer: &str, error: io::Error) -> WireError {
         io::ErrorKind::TimedOut => WireError::Stalled {
             peer: peer.to_owned(),
             what: "completed the handshake",
-            seconds: HANDSHAKE.as_secs(),
+            seconds: limit.as_secs(),
         },
         _ => WireError::Io {
             what: format!("the connection to {peer} ended before the handshake"),
@@ -303,13 +329,13 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let server = thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
-            let mut link = Link::accept(stream, &target, trusted)?;
+            let mut link = Link::accept(stream, &target, trusted, STALL)?;
             let got = link.receive(STALL)?;
             link.send(&Message::Settled)?;
             Ok(got)
         });
         let client = (|| {
-            let mut link = Link::connect("target", &[address], &source, of_target)?;
+            let mut link = Link::connect("target", &[address], &source, of_target, STALL)?;
             link.send(&Message::Alive)?;
             link.send(&Message::Done)?;
             link.receive(STALL)

@@ -25,7 +25,7 @@ mod tls;
 pub use error::WireError;
 pub use frame::{MAX_BODY, read_frame, write_frame};
 pub use key::{KeyPair, Keys, PublicKey, Trusted, default_dir};
-pub use link::{Link, STALL, WAIT};
+pub use link::{Link, STALL, WAIT, address_of};
 pub use message::{
     Begin, Encoded, MAX_OFFER, MAX_RANGES, MAX_STATE, Message, Offered, Order, Pids, Running,
     Stored, digest_dropped, digest_pages,
