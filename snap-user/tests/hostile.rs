@@ -237,6 +237,7 @@ fn messages() -> Vec<Message> {
             pid: 4711,
             start_time: 99,
             pages: 2,
+            restore: true,
             comm: "redis-server".into(),
             exe: "/usr/bin/redis-server".into(),
         }),

@@ -102,6 +102,7 @@ fn begin(kind: SnapshotKind, pages: u64) -> Message {
         pid: 4711,
         start_time: 5,
         pages,
+        restore: false,
         comm: "nobody".into(),
         exe: "/nowhere".into(),
     })

@@ -194,7 +194,8 @@ fn cut(how: Breakdown) -> Result<()> {
     let footprint = Footprint::of(redis.server.pid())?;
     let relay = Relay::start(&pair.machines, 0, &pair.target(1), 3 << 20, how)?;
     let options = ["--move", "--timeout", "2s"];
-    let args = [&["clone", &pid, &relay.address(), "--json"][..], &options].concat();
+    let address = relay.address();
+    let args = [&["clone", &pid, &address, "--json"][..], &options].concat();
     let failed = pair.run(0, &args)?;
     ensure!(
         relay.is_broken() && failed.code()? == 1,
@@ -339,7 +340,7 @@ fn a_watched_process_moves_through_its_watcher() -> Result<()> {
         .context("it watches nothing")?
         .contains("\"taken\"")
     {}
-    let done = pair.clone(0, &pid, &["--move"])?;
+    pair.clone(0, &pid, &["--move"])?;
     ended(redis.server.pid())?;
     ensure!(client(&pair, 1)?.digest()? == digest, "other data");
     ensure!(
@@ -363,7 +364,7 @@ fn a_stored_snapshot_is_brought_back_on_the_other_machine() -> Result<()> {
     pair.run(0, &["snap", &pid, "--kill"])?;
     ensure!(redis.server.wait(LIMIT)?.is_some(), "it was to be ended");
     // Not the last one: what it holds is what it was.
-    let done = pair.clone(0, "latest~", &[])?;
+    pair.clone(0, "latest~", &[])?;
     ensure!(client(&pair, 1)?.digest()? == digest, "other data");
     ensure!(
         pair.run(0, &["clone", "latest", &pair.target(1), "--move"])?

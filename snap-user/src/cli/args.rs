@@ -703,7 +703,7 @@ pub struct Key {
 pub enum KeyVerb {
     /// Print this user's public key, making a pair if there is none
     Show(KeyShow),
-    /// Trust a key: who has it may send snapshots here, and receive them
+    /// Trust a key: who has it may send processes here, which run as the user who serves, and receive some
     Trust(KeyTrust),
     /// Trust a key no more
     Forget(KeyForget),

@@ -214,6 +214,8 @@ Each user has a pair of keys. The private one stays in the file `key`, for its o
 the other machine by a way that can be trusted, and has to be trusted there, and the other way round. Both files are in \
 KSNAP_CONFIG, else /etc/ksnap for root and ~/.config/ksnap for others.
 
+Whoever is trusted can have any program run here as the user of `ksnap serve`, and is sent what is cloned there.
+
 Examples:
   ksnap key show
   ksnap key trust ed25519:8a88…e2 --name other

@@ -119,7 +119,7 @@ pub fn clone_stored(
     let store = Store::open(dir)?;
     let snapshot = store.snapshot(store.resolve(reference, None)?)?;
     let mut link = dial(target, &keys()?, options.stall)?;
-    let round = send(&mut link, &snapshot, None, false, &mut || {})?;
+    let round = send(&mut link, options, &snapshot, None, &mut || {})?;
     report(&round);
     let mut cloned = Cloned::new(target, None);
     cloned.unsupported = snapshot.manifest()?.state.unsupported;
@@ -157,7 +157,7 @@ pub fn clone_live(
     for number in 1..=rounds {
         let taken = source.snap()?;
         let snapshot = store.snapshot(taken.id)?;
-        let round = send(&mut link, &snapshot, before.as_ref(), false, &mut || {
+        let round = send(&mut link, options, &snapshot, before.as_ref(), &mut || {
             source.tick();
         })?;
         report(&round);
@@ -178,7 +178,8 @@ pub fn clone_live(
     fault::point("clone-held");
     cloned.unsupported.clone_from(&held.taken.unsupported);
     let snapshot = store.snapshot(held.taken.id)?;
-    let round = send(&mut link, &snapshot, before.as_ref(), true, &mut || {})?;
+    let mut round = send(&mut link, options, &snapshot, before.as_ref(), &mut || {})?;
+    round.stopped = true;
     let running = order(&mut link, options)?;
     fault::point("clone-running");
     cloned.downtime_ns = Some(monotonic_ns().saturating_sub(held.stopped_at));
@@ -203,9 +204,9 @@ fn conclude(link: &mut Link, held: Held, end: bool) -> Result<bool> {
 
 fn send(
     link: &mut Link,
+    options: &CloneOptions,
     snapshot: &Snapshot,
     before: Option<&Snapshot>,
-    stopped: bool,
     idle: &mut dyn FnMut(),
 ) -> Result<Round> {
     let (begun, bytes) = (monotonic_ns(), link.bytes().0);
@@ -213,7 +214,7 @@ fn send(
         offered,
         sent,
         stored,
-    } = Sender::new(link, idle).send(snapshot, before).map_err(|e| match is_lost(&e) {
+    } = Sender::new(link, options.restore, idle).send(snapshot, before).map_err(|e| match is_lost(&e) {
         true => SessionError::Remote(format!(
             "{e}. The process here is as it was. What was sent is kept there: cloning again goes on with it"
         )),
@@ -226,7 +227,7 @@ fn send(
         sent_pages: sent,
         bytes: link.bytes().0 - bytes,
         took_ns: monotonic_ns() - begun,
-        stopped,
+        stopped: false,
     })
 }
 

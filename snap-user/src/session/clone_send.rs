@@ -37,15 +37,18 @@ struct Batch {
 pub(super) struct Sender<'a> {
     link: &'a mut Link,
     scratch: Scratch,
+    /// What is sent is going to be brought back.
+    restore: bool,
     /// Called now and then while it goes on.
     idle: &'a mut dyn FnMut(),
 }
 
 impl<'a> Sender<'a> {
-    pub(super) fn new(link: &'a mut Link, idle: &'a mut dyn FnMut()) -> Self {
+    pub(super) fn new(link: &'a mut Link, restore: bool, idle: &'a mut dyn FnMut()) -> Self {
         Self {
             link,
             scratch: Scratch::default(),
+            restore,
             idle,
         }
     }
@@ -76,6 +79,7 @@ impl<'a> Sender<'a> {
             pid: state.pid,
             start_time: state.start_time,
             pages: pages.len() as u64,
+            restore: self.restore,
             comm: state.comm.clone(),
             exe: state.exe.clone(),
         }))?;

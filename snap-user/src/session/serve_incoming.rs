@@ -7,7 +7,7 @@ use crate::codec::Scratch;
 use crate::image::{EncodedBatch, MAX_MANIFEST, Manifest, PageSink};
 use crate::model::{PAGE_SIZE, Page, PageRange, SnapshotId, SnapshotKind};
 use crate::restore::fault;
-use crate::store::{Published, Received, Session, SessionInfo, Store};
+use crate::store::{FlatAhead, Published, Received, Session, SessionInfo, Store};
 use crate::wire::{Begin, Encoded, Link, Message, Offered, Stored, digest_dropped, digest_pages};
 use rustc_hash::FxHashSet;
 use std::collections::VecDeque;
@@ -37,6 +37,8 @@ pub(super) struct Incoming {
     received: Received,
     session: Option<Session>,
     last: Option<SnapshotId>,
+    /// What the last one is brought back from, if it is to be.
+    flat: Option<FlatAhead>,
 }
 
 /// What is known of the snapshot that is being sent.
@@ -68,6 +70,7 @@ impl Incoming {
             store: store.clone(),
             session: None,
             last: None,
+            flat: None,
         })
     }
 
@@ -241,9 +244,25 @@ impl Incoming {
         self.last
     }
 
-    /// No more snapshots come: others may write the session.
-    pub(super) fn close_session(&mut self) {
+    /// Prepares for bringing the last one back, as long as its source still runs: then the stop is short, whatever its
+    /// size. Without it, it takes longer.
+    pub(super) fn prepare(&mut self, link: &mut Link) -> Result<()> {
+        let (flat, store, last) = (self.flat.take(), &self.store, self.last);
+        let prepared = while_alive(link, || follow(store, last, flat))?;
+        self.flat = prepared
+            .inspect_err(|e| tracing::debug!("nothing is prepared: {e}"))
+            .ok();
+        Ok(())
+    }
+
+    /// No more snapshots come: the last one is going to be brought back, and others may write the session.
+    pub(super) fn close(&mut self) {
         self.session = None;
+        if let Some(flat) = self.flat.take()
+            && let Err(e) = flat.publish()
+        {
+            tracing::debug!("nothing is prepared: {e}");
+        }
     }
 
     /// All is done: what was kept to go on with is not needed.
@@ -266,6 +285,19 @@ impl Arriving {
         self.dropped.extend(ranges);
         Ok(())
     }
+}
+
+/// A flat image of the last snapshot, from that of the one before.
+fn follow(store: &Store, last: Option<SnapshotId>, flat: Option<FlatAhead>) -> Result<FlatAhead> {
+    let last = last.ok_or_else(|| SessionError::Remote("no snapshot".into()))?;
+    let snapshot = store.snapshot(last)?;
+    Ok(match flat {
+        None => store.flat_ahead(&snapshot)?,
+        Some(mut flat) => {
+            flat.follow(&snapshot)?;
+            flat
+        }
+    })
 }
 
 /// Reads a page by its content, from wherever it is.

@@ -84,7 +84,7 @@ fn converse(
                     Some(into) => into,
                     None => incoming.insert(Incoming::new(&store, link, &begin)?),
                 };
-                let (pid, comm) = (begin.pid, begin.comm.clone());
+                let (pid, comm, restore) = (begin.pid, begin.comm.clone(), begin.restore);
                 let taken = into.take(link, begin)?;
                 link.send(&Message::Stored(taken.stored))?;
                 report(Served::Received {
@@ -96,6 +96,9 @@ fn converse(
                     pages: taken.offered,
                     sent_pages: taken.sent,
                 });
+                if restore {
+                    into.prepare(link)?;
+                }
             }
             Message::Restore(order) => {
                 let into = incoming.as_mut();
@@ -104,7 +107,7 @@ fn converse(
                         .breach("nothing was sent that can be brought back")
                         .into());
                 };
-                into.close_session();
+                into.close();
                 let running = restore(link, &store, id, &order)?;
                 report(Served::Running {
                     peer: peer.to_owned(),

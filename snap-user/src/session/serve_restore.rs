@@ -2,7 +2,7 @@
 
 use super::revive::{Pids, ReviveOptions, Revived, revive};
 use super::serve_link::alive;
-use super::{FileOptions, Result, SessionError};
+use super::{Result, SessionError};
 use crate::model::{ProcessState, SnapshotId};
 use crate::restore::fault;
 use crate::store::Store;
@@ -28,9 +28,8 @@ pub(super) fn restore(
         pids: pids(order.pids, &state),
         eager: order.eager,
         allow_changed_files: order.allow_changed_files,
-        strict: false,
         network: order.network,
-        files: FileOptions::default(),
+        ..ReviveOptions::default()
     };
     let (say, said) = channel();
     let dir = store.dir().to_owned();
@@ -52,7 +51,11 @@ pub(super) fn restore(
                 break;
             }
             Err(RecvTimeoutError::Timeout) => link.send(&Message::Alive)?,
-            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(SessionError::Remote(
+                    "a thread of this server is lost".into(),
+                ));
+            }
         }
     }
     link.send(&Message::Settled)?;
@@ -60,7 +63,9 @@ pub(super) fn restore(
 }
 
 fn bring_back(dir: PathBuf, id: SnapshotId, options: &ReviveOptions, say: &Sender<Said>) {
+    let mut begun = None;
     let mut each = |one: &Revived| {
+        begun = Some(one.init.unwrap_or(one.pid));
         let _ = say.send(Said::Runs(Running {
             pid: one.pid,
             own_pid: one.own_pid,
@@ -70,6 +75,10 @@ fn bring_back(dir: PathBuf, id: SnapshotId, options: &ReviveOptions, say: &Sende
     };
     match revive(&dir, &id.to_string(), 1, options, &mut each) {
         Err(e) => {
+            // Not all of its memory has come: the one at the source is going to go on.
+            if let Some(pid) = begun.and_then(rustix::process::Pid::from_raw) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
             let _ = say.send(Said::Over(Err(e)));
         }
         Ok(all) => {

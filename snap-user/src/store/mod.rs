@@ -24,6 +24,7 @@
 //! | `verify`, `diff` | check, compare |
 //! | `flat` | a snapshot's pages in one file to map, for restores |
 //! | `received` | pages that another machine sends, until their snapshot is published |
+//! | `flat_ahead` | such a file, made while snapshots still come |
 //! | `names` | file names, default folder |
 //! | `cache`, `files` | open files; the operating system behind a seam |
 
@@ -37,6 +38,7 @@ mod encoded;
 mod error;
 mod files;
 mod flat;
+mod flat_ahead;
 mod head;
 mod headers;
 mod names;
@@ -65,6 +67,7 @@ pub use durability::{Durability, SYNC_INTERVAL};
 pub use error::{Candidate, StoreError};
 pub use files::{Disk, Files, LockGuard, Locking, ReadFile, Stamp, WriteFile};
 pub use flat::{Flat, FlatPiece};
+pub use flat_ahead::FlatAhead;
 pub use names::default_dir;
 pub use pending::{PendingSnapshot, Published};
 pub use pruner::{Plan, Pruned, Pruner};

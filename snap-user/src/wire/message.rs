@@ -34,6 +34,8 @@ pub struct Begin {
     pub start_time: u64,
     /// Pages that are going to be offered.
     pub pages: u64,
+    /// It, or one after it, is to be brought back.
+    pub restore: bool,
     /// Command name.
     pub comm: String,
     /// Path of the executable.
@@ -196,6 +198,7 @@ impl Message {
                 out.extend_from_slice(&begin.pid.to_le_bytes());
                 out.extend_from_slice(&begin.start_time.to_le_bytes());
                 out.extend_from_slice(&begin.pages.to_le_bytes());
+                out.push(begin.restore.into());
                 put_text(out, &begin.comm, MAX_COMM);
                 put_text(out, &begin.exe, MAX_PATH);
                 5
@@ -296,6 +299,7 @@ impl Message {
                 pid: reader.u32("the process id")?.cast_signed(),
                 start_time: reader.u64("the start time")?,
                 pages: reader.u64("the number of pages")?,
+                restore: reader.flag("a flag")?,
                 comm: reader.text(MAX_COMM, "the command name")?,
                 exe: reader.text(MAX_PATH, "the executable")?,
             }),
@@ -451,6 +455,7 @@ mod tests {
                 pid: 42,
                 start_time: 99,
                 pages: 3,
+                restore: true,
                 comm: "redis-server".into(),
                 exe: "/usr/bin/redis-server".into(),
             }),
