@@ -5,6 +5,7 @@ use super::flight::{Flight, InFlight};
 use super::keeper::Keeper;
 use super::open::open_session;
 use super::pipeline::{Hashes, Pipeline};
+use super::postcopy::Caution;
 use super::profile::Profiling;
 use super::{Options, Result, SessionError, Taken, Then, audit};
 use crate::capture::{
@@ -26,6 +27,17 @@ const MOST_EXECS: u32 = 5;
 const FREEZE_TIMEOUT: Duration = Duration::from_millis(250);
 /// How long to wait, after a stop, for the scheduler's account of it.
 const STOP_EVENTS: Duration = Duration::from_millis(3);
+
+/// What became of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Captured {
+    /// It is on its way.
+    Whole,
+    /// The process runs another program than is tracked.
+    NewProgram,
+    /// What was to be copied behind the stop has changed in a way that nobody saved.
+    Spoilt,
+}
 
 /// Tells one program of a process from the next: an exec lays both anew.
 type Layout = (u64, u64);
@@ -52,6 +64,8 @@ pub struct Engine {
     instead: Option<String>,
     pub(super) profiling: Option<Profiling>,
     hurry: Option<Duration>,
+    /// Of copying behind the stop.
+    pub(super) caution: Caution,
     layout: Layout,
     /// Address space that the last snapshot covers, and every look since.
     pub(super) covered: PageSet,
@@ -133,6 +147,7 @@ impl Engine {
             instead: attached.instead,
             profiling: None,
             hurry: None,
+            caution: Caution::default(),
             // What is unmapped since the last snapshot has to leave the chain.
             covered,
             unhashed: PageSet::new(),
@@ -210,13 +225,20 @@ impl Engine {
             let ready = match attempt {
                 0 => self.tick(),
                 // The program was replaced in the middle of it: once more, with the new one.
-                _ => self.reattach(),
+                _ if self.events.exec => {
+                    self.events.exec = false;
+                    self.reattach()
+                }
+                _ => Ok(()),
             };
             match ready.and_then(|()| self.try_snapshot()) {
-                Ok(true) => return Ok(()),
-                Ok(false) => {}
+                Ok(Captured::Whole) => return Ok(()),
+                Ok(Captured::NewProgram) => self.events.exec = true,
+                Ok(Captured::Spoilt) => {}
                 // Nothing found again and again, though the process lives, is more than an exec.
-                Err(e) if attempt + 1 < MOST_EXECS && is_mere_exec(self.target.pid, &e) => {}
+                Err(e) if attempt + 1 < MOST_EXECS && is_mere_exec(self.target.pid, &e) => {
+                    self.events.exec = true;
+                }
                 Err(e) => return Err(e.of_process(self.target.pid)),
             }
         }
@@ -253,16 +275,20 @@ impl Engine {
         }
     }
 
-    /// `false` when the process turned out to run another program than is tracked.
-    fn try_snapshot(&mut self) -> Result<bool> {
+    fn try_snapshot(&mut self) -> Result<Captured> {
         let kind = match self.head {
             None => SnapshotKind::Base,
             Some(_) => SnapshotKind::Delta,
         };
-        let hurry = self.hurry.map(|after| Instant::now() + after);
+        // The first takes as long as it takes: what is not encoded has to wait for the disk.
+        let hurry = match kind {
+            SnapshotKind::Base => None,
+            SnapshotKind::Delta => self.hurry.map(|after| Instant::now() + after),
+        };
         self.pipeline.begin(kind, self.head, &self.hashes, hurry);
         let done = self.capture(kind);
-        if !matches!(done, Ok(true)) && self.flight.is_none() {
+        if !matches!(done, Ok(Captured::Whole)) && self.flight.is_none() {
+            self.events.stop_saving();
             self.pipeline.abandon();
             self.epoch.abort();
         }
@@ -289,7 +315,7 @@ impl Engine {
         Frozen::freeze(pid, options).map_err(|e| CaptureError::from_sys(pid, e).into())
     }
 
-    fn capture(&mut self, kind: SnapshotKind) -> Result<bool> {
+    fn capture(&mut self, kind: SnapshotKind) -> Result<Captured> {
         let pid = self.target.pid;
         let mut costs = Costs {
             tracker: self.tracker().to_string(),
@@ -299,7 +325,14 @@ impl Engine {
         // What is known of each page: as the parent has it, then as copied meanwhile.
         let mut now = (*self.hashes).clone();
         self.unhashed = PageSet::new();
-        self.precopy(&mut costs, &mut now)?;
+        let behind = self.options.then == Then::GoOn
+            && !self.hold
+            && !self.compares_all()
+            && self.caution.allows()
+            && self.may_postcopy(&mut costs)?;
+        if !behind {
+            self.precopy(&mut costs, &mut now)?;
+        }
         let mut stamps = self.contents.stamps().clone();
         if self.options.files {
             self.live.files.refresh()?;
@@ -312,9 +345,7 @@ impl Engine {
             self.live.look_again();
         }
         self.live.refresh(&vmas)?;
-        let compare_all = self.tracker() == TrackerKind::Hash
-            || self.live.has_pinned_writers()
-            || self.events.has_lasting_hazard();
+        let compare_all = self.compares_all();
         self.events.drain(&mut self.epoch);
 
         let stop = monotonic_ns();
@@ -323,7 +354,7 @@ impl Engine {
         let frozen = self.freeze()?;
         let frozen_at = monotonic_ns();
         if layout(pid)? != self.layout {
-            return Ok(false);
+            return Ok(Captured::NewProgram);
         }
         // It runs for that, and what it writes is looked for next.
         self.live.ask(&frozen, &vmas, false);
@@ -334,9 +365,17 @@ impl Engine {
             self.epoch.distrust();
         }
         let before = self.hashes.clone();
-        let dirty = self
-            .epoch
-            .rotate(&vmas, |page| before.get(page).is_some())?;
+        let protected = match behind && !compare_all {
+            true => self.epoch.rotate_protecting(&vmas)?,
+            false => None,
+        };
+        let behind = protected.is_some();
+        let dirty = match protected {
+            Some(dirty) => dirty,
+            None => self
+                .epoch
+                .rotate(&vmas, |page| before.get(page).is_some())?,
+        };
         let scanned_at = monotonic_ns();
 
         // What the snapshot has of files is known only when the descriptors are: below.
@@ -353,7 +392,12 @@ impl Engine {
             let private: PageSet = private.map(|v| v.range).collect();
             removed = removed.union(&private.subtract(&own));
         }
+        let mut awaited = None;
         let gone = match compare_all {
+            _ if behind => {
+                awaited = Some(self.await_copy(dirty.copy.clone())?);
+                self.copy_changed(&shared_pages, &mut now)?
+            }
             true => {
                 self.copy_changed(&dirty.own.union(&dirty.copy).union(&shared_pages), &mut now)?
             }
@@ -386,15 +430,20 @@ impl Engine {
         removed = removed.union(&of_files.subtract(&saved));
         let state_at = monotonic_ns();
         let audited = match self.options.audit {
-            true => Some(self.epoch.survey_all(&vmas)?),
+            true => {
+                let survey = self.epoch.survey_all(&vmas)?;
+                let known = PageSet::from_pages(before.iter().map(|(addr, _)| addr).collect());
+                Some(audit::Memory::read(pid, &vmas, &survey, &known)?)
+            }
             false => None,
         };
-        let held = match audited.is_some() || self.options.then != Then::GoOn || self.hold {
-            true => Some(frozen),
-            false => {
+        let time_ns = wall_clock_ns();
+        let held = match self.options.then {
+            Then::GoOn if !self.hold => {
                 frozen.thaw();
                 None
             }
+            _ => Some(frozen),
         };
         let thawed_at = monotonic_ns();
 
@@ -405,12 +454,22 @@ impl Engine {
         phases.state_ns = state_at - copied_at + (asked_at - frozen_at);
         phases.thaw_ns = thawed_at - state_at;
         phases.stop_ns = thawed_at - stop;
+        if let Some(awaited) = awaited {
+            let whole = self.postcopy(awaited, &mut now)?;
+            if !whole || layout(pid)? != self.layout {
+                return Ok(Captured::Spoilt);
+            }
+            costs.phases.precopy_ns += monotonic_ns() - thawed_at;
+        }
         let pages = &mut costs.pages;
         pages.resident = proc::status(pid).map_or(0, |s| s.rss / crate::model::PAGE_SIZE);
         pages.scanned += dirty.examined.pages();
         pages.dirty += dirty.copy.pages();
-        pages.copied_stopped = dirty.copy.pages() + shared_pages.pages();
-        pages.copied += pages.copied_stopped;
+        pages.copied_stopped = shared_pages.pages();
+        if !behind {
+            pages.copied_stopped += dirty.copy.pages();
+        }
+        pages.copied += dirty.copy.pages() + shared_pages.pages();
         costs.full_scan = dirty.full;
 
         // Only what some snapshot or an earlier pass may hold needs to be taken out.
@@ -434,26 +493,22 @@ impl Engine {
         self.flight = Some(Flight::Writing(InFlight {
             answer,
             kind,
-            time_ns: wall_clock_ns(),
+            time_ns,
             unsupported,
             covered: covered(&vmas).union(&saved),
             stamps,
         }));
-        if let Some(held) = held {
+        if held.is_some() || audited.is_some() {
             let taken = self.settle().expect("just put there")?;
             let wrong = match &audited {
-                Some(survey) => {
-                    let snapshot = self.store.snapshot(taken.id)?;
-                    audit::compare(pid, &snapshot, &vmas, survey)?
-                }
+                Some(memory) => memory.compare(pid, &self.store.snapshot(taken.id)?, &vmas)?,
                 None => Vec::new(),
             };
-            match self.options.then {
-                _ if !wrong.is_empty() => drop(held),
-                Then::GoOn if self.hold => self.held = Some(held),
-                Then::GoOn => drop(held),
-                Then::Stop => held.end_with(libc::SIGSTOP)?,
-                Then::Kill => held.end_with(libc::SIGKILL)?,
+            match (held, self.options.then) {
+                (Some(held), Then::Stop) if wrong.is_empty() => held.end_with(libc::SIGSTOP)?,
+                (Some(held), Then::Kill) if wrong.is_empty() => held.end_with(libc::SIGKILL)?,
+                (held, Then::GoOn) if wrong.is_empty() => self.held = held,
+                (held, _) => drop(held),
             }
             for page in &wrong {
                 tracing::debug!(
@@ -473,7 +528,14 @@ impl Engine {
             }
             self.flight = Some(Flight::Done(Box::new(taken)));
         }
-        Ok(true)
+        Ok(Captured::Whole)
+    }
+
+    /// No record of writes can be trusted: contents are compared in the stop.
+    fn compares_all(&self) -> bool {
+        self.tracker() == TrackerKind::Hash
+            || self.live.has_pinned_writers()
+            || self.events.has_lasting_hazard()
     }
 }
 
