@@ -31,7 +31,7 @@ fn run(words: &[&str]) -> Result<()> {
         done.status.success(),
         "{}: {}",
         words.join(" "),
-        String::from_utf8_lossy(&done.stderr)
+        String::from_utf8_lossy(&done.stderr).trim()
     );
     Ok(())
 }

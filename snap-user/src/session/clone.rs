@@ -119,7 +119,7 @@ pub fn clone_stored(
     let store = Store::open(dir)?;
     let snapshot = store.snapshot(store.resolve(reference, None)?)?;
     let mut link = dial(target, &keys()?, options.stall)?;
-    let round = send(&mut link, options, &snapshot, None, &mut || {})?;
+    let round = send(&mut link, options, &snapshot, None, false, &mut || {})?;
     report(&round);
     let mut cloned = Cloned::new(target, None);
     cloned.unsupported = snapshot.manifest()?.state.unsupported;
@@ -157,9 +157,16 @@ pub fn clone_live(
     for number in 1..=rounds {
         let taken = source.snap()?;
         let snapshot = store.snapshot(taken.id)?;
-        let round = send(&mut link, options, &snapshot, before.as_ref(), &mut || {
-            source.tick();
-        })?;
+        let round = send(
+            &mut link,
+            options,
+            &snapshot,
+            before.as_ref(),
+            false,
+            &mut || {
+                source.tick();
+            },
+        )?;
         report(&round);
         let last = cloned.rounds.last().map(|round| round.pages);
         let (pages, first) = (round.pages, number == 1);
@@ -178,8 +185,14 @@ pub fn clone_live(
     fault::point("clone-held");
     cloned.unsupported.clone_from(&held.taken.unsupported);
     let snapshot = store.snapshot(held.taken.id)?;
-    let mut round = send(&mut link, options, &snapshot, before.as_ref(), &mut || {})?;
-    round.stopped = true;
+    let round = send(
+        &mut link,
+        options,
+        &snapshot,
+        before.as_ref(),
+        true,
+        &mut || {},
+    )?;
     let running = order(&mut link, options)?;
     fault::point("clone-running");
     cloned.downtime_ns = Some(monotonic_ns().saturating_sub(held.stopped_at));
@@ -207,6 +220,7 @@ fn send(
     options: &CloneOptions,
     snapshot: &Snapshot,
     before: Option<&Snapshot>,
+    stopped: bool,
     idle: &mut dyn FnMut(),
 ) -> Result<Round> {
     let (begun, bytes) = (monotonic_ns(), link.bytes().0);
@@ -214,7 +228,7 @@ fn send(
         offered,
         sent,
         stored,
-    } = Sender::new(link, options.restore, idle).send(snapshot, before).map_err(|e| match is_lost(&e) {
+    } = Sender::new(link, options.restore, stopped, idle).send(snapshot, before).map_err(|e| match is_lost(&e) {
         true => SessionError::Remote(format!(
             "{e}. The process here is as it was. What was sent is kept there: cloning again goes on with it"
         )),
@@ -227,7 +241,7 @@ fn send(
         sent_pages: sent,
         bytes: link.bytes().0 - bytes,
         took_ns: monotonic_ns() - begun,
-        stopped: false,
+        stopped,
     })
 }
 

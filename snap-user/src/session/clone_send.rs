@@ -1,7 +1,7 @@
 //! Sends a snapshot to a target: what it has, by content hash, and of that only the pages that the target lacks.
 
 use super::Result;
-use crate::codec::{Scratch, encode};
+use crate::codec::{Scratch, encode, encode_fast};
 use crate::image::{Manifest, PageSource};
 use crate::model::{PAGE_SIZE, Page, PageRange, PageSet, SnapshotKind};
 use crate::store::Snapshot;
@@ -39,16 +39,24 @@ pub(super) struct Sender<'a> {
     scratch: Scratch,
     /// What is sent is going to be brought back.
     restore: bool,
+    /// The process waits for it: quick rather than small.
+    hurry: bool,
     /// Called now and then while it goes on.
     idle: &'a mut dyn FnMut(),
 }
 
 impl<'a> Sender<'a> {
-    pub(super) fn new(link: &'a mut Link, restore: bool, idle: &'a mut dyn FnMut()) -> Self {
+    pub(super) fn new(
+        link: &'a mut Link,
+        restore: bool,
+        hurry: bool,
+        idle: &'a mut dyn FnMut(),
+    ) -> Self {
         Self {
             link,
             scratch: Scratch::default(),
             restore,
+            hurry,
             idle,
         }
     }
@@ -145,7 +153,10 @@ impl<'a> Sender<'a> {
                     .breach(format!("wants page {place} of {}", batch.pages.len()))
             })?;
             let mut encoded = Vec::new();
-            let encoding = encode(page, None, &mut self.scratch, &mut encoded);
+            let encoding = match self.hurry {
+                true => encode_fast(page, None, &mut encoded),
+                false => encode(page, None, &mut self.scratch, &mut encoded),
+            };
             bytes += encoded.len();
             piece.push(Encoded {
                 encoding,

@@ -5,6 +5,7 @@ use super::{Engine, Options, Result, SessionError, Taken, Then};
 use crate::capture::CaptureError;
 use crate::store::Store;
 use crate::sys::{Freeze, Frozen, monotonic_ns};
+use std::time::Duration;
 
 /// Who takes the snapshots.
 pub(super) enum Source {
@@ -61,6 +62,8 @@ impl Source {
     pub(super) fn hold(&mut self) -> Result<Held> {
         match self {
             Self::Own(engine) => {
+                // Quick rather than small: the process waits for it.
+                engine.pace(Duration::ZERO);
                 let (taken, frozen, stopped_at) = engine.snapshot_and_hold()?;
                 Ok(Held {
                     taken,

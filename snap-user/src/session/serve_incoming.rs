@@ -232,7 +232,13 @@ impl Incoming {
             batch.reset(0);
             for offered in piece {
                 find(&mut self.received, &self.known, &offered.hash, &mut page)?;
-                batch.push(offered.addr, &page, &mut scratch);
+                match begin.kind {
+                    SnapshotKind::Base => batch.push(offered.addr, &page, &mut scratch),
+                    // The process may be waiting for it.
+                    SnapshotKind::Delta => {
+                        batch.push_fast(offered.addr, &page, None);
+                    }
+                }
             }
             pending.append(&batch)?;
         }
