@@ -7,12 +7,15 @@ use super::flat::{FOLDER, FlatPiece, HEAD, PIECE, Run, boot_id, head, make_file}
 use super::snapshot::Snapshot;
 use crate::image::{Location, PageSource};
 use crate::model::{FILE_SPACE, PAGE_SIZE, PageRange, PageTable, SnapshotId};
+use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+/// Begins the names of those that are not published.
+const PREFIX: &str = ".tmp-ahead-";
 /// Pieces for which there is room, for each that the first snapshot has: every mapping or change of one may cut some.
 const ROOM: usize = 8;
 /// And at least.
@@ -34,7 +37,7 @@ pub struct FlatAhead {
     end: u64,
 }
 
-fn io(path: &std::path::Path) -> impl FnOnce(io::Error) -> StoreError {
+fn io(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
     StoreError::io("write the flat image", path)
 }
 
@@ -42,9 +45,12 @@ impl Store {
     /// Begins a flat image that is to follow the snapshots after this one.
     pub fn flat_ahead(&self, snapshot: &Snapshot) -> Result<FlatAhead, StoreError> {
         let folder = self.dir().join(FOLDER);
+        sweep(&folder);
         let number = RandomState::new().hash_one(std::process::id());
-        let temp = folder.join(format!(".tmp-ahead-{number:016x}"));
+        let temp = folder.join(format!("{PREFIX}{number:016x}"));
         let file = make_file(&folder, &temp).map_err(io(&temp))?;
+        // Whose maker lives: see below.
+        let _ = flock(&file, FlockOperation::NonBlockingLockExclusive);
         let mut ahead = FlatAhead {
             store: self.clone(),
             file,
@@ -65,6 +71,18 @@ impl Store {
         ahead.end = ((HEAD + ahead.room * PIECE) as u64).next_multiple_of(PAGE_SIZE);
         ahead.follow(snapshot)?;
         Ok(ahead)
+    }
+}
+
+/// Removes what those left that were killed while they made one.
+fn sweep(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let ahead = entry.file_name().to_string_lossy().starts_with(PREFIX);
+        if let Some(file) = ahead.then(|| File::open(entry.path()).ok()).flatten()
+            && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+        {
+            let _ = std::fs::remove_file(entry.path());
+        }
     }
 }
 

@@ -61,6 +61,26 @@ fn an_image_that_is_not_published_leaves_nothing() {
     drop(store.flat_ahead(&snapshot).expect("an image"));
     let left = std::fs::read_dir(store.dir().join("flat")).expect("the folder");
     assert_eq!(left.count(), 0);
+    // What was left by one that was killed goes with the next.
+    let stale = store.dir().join("flat/.tmp-ahead-00");
+    std::fs::write(&stale, "half").expect("a file");
+    let other = store.flat_ahead(&snapshot).expect("an image");
+    assert!(!stale.exists());
+    drop(store.flat_ahead(&snapshot).expect("one beside it"));
+    assert!(other.publish().expect("still there"));
+    assert!(assert_flat(
+        &store,
+        &snapshot,
+        &Memory::from([(1, 2), (5, 7)])
+    ));
+}
+
+#[test]
+fn an_image_is_made_where_there_is_none_to_follow() {
+    let (_folder, store) = new_store();
+    let mut session = store.create_session(&info(7)).expect("a session");
+    let base = publish(&mut session, None, [], [(1, 2), (5, 7)]).expect("a base");
+    let snapshot = store.snapshot(base.id).expect("it");
     assert!(!assert_flat(
         &store,
         &snapshot,
