@@ -30,8 +30,21 @@ pub struct Global {
     /// Folder of the snapshots [env: KSNAP_STORE] [default: /var/lib/ksnap for root, else
     /// ~/.local/state/ksnap]
     // KSNAP_STORE is read where the default is worked out, so that an empty value counts as unset.
-    #[arg(long, global = true, value_name = "DIR")]
-    pub store: Option<PathBuf>,
+    #[arg(long, global = true, value_name = "DIR", num_args = 0..=1)]
+    pub store: Option<Option<PathBuf>>,
+    /// Keep the snapshots in memory, of which they take SIZE at most (a quarter of it unless said otherwise), and nothing
+    /// on a disk; `ksnap flush` writes them to the folder of --store [env: KSNAP_RAM, the folder in memory]
+    // KSNAP_RAM is read where the default is worked out.
+    #[arg(
+        long,
+        global = true,
+        value_name = "SIZE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "",
+        value_parser = units::ram
+    )]
+    pub ram: Option<units::RamSize>,
     /// Print errors only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
@@ -85,6 +98,9 @@ pub enum Verb {
     /// Describe a snapshot
     #[command(after_help = help::SHOW)]
     Show(Show),
+    /// Write the snapshots that lie in memory (--ram) to the disk
+    #[command(after_help = help::FLUSH)]
+    Flush(Flush),
     /// Compare two snapshots
     #[command(after_help = help::DIFF)]
     Diff(Diff),
@@ -373,6 +389,19 @@ pub struct Show {
     /// The snapshot
     #[arg(value_name = "REF", default_value = "latest")]
     pub reference: String,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `ksnap flush`
+#[derive(Debug, Args)]
+pub struct Flush {
+    /// The store on the disk [default: that of --store]
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
+    /// Only say what would be written, and how long it would take
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
     #[command(flatten)]
     pub json: Json,
 }
@@ -882,6 +911,25 @@ mod tests {
             assert_eq!(parse(words).unwrap_err(), ValueValidation, "{words}");
         }
         assert!(parse("ksnap -q -v log").is_err());
+    }
+
+    #[test]
+    fn the_store_is_on_a_disk_or_in_memory_or_asked_about() {
+        let global = |words: &str| {
+            let cli = Cli::try_parse_from(words.split(' ')).unwrap();
+            (cli.global.store, cli.global.ram.map(|size| size.0))
+        };
+        assert_eq!(global("ksnap log"), (None, None));
+        let named = Some(Some(PathBuf::from("/x")));
+        assert_eq!(global("ksnap log --store /x"), (named.clone(), None));
+        assert_eq!(global("ksnap --store=/x --ram log"), (named, Some(None)));
+        assert_eq!(
+            global("ksnap watch --ram=1G 7"),
+            (None, Some(Some(1 << 30)))
+        );
+        assert_eq!(global("ksnap watch --ram 7"), (None, Some(None)));
+        assert_eq!(global("ksnap show --store --json"), (Some(None), None));
+        assert!(parse("ksnap watch 7 --ram=3").is_err());
     }
 
     #[test]

@@ -46,6 +46,7 @@ Examples:
   ksnap watch 1234
   ksnap watch 1234 --every 100ms --count 50
   ksnap watch $(pidof nginx)
+  ksnap watch 1234 --every 50ms --ram=4G        in memory: nothing is written to a disk before `ksnap flush`
   ksnap watch 1234 --json | jq 'select(.event == \"taken\") | .costs.phases.stop_ns'";
 
 pub(super) const SNAP: &str = "\
@@ -76,9 +77,28 @@ pub(super) const SHOW: &str = concat!(
 Examples:
   ksnap show
   ksnap show latest~3
-  ksnap show 3f9a --json | jq .costs.phases",
+  ksnap show 3f9a --json | jq .costs.phases
+  ksnap show --store            what the store takes, and how quickly it takes more
+  ksnap show --store --ram      the one in memory, and how long a flush would take",
     references!()
 );
+
+pub(super) const FLUSH: &str = "\
+For what `run`, `watch` and `snap` with --ram have put into memory. Snapshots keep their ids; those that the store on \
+the disk has, or has removed by its own rules, are not written again. The process with the newest snapshot comes first, \
+and of its snapshots those that lead to the newest one. Before it begins, it says how long it will take, by a measurement \
+of 0.3 s. A flush that is killed or loses power leaves whole snapshots on the disk, and the next one goes on from there. \
+It needs no watcher, and does not disturb one.
+
+A watch with --ram does the same before it ends when it gets SIGTERM or SIGPWR, not on Ctrl-C. docs/memory.md has the lines \
+for a UPS.
+
+The exit code is 3 when something could not be written; what and why is on standard error.
+
+Examples:
+  ksnap flush --dry-run
+  ksnap flush --to /mnt/backup/ksnap
+  ksnap log --ram && ksnap flush && ksnap log";
 
 pub(super) const DIFF: &str = concat!(
     "\

@@ -17,6 +17,7 @@ mod diff;
 mod doctor;
 mod exit;
 mod export;
+mod flush;
 mod gdb;
 mod help;
 mod inspect;
@@ -73,6 +74,11 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch(context: &Context, verb: &Verb) -> Result<Exit, CliError> {
+    if context.is_about_the_store() && !matches!(verb, Verb::Show(_)) {
+        return Err(CliError::Refused(
+            "--store needs a folder; without one it is for `ksnap show` alone".into(),
+        ));
+    }
     match verb {
         Verb::Run(args) => watch::run(context, args),
         Verb::Watch(args) => watch::watch(context, args),
@@ -80,6 +86,7 @@ fn dispatch(context: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Inspect(args) => inspect::inspect(context, args),
         Verb::Log(args) => log::log(context, args),
         Verb::Show(args) => show::show(context, args),
+        Verb::Flush(args) => flush::flush(context, args),
         Verb::Diff(args) => diff::diff(context, args),
         Verb::Verify(args) => verify::verify(context, args),
         Verb::Restore(args) => restore::restore(context, args),

@@ -182,7 +182,7 @@ impl SessionError {
 fn store(error: &StoreError) -> Trouble {
     match error {
         StoreError::NoStore { .. } => Trouble::NoStore,
-        StoreError::Locked { .. } => Trouble::Locked,
+        StoreError::Locked { .. } | StoreError::TagsBusy { .. } => Trouble::Locked,
         StoreError::Corrupt { .. } => Trouble::Corrupt,
         StoreError::Io { source, .. } => io_trouble(source),
         StoreError::BadReference { .. } => Trouble::Usage,
@@ -191,7 +191,8 @@ fn store(error: &StoreError) -> Trouble {
         | StoreError::Ambiguous { .. }
         | StoreError::NewerVersion { .. }
         | StoreError::OlderVersion { .. }
-        | StoreError::Misuse { .. } => Trouble::Failed,
+        | StoreError::Misuse { .. }
+        | StoreError::NotRemoved { .. } => Trouble::Failed,
     }
 }
 

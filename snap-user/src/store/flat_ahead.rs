@@ -3,7 +3,7 @@
 
 use super::directory::Store;
 use super::error::StoreError;
-use super::flat::{FOLDER, FlatPiece, HEAD, PIECE, Run, boot_id, head, make_file};
+use super::flat::{FOLDER, FlatPiece, HEAD, PIECE, Run, head, make_file};
 use super::snapshot::Snapshot;
 use crate::image::{Location, PageSource};
 use crate::model::{FILE_SPACE, PAGE_SIZE, PageRange, PageTable, SnapshotId};
@@ -143,13 +143,18 @@ impl FlatAhead {
         Ok(())
     }
 
-    /// Puts it in the place where [`Store::flat`] finds it. `false` when it has become too ragged for that.
+    /// Puts it in the place where [`Store::flat`] finds it. `false` when that cannot be: it has become too ragged, or the
+    /// kernel's boot has no name.
     pub fn publish(mut self) -> Result<bool, StoreError> {
+        // Of a boot without a name none can be trusted.
+        let Some(boot) = self.store.files.boot() else {
+            return Ok(false);
+        };
         let pieces = runs(self.offsets.iter());
         if pieces.len() > self.room {
             return Ok(false);
         }
-        let head = head(self.id, &boot_id(), &pieces);
+        let head = head(self.id, &boot, &pieces);
         self.file.write_all_at(&head, 0).map_err(io(&self.temp))?;
         let path = self.store.dir().join(FOLDER).join(self.id.to_string());
         std::fs::rename(&self.temp, &path).map_err(io(&path))?;

@@ -3,6 +3,7 @@
 pub mod cloned;
 pub mod diagnosis;
 pub mod diff;
+pub mod flush;
 pub mod human;
 pub mod inspection;
 pub mod log;

@@ -7,6 +7,7 @@ mod durability;
 mod faults;
 mod files;
 mod flat_ahead;
+mod flush;
 mod history;
 mod many;
 mod prune;
