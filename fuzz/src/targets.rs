@@ -8,12 +8,13 @@ use snap_user::image::{
     decode_dropped, decode_index, decode_span,
 };
 use snap_user::model::{PAGE_SIZE, Page};
+use snap_user::wire::{MAX_BODY, Message, read_frame, write_frame};
 
 /// A target: its name, which is that of its corpus, and itself.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     ("page", page),
     ("pair", pair),
     ("block", block),
@@ -22,6 +23,7 @@ pub const TARGETS: [Target; 9] = [
     ("dropped", dropped),
     ("span", span),
     ("manifest", manifest),
+    ("message", message),
     ("pack", pack),
 ];
 
@@ -199,6 +201,27 @@ pub fn span(data: &[u8]) {
 pub fn manifest(data: &[u8]) {
     let header = header_of(data, |header| &mut header.manifest);
     let _ = Manifest::decode(data, &header);
+}
+
+/// Decodes what a peer sends: a message, and all of it as a stream of them. What decodes comes back from its own bytes.
+pub fn message(data: &[u8]) {
+    if let Some((tag, body)) = data.split_first()
+        && let Ok(message) = Message::decode(*tag, body)
+    {
+        let mut again = Vec::new();
+        assert_eq!(message.encode(&mut again), *tag);
+        assert!(again.len() <= MAX_BODY);
+        assert_eq!(
+            Message::decode(*tag, &again).expect("its own bytes"),
+            message
+        );
+    }
+    let mut stream = data;
+    while let Ok(message) = read_frame(&mut stream) {
+        let mut again = Vec::new();
+        write_frame(&mut again, &message).expect("memory takes everything");
+        assert_eq!(read_frame(&mut &again[..]).expect("its own bytes"), message);
+    }
 }
 
 /// Decodes a pack, as it is and with checksums that match: header, entries, absorbed numbers, and page tables of ghosts.

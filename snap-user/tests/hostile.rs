@@ -14,7 +14,10 @@ use snap_user::image::{
     Ghost, HEADER_LEN, Header, Location, PACK_HEADER_LEN, PackEntry, Run, Section, SessionId,
     finish_pack,
 };
-use snap_user::model::{PAGE_SIZE, Page};
+use snap_user::model::{PAGE_SIZE, Page, PageRange, SnapshotId, SnapshotKind};
+use snap_user::wire::{
+    Begin, Encoded, Message, Offered, Order, PROTOCOL, Peer, Pids, Running, Stored, write_frame,
+};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use targets::{TARGETS, Target};
@@ -114,6 +117,16 @@ fn write_seeds(fuzz: &Path) {
         input[0] = encode(&page, previous, &mut Scratch::default(), &mut input).tag();
         files.push(("page", format!("{name}-{}", input[0]), input));
     }
+    for message in messages() {
+        let mut bytes = vec![0];
+        bytes[0] = message.encode(&mut bytes);
+        files.push(("message", message.name().to_lowercase(), bytes));
+    }
+    let mut stream = Vec::new();
+    for message in messages() {
+        write_frame(&mut stream, &message).expect("memory takes everything");
+    }
+    files.push(("message", "stream".into(), stream));
     for (target, name, bytes) in files {
         let folder = fuzz.join("seeds").join(target);
         std::fs::create_dir_all(&folder).expect("a folder");
@@ -238,6 +251,78 @@ fn pages() -> Vec<(&'static str, Vec<u8>, Page)> {
         ("many", seed.clone(), many),
         ("all", seed, all),
     ]
+}
+
+/// What a source and a target say to each other.
+fn messages() -> Vec<Message> {
+    let peer = Peer {
+        protocol: PROTOCOL,
+        format: 1,
+        state: 3,
+        arch: 62,
+        page_size: 4096,
+        kernel: "6.18.0".into(),
+        features: vec!["avx2".into(), "popcnt".into()],
+    };
+    let offered = |addr: u64| Offered {
+        addr,
+        hash: [addr as u8; 32],
+    };
+    vec![
+        Message::Hello(peer.clone()),
+        Message::Welcome(peer),
+        Message::Refused("another architecture".into()),
+        Message::Begin(Begin {
+            kind: SnapshotKind::Delta,
+            id: SnapshotId([7; 16]),
+            time_ns: 1_700_000_000_000_000_000,
+            pid: 4711,
+            start_time: 99,
+            pages: 2,
+            restore: true,
+            comm: "redis-server".into(),
+            exe: "/usr/bin/redis-server".into(),
+        }),
+        Message::Offer(vec![offered(0x1000), offered(0x7fff_0000_2000)]),
+        Message::Want(vec![0, 1]),
+        Message::Pages(vec![
+            Encoded {
+                encoding: Encoding::Zero,
+                bytes: vec![],
+            },
+            Encoded {
+                encoding: Encoding::Lz4,
+                bytes: b"not really".to_vec(),
+            },
+        ]),
+        Message::Dropped(vec![PageRange::new(0x1000, 0x3000)]),
+        Message::State(vec![3, 0, 0, 0]),
+        Message::Publish([9; 32]),
+        Message::Stored(Stored {
+            id: SnapshotId([8; 16]),
+            seq: 3,
+            file_bytes: 4711,
+        }),
+        Message::Restore(Order {
+            pids: Pids::Namespace,
+            eager: true,
+            allow_changed_files: false,
+            network: true,
+        }),
+        Message::Running(Running {
+            pid: 12,
+            own_pid: 3,
+            took_ns: 77,
+            notes: vec!["a connection is gone".into()],
+        }),
+        Message::Settled,
+        Message::Done,
+    ]
+}
+
+#[test]
+fn any_message_is_sound_or_an_error() {
+    run(named("message"));
 }
 
 #[test]

@@ -201,6 +201,47 @@ Examples:
     references!()
 );
 
+pub(super) const CLONE: &str = concat!(
+    "\
+A number is a process if one has that id here, else a snapshot. Of a running process snapshots are sent while it runs, \
+each with what was written since the one before; then it stands still for the last one, and goes on there. Whatever \
+happens, it runs on here unless it runs there: without --move it does so in any case. Pages that the other machine \
+has already are not sent, so an attempt that was cut off goes on where it ended. The snapshots stay in both stores.
+
+Both machines need each other's key (`ksnap key --help`), the same version of ksnap, the program's files at the same \
+paths, and the other one a processor that has all that this one has. What differs there is named on \
+standard error, and the exit code is 3 then.
+
+Examples:
+  ksnap clone $(pidof redis-server) other --move
+  ksnap clone latest other:5762 --pids namespace
+  ksnap clone before-upgrade other --no-restore",
+    references!()
+);
+
+pub(super) const SERVE: &str = "\
+Only machines whose key is trusted get an answer (`ksnap key --help`). What is brought back runs as the user of this \
+program, with its standard streams in place of a terminal's or a pipe's. It stays when the serving ends, by Ctrl-C or SIGTERM.
+
+With --json: one object a line, as it happens.
+
+Examples:
+  ksnap serve
+  ksnap serve --listen 10.0.0.2:5762 --store /srv/ksnap";
+
+pub(super) const KEY: &str = "\
+Each user has a pair of keys. The private one stays in the file `key`, for its owner alone; the public one is given to \
+the other machine by a way that can be trusted, and has to be trusted there, and the other way round. Both files are in \
+KSNAP_CONFIG, else /etc/ksnap for root and ~/.config/ksnap for others.
+
+Whoever is trusted can have any program run here as the user of `ksnap serve`, and is sent what is cloned there.
+
+Examples:
+  ksnap key show
+  ksnap key trust ed25519:8a88…e2 --name other
+  ksnap key list
+  ksnap key forget other";
+
 pub(super) const ROLLBACK: &str = concat!(
     "\
 Memory, mappings, registers, signal masks and file positions go back; what the process did since is lost. \

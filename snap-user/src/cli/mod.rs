@@ -11,6 +11,7 @@
 //! | `exit` | exit codes |
 
 mod args;
+mod clone;
 mod context;
 mod diff;
 mod doctor;
@@ -20,6 +21,7 @@ mod flush;
 mod gdb;
 mod help;
 mod inspect;
+mod key;
 mod log;
 mod logging;
 mod profile;
@@ -28,6 +30,7 @@ mod render;
 mod reporter;
 mod restore;
 mod rollback;
+mod serve;
 mod shell;
 mod show;
 mod snap;
@@ -93,6 +96,9 @@ fn dispatch(context: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Squash(args) => prune::squash(context, args),
         Verb::Export(args) => export::export(context, args),
         Verb::Gdb(args) => gdb::gdb(context, args),
+        Verb::Clone(args) => clone::clone(context, args),
+        Verb::Serve(args) => serve::serve(context, args),
+        Verb::Key(args) => key::key(context, args),
         Verb::Rollback(args) => rollback::rollback(context, args),
         Verb::Profile(args) => profile::profile(context, args),
         Verb::Doctor(args) => doctor::doctor(context, args),

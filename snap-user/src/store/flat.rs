@@ -15,13 +15,13 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-const FOLDER: &str = "flat";
+pub(super) const FOLDER: &str = "flat";
 const MAGIC: &[u8; 8] = b"ksnpflat";
 const VERSION: u32 = 1;
 /// Magic, version, CRC-32C of the rest, number of pieces, boot id, snapshot id.
-const HEAD: usize = 8 + 4 + 4 + 8 + 40 + 16;
+pub(super) const HEAD: usize = 8 + 4 + 4 + 8 + 40 + 16;
 /// First address, pages, offset.
-const PIECE: usize = 24;
+pub(super) const PIECE: usize = 24;
 /// Most bytes that flat images take up on the disk; the one in use stays whatever its size.
 const MOST_BYTES: u64 = 8 << 30;
 /// Pages gathered before they are written.
@@ -112,7 +112,7 @@ impl Store {
     }
 }
 
-fn make_file(folder: &Path, temp: &Path) -> io::Result<File> {
+pub(super) fn make_file(folder: &Path, temp: &Path) -> io::Result<File> {
     match std::fs::DirBuilder::new().mode(0o700).create(folder) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
         _ => {}
@@ -154,7 +154,7 @@ fn end(pieces: &[FlatPiece]) -> u64 {
         .map_or(PAGE_SIZE, |last| last.offset + last.range.len())
 }
 
-fn head(id: SnapshotId, boot: &str, pieces: &[FlatPiece]) -> Vec<u8> {
+pub(super) fn head(id: SnapshotId, boot: &str, pieces: &[FlatPiece]) -> Vec<u8> {
     let mut rest = (pieces.len() as u64).to_le_bytes().to_vec();
     let mut name = [0u8; 40];
     let len = boot.len().min(name.len());
@@ -248,12 +248,7 @@ fn copy(
     snapshot: &Snapshot,
     addrs: &[u64],
 ) -> Result<(), FillError> {
-    let mut run = Run {
-        file,
-        bytes: Vec::with_capacity(GATHERED),
-        offset: 0,
-        failed: None,
-    };
+    let mut run = Run::new(file);
     let mut last = 0;
     snapshot
         .read_pages(addrs, &mut |addr, page| {
@@ -267,23 +262,34 @@ fn copy(
             }
         })
         .map_err(FillError::Store)?;
-    run.flush();
-    match run.failed {
-        Some(e) => Err(FillError::File(e)),
-        None => Ok(()),
-    }
+    run.finish().map_err(FillError::File)
 }
 
 /// Bytes on their way into the file.
-struct Run<'a> {
+pub(super) struct Run<'a> {
     file: &'a File,
     bytes: Vec<u8>,
     offset: u64,
     failed: Option<io::Error>,
 }
 
-impl Run<'_> {
-    fn add(&mut self, offset: u64, page: &[u8]) {
+impl<'a> Run<'a> {
+    pub(super) fn new(file: &'a File) -> Self {
+        Self {
+            file,
+            bytes: Vec::with_capacity(GATHERED),
+            offset: 0,
+            failed: None,
+        }
+    }
+
+    /// Writes what is left.
+    pub(super) fn finish(mut self) -> io::Result<()> {
+        self.flush();
+        self.failed.map_or(Ok(()), Err)
+    }
+
+    pub(super) fn add(&mut self, offset: u64, page: &[u8]) {
         if self.offset + self.bytes.len() as u64 != offset || self.bytes.len() >= GATHERED {
             self.flush();
             self.offset = offset;

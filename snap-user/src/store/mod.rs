@@ -25,6 +25,8 @@
 //! | `verify`, `diff` | check, compare |
 //! | `flush`, `speed` | copies sessions into another store: from memory to the disk; how quickly it takes them |
 //! | `flat` | a snapshot's pages in one file to map, for restores |
+//! | `received` | pages that another machine sends, until their snapshot is published |
+//! | `flat_ahead` | such a file, made while snapshots still come |
 //! | `names` | file names, default folder |
 //! | `cache`, `files` | open files; the operating system behind a seam |
 
@@ -38,6 +40,7 @@ mod encoded;
 mod error;
 mod files;
 mod flat;
+mod flat_ahead;
 mod flush;
 mod head;
 mod headers;
@@ -46,6 +49,7 @@ mod needs;
 mod pack;
 mod pending;
 mod pruner;
+mod received;
 mod reference;
 mod retention;
 mod session;
@@ -68,10 +72,12 @@ pub use durability::{Durability, SYNC_INTERVAL};
 pub use error::{Candidate, StoreError};
 pub use files::{Disk, Files, LockGuard, Locking, ReadFile, Stamp, WriteFile};
 pub use flat::{Flat, FlatPiece};
+pub use flat_ahead::FlatAhead;
 pub use flush::{Due, Flushed};
 pub use names::default_dir;
 pub use pending::{PendingSnapshot, Published};
 pub use pruner::{Plan, Pruned, Pruner};
+pub use received::Received;
 pub use retention::Rules;
 pub use session::{Session, SessionInfo};
 pub use snapshot::Snapshot;

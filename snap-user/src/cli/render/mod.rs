@@ -1,5 +1,6 @@
 //! Data as text for people.
 
+pub mod cloned;
 pub mod diagnosis;
 pub mod diff;
 pub mod flush;

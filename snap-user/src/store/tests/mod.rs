@@ -6,6 +6,7 @@ mod corruption;
 mod durability;
 mod faults;
 mod files;
+mod flat_ahead;
 mod flush;
 mod history;
 mod many;
