@@ -7,7 +7,7 @@ use super::open::open_session;
 use super::pipeline::{Hashes, Pipeline};
 use super::postcopy::Caution;
 use super::profile::Profiling;
-use super::{Options, Result, SessionError, Then, audit};
+use super::{Options, Result, SessionError, Taken, Then, audit};
 use crate::capture::{
     CaptureError, Contents, Live, Target, compared, compared_pages, frozen_state, nameless,
     preflight, saved_ranges, without_files,
@@ -75,6 +75,11 @@ pub struct Engine {
     pub(super) processors: usize,
     cpu_ns: u64,
     session: SessionId,
+    /// The process stays stopped after the snapshot under way, for as long as ksnap lives.
+    hold: bool,
+    held: Option<Frozen>,
+    /// When the last stop began, in nanoseconds of the monotonic clock.
+    stopped_at: u64,
 }
 
 impl Engine {
@@ -122,6 +127,9 @@ impl Engine {
         Ok(Self {
             keeper: Keeper::start(session.pruner(), options.keep)?,
             session: session.id(),
+            hold: false,
+            held: None,
+            stopped_at: 0,
             layout: layout(pid)?,
             epoch: Epoch::new(attached.tracker, events.is_on()),
             cpu_ns: proc::cpu_time_ns(pid).unwrap_or(0),
@@ -250,6 +258,23 @@ impl Engine {
         done
     }
 
+    /// Takes a snapshot and leaves the process stopped: it goes on when what is returned is dropped, or when ksnap ends
+    /// in whatever way. Also tells when the stop began, in nanoseconds of the monotonic clock.
+    pub(super) fn snapshot_and_hold(&mut self) -> Result<(Taken, Frozen, u64)> {
+        self.hold = true;
+        let done = self.snapshot_then(Then::GoOn);
+        self.hold = false;
+        let held = self.held.take();
+        done?;
+        match (self.settle(), held) {
+            (Some(taken), Some(held)) => Ok((taken?, held, self.stopped_at)),
+            (Some(Err(e)), None) => Err(e),
+            _ => Err(SessionError::Control {
+                why: "took no snapshot".into(),
+            }),
+        }
+    }
+
     fn try_snapshot(&mut self) -> Result<Captured> {
         let kind = match self.head {
             None => SnapshotKind::Base,
@@ -301,6 +326,7 @@ impl Engine {
         let mut now = (*self.hashes).clone();
         self.unhashed = PageSet::new();
         let behind = self.options.then == Then::GoOn
+            && !self.hold
             && !self.compares_all()
             && self.caution.allows()
             && self.may_postcopy(&mut costs)?;
@@ -323,6 +349,7 @@ impl Engine {
         self.events.drain(&mut self.epoch);
 
         let stop = monotonic_ns();
+        self.stopped_at = stop;
         costs.phases.precopy_ns = stop - begun;
         let frozen = self.freeze()?;
         let frozen_at = monotonic_ns();
@@ -421,11 +448,11 @@ impl Engine {
         };
         let time_ns = wall_clock_ns();
         let held = match self.options.then {
-            Then::GoOn => {
+            Then::GoOn if !self.hold => {
                 frozen.thaw();
                 None
             }
-            Then::Stop | Then::Kill => Some(frozen),
+            _ => Some(frozen),
         };
         let thawed_at = monotonic_ns();
 
@@ -489,6 +516,7 @@ impl Engine {
             match (held, self.options.then) {
                 (Some(held), Then::Stop) if wrong.is_empty() => held.end_with(libc::SIGSTOP)?,
                 (Some(held), Then::Kill) if wrong.is_empty() => held.end_with(libc::SIGKILL)?,
+                (held, Then::GoOn) if wrong.is_empty() => self.held = held,
                 (held, _) => drop(held),
             }
             for page in &wrong {

@@ -35,7 +35,7 @@ pub enum Pids {
 }
 
 /// How to bring a snapshot back.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReviveOptions {
     /// Which ids; if left out, the snapshot's, in a namespace of their own for several copies and for one
     /// that had a namespace before.

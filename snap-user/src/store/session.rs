@@ -7,7 +7,7 @@ use super::error::StoreError;
 use super::files::{LockGuard, Locking};
 use super::head::Head;
 use super::headers::Headers;
-use super::names::{self, LOCK_FILE, SESSION_FILE, TEMP_PREFIX};
+use super::names::{self, COPIED, LOCK_FILE, SESSION_FILE, TEMP_PREFIX};
 use super::pending::PendingSnapshot;
 use super::pruner::{Pruner, Shared};
 use crate::image::{Location, SessionId};
@@ -65,6 +65,10 @@ impl SessionInfo {
         self.continued.iter().rev().find(same)
     }
 }
+
+/// First sequence number of a snapshot that is added to the copy of a session: its home goes on from where it was
+/// copied, and what comes from there later must find its numbers free.
+pub(super) const OWN_FROM: u32 = 2_000_000_000;
 
 /// The right to add snapshots to a session.
 ///
@@ -133,35 +137,8 @@ impl Session {
             info.created_ns = now_ns();
         }
         let id = fresh_id(&info);
+        let lock = publish_folder(store, id, &info, false)?;
         let dir = store.session_path(id);
-        let temp = store
-            .dir
-            .join(format!("{TEMP_PREFIX}{}", names::session_dir(id)));
-        let files = &*store.files;
-        files
-            .create_dir(&temp)
-            .map_err(StoreError::io("create folder", &temp))?;
-        // The lock goes along with the rename, so that no one sees the session unlocked.
-        let made = lock(store, &temp).and_then(|lock| {
-            let text = serde_json::to_string_pretty(&info).expect("plain data becomes JSON");
-            publish_text(files, &temp, SESSION_FILE, &text)?;
-            files
-                .rename(&temp, &dir)
-                .map_err(StoreError::io("publish", &dir))?;
-            files
-                .sync_dir(&store.dir)
-                .map_err(StoreError::io("sync folder", &store.dir))?;
-            Ok(lock)
-        });
-        let lock = made.inspect_err(|_| {
-            // Whichever name the folder has by now.
-            for folder in [&temp, &dir] {
-                for name in [SESSION_FILE, LOCK_FILE] {
-                    let _ = files.remove_file(&folder.join(name));
-                }
-                let _ = files.remove_dir(folder);
-            }
-        })?;
         Ok(Self {
             store: store.clone(),
             id,
@@ -186,6 +163,7 @@ impl Session {
             .files
             .names(&dir)
             .map_err(StoreError::io("list", &dir))?;
+        let copied = names.iter().any(|name| name == COPIED);
         for name in names {
             if name.starts_with(TEMP_PREFIX) {
                 let path = dir.join(name);
@@ -207,12 +185,17 @@ impl Session {
         if let Some(pack) = &listing.pack {
             last = last.max(pack.absorbed().last().map_or(0, |range| range.1));
         }
+        let next_seq = last.checked_add(1).ok_or_else(StoreError::session_full)?;
+        let next_seq = match copied {
+            true => next_seq.max(OWN_FROM),
+            false => next_seq,
+        };
         Ok(Self {
             store: store.clone(),
             id,
             dir,
             head: None,
-            next_seq: last + 1,
+            next_seq,
             buffer: WriteBuffer::default(),
             info,
             unsynced: Unsynced::default(),
@@ -343,6 +326,47 @@ impl Drop for Session {
             tracing::warn!("the last snapshots may not be durable: {error}");
         }
     }
+}
+
+/// Makes the folder of a session, locked from its first moment. `copied`: its home is in another store.
+pub(super) fn publish_folder(
+    store: &Store,
+    id: SessionId,
+    info: &SessionInfo,
+    copied: bool,
+) -> Result<LockGuard, StoreError> {
+    let dir = store.session_path(id);
+    let temp = store
+        .dir
+        .join(format!("{TEMP_PREFIX}{}", names::session_dir(id)));
+    let files = &*store.files;
+    files
+        .create_dir(&temp)
+        .map_err(StoreError::io("create folder", &temp))?;
+    let mut named = false;
+    // The lock goes along with the rename, so that no one sees the session unlocked.
+    let made = lock(store, &temp).and_then(|lock| {
+        let text = serde_json::to_string_pretty(info).expect("plain data becomes JSON");
+        publish_text(files, &temp, SESSION_FILE, &text)?;
+        if copied {
+            publish_text(files, &temp, COPIED, "")?;
+        }
+        files
+            .rename(&temp, &dir)
+            .map_err(StoreError::io("publish", &dir))?;
+        named = true;
+        files
+            .sync_dir(&store.dir)
+            .map_err(StoreError::io("sync folder", &store.dir))?;
+        Ok(lock)
+    });
+    made.inspect_err(|_| {
+        let folder = if named { &dir } else { &temp };
+        for name in [SESSION_FILE, COPIED, LOCK_FILE] {
+            let _ = files.remove_file(&folder.join(name));
+        }
+        let _ = files.remove_dir(folder);
+    })
 }
 
 pub(super) fn lock(store: &Store, dir: &std::path::Path) -> Result<LockGuard, StoreError> {

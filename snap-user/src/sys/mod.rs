@@ -14,6 +14,7 @@ mod interrupted;
 mod kcmp;
 mod limits;
 mod memory;
+mod memory_fs;
 mod namespace;
 mod open;
 mod pagemap;
@@ -45,6 +46,7 @@ pub use memory::{
     ReadFault, memfd, read_bytes, read_pages, read_pages_into, read_ranges, write_bytes,
     write_pages, write_ranges,
 };
+pub use memory_fs::{Room, is_mount_point, mount_memory, resize_memory, room, usable_memory};
 pub use namespace::{bring_up_loopback, in_network_of};
 pub use open::{
     create_in_root, duplicate_number, open_in_root, open_link, open_own_link, unnamed_in_root,
