@@ -27,8 +27,8 @@ pub struct Options {
     /// end-to-end tests, which take several times as long there
     #[arg(long, requires = "vm")]
     interfaces: bool,
-    /// Only tests whose name contains one of these; formatting and lints are left out then
-    #[arg(conflicts_with = "vm")]
+    /// Only tests whose name contains one of these; formatting and lints are left out then. With --vm: only these
+    /// test executables
     filter: Vec<String>,
 }
 
@@ -39,7 +39,9 @@ pub struct Options {
 pub fn run(options: Options) -> Result<ExitCode> {
     let mut stages = Stages::new();
     match options.vm {
-        Some(selection) => virtual_machines::run(selection, options.interfaces, &mut stages)?,
+        Some(selection) => {
+            virtual_machines::run(selection, options.interfaces, &options.filter, &mut stages)?;
+        }
         None => on_this_machine(&options.filter, &mut stages)?,
     }
     println!("\n{}", heading("Summary"));

@@ -86,7 +86,9 @@ const ROLLBACK: &[&str] = &[
     "threads_that_ended",
 ];
 
-const WANTED: [Wanted; 8] = [
+const POSTCOPY: &[&str] = &["a_busy_process", "memory_that_is_given_back"];
+
+const WANTED: [Wanted; 9] = [
     wanted(
         "snap-user",
         "snap_user",
@@ -100,13 +102,19 @@ const WANTED: [Wanted; 8] = [
     wanted("tests", "snap", SNAP, 10),
     wanted("tests", "watch", WATCH, 15),
     wanted("tests", "rollback", ROLLBACK, 15),
+    wanted("tests", "postcopy", POSTCOPY, 15),
 ];
 
 /// Tests of what a kernel cannot have. In both, `sock_diag(7)` is in modules, which guests do not load.
 fn out_of_place(kernel: Kernel) -> &'static [&'static str] {
     match kernel {
         // Write protection is tracked from 6.7 on.
-        Kernel::V6_1 => &["each_tracker_works_alone::wp", "sys::fd::sock_diag"],
+        Kernel::V6_1 => &[
+            "each_tracker_works_alone::wp",
+            "sys::fd::sock_diag",
+            "a_busy_process",
+            "memory_that_is_given_back",
+        ],
         Kernel::V6_12 => &["sys::fd::sock_diag"],
     }
 }
@@ -119,8 +127,20 @@ const OF_PYTHON: &[&str] = &["file_positions", "threads_that_ended"];
 const SLOW: &str = "5";
 
 /// Boots each kernel and runs in it what depends on one; the end-to-end tests too, unless
-/// `interfaces` alone are wanted. Kernels run beside each other where there are processors for it.
-pub fn run(selection: Selection, interfaces: bool, stages: &mut Stages) -> Result<()> {
+/// `interfaces` alone are wanted, or the executables named by `filter`. Kernels run beside each other where there are processors for it.
+pub fn run(
+    selection: Selection,
+    interfaces: bool,
+    filter: &[String],
+    stages: &mut Stages,
+) -> Result<()> {
+    // Loading the probes takes an emulated processor ten seconds each time, and each test of theirs does.
+    let slow = |w: &Wanted| w.package == "tests" || w.target.starts_with("probe");
+    let named = |w: &Wanted| filter.is_empty() || filter.iter().any(|f| f == w.target);
+    let wanted: Vec<&Wanted> = WANTED
+        .iter()
+        .filter(|w| named(w) && !(interfaces && slow(w)))
+        .collect();
     let binaries = [
         "build",
         "--quiet",
@@ -146,7 +166,7 @@ pub fn run(selection: Selection, interfaces: bool, stages: &mut Stages) -> Resul
         match vm::prepare(kernel, &mut |message| eprintln!("vm {kernel}: {message}")) {
             Ok(()) => {
                 let python = python.as_deref().ok();
-                ready.push((kernel, payload(kernel, &executables, interfaces, python)?));
+                ready.push((kernel, payload(kernel, &executables, &wanted, python)?));
             }
             Err(error) if error.is_skip() => {
                 stages.skip(&stage(kernel), "a virtual machine", &error.to_string());
@@ -225,7 +245,7 @@ fn enter(outcome: &Outcome, took: Duration, stages: &mut Stages) {
 fn payload(
     kernel: Kernel,
     executables: &[(String, String, PathBuf)],
-    interfaces: bool,
+    wanted: &[&Wanted],
     python: Option<&[PathBuf]>,
 ) -> Result<Payload> {
     let mut payload = Payload::new();
@@ -244,9 +264,7 @@ fn payload(
     payload.env("KSNAP_TESTS_STRICT", "1");
     payload.env("KSNAP_TESTS_TRACKER", kernel.tracker());
     payload.env("KSNAP_TESTS_FAULTS", kernel.fault_source());
-    // Loading the probes takes an emulated processor ten seconds each time, and each test of theirs does.
-    let slow = |wanted: &&Wanted| wanted.package == "tests" || wanted.target.starts_with("probe");
-    for wanted in WANTED.iter().filter(|w| !(interfaces && slow(w))) {
+    for wanted in wanted {
         if wanted.target == "inject" && python.is_none() {
             continue;
         }
