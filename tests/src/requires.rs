@@ -179,6 +179,8 @@ fn package(program: &str) -> &str {
         "redis-server" => "redis-server",
         "redis-benchmark" | "redis-cli" => "redis-tools",
         "python3" => "python3",
+        "node" => "nodejs",
+        "java" | "javac" => "default-jdk-headless",
         other => other,
     }
 }

@@ -303,7 +303,7 @@ fn what_other_processes_left_makes_room_for_a_new_one() -> Result<()> {
     let place = Place::new()?;
     let ksnap = place.ksnap()?;
     for round in 0..6 {
-        let mut victim = Victim::spawn("counter", &["--mib", "12"])?;
+        let victim = Victim::spawn("counter", &["--mib", "12"])?;
         let mut watch = Watch::start(&ksnap, victim.pid(), &["--ram=64M", "--every", "10ms"])?;
         watch.wait_taken(12, LIMIT)?;
         let watched = watch.interrupt(LIMIT)?;
@@ -322,7 +322,7 @@ fn a_folder_that_is_not_in_memory_is_no_store_in_memory() -> Result<()> {
     require!(Root, Ksnap, Mount);
     let place = Place::new()?;
     let ksnap = Ksnap::new()?.with_variable("KSNAP_RAM", PathBuf::from("/proc"));
-    let mut victim = Victim::spawn("counter", &["--mib", "2"])?;
+    let victim = Victim::spawn("counter", &["--mib", "2"])?;
     let pid = victim.pid().to_string();
     let refused = ksnap.run(&["snap", &pid, "--ram"])?;
     ensure!(refused.code()? == 2, "{refused:?}");

@@ -123,7 +123,7 @@ pub enum Verb {
     #[command(after_help = help::GDB)]
     Gdb(Gdb),
     /// Bring a snapshot back as a new process
-    #[command(after_help = help::RESTORE)]
+    #[command(after_help = help::RESTORE, mut_args(with_watch))]
     Restore(Restore),
     /// Start copies of a snapshot, each in a PID namespace of its own
     #[command(after_help = help::FORK)]
@@ -379,6 +379,9 @@ pub struct Log {
     /// Only the last N
     #[arg(short = 'n', long = "last", value_name = "N")]
     pub last: Option<usize>,
+    /// Draw which snapshot follows which
+    #[arg(long, conflicts_with = "json")]
+    pub graph: bool,
     #[command(flatten)]
     pub json: Json,
 }
@@ -627,8 +630,43 @@ pub struct Restore {
     /// Wait until it ends, and end with its exit status
     #[arg(long)]
     pub wait: bool,
+    /// Watch it from then on: its snapshots go on from this one
+    #[arg(long)]
+    pub watch: bool,
     #[command(flatten)]
     pub reviving: Reviving,
+    #[command(flatten)]
+    pub when: Timing,
+    #[command(flatten)]
+    pub keeping: Keeping,
+    #[command(flatten)]
+    pub taking: Taking,
+    #[command(flatten)]
+    pub live: Live,
+}
+
+/// What only means something for a process that is watched.
+fn with_watch(arg: clap::Arg) -> clap::Arg {
+    const OF_WATCHING: [&str; 14] = [
+        "every",
+        "count",
+        "lasting",
+        "within",
+        "last",
+        "max_size",
+        "tracker",
+        "no_probes",
+        "audit",
+        "memory",
+        "mirror",
+        "files",
+        "durability",
+        "progress",
+    ];
+    match OF_WATCHING.contains(&arg.get_id().as_str()) {
+        true => arg.requires("watch"),
+        false => arg,
+    }
 }
 
 /// `ksnap fork`

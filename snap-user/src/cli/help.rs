@@ -70,6 +70,7 @@ With --json: one object a line.
 
 Examples:
   ksnap log -n 20
+  ksnap log --graph
   ksnap log --pid 1234 --json | jq -r .id";
 
 pub(super) const SHOW: &str = concat!(
@@ -185,9 +186,13 @@ it is left.
 
 The standard streams, where they were a terminal or a pipe, become those of ksnap.
 
+With --watch it is under snapshots from then on, as with `ksnap watch`: deltas of the same session, the first of \
+which follows REF.
+
 Examples:
   ksnap snap 1234 --kill && ksnap restore latest
-  ksnap restore @12 --pids namespace --wait",
+  ksnap restore @12 --pids namespace --wait
+  ksnap restore @12 --watch --every 100ms --keep 60s",
     references!()
 );
 

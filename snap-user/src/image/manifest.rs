@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 /// Longest manifest, encoded or decoded, in bytes.
 pub const MAX_MANIFEST: u64 = 256 << 20;
-/// Version of the process state. Version 2 has the attributes of processes and threads, version 3 the contents of files.
-pub const STATE_VERSION: u16 = 3;
+/// Version of the process state. Version 2 has the attributes of processes and threads, version 3 the contents of files,
+/// version 4 the time left of waits, and what mapped files were.
+pub const STATE_VERSION: u16 = 4;
 const PREFIX: usize = 8;
 const PART: &str = "manifest";
 

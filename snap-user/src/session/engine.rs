@@ -9,8 +9,8 @@ use super::postcopy::Caution;
 use super::profile::Profiling;
 use super::{Options, Result, SessionError, Taken, Then, audit};
 use crate::capture::{
-    CaptureError, Contents, Live, Target, compared, compared_pages, frozen_state, preflight,
-    saved_ranges, without_files,
+    CaptureError, Contents, Live, Target, compared, compared_pages, frozen_state, nameless,
+    preflight, saved_ranges, without_files,
 };
 use crate::image::SessionId;
 use crate::model::{Costs, PageSet, SnapshotId, SnapshotKind, Vma};
@@ -391,6 +391,15 @@ impl Engine {
             let private = vmas.iter().filter(|v| !v.shared && !v.is_special());
             let private: PageSet = private.map(|v| v.range).collect();
             removed = removed.union(&private.subtract(&own));
+        }
+        // What the file behind it has is all that there is of a page that was taken out of the process's memory.
+        let nameless = nameless(&vmas);
+        let again = removed
+            .intersect(&nameless)
+            .union(&self.unknown(&nameless, &now));
+        removed = removed.subtract(&nameless);
+        if !again.is_empty() {
+            removed = removed.union(&self.copy_changed(&again, &mut now)?);
         }
         let mut awaited = None;
         let gone = match compare_all {

@@ -202,6 +202,7 @@ impl Incoming {
                     .map(|a| String::from_utf8_lossy(a).into_owned())
                     .collect(),
                 created_ns: 0,
+                continued: Vec::new(),
             })?,
         };
         let published = self.write(&mut session, arriving, &manifest);

@@ -114,7 +114,7 @@ fn stop(tracer: &Sender<Command>, ended: Ended) {
 }
 
 /// Watches one process, on its tracer's thread.
-fn one(
+pub(super) fn one(
     store: &Store,
     pid: i32,
     schedule: &Schedule,

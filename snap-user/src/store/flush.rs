@@ -113,7 +113,7 @@ impl Store {
             from: self.apart(),
             to: to.apart(),
             session,
-            right: to.receive(session, &info)?,
+            right: to.take_session(session, &info)?,
             buffer: ReadBuffer::default(),
             done: Flushed::default(),
         };
@@ -142,7 +142,7 @@ impl Store {
     }
 
     /// The right to add to the copy of a session that has its home in another store.
-    fn receive(&self, session: SessionId, info: &SessionInfo) -> Result<Pruner, StoreError> {
+    fn take_session(&self, session: SessionId, info: &SessionInfo) -> Result<Pruner, StoreError> {
         if !self.is_session_gone(session) {
             return self.pruner(session);
         }

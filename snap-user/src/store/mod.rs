@@ -79,7 +79,7 @@ pub use pending::{PendingSnapshot, Published};
 pub use pruner::{Plan, Pruned, Pruner};
 pub use received::Received;
 pub use retention::Rules;
-pub use session::{Session, SessionInfo};
+pub use session::{Continuation, Session, SessionInfo};
 pub use snapshot::Snapshot;
 pub use speed::Speed;
 pub use tags::Tag;

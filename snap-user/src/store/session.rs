@@ -34,6 +34,36 @@ pub struct SessionInfo {
     pub cmdline: Vec<String>,
     /// When the session began, nanoseconds since 1970; filled in by [`Store::create_session`] when 0.
     pub created_ns: u64,
+    /// Processes that were brought back from snapshots of it and go on in it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub continued: Vec<Continuation>,
+}
+
+/// A process that was brought back from a snapshot, and whose own snapshots follow that one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Continuation {
+    /// Process id.
+    pub pid: i32,
+    /// Start time in clock ticks since boot.
+    pub start_time: u64,
+    /// The snapshot, in hex digits.
+    pub from: String,
+    /// Sequence number from which snapshots may be its own.
+    pub since: u32,
+}
+
+impl SessionInfo {
+    /// It is the process that the session began with.
+    pub fn began_with(&self, pid: i32, start_time: u64) -> bool {
+        (self.pid, self.start_time) == (pid, start_time)
+    }
+
+    /// Where a process came in that goes on in the session.
+    pub fn continuation(&self, pid: i32, start_time: u64) -> Option<&Continuation> {
+        let same = |one: &&Continuation| (one.pid, one.start_time) == (pid, start_time);
+        self.continued.iter().rev().find(same)
+    }
 }
 
 /// First sequence number of a snapshot that is added to the copy of a session: its home goes on from where it was
@@ -187,6 +217,27 @@ impl Session {
     /// The process it watches.
     pub fn info(&self) -> &SessionInfo {
         &self.info
+    }
+
+    /// Has a process go on in this session that was brought back from one of its snapshots: its own follow that
+    /// one.
+    pub fn continue_with(
+        &mut self,
+        pid: i32,
+        start_time: u64,
+        from: SnapshotId,
+    ) -> Result<(), StoreError> {
+        let mut info = self.info.clone();
+        info.continued.push(Continuation {
+            pid,
+            start_time,
+            from: from.to_string(),
+            since: self.next_seq,
+        });
+        let text = serde_json::to_string_pretty(&info).expect("plain data becomes JSON");
+        publish_text(&*self.store.files, &self.dir, SESSION_FILE, &text)?;
+        self.info = info;
+        Ok(())
     }
 
     /// The snapshot published last by this writer, or last used as a parent.

@@ -4,6 +4,7 @@ pub mod cloned;
 pub mod diagnosis;
 pub mod diff;
 pub mod flush;
+pub mod graph;
 pub mod human;
 pub mod inspection;
 pub mod log;

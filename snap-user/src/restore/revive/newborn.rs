@@ -6,7 +6,7 @@ use super::space::{self, Sources};
 use super::threads;
 use crate::model::{MmFields, ProcessState, SavedFile};
 use crate::restore::files::SavedContents;
-use crate::restore::{RestoreError, Result, files};
+use crate::restore::{RestoreError, Result, fault, files, waits};
 use crate::sys::{self, Birth, Gadgets, Lazy, Released, Stub, StubCall, SysError, proc};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -49,12 +49,15 @@ impl Newborn {
         pid: i32,
     ) -> Result<Self> {
         let mut step = "starting a process";
+        let mut notes = Vec::new();
         let mut run = || -> sys::Result<Stub> {
             let mut stub = Stub::start(birth, &plan.space(), lazy)?;
+            notes.extend(attributes::lift_limits(&stub, &plan.limits)?);
             if birth.network {
                 sys::bring_up_loopback(stub.pid())?;
             }
             step = "making its mappings";
+            fault::point(step);
             let sources = Sources {
                 files: opened.files.iter().map(AsRawFd::as_raw_fd).collect(),
                 objects: opened
@@ -69,7 +72,6 @@ impl Newborn {
             Ok(stub)
         };
         let stub = run().map_err(|source| RestoreError::Unborn { pid, step, source })?;
-        let mut notes = Vec::new();
         if !stub.has_right_proc() {
             notes.push(
                 "its /proc has other ids than its own: a new one could not be mounted".to_owned(),
@@ -122,6 +124,7 @@ impl Newborn {
         let outcome = self.complete(target, plan, opened, keep_ids, &mut step);
         let unborn = |source| RestoreError::Unborn { pid, step, source };
         outcome.map_err(unborn)?;
+        fault::point("letting it go");
         let Self { stub, notes, .. } = self;
         let released = stub.release().map_err(|source| RestoreError::Unborn {
             pid,
@@ -141,11 +144,14 @@ impl Newborn {
     ) -> sys::Result<()> {
         self.finish_mappings(plan)?;
         *step = "setting the bounds of its memory";
+        fault::point(step);
         self.set_mm(target, opened)?;
         *step = "making its threads";
+        fault::point(step);
         let stub = &mut self.stub;
         threads::make(stub, target, keep_ids)?;
         *step = "opening its files";
+        fault::point(step);
         let files = &plan.files;
         let nothing = ProcessState::default();
         // What it has inherited has served its purpose.
@@ -166,21 +172,25 @@ impl Newborn {
         let mut remote = stub.remote(0, stub.insn())?;
         made.install(&mut remote, stub.pid(), stub.pidfd(), files)?;
         *step = "writing the contents of its files";
+        fault::point(step);
         let changed: Vec<&SavedFile> = opened.contents.changed.iter().collect();
         files::write_back(stub.pid(), target, &changed, &opened.contents.content)?;
         let back = |saved: &&SavedFile| format!("the content of {} has been put back", saved.path);
         self.notes.extend(changed.iter().map(back));
         *step = "setting what its files hold";
+        fault::point(step);
         let notes = made.settle(&mut remote, stub.pid(), files, target, &nothing)?;
         drop(remote);
         self.notes.extend(made.notes.iter().cloned().chain(notes));
         *step = "setting its attributes";
+        fault::point(step);
         let stub = &mut self.stub;
         attributes::begin_session(stub, target)?;
         let notes = attributes::apply(stub, &plan.attributes, target)?;
         self.notes.extend(notes);
         let stub = &mut self.stub;
         *step = "taking out what is not its own";
+        fault::point(step);
         // While ksnap itself fills its memory, it must not outlive that.
         let signal = match self.is_lazy && stub.init().is_none() {
             true => libc::SIGKILL,
@@ -198,7 +208,13 @@ impl Newborn {
         let insn = own_syscall(stub)?;
         stub.remove_area(insn)?;
         *step = "setting its threads";
-        threads::set(stub, target, insn)
+        fault::point(step);
+        threads::queue_all(stub, target, insn)?;
+        let waits = waits::begin_all(stub.pid(), &target.threads, |n| stub.remote(n, insn))?;
+        // Every call of its own that is left would be measured against them.
+        let notes = attributes::set_limits(stub, &plan.limits, insn)?;
+        self.notes.extend(notes);
+        threads::set(&self.stub, target, &waits)
     }
 
     fn finish_mappings(&mut self, plan: &NewPlan) -> sys::Result<()> {

@@ -41,7 +41,9 @@ proptest! {
         let mut ahead = store.flat_ahead(&store.snapshot(last).expect("it")).expect("an image");
         for ((from, count), writes) in steps {
             let dropped: Vec<u64> = (from..from + count).filter(|n| memory.contains_key(n)).collect();
-            dropped.iter().for_each(|n| drop(memory.remove(n)));
+            dropped.iter().for_each(|n| {
+                memory.remove(n);
+            });
             memory.extend(writes.clone());
             last = publish(&mut session, Some(last), dropped, writes).expect("a delta").id;
             ahead.follow(&store.snapshot(last).expect("it")).expect("it follows");
