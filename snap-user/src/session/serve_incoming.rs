@@ -66,7 +66,7 @@ impl Incoming {
         let looked = while_alive(link, || Known::look(store, &comm))?;
         Ok(Self {
             known: looked?,
-            received: store.receive(&transfer)?,
+            received: store.receive_pages(&transfer)?,
             store: store.clone(),
             session: None,
             last: None,

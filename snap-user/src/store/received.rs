@@ -58,7 +58,7 @@ pub struct Received {
 impl Store {
     /// Goes on with a transfer, or begins one. `transfer` names what is transferred: the same name finds what
     /// earlier attempts left.
-    pub fn receive(&self, transfer: &[u8]) -> Result<Received, StoreError> {
+    pub fn receive_pages(&self, transfer: &[u8]) -> Result<Received, StoreError> {
         let folder = self.dir().join(FOLDER);
         match DirBuilder::new().mode(0o700).create(&folder) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
@@ -286,18 +286,18 @@ mod tests {
     fn a_transfer_goes_on_with_what_an_earlier_attempt_left() {
         let (store, _folder) = store();
         let mut found = [0; PAGE_SIZE as usize];
-        let mut first = store.receive(b"one").unwrap();
+        let mut first = store.receive_pages(b"one").unwrap();
         for seed in 1..4 {
             let (_, hash, encoding, bytes) = page(seed);
             assert!(first.add(&hash, encoding, &bytes).unwrap());
         }
         drop(first);
-        let mut second = store.receive(b"one").unwrap();
+        let mut second = store.receive_pages(b"one").unwrap();
         let (content, hash, ..) = page(2);
         assert!(second.has(&hash));
         assert!(second.read(&hash, &mut found).unwrap());
         assert!(found == content);
-        assert!(!store.receive(b"two").unwrap().has(&hash));
+        assert!(!store.receive_pages(b"two").unwrap().has(&hash));
         second.finish();
         assert_eq!(count(&store), 0);
     }
@@ -305,7 +305,7 @@ mod tests {
     #[test]
     fn a_page_that_is_not_what_its_hash_says_is_not_taken() {
         let (store, _folder) = store();
-        let mut received = store.receive(b"one").unwrap();
+        let mut received = store.receive_pages(b"one").unwrap();
         let (_, hash, encoding, bytes) = page(3);
         assert!(!received.add(&[0; 32], encoding, &bytes).unwrap());
         assert!(!received.add(&hash, Encoding::Raw, &bytes[..1]).unwrap());
@@ -318,7 +318,7 @@ mod tests {
     #[test]
     fn damage_and_a_cut_record_cost_only_what_they_hit() {
         let (store, _folder) = store();
-        let mut received = store.receive(b"one").unwrap();
+        let mut received = store.receive_pages(b"one").unwrap();
         let path = received.parts[0].path.clone();
         let pages: Vec<_> = (1..5).map(page).collect();
         for (_, hash, encoding, bytes) in &pages {
@@ -329,7 +329,7 @@ mod tests {
         bytes[HEAD] ^= 1;
         bytes.truncate(bytes.len() - 1);
         std::fs::write(&path, bytes).unwrap();
-        let mut received = store.receive(b"one").unwrap();
+        let mut received = store.receive_pages(b"one").unwrap();
         let mut found = [0; PAGE_SIZE as usize];
         let mut read = |n: usize| received.read(&pages[n].1, &mut found).unwrap();
         assert_eq!(
@@ -342,7 +342,7 @@ mod tests {
     #[test]
     fn what_nobody_came_back_for_is_removed() {
         let (store, _folder) = store();
-        let mut received = store.receive(b"one").unwrap();
+        let mut received = store.receive_pages(b"one").unwrap();
         let (_, hash, encoding, bytes) = page(3);
         assert!(received.add(&hash, encoding, &bytes).unwrap());
         let path = received.parts[0].path.clone();
@@ -354,7 +354,7 @@ mod tests {
             .unwrap()
             .set_modified(old)
             .unwrap();
-        drop(store.receive(b"two").unwrap());
+        drop(store.receive_pages(b"two").unwrap());
         assert_eq!(count(&store), 0);
     }
 }
