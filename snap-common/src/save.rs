@@ -30,7 +30,7 @@ pub const MAX_CHUNKS: u32 = 1 << 15;
 
 /// Key of the chunk that holds `addr` of process `tgid`.
 pub const fn chunk_key(tgid: u32, addr: u64) -> u64 {
-    (tgid as u64) << 32 | addr / CHUNK_BYTES
+    ((tgid as u64) << 32) | (addr / CHUNK_BYTES)
 }
 
 /// Word and bit of a page in its chunk.
