@@ -194,7 +194,8 @@ fn who_stalls_is_given_up() {
 fn a_machine_that_does_not_fit_is_refused_before_any_page() {
     let own = KeyPair::generate().unwrap();
     let server = Server::start(&[own.public], "30s");
-    let cases: [(&str, &dyn Fn(&mut Peer)); 6] = [
+    type Case<'a> = (&'a str, &'a dyn Fn(&mut Peer));
+    let cases: [Case<'_>; 6] = [
         ("aarch64", &|peer| peer.arch = 183),
         ("avx9000", &|peer| peer.features.push("avx9000".into())),
         ("image format", &|peer| peer.format -= 1),
