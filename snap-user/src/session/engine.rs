@@ -6,16 +6,16 @@ use super::keeper::Keeper;
 use super::open::open_session;
 use super::pipeline::{Hashes, Pipeline};
 use super::profile::Profiling;
-use super::{Options, Result, SessionError, Then, audit};
+use super::{AuditPage, Options, Result, SessionError, Taken, Then, audit};
 use crate::capture::{
-    CaptureError, Contents, Live, Target, compared, compared_pages, frozen_state, preflight,
-    saved_ranges, without_files,
+    CaptureError, Contents, Live, Stamps, Target, compared, compared_pages, frozen_state,
+    preflight, saved_ranges, without_files,
 };
 use crate::image::SessionId;
-use crate::model::{Costs, PageSet, SnapshotId, SnapshotKind, Vma};
+use crate::model::{Costs, Descriptor, OpenFile, PageSet, SnapshotId, SnapshotKind, Vma};
 use crate::store::Store;
 use crate::sys::{self, Freeze, Frozen, SysError, monotonic_ns, proc};
-use crate::track::{self, Epoch, TrackerKind};
+use crate::track::{self, Dirty, Epoch, Survey, TrackerKind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -230,18 +230,31 @@ impl Engine {
 
     /// `false` when the process turned out to run another program than is tracked.
     fn try_snapshot(&mut self) -> Result<bool> {
+        let kind = self.begin();
+        let done = self.capture(kind);
+        if !matches!(done, Ok(true)) {
+            self.give_up();
+        }
+        done
+    }
+
+    /// Begins a snapshot, which is then captured or given up.
+    pub(super) fn begin(&mut self) -> SnapshotKind {
         let kind = match self.head {
             None => SnapshotKind::Base,
             Some(_) => SnapshotKind::Delta,
         };
         let hurry = self.hurry.map(|after| Instant::now() + after);
         self.pipeline.begin(kind, self.head, &self.hashes, hurry);
-        let done = self.capture(kind);
-        if !matches!(done, Ok(true)) && self.flight.is_none() {
+        kind
+    }
+
+    /// Gives up a snapshot that was begun, unless it is on its way already.
+    pub(super) fn give_up(&mut self) {
+        if self.flight.is_none() {
             self.pipeline.abandon();
             self.epoch.abort();
         }
-        done
     }
 
     pub(super) fn maps(&mut self) -> Result<Vec<Vma>> {
@@ -265,7 +278,37 @@ impl Engine {
     }
 
     fn capture(&mut self, kind: SnapshotKind) -> Result<bool> {
-        let pid = self.target.pid;
+        let ahead = self.ahead()?;
+        let stop = monotonic_ns();
+        let frozen = self.freeze()?;
+        let hold = self.options.audit || self.options.then != Then::GoOn;
+        let Some(caught) = self.stopped(kind, ahead, frozen, stop, hold)? else {
+            return Ok(false);
+        };
+        if let Some(frozen) = caught.frozen {
+            let taken = self.settle().expect("just put there")?;
+            let wrong = self.compare(&caught.audit, &taken)?;
+            match self.options.then {
+                _ if !wrong.is_empty() => drop(frozen),
+                Then::GoOn => drop(frozen),
+                Then::Stop => frozen.end_with(libc::SIGSTOP)?,
+                Then::Kill => frozen.end_with(libc::SIGKILL)?,
+            }
+            if !wrong.is_empty() {
+                return Err(SessionError::Audit { pages: wrong });
+            }
+            self.flight = Some(Flight::Done(Box::new(taken)));
+        }
+        Ok(true)
+    }
+
+    /// The process runs the program that is tracked.
+    pub(super) fn is_same_program(&self) -> Result<bool> {
+        Ok(layout(self.target.pid)? == self.layout)
+    }
+
+    /// Does what can be done while the process runs.
+    pub(super) fn ahead(&mut self) -> Result<Ahead> {
         let mut costs = Costs {
             tracker: self.tracker().to_string(),
             ..Costs::default()
@@ -291,13 +334,41 @@ impl Engine {
             || self.live.has_pinned_writers()
             || self.events.has_lasting_hazard();
         self.events.drain(&mut self.epoch);
+        Ok(Ahead {
+            vmas,
+            costs,
+            begun,
+            now,
+            stamps,
+            pass,
+            compare_all,
+        })
+    }
 
-        let stop = monotonic_ns();
-        costs.phases.precopy_ns = stop - begun;
-        let frozen = self.freeze()?;
+    /// Captures the stopped process, and sends what was captured on its way to the disk. `stop` is when stopping it
+    /// began; with `hold` it is not let go. `None` when it turned out to run another program than is tracked.
+    pub(super) fn stopped(
+        &mut self,
+        kind: SnapshotKind,
+        ahead: Ahead,
+        frozen: Frozen,
+        stop: u64,
+        hold: bool,
+    ) -> Result<Option<Caught>> {
+        let pid = self.target.pid;
+        let Ahead {
+            vmas,
+            mut costs,
+            begun,
+            mut now,
+            mut stamps,
+            pass,
+            compare_all,
+        } = ahead;
+        costs.phases.precopy_ns = stop.saturating_sub(begun);
         let frozen_at = monotonic_ns();
         if layout(pid)? != self.layout {
-            return Ok(false);
+            return Ok(None);
         }
         // It runs for that, and what it writes is looked for next.
         self.live.ask(&frozen, &vmas, false);
@@ -363,7 +434,7 @@ impl Engine {
             true => Some(self.epoch.survey_all(&vmas)?),
             false => None,
         };
-        let held = match audited.is_some() || self.options.then != Then::GoOn {
+        let held = match hold {
             true => Some(frozen),
             false => {
                 frozen.thaw();
@@ -404,6 +475,10 @@ impl Engine {
         let cpu = proc::cpu_time_ns(pid).unwrap_or(self.cpu_ns);
         costs.target_cpu_ns = cpu.saturating_sub(std::mem::replace(&mut self.cpu_ns, cpu));
         let unsupported = state.unsupported.clone();
+        let (descriptors, files) = match hold {
+            true => (state.descriptors.clone(), state.files.clone()),
+            false => Default::default(),
+        };
         let answer = self.pipeline.publish(state, costs);
         self.flight = Some(Flight::Writing(InFlight {
             answer,
@@ -413,41 +488,78 @@ impl Engine {
             covered: covered(&vmas).union(&saved),
             stamps,
         }));
-        if let Some(held) = held {
-            let taken = self.settle().expect("just put there")?;
-            let wrong = match &audited {
-                Some(survey) => {
-                    let snapshot = self.store.snapshot(taken.id)?;
-                    audit::compare(pid, &snapshot, &vmas, survey)?
-                }
-                None => Vec::new(),
-            };
-            match self.options.then {
-                _ if !wrong.is_empty() => drop(held),
-                Then::GoOn => drop(held),
-                Then::Stop => held.end_with(libc::SIGSTOP)?,
-                Then::Kill => held.end_with(libc::SIGKILL)?,
-            }
-            for page in &wrong {
-                tracing::debug!(
-                    copied = dirty.copy.contains(page.addr),
-                    own = dirty.own.contains(page.addr),
-                    examined = dirty.examined.contains(page.addr),
-                    full = dirty.full,
-                    known = now.get(page.addr).is_some(),
-                    removed = removed.contains(page.addr),
-                    "audit: {:#x} in {}",
-                    page.addr,
-                    page.mapping
-                );
-            }
-            if !wrong.is_empty() {
-                return Err(SessionError::Audit { pages: wrong });
-            }
-            self.flight = Some(Flight::Done(Box::new(taken)));
-        }
-        Ok(true)
+        Ok(Some(Caught {
+            frozen: held,
+            descriptors,
+            files,
+            audit: Audit {
+                survey: audited,
+                vmas,
+                dirty,
+                removed,
+                now,
+            },
+        }))
     }
+
+    /// Pages of the process, which is still stopped, that differ from what was stored; none where nothing was asked
+    /// for.
+    pub(super) fn compare(&self, audit: &Audit, taken: &Taken) -> Result<Vec<AuditPage>> {
+        let Some(survey) = &audit.survey else {
+            return Ok(Vec::new());
+        };
+        let snapshot = self.store.snapshot(taken.id)?;
+        let wrong = audit::compare(self.target.pid, &snapshot, &audit.vmas, survey)?;
+        for page in &wrong {
+            tracing::debug!(
+                copied = audit.dirty.copy.contains(page.addr),
+                own = audit.dirty.own.contains(page.addr),
+                examined = audit.dirty.examined.contains(page.addr),
+                full = audit.dirty.full,
+                known = audit.now.get(page.addr).is_some(),
+                removed = audit.removed.contains(page.addr),
+                "audit: {:#x} in {}",
+                page.addr,
+                page.mapping
+            );
+        }
+        Ok(wrong)
+    }
+}
+
+/// What was done ahead of a stop.
+pub(super) struct Ahead {
+    /// Its mappings as they were then.
+    vmas: Vec<Vma>,
+    costs: Costs,
+    begun: u64,
+    /// What is known of each page.
+    now: Hashes,
+    stamps: Stamps,
+    /// Of the copies that are made in the stop.
+    pass: u32,
+    /// The tracker does not see all writes.
+    compare_all: bool,
+}
+
+/// A captured process.
+pub(super) struct Caught {
+    /// It is still stopped.
+    pub(super) frozen: Option<Frozen>,
+    /// Its descriptors, where it is held.
+    pub(super) descriptors: Vec<Descriptor>,
+    /// Its open files, where it is held.
+    pub(super) files: Vec<OpenFile>,
+    pub(super) audit: Audit,
+}
+
+/// What an audit compares, and what a page that differs is explained by.
+pub(super) struct Audit {
+    survey: Option<Survey>,
+    vmas: Vec<Vma>,
+    dirty: Dirty,
+    removed: PageSet,
+    now: Hashes,
 }
 
 /// Address space whose content snapshots hold: private mappings, and shared ones that are compared.
@@ -467,7 +579,7 @@ fn layout(pid: i32) -> Result<Layout> {
     Ok((mm.start_stack, mm.arg_start))
 }
 
-fn wall_clock_ns() -> u64 {
+pub(super) fn wall_clock_ns() -> u64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |since| since.as_nanos() as u64)

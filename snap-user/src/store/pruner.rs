@@ -188,10 +188,11 @@ impl Pruner {
         Ok(())
     }
 
-    /// Snapshots that stay whatever the rules say: tagged ones, what is being built on, and, while the session is
-    /// being written, the newest.
+    /// Snapshots that stay whatever the rules say: tagged ones, those that a tree needs, what is being built on, and,
+    /// while the session is being written, the newest.
     pub fn protected(&self, list: &[SnapshotMeta]) -> Result<HashSet<SnapshotId>, StoreError> {
         let mut ids = self.store.tagged()?;
+        ids.extend(self.store.in_trees()?);
         let agreed = self.shared.lock();
         let held = [agreed.head, agreed.pinned];
         if self.live {
@@ -324,12 +325,14 @@ impl Pruner {
             false => Some(self.write_pack(files, plan, gone)?),
         };
         let guard = self.store.lock_tags()?;
-        let tagged = self.store.tagged()?;
-        if let Some(meta) = plan.removed.iter().find(|meta| tagged.contains(&meta.id)) {
+        let mut needed = self.store.tagged()?;
+        needed.extend(self.store.in_trees()?);
+        if let Some(meta) = plan.removed.iter().find(|meta| needed.contains(&meta.id)) {
             return Err(in_use(meta.seq));
         }
         let Some((writer, absorbed, ghosts)) = written else {
             self.store.remove_session(self.session)?;
+            self.store.sweep_trees();
             return Ok(Pruned {
                 snapshots: plan.removed.len() as u64,
                 merged_pages: 0,
@@ -337,6 +340,7 @@ impl Pruner {
             });
         };
         let bytes = writer.publish(&absorbed, &ghosts)?;
+        self.store.sweep_trees();
         drop(guard);
         // They are gone from here on. What fails below is swept by the next one.
         let listing = files.listing();

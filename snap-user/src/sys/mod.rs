@@ -37,7 +37,7 @@ pub use gadgets::Gadgets;
 pub use guarded::{Call, Guarded, inject};
 pub use handle::path_of_handle;
 pub use interrupted::continued_call;
-pub use kcmp::compare_files;
+pub use kcmp::{compare_files, compare_files_of};
 pub use limits::{limit_name, limits, set_limit};
 pub use memory::{
     ReadFault, memfd, read_bytes, read_pages, read_pages_into, read_ranges, write_bytes,

@@ -1,6 +1,7 @@
 //! /proc: what the kernel tells of a process in text.
 
 mod attributes;
+mod family;
 mod fdinfo;
 mod fds;
 mod maps;
@@ -11,6 +12,7 @@ pub use attributes::{
     TaskStatus, autogroup_nice, is_io_flusher, machine_check_kill, memory_policies, namespaces,
     number, task_status, text, time_offsets, timers, write,
 };
+pub use family::children;
 pub use fdinfo::{FdInfo, FileHandle};
 pub use fds::{FdStat, FdTable};
 pub use maps::{build_id, maps, vm_flags};
