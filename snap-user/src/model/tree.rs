@@ -26,6 +26,8 @@ pub struct TreeMember {
     pub pid: i32,
     /// Its parent, by its place among the members; `None` for the root.
     pub parent: Option<u32>,
+    /// It was in a job-control stop.
+    pub stopped: bool,
 }
 
 /// A process that has ended and that its parent has not waited for.

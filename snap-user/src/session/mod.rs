@@ -25,6 +25,7 @@ mod prune;
 mod revive;
 mod revive_contents;
 mod revive_memory;
+mod revive_tree;
 mod rollback;
 mod run;
 mod service;
@@ -51,11 +52,13 @@ pub use doctor::{Check, Diagnosis, Outcome, doctor};
 pub use engine::Engine;
 pub use error::{AuditPage, SessionError, Trouble};
 pub use export::{ExportedCore, export_core, unnamed_core};
-pub use inspect::{Inspection, Judged, inspect, refuse_incomplete};
+pub use inspect::{
+    Inspection, Judged, inspect, inspect_tree, refuse_incomplete, refuse_incomplete_tree,
+};
 pub use log::{LogEntry, find, log, store_dir};
 pub use profile::profile;
 pub use prune::{Gone, PrunedSession, Pruning, What, prune};
-pub use revive::{Pids, ReviveOptions, Revived, revive};
+pub use revive::{Pids, ReviveOptions, Revived, RevivedMember, revive};
 pub use rollback::rollback;
 pub use run::run;
 pub use several::{Watched, watch};

@@ -60,6 +60,8 @@ struct Prepared {
 struct Member {
     pid: i32,
     parent: Option<u32>,
+    /// It was in a job-control stop.
+    stopped: bool,
     engine: Engine,
     caught: Caught,
 }
@@ -136,6 +138,7 @@ pub fn snap_tree(dir: &Path, pid: i32, options: &Options) -> Result<TakenTree> {
                 id: process.taken.id,
                 pid: member.pid,
                 parent: member.parent,
+                stopped: member.stopped,
             })
             .collect(),
         zombies: family.zombies,
@@ -217,11 +220,13 @@ fn capture(
             prepare(store, pid, &options, probes)?
         }
     };
+    let job_stopped = stopped.frozen.is_job_stopped();
     let outcome = engine.stopped(kind, ahead, stopped.frozen, stop, true);
     match outcome {
         Ok(Some(caught)) => Ok(Member {
             pid,
             parent: stopped.parent,
+            stopped: job_stopped,
             engine,
             caught,
         }),

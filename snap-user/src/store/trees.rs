@@ -30,6 +30,7 @@ struct StoredMember {
     id: String,
     pid: i32,
     parent: Option<u32>,
+    stopped: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -55,6 +56,7 @@ fn encode(tree: &ProcessTree) -> String {
                 id: member.id.to_string(),
                 pid: member.pid,
                 parent: member.parent,
+                stopped: member.stopped,
             })
             .collect(),
         zombies: tree
@@ -125,6 +127,7 @@ fn decode(path: &Path, text: &str) -> Result<ProcessTree, StoreError> {
             id: SnapshotId::from_hex(&member.id).ok_or_else(|| damaged(member.id.clone()))?,
             pid: member.pid,
             parent: member.parent,
+            stopped: member.stopped,
         });
     }
     let strays = stored.zombies.iter().any(|zombie| zombie.parent >= count)
@@ -267,6 +270,7 @@ mod tests {
             id: SnapshotId([n; 16]),
             pid: i32::from(n),
             parent,
+            stopped: n == 2,
         };
         ProcessTree {
             time_ns: 5,

@@ -40,8 +40,8 @@ pub use interrupted::continued_call;
 pub use kcmp::{compare_files, compare_files_of};
 pub use limits::{limit_name, limits, set_limit};
 pub use memory::{
-    ReadFault, memfd, read_bytes, read_pages, read_pages_into, read_ranges, write_bytes,
-    write_pages, write_ranges,
+    ReadFault, memfd, read_bytes, read_pages, read_pages_into, read_ranges, shared_memory,
+    write_bytes, write_pages, write_ranges,
 };
 pub use namespace::{bring_up_loopback, in_network_of};
 pub use open::{
@@ -53,7 +53,7 @@ pub use pidfd::{PidFd, ended_pidfd, pidfd_getfd, pidfd_open};
 pub use remote::{Remote, THREAD_FLAGS};
 pub use sched::{affinity, io_priority, scheduling, set_affinity, set_io_priority, set_scheduling};
 pub use scratch::ScratchMap;
-pub use stub::{Birth, Lazy, Loading, Released, Stub, StubCall, StubThread, fill_all};
+pub use stub::{Birth, Guard, Lazy, Loading, Released, Stub, StubCall, StubThread, fill_all};
 pub use transfer::{MOST_DESCRIPTORS, control_len, send_descriptors};
 pub use traps::{Trap, set_trap};
 pub use uffd::{CREATION_FLAGS as USERFAULTFD_FLAGS, Userfaultfd, WpRegister};
