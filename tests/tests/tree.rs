@@ -157,10 +157,15 @@ fn a_running_tree_is_not_disturbed_and_copies_live_beside_it() -> Result<()> {
     }
     ensure!(process.wait(LIMIT)?.is_some(), "ksnap does not end");
     for n in 0..2 {
-        process.stdin()?.write_all(format!("quit {n}\n").as_bytes())?;
+        process
+            .stdin()?
+            .write_all(format!("quit {n}\n").as_bytes())?;
         let line = process.line(LIMIT)?.context("no answer")?;
         let reply: Value = serde_json::from_str(&line)?;
-        ensure!(reply["ok"] == true && reply["pid"] == victim.pid(), "{reply}");
+        ensure!(
+            reply["ok"] == true && reply["pid"] == victim.pid(),
+            "{reply}"
+        );
     }
     victim.check()?;
     victim.quit()
@@ -194,12 +199,17 @@ fn a_restore_that_is_killed_leaves_a_whole_tree_or_none() -> Result<()> {
         ensure!(process.wait(LIMIT)?.is_some(), "ksnap does not end");
         // What is ended with ksnap takes a moment to be gone.
         std::thread::sleep(Duration::from_millis(50));
-        let living = pids.0.iter().filter(|pid| !matches!(state_of(**pid), '?' | 'Z' | 'X'));
+        let living = pids
+            .0
+            .iter()
+            .filter(|pid| !matches!(state_of(**pid), '?' | 'Z' | 'X'));
         match living.count() {
             0 => none += 1,
             3 => {
                 ensure!(!chosen, "it lives {}", what());
-                process.stdin()?.write_all(format!("quit {round}\n").as_bytes())?;
+                process
+                    .stdin()?
+                    .write_all(format!("quit {round}\n").as_bytes())?;
                 let reply = loop {
                     let line = process.line(LIMIT)?.with_context(what)?;
                     let reply: Value = serde_json::from_str(&line)?;
@@ -225,7 +235,11 @@ struct Numbers(u64);
 
 impl Numbers {
     fn take(&mut self, line: &str) -> Result<()> {
-        ensure!(line == format!("n{}", self.0), "{line} instead of n{}", self.0);
+        ensure!(
+            line == format!("n{}", self.0),
+            "{line} instead of n{}",
+            self.0
+        );
         self.0 += 1;
         Ok(())
     }
@@ -271,7 +285,11 @@ fn a_pipeline_of_a_shell_loses_nothing() -> Result<()> {
     ensure!(said["pid"] == root, "{said}");
     numbers.expect(&mut back, 100)?;
     let group = |pid: i32| stat_of(pid).and_then(|stat| stat.get(2)?.parse::<i32>().ok());
-    ensure!(group(job) == Some(job), "the job is in group {:?}", group(job));
+    ensure!(
+        group(job) == Some(job),
+        "the job is in group {:?}",
+        group(job)
+    );
     // The shell knows its children: it goes on when the pipeline has ended, and ends the job.
     let children = pids.0.iter().filter(|pid| parent_of(**pid) == Some(root));
     for pid in children.filter(|pid| **pid != job) {
@@ -295,7 +313,7 @@ fn a_pool_of_python_finishes_its_work() -> Result<()> {
         "import hashlib, multiprocessing\n\
          def work(n):\n\
          \x20   h = hashlib.sha256(str(n).encode())\n\
-         \x20   for i in range(60000): h.update(h.digest())\n\
+         \x20   for i in range(600000): h.update(h.digest())\n\
          \x20   return h.hexdigest()[:8]\n\
          if __name__ == '__main__':\n\
          \x20   multiprocessing.set_start_method('fork')\n\
@@ -323,8 +341,14 @@ fn a_pool_of_python_finishes_its_work() -> Result<()> {
         .enumerate()
         .map(|(n, line)| line.strip_prefix(&format!("{n} ")).unwrap_or("?"))
         .collect();
-    let some: Vec<String> = (0..40).step_by(13).map(|n| format!("'{}'", results[n])).collect();
-    ensure!(lines[40] == format!("expected [{}]", some.join(", ")), "{lines:?}");
+    let some: Vec<String> = (0..40)
+        .step_by(13)
+        .map(|n| format!("'{}'", results[n]))
+        .collect();
+    ensure!(
+        lines[40] == format!("expected [{}]", some.join(", ")),
+        "{lines:?}"
+    );
     pids.are_gone()
 }
 
@@ -348,7 +372,9 @@ fn nginx_and_its_workers_answer_again() -> Result<()> {
     // The workers are other users.
     use std::os::unix::fs::PermissionsExt;
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
-    let port = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?
+        .local_addr()?
+        .port();
     let at = folder.path().display().to_string();
     std::fs::write(folder.path().join("page"), "hello from a file")?;
     let config = format!(
@@ -365,7 +391,11 @@ fn nginx_and_its_workers_answer_again() -> Result<()> {
     let mut nginx = Background::start(command)?;
     let end = Instant::now() + LIMIT;
     while page_of(port).is_err() {
-        ensure!(Instant::now() < end, "nginx does not answer: {}", nginx.stderr());
+        ensure!(
+            Instant::now() < end,
+            "nginx does not answer: {}",
+            nginx.stderr()
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
     let root = nginx.pid();

@@ -127,7 +127,10 @@ mod tests {
     #[test]
     fn all_descendants_are_stopped_and_zombies_are_told() {
         let mut shell = Command::new("sh")
-            .args(["-c", "sh -c 'exit 7' & sleep 1000 & sh -c 'sleep 1000; true' & echo; read x"])
+            .args([
+                "-c",
+                "sh -c 'exit 7' & sleep 1000 & sh -c 'sleep 1000; true' & echo; read x",
+            ])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -155,7 +158,10 @@ mod tests {
         let pids: Vec<i32> = family.members.iter().map(|m| m.pid).collect();
         drop(family);
         for pid in pids {
-            Command::new("kill").args(["-9", &pid.to_string()]).status().unwrap();
+            Command::new("kill")
+                .args(["-9", &pid.to_string()])
+                .status()
+                .unwrap();
         }
         shell.wait().unwrap();
     }

@@ -35,6 +35,8 @@ struct Job<'a> {
     members: Vec<Member>,
     kin: Vec<Kin>,
     births: Births,
+    /// Who begins the session of the first, in a namespace where nobody else is.
+    ghost: Option<i32>,
     joint: Joint,
     files: JointPlan,
     options: files::Options,
@@ -122,7 +124,14 @@ impl<'a> Job<'a> {
         }
         notes.append(&mut files.all.notes);
         let kin = kin(tree, &states);
-        let mut births = births(&kin);
+        let is_outside = |id: i32| kin.iter().all(|one| one.pid != id);
+        let session = kin[0].session;
+        let ghost =
+            (pids == Pids::Namespace && session > 1 && is_outside(session)).then_some(session);
+        let mut births = births(&kin, ghost.unwrap_or(kin[0].group));
+        if ghost.is_none() {
+            notes.extend(other_session(&kin[0], is_outside));
+        }
         notes.append(&mut births.notes);
         if pids == Pids::New {
             notes.push("their ids are new: what the processes remember of each other's, and C libraries of their threads' (glibc), are the old ones".into());
@@ -152,6 +161,7 @@ impl<'a> Job<'a> {
             members,
             kin,
             births,
+            ghost,
             joint,
             files,
             options: common,
@@ -170,8 +180,8 @@ impl<'a> Job<'a> {
         let mut files = self.files.clone();
         for (at, file) in self.joint.files().iter().enumerate() {
             let (device, inode) = file.identity;
-            let device = u64::from(rustix::fs::major(device)) << 32
-                | u64::from(rustix::fs::minor(device));
+            let device =
+                u64::from(rustix::fs::major(device)) << 32 | u64::from(rustix::fs::minor(device));
             // A descriptor of memory that is mapped is one of the very same memory.
             if file.kind == FileKind::Memfd
                 && files.all.sources[at] == Source::Make
@@ -183,8 +193,12 @@ impl<'a> Job<'a> {
         let mut opened: Vec<Opened> = Vec::with_capacity(self.members.len());
         for member in &self.members {
             let mut planned = member.planned.clone();
-            let (mut own, more) =
-                open(&member.state, &mut planned, self.options.clone(), &mut commons)?;
+            let (mut own, more) = open(
+                &member.state,
+                &mut planned,
+                self.options.clone(),
+                &mut commons,
+            )?;
             own.contents = member.contents.clone();
             opened.push(own);
             notes.extend(more);
@@ -203,13 +217,18 @@ impl<'a> Job<'a> {
             namespace: self.pids == Pids::Namespace,
             network: self.network,
         };
-        let avoid: Vec<_> = self.members.iter().flat_map(|m| m.planned.space()).collect();
+        let avoid: Vec<_> = self
+            .members
+            .iter()
+            .flat_map(|m| m.planned.space())
+            .collect();
         let stubs = start_tree(
             birth,
             &self.kin,
             &own_ids,
             &self.births,
             &self.tree.zombies,
+            self.ghost,
             &avoid,
         )?;
         let others: Vec<RevivedMember> = stubs
@@ -247,7 +266,10 @@ impl<'a> Job<'a> {
         notes.extend(more);
         for (n, (_, more)) in free {
             let pid = self.members[n].state.pid;
-            notes.extend(more.into_iter().map(|note| format!("process {pid}: {note}")));
+            notes.extend(
+                more.into_iter()
+                    .map(|note| format!("process {pid}: {note}")),
+            );
         }
         let mut others = others.into_iter();
         let first = others.next().expect("a tree has a root");
@@ -271,10 +293,7 @@ impl<'a> Job<'a> {
     fn own_ids(&self, keep: bool) -> Vec<Option<i32>> {
         let living = self.members.iter().map(|m| m.state.threads[0].own_id());
         let zombies = self.tree.zombies.iter().map(|zombie| zombie.own_pid);
-        living
-            .chain(zombies)
-            .map(|id| keep.then_some(id))
-            .collect()
+        living.chain(zombies).map(|id| keep.then_some(id)).collect()
     }
 
     /// Makes the memory that several processes share.
@@ -314,11 +333,7 @@ impl<'a> Job<'a> {
 }
 
 /// Plans one process, its files aside. What is refused is added to what others are refused for.
-fn plan_one(
-    state: &ProcessState,
-    here: &Here<'_>,
-    refused: &mut Vec<String>,
-) -> Result<NewPlan> {
+fn plan_one(state: &ProcessState, here: &Here<'_>, refused: &mut Vec<String>) -> Result<NewPlan> {
     let mut add = |outcome: std::result::Result<_, RestoreError>| match outcome {
         Err(RestoreError::Refused { pid, reasons }) => {
             let named = |why: String| format!("process {pid}: {why}");
@@ -354,6 +369,26 @@ fn kin(tree: &ProcessTree, states: &[&ProcessState]) -> Vec<Kin> {
         group: zombie.group,
     });
     members.chain(zombies).collect()
+}
+
+/// What differs where the first process was in a session or group that began outside of the tree.
+fn other_session(first: &Kin, is_outside: impl Fn(i32) -> bool) -> Option<String> {
+    let own = rustix::process::getsid(None).map_or(0, |id| id.as_raw_nonzero().get());
+    let group = rustix::process::getpgrp().as_raw_nonzero().get();
+    let Kin {
+        session,
+        group: was,
+        ..
+    } = *first;
+    match (is_outside(session), is_outside(was)) {
+        (true, _) if session != own => Some(format!(
+            "it was in session {session}, which began outside of the tree, and is in ksnap's ({own})"
+        )),
+        (_, true) if was != group => Some(format!(
+            "it was in process group {was}, which began outside of the tree, and is in ksnap's ({group})"
+        )),
+        _ => None,
+    }
 }
 
 /// What the files of all are to be made differently from, and of each process. Standard streams whose other end is

@@ -170,6 +170,10 @@ impl Store {
         self.dir.join(FOLDER)
     }
 
+    pub(super) fn tree_path(&self, root: SnapshotId) -> PathBuf {
+        self.tree_dir().join(root.to_string())
+    }
+
     /// Publishes a tree, all of whose members must be there. From then on none of them is removed before its root.
     pub fn publish_tree(&self, tree: &ProcessTree) -> Result<(), StoreError> {
         let root = tree.members.first().ok_or_else(|| StoreError::Misuse {
@@ -195,7 +199,7 @@ impl Store {
 
     /// The tree whose root this snapshot is of, if it is of one.
     pub fn tree(&self, root: SnapshotId) -> Result<Option<ProcessTree>, StoreError> {
-        let path = self.tree_dir().join(root.to_string());
+        let path = self.tree_path(root);
         let text = match read_text(&*self.files, &path) {
             Ok(text) => text,
             Err(error) if error.is_missing() => return Ok(None),
@@ -241,13 +245,11 @@ impl Store {
             return;
         };
         for root in roots.iter().filter(|root| !there.contains(root)) {
-            let _ = self
-                .files
-                .remove_file(&self.tree_dir().join(root.to_string()));
+            let _ = self.files.remove_file(&self.tree_path(*root));
         }
     }
 
-    fn all_ids(&self) -> Result<HashSet<SnapshotId>, StoreError> {
+    pub(super) fn all_ids(&self) -> Result<HashSet<SnapshotId>, StoreError> {
         let mut ids = HashSet::new();
         for session in self.session_ids()? {
             match self.session_files(session) {

@@ -51,7 +51,14 @@ impl Seen {
 /// Process, parent, session, group.
 fn own_ids() -> [i32; 4] {
     // SAFETY: calls without pointers.
-    unsafe { [libc::getpid(), libc::getppid(), libc::getsid(0), libc::getpgid(0)] }
+    unsafe {
+        [
+            libc::getpid(),
+            libc::getppid(),
+            libc::getsid(0),
+            libc::getpgid(0),
+        ]
+    }
 }
 
 #[repr(C)]
@@ -96,7 +103,13 @@ pub fn start(args: &Args) -> Result<Started> {
             last(board, onward.0.as_raw_fd());
         }
         drop((down.1, onward.0, near));
-        middle(board, down.0.as_raw_fd(), file.as_raw_fd(), far.as_raw_fd(), onward.1.as_raw_fd());
+        middle(
+            board,
+            down.0.as_raw_fd(),
+            file.as_raw_fd(),
+            far.as_raw_fd(),
+            onward.1.as_raw_fd(),
+        );
     }
     drop((down.0, onward.0, onward.1, far));
     let counter = Arc::new(AtomicU64::new(0));
@@ -107,9 +120,15 @@ pub fn start(args: &Args) -> Result<Started> {
     }
     let expected = [board.child.ids(), board.grandchild.ids()];
     let [pid, _, session, group] = own_ids();
-    ensure!(expected[0][1..] == [pid, session, group], "child: {expected:?}");
+    ensure!(
+        expected[0][1..] == [pid, session, group],
+        "child: {expected:?}"
+    );
     let own = expected[1][0];
-    ensure!(expected[1][1..] == [expected[0][0], own, own], "grandchild: {expected:?}");
+    ensure!(
+        expected[1][1..] == [expected[0][0], own, own],
+        "grandchild: {expected:?}"
+    );
     let mut workers = Workers::new();
     let done = Arc::clone(&counter);
     workers.spawn("sender", move |beat| {
@@ -149,7 +168,8 @@ fn pipe() -> Result<(OwnedFd, OwnedFd)> {
 fn pair() -> Result<(OwnedFd, OwnedFd)> {
     let mut ends = [0; 2];
     // SAFETY: the array is valid for writing.
-    let made = unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0, ends.as_mut_ptr()) };
+    let made =
+        unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0, ends.as_mut_ptr()) };
     match made {
         0 => Ok((owned(ends[0]), owned(ends[1]))),
         _ => bail!(os_error("socketpair")),

@@ -30,14 +30,11 @@ pub fn tree(tree: &TakenTree) -> Vec<String> {
         processes(tree.processes.len()),
         nanos(tree.stop_ns)
     )];
-    lines.extend(tree.processes.iter().map(|one| {
-        format!(
-            "  {} {}: {}",
-            one.pid,
-            clean(&one.comm),
-            taken(&one.taken)
-        )
-    }));
+    lines.extend(
+        tree.processes
+            .iter()
+            .map(|one| format!("  {} {}: {}", one.pid, clean(&one.comm), taken(&one.taken))),
+    );
     lines
 }
 

@@ -139,11 +139,7 @@ impl Joint {
     }
 
     /// Options for each process, in which every descriptor of a file that is replaced has the same in its place.
-    pub fn options(
-        &self,
-        common: &Options,
-        replaced: &BTreeMap<u32, Replacement>,
-    ) -> Vec<Options> {
+    pub fn options(&self, common: &Options, replaced: &BTreeMap<u32, Replacement>) -> Vec<Options> {
         let of = |descriptors: &Vec<Descriptor>| {
             let with = |d: &Descriptor| Some((d.fd, replaced.get(&d.file)?.clone()));
             Options {
@@ -160,6 +156,13 @@ impl Joint {
         own.clone().find(|d| d.fd == fd).map(|d| d.file)
     }
 
+    /// The file that a sentence begins with the descriptor of, and what is said of it.
+    fn subject(&self, member: usize, text: &str) -> Option<(u32, String)> {
+        let rest = text.strip_prefix("descriptor ")?;
+        let (number, said) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit())?);
+        Some((self.place(member, number.parse().ok()?)?, said.to_owned()))
+    }
+
     /// Plans all of them, for new processes. `states` are those that were joined, `options` for each.
     pub fn plan(
         &mut self,
@@ -174,13 +177,23 @@ impl Joint {
         let mut members = Vec::with_capacity(states.len());
         let mut had = BTreeSet::new();
         let mut watched = BTreeSet::new();
+        let mut said = BTreeSet::new();
         self.state.saved = states.iter().flat_map(|s| s.saved.clone()).collect();
         for (n, state) in states.iter().enumerate() {
             self.view(n);
             let mut own = plan(&self.state, &ProcessState::default(), world, &options[n]);
-            let named = |text: String| format!("process {}: {text}", state.pid);
-            all.notes.extend(own.notes.drain(..).map(named));
-            all.refusals.extend(own.refusals.drain(..).map(named));
+            for (texts, told) in [
+                (&mut own.notes, &mut all.notes),
+                (&mut own.refusals, &mut all.refusals),
+            ] {
+                // What is told of a file that several have is told once.
+                texts.retain(|text| match self.subject(n, text) {
+                    Some(subject) => said.insert(subject),
+                    None => true,
+                });
+                let named = |text: String| format!("process {}: {text}", state.pid);
+                told.extend(texts.drain(..).map(named));
+            }
             all.findings.append(&mut own.findings);
             let mut mine: BTreeSet<u32> = self.descriptors[n].iter().map(|d| d.file).collect();
             mine.retain(|at| had.insert(*at));
@@ -264,8 +277,16 @@ mod tests {
     /// Two processes with a pipe between them, whose standard output goes to the same place.
     fn two() -> (ProcessState, ProcessState, Vec<Vec<SharedFile>>) {
         let out = end(9, libc::O_WRONLY);
-        let a = state(10, vec![out.clone(), end(5, libc::O_WRONLY)], &[(1, 0), (4, 1)]);
-        let b = state(11, vec![end(5, libc::O_RDONLY), out], &[(0, 0), (1, 1), (2, 1)]);
+        let a = state(
+            10,
+            vec![out.clone(), end(5, libc::O_WRONLY)],
+            &[(1, 0), (4, 1)],
+        );
+        let b = state(
+            11,
+            vec![end(5, libc::O_RDONLY), out],
+            &[(0, 0), (1, 1), (2, 1)],
+        );
         let place = |member, file| SharedFile { member, file };
         (a, b, vec![vec![place(0, 0), place(1, 1)]])
     }
@@ -280,7 +301,10 @@ mod tests {
         let options = joint.options(&Options::default(), &replaced);
         assert_eq!(options[1].map_fds.keys().collect::<Vec<_>>(), [&1, &2]);
         let plan = joint.plan(&[&a, &b], &Nowhere, &options);
-        assert_eq!(plan.all.sources, [Source::Own(1), Source::Make, Source::Make]);
+        assert_eq!(
+            plan.all.sources,
+            [Source::Own(1), Source::Make, Source::Make]
+        );
         assert!(plan.all.notes.is_empty(), "{:?}", plan.all.notes);
         let installed = |n: usize| -> Vec<(i32, u32)> {
             let install = plan.members[n].install.iter();
@@ -289,6 +313,14 @@ mod tests {
         assert_eq!(installed(0), [(1, 0), (4, 1)]);
         assert_eq!(installed(1), [(0, 2), (1, 0), (2, 0)]);
         assert_eq!(plan.all.settle, [1, 2]);
+        // Nothing is replaced: what is said of the file that both have is said once.
+        let plan = joint.plan(
+            &[&a, &b],
+            &Nowhere,
+            &[Options::default(), Options::default()],
+        );
+        assert_eq!(plan.all.notes.len(), 1, "{:?}", plan.all.notes);
+        assert!(plan.all.notes[0].starts_with("process 10: descriptor 1 "));
     }
 
     #[test]

@@ -71,14 +71,17 @@ enum Origin {
 
 struct Planner<'a> {
     kin: &'a [Kin],
+    /// The group in which the first is born.
+    born: i32,
     children: Vec<Vec<usize>>,
     /// The session that each has so far.
     session: Vec<Origin>,
     births: Births,
 }
 
-/// Plans the order.
-pub fn births(kin: &[Kin]) -> Births {
+/// Plans the order. `born` is the group that the first process has before the first step, in which those that began
+/// outside of the tree are.
+pub fn births(kin: &[Kin], born: i32) -> Births {
     let mut children = vec![Vec::new(); kin.len()];
     for (n, one) in kin.iter().enumerate() {
         if let Some(parent) = one.parent {
@@ -87,6 +90,7 @@ pub fn births(kin: &[Kin]) -> Births {
     }
     let mut planner = Planner {
         kin,
+        born,
         children,
         session: vec![Origin::Outside; kin.len()],
         births: Births::default(),
@@ -157,7 +161,6 @@ impl Planner<'_> {
 
     /// Gives each its group, when all are there.
     fn groups(&mut self) {
-        let outside = self.kin[0].group;
         let mut begun: BTreeMap<(Origin, i32), usize> = BTreeMap::new();
         // First those who begin one.
         for (n, one) in self.kin.iter().enumerate() {
@@ -182,7 +185,7 @@ impl Planner<'_> {
                 }
                 Some(&first) => Birthstep::Follow { member: n, first },
                 // The group that the first one is in as well, and that it has from whoever starts it.
-                None if session == Origin::Outside && one.group == outside => continue,
+                None if session == Origin::Outside && one.group == self.born => continue,
                 None if self.kin.iter().any(|k| k.pid == one.group) => {
                     self.births.notes.push(format!(
                         "process {} was in group {} of another session, and is not",
@@ -221,13 +224,16 @@ mod tests {
     #[test]
     fn children_of_a_leader_are_made_in_its_session() {
         // A shell with a pipeline and a job of its own.
-        let births = births(&kin(&[
-            (10, None, 10, 10),
-            (11, Some(0), 10, 11),
-            (12, Some(0), 10, 11),
-            (13, Some(0), 10, 13),
-            (14, Some(3), 10, 13),
-        ]));
+        let births = births(
+            &kin(&[
+                (10, None, 10, 10),
+                (11, Some(0), 10, 11),
+                (12, Some(0), 10, 11),
+                (13, Some(0), 10, 13),
+                (14, Some(3), 10, 13),
+            ]),
+            5,
+        );
         assert!(births.notes.is_empty(), "{births:?}");
         let join = |member, leader| Join { member, leader };
         assert_eq!(
@@ -248,13 +254,16 @@ mod tests {
 
     #[test]
     fn who_stayed_in_the_earlier_session_is_made_before_the_new_one_begins() {
-        let births = births(&kin(&[
-            (10, None, 5, 5),
-            (11, Some(0), 11, 11),
-            (12, Some(1), 5, 5),
-            (13, Some(1), 11, 11),
-            (14, Some(1), 14, 14),
-        ]));
+        let births = births(
+            &kin(&[
+                (10, None, 5, 5),
+                (11, Some(0), 11, 11),
+                (12, Some(1), 5, 5),
+                (13, Some(1), 11, 11),
+                (14, Some(1), 14, 14),
+            ]),
+            5,
+        );
         assert!(births.notes.is_empty(), "{births:?}");
         assert_eq!(
             births.steps,
@@ -265,30 +274,38 @@ mod tests {
                 Make { child: 3 },
                 Make { child: 4 },
                 Session(4),
-                Join { member: 3, leader: 1 },
+                Join {
+                    member: 3,
+                    leader: 1
+                },
             ]
         );
     }
 
     #[test]
     fn a_group_whose_first_member_is_gone_is_begun_again() {
-        let births = births(&kin(&[
-            (10, None, 5, 5),
-            (12, Some(0), 5, 11),
-            (13, Some(0), 5, 11),
-        ]));
+        let births = births(
+            &kin(&[(10, None, 5, 5), (12, Some(0), 5, 11), (13, Some(0), 5, 11)]),
+            5,
+        );
         assert_eq!(
             births.steps[2..],
             [
-                Revive { member: 1, group: 11 },
-                Follow { member: 2, first: 1 },
+                Revive {
+                    member: 1,
+                    group: 11
+                },
+                Follow {
+                    member: 2,
+                    first: 1
+                },
             ]
         );
     }
 
     #[test]
     fn a_session_that_nobody_begins_is_named() {
-        let births = births(&kin(&[(10, None, 5, 5), (12, Some(0), 7, 7)]));
+        let births = births(&kin(&[(10, None, 5, 5), (12, Some(0), 7, 7)]), 5);
         assert_eq!(births.notes.len(), 1, "{births:?}");
         assert!(births.notes[0].contains("session 7"), "{births:?}");
     }

@@ -181,7 +181,11 @@ impl Newborn {
     /// Its ids, and those of its threads: as they were, and as they are in ksnap's PID namespace.
     pub(super) fn ids(&self, target: &ProcessState) -> impl Iterator<Item = (i32, i32)> {
         let now = self.stub.threads().iter();
-        target.threads.iter().zip(now).map(|(t, now)| (t.tid, now.tid))
+        target
+            .threads
+            .iter()
+            .zip(now)
+            .map(|(t, now)| (t.tid, now.tid))
     }
 
     /// Everything before its files: memory, threads. What it has inherited has served its purpose then.
@@ -213,12 +217,7 @@ impl Newborn {
     /// Writes the contents of files that have been saved.
     pub(super) fn write_back(&mut self, target: &ProcessState, opened: &Opened) -> sys::Result<()> {
         let changed: Vec<&SavedFile> = opened.contents.changed.iter().collect();
-        files::write_back(
-            self.stub.pid(),
-            target,
-            &changed,
-            &opened.contents.content,
-        )?;
+        files::write_back(self.stub.pid(), target, &changed, &opened.contents.content)?;
         let back = |saved: &&SavedFile| format!("the content of {} has been put back", saved.path);
         self.notes.extend(changed.iter().map(back));
         Ok(())

@@ -21,7 +21,8 @@ pub struct Part<'a> {
 }
 
 /// Starts the processes of a tree, each made by its parent, in their sessions and groups; those of `zombies`, which
-/// come behind the others in `kin`, have ended when this returns. `avoid` is address space that must be free in all.
+/// come behind the others in `kin`, have ended when this returns. `ghost` is the id of one that begins the session of
+/// the first, and is gone then. `avoid` is address space that must be free in all.
 ///
 /// # Errors
 /// [`RestoreError::Unborn`]; nothing is left of any of them then.
@@ -31,13 +32,36 @@ pub fn start_tree(
     own_ids: &[Option<i32>],
     births: &Births,
     zombies: &[Zombie],
+    ghost: Option<i32>,
     avoid: &[PageRange],
 ) -> Result<Vec<Stub>> {
     let mut step = "starting the first process of a tree";
     let mut at = kin[0].pid;
     let mut run = || -> sys::Result<Vec<Stub>> {
         let mut stubs: Vec<Option<Stub>> = kin.iter().map(|_| None).collect();
-        let first = Stub::start(birth, avoid, None)?;
+        let mut ghost = match ghost {
+            Some(_) => {
+                let mut ghost = Stub::start(
+                    Birth {
+                        pid: ghost,
+                        ..birth
+                    },
+                    avoid,
+                    None,
+                )?;
+                ghost.run(&[setsid()])?;
+                Some(ghost)
+            }
+            None => None,
+        };
+        let first = match &mut ghost {
+            Some(ghost) => {
+                let mut first = ghost.fork(birth.pid, true)?;
+                first.take_init(ghost);
+                first
+            }
+            None => Stub::start(birth, avoid, None)?,
+        };
         if birth.network {
             sys::bring_up_loopback(first.pid())?;
         }
@@ -55,6 +79,9 @@ pub fn start_tree(
             stub.set_name(&zombie.comm)?;
             stub.end_as(zombie.status)?;
         }
+        if let Some(ghost) = ghost {
+            ghost.end_as(0)?;
+        }
         let mut all: Vec<Stub> = stubs.into_iter().flatten().collect();
         for zombie in zombies {
             // What the snapshot has of such signals is queued later.
@@ -67,6 +94,10 @@ pub fn start_tree(
         step,
         source,
     })
+}
+
+fn setsid() -> StubCall {
+    StubCall::new("setsid", "itself", libc::SYS_setsid, [0; 6])
 }
 
 impl Birthstep {
@@ -102,8 +133,7 @@ fn take(
             stubs[child] = Some(of(stubs, parent).fork(own_ids[child], true)?);
         }
         Birthstep::Session(n) => {
-            let call = StubCall::new("setsid", "itself", libc::SYS_setsid, [0; 6]);
-            of(stubs, n).run(&[call])?;
+            of(stubs, n).run(&[setsid()])?;
         }
         Birthstep::Join { member, leader } => {
             let group = own(stubs, leader);
@@ -207,8 +237,7 @@ fn complete(
         let stub = &newborn.stub;
         let mut remote = stub.remote(0, stub.insn())?;
         let (plan, wanted) = (&files.members[n], joint.view(n));
-        let notes =
-            made.settle_process(&mut remote, stub.pid(), plan, wanted, part.target)?;
+        let notes = made.settle_process(&mut remote, stub.pid(), plan, wanted, part.target)?;
         drop(remote);
         newborn.notes.extend(notes);
     }

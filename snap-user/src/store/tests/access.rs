@@ -187,6 +187,7 @@ fn a_shared_prefix_lists_the_candidates() {
         "{found:?}"
     );
     let whole = twin.id.to_string();
-    let found = crate::store::reference::resolve_in(&list, &whole, None, None, &Default::default()).expect("all digits");
+    let found = crate::store::reference::resolve_in(&list, &whole, None, None, &Default::default())
+        .expect("all digits");
     assert_eq!(found, twin.id);
 }

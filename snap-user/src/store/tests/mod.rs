@@ -10,4 +10,5 @@ mod history;
 mod many;
 mod prune;
 mod support;
+mod trees;
 mod versions;

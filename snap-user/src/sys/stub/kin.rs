@@ -44,6 +44,11 @@ impl Stub {
         Ok(child)
     }
 
+    /// Process 1 of the namespace is to end with this process, rather than with the one that it was started for.
+    pub fn take_init(&mut self, other: &mut Self) {
+        self.init = other.init.take();
+    }
+
     /// Has the process end as this wait status says (waitpid(2)): with an exit code, or by a signal. Its parent has
     /// been told when this returns.
     pub fn end_as(mut self, status: i32) -> Result<()> {
@@ -97,7 +102,10 @@ impl Stub {
         // SAFETY: a system call without pointers, on a process that this one holds.
         match unsafe { libc::kill(self.pid(), libc::SIGSTOP) } {
             0 => Ok(()),
-            _ => Err(SysError::last("kill", format_args!("process {}", self.pid()))),
+            _ => Err(SysError::last(
+                "kill",
+                format_args!("process {}", self.pid()),
+            )),
         }
     }
 
