@@ -26,6 +26,10 @@ pub struct TreeMember {
     pub pid: i32,
     /// Its parent, by its place among the members; `None` for the root.
     pub parent: Option<u32>,
+    /// Process group, as its own PID namespace numbers it; 0 for one of another namespace.
+    pub group: i32,
+    /// Session, numbered in the same way.
+    pub session: i32,
     /// It was in a job-control stop.
     pub stopped: bool,
 }
@@ -41,9 +45,9 @@ pub struct Zombie {
     pub parent: u32,
     /// Its name.
     pub comm: String,
-    /// Process group.
+    /// Process group, as its own PID namespace numbers it; 0 for one of another namespace.
     pub group: i32,
-    /// Session.
+    /// Session, numbered in the same way.
     pub session: i32,
     /// How it ended, as `waitpid(2)` tells.
     pub status: i32,

@@ -111,8 +111,8 @@ fn zombie(pid: i32, parent: u32) -> Option<Zombie> {
         pid,
         own_pid: proc::own_id(pid, pid).unwrap_or(pid),
         parent,
-        group: stat.field(5) as i32,
-        session: stat.field(6) as i32,
+        group: proc::own_group(pid).ok()?,
+        session: proc::own_session(pid).ok()?,
         // The wait status, for those who may trace it.
         status: stat.field(52) as i32,
         comm: stat.comm,

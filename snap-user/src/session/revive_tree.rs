@@ -100,6 +100,20 @@ impl<'a> Job<'a> {
         for (_, state) in &loaded {
             plans.push(plan_one(state, &here, &mut refused)?);
         }
+        let namespace = |state: &ProcessState| {
+            let all = &state.attributes.namespaces;
+            all.iter()
+                .find(|(name, _)| name == "pid")
+                .map(|(_, id)| *id)
+        };
+        for (_, state) in &loaded {
+            if namespace(state) != namespace(&loaded[0].1) {
+                refused.push(format!(
+                    "process {} is in another PID namespace than the first of the tree, and only one is made",
+                    state.pid
+                ));
+            }
+        }
         for zombie in &tree.zombies {
             if let Err(why) = here.can_start_thread(zombie.own_pid) {
                 refused.push(format!("process {}, which had ended: {why}", zombie.pid));
@@ -354,16 +368,16 @@ fn plan_one(state: &ProcessState, here: &Here<'_>, refused: &mut Vec<String>) ->
     Ok(planned)
 }
 
-/// Who is whose child, zombies behind the others.
+/// Who is whose child, zombies behind the others, by the ids that they know.
 fn kin(tree: &ProcessTree, states: &[&ProcessState]) -> Vec<Kin> {
     let members = tree.members.iter().zip(states).map(|(member, state)| Kin {
-        pid: member.pid,
+        pid: state.threads.first().map_or(member.pid, |t| t.own_id()),
         parent: member.parent.map(|at| at as usize),
-        session: state.attributes.session,
-        group: state.attributes.group,
+        session: member.session,
+        group: member.group,
     });
     let zombies = tree.zombies.iter().map(|zombie| Kin {
-        pid: zombie.pid,
+        pid: zombie.own_pid,
         parent: Some(zombie.parent as usize),
         session: zombie.session,
         group: zombie.group,

@@ -8,6 +8,7 @@ use super::events::LazyProbes;
 use super::family::{self, Stopped};
 use super::types::hex;
 use super::{Options, Result, SessionError, Taken, Then};
+use crate::capture::CaptureError;
 use crate::model::{
     FileKind, OpenFile, ProcessTree, SharedFile, SnapshotId, SnapshotKind, TreeMember,
 };
@@ -60,6 +61,8 @@ struct Prepared {
 struct Member {
     pid: i32,
     parent: Option<u32>,
+    group: i32,
+    session: i32,
     /// It was in a job-control stop.
     stopped: bool,
     engine: Engine,
@@ -138,6 +141,8 @@ pub fn snap_tree(dir: &Path, pid: i32, options: &Options) -> Result<TakenTree> {
                 id: process.taken.id,
                 pid: member.pid,
                 parent: member.parent,
+                group: member.group,
+                session: member.session,
                 stopped: member.stopped,
             })
             .collect(),
@@ -221,11 +226,16 @@ fn capture(
         }
     };
     let job_stopped = stopped.frozen.is_job_stopped();
+    let failed = |e| SessionError::from(CaptureError::from_sys(pid, e));
+    let group = proc::own_group(pid).map_err(failed)?;
+    let session = proc::own_session(pid).map_err(failed)?;
     let outcome = engine.stopped(kind, ahead, stopped.frozen, stop, true);
     match outcome {
         Ok(Some(caught)) => Ok(Member {
             pid,
             parent: stopped.parent,
+            group,
+            session,
             stopped: job_stopped,
             engine,
             caught,

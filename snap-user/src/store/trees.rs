@@ -30,6 +30,8 @@ struct StoredMember {
     id: String,
     pid: i32,
     parent: Option<u32>,
+    group: i32,
+    session: i32,
     stopped: bool,
 }
 
@@ -56,6 +58,8 @@ fn encode(tree: &ProcessTree) -> String {
                 id: member.id.to_string(),
                 pid: member.pid,
                 parent: member.parent,
+                group: member.group,
+                session: member.session,
                 stopped: member.stopped,
             })
             .collect(),
@@ -127,6 +131,8 @@ fn decode(path: &Path, text: &str) -> Result<ProcessTree, StoreError> {
             id: SnapshotId::from_hex(&member.id).ok_or_else(|| damaged(member.id.clone()))?,
             pid: member.pid,
             parent: member.parent,
+            group: member.group,
+            session: member.session,
             stopped: member.stopped,
         });
     }
@@ -272,6 +278,8 @@ mod tests {
             id: SnapshotId([n; 16]),
             pid: i32::from(n),
             parent,
+            group: 4,
+            session: 0,
             stopped: n == 2,
         };
         ProcessTree {

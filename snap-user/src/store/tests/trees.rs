@@ -28,6 +28,8 @@ fn tree(root: SnapshotId, child: SnapshotId) -> ProcessTree {
         id,
         pid,
         parent,
+        group: 10,
+        session: 10,
         stopped: false,
     };
     ProcessTree {

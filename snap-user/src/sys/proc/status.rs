@@ -207,6 +207,11 @@ pub fn own_group(pid: i32) -> Result<i32> {
     innermost(format!("/proc/{pid}/status"), "NSpgid:")
 }
 
+/// The session of a process, numbered in the same way (`NSsid`).
+pub fn own_session(pid: i32) -> Result<i32> {
+    innermost(format!("/proc/{pid}/status"), "NSsid:")
+}
+
 /// The last of the ids on a line.
 fn innermost(path: String, line: &str) -> Result<i32> {
     let text = read(path.clone())?;
