@@ -277,7 +277,7 @@ fn round(n: u64, down: RawFd, back: RawFd, file: RawFd) {
     let (position, got) = unsafe {
         let position = libc::lseek(file, 0, libc::SEEK_CUR);
         let got = libc::pread(file, bytes.as_mut_ptr().cast(), 8, at as i64);
-        if n % ROUND == 0 {
+        if n.is_multiple_of(ROUND) {
             libc::lseek(file, 0, libc::SEEK_SET);
         }
         (position, got)
