@@ -5,18 +5,23 @@
 #![no_std]
 
 mod event;
+mod save;
 mod state;
 mod syscall;
 
 pub use event::{EventHeader, EventKind, FaultEvent, SystemEvent, flag};
+pub use save::{
+    BEGUN, BREAK, CHUNK_BYTES, COPIED_TO, COUNTERS, Chunk, LOST, MAX_CHUNKS, ORDER, SavedPage,
+    Tracked, WINDOW, chunk_bit, chunk_key,
+};
 pub use state::{
     FieldRef, MAX_FIELDS, MAX_OBJECTS, MAX_RECORD, MAX_TIMERS, ObjectRef, RecordHeader, RecordKind,
     StateRequest,
 };
-pub use syscall::{SYSCALL_TABLE, SyscallClass};
+pub use syscall::{Effect, SYSCALL_TABLE, SyscallClass};
 
 /// Layout version of everything in this crate. The loader refuses an object built with another one.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Section of the object that holds [`ABI_VERSION`] as four bytes, in the byte order of the object.
 pub const ABI_SECTION: &str = "ksnap_abi";

@@ -26,3 +26,25 @@ pub enum SyscallClass {
     /// memory through get_user_pages that has no event of its own.
     NoPin = 7,
 }
+
+/// What a call is about to do to pages that wait to be copied. The table is filled by user space at load.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing.
+    None = 0,
+    /// Changes the content, or who may write it unseen, of the range in its first two arguments.
+    Range = 1,
+    /// The same if the fourth argument has `MAP_FIXED`.
+    Mmap = 2,
+    /// The same unless the third argument is an advice that leaves the content alone.
+    Madvise = 3,
+    /// The same, and of another range if the fourth argument has `MREMAP_FIXED`.
+    Mremap = 4,
+    /// The same from its first argument up to the end of the heap.
+    Brk = 5,
+    /// Something in all of the address space.
+    All = 6,
+    /// A new address space for the calling process.
+    Exec = 7,
+}

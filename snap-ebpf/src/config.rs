@@ -28,6 +28,8 @@ constants! {
     OWN_TGID: u32 = 0, own_tgid;
     /// `O_DIRECT` of this architecture.
     O_DIRECT: u32 = 0, o_direct;
+    /// Advice of madvise(2) that leaves the content of pages alone, a bit each.
+    HARMLESS_ADVICE: u64 = 0, harmless_advice;
     /// Whether `mm_struct.owner` exists (`CONFIG_MEMCG`).
     HAS_MM_OWNER: u32 = 0, has_mm_owner;
     /// Whether `thread_info.status` tells a 32-bit system call (x86).
@@ -87,4 +89,18 @@ pub fn syscall_class(nr: u64) -> u8 {
     }
     // SAFETY: in bounds by the test above.
     unsafe { ptr::read_volatile((&raw const SYSCALL_CLASS).cast::<u8>().add(nr as usize)) }
+}
+
+/// The effect of each system call.
+#[unsafe(no_mangle)]
+static SYSCALL_EFFECT: [u8; SYSCALL_TABLE] = [0; SYSCALL_TABLE];
+
+/// The effect of system call `nr`; `None` beyond the table.
+#[inline(always)]
+pub fn syscall_effect(nr: u64) -> u8 {
+    if nr >= SYSCALL_TABLE as u64 {
+        return 0;
+    }
+    // SAFETY: in bounds by the test above.
+    unsafe { ptr::read_volatile((&raw const SYSCALL_EFFECT).cast::<u8>().add(nr as usize)) }
 }

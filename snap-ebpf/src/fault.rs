@@ -1,7 +1,7 @@
 //! Write faults of tracked address spaces.
 
 use crate::kernel::{self, Kptr, field};
-use crate::{config, maps, mm_lock};
+use crate::{config, maps, mm_lock, save};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::macros::{btf_tracepoint, fentry};
 use aya_ebpf::programs::{BtfTracePointContext, FEntryContext};
@@ -24,8 +24,9 @@ pub fn page_fault_user(ctx: BtfTracePointContext) -> i32 {
     if is_write(&ctx) {
         let task = kernel::current();
         let (own, tgid) = writer_and_owner(task);
-        if maps::tracked(tgid) {
+        if let Some(tracked) = maps::of_tracked(tgid) {
             emit(&ctx, task, own, tgid, flag::USER);
+            save::before_write(tracked, tgid, ctx.arg(0), true);
         }
     }
     0
@@ -36,13 +37,14 @@ pub fn page_fault_user(ctx: BtfTracePointContext) -> i32 {
 pub fn page_fault_kernel(ctx: BtfTracePointContext) -> i32 {
     let task = kernel::current();
     let (own, tgid) = writer_and_owner(task);
-    if !maps::tracked(tgid) {
+    let Some(tracked) = maps::of_tracked(tgid) else {
         return 0;
-    }
+    };
     // It takes the lock by which get_user_pages is known.
     mm_lock::expect_fault(kernel::pid(task));
     if is_write(&ctx) {
         emit(&ctx, task, own, tgid, 0);
+        save::before_write(tracked, tgid, ctx.arg(0), true);
     }
     0
 }
@@ -100,11 +102,12 @@ pub fn handle_mm_fault(ctx: FEntryContext) -> i32 {
     let ids = bpf_get_current_pid_tgid();
     let own = (ids >> 32) as u32;
     let vma: Kptr = ctx.arg(0);
-    let owner = kernel::mm_tgid(field::<Kptr>(vma, config::off_vma_mm()));
+    let mm: Kptr = field(vma, config::off_vma_mm());
+    let owner = kernel::mm_tgid(mm);
     let tgid = if owner == 0 { own } else { owner };
-    if !maps::tracked(tgid) {
+    let Some(tracked) = maps::of_tracked(tgid) else {
         return 0;
-    }
+    };
     let address: u64 = ctx.arg(1);
     let regs: Kptr = ctx.arg(3);
     let user = if fault & FAULT_FLAG_USER != 0 {
@@ -118,5 +121,8 @@ pub fn handle_mm_fault(ctx: FEntryContext) -> i32 {
         address & !(PAGE_SIZE - 1),
         field(regs, config::off_regs_ip()),
     );
+    // Another process's memory cannot be read from here.
+    let here = mm == field::<Kptr>(kernel::current(), config::off_task_mm());
+    save::before_write(tracked, tgid, address, here);
     0
 }

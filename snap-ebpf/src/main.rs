@@ -7,6 +7,7 @@
 //! | `lifecycle` | fork, exec, exit |
 //! | `syscall` | mapping changes, and writes that no fault announces |
 //! | `mm_lock` | get_user_pages as seen by the lock it takes |
+//! | `save` | the part of `fault` that copies a page before its first write |
 //! | `state` | what no file of /proc tells of a process, on request |
 //! | `stop` | how long ptrace stops last |
 #![no_std]
@@ -19,6 +20,7 @@ mod kernel;
 mod lifecycle;
 mod maps;
 mod mm_lock;
+mod save;
 mod state;
 mod stop;
 mod syscall;

@@ -4,11 +4,13 @@ use aya_ebpf::bindings::BPF_RB_NO_WAKEUP;
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{HashMap, PerCpuArray, RingBuf};
-use snap_common::{EventHeader, EventKind, FaultEvent, MAX_STOPPED, MAX_TRACKED, SystemEvent};
+use snap_common::{
+    EventHeader, EventKind, FaultEvent, MAX_STOPPED, MAX_TRACKED, SystemEvent, Tracked,
+};
 
-/// Tracked processes, by process id. The value is unused.
+/// Tracked processes, by process id. User space changes the values.
 #[map]
-static TRACKED: HashMap<u32, u32> = HashMap::with_max_entries(MAX_TRACKED, 0);
+static TRACKED: HashMap<u32, Tracked> = HashMap::with_max_entries(MAX_TRACKED, 0);
 
 /// Threads in a ptrace stop: thread id → when it began.
 #[map]
@@ -28,10 +30,16 @@ pub fn tracked(tgid: u32) -> bool {
     TRACKED.get_ptr(&tgid).is_some()
 }
 
+/// What user space says of a tracked process.
+#[inline(always)]
+pub fn of_tracked(tgid: u32) -> Option<*const Tracked> {
+    TRACKED.get_ptr(&tgid)
+}
+
 /// Starts tracking a process. A full map counts as a lost event.
 #[inline(always)]
 pub fn track(tgid: u32) {
-    if TRACKED.insert(&tgid, &0, 0).is_err() {
+    if TRACKED.insert(&tgid, &[0; 3], 0).is_err() {
         count_drop();
     }
 }

@@ -6,11 +6,12 @@
 //! writes to /proc/PID/mem, registered buffers. Faults take the lock too, and have their own events.
 
 use crate::kernel::{self, Kptr, field};
-use crate::{config, maps};
+use crate::{config, maps, save};
 use aya_ebpf::helpers::generated::bpf_task_pt_regs;
 use aya_ebpf::macros::{btf_tracepoint, map};
 use aya_ebpf::maps::PerCpuArray;
 use aya_ebpf::programs::BtfTracePointContext;
+use core::arch::asm;
 use snap_common::{EventKind, SyscallClass, flag};
 
 /// A fault in kernel mode that has not taken its lock yet.
@@ -25,9 +26,9 @@ struct Expected {
 #[map]
 static EXPECTED: PerCpuArray<Expected> = PerCpuArray::with_max_entries(1, 0);
 
-/// How long a fault takes to its lock, at most. A fault that lasts longer, because the thread was
-/// put off its CPU between the two, is reported although it need not be.
-const FAULT_TO_LOCK_NS: u64 = 5_000;
+/// How long a fault takes to its lock, at most. A fault that lasts longer, because the CPU was taken
+/// away between the two, is reported although it need not be.
+const FAULT_TO_LOCK_NS: u64 = 100_000;
 
 /// Makes the next lock by this thread the fault's own.
 #[inline(always)]
@@ -59,11 +60,19 @@ fn is_fault(tid: u32) -> bool {
     maps::now() - expected.time_ns < FAULT_TO_LOCK_NS
 }
 
+/// Keeps the compiler from making one load of two: the verifier refuses arguments at an offset that is computed.
+#[inline(always)]
+fn apart(mut value: u64) -> u64 {
+    // SAFETY: a register moved to itself. An empty line would have no place in the line information.
+    unsafe { asm!("{0} = {0}", inout(reg) value) };
+    value
+}
+
 /// Arguments: address space, in older kernels the path of its memcg, whether for writing.
 #[btf_tracepoint(function = "mmap_lock_start_locking")]
 pub fn mmap_lock_start_locking(ctx: BtfTracePointContext) -> i32 {
     let for_writing: u64 = if config::mm_lock_has_path() != 0 {
-        ctx.arg(2)
+        apart(ctx.arg(2))
     } else {
         ctx.arg(1)
     };
@@ -88,6 +97,7 @@ pub fn mmap_lock_start_locking(ctx: BtfTracePointContext) -> i32 {
         if own != tgid {
             let header = maps::header(EventKind::MmLock, flag::REMOTE, tgid, tid, u32::MAX);
             maps::emit(header, [0; 5]);
+            save::spoil_of(tgid);
         }
         return 0;
     }
@@ -102,6 +112,7 @@ pub fn mmap_lock_start_locking(ctx: BtfTracePointContext) -> i32 {
             maps::header(EventKind::MmLock, 0, tgid, tid, nr as u32),
             [0; 5],
         );
+        save::spoil_of(tgid);
     }
     0
 }

@@ -3,11 +3,11 @@
 //! At the exit of a call `pt_regs` still holds its arguments, so one program sees both ends.
 
 use crate::kernel::{self, Kptr, field};
-use crate::{config, maps};
+use crate::{config, maps, save};
 use aya_ebpf::helpers::{bpf_probe_read_kernel, bpf_probe_read_user};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use snap_common::{EventKind, SyscallClass, flag};
+use snap_common::{Effect, EventKind, SyscallClass, flag};
 
 /// `PTRACE_POKETEXT` and `PTRACE_POKEDATA` (include/uapi/linux/ptrace.h).
 const PTRACE_POKES: [u64; 2] = [4, 5];
@@ -15,6 +15,19 @@ const PTRACE_POKES: [u64; 2] = [4, 5];
 const TS_COMPAT: u32 = 2;
 /// Buffers of a vectored read that are reported one by one.
 const MAX_BUFFERS: u64 = 16;
+
+/// `MAP_FIXED` (include/uapi/asm-generic/mman-common.h).
+const MAP_FIXED: u64 = 0x10;
+/// `MREMAP_FIXED` (include/uapi/linux/mman.h).
+const MREMAP_FIXED: u64 = 2;
+
+const RANGE: u8 = Effect::Range as u8;
+const MMAP: u8 = Effect::Mmap as u8;
+const MADVISE: u8 = Effect::Madvise as u8;
+const MREMAP: u8 = Effect::Mremap as u8;
+const BRK: u8 = Effect::Brk as u8;
+const ALL: u8 = Effect::All as u8;
+const EXEC: u8 = Effect::Exec as u8;
 
 const MAPPING: u8 = SyscallClass::Mapping as u8;
 const HAZARD: u8 = SyscallClass::Hazard as u8;
@@ -71,6 +84,47 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         }
         DIRECT_VECTOR if opened_direct(task, call.args[0]) => on_vector(&call, tgid),
         HAZARD => call.emit(EventKind::Hazard, 0, tgid, call.args),
+        _ => {}
+    }
+    0
+}
+
+/// Arguments: registers, number.
+#[btf_tracepoint(function = "sys_enter")]
+pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
+    let effect = config::syscall_effect(ctx.arg(1));
+    if effect == Effect::None as u8 {
+        return 0;
+    }
+    let task = kernel::current();
+    let tgid = match effect == Effect::Exec as u8 {
+        true => kernel::tgid(task),
+        false => affected(task),
+    };
+    let Some(window) = save::window(tgid) else {
+        return 0;
+    };
+    if config::has_compat() != 0 && field::<u32>(task, config::off_task_status()) & TS_COMPAT != 0 {
+        save::spoil();
+        return 0;
+    }
+    let regs: Kptr = ctx.arg(0);
+    let start: u64 = field(regs, config::off_regs_arg0());
+    let len: u64 = field(regs, config::off_regs_arg1());
+    let third: u64 = field(regs, config::off_regs_arg2());
+    let flags: u64 = field(regs, config::off_regs_arg3());
+    let end = start.saturating_add(len);
+    match effect {
+        RANGE => save::before_change(&window, tgid, start, end),
+        MMAP if flags & MAP_FIXED != 0 => save::before_change(&window, tgid, start, end),
+        MADVISE if third >= 64 || config::harmless_advice() >> third & 1 == 0 => {
+            save::before_change(&window, tgid, start, end);
+        }
+        MREMAP if flags & MREMAP_FIXED != 0 => save::spoil(),
+        MREMAP => save::before_change(&window, tgid, start, end),
+        // Zero asks where it ends.
+        BRK if start != 0 => save::before_change(&window, tgid, start, window.heap_end),
+        ALL | EXEC => save::spoil(),
         _ => {}
     }
     0

@@ -4,6 +4,7 @@ use super::help;
 use super::units;
 use crate::session::{
     Durability, FileOptions, Options, Pids, ReviveOptions, Rules, Schedule, Then, TrackerChoice,
+    default_memory,
 };
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -178,9 +179,10 @@ pub struct Taking {
     /// Inside each stop, compare all memory with what the store would give back (slow)
     #[arg(long)]
     pub audit: bool,
-    /// Most memory for copied pages that wait to be stored, of all processes together
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = units::size)]
-    pub memory: u64,
+    /// Most memory for copied pages that wait to be stored, of all processes together [default: a quarter of what
+    /// is available, at least 512M]
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub memory: Option<u64>,
     /// Most memory for what pages were before, of all processes together: where it is known, what changed in a page is
     /// stored instead of all of it; 0 to do without
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = units::size_or_none)]
@@ -202,7 +204,7 @@ impl Taking {
             tracker: self.tracker,
             probes: !self.no_probes,
             audit: self.audit,
-            memory: self.memory,
+            memory: self.memory.unwrap_or_else(default_memory),
             mirror: self.mirror,
             files: self.files,
             keep: Rules::default(),
@@ -700,7 +702,12 @@ mod tests {
         let schedule = run.when.schedule();
         assert_eq!(schedule.every, Duration::from_millis(100));
         assert_eq!((schedule.count, schedule.lasting), (Some(3), None));
-        assert_eq!(run.taking.options(), Options::default());
+        let memory = run.taking.options().memory;
+        let usual = Options {
+            memory,
+            ..Options::default()
+        };
+        assert_eq!(run.taking.options(), usual);
         assert!(parse("ksnap run").is_err());
         assert!(parse("ksnap run sleep 5").is_err());
     }
@@ -746,7 +753,7 @@ mod tests {
 
     #[test]
     fn the_default_memory_is_the_sessions() {
-        assert_eq!(units::size("512M"), Ok(crate::session::DEFAULT_MEMORY));
+        assert_eq!(units::size("512M"), Ok(crate::session::LEAST_MEMORY));
         assert_eq!(units::size("256M"), Ok(crate::session::DEFAULT_MIRROR));
     }
 }

@@ -82,12 +82,15 @@ pub fn load(options: &ProbeOptions) -> Result<Loaded, ProbeError> {
         0
     };
     let o_direct = libc::O_DIRECT as u32;
-    let table = syscalls::table();
+    let (table, effects) = (syscalls::table(), syscalls::effects());
+    let harmless_advice = syscalls::harmless_advice();
     let mut loader = EbpfLoader::new();
     loader
         .btf(Some(&btf))
         .map_max_entries("EVENTS", ring_bytes(options.ring_bytes))
         .override_global("SYSCALL_CLASS", table.as_slice(), true)
+        .override_global("SYSCALL_EFFECT", effects.as_slice(), true)
+        .override_global("HARMLESS_ADVICE", &harmless_advice, true)
         .override_global("OWN_TGID", &options.own_tgid, true)
         .override_global("O_DIRECT", &o_direct, true)
         .override_global(aya_log::LEVEL, &level, true);

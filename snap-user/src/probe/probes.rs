@@ -4,13 +4,15 @@ use super::error::ProbeError;
 use super::event::{self, Event};
 use super::load::{self, Loaded, ProbeOptions};
 use super::programs::{self, FaultSource, Link, chain};
+use super::saver::{Saved, Saver, Window};
 use super::state::StateReader;
-use crate::model::Observed;
+use crate::model::{Observed, PageSet};
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::ProgramError;
 use aya::sys::{Stats, enable_stats};
 use aya_log::EbpfLogger;
+use snap_common::Tracked;
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -44,7 +46,8 @@ pub struct Probes {
     ebpf: Ebpf,
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
     events: RingBuf<MapData>,
-    tracked: HashMap<MapData, u32, u32>,
+    tracked: HashMap<MapData, u32, Tracked>,
+    saver: Saver,
     drops: PerCpuArray<MapData, u64>,
     /// What is tracked, as far as the events drained so far tell.
     targets: BTreeSet<u32>,
@@ -86,8 +89,9 @@ impl Probes {
             HashMap::try_from(take(&mut ebpf, "TRACKED")?).map_err(map_error("TRACKED"))?;
         let drops = PerCpuArray::try_from(take(&mut ebpf, "DROPS")?).map_err(map_error("DROPS"))?;
         Ok(Self {
-            ebpf,
             logger,
+            saver: Saver::new(&mut ebpf)?,
+            ebpf,
             events,
             tracked,
             drops,
@@ -121,7 +125,7 @@ impl Probes {
             self.links = links;
         }
         self.tracked
-            .insert(tgid, 0, 0)
+            .insert(tgid, Tracked::default(), 0)
             .map_err(map_error("TRACKED"))?;
         self.targets.insert(tgid);
         Ok(())
@@ -139,12 +143,60 @@ impl Probes {
                 if error.io_error.raw_os_error() == Some(libc::ENOENT) => {}
             Err(error) => return Err(map_error("TRACKED")(error)),
         }
+        self.saver.close(&mut self.tracked, tgid)?;
         self.targets.remove(&tgid);
         if let Some(state) = &mut self.state {
             state.forget(tgid as i32);
         }
         self.detach_when_idle();
         Ok(())
+    }
+
+    /// From now on the first write to each of these pages of a tracked process has the page saved before. One
+    /// window at a time for a process. `heap_end`: where its heap ends, if that is known.
+    ///
+    /// # Errors
+    /// [`ProbeError::Kernel`] when the kernel refuses to change a map.
+    pub fn open_window(
+        &mut self,
+        tgid: u32,
+        pages: &PageSet,
+        heap_end: Option<u64>,
+    ) -> Result<Window, ProbeError> {
+        self.saver.open(&mut self.tracked, tgid, pages, heap_end)
+    }
+
+    /// Pages below `addr` need not be saved any more.
+    ///
+    /// # Errors
+    /// Those of [`Self::open_window`].
+    pub fn copied_to(&mut self, tgid: u32, window: Window, addr: u64) -> Result<(), ProbeError> {
+        Saver::copied_to(&mut self.tracked, tgid, window, addr)
+    }
+
+    /// No more pages are saved.
+    ///
+    /// # Errors
+    /// Those of [`Self::open_window`].
+    pub fn close_window(&mut self, tgid: u32) -> Result<(), ProbeError> {
+        self.saver.close(&mut self.tracked, tgid)
+    }
+
+    /// Hands over what was saved since the last call. `true` when nothing is under way any more.
+    ///
+    /// # Errors
+    /// [`ProbeError::Kernel`] when the kernel does not tell.
+    pub fn drain_saved(&mut self, handle: impl FnMut(Saved<'_>)) -> Result<bool, ProbeError> {
+        self.saver.drain(handle);
+        self.saver.is_drained()
+    }
+
+    /// Pages of whatever process that could not be saved, since the probes were loaded.
+    ///
+    /// # Errors
+    /// [`ProbeError::Kernel`] when the kernel does not tell.
+    pub fn saved_lost(&self) -> Result<u64, ProbeError> {
+        self.saver.lost()
     }
 
     /// The processes tracked now, the children that forks added included.
@@ -308,13 +360,13 @@ impl Probes {
     }
 }
 
-fn take(ebpf: &mut Ebpf, name: &str) -> Result<aya::maps::Map, ProbeError> {
+pub(super) fn take(ebpf: &mut Ebpf, name: &str) -> Result<aya::maps::Map, ProbeError> {
     ebpf.take_map(name).ok_or_else(|| ProbeError::BadObject {
         detail: format!("it has no map {name}"),
     })
 }
 
-fn map_error(name: &'static str) -> impl FnOnce(MapError) -> ProbeError {
+pub(super) fn map_error(name: &'static str) -> impl FnOnce(MapError) -> ProbeError {
     move |error| ProbeError::Kernel {
         call: "bpf() on a map",
         target: name.to_owned(),

@@ -29,10 +29,11 @@ impl FaultSource {
 /// The one program that is not on a tracepoint.
 pub const HANDLE_MM_FAULT: &str = "handle_mm_fault";
 /// Programs without which nothing can be tracked.
-pub const LIFECYCLE: [&str; 4] = [
+pub const LIFECYCLE: [&str; 5] = [
     "sched_process_fork",
     "sched_process_exec",
     "sched_process_exit",
+    "sys_enter",
     "sys_exit",
 ];
 /// Times ptrace stops.
@@ -144,7 +145,11 @@ fn wrong_kind(name: &str) -> ProbeError {
 /// Tells refusals from everything else, and cuts the verifier's log to its end.
 pub(super) fn from_program(error: ProgramError, call: &'static str, name: &str) -> ProbeError {
     match error {
-        ProgramError::LoadError { io_error, .. } if is_refusal(&io_error) => {
+        // The verifier too says EACCES, and says why.
+        ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        } if is_refusal(&io_error) && verifier_log.to_string().trim().is_empty() => {
             ProbeError::NotPermitted {
                 call: format!("{call} for {name}"),
                 source: io_error,

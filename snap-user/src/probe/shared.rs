@@ -7,13 +7,16 @@
 use super::error::ProbeError;
 use super::event::Event;
 use super::probes::{Drained, Probes, ProgramStats};
+use super::saver::{Saved, Window};
 use super::{FaultSource, ProbeOptions};
-use crate::model::Observed;
+use crate::model::{Observed, Page, PageSet};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Events that wait for one watcher, at most; what is more counts as lost, as when the ring buffer is full.
 const LONGEST_QUEUE: usize = 1 << 16;
+/// Saved pages that wait for one watcher, at most.
+const MOST_SAVED: usize = 8192;
 
 /// Loaded probes that any number of watchers share, each on a thread of its own.
 #[derive(Clone)]
@@ -84,6 +87,62 @@ impl TrackedProcess {
         }
     }
 
+    /// See [`Probes::open_window`].
+    ///
+    /// # Errors
+    /// Those of [`Probes::open_window`].
+    pub fn open_window(
+        &self,
+        pages: &PageSet,
+        heap_end: Option<u64>,
+    ) -> Result<Window, ProbeError> {
+        lock(&self.hub)
+            .probes
+            .open_window(self.tgid, pages, heap_end)
+    }
+
+    /// See [`Probes::copied_to`].
+    ///
+    /// # Errors
+    /// Those of [`Probes::copied_to`].
+    pub fn copied_to(&self, window: Window, addr: u64) -> Result<(), ProbeError> {
+        lock(&self.hub).probes.copied_to(self.tgid, window, addr)
+    }
+
+    /// See [`Probes::close_window`].
+    ///
+    /// # Errors
+    /// Those of [`Probes::close_window`].
+    pub fn close_window(&self) -> Result<(), ProbeError> {
+        let mut hub = lock(&self.hub);
+        hub.queues.drop_saved(self.tgid);
+        hub.probes.close_window(self.tgid)
+    }
+
+    /// Hands over every page of this process that was saved since the last call. `true` when nothing is under
+    /// way any more.
+    ///
+    /// # Errors
+    /// Those of [`Probes::drain_saved`].
+    pub fn drain_saved(&self, mut handle: impl FnMut(Saved<'_>)) -> Result<bool, ProbeError> {
+        let mut hub = lock(&self.hub);
+        let Hub { probes, queues } = &mut *hub;
+        queues.take_saved(self.tgid, &mut handle);
+        probes.drain_saved(|saved| match saved.tgid == self.tgid {
+            true => handle(saved),
+            false => queues.keep_saved(saved),
+        })
+    }
+
+    /// Pages that could not be saved, since the probes were loaded; of this process, or of others.
+    ///
+    /// # Errors
+    /// Those of [`Probes::saved_lost`].
+    pub fn saved_lost(&self) -> Result<u64, ProbeError> {
+        let hub = lock(&self.hub);
+        Ok(hub.probes.saved_lost()? + hub.queues.lost_saved)
+    }
+
     /// Stops tracking a child; a process with a watcher of its own stays tracked.
     ///
     /// # Errors
@@ -104,6 +163,11 @@ impl TrackedProcess {
     /// See [`Probes::sees_gup_writes`].
     pub fn sees_gup_writes(&self) -> bool {
         lock(&self.hub).probes.sees_gup_writes()
+    }
+
+    /// See [`Probes::sees_page_locks`].
+    pub fn sees_page_locks(&self) -> bool {
+        lock(&self.hub).probes.sees_page_locks()
     }
 
     /// See [`Probes::observes`].
@@ -161,6 +225,15 @@ fn lock(hub: &Mutex<Hub>) -> MutexGuard<'_, Hub> {
 struct Queue {
     events: Vec<Event>,
     lost: u64,
+    saved: Vec<Kept>,
+}
+
+/// A saved page that another watcher came upon.
+struct Kept {
+    window: u64,
+    order: u64,
+    page: u64,
+    bytes: Box<Page>,
 }
 
 /// Whose event is it?
@@ -169,6 +242,8 @@ struct Queues {
     queues: BTreeMap<u32, Queue>,
     /// Watched process that a tracked child descends from.
     children: BTreeMap<u32, u32>,
+    /// Saved pages that no queue had room for.
+    lost_saved: u64,
 }
 
 impl Queues {
@@ -219,6 +294,43 @@ impl Queues {
             Some(queue) => queue.push(event),
             // Its fork was among the lost events: everyone looks at it.
             None => self.queues.values_mut().for_each(|queue| queue.push(event)),
+        }
+    }
+
+    fn keep_saved(&mut self, saved: Saved<'_>) {
+        let Some(queue) = self.queues.get_mut(&saved.tgid) else {
+            return;
+        };
+        if queue.saved.len() >= MOST_SAVED {
+            self.lost_saved += 1;
+            return;
+        }
+        queue.saved.push(Kept {
+            window: saved.window,
+            order: saved.order,
+            page: saved.page,
+            bytes: Box::new(*saved.bytes),
+        });
+    }
+
+    fn take_saved(&mut self, tgid: u32, handle: &mut impl FnMut(Saved<'_>)) {
+        let Some(queue) = self.queues.get_mut(&tgid) else {
+            return;
+        };
+        for kept in queue.saved.drain(..) {
+            handle(Saved {
+                window: kept.window,
+                order: kept.order,
+                tgid,
+                page: kept.page,
+                bytes: &kept.bytes,
+            });
+        }
+    }
+
+    fn drop_saved(&mut self, tgid: u32) {
+        if let Some(queue) = self.queues.get_mut(&tgid) {
+            queue.saved = Vec::new();
         }
     }
 

@@ -1,6 +1,6 @@
 //! Which system calls the programs report, and as what.
 
-use snap_common::{SYSCALL_TABLE, SyscallClass};
+use snap_common::{Effect, SYSCALL_TABLE, SyscallClass};
 
 /// `map_shadow_stack`, newer than some C libraries; the same number on every architecture.
 pub const MAP_SHADOW_STACK: libc::c_long = 453;
@@ -100,6 +100,49 @@ pub fn table() -> [u8; SYSCALL_TABLE] {
     set(&[libc::SYS_process_vm_writev], SyscallClass::RemoteWrite);
     set(&[libc::SYS_ptrace], SyscallClass::Ptrace);
     table
+}
+
+/// The table of effects for the object.
+pub fn effects() -> [u8; SYSCALL_TABLE] {
+    let mut table = [Effect::None as u8; SYSCALL_TABLE];
+    let mut set = |call: libc::c_long, effect: Effect| table[call as usize] = effect as u8;
+    for call in MAPPING {
+        set(call, Effect::All);
+    }
+    // Another protection changes neither content nor what a write to a protected page does.
+    set(libc::SYS_mprotect, Effect::None);
+    set(libc::SYS_pkey_mprotect, Effect::None);
+    set(libc::SYS_munmap, Effect::Range);
+    set(libc::SYS_mmap, Effect::Mmap);
+    set(libc::SYS_mremap, Effect::Mremap);
+    set(libc::SYS_madvise, Effect::Madvise);
+    set(libc::SYS_brk, Effect::Brk);
+    set(libc::SYS_execve, Effect::Exec);
+    set(libc::SYS_execveat, Effect::Exec);
+    table
+}
+
+/// Advice that leaves the content of pages alone, a bit each (madvise(2)).
+pub fn harmless_advice() -> u64 {
+    const HARMLESS: [libc::c_int; 16] = [
+        libc::MADV_NORMAL,
+        libc::MADV_RANDOM,
+        libc::MADV_SEQUENTIAL,
+        libc::MADV_WILLNEED,
+        libc::MADV_DONTFORK,
+        libc::MADV_DOFORK,
+        libc::MADV_MERGEABLE,
+        libc::MADV_UNMERGEABLE,
+        libc::MADV_HUGEPAGE,
+        libc::MADV_NOHUGEPAGE,
+        libc::MADV_DONTDUMP,
+        libc::MADV_DODUMP,
+        libc::MADV_WIPEONFORK,
+        libc::MADV_KEEPONFORK,
+        libc::MADV_COLD,
+        libc::MADV_PAGEOUT,
+    ];
+    HARMLESS.iter().fold(0, |bits, advice| bits | 1 << advice)
 }
 
 #[cfg(test)]

@@ -1,77 +1,86 @@
-//! Comparing all of a stopped process's memory with what the chain gives back for it.
+//! Comparing all of a process's memory, as it was in the stop, with what the chain gives back for it.
 
 use super::{AuditPage, Result};
 use crate::capture::{compared, compared_pages, without_files};
 use crate::image::PageSource;
-use crate::model::{Backing, PAGE_SIZE, Page, PageSet, Vma};
+use crate::model::{Backing, PAGE_SIZE, Page, PageSet, PageTable, Vma};
 use crate::store::Snapshot;
 use crate::sys;
 use crate::track::Survey;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use xxhash_rust::xxh3::xxh3_128;
 
 /// Pages compared at a time.
 const BATCH: usize = 2048;
 
-/// Pages of the stopped process whose content is not what `snapshot` holds. `survey` is a look at
-/// all of its page tables.
-pub fn compare(
-    pid: i32,
-    snapshot: &Snapshot,
-    vmas: &[Vma],
-    survey: &Survey,
-) -> Result<Vec<AuditPage>> {
-    let table = snapshot.page_table()?;
-    let stored = PageSet::from_pages(table.iter().map(|(addr, _)| addr).collect());
-    // Contents of files are not in the process's memory.
-    let stored = without_files(&stored);
-    let tracked: PageSet = vmas
-        .iter()
-        .filter(|v| !v.shared && !v.is_special())
-        .map(|v| v.range)
-        .collect();
-    let shared: PageSet = compared(vmas).map(|v| v.range).collect();
-    let covered = tracked.union(&shared);
-    let there = survey.own.union(&compared_pages(pid, vmas));
-    let mut files = Files::new(pid, vmas);
-    let mut wrong: Vec<u64> = stored.subtract(&covered).iter().collect();
-    let pages: Vec<u64> = there.union(&stored.intersect(&covered)).iter().collect();
-    for batch in pages.chunks(BATCH) {
-        let mut live = vec![0u8; batch.len() * PAGE_SIZE as usize];
-        // A page that cannot be read (behind the end of a file) reads as zeroes, as it does when captured.
-        sys::read_pages(pid, batch, &mut live)?;
-        let mut held: BTreeMap<u64, Box<Page>> = BTreeMap::new();
-        snapshot.read_pages(batch, &mut |addr, page| {
-            held.insert(addr, Box::new(*page));
-        })?;
-        for (&addr, content) in batch
-            .iter()
-            .zip(live.as_chunks::<{ PAGE_SIZE as usize }>().0)
-        {
-            let same = match held.get(&addr) {
-                Some(page) => **page == *content,
-                // Nothing is stored for a page without content of its own. The survey may count one in
-                // all the same: in a file mapping a page in swap and a mere mark look alike.
-                None => files
-                    .page(addr)
-                    .map_or_else(|| content.iter().all(|b| *b == 0), |page| page == *content),
-            };
-            if !same {
-                wrong.push(addr);
+/// The memory of a process as it was when it was stopped: a hash of each page.
+pub struct Memory {
+    hashes: PageTable<u128>,
+    covered: PageSet,
+}
+
+impl Memory {
+    /// Reads a stopped process. `survey` is a look at all of its page tables, `known` are the pages that the chain
+    /// holds so far.
+    pub fn read(pid: i32, vmas: &[Vma], survey: &Survey, known: &PageSet) -> Result<Self> {
+        let tracked = vmas.iter().filter(|v| !v.shared && !v.is_special());
+        let covered: PageSet = tracked.chain(compared(vmas)).map(|v| v.range).collect();
+        let there = survey.own.union(&compared_pages(pid, vmas));
+        let pages: Vec<u64> = there.union(&known.intersect(&covered)).iter().collect();
+        let mut hashes = PageTable::new();
+        for batch in pages.chunks(BATCH) {
+            let mut live = vec![0u8; batch.len() * PAGE_SIZE as usize];
+            // A page that cannot be read (behind the end of a file) reads as zeroes, as it does when captured.
+            sys::read_pages(pid, batch, &mut live)?;
+            for (&addr, content) in batch
+                .iter()
+                .zip(live.as_chunks::<{ PAGE_SIZE as usize }>().0)
+            {
+                hashes.insert(addr, xxh3_128(content));
             }
         }
+        Ok(Self { hashes, covered })
     }
-    // Memory that another process has mapped too goes on changing while this one is stopped.
-    wrong.retain(|addr| !is_written_by_others(pid, vmas, *addr));
-    wrong.sort_unstable();
-    Ok(wrong
-        .into_iter()
-        .map(|addr| AuditPage {
+
+    /// The pages of it that are not as `snapshot` gives them back.
+    pub fn compare(&self, pid: i32, snapshot: &Snapshot, vmas: &[Vma]) -> Result<Vec<AuditPage>> {
+        let table = snapshot.page_table()?;
+        let stored = PageSet::from_pages(table.iter().map(|(addr, _)| addr).collect());
+        // Contents of files are not in the process's memory.
+        let stored = without_files(&stored);
+        let read = PageSet::from_pages(self.hashes.iter().map(|(addr, _)| addr).collect());
+        let mut wrong: Vec<u64> = stored.subtract(&self.covered).iter().collect();
+        wrong.extend(stored.intersect(&self.covered).subtract(&read).iter());
+        let mut files = Files::new(pid, vmas);
+        let pages: Vec<u64> = read.iter().collect();
+        for batch in pages.chunks(BATCH) {
+            let mut held: BTreeMap<u64, u128> = BTreeMap::new();
+            snapshot.read_pages(batch, &mut |addr, page| {
+                held.insert(addr, xxh3_128(page));
+            })?;
+            for &addr in batch {
+                // Nothing is stored for a page without content of its own. The survey may count one in
+                // all the same: in a file mapping a page in swap and a mere mark look alike.
+                let given = held.get(&addr).copied();
+                let given = given.unwrap_or_else(|| {
+                    xxh3_128(&files.page(addr).unwrap_or([0; PAGE_SIZE as usize]))
+                });
+                if self.hashes.get(addr) != Some(given) {
+                    wrong.push(addr);
+                }
+            }
+        }
+        // Memory that another process has mapped too goes on changing while this one is stopped.
+        wrong.retain(|addr| !is_written_by_others(pid, vmas, *addr));
+        wrong.sort_unstable();
+        let named = |addr| AuditPage {
             addr,
             mapping: name(vmas, addr),
-        })
-        .collect())
+        };
+        Ok(wrong.into_iter().map(named).collect())
+    }
 }
 
 /// The files behind private mappings, each opened when it is first asked for.

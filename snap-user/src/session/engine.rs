@@ -5,6 +5,7 @@ use super::flight::{Flight, InFlight};
 use super::keeper::Keeper;
 use super::open::open_session;
 use super::pipeline::{Hashes, Pipeline};
+use super::postcopy::Caution;
 use super::profile::Profiling;
 use super::{AuditPage, Options, Result, SessionError, Taken, Then, audit};
 use crate::capture::{
@@ -15,7 +16,7 @@ use crate::image::SessionId;
 use crate::model::{Costs, Descriptor, OpenFile, PageSet, SnapshotId, SnapshotKind, Vma};
 use crate::store::Store;
 use crate::sys::{self, Freeze, Frozen, SysError, monotonic_ns, proc};
-use crate::track::{self, Dirty, Epoch, Survey, TrackerKind};
+use crate::track::{self, Dirty, Epoch, TrackerKind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,17 @@ const MOST_EXECS: u32 = 5;
 const FREEZE_TIMEOUT: Duration = Duration::from_millis(250);
 /// How long to wait, after a stop, for the scheduler's account of it.
 const STOP_EVENTS: Duration = Duration::from_millis(3);
+
+/// What became of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Captured {
+    /// It is on its way.
+    Whole,
+    /// The process runs another program than is tracked.
+    NewProgram,
+    /// What was to be copied behind the stop has changed in a way that nobody saved.
+    Spoilt,
+}
 
 /// Tells one program of a process from the next: an exec lays both anew.
 type Layout = (u64, u64);
@@ -52,6 +64,8 @@ pub struct Engine {
     instead: Option<String>,
     pub(super) profiling: Option<Profiling>,
     hurry: Option<Duration>,
+    /// Of copying behind the stop.
+    pub(super) caution: Caution,
     layout: Layout,
     /// Address space that the last snapshot covers, and every look since.
     pub(super) covered: PageSet,
@@ -125,6 +139,7 @@ impl Engine {
             instead: attached.instead,
             profiling: None,
             hurry: None,
+            caution: Caution::default(),
             // What is unmapped since the last snapshot has to leave the chain.
             covered,
             unhashed: PageSet::new(),
@@ -202,13 +217,20 @@ impl Engine {
             let ready = match attempt {
                 0 => self.tick(),
                 // The program was replaced in the middle of it: once more, with the new one.
-                _ => self.reattach(),
+                _ if self.events.exec => {
+                    self.events.exec = false;
+                    self.reattach()
+                }
+                _ => Ok(()),
             };
             match ready.and_then(|()| self.try_snapshot()) {
-                Ok(true) => return Ok(()),
-                Ok(false) => {}
+                Ok(Captured::Whole) => return Ok(()),
+                Ok(Captured::NewProgram) => self.events.exec = true,
+                Ok(Captured::Spoilt) => {}
                 // Nothing found again and again, though the process lives, is more than an exec.
-                Err(e) if attempt + 1 < MOST_EXECS && is_mere_exec(self.target.pid, &e) => {}
+                Err(e) if attempt + 1 < MOST_EXECS && is_mere_exec(self.target.pid, &e) => {
+                    self.events.exec = true;
+                }
                 Err(e) => return Err(e.of_process(self.target.pid)),
             }
         }
@@ -228,11 +250,10 @@ impl Engine {
         done
     }
 
-    /// `false` when the process turned out to run another program than is tracked.
-    fn try_snapshot(&mut self) -> Result<bool> {
+    fn try_snapshot(&mut self) -> Result<Captured> {
         let kind = self.begin();
         let done = self.capture(kind);
-        if !matches!(done, Ok(true)) {
+        if !matches!(done, Ok(Captured::Whole)) {
             self.give_up();
         }
         done
@@ -244,7 +265,11 @@ impl Engine {
             None => SnapshotKind::Base,
             Some(_) => SnapshotKind::Delta,
         };
-        let hurry = self.hurry.map(|after| Instant::now() + after);
+        // The first takes as long as it takes: what is not encoded has to wait for the disk.
+        let hurry = match kind {
+            SnapshotKind::Base => None,
+            SnapshotKind::Delta => self.hurry.map(|after| Instant::now() + after),
+        };
         self.pipeline.begin(kind, self.head, &self.hashes, hurry);
         kind
     }
@@ -252,9 +277,15 @@ impl Engine {
     /// Gives up a snapshot that was begun, unless it is on its way already.
     pub(super) fn give_up(&mut self) {
         if self.flight.is_none() {
+            self.events.stop_saving();
             self.pipeline.abandon();
             self.epoch.abort();
         }
+    }
+
+    /// The process runs the program that is tracked.
+    pub(super) fn is_same_program(&self) -> Result<bool> {
+        Ok(layout(self.target.pid)? == self.layout)
     }
 
     pub(super) fn maps(&mut self) -> Result<Vec<Vma>> {
@@ -277,38 +308,33 @@ impl Engine {
         Frozen::freeze(pid, options).map_err(|e| CaptureError::from_sys(pid, e).into())
     }
 
-    fn capture(&mut self, kind: SnapshotKind) -> Result<bool> {
-        let ahead = self.ahead()?;
+    fn capture(&mut self, kind: SnapshotKind) -> Result<Captured> {
+        let hold = self.options.then != Then::GoOn;
+        let ahead = self.ahead(hold)?;
         let stop = monotonic_ns();
         let frozen = self.freeze()?;
-        let hold = self.options.audit || self.options.then != Then::GoOn;
-        let Some(caught) = self.stopped(kind, ahead, frozen, stop, hold)? else {
-            return Ok(false);
+        let caught = match self.stopped(kind, ahead, frozen, stop, hold)? {
+            Ok(caught) => caught,
+            Err(why) => return Ok(why),
         };
-        if let Some(frozen) = caught.frozen {
+        if caught.frozen.is_some() || caught.audit.is_asked() {
             let taken = self.settle().expect("just put there")?;
             let wrong = self.compare(&caught.audit, &taken)?;
-            match self.options.then {
-                _ if !wrong.is_empty() => drop(frozen),
-                Then::GoOn => drop(frozen),
-                Then::Stop => frozen.end_with(libc::SIGSTOP)?,
-                Then::Kill => frozen.end_with(libc::SIGKILL)?,
+            match (caught.frozen, self.options.then) {
+                (Some(held), Then::Stop) if wrong.is_empty() => held.end_with(libc::SIGSTOP)?,
+                (Some(held), Then::Kill) if wrong.is_empty() => held.end_with(libc::SIGKILL)?,
+                (held, _) => drop(held),
             }
             if !wrong.is_empty() {
                 return Err(SessionError::Audit { pages: wrong });
             }
             self.flight = Some(Flight::Done(Box::new(taken)));
         }
-        Ok(true)
+        Ok(Captured::Whole)
     }
 
-    /// The process runs the program that is tracked.
-    pub(super) fn is_same_program(&self) -> Result<bool> {
-        Ok(layout(self.target.pid)? == self.layout)
-    }
-
-    /// Does what can be done while the process runs.
-    pub(super) fn ahead(&mut self) -> Result<Ahead> {
+    /// Does what can be done while the process runs. `hold`: it will not be let go before everything is copied.
+    pub(super) fn ahead(&mut self, hold: bool) -> Result<Ahead> {
         let mut costs = Costs {
             tracker: self.tracker().to_string(),
             ..Costs::default()
@@ -317,7 +343,13 @@ impl Engine {
         // What is known of each page: as the parent has it, then as copied meanwhile.
         let mut now = (*self.hashes).clone();
         self.unhashed = PageSet::new();
-        self.precopy(&mut costs, &mut now)?;
+        let behind = !hold
+            && !self.compares_all()
+            && self.caution.allows()
+            && self.may_postcopy(&mut costs)?;
+        if !behind {
+            self.precopy(&mut costs, &mut now)?;
+        }
         let mut stamps = self.contents.stamps().clone();
         if self.options.files {
             self.live.files.refresh()?;
@@ -330,10 +362,9 @@ impl Engine {
             self.live.look_again();
         }
         self.live.refresh(&vmas)?;
-        let compare_all = self.tracker() == TrackerKind::Hash
-            || self.live.has_pinned_writers()
-            || self.events.has_lasting_hazard();
+        let compare_all = self.compares_all();
         self.events.drain(&mut self.epoch);
+
         Ok(Ahead {
             vmas,
             costs,
@@ -342,11 +373,12 @@ impl Engine {
             stamps,
             pass,
             compare_all,
+            behind,
         })
     }
 
     /// Captures the stopped process, and sends what was captured on its way to the disk. `stop` is when stopping it
-    /// began; with `hold` it is not let go. `None` when it turned out to run another program than is tracked.
+    /// began; with `hold` it is not let go. Else why there is no snapshot of it.
     pub(super) fn stopped(
         &mut self,
         kind: SnapshotKind,
@@ -354,7 +386,7 @@ impl Engine {
         frozen: Frozen,
         stop: u64,
         hold: bool,
-    ) -> Result<Option<Caught>> {
+    ) -> Result<std::result::Result<Caught, Captured>> {
         let pid = self.target.pid;
         let Ahead {
             vmas,
@@ -364,11 +396,12 @@ impl Engine {
             mut stamps,
             pass,
             compare_all,
+            behind,
         } = ahead;
         costs.phases.precopy_ns = stop.saturating_sub(begun);
         let frozen_at = monotonic_ns();
         if layout(pid)? != self.layout {
-            return Ok(None);
+            return Ok(Err(Captured::NewProgram));
         }
         // It runs for that, and what it writes is looked for next.
         self.live.ask(&frozen, &vmas, false);
@@ -379,9 +412,17 @@ impl Engine {
             self.epoch.distrust();
         }
         let before = self.hashes.clone();
-        let dirty = self
-            .epoch
-            .rotate(&vmas, |page| before.get(page).is_some())?;
+        let protected = match behind && !compare_all {
+            true => self.epoch.rotate_protecting(&vmas)?,
+            false => None,
+        };
+        let behind = protected.is_some();
+        let dirty = match protected {
+            Some(dirty) => dirty,
+            None => self
+                .epoch
+                .rotate(&vmas, |page| before.get(page).is_some())?,
+        };
         let scanned_at = monotonic_ns();
 
         // What the snapshot has of files is known only when the descriptors are: below.
@@ -398,7 +439,12 @@ impl Engine {
             let private: PageSet = private.map(|v| v.range).collect();
             removed = removed.union(&private.subtract(&own));
         }
+        let mut awaited = None;
         let gone = match compare_all {
+            _ if behind => {
+                awaited = Some(self.await_copy(dirty.copy.clone())?);
+                self.copy_changed(&shared_pages, &mut now)?
+            }
             true => {
                 self.copy_changed(&dirty.own.union(&dirty.copy).union(&shared_pages), &mut now)?
             }
@@ -431,9 +477,14 @@ impl Engine {
         removed = removed.union(&of_files.subtract(&saved));
         let state_at = monotonic_ns();
         let audited = match self.options.audit {
-            true => Some(self.epoch.survey_all(&vmas)?),
+            true => {
+                let survey = self.epoch.survey_all(&vmas)?;
+                let known = PageSet::from_pages(before.iter().map(|(addr, _)| addr).collect());
+                Some(audit::Memory::read(pid, &vmas, &survey, &known)?)
+            }
             false => None,
         };
+        let time_ns = wall_clock_ns();
         let held = match hold {
             true => Some(frozen),
             false => {
@@ -450,12 +501,22 @@ impl Engine {
         phases.state_ns = state_at - copied_at + (asked_at - frozen_at);
         phases.thaw_ns = thawed_at - state_at;
         phases.stop_ns = thawed_at - stop;
+        if let Some(awaited) = awaited {
+            let whole = self.postcopy(awaited, &mut now)?;
+            if !whole || layout(pid)? != self.layout {
+                return Ok(Err(Captured::Spoilt));
+            }
+            costs.phases.precopy_ns += monotonic_ns() - thawed_at;
+        }
         let pages = &mut costs.pages;
         pages.resident = proc::status(pid).map_or(0, |s| s.rss / crate::model::PAGE_SIZE);
         pages.scanned += dirty.examined.pages();
         pages.dirty += dirty.copy.pages();
-        pages.copied_stopped = dirty.copy.pages() + shared_pages.pages();
-        pages.copied += pages.copied_stopped;
+        pages.copied_stopped = shared_pages.pages();
+        if !behind {
+            pages.copied_stopped += dirty.copy.pages();
+        }
+        pages.copied += dirty.copy.pages() + shared_pages.pages();
         costs.full_scan = dirty.full;
 
         // Only what some snapshot or an earlier pass may hold needs to be taken out.
@@ -483,17 +544,17 @@ impl Engine {
         self.flight = Some(Flight::Writing(InFlight {
             answer,
             kind,
-            time_ns: wall_clock_ns(),
+            time_ns,
             unsupported,
             covered: covered(&vmas).union(&saved),
             stamps,
         }));
-        Ok(Some(Caught {
+        Ok(Ok(Caught {
             frozen: held,
             descriptors,
             files,
             audit: Audit {
-                survey: audited,
+                memory: audited,
                 vmas,
                 dirty,
                 removed,
@@ -502,14 +563,13 @@ impl Engine {
         }))
     }
 
-    /// Pages of the process, which is still stopped, that differ from what was stored; none where nothing was asked
-    /// for.
+    /// Pages of the process that differ from what was stored; none where nothing was asked for.
     pub(super) fn compare(&self, audit: &Audit, taken: &Taken) -> Result<Vec<AuditPage>> {
-        let Some(survey) = &audit.survey else {
+        let Some(memory) = &audit.memory else {
             return Ok(Vec::new());
         };
         let snapshot = self.store.snapshot(taken.id)?;
-        let wrong = audit::compare(self.target.pid, &snapshot, &audit.vmas, survey)?;
+        let wrong = memory.compare(self.target.pid, &snapshot, &audit.vmas)?;
         for page in &wrong {
             tracing::debug!(
                 copied = audit.dirty.copy.contains(page.addr),
@@ -524,6 +584,13 @@ impl Engine {
             );
         }
         Ok(wrong)
+    }
+
+    /// No record of writes can be trusted: contents are compared in the stop.
+    fn compares_all(&self) -> bool {
+        self.tracker() == TrackerKind::Hash
+            || self.live.has_pinned_writers()
+            || self.events.has_lasting_hazard()
     }
 }
 
@@ -540,6 +607,8 @@ pub(super) struct Ahead {
     pass: u32,
     /// The tracker does not see all writes.
     compare_all: bool,
+    /// It is to be copied behind the stop.
+    behind: bool,
 }
 
 /// A captured process.
@@ -555,11 +624,17 @@ pub(super) struct Caught {
 
 /// What an audit compares, and what a page that differs is explained by.
 pub(super) struct Audit {
-    survey: Option<Survey>,
+    memory: Option<audit::Memory>,
     vmas: Vec<Vma>,
     dirty: Dirty,
     removed: PageSet,
     now: Hashes,
+}
+
+impl Audit {
+    fn is_asked(&self) -> bool {
+        self.memory.is_some()
+    }
 }
 
 /// Address space whose content snapshots hold: private mappings, and shared ones that are compared.

@@ -3,8 +3,8 @@
 use crate::capture::Told;
 use crate::model::{PageRange, PageSet};
 use crate::probe::{
-    Event, FaultSource, HazardKind, MappingKind, ProbeOptions, ProgramStats, SharedProbes,
-    TrackedProcess,
+    Event, FaultSource, HazardKind, MappingKind, ProbeError, ProbeOptions, ProgramStats, Saved,
+    SharedProbes, TrackedProcess, Window,
 };
 use crate::profile::Fault;
 use crate::sys::arch::USER_END;
@@ -115,6 +115,51 @@ impl Events {
     /// Probes tell what no file of /proc shows of the process.
     pub fn observes(&self) -> bool {
         self.probes.as_ref().is_some_and(TrackedProcess::observes)
+    }
+
+    /// Pages that wait to be copied can be saved before they are written, and every way of writing them is seen.
+    pub fn saves_pages(&self) -> bool {
+        let sees_all = |p: &TrackedProcess| p.sees_gup_writes() || p.sees_page_locks();
+        self.probes.as_ref().is_some_and(sees_all)
+    }
+
+    /// From now on the first write to each of these pages has it saved before.
+    pub fn open_window(&self, pages: &PageSet) -> Result<Window, ProbeError> {
+        self.on().open_window(pages, self.brk)
+    }
+
+    /// Pages below `addr` need not be saved any more.
+    pub fn copied_to(&self, window: Window, addr: u64) -> Result<(), ProbeError> {
+        self.on().copied_to(window, addr)
+    }
+
+    /// No more pages are saved.
+    pub fn close_window(&self) -> Result<(), ProbeError> {
+        self.on().close_window()
+    }
+
+    /// The same whether there is a window or none.
+    pub fn stop_saving(&self) {
+        if self.saves_pages()
+            && let Err(e) = self.close_window()
+        {
+            tracing::debug!("{e}");
+        }
+    }
+
+    /// See [`TrackedProcess::drain_saved`].
+    pub fn drain_saved(&self, handle: impl FnMut(Saved<'_>)) -> Result<bool, ProbeError> {
+        self.on().drain_saved(handle)
+    }
+
+    /// Pages that could not be saved so far.
+    pub fn saved_lost(&self) -> Result<u64, ProbeError> {
+        self.on().saved_lost()
+    }
+
+    /// Only for what [`Events::saves_pages`] allows.
+    fn on(&self) -> &TrackedProcess {
+        self.probes.as_ref().expect("pages are saved by probes")
     }
 
     /// What the kernel itself knows of the stopped process, of which `tid` is a thread.

@@ -19,6 +19,7 @@ mod log;
 mod mirror;
 mod open;
 mod pipeline;
+mod postcopy;
 mod precopy;
 mod profile;
 mod prune;

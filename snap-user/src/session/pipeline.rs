@@ -33,6 +33,9 @@ const MOST_COPIERS: usize = 4;
 /// Buffers that are ready for the stop, where the bound allows.
 const READY: usize = 8;
 
+/// Buffers that are kept from one snapshot to the next.
+const KEPT: usize = 512;
+
 /// However little memory is allowed.
 const LEAST_BUFFERS: u64 = 8;
 
@@ -130,10 +133,19 @@ impl Pipeline {
     ) {
         self.submitted = 0;
         self.staging.restart();
+        self.trim();
         self.hurry = hurry;
         self.before = before.clone();
         self.mirror.begin(kind, parent);
         self.tell(ToWriter::Begin { kind, parent });
+    }
+
+    /// Gives memory back that only a large snapshot, such as the first, has needed.
+    fn trim(&mut self) {
+        self.idle.extend(self.free.try_iter());
+        let more = self.idle.len().saturating_sub(KEPT);
+        self.idle.truncate(KEPT);
+        self.unmade += more as u64;
     }
 
     /// Makes room for these pages; waits for the encoders if the bound is reached.

@@ -105,7 +105,7 @@ pub fn snap_tree(dir: &Path, pid: i32, options: &Options) -> Result<TakenTree> {
     drop(prepared);
     let shared = shared_files(&members, &mut unsupported);
     let stop_ns = monotonic_ns() - stop;
-    let hold = options.audit || options.then != Then::GoOn;
+    let hold = options.then != Then::GoOn;
     if !hold {
         members
             .iter_mut()
@@ -170,7 +170,8 @@ fn prepare(store: &Store, pid: i32, options: &Options, probes: &LazyProbes) -> R
     let mut engine = Engine::attach_sharing(store, pid, options, probes)?;
     let done = engine.tick().and_then(|()| {
         let kind = engine.begin();
-        Ok((kind, engine.ahead()?))
+        // All of them stand until the last is copied.
+        Ok((kind, engine.ahead(true)?))
     });
     match done {
         Ok((kind, ahead)) => Ok(Prepared {
@@ -231,7 +232,7 @@ fn capture(
     let session = proc::own_session(pid).map_err(failed)?;
     let outcome = engine.stopped(kind, ahead, stopped.frozen, stop, true);
     match outcome {
-        Ok(Some(caught)) => Ok(Member {
+        Ok(Ok(caught)) => Ok(Member {
             pid,
             parent: stopped.parent,
             group,
@@ -240,7 +241,7 @@ fn capture(
             engine,
             caught,
         }),
-        Ok(None) => {
+        Ok(Err(_)) => {
             engine.give_up();
             Err(SessionError::Control {
                 why: "found another program in a stopped process".into(),

@@ -2,12 +2,20 @@
 
 use crate::model::{Costs, SnapshotId, SnapshotKind};
 pub use crate::store::{Durability, Rules};
+use crate::sys::proc;
 pub use crate::track::{TrackerChoice, TrackerKind};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::time::Duration;
 
-/// Bound of the copy buffers unless the user says otherwise, in bytes.
-pub const DEFAULT_MEMORY: u64 = 512 << 20;
+/// Bound of the copy buffers unless the user says otherwise, in bytes: at least this, and
+/// [`default_memory`] where there is more.
+pub const LEAST_MEMORY: u64 = 512 << 20;
+
+/// A quarter of what memory is available now, in bytes. Pages that do not fit have to be encoded before the rest can
+/// be copied, while the process goes on writing.
+pub fn default_memory() -> u64 {
+    (proc::available_memory().unwrap_or(0) / 4).max(LEAST_MEMORY)
+}
 /// Bound of what is held of the last snapshot's pages unless the user says otherwise, in bytes.
 pub const DEFAULT_MIRROR: u64 = 256 << 20;
 
@@ -53,7 +61,7 @@ impl Default for Options {
             tracker: TrackerChoice::Auto,
             probes: true,
             audit: false,
-            memory: DEFAULT_MEMORY,
+            memory: LEAST_MEMORY,
             mirror: DEFAULT_MIRROR,
             files: false,
             keep: Rules::default(),

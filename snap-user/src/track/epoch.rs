@@ -26,7 +26,10 @@ pub struct Dirty {
 struct Ledger {
     /// Pages handed out to be copied.
     reported: PageSet,
-    /// Pages left from a snapshot that failed, or written in ways that only an event told of.
+    /// Pages that were written and have not been handed out, or in vain, for a snapshot that failed. They may be
+    /// protected again.
+    found: PageSet,
+    /// Pages written in ways that only an event told of: what is copied ahead of the stop may be out of date.
     carried: PageSet,
     /// Address space whose mappings changed.
     remapped: PageSet,
@@ -110,6 +113,15 @@ impl Epoch {
     /// Events of everything that happened before must have been entered, `vmas` read after that.
     /// `watched` is called when it may go on again.
     pub fn precopy(&mut self, vmas: &[Vma], watched: &mut dyn FnMut()) -> Result<Option<PageSet>> {
+        let Some(found) = self.rearm(vmas, watched)? else {
+            return Ok(None);
+        };
+        let found = found.union(&std::mem::take(&mut self.current.found));
+        add(&mut self.current.reported, found.clone());
+        Ok(Some(found))
+    }
+
+    fn rearm(&mut self, vmas: &[Vma], watched: &mut dyn FnMut()) -> Result<Option<PageSet>> {
         if let Some(log) = &mut self.log {
             log.rearm();
         }
@@ -130,7 +142,6 @@ impl Epoch {
         };
         self.rearmed = true;
         self.looked = PageSet::new();
-        add(&mut self.current.reported, found.clone());
         Ok(Some(found))
     }
 
@@ -154,6 +165,7 @@ impl Epoch {
                 let area = windows
                     .union(&self.current.remapped)
                     .union(&self.current.carried)
+                    .union(&self.current.found)
                     .union(&self.looked)
                     .without_gaps(CHEAP_GAP);
                 let survey = self.tracker.survey(vmas, Some(&area))?;
@@ -174,11 +186,60 @@ impl Epoch {
         };
         dirty.copy = dirty
             .copy
-            .union(&dirty.own.intersect(&self.current.carried));
+            .union(&dirty.own.intersect(&self.current.carried))
+            .union(&dirty.own.intersect(&self.current.found));
         add(&mut self.current.reported, dirty.copy.clone());
         self.looked = dirty.examined.clone();
         self.unsafe_yet = std::mem::take(&mut self.current);
         Ok(dirty)
+    }
+
+    /// [`Epoch::rotate_protecting`] would tell exactly what is dirty.
+    pub fn can_protect(&self) -> bool {
+        self.rearmed
+            && self.tracker.every_write_faults()
+            && self.tracker.refused().is_empty()
+            && self.log.as_ref().is_some_and(FaultLog::is_whole)
+    }
+
+    /// Ahead of such a rotation, while the target runs: most of what was written is protected again, so that
+    /// little is left to do in the stop. Nothing has to be copied yet.
+    pub fn protect_ahead(&mut self, vmas: &[Vma], watched: &mut dyn FnMut()) -> Result<()> {
+        let found = self.rearm(vmas, watched)?;
+        add(&mut self.current.found, found.unwrap_or_default());
+        Ok(())
+    }
+
+    /// As [`Epoch::rotate`], for a target of which no page has been copied for this epoch: all that is dirty is
+    /// found, and protected again, so that the first write to each page of it is a fault. `None` if that
+    /// cannot be told exactly: then [`Epoch::rotate`] can.
+    pub fn rotate_protecting(&mut self, vmas: &[Vma]) -> Result<Option<Dirty>> {
+        if !self.can_protect() {
+            return Ok(None);
+        }
+        let area = (self.current.remapped)
+            .union(&self.current.carried)
+            .union(&self.looked)
+            .without_gaps(CHEAP_GAP);
+        self.protect_ahead(vmas, &mut || {})?;
+        if !self.tracker.refused().is_empty() {
+            return Ok(None);
+        }
+        let survey = self.tracker.survey(vmas, Some(&area))?;
+        let gone = survey.examined.subtract(&survey.own);
+        let copy = std::mem::take(&mut self.current.found)
+            .union(&survey.dirty)
+            .union(&survey.own.intersect(&self.current.carried))
+            .intersect(&survey::examined(vmas, None))
+            .subtract(&gone);
+        add(&mut self.current.reported, copy.clone());
+        self.unsafe_yet = std::mem::take(&mut self.current);
+        Ok(Some(Dirty {
+            copy,
+            examined: survey.examined,
+            own: survey.own,
+            full: false,
+        }))
     }
 
     /// Pages that were not written since the last look are known to be so.
@@ -200,7 +261,14 @@ impl Epoch {
     pub fn abort(&mut self) {
         let failed = std::mem::take(&mut self.unsafe_yet);
         let reported = std::mem::take(&mut self.current.reported);
-        for pages in [failed.reported, failed.carried, reported] {
+        let found = std::mem::take(&mut self.current.found);
+        for pages in [
+            failed.reported,
+            failed.found,
+            failed.carried,
+            reported,
+            found,
+        ] {
             add(&mut self.current.carried, pages);
         }
         add(&mut self.current.remapped, failed.remapped);

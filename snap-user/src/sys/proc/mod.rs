@@ -17,8 +17,9 @@ pub use fdinfo::{FdInfo, FileHandle};
 pub use fds::{FdStat, FdTable};
 pub use maps::{build_id, maps, vm_flags};
 pub use status::{
-    Stat, Status, auxv, cmdline, cpu_time_ns, exe, idle_ns, is_alive, is_elsewhere, link,
-    mm_fields, own_group, own_id, own_session, processes, stat, status, thread_count, threads,
+    Stat, Status, auxv, available_memory, cmdline, cpu_time_ns, exe, idle_ns, is_alive,
+    is_elsewhere, link, mm_fields, own_group, own_id, own_session, processes, stat, status,
+    thread_count, threads,
 };
 pub use vdso::own_vdso;
 

@@ -138,6 +138,18 @@ pub fn idle_ns() -> Result<u64> {
     }
 }
 
+/// Memory that can be had without swapping, in bytes (`proc_meminfo(5)`, `MemAvailable`).
+pub fn available_memory() -> Result<u64> {
+    const PATH: &str = "/proc/meminfo";
+    let text = std::fs::read_to_string(PATH).map_err(|e| SysError::new("read", PATH, e))?;
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|l| l.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.map(|kib| kib << 10).ok_or_else(|| {
+        let odd = std::io::Error::other("it has no line MemAvailable");
+        SysError::new("read", PATH, odd)
+    })
+}
+
 /// Length of a clock tick in /proc: USER_HZ is 100 on every architecture that ksnap runs on.
 const TICK_NS: u64 = 10_000_000;
 
