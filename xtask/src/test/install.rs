@@ -11,6 +11,7 @@ const PROGRAMS: [(&str, &str); 6] = [
     ("python3", "python3"),
     ("sqlite3", "sqlite3"),
     ("gdb", "gdb"),
+    ("nginx", "nginx-core"),
     ("strace", "strace"),
 ];
 
