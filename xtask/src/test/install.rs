@@ -5,7 +5,7 @@ use crate::host;
 use std::process::Command;
 
 /// Program and Debian package.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 7] = [
     ("redis-server", "redis-server"),
     ("redis-benchmark", "redis-tools"),
     ("python3", "python3"),
