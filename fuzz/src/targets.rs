@@ -4,16 +4,17 @@
 
 use snap_user::codec::{self, Encoding, LONGEST, Scratch};
 use snap_user::image::{
-    HEADER_LEN, Header, IndexEntry, LATE_OFFSET, Manifest, Section, decode_dropped, decode_index,
-    decode_span,
+    HEADER_LEN, Header, IndexEntry, LATE_OFFSET, Manifest, PACK_HEADER_LEN, PackHeader, Section,
+    decode_dropped, decode_index, decode_span,
 };
 use snap_user::model::{PAGE_SIZE, Page};
+use snap_user::wire::{MAX_BODY, Message, read_frame, write_frame};
 
 /// A target: its name, which is that of its corpus, and itself.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 8] = [
+pub const TARGETS: [Target; 10] = [
     ("page", page),
     ("pair", pair),
     ("block", block),
@@ -22,6 +23,8 @@ pub const TARGETS: [Target; 8] = [
     ("dropped", dropped),
     ("span", span),
     ("manifest", manifest),
+    ("message", message),
+    ("pack", pack),
 ];
 
 /// A snapshot file to take headers from.
@@ -198,4 +201,66 @@ pub fn span(data: &[u8]) {
 pub fn manifest(data: &[u8]) {
     let header = header_of(data, |header| &mut header.manifest);
     let _ = Manifest::decode(data, &header);
+}
+
+/// Decodes what a peer sends: a message, and all of it as a stream of them. What decodes comes back from its own bytes.
+pub fn message(data: &[u8]) {
+    if let Some((tag, body)) = data.split_first()
+        && let Ok(message) = Message::decode(*tag, body)
+    {
+        let mut again = Vec::new();
+        assert_eq!(message.encode(&mut again), *tag);
+        assert!(again.len() <= MAX_BODY);
+        assert_eq!(
+            Message::decode(*tag, &again).expect("its own bytes"),
+            message
+        );
+    }
+    let mut stream = data;
+    while let Ok(message) = read_frame(&mut stream) {
+        let mut again = Vec::new();
+        write_frame(&mut again, &message).expect("memory takes everything");
+        assert_eq!(read_frame(&mut &again[..]).expect("its own bytes"), message);
+    }
+}
+
+/// Decodes a pack, as it is and with checksums that match: header, entries, absorbed numbers, and page tables of ghosts.
+pub fn pack(data: &[u8]) {
+    let mut bytes = data.to_vec();
+    for sealed in [false, true] {
+        if sealed {
+            let Some(head) = bytes.first_chunk_mut::<PACK_HEADER_LEN>() else {
+                return;
+            };
+            let crc = crc32c::crc32c(&head[..PACK_HEADER_LEN - 4]);
+            head[PACK_HEADER_LEN - 4..].copy_from_slice(&crc.to_le_bytes());
+        }
+        let Ok(mut header) = PackHeader::decode(&bytes, bytes.len() as u64) else {
+            continue;
+        };
+        let part = |section: &Section| &bytes[section.offset as usize..section.end() as usize];
+        let (entries, absorbed) = (part(&header.entries), part(&header.absorbed));
+        let (ghosts, runs) = (part(&header.ghosts), part(&header.runs));
+        if sealed {
+            header.entries.crc = crc32c::crc32c(entries);
+            header.absorbed.crc = crc32c::crc32c(absorbed);
+            header.ghosts.crc = crc32c::crc32c(ghosts);
+            header.runs.crc = crc32c::crc32c(runs);
+        }
+        // What readers rely on.
+        let entries = header.decode_entries(entries).unwrap_or_default();
+        assert!(entries.windows(2).all(|pair| pair[0].name < pair[1].name));
+        for entry in &entries {
+            assert!(entry.at >= header.data.offset);
+            assert!(entry.at + u64::from(entry.len) <= header.data.end());
+            assert_ne!(entry.encoding, Encoding::Reference);
+        }
+        let absorbed = header.decode_absorbed(absorbed).unwrap_or_default();
+        assert!(absorbed.windows(2).all(|pair| pair[0].1 < pair[1].0));
+        let ghosts = header.decode_ghosts(ghosts, runs).unwrap_or_default();
+        assert!(ghosts.windows(2).all(|pair| pair[0].seq < pair[1].seq));
+        for run in ghosts.iter().flat_map(|ghost| &ghost.runs) {
+            assert!(run.range().start < run.range().end);
+        }
+    }
 }

@@ -16,8 +16,9 @@
 //! | [`capture`] | a frozen process → its state and pages | model, sys, track, image |
 //! | [`restore`] | plan what to put back, then put it back | model, sys, image |
 //! | [`export`] | a snapshot → files that other tools read | model, sys, image |
+//! | [`wire`] | a remote peer: messages ↔ bytes, over TLS with pinned keys | model, codec |
 //! | [`profile`] | what it cost: phases, histograms, reports | model |
-//! | [`session`] | the verbs, each over the rooms above; the continuous scheduler | model, sys, probe, track, codec, image, store, capture, restore, export, profile |
+//! | [`session`] | the verbs, each over the rooms above; the continuous scheduler | model, sys, probe, track, codec, image, store, capture, restore, export, wire, profile |
 //! | [`cli`] | arguments → one session call → output and exit code | session, profile, model |
 
 pub mod capture;
@@ -33,6 +34,7 @@ pub mod session;
 pub mod store;
 pub mod sys;
 pub mod track;
+pub mod wire;
 
 #[cfg(test)]
 mod layout;

@@ -9,9 +9,15 @@ mod drive;
 mod targets;
 
 use drive::{Mutations, corpus};
-use snap_user::codec::{Scratch, compress_block, encode};
-use snap_user::image::{HEADER_LEN, Header, Section};
-use snap_user::model::{PAGE_SIZE, Page};
+use snap_user::codec::{Encoding, Scratch, compress_block, encode};
+use snap_user::image::{
+    Ghost, HEADER_LEN, Header, Location, PACK_HEADER_LEN, PackEntry, Run, Section, SessionId,
+    finish_pack,
+};
+use snap_user::model::{PAGE_SIZE, Page, PageRange, SnapshotId, SnapshotKind};
+use snap_user::wire::{
+    Begin, Encoded, Message, Offered, Order, PROTOCOL, Peer, Pids, Running, Stored, write_frame,
+};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use targets::{TARGETS, Target};
@@ -68,6 +74,11 @@ fn write_seeds(fuzz: &Path) {
         ("span", "golden".into(), part(&header.span)),
         ("manifest", "golden".into(), part(&header.manifest)),
     ];
+    files.push(("pack", "two-ghosts".into(), a_pack()));
+    files.push(("pack", "empty".into(), {
+        let (head, tail) = finish_pack(SessionId([4; 16]), 1, 0, &[], &[], &[]);
+        [&head[..], &tail].concat()
+    }));
     for (name, len) in [("text", 600usize), ("zeroes", 4000)] {
         let text = b"what is compressed, and comes back as it was; "
             .iter()
@@ -106,11 +117,55 @@ fn write_seeds(fuzz: &Path) {
         input[0] = encode(&page, previous, &mut Scratch::default(), &mut input).tag();
         files.push(("page", format!("{name}-{}", input[0]), input));
     }
+    for message in messages() {
+        let mut bytes = vec![0];
+        bytes[0] = message.encode(&mut bytes);
+        files.push(("message", message.name().to_lowercase(), bytes));
+    }
+    let mut stream = Vec::new();
+    for message in messages() {
+        write_frame(&mut stream, &message).expect("memory takes everything");
+    }
+    files.push(("message", "stream".into(), stream));
     for (target, name, bytes) in files {
         let folder = fuzz.join("seeds").join(target);
         std::fs::create_dir_all(&folder).expect("a folder");
         std::fs::write(folder.join(name), bytes).expect("a file");
     }
+}
+
+/// A pack that stands for four snapshots, two of which others build on.
+fn a_pack() -> Vec<u8> {
+    let name = |seq, slot| Location::new(seq, slot).expect("not 0");
+    let entry = |seq, slot, at| PackEntry {
+        name: name(seq, slot),
+        addr: 0x1000 * u64::from(slot + 1),
+        at: PACK_HEADER_LEN as u64 + at,
+        len: 8,
+        encoding: Encoding::Fill,
+        crc: 7,
+    };
+    let run = |start, first| Run {
+        start,
+        pages: 2,
+        first,
+    };
+    let ghost = |seq, runs| Ghost { seq, runs };
+    let (head, tail) = finish_pack(
+        SessionId([4; 16]),
+        9,
+        16,
+        &[entry(1, 0, 0), entry(1, 4, 8), entry(3, 0, 0)],
+        &[(1, 3), (5, 5)],
+        &[
+            ghost(
+                3,
+                vec![run(0x1000, Some(name(1, 0))), run(0x4000, Some(name(3, 0)))],
+            ),
+            ghost(5, vec![run(0x2000, Some(name(5, 1)))]),
+        ],
+    );
+    [&head[..], &[1; 16], &tail].concat()
 }
 
 /// Name, previous version, and edits: place, length, step.
@@ -198,6 +253,78 @@ fn pages() -> Vec<(&'static str, Vec<u8>, Page)> {
     ]
 }
 
+/// What a source and a target say to each other.
+fn messages() -> Vec<Message> {
+    let peer = Peer {
+        protocol: PROTOCOL,
+        format: 1,
+        state: 3,
+        arch: 62,
+        page_size: 4096,
+        kernel: "6.18.0".into(),
+        features: vec!["avx2".into(), "popcnt".into()],
+    };
+    let offered = |addr: u64| Offered {
+        addr,
+        hash: [addr as u8; 32],
+    };
+    vec![
+        Message::Hello(peer.clone()),
+        Message::Welcome(peer),
+        Message::Refused("another architecture".into()),
+        Message::Begin(Begin {
+            kind: SnapshotKind::Delta,
+            id: SnapshotId([7; 16]),
+            time_ns: 1_700_000_000_000_000_000,
+            pid: 4711,
+            start_time: 99,
+            pages: 2,
+            restore: true,
+            comm: "redis-server".into(),
+            exe: "/usr/bin/redis-server".into(),
+        }),
+        Message::Offer(vec![offered(0x1000), offered(0x7fff_0000_2000)]),
+        Message::Want(vec![0, 1]),
+        Message::Pages(vec![
+            Encoded {
+                encoding: Encoding::Zero,
+                bytes: vec![],
+            },
+            Encoded {
+                encoding: Encoding::Lz4,
+                bytes: b"not really".to_vec(),
+            },
+        ]),
+        Message::Dropped(vec![PageRange::new(0x1000, 0x3000)]),
+        Message::State(vec![3, 0, 0, 0]),
+        Message::Publish([9; 32]),
+        Message::Stored(Stored {
+            id: SnapshotId([8; 16]),
+            seq: 3,
+            file_bytes: 4711,
+        }),
+        Message::Restore(Order {
+            pids: Pids::Namespace,
+            eager: true,
+            allow_changed_files: false,
+            network: true,
+        }),
+        Message::Running(Running {
+            pid: 12,
+            own_pid: 3,
+            took_ns: 77,
+            notes: vec!["a connection is gone".into()],
+        }),
+        Message::Settled,
+        Message::Done,
+    ]
+}
+
+#[test]
+fn any_message_is_sound_or_an_error() {
+    run(named("message"));
+}
+
 #[test]
 fn any_encoded_page_gives_a_page_or_an_error() {
     run(named("page"));
@@ -220,9 +347,15 @@ fn any_header_is_sound_or_an_error() {
 
 #[test]
 fn any_section_is_sound_or_an_error() {
-    for name in ["index", "dropped", "span", "manifest"] {
-        run(named(name));
-    }
+    run(named("index"));
+    run(named("dropped"));
+    run(named("span"));
+    run(named("manifest"));
+}
+
+#[test]
+fn any_pack_is_sound_or_an_error() {
+    run(named("pack"));
 }
 
 #[test]
@@ -242,6 +375,6 @@ fn every_target_is_run_and_has_a_corpus_and_a_file_for_cargo_fuzz() {
             "{name}"
         );
         assert!(manifest.contains(&format!("name = \"{name}\"")), "{name}");
-        assert!(here.matches(&format!("\"{name}\"")).count() >= 1, "{name}");
+        assert!(here.contains(&format!("run(named(\"{name}\"))")), "{name}");
     }
 }

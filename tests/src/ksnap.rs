@@ -21,6 +21,7 @@ pub struct Ksnap {
     binary: PathBuf,
     store: PathBuf,
     user: Option<u32>,
+    variables: Vec<(&'static str, PathBuf)>,
     folder: TempDir,
 }
 
@@ -38,6 +39,7 @@ impl Ksnap {
             binary,
             store,
             user: None,
+            variables: Vec::new(),
             folder,
         })
     }
@@ -62,6 +64,12 @@ impl Ksnap {
         Ok(ksnap)
     }
 
+    /// The same with a variable in its environment.
+    pub fn with_variable(mut self, name: &'static str, value: PathBuf) -> Self {
+        self.variables.push((name, value));
+        self
+    }
+
     /// Where the store is.
     pub fn store(&self) -> &Path {
         &self.store
@@ -73,10 +81,12 @@ impl Ksnap {
         command
             .env_remove("KSNAP_STORE")
             .env_remove("KSNAP_CONFIG")
+            .env_remove("KSNAP_RAM")
             // As often as a test asks: what that costs the victim is of no matter.
             .env("KSNAP_MAX_OVERHEAD", "off")
             .arg("--store")
             .arg(&self.store);
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         if let Some(user) = self.user {
             command.uid(user).gid(user);
         }

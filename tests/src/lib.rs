@@ -48,6 +48,7 @@
 //! | [`bpf`] | the BPF programs in the kernel, to find those left behind |
 //! | [`poke`] | damages a process's memory on purpose |
 //! | [`redis`], [`resp`], [`python`] | real programs under test |
+//! | [`netns`], [`relay`], [`remote`] | two network namespaces as two machines, a bad connection between them, and ksnap on each |
 //! | [`paths`] | where cargo put the binaries |
 
 pub mod background;
@@ -55,10 +56,13 @@ pub mod bpf;
 pub mod effort;
 pub mod footprint;
 pub mod ksnap;
+pub mod netns;
 pub mod paths;
 pub mod poke;
 pub mod python;
 pub mod redis;
+pub mod relay;
+pub mod remote;
 pub mod requires;
 pub mod resp;
 pub mod subject;
@@ -68,8 +72,11 @@ pub mod watch;
 pub use background::{Background, Finished};
 pub use footprint::Footprint;
 pub use ksnap::Ksnap;
+pub use netns::Machines;
 pub use python::Python;
 pub use redis::Redis;
+pub use relay::{Breakdown, Relay};
+pub use remote::Pair;
 pub use requires::Need;
 pub use resp::{Reply, Resp};
 pub use subject::{Status, Victim};

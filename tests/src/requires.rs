@@ -23,6 +23,10 @@ pub enum Need {
     Rseq,
     /// The right to mount file systems.
     Mount,
+    /// Network namespaces.
+    Machines,
+    /// `tc netem`.
+    Netem,
     /// A build folder from which other users can run programs.
     BuildForAll,
 }
@@ -69,6 +73,22 @@ impl Need {
                 "a build folder that other users can enter".to_owned(),
                 "chmod o+x it and the folders above it, or set CARGO_TARGET_DIR".to_owned(),
             ),
+            Self::Machines => match crate::Machines::missing() {
+                None => (true, String::new(), String::new()),
+                Some(why) => (
+                    false,
+                    format!("network namespaces ({why})"),
+                    "apt-get install iproute2 util-linux, and run the tests as root with CAP_SYS_ADMIN and CAP_NET_ADMIN".to_owned(),
+                ),
+            },
+            Self::Netem => match crate::Machines::no_netem() {
+                None => (true, String::new(), String::new()),
+                Some(why) => (
+                    false,
+                    format!("tc netem ({why})"),
+                    "take a kernel with CONFIG_NET_SCH_NETEM".to_owned(),
+                ),
+            },
             Self::Mount => (
                 can_mount(),
                 "the right to mount a file system".to_owned(),
@@ -160,6 +180,8 @@ fn package(program: &str) -> &str {
         "redis-benchmark" | "redis-cli" => "redis-tools",
         "python3" => "python3",
         "nginx" => "nginx-core",
+        "node" => "nodejs",
+        "java" | "javac" => "default-jdk-headless",
         other => other,
     }
 }

@@ -2,9 +2,12 @@
 
 use super::attributes::Known;
 use super::{CaptureError, Files, Result};
-use crate::model::{Auxv, Backing, FileKind, MemoryAttributes, MemoryPolicy, PageRange, Vma};
+use crate::model::{
+    Auxv, Backing, FileKind, MappedFile, MemoryAttributes, MemoryPolicy, PageRange, Vma,
+};
 use crate::sys::{Frozen, Pagemap, monotonic_ns, proc};
 use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
 
 /// How long attributes of mappings are believed where nobody tells of changes, in nanoseconds.
 const FRESH: u64 = 1_000_000_000;
@@ -31,6 +34,8 @@ pub struct Live {
     described_ns: u64,
     stale: bool,
     build_ids: HashMap<(u64, u64), Option<Vec<u8>>>,
+    /// Files behind private mappings.
+    pub(super) mapped: Vec<MappedFile>,
     described: Vec<Vma>,
 }
 
@@ -52,6 +57,7 @@ impl Live {
             described_ns: 0,
             stale: true,
             build_ids: HashMap::new(),
+            mapped: Vec::new(),
             described: Vec::new(),
         };
         live.refresh(&proc::maps(pid).map_err(sys)?)?;
@@ -75,6 +81,7 @@ impl Live {
                     .or_insert_with(|| proc::build_id(&path));
             }
         }
+        self.mapped = mapped_files(self.pid, vmas);
         Ok(())
     }
 
@@ -164,6 +171,43 @@ fn guards(pid: i32, vmas: &[Vma]) -> Vec<PageRange> {
                 tracing::debug!("no guard pages: {e}");
                 break;
             }
+        }
+    }
+    found
+}
+
+/// The files that are mapped privately and have a name, each once.
+fn mapped_files(pid: i32, vmas: &[Vma]) -> Vec<MappedFile> {
+    let mut found: Vec<MappedFile> = Vec::new();
+    for vma in vmas.iter().filter(|vma| !vma.shared) {
+        let Backing::File {
+            path,
+            deleted: false,
+            dev,
+            inode,
+            ..
+        } = &vma.backing
+        else {
+            continue;
+        };
+        if found
+            .iter()
+            .any(|file| (file.dev, file.inode) == (*dev, *inode))
+        {
+            continue;
+        }
+        // Another file that has its name now is not the one that is mapped.
+        let meta = std::fs::metadata(format!("/proc/{pid}/root{path}"));
+        if let Some(meta) = meta
+            .ok()
+            .filter(|meta| meta.is_file() && meta.ino() == *inode)
+        {
+            found.push(MappedFile {
+                dev: *dev,
+                inode: *inode,
+                size: meta.len(),
+                mtime_ns: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
+            });
         }
     }
     found

@@ -10,6 +10,19 @@ pub fn compared(vmas: &[Vma]) -> impl Iterator<Item = &Vma> {
         .filter(|v| v.prot.write || v.is_shared_memory())
 }
 
+/// Private mappings of files that have no name any more: whoever brings the process back finds their content nowhere
+/// but in the snapshot.
+pub fn nameless(vmas: &[Vma]) -> PageSet {
+    let is_nameless = |vma: &&Vma| {
+        let deleted = matches!(&vma.backing, Backing::File { deleted: true, .. });
+        !vma.shared && deleted && !is_device(vma)
+    };
+    vmas.iter()
+        .filter(is_nameless)
+        .map(|vma| vma.range)
+        .collect()
+}
+
 fn is_device(vma: &Vma) -> bool {
     vma.flags.iter().any(|f| f == "io" || f == "pf")
         || matches!(&vma.backing, Backing::File { path, .. }
@@ -79,6 +92,19 @@ mod tests {
             flags: Vec::new(),
             build_id: None,
         }
+    }
+
+    #[test]
+    fn only_private_mappings_of_deleted_files_are_nameless() {
+        let gone = |shared| {
+            let mut vma = vma("/srv/old", shared, true);
+            if let Backing::File { deleted, .. } = &mut vma.backing {
+                *deleted = true;
+            }
+            vma
+        };
+        assert_eq!(nameless(&[gone(false)]).pages(), 1);
+        assert!(nameless(&[gone(true), vma("/srv/new", false, true)]).is_empty());
     }
 
     #[test]

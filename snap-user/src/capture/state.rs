@@ -77,6 +77,7 @@ pub fn frozen_state(
         descriptors,
         files,
         saved: Vec::new(),
+        mapped: live.mapped.clone(),
         unsupported,
         attributes,
     };
@@ -150,6 +151,7 @@ fn thread(
             name.trim_end_matches('\n').to_owned()
         }
     };
+    let continued = sys::continued_call(pid, tid, &regs);
     Ok(ThreadState {
         tid,
         own_tid: match live.is_elsewhere {
@@ -165,7 +167,11 @@ fn thread(
             Some(observed) => observed.robust_list,
             None => ptrace::robust_list(tid).map_err(sys)?,
         },
-        restart_syscall: sys::continued_call(pid, tid, &regs),
+        restart_syscall: continued.map(|call| call.nr),
+        time_left_ns: continued
+            .filter(|call| !call.is_guessed)
+            .zip(observed)
+            .and_then(|(call, o)| sys::time_left(call.nr, regs.arguments(), &o.deadlines)),
         attributes: live.known.thread(pid, tid, observed, unsupported)?,
         gp,
     })

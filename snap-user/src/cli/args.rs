@@ -3,8 +3,8 @@
 use super::help;
 use super::units;
 use crate::session::{
-    Durability, FileOptions, Options, Pids, ReviveOptions, Rules, Schedule, Then, TrackerChoice,
-    default_memory,
+    CloneOptions, Durability, FileOptions, Options, Pids, ReviveOptions, Rules, Schedule, Then,
+    TrackerChoice, default_memory,
 };
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use std::ffi::OsString;
@@ -30,8 +30,21 @@ pub struct Global {
     /// Folder of the snapshots [env: KSNAP_STORE] [default: /var/lib/ksnap for root, else
     /// ~/.local/state/ksnap]
     // KSNAP_STORE is read where the default is worked out, so that an empty value counts as unset.
-    #[arg(long, global = true, value_name = "DIR")]
-    pub store: Option<PathBuf>,
+    #[arg(long, global = true, value_name = "DIR", num_args = 0..=1)]
+    pub store: Option<Option<PathBuf>>,
+    /// Keep the snapshots in memory, of which they take SIZE at most (a quarter of it unless said otherwise), and nothing
+    /// on a disk; `ksnap flush` writes them to the folder of --store [env: KSNAP_RAM, the folder in memory]
+    // KSNAP_RAM is read where the default is worked out.
+    #[arg(
+        long,
+        global = true,
+        value_name = "SIZE",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "",
+        value_parser = units::ram
+    )]
+    pub ram: Option<units::RamSize>,
     /// Print errors only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
@@ -85,6 +98,9 @@ pub enum Verb {
     /// Describe a snapshot
     #[command(after_help = help::SHOW)]
     Show(Show),
+    /// Write the snapshots that lie in memory (--ram) to the disk
+    #[command(after_help = help::FLUSH)]
+    Flush(Flush),
     /// Compare two snapshots
     #[command(after_help = help::DIFF)]
     Diff(Diff),
@@ -107,11 +123,20 @@ pub enum Verb {
     #[command(after_help = help::GDB)]
     Gdb(Gdb),
     /// Bring a snapshot back as a new process
-    #[command(after_help = help::RESTORE)]
+    #[command(after_help = help::RESTORE, mut_args(with_watch))]
     Restore(Restore),
     /// Start copies of a snapshot, each in a PID namespace of its own
     #[command(after_help = help::FORK)]
     Fork(Fork),
+    /// Bring a snapshot, or a running process, to another machine
+    #[command(after_help = help::CLONE)]
+    Clone(Clone),
+    /// Receive snapshots from other machines, and bring them back when asked
+    #[command(after_help = help::SERVE)]
+    Serve(Serve),
+    /// Show this user's key, and say whose keys are trusted
+    #[command(after_help = help::KEY)]
+    Key(Key),
     /// Put a live process back to a snapshot, in place
     #[command(after_help = help::ROLLBACK)]
     Rollback(Rollback),
@@ -360,6 +385,9 @@ pub struct Log {
     /// Only the last N
     #[arg(short = 'n', long = "last", value_name = "N")]
     pub last: Option<usize>,
+    /// Draw which snapshot follows which
+    #[arg(long, conflicts_with = "json")]
+    pub graph: bool,
     #[command(flatten)]
     pub json: Json,
 }
@@ -370,6 +398,19 @@ pub struct Show {
     /// The snapshot
     #[arg(value_name = "REF", default_value = "latest")]
     pub reference: String,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `ksnap flush`
+#[derive(Debug, Args)]
+pub struct Flush {
+    /// The store on the disk [default: that of --store]
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
+    /// Only say what would be written, and how long it would take
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
     #[command(flatten)]
     pub json: Json,
 }
@@ -599,8 +640,43 @@ pub struct Restore {
     /// Wait until it ends, and end with its exit status
     #[arg(long)]
     pub wait: bool,
+    /// Watch it from then on: its snapshots go on from this one
+    #[arg(long)]
+    pub watch: bool,
     #[command(flatten)]
     pub reviving: Reviving,
+    #[command(flatten)]
+    pub when: Timing,
+    #[command(flatten)]
+    pub keeping: Keeping,
+    #[command(flatten)]
+    pub taking: Taking,
+    #[command(flatten)]
+    pub live: Live,
+}
+
+/// What only means something for a process that is watched.
+fn with_watch(arg: clap::Arg) -> clap::Arg {
+    const OF_WATCHING: [&str; 14] = [
+        "every",
+        "count",
+        "lasting",
+        "within",
+        "last",
+        "max_size",
+        "tracker",
+        "no_probes",
+        "audit",
+        "memory",
+        "mirror",
+        "files",
+        "durability",
+        "progress",
+    ];
+    match OF_WATCHING.contains(&arg.get_id().as_str()) {
+        true => arg.requires("watch"),
+        false => arg,
+    }
 }
 
 /// `ksnap fork`
@@ -617,6 +693,140 @@ pub struct Fork {
     pub pids: Option<PidChoice>,
     #[command(flatten)]
     pub reviving: Reviving,
+}
+
+/// `ksnap clone`
+#[derive(Debug, Args)]
+pub struct Clone {
+    /// The snapshot, or the id of the running process
+    #[arg(value_name = "REF|PID")]
+    pub what: String,
+    /// The other machine, where `ksnap serve` runs
+    #[arg(value_name = "HOST[:PORT]")]
+    pub host: String,
+    /// End the process here, once it runs there
+    #[arg(long = "move", conflicts_with_all = ["copy", "no_restore"])]
+    pub end: bool,
+    /// Leave the process running here as well [default]
+    #[arg(long)]
+    pub copy: bool,
+    /// Only store the snapshot there
+    #[arg(long, conflicts_with_all = ["pids", "eager", "net", "allow_changed_files"])]
+    pub no_restore: bool,
+    /// Process ids that it gets there [default: same; namespace if one of them is taken]
+    #[arg(long, value_enum, value_name = "WHICH")]
+    pub pids: Option<PidChoice>,
+    /// Fill all memory before the first instruction there
+    #[arg(long)]
+    pub eager: bool,
+    /// Go on when a file that is mapped is another one there
+    #[arg(long)]
+    pub allow_changed_files: bool,
+    /// Network that it is in there
+    #[arg(long, value_enum, value_name = "WHICH", default_value = "shared")]
+    pub net: NetChoice,
+    /// Rounds of snapshots while the process runs, at most: each sends what was written during the one before
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub rounds: u32,
+    /// Give the other machine up after so long without a sign of life
+    #[arg(long, value_name = "D", default_value = "30s", value_parser = units::duration)]
+    pub timeout: Duration,
+    #[command(flatten)]
+    pub taking: Taking,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+impl Clone {
+    /// As the session takes it.
+    pub fn options(&self) -> CloneOptions {
+        CloneOptions {
+            restore: !self.no_restore,
+            end: self.end,
+            pids: self.pids.map(Pids::from),
+            eager: self.eager,
+            allow_changed_files: self.allow_changed_files,
+            network: self.net == NetChoice::Private,
+            rounds: self.rounds,
+            stall: self.timeout,
+            taking: self.taking.options(),
+        }
+    }
+}
+
+/// `ksnap serve`
+#[derive(Debug, Args)]
+pub struct Serve {
+    /// Address to listen on, with or without a port [default: all addresses, port 5762]
+    #[arg(long, value_name = "ADDR[:PORT]")]
+    pub listen: Option<String>,
+    /// Give another machine up after so long without a sign of life
+    #[arg(long, value_name = "D", default_value = "30s", value_parser = units::duration)]
+    pub timeout: Duration,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `ksnap key`
+#[derive(Debug, Args)]
+#[command(subcommand_required = true)]
+pub struct Key {
+    /// What to do with keys.
+    #[command(subcommand)]
+    pub what: KeyVerb,
+}
+
+/// What can be done with keys.
+#[derive(Debug, Subcommand)]
+pub enum KeyVerb {
+    /// Print this user's public key, making a pair if there is none
+    Show(KeyShow),
+    /// Trust a key: who has it may send processes here, which run as the user who serves, and receive some
+    Trust(KeyTrust),
+    /// Trust a key no more
+    Forget(KeyForget),
+    /// List the keys that are trusted
+    List(KeyList),
+}
+
+/// `ksnap key show`
+#[derive(Debug, Args)]
+pub struct KeyShow {
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `ksnap key trust`
+#[derive(Debug, Args)]
+pub struct KeyTrust {
+    /// The key, as `ksnap key show` prints it on the other machine
+    #[arg(value_name = "KEY")]
+    pub key: String,
+    /// A name for it. A host with that name must have this key
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "",
+        hide_default_value = true
+    )]
+    pub name: String,
+    #[command(flatten)]
+    pub json: Json,
+}
+
+/// `ksnap key forget`
+#[derive(Debug, Args)]
+pub struct KeyForget {
+    /// The key, or its name
+    #[arg(value_name = "KEY|NAME")]
+    pub which: String,
+}
+
+/// `ksnap key list`
+#[derive(Debug, Args)]
+pub struct KeyList {
+    #[command(flatten)]
+    pub json: Json,
 }
 
 /// `ksnap rollback`
@@ -749,6 +959,25 @@ mod tests {
             assert_eq!(parse(words).unwrap_err(), ValueValidation, "{words}");
         }
         assert!(parse("ksnap -q -v log").is_err());
+    }
+
+    #[test]
+    fn the_store_is_on_a_disk_or_in_memory_or_asked_about() {
+        let global = |words: &str| {
+            let cli = Cli::try_parse_from(words.split(' ')).unwrap();
+            (cli.global.store, cli.global.ram.map(|size| size.0))
+        };
+        assert_eq!(global("ksnap log"), (None, None));
+        let named = Some(Some(PathBuf::from("/x")));
+        assert_eq!(global("ksnap log --store /x"), (named.clone(), None));
+        assert_eq!(global("ksnap --store=/x --ram log"), (named, Some(None)));
+        assert_eq!(
+            global("ksnap watch --ram=1G 7"),
+            (None, Some(Some(1 << 30)))
+        );
+        assert_eq!(global("ksnap watch --ram 7"), (None, Some(None)));
+        assert_eq!(global("ksnap show --store --json"), (Some(None), None));
+        assert!(parse("ksnap watch 7 --ram=3").is_err());
     }
 
     #[test]

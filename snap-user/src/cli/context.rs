@@ -3,8 +3,9 @@
 use super::args::{Global, Json, When};
 use super::exit::CliError;
 use super::render::Style;
+use super::render::human::clean;
 use super::status;
-use crate::session::{SessionError, store_dir};
+use crate::session::{Rules, SessionError, open_ram, ram_dir, store_dir};
 use serde::Serialize;
 use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
@@ -22,9 +23,49 @@ impl Context {
         Self { global }
     }
 
-    /// Where the store is.
+    /// Where the store is: in memory with `--ram`, else on the disk.
     pub fn store(&self) -> Result<PathBuf, SessionError> {
-        store_dir(self.global.store.clone())
+        match self.is_in_memory() {
+            true => Ok(ram_dir()),
+            false => self.disk(),
+        }
+    }
+
+    /// Where the store on the disk is.
+    pub fn disk(&self) -> Result<PathBuf, SessionError> {
+        store_dir(self.global.store.clone().flatten())
+    }
+
+    /// `--ram`
+    pub fn is_in_memory(&self) -> bool {
+        self.global.ram.is_some()
+    }
+
+    /// `--store` without a folder: it is the store that is asked about.
+    pub fn is_about_the_store(&self) -> bool {
+        self.global.store == Some(None)
+    }
+
+    /// Where the store is that snapshots of these processes are put into, made ready, and by which rules they are kept
+    /// there.
+    pub fn store_to_fill(
+        &self,
+        pids: &[i32],
+        rules: Rules,
+    ) -> Result<(PathBuf, Rules), SessionError> {
+        let Some(size) = self.global.ram else {
+            return Ok((self.disk()?, rules));
+        };
+        let mut ram = open_ram(size.0)?;
+        let rules = ram.rules(rules, pids)?;
+        for note in &ram.notes {
+            self.tell(&format!(
+                "{} {}",
+                self.err_style().yellow("note:"),
+                clean(note)
+            ));
+        }
+        Ok((ram.dir, rules))
     }
 
     /// Errors only.

@@ -46,6 +46,7 @@ Examples:
   ksnap watch 1234
   ksnap watch 1234 --every 100ms --count 50
   ksnap watch $(pidof nginx)
+  ksnap watch 1234 --every 50ms --ram=4G        in memory: nothing is written to a disk before `ksnap flush`
   ksnap watch 1234 --json | jq 'select(.event == \"taken\") | .costs.phases.stop_ns'";
 
 pub(super) const SNAP: &str = "\
@@ -75,6 +76,7 @@ With --json: one object a line.
 
 Examples:
   ksnap log -n 20
+  ksnap log --graph
   ksnap log --pid 1234 --json | jq -r .id";
 
 pub(super) const SHOW: &str = concat!(
@@ -82,9 +84,28 @@ pub(super) const SHOW: &str = concat!(
 Examples:
   ksnap show
   ksnap show latest~3
-  ksnap show 3f9a --json | jq .costs.phases",
+  ksnap show 3f9a --json | jq .costs.phases
+  ksnap show --store            what the store takes, and how quickly it takes more
+  ksnap show --store --ram      the one in memory, and how long a flush would take",
     references!()
 );
+
+pub(super) const FLUSH: &str = "\
+For what `run`, `watch` and `snap` with --ram have put into memory. Snapshots keep their ids; those that the store on \
+the disk has, or has removed by its own rules, are not written again. The process with the newest snapshot comes first, \
+and of its snapshots those that lead to the newest one. Before it begins, it says how long it will take, by a measurement \
+of 0.3 s. A flush that is killed or loses power leaves whole snapshots on the disk, and the next one goes on from there. \
+It needs no watcher, and does not disturb one.
+
+A watch with --ram does the same before it ends when it gets SIGTERM or SIGPWR, not on Ctrl-C. docs/memory.md has the lines \
+for a UPS.
+
+The exit code is 3 when something could not be written; what and why is on standard error.
+
+Examples:
+  ksnap flush --dry-run
+  ksnap flush --to /mnt/backup/ksnap
+  ksnap log --ram && ksnap flush && ksnap log";
 
 pub(super) const DIFF: &str = concat!(
     "\
@@ -171,9 +192,13 @@ it is left.
 
 The standard streams, where they were a terminal or a pipe, become those of ksnap.
 
+With --watch it is under snapshots from then on, as with `ksnap watch`: deltas of the same session, the first of \
+which follows REF.
+
 Examples:
   ksnap snap 1234 --kill && ksnap restore latest
-  ksnap restore @12 --pids namespace --wait",
+  ksnap restore @12 --pids namespace --wait
+  ksnap restore @12 --watch --every 100ms --keep 60s",
     references!()
 );
 
@@ -186,6 +211,47 @@ Examples:
   ksnap fork @3 --json | jq .pid",
     references!()
 );
+
+pub(super) const CLONE: &str = concat!(
+    "\
+A number is a process if one has that id here, else a snapshot. Of a running process snapshots are sent while it runs, \
+each with what was written since the one before; then it stands still for the last one, and goes on there. Whatever \
+happens, it runs on here unless it runs there: without --move it does so in any case. Pages that the other machine \
+has already are not sent, so an attempt that was cut off goes on where it ended. The snapshots stay in both stores.
+
+Both machines need each other's key (`ksnap key --help`), the same version of ksnap, the program's files at the same \
+paths, and the other one a processor that has all that this one has. What differs there is named on \
+standard error, and the exit code is 3 then.
+
+Examples:
+  ksnap clone $(pidof redis-server) other --move
+  ksnap clone latest other:5762 --pids namespace
+  ksnap clone before-upgrade other --no-restore",
+    references!()
+);
+
+pub(super) const SERVE: &str = "\
+Only machines whose key is trusted get an answer (`ksnap key --help`). What is brought back runs as the user of this \
+program, with its standard streams in place of a terminal's or a pipe's. It stays when the serving ends, by Ctrl-C or SIGTERM.
+
+With --json: one object a line, as it happens.
+
+Examples:
+  ksnap serve
+  ksnap serve --listen 10.0.0.2:5762 --store /srv/ksnap";
+
+pub(super) const KEY: &str = "\
+Each user has a pair of keys. The private one stays in the file `key`, for its owner alone; the public one is given to \
+the other machine by a way that can be trusted, and has to be trusted there, and the other way round. Both files are in \
+KSNAP_CONFIG, else /etc/ksnap for root and ~/.config/ksnap for others.
+
+Whoever is trusted can have any program run here as the user of `ksnap serve`, and is sent what is cloned there.
+
+Examples:
+  ksnap key show
+  ksnap key trust ed25519:8a88…e2 --name other
+  ksnap key list
+  ksnap key forget other";
 
 pub(super) const ROLLBACK: &str = concat!(
     "\

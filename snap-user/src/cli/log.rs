@@ -21,7 +21,7 @@ pub fn log(context: &Context, args: &Log) -> Result<Exit, CliError> {
             .map_or(String::new(), |pid| format!(" of process {pid}"));
         context.tell(&format!("no snapshots{whose} yet"));
     } else {
-        render::log::write(&mut out, context.out_style(), &entries)?;
+        render::log::write(&mut out, context.out_style(), &entries, args.graph)?;
     }
     out.flush()?;
     Ok(Exit::Done)

@@ -11,14 +11,17 @@
 //! | `exit` | exit codes |
 
 mod args;
+mod clone;
 mod context;
 mod diff;
 mod doctor;
 mod exit;
 mod export;
+mod flush;
 mod gdb;
 mod help;
 mod inspect;
+mod key;
 mod log;
 mod logging;
 mod profile;
@@ -27,6 +30,7 @@ mod render;
 mod reporter;
 mod restore;
 mod rollback;
+mod serve;
 mod shell;
 mod show;
 mod snap;
@@ -70,6 +74,11 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch(context: &Context, verb: &Verb) -> Result<Exit, CliError> {
+    if context.is_about_the_store() && !matches!(verb, Verb::Show(_)) {
+        return Err(CliError::Refused(
+            "--store needs a folder; without one it is for `ksnap show` alone".into(),
+        ));
+    }
     match verb {
         Verb::Run(args) => watch::run(context, args),
         Verb::Watch(args) => watch::watch(context, args),
@@ -77,6 +86,7 @@ fn dispatch(context: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Inspect(args) => inspect::inspect(context, args),
         Verb::Log(args) => log::log(context, args),
         Verb::Show(args) => show::show(context, args),
+        Verb::Flush(args) => flush::flush(context, args),
         Verb::Diff(args) => diff::diff(context, args),
         Verb::Verify(args) => verify::verify(context, args),
         Verb::Restore(args) => restore::restore(context, args),
@@ -86,6 +96,9 @@ fn dispatch(context: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Squash(args) => prune::squash(context, args),
         Verb::Export(args) => export::export(context, args),
         Verb::Gdb(args) => gdb::gdb(context, args),
+        Verb::Clone(args) => clone::clone(context, args),
+        Verb::Serve(args) => serve::serve(context, args),
+        Verb::Key(args) => key::key(context, args),
         Verb::Rollback(args) => rollback::rollback(context, args),
         Verb::Profile(args) => profile::profile(context, args),
         Verb::Doctor(args) => doctor::doctor(context, args),

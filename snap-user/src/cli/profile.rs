@@ -4,7 +4,7 @@ use super::args::{Live, Profile, When};
 use super::context::Context;
 use super::exit::{CliError, Exit};
 use super::reporter::Reporter;
-use crate::session::{self, Ended, Schedule};
+use crate::session::{self, Ended, Rules, Schedule};
 
 /// Takes snapshots of a process for a while, and tells what they cost it.
 pub fn profile(context: &Context, args: &Profile) -> Result<Exit, CliError> {
@@ -18,8 +18,9 @@ pub fn profile(context: &Context, args: &Profile) -> Result<Exit, CliError> {
         progress: When::Auto,
     };
     let mut reporter = Reporter::new(context, live, false, false);
+    let (store, _) = context.store_to_fill(&[args.pid], Rules::default())?;
     let (report, summary) = session::profile(
-        &context.store()?,
+        &store,
         args.pid,
         &schedule,
         &args.taking.options(),
@@ -34,7 +35,12 @@ pub fn profile(context: &Context, args: &Profile) -> Result<Exit, CliError> {
     })?;
     // What was measured until Ctrl-C is what the user wanted to see.
     Ok(match summary {
-        Some(summary) if summary.ended == Ended::Interrupted && summary.taken > 0 => Exit::Done,
+        Some(summary)
+            if matches!(summary.ended, Ended::Interrupted | Ended::Terminated)
+                && summary.taken > 0 =>
+        {
+            Exit::Done
+        }
         _ => exit,
     })
 }

@@ -329,7 +329,7 @@ impl<'a> Reporter<'a> {
 
 fn exit(summary: &Summary, all_saved: bool) -> Exit {
     match summary.ended {
-        Ended::Interrupted => Exit::Interrupted,
+        Ended::Interrupted | Ended::Terminated => Exit::Interrupted,
         _ if summary.taken == 0 && summary.failed > 0 => Exit::Failed,
         Ended::TargetExited(_) if summary.taken == 0 => Exit::Vanished,
         _ if summary.failed > 0 || !all_saved => Exit::Incomplete,

@@ -4,7 +4,8 @@ use super::args::{Fork, Restore, Reviving};
 use super::context::{Context, stdout, write_json};
 use super::exit::{CliError, Exit};
 use super::render::revived;
-use crate::session::{self, Pids, ReviveOptions, Revived};
+use super::reporter::Reporter;
+use crate::session::{self, Options, Pids, ReviveOptions, Revived};
 use std::io::Write;
 
 /// Brings a snapshot back as a process.
@@ -13,11 +14,45 @@ pub fn restore(context: &Context, args: &Restore) -> Result<Exit, CliError> {
         .reviving
         .options(args.pids)
         .map_err(CliError::Refused)?;
+    if args.watch {
+        return restore_watched(context, args, &options);
+    }
     let all = revive(context, &args.reference, 1, &options, &args.reviving)?;
     match (args.wait, all.first()) {
         (true, Some(process)) => Ok(Exit::of_command(process.wait()?)),
         _ => Ok(exit(&all)),
     }
+}
+
+/// Brings a snapshot back as a process, and watches that.
+fn restore_watched(
+    context: &Context,
+    args: &Restore,
+    options: &ReviveOptions,
+) -> Result<Exit, CliError> {
+    let mut reporter = Reporter::new(context, args.live, args.reviving.json.json, true);
+    let mut failed = None;
+    let taking = Options {
+        keep: args.keeping.rules(),
+        ..args.taking.options()
+    };
+    let (process, summary) = session::revive_watched(
+        &context.store()?,
+        &args.reference,
+        options,
+        (&args.when.schedule(), &taking),
+        &mut |one| failed = say(context, &args.reviving, one).err(),
+        &mut |pid, progress| reporter.report(pid, progress),
+    )?;
+    let done = reporter.finish(Some(process.pid), &summary);
+    if let Some(e) = failed {
+        return Err(e);
+    }
+    Ok(match (args.wait, done) {
+        (true, _) => Exit::of_command(process.wait()?),
+        (false, Exit::Done) => exit(&[process]),
+        (false, other) => other,
+    })
 }
 
 /// Starts copies of a snapshot.

@@ -5,11 +5,13 @@ use super::context::Context;
 use super::exit::{CliError, Exit};
 use super::render::human::clean;
 use super::render::taken;
-use crate::session::{self, Options, Then};
+use crate::session::{self, Options, Rules, Then};
 
 /// Takes one snapshot.
 pub fn snap(context: &Context, args: &Snap) -> Result<Exit, CliError> {
+    let (store, keep) = context.store_to_fill(&[args.pid], Rules::default())?;
     let options = Options {
+        keep,
         then: match (args.kill, args.stop) {
             (true, _) => Then::Kill,
             (_, true) => Then::Stop,
@@ -23,7 +25,7 @@ pub fn snap(context: &Context, args: &Snap) -> Result<Exit, CliError> {
     if args.strict {
         session::refuse_incomplete(args.pid, options.probes)?;
     }
-    let done = session::snap(&context.store()?, args.pid, &options)?;
+    let done = session::snap(&store, args.pid, &options)?;
     context.print(args.json, &done, |out, _| {
         writeln!(out, "{}", taken::taken(&done))
     })?;

@@ -71,6 +71,24 @@ pub fn size(text: &str) -> Result<u64, String> {
     }
 }
 
+/// The size of a store in memory; `None` where it is not said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RamSize(pub Option<u64>);
+
+/// Least room in memory that a watch can do something with.
+const LEAST_RAM: u64 = 16 << 20;
+
+/// Parses a size of at least 16 MiB, or nothing.
+pub fn ram(text: &str) -> Result<RamSize, String> {
+    match text {
+        "" => Ok(RamSize(None)),
+        text => match size(text)? {
+            size if size < LEAST_RAM => Err("it must be 16M or more".into()),
+            size => Ok(RamSize(Some(size))),
+        },
+    }
+}
+
 /// A share in thousandths, or `None` for no bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share(pub Option<u32>);

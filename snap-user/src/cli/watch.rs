@@ -3,41 +3,55 @@
 use super::args::{Run, Watch};
 use super::context::Context;
 use super::exit::{CliError, Exit};
+use super::flush;
 use super::reporter::Reporter;
-use crate::session::{self, Options, Progress};
+use crate::session::{self, Ended, Options, Progress};
 
 /// Watches processes until the schedule ends, they end, or Ctrl-C.
 pub fn watch(context: &Context, args: &Watch) -> Result<Exit, CliError> {
     let several = args.pids.iter().any(|pid| *pid != args.pids[0]);
     let reporter = Reporter::new(context, args.live, args.json.json, false);
     let mut reporter = reporter.of_several(several);
+    let (store, keep) = context.store_to_fill(&args.pids, args.keeping.rules())?;
     let mut all = session::watch(
-        &context.store()?,
+        &store,
         &args.pids,
         &args.when.schedule(),
         &Options {
-            keep: args.keeping.rules(),
+            keep,
             ..args.taking.options()
         },
         &mut |pid, progress| reporter.report(pid, progress),
     )?;
-    if several {
-        return Ok(reporter.finish_all(&all));
-    }
-    let one = all.remove(0);
-    Ok(reporter.finish(Some(one.pid), &one.outcome?))
+    let told_to_end = |one: &session::Watched| {
+        let summary = one.outcome.as_ref();
+        summary.is_ok_and(|summary| summary.ended == Ended::Terminated)
+    };
+    let flushed = match context.is_in_memory() && all.iter().any(told_to_end) {
+        true => flush::at_the_end(context),
+        false => Ok(()),
+    };
+    let exit = match several {
+        true => reporter.finish_all(&all),
+        false => {
+            let one = all.remove(0);
+            reporter.finish(Some(one.pid), &one.outcome?)
+        }
+    };
+    flushed.map(|()| exit)
 }
 
 /// Starts a command under snapshots, and ends as it does.
 pub fn run(context: &Context, args: &Run) -> Result<Exit, CliError> {
     let mut reporter = Reporter::new(context, args.live, false, true);
     let mut pid = 0;
+    let (store, keep) = context.store_to_fill(&[], args.keeping.rules())?;
     let (summary, status) = session::run(
-        &context.store()?,
+        &store,
         &args.command,
         &args.when.schedule(),
         &Options {
-            keep: args.keeping.rules(),
+            keep,
             ..args.taking.options()
         },
         &mut |progress| {
@@ -45,6 +59,15 @@ pub fn run(context: &Context, args: &Run) -> Result<Exit, CliError> {
                 pid = *of;
             }
             reporter.report(pid, progress);
+        },
+        &mut |summary| {
+            // Before the command ends, which may take as long as it likes.
+            if context.is_in_memory()
+                && summary.ended == Ended::Terminated
+                && let Err(error) = flush::at_the_end(context)
+            {
+                context.complain(&error);
+            }
         },
     )?;
     reporter.finish(None, &summary);

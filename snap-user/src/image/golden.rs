@@ -81,6 +81,7 @@ fn state() -> ProcessState {
                 len: 24,
             }),
             restart_syscall: Some(219),
+            time_left_ns: Some(1_500_000_000),
             own_tid: 17,
             attributes: thread_attributes(),
         }],
@@ -132,6 +133,12 @@ fn state() -> ProcessState {
                 mtime_ns: 1_764_000_000_000_000_001,
                 mode: 0o100_644,
             }),
+        }],
+        mapped: vec![MappedFile {
+            dev: (8, 1),
+            inode: 77,
+            size: 12_345,
+            mtime_ns: 1_700_000_000_000_000_001,
         }],
         saved: vec![SavedFile {
             identity: (65025, 12),

@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 /// Longest manifest, encoded or decoded, in bytes.
 pub const MAX_MANIFEST: u64 = 256 << 20;
-/// Version 2 has the attributes of processes and threads, version 3 the contents of files.
-const VERSION: u16 = 3;
+/// Version of the process state. Version 2 has the attributes of processes and threads, version 3 the contents of files,
+/// version 4 the time left of waits, and what mapped files were.
+pub const STATE_VERSION: u16 = 4;
 const PREFIX: usize = 8;
 const PART: &str = "manifest";
 
@@ -36,7 +37,7 @@ impl Manifest {
             });
         }
         let mut out = Vec::with_capacity(plain.len() / 2);
-        out.extend_from_slice(&VERSION.to_le_bytes());
+        out.extend_from_slice(&STATE_VERSION.to_le_bytes());
         out.extend_from_slice(&0u16.to_le_bytes());
         out.extend_from_slice(&(plain.len() as u32).to_le_bytes());
         out.extend_from_slice(&compress_block(&plain));
@@ -46,22 +47,27 @@ impl Manifest {
     /// Decodes a manifest section: checksum, version, length, then content.
     pub fn decode(bytes: &[u8], header: &Header) -> Result<Self, ImageError> {
         check_section(PART, bytes, &header.manifest)?;
+        Self::from_bytes(bytes)
+    }
+
+    /// Decodes what [`Manifest::encode`] gave, whose bytes are known to be whole.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ImageError> {
         let Some((prefix, block)) = bytes.split_first_chunk::<PREFIX>() else {
             return Err(ImageError::corrupt(PART, "shorter than its prefix"));
         };
         let version = u16::from_le_bytes([prefix[0], prefix[1]]);
-        if version < VERSION {
+        if version < STATE_VERSION {
             return Err(ImageError::OlderVersion {
                 part: PART,
                 found: version.into(),
-                supported: VERSION.into(),
+                supported: STATE_VERSION.into(),
             });
         }
-        if version > VERSION {
+        if version > STATE_VERSION {
             return Err(ImageError::NewerVersion {
                 part: PART,
                 found: version.into(),
-                supported: VERSION.into(),
+                supported: STATE_VERSION.into(),
             });
         }
         let len = u32::from_le_bytes([prefix[4], prefix[5], prefix[6], prefix[7]]);

@@ -36,7 +36,7 @@ pub use header::{
 };
 pub use index::{ENTRY_LEN, IndexEntry, MOST_VERSIONS, checksum, decode_dropped, decode_index};
 pub use location::Location;
-pub use manifest::{MAX_MANIFEST, Manifest};
+pub use manifest::{MAX_MANIFEST, Manifest, STATE_VERSION};
 pub use pack::{Ghost, PACK_ENTRY_LEN, PACK_HEADER_LEN, PackEntry, PackHeader, finish_pack};
 pub use pages::{PageSink, PageSource};
 pub use span::{MAX_PAGES, RUN_LEN, Run, apply_runs, decode_span, runs_between, runs_of};

@@ -236,14 +236,14 @@ impl PackHeader {
         check_section(PART, ghosts, &self.ghosts)?;
         check_section(PART, runs, &self.runs)?;
         let mut found: Vec<Ghost> = Vec::new();
-        let mut at = 0;
+        let mut at = 0usize;
         for chunk in ghosts.chunks(GHOST_LEN) {
             let raw = RawGhost::ref_from_bytes(chunk)
                 .map_err(|_| ImageError::corrupt(PART, "cut inside a record"))?;
             let corrupt = || ImageError::corrupt(PART, format!("ghost @{}", raw.seq));
             let count = usize::try_from(raw.runs.get()).map_err(|_| corrupt())?;
             let len = count.checked_mul(RUN_LEN).ok_or_else(corrupt)?;
-            let end = at + len;
+            let end = at.checked_add(len).ok_or_else(corrupt)?;
             let after = found.last().is_none_or(|last| last.seq < raw.seq.get());
             let fits = raw.pages.get() <= MAX_PAGES && end <= runs.len();
             if raw.first.get() != (at / RUN_LEN) as u64 || !fits || !after {
@@ -407,6 +407,23 @@ mod tests {
     #[test]
     fn a_pack_reads_back() {
         sample();
+    }
+
+    #[test]
+    fn a_ghost_of_more_runs_than_memory_is_refused() {
+        let bytes = sample();
+        let mut header = PackHeader::decode(&bytes, bytes.len() as u64).expect("a header");
+        let part = |s: &Section| bytes[s.offset as usize..s.end() as usize].to_vec();
+        let (mut ghosts, runs) = (part(&header.ghosts), part(&header.runs));
+        // The second one: together with those of the first it is more than a number holds.
+        let count = (usize::MAX / RUN_LEN) as u64;
+        ghosts[2 * GHOST_LEN - 8..].copy_from_slice(&count.to_le_bytes());
+        header.ghosts.crc = crc32c::crc32c(&ghosts);
+        let decoded = header.decode_ghosts(&ghosts, &runs);
+        assert!(
+            matches!(decoded, Err(ImageError::Corrupt { .. })),
+            "{decoded:?}"
+        );
     }
 
     proptest! {

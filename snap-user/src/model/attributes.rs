@@ -216,6 +216,18 @@ pub struct Credentials {
     pub no_new_privs: bool,
 }
 
+/// When an interrupted system call is over, as the kernel keeps it for its restart (`restart_syscall(2)`). Which of
+/// these holds is told by the call alone; the others are whatever is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Deadlines {
+    /// Of a sleep: its clock, and nanoseconds of that.
+    pub sleep: (i32, u64),
+    /// Of a wait for a futex, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub futex: u64,
+    /// Of a poll(2), in nanoseconds of `CLOCK_MONOTONIC`.
+    pub poll: u64,
+}
+
 /// Scheduling of a thread (`sched_setattr(2)`, `sched(7)`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "the fields of `struct sched_attr`")]
@@ -301,4 +313,6 @@ pub struct ObservedThread {
     pub robust_list: Option<RobustList>,
     /// Groups beyond those that there was room for.
     pub more_groups: bool,
+    /// When a call that the stop interrupted is over.
+    pub deadlines: Deadlines,
 }

@@ -11,8 +11,8 @@ mod socket;
 mod tree;
 
 pub use attributes::{
-    AltStack, Credentials, IntervalTimer, Limit, MemoryAttributes, MemoryPolicy, Observed,
-    ObservedThread, PosixTimer, ProcessAttributes, Scheduling, Seccomp, SeccompFilter,
+    AltStack, Credentials, Deadlines, IntervalTimer, Limit, MemoryAttributes, MemoryPolicy,
+    Observed, ObservedThread, PosixTimer, ProcessAttributes, Scheduling, Seccomp, SeccompFilter,
     SignalAction, Source, SyscallDispatch, ThreadAttributes,
 };
 pub use files::{
@@ -23,7 +23,7 @@ pub use page::{PAGE_SIZE, Page, PageRange, page_down, page_up};
 pub use page_set::PageSet;
 pub use page_table::{LEAF_PAGES, PageTable};
 pub use process::{
-    Auxv, Backing, MmFields, PendingSignal, ProcessState, Protection, RobustList, Rseq,
+    Auxv, Backing, MappedFile, MmFields, PendingSignal, ProcessState, Protection, RobustList, Rseq,
     ThreadState, Vma,
 };
 pub use snapshot::{Costs, PageCounts, Phases, SnapshotId, SnapshotKind};

@@ -36,6 +36,8 @@ pub struct ProcessState {
     pub files: Vec<OpenFile>,
     /// Files whose contents are part of the snapshot.
     pub saved: Vec<SavedFile>,
+    /// Files that it has mapped privately, as they were: what it has not written itself is in them alone.
+    pub mapped: Vec<MappedFile>,
     /// What was seen and could not be recorded, a sentence each.
     pub unsupported: Vec<String>,
     /// Signal dispositions, timers, limits, and whatever else its threads share.
@@ -95,6 +97,8 @@ pub struct ThreadState {
     pub robust_list: Option<RobustList>,
     /// The system call that the stop interrupted and that the kernel would restart by its restart block.
     pub restart_syscall: Option<u64>,
+    /// How much of that call's time-out was left, in nanoseconds, where it has one and the kernel told.
+    pub time_left_ns: Option<u64>,
     /// Credentials, scheduling, and whatever else is a thread's own.
     pub attributes: ThreadAttributes,
 }
@@ -107,6 +111,19 @@ impl ThreadState {
             own => own,
         }
     }
+}
+
+/// A mapped file, to tell later whether it is still what it was.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MappedFile {
+    /// Major and minor number of its device, as mappings have them.
+    pub dev: (u32, u32),
+    /// Its inode.
+    pub inode: u64,
+    /// Its length in bytes.
+    pub size: u64,
+    /// When its content changed last, in nanoseconds since 1970.
+    pub mtime_ns: i64,
 }
 
 /// A queued signal.

@@ -77,7 +77,7 @@ pub struct Costs {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "named after the phases")]
 pub struct Phases {
-    /// Copying while the target runs.
+    /// Copying while the target runs, ahead of the stop and behind it.
     pub precopy_ns: u64,
     /// Short stops while copying ahead, in which pages are protected again: all of them together.
     pub pauses_ns: u64,

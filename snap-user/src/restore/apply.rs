@@ -4,7 +4,7 @@ use super::files::{self, Made};
 use super::memory::{self, Pages};
 use super::plan::{MapOp, RestorePlan};
 use super::state::{self, Held};
-use super::{RestoreError, Result, fault, threads};
+use super::{RestoreError, Result, fault, threads, waits};
 use crate::model::{Backing, PageSet, ProcessState, Protection, SavedFile, Vma};
 use crate::sys::{self, Frozen, Gadgets, Remote, SysError, proc};
 use std::os::fd::AsFd;
@@ -53,6 +53,10 @@ pub fn apply(
             threads::unregister(registration, insn)?;
         }
         let worker = frozen.threads()[0];
+        step = "lifting its resource limits";
+        let mut held = Held::new(pid, insn);
+        let mut notes = state::apply(&plan.limits.before, &mut held)?;
+        held.finish(worker)?;
         let mut remote = Remote::new(worker, insn)?;
         step = "changing mappings";
         fault::point(step);
@@ -86,7 +90,7 @@ pub fn apply(
         files::write_back(pid, target, changed, pages.content)?;
         step = "setting what open files hold";
         fault::point(step);
-        let mut notes = made.settle(&mut remote, pid, &plan.files, target, live)?;
+        notes.extend(made.settle(&mut remote, pid, &plan.files, target, live)?);
         drop(remote);
         step = "registering threads";
         fault::point(step);
@@ -104,10 +108,19 @@ pub fn apply(
         notes.extend(state::apply(&plan.memory.after, &mut held)?);
         notes.extend(state::apply(&plan.state, &mut held)?);
         held.finish(worker)?;
+        step = "continuing its waits";
+        fault::point(step);
+        let waits = waits::begin_all(pid, &target.threads, |n| {
+            Remote::new(target.threads[n].tid, insn)
+        })?;
+        step = "setting resource limits";
+        let mut held = Held::new(pid, insn);
+        notes.extend(state::apply(&plan.limits.after, &mut held)?);
+        held.finish(worker)?;
         step = "setting registers";
         fault::point(step);
-        for (n, thread) in target.threads.iter().enumerate() {
-            threads::set(thread)?;
+        for (n, (thread, wait)) in target.threads.iter().zip(waits).enumerate() {
+            threads::set_registers(thread.tid, thread, wait)?;
             if n == 0 {
                 fault::point("registers of one thread set");
             }

@@ -1,4 +1,4 @@
-//! Points of a rollback at which a test can have ksnap killed. None of this is in a release build.
+//! Points of a rollback and a restore at which a test can have ksnap killed. None of this is in a release build.
 
 /// Dies at once, as by `kill -9`, where the environment variable `KSNAP_KILL_AT` names this point.
 #[cfg(debug_assertions)]

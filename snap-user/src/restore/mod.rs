@@ -13,11 +13,13 @@ mod plan;
 pub mod revive;
 pub mod state;
 mod threads;
+mod waits;
 
 pub use apply::{Applied, apply};
 pub use error::RestoreError;
 pub use memory::{Content, Pages};
 pub use plan::{MapOp, RestorePlan, World, plan};
+pub use state::TimerIds;
 pub use threads::can_start as can_start_thread;
 
 /// Result of this room.

@@ -3,7 +3,7 @@
 use super::files::{self, FileWorld, FilesPlan};
 pub use super::mappings::MapOp;
 use super::mappings::{difference, with_brk};
-use super::state::{self, MemoryPlan, StatePlan};
+use super::state::{self, LimitsPlan, MemoryPlan, StatePlan, TimerIds};
 use super::{RestoreError, Result};
 use crate::model::{Backing, PageSet, ProcessState, RobustList, Rseq, ThreadState, Vma};
 
@@ -24,6 +24,8 @@ pub struct RestorePlan {
     pub files: FilesPlan,
     /// Attributes of the process and its threads.
     pub state: StatePlan,
+    /// Resource limits, which come before and after all else.
+    pub limits: LimitsPlan,
     /// Attributes of its memory.
     pub memory: MemoryPlan,
     /// What differs and stays as it is, a sentence each.
@@ -61,6 +63,8 @@ pub trait World: FileWorld {
     fn can_map(&self, vma: &Vma) -> std::result::Result<(), String>;
     /// Whether a thread with this id can be made, or why not.
     fn can_start_thread(&self, tid: i32) -> std::result::Result<(), String>;
+    /// How a timer comes to have its id again.
+    fn timer_ids(&self) -> TimerIds;
 }
 
 impl RestorePlan {
@@ -89,7 +93,7 @@ pub fn plan<W: World>(
     let mut reasons = Vec::new();
     if !same_program(target, live) {
         reasons.push(
-            "it has replaced its program since (exec), or is another process with the same id"
+            "it has replaced its program since (exec), was brought back since, or is another process with the same id: the snapshot can be restored, but not in place"
                 .to_owned(),
         );
         return Err(RestoreError::Refused {
@@ -114,6 +118,8 @@ pub fn plan<W: World>(
     plan.notes.append(&mut plan.files.notes);
     if plan.end_threads.len() < live.threads.len() {
         plan.state = state::plan(target, live);
+        reasons.append(&mut state::check_timers(target, live, world.timer_ids()));
+        plan.limits = state::plan_limits(target, live);
         check_directory(target, live, world, &mut reasons);
         plan.memory = state::plan_memory(target, live, &plan.fresh());
         plan.notes.append(&mut plan.memory.after.notes);
@@ -199,6 +205,15 @@ fn threads(
             }
         }
     }
+    if let Some(maker) = state::worker(target, live)
+        && !plan.start_threads.is_empty()
+        && !state::can_clone(maker)
+    {
+        reasons.push(format!(
+            "threads that have ended since cannot be made again: thread {} is scheduled by deadlines, and such a thread makes no other (sched(7))",
+            maker.tid
+        ));
+    }
     if plan.end_threads.len() == live.threads.len() {
         reasons.push("none of the snapshot's threads is left to work in".to_owned());
     }
@@ -248,6 +263,9 @@ mod tests {
         fn can_start_thread(&self, _: i32) -> std::result::Result<(), String> {
             Ok(())
         }
+        fn timer_ids(&self) -> TimerIds {
+            TimerIds::Chosen
+        }
     }
 
     impl FileWorld for Free {
@@ -282,6 +300,9 @@ mod tests {
         }
         fn can_start_thread(&self, _: i32) -> std::result::Result<(), String> {
             Err("the id is taken".into())
+        }
+        fn timer_ids(&self) -> TimerIds {
+            TimerIds::Chosen
         }
     }
 

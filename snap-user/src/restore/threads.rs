@@ -1,6 +1,7 @@
 //! Ending, making and setting threads.
 
 use super::plan::Registration;
+use super::waits::{self, Wait};
 use crate::model::{PAGE_SIZE, RobustList, Rseq, ThreadState, page_down};
 use crate::sys::arch::{Registers, fit_extended};
 use crate::sys::ptrace::{self, Tid};
@@ -200,13 +201,8 @@ pub(super) fn tid_address(pid: i32, thread: &ThreadState) -> Option<u64> {
     })
 }
 
-/// Sets registers and mask of a stopped thread to the snapshot's.
-pub(super) fn set(thread: &ThreadState) -> sys::Result<()> {
-    set_registers(thread.tid, thread)
-}
-
-/// The same for a thread that may have another id now.
-pub(super) fn set_registers(tid: Tid, thread: &ThreadState) -> sys::Result<()> {
+/// Sets registers and mask of a stopped thread, which may have another id now, to the snapshot's.
+pub(super) fn set_registers(tid: Tid, thread: &ThreadState, wait: Option<Wait>) -> sys::Result<()> {
     let len = ptrace::extended(tid)?.len();
     ptrace::set_extended(tid, &fit_extended(&thread.fp, len))?;
     ptrace::set_sigmask(tid, thread.sigmask)?;
@@ -220,6 +216,6 @@ pub(super) fn set_registers(tid: Tid, thread: &ThreadState) -> sys::Result<()> {
             ),
         )
     })?;
-    let regs = regs.without_restart_block(thread.restart_syscall);
+    let regs = waits::registers(&regs, thread, wait);
     ptrace::set_general(tid, regs.as_bytes())
 }

@@ -98,7 +98,9 @@ impl<'a> Files<'a> {
 
     /// What the file has for a page: zeroes behind its end. `None` where no file is, or none that can be read.
     fn page(&mut self, addr: u64) -> Option<Page> {
-        let vma = self.vmas.iter().find(|v| v.range.contains(addr))?;
+        let mut private = self.vmas.iter().filter(|v| !v.shared);
+        let vma = private.find(|v| v.range.contains(addr))?;
+        // All that a shared one holds is stored.
         let Backing::File { path, offset, .. } = &vma.backing else {
             return None;
         };

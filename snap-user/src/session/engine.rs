@@ -9,7 +9,7 @@ use super::postcopy::Caution;
 use super::profile::Profiling;
 use super::{AuditPage, Options, Result, SessionError, Taken, Then, audit};
 use crate::capture::{
-    CaptureError, Contents, Live, Stamps, Target, compared, compared_pages, frozen_state,
+    CaptureError, Contents, Live, Stamps, Target, compared, compared_pages, frozen_state, nameless,
     preflight, saved_ranges, without_files,
 };
 use crate::image::SessionId;
@@ -75,6 +75,11 @@ pub struct Engine {
     pub(super) processors: usize,
     cpu_ns: u64,
     session: SessionId,
+    /// The process stays stopped after the snapshot under way, for as long as ksnap lives.
+    hold: bool,
+    held: Option<Frozen>,
+    /// When the last stop began, in nanoseconds of the monotonic clock.
+    stopped_at: u64,
 }
 
 impl Engine {
@@ -122,6 +127,9 @@ impl Engine {
         Ok(Self {
             keeper: Keeper::start(session.pruner(), options.keep)?,
             session: session.id(),
+            hold: false,
+            held: None,
+            stopped_at: 0,
             layout: layout(pid)?,
             epoch: Epoch::new(attached.tracker, events.is_on()),
             cpu_ns: proc::cpu_time_ns(pid).unwrap_or(0),
@@ -250,6 +258,23 @@ impl Engine {
         done
     }
 
+    /// Takes a snapshot and leaves the process stopped: it goes on when what is returned is dropped, or when ksnap ends
+    /// in whatever way. Also tells when the stop began, in nanoseconds of the monotonic clock.
+    pub(super) fn snapshot_and_hold(&mut self) -> Result<(Taken, Frozen, u64)> {
+        self.hold = true;
+        let done = self.snapshot_then(Then::GoOn);
+        self.hold = false;
+        let held = self.held.take();
+        done?;
+        match (self.settle(), held) {
+            (Some(taken), Some(held)) => Ok((taken?, held, self.stopped_at)),
+            (Some(Err(e)), None) => Err(e),
+            _ => Err(SessionError::Control {
+                why: "took no snapshot".into(),
+            }),
+        }
+    }
+
     fn try_snapshot(&mut self) -> Result<Captured> {
         let kind = self.begin();
         let done = self.capture(kind);
@@ -309,9 +334,10 @@ impl Engine {
     }
 
     fn capture(&mut self, kind: SnapshotKind) -> Result<Captured> {
-        let hold = self.options.then != Then::GoOn;
+        let hold = self.hold || self.options.then != Then::GoOn;
         let ahead = self.ahead(hold)?;
         let stop = monotonic_ns();
+        self.stopped_at = stop;
         let frozen = self.freeze()?;
         let caught = match self.stopped(kind, ahead, frozen, stop, hold)? {
             Ok(caught) => caught,
@@ -323,6 +349,7 @@ impl Engine {
             match (caught.frozen, self.options.then) {
                 (Some(held), Then::Stop) if wrong.is_empty() => held.end_with(libc::SIGSTOP)?,
                 (Some(held), Then::Kill) if wrong.is_empty() => held.end_with(libc::SIGKILL)?,
+                (held, Then::GoOn) if wrong.is_empty() => self.held = held,
                 (held, _) => drop(held),
             }
             if !wrong.is_empty() {
@@ -438,6 +465,15 @@ impl Engine {
             let private = vmas.iter().filter(|v| !v.shared && !v.is_special());
             let private: PageSet = private.map(|v| v.range).collect();
             removed = removed.union(&private.subtract(&own));
+        }
+        // What the file behind it has is all that there is of a page that was taken out of the process's memory.
+        let nameless = nameless(&vmas);
+        let again = removed
+            .intersect(&nameless)
+            .union(&self.unknown(&nameless, &now));
+        removed = removed.subtract(&nameless);
+        if !again.is_empty() {
+            removed = removed.union(&self.copy_changed(&again, &mut now)?);
         }
         let mut awaited = None;
         let gone = match compare_all {

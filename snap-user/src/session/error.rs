@@ -6,6 +6,7 @@ use crate::restore::RestoreError;
 use crate::store::StoreError;
 use crate::sys::{SysError, proc};
 use crate::track::TrackError;
+use crate::wire::WireError;
 use std::io;
 
 /// Addresses that an audit error prints.
@@ -32,6 +33,12 @@ pub enum SessionError {
     /// A system call failed.
     #[error(transparent)]
     Sys(#[from] SysError),
+    /// Another machine.
+    #[error(transparent)]
+    Wire(#[from] WireError),
+    /// What was to be done with another machine came to nothing.
+    #[error("{0}")]
+    Remote(String),
     /// Something else of the operating system failed.
     #[error("{what}: {source}")]
     Io {
@@ -161,8 +168,12 @@ impl SessionError {
             },
             Self::Probe(error) => probe(error),
             Self::Sys(error) => sys(error),
+            Self::Wire(error) => match error {
+                WireError::Untrusted { .. } => Trouble::Permission,
+                _ => Trouble::Failed,
+            },
             Self::Io { source, .. } => io_trouble(source),
-            Self::Audit { .. } | Self::Control { .. } => Trouble::Failed,
+            Self::Audit { .. } | Self::Control { .. } | Self::Remote(_) => Trouble::Failed,
             Self::Usage(_) => Trouble::Usage,
         }
     }
@@ -171,7 +182,7 @@ impl SessionError {
 fn store(error: &StoreError) -> Trouble {
     match error {
         StoreError::NoStore { .. } => Trouble::NoStore,
-        StoreError::Locked { .. } => Trouble::Locked,
+        StoreError::Locked { .. } | StoreError::TagsBusy { .. } => Trouble::Locked,
         StoreError::Corrupt { .. } => Trouble::Corrupt,
         StoreError::Io { source, .. } => io_trouble(source),
         StoreError::BadReference { .. } => Trouble::Usage,
@@ -180,7 +191,8 @@ fn store(error: &StoreError) -> Trouble {
         | StoreError::Ambiguous { .. }
         | StoreError::NewerVersion { .. }
         | StoreError::OlderVersion { .. }
-        | StoreError::Misuse { .. } => Trouble::Failed,
+        | StoreError::Misuse { .. }
+        | StoreError::NotRemoved { .. } => Trouble::Failed,
     }
 }
 

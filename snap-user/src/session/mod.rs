@@ -2,6 +2,9 @@
 
 mod audit;
 mod budget;
+mod clone;
+mod clone_send;
+mod clone_source;
 mod contents;
 mod control;
 mod descriptor;
@@ -13,8 +16,10 @@ mod events;
 mod export;
 mod family;
 mod flight;
+mod flush;
 mod inspect;
 mod keeper;
+mod key;
 mod log;
 mod mirror;
 mod open;
@@ -23,12 +28,20 @@ mod postcopy;
 mod precopy;
 mod profile;
 mod prune;
+mod ram;
+mod remote;
 mod revive;
 mod revive_contents;
 mod revive_memory;
 mod revive_tree;
+mod revive_watched;
 mod rollback;
 mod run;
+mod serve;
+mod serve_incoming;
+mod serve_known;
+mod serve_link;
+mod serve_restore;
 mod service;
 mod several;
 mod show;
@@ -44,6 +57,7 @@ mod writer;
 
 pub use crate::capture::Verdict;
 pub use crate::restore::files::Options as FileOptions;
+pub use clone::{CloneOptions, Cloned, Round, RunsThere, clone_live, clone_stored, is_process};
 pub use descriptor::OpenDescriptor;
 pub use diff::{
     Change, Comparison, DescriptorDiff, MappingDiff, MappingPages, PagesDiff, RegisterDiff,
@@ -53,15 +67,23 @@ pub use doctor::{Check, Diagnosis, Outcome, doctor};
 pub use engine::Engine;
 pub use error::{AuditPage, SessionError, Trouble};
 pub use export::{ExportedCore, export_core, unnamed_core};
+pub use flush::{
+    FlushDone, FlushPlan, FlushSession, StoreDescription, describe_store, flush, plan_flush,
+};
 pub use inspect::{
     Inspection, Judged, inspect, inspect_tree, refuse_incomplete, refuse_incomplete_tree,
 };
+pub use key::{KeyEntry, OwnKey, forget_key, own_key, trust_key, trusted_keys};
 pub use log::{LogEntry, find, log, store_dir};
 pub use profile::profile;
 pub use prune::{Gone, PrunedSession, Pruning, What, prune};
+pub use ram::{Ram, open_ram, ram_dir};
+pub use remote::DEFAULT_PORT;
 pub use revive::{Pids, ReviveOptions, Revived, RevivedMember, revive};
+pub use revive_watched::revive_watched;
 pub use rollback::rollback;
 pub use run::run;
+pub use serve::{Served, serve};
 pub use several::{Watched, watch};
 pub use show::{Description, Mapping, Process, Thread, show};
 pub use snap::snap;

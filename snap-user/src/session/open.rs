@@ -14,12 +14,11 @@ pub(super) fn open_session(
     store: &Store,
     target: &Target,
 ) -> Result<(Session, Option<SnapshotId>, Hashes)> {
-    let mine = store
-        .sessions()?
-        .into_iter()
-        .rev()
-        .find(|(_, info)| (info.pid, info.start_time) == (target.pid, target.start_time));
-    let Some((id, _)) = mine else {
+    let mine = store.sessions()?.into_iter().rev().find(|(_, info)| {
+        let (pid, start_time) = (target.pid, target.start_time);
+        info.began_with(pid, start_time) || info.continuation(pid, start_time).is_some()
+    });
+    let Some((id, info)) = mine else {
         let session = store.create_session(&SessionInfo {
             pid: target.pid,
             start_time: target.start_time,
@@ -30,18 +29,24 @@ pub(super) fn open_session(
                 .iter()
                 .map(|a| String::from_utf8_lossy(a).into_owned())
                 .collect(),
-            created_ns: 0,
+            ..SessionInfo::default()
         })?;
         return Ok((session, None, Hashes::new()));
     };
     let session = store.open_session(id)?;
-    let latest = store
-        .list()?
-        .into_iter()
-        .filter(|s| s.session == id)
-        .max_by_key(|s| s.seq);
+    let mut list = store.list()?;
+    list.retain(|snapshot| snapshot.session == id);
+    let latest = match info.continuation(target.pid, target.start_time) {
+        // Its own, else the one that it was brought back from, if that has not been pruned.
+        Some(from) => list
+            .iter()
+            .filter(|snapshot| snapshot.seq >= from.since)
+            .max_by_key(|snapshot| snapshot.seq)
+            .or_else(|| list.iter().find(|one| one.id.to_string() == from.from)),
+        None => list.iter().max_by_key(|snapshot| snapshot.seq),
+    };
     let mut hashes = Hashes::new();
-    if let Some(latest) = &latest {
+    if let Some(latest) = latest {
         let snapshot = store.snapshot(latest.id)?;
         let pages: Vec<u64> = snapshot
             .page_table()?

@@ -4,7 +4,7 @@ use super::Result;
 use super::engine::{Engine, covered};
 use super::pipeline::Hashes;
 use super::staging::CHUNK;
-use crate::capture::{self, CaptureError, compared_pages};
+use crate::capture::{self, CaptureError, compared_pages, nameless};
 use crate::model::{Costs, LEAF_PAGES, PAGE_SIZE, PageSet, Vma};
 use crate::sys::{monotonic_ns, proc};
 
@@ -63,6 +63,13 @@ impl Engine {
         )?)
     }
 
+    /// Those of the pages that neither the parent has nor anyone has copied yet.
+    pub(super) fn unknown(&self, pages: &PageSet, now: &Hashes) -> PageSet {
+        let missing = |page: &u64| now.get(*page).is_none();
+        let pages = pages.subtract(&self.unhashed);
+        PageSet::from_pages(pages.iter().filter(missing).collect())
+    }
+
     /// Copies ahead of the stop, in rounds, until little is left.
     pub(super) fn precopy(&mut self, costs: &mut Costs, now: &mut Hashes) -> Result<()> {
         let mut last = u64::MAX;
@@ -76,6 +83,10 @@ impl Engine {
                 Some(_) => PageSet::new(),
                 None if round == 0 => compared_pages(self.target.pid, &vmas),
                 None => PageSet::new(),
+            };
+            let shared = match round {
+                0 => shared.union(&self.unknown(&nameless(&vmas), now)),
+                _ => shared,
             };
             let Some(found) = found else {
                 // Nothing is recorded: what there is now is copied, what has changed since the

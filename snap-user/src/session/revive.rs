@@ -5,7 +5,8 @@ use super::revive_memory::Memory;
 use super::types::hex;
 use super::{Result, SessionError, revive_tree};
 use crate::model::{
-    Backing, Detail, FileKind, OpenFile, ProcessState, SnapshotId, SocketState, Vma,
+    Backing, Detail, FileKind, MappedFile, OpenFile, ProcessState, SnapshotId, SocketState, Vma,
+    page_up,
 };
 use crate::restore::RestoreError;
 use crate::restore::files::{self, Replacement, SavedContents, Source, System};
@@ -36,7 +37,7 @@ pub enum Pids {
 }
 
 /// How to bring a snapshot back.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReviveOptions {
     /// Which ids; if left out, the snapshot's, in a namespace of their own for several copies and for one
     /// that had a namespace before.
@@ -133,8 +134,8 @@ pub fn revive(
         only_own(&mut state);
     }
     check_processor(&state)?;
-    let mut planned = plan(&state, &Here::new(options, pids)?)?;
-    planned.attributes = plan_attributes(&state)?;
+    let mut planned = plan(&state, &Here::new(options, pids, &state.mapped)?)?;
+    (planned.attributes, planned.limits) = plan_attributes(&state)?;
     planned.notes.append(&mut planned.attributes.notes);
     let files = plan_files(&state, &mut planned, options)?;
     let contents = Arc::new(contents_to_write(
@@ -402,6 +403,30 @@ fn open_file(file: &FileToOpen) -> Result<OwnedFd> {
         .map_err(SessionError::io(format!("open {}", file.path)))
 }
 
+/// How a file differs from the one that was mapped, if it does. What a process has not written in its private mapping
+/// comes from the file, so all of that must be what it was; what it has mapped shared is put back.
+fn difference(
+    vma: &Vma,
+    path: &str,
+    meta: &std::fs::Metadata,
+    was: Option<&MappedFile>,
+) -> Option<String> {
+    if vma.build_id.is_some() && proc::build_id(path) != vma.build_id {
+        return Some("another build id".into());
+    }
+    let Some(was) = was else {
+        let device = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
+        let same = matches!(&vma.backing, Backing::File { dev, inode, .. } if (device, meta.ino()) == (*dev, *inode));
+        return (vma.build_id.is_none() && !same).then(|| "another inode".into());
+    };
+    if meta.len() != was.size {
+        return Some(format!("{} bytes instead of {}", meta.len(), was.size));
+    }
+    let mtime_ns = meta.mtime() * 1_000_000_000 + meta.mtime_nsec();
+    // The same code may have been installed again.
+    (vma.build_id.is_none() && mtime_ns != was.mtime_ns).then(|| "it has been written since".into())
+}
+
 /// Refuses a snapshot whose threads hold state that this processor has no place for.
 pub(super) fn check_processor(state: &ProcessState) -> Result<()> {
     let here = arch::extended_features();
@@ -422,13 +447,19 @@ pub(super) fn check_processor(state: &ProcessState) -> Result<()> {
 pub(super) struct Here<'a> {
     options: &'a ReviveOptions,
     pids: Pids,
+    /// Files behind private mappings, as they were.
+    mapped: &'a [MappedFile],
     /// What the kernel provides to every process: name, length, build id.
     kernel: Vec<(String, u64)>,
     vdso: Option<Vec<u8>>,
 }
 
 impl<'a> Here<'a> {
-    pub(super) fn new(options: &'a ReviveOptions, pids: Pids) -> Result<Self> {
+    pub(super) fn new(
+        options: &'a ReviveOptions,
+        pids: Pids,
+        mapped: &'a [MappedFile],
+    ) -> Result<Self> {
         let maps = proc::maps(std::process::id() as i32)?;
         let kernel = maps.iter().filter_map(|vma| match &vma.backing {
             Backing::Special(name) => Some((name.clone(), vma.range.len())),
@@ -437,6 +468,7 @@ impl<'a> Here<'a> {
         Ok(Self {
             options,
             pids,
+            mapped,
             kernel: kernel.collect(),
             vdso: proc::own_vdso().map(|(_, id)| id.clone()),
         })
@@ -478,17 +510,34 @@ impl Surroundings for Here<'_> {
         }
         let path = &self.options.files.mapped(path);
         let meta = std::fs::metadata(path).map_err(|e| format!("it cannot be opened ({e})"))?;
-        let device = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
-        let same = (device, meta.ino()) == (dev, inode);
-        let known = vma.build_id.is_some();
-        let same_build = known && proc::build_id(path) == vma.build_id;
-        if same_build || same && !known || self.options.allow_changed_files {
+        if self.options.allow_changed_files {
             return Ok(());
         }
-        Err(format!(
-            "the file is another one than it was{}; --allow-changed-files takes it nevertheless",
-            if known { " (another build id)" } else { "" }
-        ))
+        let was = |file: &&MappedFile| (file.dev, file.inode) == (dev, inode);
+        let was = self.mapped.iter().find(was).filter(|_| !vma.shared);
+        match difference(vma, path, &meta, was) {
+            None => Ok(()),
+            Some(what) => Err(format!(
+                "the file is not what it was ({what}); --allow-changed-files takes it nevertheless"
+            )),
+        }
+    }
+
+    fn segment(&self, vma: &Vma) -> Option<i32> {
+        let Backing::File {
+            inode,
+            offset: 0,
+            path,
+            ..
+        } = &vma.backing
+        else {
+            return None;
+        };
+        let id = i32::try_from(*inode).ok()?;
+        let (key, len) = sys::shared_segment(id)?;
+        // As the kernel names it (ipc/shm.c).
+        let same = *path == format!("/SYSV{key:08x}") && page_up(len) == vma.range.len();
+        same.then_some(id)
     }
 
     fn can_start_thread(&self, tid: i32) -> std::result::Result<(), String> {

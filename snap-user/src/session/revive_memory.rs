@@ -46,7 +46,8 @@ impl Memory {
             let pieces = within(flat, mapping.vma.range);
             let pages: u64 = pieces.iter().map(|p| p.range.pages()).sum();
             let may_wait = mapping.origin == Origin::Anonymous && may_wait(&mapping.vma);
-            if mapping.vma.shared && matches!(mapping.origin, Origin::File(_)) {
+            if mapping.vma.shared && matches!(mapping.origin, Origin::File(_) | Origin::Segment(_))
+            {
                 files.extend(pieces);
             } else if may_wait && pages >= LARGE {
                 ranges.push(mapping.vma.range);
@@ -96,8 +97,8 @@ impl Memory {
                 false => "stays as it is: others may have it as well",
             };
             notes.push(format!(
-                "the content of files that it has mapped shared has changed since ({} pages), and {what}",
-                differing.len()
+                "the content of files and segments that it has mapped shared has changed since ({} pages), and {what}",
+                differing.iter().map(|p| p.range.pages()).sum::<u64>()
             ));
         }
         if change_files {
@@ -120,17 +121,19 @@ impl Memory {
     /// Pages of shared files whose content is not what it was.
     fn differing(&self, pid: i32) -> Result<Vec<Piece>> {
         let mut found = Vec::new();
+        let mut buffer = Vec::new();
         for piece in &self.files {
-            for addr in piece.range.iter() {
-                let range = PageRange::new(addr, addr + PAGE_SIZE);
-                let mut now = vec![0; PAGE_SIZE as usize];
-                let gone = sys::read_ranges(pid, &[range], &mut now)?;
-                let offset = piece.offset + (addr - piece.range.start);
-                let then = &self.image.bytes()[offset as usize..][..now.len()];
+            let mut at = piece.range.start;
+            while at < piece.range.end {
+                let part = PageRange::new(at, piece.range.end.min(at + AT_ONCE));
+                let offset = piece.offset + (at - piece.range.start);
+                let then = &self.image.bytes()[offset as usize..][..part.len() as usize];
+                buffer.resize(then.len(), 0);
                 // Beyond the end of a file that is shorter now there is nothing to write to.
-                if gone.is_empty() && now != then {
-                    found.push(Piece { range, offset });
-                }
+                let gone = sys::read_ranges(pid, &[part], &mut buffer)?;
+                let gone = PageSet::from_pages(gone.iter().map(|fault| fault.addr).collect());
+                differing_pages(part, offset, (&buffer, then), &gone, &mut found);
+                at = part.end;
             }
         }
         Ok(found)
@@ -151,6 +154,36 @@ impl Memory {
             }
         }
         Ok(pages)
+    }
+}
+
+/// Adds the pages of a range that are not what they were, neighbours as one piece.
+fn differing_pages(
+    range: PageRange,
+    offset: u64,
+    (now, then): (&[u8], &[u8]),
+    gone: &PageSet,
+    found: &mut Vec<Piece>,
+) {
+    let page = PAGE_SIZE as usize;
+    for ((addr, now), then) in range
+        .iter()
+        .zip(now.chunks_exact(page))
+        .zip(then.chunks_exact(page))
+    {
+        if now == then || gone.contains(addr) {
+            continue;
+        }
+        let offset = offset + (addr - range.start);
+        match found.last_mut() {
+            Some(last) if last.range.end == addr && last.offset + last.range.len() == offset => {
+                last.range.end += PAGE_SIZE;
+            }
+            _ => found.push(Piece {
+                range: PageRange::new(addr, addr + PAGE_SIZE),
+                offset,
+            }),
+        }
     }
 }
 
@@ -255,5 +288,19 @@ mod tests {
             later,
             [piece(11, 18, 2), piece(22, 30, 52), piece(40, 41, 90)]
         );
+    }
+
+    #[test]
+    fn neighbours_that_differ_are_one_piece_and_what_is_gone_is_none() {
+        let range = PageRange::new(10 * P, 15 * P);
+        let then = vec![0; 5 * P as usize];
+        let mut now = then.clone();
+        for page in [0, 1, 3, 4] {
+            now[page * P as usize + 7] = 1;
+        }
+        let gone = PageSet::from_ranges(vec![PageRange::new(14 * P, 15 * P)]);
+        let mut found = Vec::new();
+        differing_pages(range, 100 * P, (&now, &then), &gone, &mut found);
+        assert_eq!(found, [piece(10, 12, 100), piece(13, 14, 103)]);
     }
 }

@@ -88,7 +88,6 @@ impl<'a> Job<'a> {
             true => Pids::Namespace,
             false => Pids::Same,
         });
-        let here = Here::new(options, pids)?;
         let mut refused = Vec::new();
         for (_, state) in &mut loaded {
             if pids != Pids::Same {
@@ -98,6 +97,7 @@ impl<'a> Job<'a> {
         }
         let mut plans = Vec::with_capacity(loaded.len());
         for (_, state) in &loaded {
+            let here = Here::new(options, pids, &state.mapped)?;
             plans.push(plan_one(state, &here, &mut refused)?);
         }
         let namespace = |state: &ProcessState| {
@@ -114,6 +114,7 @@ impl<'a> Job<'a> {
                 ));
             }
         }
+        let here = Here::new(options, pids, &[])?;
         for zombie in &tree.zombies {
             if let Err(why) = here.can_start_thread(zombie.own_pid) {
                 refused.push(format!("process {}, which had ended: {why}", zombie.pid));
@@ -359,9 +360,9 @@ fn plan_one(state: &ProcessState, here: &Here<'_>, refused: &mut Vec<String>) ->
     };
     let mut planned: NewPlan = add(plan(state, here))?.unwrap_or_default();
     match plan_attributes_in_tree(state) {
-        Ok(mut attributes) => {
+        Ok((mut attributes, limits)) => {
             planned.notes.append(&mut attributes.notes);
-            planned.attributes = attributes;
+            (planned.attributes, planned.limits) = (attributes, limits);
         }
         Err(e) => drop(add(Err(e))?),
     }

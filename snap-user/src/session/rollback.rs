@@ -12,12 +12,12 @@ use crate::model::{
     Backing, PAGE_SIZE, PageRange, PageSet, ProcessState, SavedFile, SnapshotId, Vma, page_down,
 };
 use crate::restore::{
-    Applied, Content, Pages, RestoreError, RestorePlan, World, apply, can_start_thread, fault,
-    files, plan,
+    Applied, Content, Pages, RestoreError, RestorePlan, TimerIds, World, apply, can_start_thread,
+    fault, files, plan,
 };
 use crate::store::{Snapshot, Store};
 use crate::sys::arch::Registers;
-use crate::sys::{Freeze, Frozen, Hold, monotonic_ns};
+use crate::sys::{Freeze, Frozen, Hold, chooses_timer_ids, monotonic_ns};
 use crate::track::TrackerKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -71,6 +71,13 @@ impl World for Live {
 
     fn can_start_thread(&self, tid: i32) -> std::result::Result<(), String> {
         can_start_thread(tid)
+    }
+
+    fn timer_ids(&self) -> TimerIds {
+        match chooses_timer_ids() {
+            true => TimerIds::Chosen,
+            false => TimerIds::CountedOn,
+        }
     }
 }
 

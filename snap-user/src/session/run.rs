@@ -14,13 +14,14 @@ use std::sync::mpsc::channel;
 use std::time::Duration;
 
 /// Starts a command, watches it, and waits for its end. When the schedule ends first, the command
-/// goes on unwatched.
+/// goes on unwatched. `unwatched` is called between the two.
 pub fn run(
     dir: &Path,
     command: &[OsString],
     schedule: &Schedule,
     options: &Options,
     report: &mut dyn FnMut(&Progress),
+    unwatched: &mut dyn FnMut(&Summary),
 ) -> Result<(Summary, ExitStatus)> {
     let store = Store::open_or_create(dir)?;
     let Some((program, arguments)) = command.split_first() else {
@@ -48,6 +49,7 @@ pub fn run(
         Err(e) if e.trouble() == Trouble::Vanished || has_ended(&mut child) => nothing(),
         Err(e) => return Err(e),
     };
+    unwatched(&summary);
     let status = wait(&mut child).map_err(SessionError::io(format!("wait for process {pid}")))?;
     if matches!(summary.ended, Ended::TargetExited(_)) {
         summary.ended = Ended::TargetExited(status.code());

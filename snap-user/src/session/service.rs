@@ -2,7 +2,7 @@
 //! commands on its socket. Runs on a thread of its own, so that the tracer's thread never waits.
 
 use super::control::{Reply, Request, short_path, socket_path};
-use super::{Result, SessionError};
+use super::{Ended, Result, SessionError};
 use crate::sys::PidFd;
 use rustix::event::{PollFd, PollFlags, poll};
 use std::fs::File;
@@ -23,8 +23,8 @@ const LONGEST_LINE: u64 = 64 << 10;
 pub enum Command {
     /// A command on the socket; its answer goes back there.
     Ask(Request, oneshot::Sender<Reply>),
-    /// End watching: Ctrl-C or SIGTERM.
-    Stop,
+    /// End watching, for this reason.
+    Stop(Ended),
     /// The target has ended.
     TargetExited,
 }
@@ -129,9 +129,11 @@ async fn serve(
             UnixListener::from_std(listener)?,
             signal(SignalKind::interrupt())?,
             signal(SignalKind::terminate())?,
+            // From whoever sees the power fail, as init(8) understands it.
+            signal(SignalKind::from_raw(libc::SIGPWR))?,
         ))
     };
-    let (listener, mut interrupt, mut terminate) = match set_up() {
+    let (listener, mut interrupt, mut terminate, mut power) = match set_up() {
         Ok(all) => all,
         Err(e) => return tracing::error!("commands and signals are not served: {e}"),
     };
@@ -139,9 +141,10 @@ async fn serve(
         tokio::select! {
             _ = &mut ended => return,
             _ = interrupt.recv() => if !keep_on_interrupt {
-                let _ = commands.send(Command::Stop);
+                let _ = commands.send(Command::Stop(Ended::Interrupted));
             },
-            _ = terminate.recv() => { let _ = commands.send(Command::Stop); }
+            _ = terminate.recv() => { let _ = commands.send(Command::Stop(Ended::Terminated)); }
+            _ = power.recv() => { let _ = commands.send(Command::Stop(Ended::Terminated)); }
             Ok((stream, _)) = listener.accept() => {
                 tokio::spawn(converse(stream, commands.clone()));
             }

@@ -83,7 +83,8 @@ pub fn watch(
                 .name(format!("ksnap-{pid}"))
                 .spawn_scoped(scope, tracer);
             if let Err(e) = started {
-                tell.iter().for_each(stop);
+                tell.iter()
+                    .for_each(|tracer| stop(tracer, Ended::Interrupted));
                 return Err(SessionError::io("start a thread")(e));
             }
         }
@@ -93,8 +94,10 @@ pub fn watch(
                 Report::Progress(pid, progress) => report(pid, &progress),
                 Report::Over(one) => {
                     // Those that were not yet listening when the signal came.
-                    if matches!(&one.outcome, Ok(summary) if summary.ended == Ended::Interrupted) {
-                        tell.iter().for_each(stop);
+                    if let Ok(summary) = &one.outcome
+                        && matches!(summary.ended, Ended::Interrupted | Ended::Terminated)
+                    {
+                        tell.iter().for_each(|tracer| stop(tracer, summary.ended));
                     }
                     over.push(one);
                 }
@@ -106,12 +109,12 @@ pub fn watch(
     Ok(over)
 }
 
-fn stop(tracer: &Sender<Command>) {
-    let _ = tracer.send(Command::Stop);
+fn stop(tracer: &Sender<Command>, ended: Ended) {
+    let _ = tracer.send(Command::Stop(ended));
 }
 
 /// Watches one process, on its tracer's thread.
-fn one(
+pub(super) fn one(
     store: &Store,
     pid: i32,
     schedule: &Schedule,

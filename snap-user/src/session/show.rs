@@ -70,6 +70,8 @@ pub struct Thread {
     pub blocked_syscall: Option<u64>,
     /// Name of that system call.
     pub blocked_syscall_name: Option<&'static str>,
+    /// What was left of its time-out, where it goes on for no longer, in nanoseconds.
+    pub time_left_ns: Option<u64>,
     /// Blocked signals, bit n-1 for signal n.
     pub sigmask: u64,
     /// Numbers of the signals queued for it.
@@ -209,6 +211,7 @@ fn describe_thread(thread: &ThreadState, native: bool) -> Thread {
         sp: registers.map(|r| r.sp()),
         blocked_syscall,
         blocked_syscall_name: blocked_syscall.and_then(arch::syscall_name),
+        time_left_ns: thread.time_left_ns,
         sigmask: thread.sigmask,
         pending_signals: thread.pending.iter().map(|signal| signal.signo).collect(),
         attributes: thread.attributes.clone(),

@@ -198,6 +198,8 @@ pub enum Ended {
     Time,
     /// Ctrl-C or a request to end.
     Interrupted,
+    /// SIGTERM, or SIGPWR: the power fails.
+    Terminated,
     /// The process ended, with this exit code where it is known.
     TargetExited(Option<i32>),
 }

@@ -149,7 +149,8 @@ pub(super) fn drive(
             false => due.saturating_duration_since(Instant::now()).min(tick),
         };
         match commands.recv_timeout(wait) {
-            Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => break Ended::Interrupted,
+            Ok(Command::Stop(ended)) => break ended,
+            Err(RecvTimeoutError::Disconnected) => break Ended::Interrupted,
             Ok(Command::TargetExited) => break Ended::TargetExited(None),
             Ok(Command::Ask(Request::Profile { lasting_ms }, answer)) => {
                 engine.start_profile();

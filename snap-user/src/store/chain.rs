@@ -89,6 +89,8 @@ pub(super) struct SessionFiles {
     pub(super) files: Arc<dyn Files>,
     cache: Arc<FileCache>,
     listing: Arc<RwLock<Arc<Listing>>>,
+    /// Whoever made this holds the session's lock: the folder changes by them alone, and is not listed again.
+    held: bool,
 }
 
 impl SessionFiles {
@@ -105,10 +107,11 @@ impl SessionFiles {
             files: Arc::clone(files),
             cache: Arc::clone(cache),
             listing: Arc::new(RwLock::new(read_listing(&**files, session, dir)?)),
+            held: false,
         })
     }
 
-    /// As [`SessionFiles::list`], also with what a power failure may have torn.
+    /// As [`SessionFiles::list`], also with what a power failure may have torn. The caller holds the session's lock.
     pub(super) fn list_with_suspects(
         files: &Arc<dyn Files>,
         cache: &Arc<FileCache>,
@@ -122,6 +125,7 @@ impl SessionFiles {
             files: Arc::clone(files),
             cache: Arc::clone(cache),
             listing: Arc::new(RwLock::new(Arc::new(all))),
+            held: true,
         })
     }
 
@@ -131,8 +135,17 @@ impl SessionFiles {
         Arc::clone(&listing)
     }
 
-    /// Lists the folder again.
-    fn refresh(&self) -> Result<(), StoreError> {
+    /// From here on as if this snapshot were not there.
+    pub(super) fn leave_out(&self, seq: u32) {
+        let mut listing = self.listing.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::make_mut(&mut listing).by_seq.remove(&seq);
+    }
+
+    /// Lists the folder again, unless nobody else can have changed it.
+    pub(super) fn refresh(&self) -> Result<(), StoreError> {
+        if self.held {
+            return Ok(());
+        }
         let fresh = read_listing(&*self.files, self.session, &self.dir)?;
         *self.listing.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         Ok(())

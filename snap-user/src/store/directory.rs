@@ -248,7 +248,10 @@ impl Store {
     pub fn list(&self) -> Result<Vec<SnapshotMeta>, StoreError> {
         let mut list = Vec::new();
         for session in self.session_ids()? {
-            list.append(&mut self.list_session(session)?);
+            match self.list_session(session) {
+                Err(_) if self.is_session_gone(session) => {}
+                found => list.append(&mut found?),
+            }
         }
         list.sort_by_key(|meta| (meta.time_ns, meta.seq, meta.id));
         Ok(list)
@@ -285,6 +288,14 @@ impl Store {
             }
         }
         Ok(list)
+    }
+
+    /// Bytes of a session's snapshots, and of what those that are gone have left to them.
+    pub fn session_bytes(&self, session: SessionId) -> Result<u64, StoreError> {
+        let list = self.list_session(session)?;
+        let listing = self.session_files(session)?.listing();
+        let pack = listing.pack.as_ref().map_or(0, |p| p.header.file_len());
+        Ok(pack + list.iter().map(|meta| meta.file_bytes).sum::<u64>())
     }
 
     /// Makes a session's list of headers anew from its snapshots. Gives how many are in it.
@@ -345,7 +356,9 @@ impl Store {
     /// Opens a snapshot to read from.
     pub fn snapshot(&self, id: SnapshotId) -> Result<Snapshot, StoreError> {
         for session in self.session_ids()? {
-            let files = self.session_files(session)?;
+            let Some(files) = self.session_files_if_there(session)? else {
+                continue;
+            };
             let listing = files.listing();
             let found = listing.by_seq.iter().find(|(_, other)| **other == id);
             if let Some((&seq, _)) = found {
@@ -372,6 +385,23 @@ impl Store {
             .collect();
         ids.sort_unstable();
         Ok(ids)
+    }
+
+    /// Whether a session was removed since the store was listed.
+    pub(super) fn is_session_gone(&self, id: SessionId) -> bool {
+        let found = self.files.stat(&self.session_path(id));
+        found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// The files of a session that was listed; `None` if it has been removed since.
+    pub(super) fn session_files_if_there(
+        &self,
+        id: SessionId,
+    ) -> Result<Option<SessionFiles>, StoreError> {
+        match self.session_files(id) {
+            Err(_) if self.is_session_gone(id) => Ok(None),
+            found => found.map(Some),
+        }
     }
 
     pub(super) fn session_files(&self, id: SessionId) -> Result<SessionFiles, StoreError> {

@@ -13,8 +13,9 @@ use super::files::{Files, WriteFile};
 use super::names;
 use super::session::lock;
 use super::verify::check_file;
-use crate::image::SessionId;
+use crate::image::{Location, SessionId};
 use std::collections::BTreeSet;
+use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -44,6 +45,10 @@ pub(super) struct Unsynced {
     files: Vec<Box<dyn WriteFile>>,
     last: u32,
     marked: bool,
+    /// Some that were published will never be known to be durable: an earlier run left them, or their sync failed,
+    /// which the kernel says once (fsync(2)) while the next sync succeeds. The marker stays where it is, so that
+    /// they are looked through under the next boot.
+    doubtful: bool,
     synced: Option<Instant>,
 }
 
@@ -73,8 +78,13 @@ fn read_marker(files: &dyn Files, dir: &Path) -> Result<Option<Marked>, StoreErr
     }))
 }
 
+/// Where the kernel does not say, all boots look the same: pages have checksums of their own.
+fn boot(files: &dyn Files) -> String {
+    files.boot().unwrap_or_else(|| "unknown".into())
+}
+
 fn write_marker(files: &dyn Files, dir: &Path, durable: u32) -> Result<(), StoreError> {
-    let text = format!("{}\n{durable}\n", files.boot());
+    let text = format!("{}\n{durable}\n", boot(files));
     publish_text(files, dir, MARKER, &text)
 }
 
@@ -83,7 +93,7 @@ fn write_marker(files: &dyn Files, dir: &Path, durable: u32) -> Result<(), Store
 pub(super) fn suspect_after(files: &dyn Files, dir: &Path) -> Result<Option<u32>, StoreError> {
     let marked = read_marker(files, dir)?;
     Ok(marked
-        .filter(|marked| marked.boot != files.boot())
+        .filter(|marked| marked.boot != boot(files))
         .map(|marked| marked.durable))
 }
 
@@ -95,6 +105,7 @@ impl Default for Unsynced {
             files: Vec::new(),
             last: 0,
             marked: false,
+            doubtful: false,
             synced: None,
         }
     }
@@ -108,10 +119,15 @@ impl Unsynced {
         dir: &Path,
         durable: u32,
     ) -> Result<(), StoreError> {
-        if !self.marked {
-            write_marker(files, dir, durable)?;
-            self.marked = true;
+        if self.marked {
+            return Ok(());
         }
+        // One that is there is of this boot: others are gone since the session was opened.
+        let left = read_marker(files, dir)?;
+        let durable = left.as_ref().map_or(durable, |m| m.durable.min(durable));
+        write_marker(files, dir, durable)?;
+        self.doubtful |= left.is_some();
+        self.marked = true;
         Ok(())
     }
 
@@ -132,21 +148,25 @@ impl Unsynced {
                 .is_none_or(|last| last.elapsed() >= self.interval)
     }
 
-    /// Makes all of them durable.
+    /// Makes all of them durable. One whose sync fails stays in doubt: trying again would prove nothing.
     pub(super) fn sync(&mut self, files: &dyn Files, dir: &Path) -> Result<(), StoreError> {
         self.synced = Some(Instant::now());
         if self.files.is_empty() {
             return Ok(());
         }
-        for file in &mut self.files {
-            file.sync()
-                .map_err(StoreError::io("sync a snapshot in", dir))?;
+        let mut synced = Ok(());
+        for mut file in self.files.drain(..) {
+            let done = file.sync();
+            synced = synced.and(done.map_err(StoreError::io("sync a snapshot in", dir)));
         }
-        files
-            .sync_dir(dir)
-            .map_err(StoreError::io("sync folder", dir))?;
-        self.files.clear();
-        write_marker(files, dir, self.last)
+        let folder = files.sync_dir(dir);
+        synced = synced.and(folder.map_err(StoreError::io("sync folder", dir)));
+        self.doubtful |= synced.is_err();
+        synced?;
+        match self.doubtful {
+            true => Ok(()),
+            false => write_marker(files, dir, self.last),
+        }
     }
 
     /// At the end of a session: all that was written is made durable, unless that was not wanted.
@@ -155,6 +175,9 @@ impl Unsynced {
             return Ok(());
         }
         self.sync(files, dir)?;
+        if self.doubtful {
+            return Ok(());
+        }
         let path = dir.join(MARKER);
         files
             .remove_file(&path)
@@ -164,8 +187,16 @@ impl Unsynced {
     }
 }
 
+/// The last snapshot that is known to be durable, where not all are.
+pub(super) fn durable_up_to(files: &dyn Files, dir: &Path) -> Result<Option<u32>, StoreError> {
+    Ok(read_marker(files, dir)?.map(|marked| marked.durable))
+}
+
 /// Looks through what a power failure may have torn, and removes it. The caller holds the session's lock. Gives the
 /// number of snapshots removed.
+///
+/// # Errors
+/// Whatever keeps a snapshot from being judged. Nothing is removed then, and what is in doubt stays out of listings.
 pub(super) fn recover(store: &Store, id: SessionId) -> Result<u64, StoreError> {
     let dir = store.session_path(id);
     let files = &*store.files;
@@ -174,22 +205,19 @@ pub(super) fn recover(store: &Store, id: SessionId) -> Result<u64, StoreError> {
     };
     let all = SessionFiles::list_with_suspects(&store.files, &store.cache, id, &dir)?;
     let listing = all.listing();
+    if let Some((path, what)) = &listing.pack_damage {
+        // Without it nobody knows what was removed on purpose.
+        return Err(StoreError::corrupt(path, "pack", what.clone()));
+    }
     let mut torn: BTreeSet<u32> = BTreeSet::new();
-    for (&seq, &snapshot) in listing.by_seq.range(durable.saturating_add(1)..) {
-        let whole = all.open(seq).and_then(|file| {
-            check_file(&all, &file)?;
-            Ok(file.header.parent_seq)
-        });
-        let parent_is_there = |parent: u32| {
-            parent == 0
-                || listing.is_gone(parent)
-                || (listing.by_seq.contains_key(&parent) && !torn.contains(&parent))
-        };
-        if whole.is_ok_and(parent_is_there) {
-            continue;
+    for (&seq, _) in listing.by_seq.range(durable.saturating_add(1)..) {
+        if is_torn(&all, seq)? {
+            torn.insert(seq);
+            all.leave_out(seq);
         }
-        torn.insert(seq);
-        let path = dir.join(names::snapshot_file(seq, snapshot));
+    }
+    for seq in &torn {
+        let path = dir.join(names::snapshot_file(*seq, listing.by_seq[seq]));
         files
             .remove_file(&path)
             .map_err(StoreError::io("remove", &path))?;
@@ -203,6 +231,46 @@ pub(super) fn recover(store: &Store, id: SessionId) -> Result<u64, StoreError> {
         .remove_file(&path)
         .map_err(StoreError::io("remove", &path))?;
     Ok(torn.len() as u64)
+}
+
+/// Whether a snapshot is torn, or builds on one that is and was left out.
+fn is_torn(all: &SessionFiles, seq: u32) -> Result<bool, StoreError> {
+    let path = all.path(seq)?;
+    match check_suspect(all, seq) {
+        Ok(whole) => Ok(!whole),
+        Err(error) if error.is_missing() => Ok(true),
+        Err(StoreError::Corrupt { path: at, .. }) if at == path => Ok(true),
+        Err(StoreError::Io {
+            path: at, source, ..
+        }) if at == path && source.kind() == ErrorKind::UnexpectedEof => Ok(true),
+        // An older file is damaged, or the machine has no descriptor left: that says nothing about this one.
+        Err(error) => Err(error),
+    }
+}
+
+fn check_suspect(all: &SessionFiles, seq: u32) -> Result<bool, StoreError> {
+    let file = all.open(seq)?;
+    let listing = all.listing();
+    let parent = file.header.parent_seq;
+    let gone = listing.is_gone(parent);
+    if parent != 0 && !gone && !listing.by_seq.contains_key(&parent) {
+        return Ok(false);
+    }
+    check_file(all, &file)?;
+    if !gone {
+        return Ok(true);
+    }
+    // What stands between it and the ancestors that stayed was removed, and says nothing about them any more.
+    let table = all.head(seq)?.table;
+    let mut places = table.iter().map(|(_, place)| place);
+    if let Some(pack) = &listing.pack {
+        pack.entries()?;
+    }
+    let is_there = |place: Location| match listing.pack.as_ref() {
+        Some(pack) if pack.absorbs(place.seq.get()) => pack.entry(place).is_ok(),
+        _ => listing.by_seq.contains_key(&place.seq.get()),
+    };
+    Ok(places.all(is_there))
 }
 
 impl Store {
@@ -219,7 +287,11 @@ impl Store {
                 Ok(torn) => tracing::warn!(
                     "session {id}: {torn} snapshots that were not durable when the power failed are lost"
                 ),
-                Err(error) => tracing::debug!("session {id}: {error}"),
+                // Its writer looks for itself.
+                Err(error @ StoreError::Locked { .. }) => tracing::debug!("session {id}: {error}"),
+                Err(error) => tracing::warn!(
+                    "session {id}: snapshots that may not have been durable when the power failed stay hidden: {error}"
+                ),
             }
         }
     }

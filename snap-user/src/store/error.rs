@@ -124,6 +124,18 @@ pub enum StoreError {
         /// What was wrong.
         why: String,
     },
+    /// Snapshots were to be removed, and all of them are still there.
+    #[error("nothing was removed: {why}")]
+    NotRemoved {
+        /// What stood in the way.
+        why: String,
+    },
+    /// The lock of the tags stayed held.
+    #[error("{}: tags are being changed by another ksnap: try again", path.display())]
+    TagsBusy {
+        /// The lock.
+        path: PathBuf,
+    },
     /// The operating system refused.
     #[error("{call} {}: {source}", path.display())]
     Io {
@@ -145,6 +157,13 @@ impl StoreError {
             | io::ErrorKind::QuotaExceeded
             | io::ErrorKind::FileTooLarge => Self::Full { path, source },
             _ => Self::Io { call, path, source },
+        }
+    }
+
+    /// No sequence number is left.
+    pub(super) fn session_full() -> Self {
+        Self::Misuse {
+            why: "the session is full: begin another".into(),
         }
     }
 

@@ -31,8 +31,9 @@ pub trait Files: Send + Sync + Debug {
     fn stat(&self, path: &Path) -> io::Result<Stamp>;
     /// Adds bytes to the end of a file, which is made, mode 0600, if it is not there.
     fn append(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
-    /// Names this boot of the kernel: what was written under another one may not have reached the disk.
-    fn boot(&self) -> String;
+    /// Names this boot of the kernel: what was written under another one may not have reached the disk. `None`
+    /// where the kernel does not say.
+    fn boot(&self) -> Option<String>;
     /// Takes a writer's lock, without waiting; the file is made if it is not there.
     fn lock(&self, path: &Path) -> io::Result<Locking>;
 }
@@ -158,10 +159,9 @@ impl Files for Disk {
             .write_all(bytes)
     }
 
-    fn boot(&self) -> String {
-        // Where it cannot be read, all boots look the same: pages have checksums of their own.
-        std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-            .map_or_else(|_| "unknown".into(), |id| id.trim().to_owned())
+    fn boot(&self) -> Option<String> {
+        let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        Some(id.trim().to_owned())
     }
 
     fn lock(&self, path: &Path) -> io::Result<Locking> {

@@ -5,7 +5,7 @@
 //! (it is renamed into place), it may be removed at any time, and one from before the last boot of the
 //! machine is not trusted, so that nothing has to be synced.
 
-use super::directory::Store;
+use super::directory::{SnapshotMeta, Store};
 use super::error::StoreError;
 use super::snapshot::Snapshot;
 use crate::image::PageSource;
@@ -15,13 +15,13 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-const FOLDER: &str = "flat";
+pub(super) const FOLDER: &str = "flat";
 const MAGIC: &[u8; 8] = b"ksnpflat";
 const VERSION: u32 = 1;
 /// Magic, version, CRC-32C of the rest, number of pieces, boot id, snapshot id.
-const HEAD: usize = 8 + 4 + 4 + 8 + 40 + 16;
+pub(super) const HEAD: usize = 8 + 4 + 4 + 8 + 40 + 16;
 /// First address, pages, offset.
-const PIECE: usize = 24;
+pub(super) const PIECE: usize = 24;
 /// Most bytes that flat images take up on the disk; the one in use stays whatever its size.
 const MOST_BYTES: u64 = 8 << 30;
 /// Pages gathered before they are written.
@@ -46,6 +46,19 @@ pub struct Flat {
 }
 
 impl Store {
+    /// Removes the images of snapshots that are gone. Best effort: what stays takes up room, until there are others.
+    pub(super) fn remove_flat(&self, gone: &[SnapshotMeta]) {
+        for meta in gone {
+            let path = self.dir().join(FOLDER).join(meta.id.to_string());
+            match std::fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                    tracing::debug!("{}: {e}", path.display());
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// The flat image of a snapshot, made if it is not there.
     ///
     /// # Errors
@@ -53,9 +66,14 @@ impl Store {
     /// memory then.
     pub fn flat(&self, snapshot: &Snapshot) -> Result<Flat, StoreError> {
         let folder = self.dir().join(FOLDER);
-        let boot = boot_id();
+        let known = self.files.boot();
         let path = folder.join(snapshot.id().to_string());
-        if let Some(flat) = open(&path, snapshot.id(), &boot) {
+        // Of a boot without a name there is none that could be trusted.
+        let there = known
+            .as_deref()
+            .and_then(|boot| open(&path, snapshot.id(), boot));
+        let boot = known.unwrap_or_default();
+        if let Some(flat) = there {
             // The most recently used are kept longest.
             let now = std::time::SystemTime::now();
             let _ = flat.file.set_modified(now);
@@ -94,12 +112,7 @@ impl Store {
     }
 }
 
-fn boot_id() -> String {
-    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    id.trim().chars().take(40).collect()
-}
-
-fn make_file(folder: &Path, temp: &Path) -> io::Result<File> {
+pub(super) fn make_file(folder: &Path, temp: &Path) -> io::Result<File> {
     match std::fs::DirBuilder::new().mode(0o700).create(folder) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
         _ => {}
@@ -141,10 +154,11 @@ fn end(pieces: &[FlatPiece]) -> u64 {
         .map_or(PAGE_SIZE, |last| last.offset + last.range.len())
 }
 
-fn head(id: SnapshotId, boot: &str, pieces: &[FlatPiece]) -> Vec<u8> {
+pub(super) fn head(id: SnapshotId, boot: &str, pieces: &[FlatPiece]) -> Vec<u8> {
     let mut rest = (pieces.len() as u64).to_le_bytes().to_vec();
     let mut name = [0u8; 40];
-    name[..boot.len()].copy_from_slice(boot.as_bytes());
+    let len = boot.len().min(name.len());
+    name[..len].copy_from_slice(&boot.as_bytes()[..len]);
     rest.extend_from_slice(&name);
     rest.extend_from_slice(&id.0);
     for piece in pieces {
@@ -191,7 +205,11 @@ fn open(path: &Path, id: SnapshotId, boot: &str) -> Option<Flat> {
         })
         .collect();
     // The same bytes as would be written now: magic, version, checksum, boot and name in one comparison.
-    (head(id, boot, &pieces) == whole && end(&pieces) <= len).then_some(Flat { file, pieces })
+    let inside = |piece: &FlatPiece| {
+        let end = piece.offset.checked_add(piece.range.len());
+        end.is_some_and(|end| end <= len)
+    };
+    (head(id, boot, &pieces) == whole && pieces.iter().all(inside)).then_some(Flat { file, pieces })
 }
 
 enum FillError {
@@ -230,12 +248,7 @@ fn copy(
     snapshot: &Snapshot,
     addrs: &[u64],
 ) -> Result<(), FillError> {
-    let mut run = Run {
-        file,
-        bytes: Vec::with_capacity(GATHERED),
-        offset: 0,
-        failed: None,
-    };
+    let mut run = Run::new(file);
     let mut last = 0;
     snapshot
         .read_pages(addrs, &mut |addr, page| {
@@ -249,23 +262,34 @@ fn copy(
             }
         })
         .map_err(FillError::Store)?;
-    run.flush();
-    match run.failed {
-        Some(e) => Err(FillError::File(e)),
-        None => Ok(()),
-    }
+    run.finish().map_err(FillError::File)
 }
 
 /// Bytes on their way into the file.
-struct Run<'a> {
+pub(super) struct Run<'a> {
     file: &'a File,
     bytes: Vec<u8>,
     offset: u64,
     failed: Option<io::Error>,
 }
 
-impl Run<'_> {
-    fn add(&mut self, offset: u64, page: &[u8]) {
+impl<'a> Run<'a> {
+    pub(super) fn new(file: &'a File) -> Self {
+        Self {
+            file,
+            bytes: Vec::with_capacity(GATHERED),
+            offset: 0,
+            failed: None,
+        }
+    }
+
+    /// Writes what is left.
+    pub(super) fn finish(mut self) -> io::Result<()> {
+        self.flush();
+        self.failed.map_or(Ok(()), Err)
+    }
+
+    pub(super) fn add(&mut self, offset: u64, page: &[u8]) {
         if self.offset + self.bytes.len() as u64 != offset || self.bytes.len() >= GATHERED {
             self.flush();
             self.offset = offset;
@@ -302,6 +326,33 @@ fn evict(folder: &Path, keep: &Path) {
         }
         if path != keep && std::fs::remove_file(&path).is_ok() {
             total -= bytes;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_used_only_if_its_pieces_are_inside_and_the_boot_is_the_same() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("image");
+        let id = SnapshotId([7; 16]);
+        let piece = |offset| FlatPiece {
+            range: PageRange::new(0x1000, 0x3000),
+            offset,
+        };
+        let usable = |offset, boot| {
+            let mut bytes = head(id, "this one", &[piece(offset)]);
+            bytes.resize(3 * PAGE_SIZE as usize, 0);
+            std::fs::write(&path, bytes).expect("written");
+            open(&path, id, boot).is_some()
+        };
+        assert!(usable(PAGE_SIZE, "this one"));
+        assert!(!usable(PAGE_SIZE, "another"));
+        for outside in [PAGE_SIZE + 1, u64::MAX - PAGE_SIZE + 1, u64::MAX] {
+            assert!(!usable(outside, "this one"), "{outside:#x}");
         }
     }
 }

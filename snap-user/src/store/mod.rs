@@ -7,7 +7,8 @@
 //! |---|---|
 //! | `directory` | open or create a store; its sessions and snapshots |
 //! | `session` | the one writer of a session |
-//! | `pending`, `buffer` | a snapshot being written, up to its publication |
+//! | `pending` | a snapshot being written, up to its publication |
+//! | `temp`, `buffer` | a file being written, before it has its name |
 //! | `head` | the page table that the next delta builds on, and when it gets a span |
 //! | `headers` | the headers of a session in one file, for listings |
 //! | `chain` | the page table of any snapshot, by jumps over its ancestors |
@@ -23,7 +24,10 @@
 //! | `versions` | pages with the versions that they hold the changes to |
 //! | `reference` | `latest~2`, prefixes and the like → id |
 //! | `verify`, `diff` | check, compare |
+//! | `flush`, `speed` | copies sessions into another store: from memory to the disk; how quickly it takes them |
 //! | `flat` | a snapshot's pages in one file to map, for restores |
+//! | `received` | pages that another machine sends, until their snapshot is published |
+//! | `flat_ahead` | such a file, made while snapshots still come |
 //! | `names` | file names, default folder |
 //! | `cache`, `files` | open files; the operating system behind a seam |
 
@@ -37,6 +41,8 @@ mod encoded;
 mod error;
 mod files;
 mod flat;
+mod flat_ahead;
+mod flush;
 mod head;
 mod headers;
 mod names;
@@ -44,11 +50,14 @@ mod needs;
 mod pack;
 mod pending;
 mod pruner;
+mod received;
 mod reference;
 mod retention;
 mod session;
 mod snapshot;
+mod speed;
 mod tags;
+mod temp;
 mod trees;
 mod verify;
 mod versions;
@@ -65,11 +74,15 @@ pub use durability::{Durability, SYNC_INTERVAL};
 pub use error::{Candidate, StoreError};
 pub use files::{Disk, Files, LockGuard, Locking, ReadFile, Stamp, WriteFile};
 pub use flat::{Flat, FlatPiece};
+pub use flat_ahead::FlatAhead;
+pub use flush::{Due, Flushed};
 pub use names::default_dir;
 pub use pending::{PendingSnapshot, Published};
 pub use pruner::{Plan, Pruned, Pruner};
-pub use retention::{Rules, removable};
-pub use session::{Session, SessionInfo};
+pub use received::Received;
+pub use retention::Rules;
+pub use session::{Continuation, Session, SessionInfo};
 pub use snapshot::Snapshot;
+pub use speed::Speed;
 pub use tags::Tag;
 pub use verify::{Problem, Report};

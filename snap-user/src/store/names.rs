@@ -11,6 +11,8 @@ pub(super) const MARKER: &str = "ksnap-store";
 pub(super) const SESSION_FILE: &str = "session.json";
 /// A session's lock.
 pub(super) const LOCK_FILE: &str = "lock";
+/// Says that a session has its home in another store, from where snapshots may still come.
+pub(super) const COPIED: &str = "copied";
 /// Begins the names of files and folders that are not published yet.
 pub(super) const TEMP_PREFIX: &str = ".tmp-";
 
@@ -24,7 +26,9 @@ pub(super) fn snapshot_file(seq: u32, id: SnapshotId) -> String {
 /// Sequence number and id from a snapshot's file name.
 pub(super) fn parse_snapshot_file(name: &str) -> Option<(u32, SnapshotId)> {
     let (seq, id) = name.strip_suffix(SUFFIX)?.split_once('-')?;
-    Some((seq.parse().ok()?, SnapshotId::from_hex(id)?))
+    let (seq, id) = (seq.parse().ok()?, SnapshotId::from_hex(id)?);
+    // Under another spelling nobody would find it again.
+    (snapshot_file(seq, id) == name).then_some((seq, id))
 }
 
 const PACK_SUFFIX: &str = ".kpack";
@@ -36,7 +40,8 @@ pub(super) fn pack_file(generation: u32) -> String {
 
 /// Generation from a pack's file name.
 pub(super) fn parse_pack_file(name: &str) -> Option<u32> {
-    name.strip_suffix(PACK_SUFFIX)?.parse().ok()
+    let generation = name.strip_suffix(PACK_SUFFIX)?.parse().ok()?;
+    (pack_file(generation) == name).then_some(generation)
 }
 
 /// The folder of a session.
@@ -118,6 +123,24 @@ mod tests {
         assert_eq!(parse_snapshot_file(&name), Some((7, id)));
         for other in ["lock", ".tmp-1", "7-a5.ksnap", "session.json", "x-y.ksnap"] {
             assert_eq!(parse_snapshot_file(other), None, "{other}");
+        }
+        for spelled in [name.trim_start_matches('0'), &name.replace('a', "A")] {
+            assert_eq!(parse_snapshot_file(spelled), None, "{spelled}");
+        }
+    }
+
+    #[test]
+    fn pack_file_names_come_back() {
+        for generation in [1, 9, u32::MAX] {
+            assert_eq!(parse_pack_file(&pack_file(generation)), Some(generation));
+        }
+        for other in [
+            "9.kpack",
+            "+0000009.kpack",
+            "000000009.kpack",
+            "00000009.ksnap",
+        ] {
+            assert_eq!(parse_pack_file(other), None, "{other}");
         }
     }
 }

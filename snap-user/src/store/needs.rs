@@ -26,6 +26,17 @@ pub(super) struct Needs {
     pub(super) bytes: u64,
 }
 
+/// What becomes of a snapshot, as seen from those that others may build on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// Its file is there, and stays.
+    Stays,
+    /// Its file goes, or has gone into a pack before.
+    Goes,
+    /// Its file is not there, and nobody has removed it by a rule.
+    Missing,
+}
+
 impl Needs {
     /// What the kept snapshots need of those that go, or have gone into a pack before.
     ///
@@ -36,19 +47,33 @@ impl Needs {
     pub(super) fn find(
         files: &SessionFiles,
         kept: &[SnapshotMeta],
-        goes: &dyn Fn(u32) -> bool,
+        fate: &dyn Fn(u32) -> Fate,
     ) -> Result<Self, StoreError> {
         let mut found: BTreeSet<Location> = BTreeSet::new();
         let mut ghosts = BTreeMap::new();
+        let goes = |seq: u32| fate(seq) == Fate::Goes;
         for meta in kept {
             let file = files.open(meta.seq)?;
             let header = &file.header;
             let entries = file.index()?;
             let targets = entries.iter().filter_map(IndexEntry::target);
             found.extend(targets.filter(|target| goes(target.seq.get())));
-            let orphan = meta.parent_seq == 0 || goes(meta.parent_seq);
-            if !orphan {
+            let parent = match meta.parent_seq {
+                0 => None,
+                seq => Some(fate(seq)),
+            };
+            if parent == Some(Fate::Stays) {
                 continue;
+            }
+            // Nobody has its table, so what is kept must not need it.
+            let missing = parent == Some(Fate::Missing);
+            let needs_parent = match header.span_kind {
+                SpanKind::Full => false,
+                SpanKind::Since(ancestor) => fate(ancestor) != Fate::Stays,
+                SpanKind::None => header.kind == SnapshotKind::Delta,
+            };
+            if missing && needs_parent {
+                return Err(builds_on_missing(meta));
             }
             let own = entries.iter().zip(0..);
             let changes: Vec<Location> = own
@@ -60,7 +85,7 @@ impl Needs {
             let places = table.iter().map(|(_, place)| place).chain(below);
             found.extend(places.filter(|place| goes(place.seq.get())));
             let builds = header.kind == SnapshotKind::Delta && header.span_kind != SpanKind::Full;
-            if builds && !ghosts.contains_key(&header.parent_seq) {
+            if builds && !missing && !ghosts.contains_key(&header.parent_seq) {
                 let parent = table_of(files, header.parent_seq)?;
                 ghosts.insert(header.parent_seq, parent);
             }
@@ -94,6 +119,18 @@ impl Needs {
             bytes += GHOST_LEN + (runs_of(table).len() * RUN_LEN) as u64;
         }
         Ok(bytes)
+    }
+}
+
+fn builds_on_missing(meta: &SnapshotMeta) -> StoreError {
+    StoreError::NotRemoved {
+        why: format!(
+            "snapshot @{} builds on @{}, whose file is missing, so what it needs of others is not known; first \
+             remove its file too: {}",
+            meta.seq,
+            meta.parent_seq,
+            meta.path.display()
+        ),
     }
 }
 

@@ -2,17 +2,24 @@
 
 use super::buffer::WriteBuffer;
 use super::cache::PageFile;
-use super::encoded::Encoded;
+use super::chain::SessionFiles;
+use super::encoded::{Encoded, entries_of, read_wanted};
 use super::error::StoreError;
-use super::files::{Files, ReadFile, WriteFile};
+use super::files::{Files, ReadFile};
 use super::names::{self, TEMP_PREFIX};
+use super::temp::TempFile;
+use super::versions::read_decoded;
+use crate::codec::{Encoding, Scratch};
 use crate::image::{
-    Ghost, IndexEntry, Location, PACK_HEADER_LEN, PackEntry, PackHeader, Section, SessionId,
-    apply_runs, finish_pack,
+    EncodedBatch, Ghost, IndexEntry, Location, PACK_HEADER_LEN, PackEntry, PackHeader, Section,
+    SessionId, apply_runs, finish_pack,
 };
 use crate::model::PageTable;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
+
+/// Pages whose names are looked up together: 16 MiB of them.
+const STEP: usize = 4096;
 
 /// An open pack.
 #[derive(Debug)]
@@ -162,10 +169,7 @@ pub(super) struct PackWriter<'a> {
     dir: &'a Path,
     session: SessionId,
     generation: u32,
-    file: Option<Box<dyn WriteFile>>,
-    temp: PathBuf,
-    buffer: WriteBuffer,
-    flushed: u64,
+    out: TempFile,
     data_len: u64,
     entries: Vec<PackEntry>,
 }
@@ -173,7 +177,7 @@ pub(super) struct PackWriter<'a> {
 impl<'a> PackWriter<'a> {
     /// Begins a pack in the folder of a session.
     pub(super) fn begin(
-        files: &'a dyn Files,
+        files: &'a Arc<dyn Files>,
         dir: &'a Path,
         session: SessionId,
         generation: u32,
@@ -181,66 +185,90 @@ impl<'a> PackWriter<'a> {
         let temp = dir.join(format!("{TEMP_PREFIX}pack-{generation:08}"));
         // Left by one that failed: whoever writes packs holds the lock.
         let _ = files.remove_file(&temp);
-        let file = files
-            .create(&temp)
-            .map_err(StoreError::io("create", &temp))?;
-        let mut buffer = WriteBuffer::default();
-        buffer.extend(&[0; PACK_HEADER_LEN]);
         Ok(Self {
-            files,
+            files: &**files,
             dir,
             session,
             generation,
-            file: Some(file),
-            temp,
-            buffer,
-            flushed: 0,
+            out: TempFile::create(files, temp, WriteBuffer::default(), PACK_HEADER_LEN)?,
             data_len: 0,
             entries: Vec::new(),
         })
     }
 
-    fn write(&mut self, bytes: &[u8], offset: u64) -> Result<(), StoreError> {
-        match &mut self.file {
-            Some(file) => file
-                .write_all_at(bytes, offset)
-                .map_err(StoreError::io("write", &self.temp)),
-            None => Ok(()),
-        }
+    /// Adds a page under its old name, as it is stored.
+    pub(super) fn add(&mut self, page: &Encoded<'_>) -> Result<(), StoreError> {
+        let IndexEntry {
+            addr,
+            encoding,
+            crc,
+            ..
+        } = page.entry;
+        self.put(page.place, addr, encoding, crc, page.bytes)
     }
 
-    fn flush(&mut self) -> Result<(), StoreError> {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        let done = self.write(buffer.bytes(), self.flushed);
-        self.flushed += buffer.bytes().len() as u64;
-        buffer.clear();
-        self.buffer = buffer;
-        done
+    fn put(
+        &mut self,
+        name: Location,
+        addr: u64,
+        encoding: Encoding,
+        crc: u32,
+        bytes: &[u8],
+    ) -> Result<(), StoreError> {
+        self.entries.push(PackEntry {
+            name,
+            addr,
+            at: PACK_HEADER_LEN as u64 + self.data_len,
+            len: bytes.len() as u16,
+            encoding,
+            crc,
+        });
+        self.data_len += bytes.len() as u64;
+        self.out.extend(bytes)
     }
 
-    fn extend(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
-        while !bytes.is_empty() {
-            let taken = self.buffer.extend(bytes);
-            bytes = &bytes[taken..];
-            if self.buffer.is_full() {
-                self.flush()?;
-            }
+    /// As [`PackWriter::add_all`], but none of them as the changes to a version that is elsewhere.
+    pub(super) fn add_whole(
+        &mut self,
+        files: &SessionFiles,
+        places: &[Location],
+    ) -> Result<(), StoreError> {
+        let mut scratch = Scratch::default();
+        let mut batch = EncodedBatch::default();
+        for piece in places.chunks(STEP) {
+            let mut addrs = Vec::with_capacity(piece.len());
+            entries_of(files, piece, &mut |_, entry| addrs.push(entry.addr))?;
+            let wanted: Vec<(Location, u64)> = piece.iter().copied().zip(0..).collect();
+            let mut added = Ok(());
+            read_decoded(files, &wanted, &mut |number, page| {
+                let at = number as usize;
+                batch.reset(0);
+                batch.push(addrs[at], page, &mut scratch);
+                let one = batch.pages()[0];
+                if added.is_ok() {
+                    added = self.put(piece[at], addrs[at], one.encoding, one.crc, batch.bytes());
+                }
+            })?;
+            added?;
         }
         Ok(())
     }
 
-    /// Adds a page under its old name, as it is stored.
-    pub(super) fn add(&mut self, page: &Encoded<'_>) -> Result<(), StoreError> {
-        self.entries.push(PackEntry {
-            name: page.place,
-            addr: page.entry.addr,
-            at: PACK_HEADER_LEN as u64 + self.data_len,
-            len: page.bytes.len() as u16,
-            encoding: page.entry.encoding,
-            crc: page.entry.crc,
-        });
-        self.data_len += page.bytes.len() as u64;
-        self.extend(page.bytes)
+    /// Adds pages, ascending by name, as the files of a session store them.
+    pub(super) fn add_all(
+        &mut self,
+        files: &SessionFiles,
+        places: &[Location],
+    ) -> Result<(), StoreError> {
+        for piece in places.chunks(STEP) {
+            let wanted: Vec<(Location, u64)> = piece.iter().map(|place| (*place, 0)).collect();
+            read_wanted(files, &wanted, &mut |page, _| match page.entry.encoding {
+                // Nothing refers to one, so this one is an error, and `previous` says which.
+                Encoding::Reference => page.previous().map(drop),
+                _ => self.add(page),
+            })?;
+        }
+        Ok(())
     }
 
     /// Completes the pack and makes it durable and visible; a crash leaves it whole or not at all. Gives its length.
@@ -259,32 +287,17 @@ impl<'a> PackWriter<'a> {
             absorbed,
             ghosts,
         );
-        self.extend(&tail)?;
-        self.flush()?;
-        self.write(&head, 0)?;
-        if let Some(mut file) = self.file.take() {
-            file.sync().map_err(StoreError::io("sync", &self.temp))?;
-        }
+        self.out.extend(&tail)?;
+        self.out.flush()?;
+        self.out.rewrite(&head, 0)?;
+        self.out.sync()?;
         let path = self.dir.join(names::pack_file(self.generation));
-        self.files
-            .rename(&self.temp, &path)
-            .map_err(StoreError::io("publish", &path))?;
-        self.temp = PathBuf::new();
+        self.out.rename(&path)?;
         if let Err(error) = self.files.sync_dir(self.dir) {
             // Not surely durable: what it stands for must not be removed, so it must not stand for anything.
             let _ = self.files.remove_file(&path);
             return Err(StoreError::io("sync folder", self.dir)(error));
         }
-        Ok(self.flushed)
-    }
-}
-
-impl Drop for PackWriter<'_> {
-    fn drop(&mut self) {
-        if self.temp.as_os_str().is_empty() {
-            return;
-        }
-        self.file = None;
-        let _ = self.files.remove_file(&self.temp);
+        Ok(self.out.flushed())
     }
 }

@@ -1,24 +1,20 @@
 //! A snapshot being written, up to its publication.
 
-use super::buffer::WriteBuffer;
 use super::durability::Durability;
 use super::error::StoreError;
-use super::files::WriteFile;
 use super::head::Head;
 use super::headers;
 use super::names::{self, TEMP_PREFIX};
 use super::session::{Session, now_ns};
+use super::temp::TempFile;
 use crate::image::{
     Arch, Builder, EncodedBatch, HEADER_LEN, Identity, LATE_OFFSET, Late, Location, PageSink,
     SpanKind, SpanPlan,
 };
 use crate::model::{Costs, PageSet, PageTable, ProcessState, SnapshotId, SnapshotKind};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
-
-/// Length of the beginning that is written again when header and costs are known.
-const FIRST: usize = 4096;
 
 /// A snapshot being written. Dropped without [`PendingSnapshot::publish`] it leaves nothing behind.
 ///
@@ -27,15 +23,7 @@ pub struct PendingSnapshot<'a> {
     session: &'a mut Session,
     identity: Identity,
     builder: Builder,
-    file: Option<Box<dyn WriteFile>>,
-    temp: PathBuf,
-    buffer: WriteBuffer,
-    /// The beginning of the file, once it is written.
-    first: Vec<u8>,
-    /// Bytes of the file that are written, the rest is in the buffer.
-    flushed: u64,
-    write_ns: u64,
-    failed: bool,
+    out: TempFile,
 }
 
 /// What came of a publication.
@@ -74,15 +62,11 @@ impl<'a> PendingSnapshot<'a> {
         })?;
         // A number is used once, also by a snapshot that fails: half of it may have reached the disk.
         let seq = session.next_seq;
-        session.next_seq = seq.checked_add(1).ok_or_else(|| StoreError::Misuse {
-            why: "the session is full: begin another".into(),
-        })?;
+        session.next_seq = seq.checked_add(1).ok_or_else(StoreError::session_full)?;
         let temp = session.dir.join(format!("{TEMP_PREFIX}{seq:08}"));
-        let file = session
-            .store
-            .files
-            .create(&temp)
-            .map_err(StoreError::io("create", &temp))?;
+        let buffer = std::mem::take(&mut session.buffer);
+        // Room for the header, which is known last.
+        let out = TempFile::create(&session.store.files, temp, buffer, HEADER_LEN)?;
         let identity = Identity {
             arch,
             kind,
@@ -91,21 +75,11 @@ impl<'a> PendingSnapshot<'a> {
             seq,
             time_ns: now_ns(),
         };
-        let mut buffer = std::mem::take(&mut session.buffer);
-        buffer.clear();
-        // Room for the header, which is known last.
-        buffer.extend(&[0; HEADER_LEN]);
         Ok(Self {
             session,
             identity,
             builder: Builder::new(),
-            file: Some(file),
-            temp,
-            buffer,
-            flushed: 0,
-            first: Vec::new(),
-            write_ns: 0,
-            failed: false,
+            out,
         })
     }
 
@@ -132,60 +106,6 @@ impl<'a> PendingSnapshot<'a> {
         self.builder.data_len()
     }
 
-    /// Writes at an offset of the file, unless an earlier write failed.
-    fn write(&mut self, bytes: &[u8], offset: u64) -> Result<(), StoreError> {
-        if self.failed {
-            return Err(StoreError::Misuse {
-                why: "an earlier write of it failed: drop it and begin anew".into(),
-            });
-        }
-        let start = Instant::now();
-        let Some(file) = self.file.as_mut() else {
-            return Ok(());
-        };
-        let done = file.write_all_at(bytes, offset);
-        self.write_ns += ns(start);
-        self.failed = done.is_err();
-        done.map_err(StoreError::io("write", &self.temp))
-    }
-
-    /// Writes what the buffer holds.
-    fn flush(&mut self) -> Result<(), StoreError> {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        if self.flushed == 0 {
-            let first = &buffer.bytes()[..buffer.bytes().len().min(FIRST)];
-            self.first.extend_from_slice(first);
-        }
-        let done = self.write(buffer.bytes(), self.flushed);
-        self.flushed += buffer.bytes().len() as u64;
-        buffer.clear();
-        self.buffer = buffer;
-        done
-    }
-
-    /// Adds to the end of the file. All writes but the last are whole buffers at multiples of its size, as
-    /// direct I/O wants them.
-    fn extend(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
-        while !bytes.is_empty() {
-            let taken = self.buffer.extend(bytes);
-            bytes = &bytes[taken..];
-            if self.buffer.is_full() {
-                self.flush()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Writes the beginning of the file again, with other bytes at `offset`. A whole page of it, because a part
-    /// would have to be read back first.
-    fn rewrite(&mut self, bytes: &[u8], offset: usize) -> Result<(), StoreError> {
-        self.first[offset..offset + bytes.len()].copy_from_slice(bytes);
-        let first = std::mem::take(&mut self.first);
-        let done = self.write(&first, 0);
-        self.first = first;
-        done
-    }
-
     /// Completes the snapshot and makes it visible and durable, in this order: pages, index and manifest,
     /// header, sync, rename, sync of the folder. A crash at any point leaves all of it or nothing.
     ///
@@ -207,9 +127,9 @@ impl<'a> PendingSnapshot<'a> {
             .map_err(|error| StoreError::Misuse {
                 why: error.to_string(),
             })?;
-        self.extend(&finished.tail)?;
-        self.flush()?;
-        self.rewrite(&finished.head, 0)?;
+        self.out.extend(&finished.tail)?;
+        self.out.flush()?;
+        self.out.rewrite(&finished.head, 0)?;
 
         let header = finished.header;
         let name = names::snapshot_file(header.seq, header.id);
@@ -235,7 +155,7 @@ impl<'a> PendingSnapshot<'a> {
             data_bytes: header.data.len,
             stored_pages: header.entries(),
             pages,
-            write_ns: self.write_ns,
+            write_ns: self.out.write_ns(),
             sync_ns,
         })
     }
@@ -250,7 +170,7 @@ impl<'a> PendingSnapshot<'a> {
         for range in self.builder.dropped().ranges() {
             table.remove_range(*range);
         }
-        super::chain::apply_entries(&mut table, entries, seq, &self.temp)?;
+        super::chain::apply_entries(&mut table, entries, seq, self.out.path())?;
         let span = match (self.identity.kind, &mut self.session.head) {
             (SnapshotKind::Delta, Some(head)) => head.plan(&table, entries.len()),
             _ => SpanPlan {
@@ -265,25 +185,25 @@ impl<'a> PendingSnapshot<'a> {
     /// The header as it is in the file by now.
     fn head_bytes(&self) -> [u8; HEADER_LEN] {
         let mut head = [0; HEADER_LEN];
-        head.copy_from_slice(&self.first[..HEADER_LEN]);
+        head.copy_from_slice(&self.out.first()[..HEADER_LEN]);
         head
     }
 
     fn make_durable(&mut self, path: &Path) -> Result<u64, StoreError> {
         let start = Instant::now();
         let each = self.session.unsynced.mode == Durability::Each;
-        if let Some(file) = self.file.as_mut().filter(|_| each) {
-            file.sync().map_err(StoreError::io("sync", &self.temp))?;
+        if each {
+            self.out.sync()?;
         }
         let late = Late {
-            write_ns: self.write_ns,
+            write_ns: self.out.write_ns(),
             sync_ns: ns(start),
         };
         // Only for the record, and only known now: after a crash it may be missing.
-        if let Err(error) = self.rewrite(&late.encode(), LATE_OFFSET as usize) {
+        if let Err(error) = self.out.rewrite(&late.encode(), LATE_OFFSET as usize) {
             tracing::debug!("costs of writing: {error}");
         }
-        let file = self.file.take();
+        let file = self.out.take_file();
         let seq = self.identity.seq;
         let files = Arc::clone(&self.session.store.files);
         let files = &*files;
@@ -291,11 +211,8 @@ impl<'a> PendingSnapshot<'a> {
             let (unsynced, dir) = (&mut self.session.unsynced, &self.session.dir);
             unsynced.mark(files, dir, seq - 1)?;
         }
-        files
-            .rename(&self.temp, path)
-            .map_err(StoreError::io("publish", path))?;
+        self.out.rename(path)?;
         if let Some(file) = file.filter(|_| !each) {
-            self.temp = PathBuf::new();
             self.session.unsynced.add(file, seq);
             // One that cannot be synced now is published all the same, and tried again with the next.
             if let Err(error) = self.session.sync_if_due() {
@@ -310,8 +227,6 @@ impl<'a> PendingSnapshot<'a> {
             }
             return Err(StoreError::io("sync folder", &self.session.dir)(error));
         }
-        // From here on the temporary name is gone.
-        self.temp = PathBuf::new();
         Ok(ns(start))
     }
 }
@@ -330,7 +245,7 @@ impl PageSink for PendingSnapshot<'_> {
             .map_err(|addr| StoreError::Misuse {
                 why: format!("its parent has no page {addr:#x} to refer to"),
             })?;
-        self.extend(batch.bytes())
+        self.out.extend(batch.bytes())
     }
 
     fn drop_ranges(&mut self, pages: &PageSet) {
@@ -344,16 +259,6 @@ impl PageSink for PendingSnapshot<'_> {
 
 impl Drop for PendingSnapshot<'_> {
     fn drop(&mut self) {
-        self.session.buffer = std::mem::take(&mut self.buffer);
-        if self.temp.as_os_str().is_empty() {
-            return;
-        }
-        self.file = None;
-        if let Err(error) = self.session.store.files.remove_file(&self.temp)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            // The next writer of the session removes it.
-            tracing::debug!("{} stays: {error}", self.temp.display());
-        }
+        self.session.buffer = self.out.take_buffer();
     }
 }

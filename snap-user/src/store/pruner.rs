@@ -10,24 +10,20 @@
 
 use super::chain::SessionFiles;
 use super::directory::{SnapshotMeta, Store};
-use super::durability::recover;
-use super::encoded::read_wanted;
+use super::durability::{durable_up_to, recover};
 use super::error::StoreError;
 use super::files::LockGuard;
 use super::headers::Headers;
-use super::needs::Needs;
+use super::needs::{Fate, Needs};
 use super::pack::PackWriter;
 use super::retention::{Rules, removable};
 use super::session::{SessionInfo, lock, now_ns};
-use crate::codec::Encoding;
-use crate::image::{Ghost, Location, SessionId, runs_of};
+use crate::image::{Ghost, SessionId, runs_of};
 use crate::model::SnapshotId;
 use std::collections::{BTreeSet, HashSet};
+use std::ops::Bound;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// Pages merged between two looks at whether to go on: 16 MiB of them.
-const STEP: usize = 4096;
 
 /// What the writer of a session and the one who removes from it agree on.
 #[derive(Debug, Default)]
@@ -188,11 +184,16 @@ impl Pruner {
         Ok(())
     }
 
-    /// Snapshots that stay whatever the rules say: tagged ones, those that a tree needs, what is being built on, and,
-    /// while the session is being written, the newest.
+    /// Snapshots that stay whatever the rules say: tagged ones, those that a tree needs, what is being built on, while
+    /// the session is being written the newest, and where that may not survive a power failure, the newest that will.
     pub fn protected(&self, list: &[SnapshotMeta]) -> Result<HashSet<SnapshotId>, StoreError> {
         let mut ids = self.store.tagged()?;
         ids.extend(self.store.in_trees()?);
+        let dir = self.store.session_path(self.session);
+        if let Some(durable) = durable_up_to(&*self.store.files, &dir)? {
+            let newest = list.iter().rev().find(|meta| meta.seq <= durable);
+            ids.extend(newest.map(|meta| meta.id));
+        }
         let agreed = self.shared.lock();
         let held = [agreed.head, agreed.pinned];
         if self.live {
@@ -283,8 +284,12 @@ impl Pruner {
             };
             return Ok(plan);
         }
-        let goes = |seq: u32| gone.contains(&seq) || listing.is_gone(seq);
-        plan.needs = Needs::find(&files, &kept, &goes)?;
+        let fate = |seq: u32| match listing.by_seq.contains_key(&seq) {
+            _ if gone.contains(&seq) || listing.is_gone(seq) => Fate::Goes,
+            true => Fate::Stays,
+            false => Fate::Missing,
+        };
+        plan.needs = Needs::find(&files, &kept, &fate)?;
         plan.bytes_after = sum(&kept) + plan.needs.bytes;
         Ok(plan)
     }
@@ -333,6 +338,7 @@ impl Pruner {
         let Some((writer, absorbed, ghosts)) = written else {
             self.store.remove_session(self.session)?;
             self.store.sweep_trees();
+            self.store.remove_flat(&plan.removed);
             return Ok(Pruned {
                 snapshots: plan.removed.len() as u64,
                 merged_pages: 0,
@@ -342,6 +348,7 @@ impl Pruner {
         let bytes = writer.publish(&absorbed, &ghosts)?;
         self.store.sweep_trees();
         drop(guard);
+        self.store.remove_flat(&plan.removed);
         // They are gone from here on. What fails below is swept by the next one.
         let listing = files.listing();
         let old_pack = listing.pack.as_ref().map_or(0, |p| p.header.file_len());
@@ -378,32 +385,24 @@ impl Pruner {
         let generation = listing.pack.as_ref().map_or(0, |p| p.header.generation);
         let generation = generation
             .checked_add(1)
-            .ok_or_else(|| StoreError::Misuse {
+            .ok_or_else(|| StoreError::NotRemoved {
                 why: "the session has been merged too often: begin another".into(),
             })?;
-        let mut writer = PackWriter::begin(&*files.files, &files.dir, self.session, generation)?;
-        for piece in plan.needs.places.chunks(STEP) {
-            let wanted: Vec<(Location, u64)> = piece.iter().map(|place| (*place, 0)).collect();
-            read_wanted(files, &wanted, &mut |page, _| match page.entry.encoding {
-                Encoding::Reference => page.previous().map(drop),
-                _ => writer.add(page),
-            })?;
-        }
-        let mut absorbed: BTreeSet<u32> = gone.clone();
+        let mut writer = PackWriter::begin(&files.files, &files.dir, self.session, generation)?;
+        writer.add_all(files, &plan.needs.places)?;
+        let mut absorbed: Vec<(u32, u32)> = gone.iter().map(|seq| (*seq, *seq)).collect();
         if let Some(pack) = &listing.pack {
-            for (first, last) in pack.absorbed() {
-                absorbed.extend(*first..=*last);
-            }
+            absorbed.extend(pack.absorbed());
         }
         let ghosts = plan.needs.ghosts.iter().map(|(seq, table)| Ghost {
             seq: *seq,
             runs: runs_of(table),
         });
-        Ok((writer, ranges(&absorbed), ghosts.collect()))
+        Ok((writer, merge(absorbed), ghosts.collect()))
     }
 
     /// Removes files that nobody needs, newest first: what an interrupted removal has left.
-    fn sweep(&self, files: &SessionFiles) -> Result<(), StoreError> {
+    pub(super) fn sweep(&self, files: &SessionFiles) -> Result<(), StoreError> {
         let listing = files.listing();
         let mut names = listing.leftovers.clone();
         names.sort_unstable_by(|a, b| b.cmp(a));
@@ -433,7 +432,10 @@ impl Pruner {
 /// Snapshots that were taken since the plan must not build on what goes.
 fn check_newer(files: &SessionFiles, plan: &Plan, gone: &BTreeSet<u32>) -> Result<(), StoreError> {
     let listing = files.listing();
-    for (seq, _) in listing.by_seq.range(plan.newest + 1..) {
+    for (seq, _) in listing
+        .by_seq
+        .range((Bound::Excluded(plan.newest), Bound::Unbounded))
+    {
         let parent = files.open(*seq)?.header.parent_seq;
         if gone.contains(&parent) {
             return Err(in_use(parent));
@@ -446,19 +448,36 @@ fn check_newer(files: &SessionFiles, plan: &Plan, gone: &BTreeSet<u32>) -> Resul
 }
 
 fn in_use(seq: u32) -> StoreError {
-    StoreError::Misuse {
-        why: format!("snapshot @{seq} came into use just now: nothing was removed, try again"),
+    StoreError::NotRemoved {
+        why: format!("snapshot @{seq} came into use just now: try again"),
     }
 }
 
-/// Numbers as ranges, first and last.
-fn ranges(numbers: &BTreeSet<u32>) -> Vec<(u32, u32)> {
-    let mut ranges: Vec<(u32, u32)> = Vec::new();
-    for &number in numbers {
-        match ranges.last_mut() {
-            Some(range) if range.1 + 1 == number => range.1 = number,
-            _ => ranges.push((number, number)),
+/// Ranges, first and last number, as few as it takes, ascending. Not number by number: a file may say any range.
+pub(super) fn merge(mut ranges: Vec<(u32, u32)>) -> Vec<(u32, u32)> {
+    ranges.sort_unstable();
+    let mut merged: Vec<(u32, u32)> = Vec::new();
+    for (first, last) in ranges {
+        match merged.last_mut() {
+            Some(range) if first <= range.1.saturating_add(1) => range.1 = range.1.max(last),
+            _ => merged.push((first, last)),
         }
     }
-    ranges
+    merged
+}
+
+#[cfg(test)]
+mod tests {
+    use super::merge;
+
+    #[test]
+    fn ranges_that_touch_become_one() {
+        assert_eq!(merge(vec![]), []);
+        assert_eq!(merge(vec![(7, 7), (1, 3), (4, 4)]), [(1, 4), (7, 7)]);
+        assert_eq!(merge(vec![(2, 2), (1, 9), (5, 6)]), [(1, 9)]);
+        assert_eq!(
+            merge(vec![(u32::MAX, u32::MAX), (1, u32::MAX), (9, 9)]),
+            [(1, u32::MAX)]
+        );
+    }
 }

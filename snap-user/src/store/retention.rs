@@ -27,9 +27,9 @@ impl Rules {
 /// The snapshots of one session that no rule keeps, size aside. `list` is ascending by sequence number, `now_ns`
 /// is wall-clock time since 1970; `protected` ones are kept whatever the rules say.
 ///
-/// A clock that went backwards makes snapshots look younger than they are, so that they stay longer, never shorter:
-/// an age is counted from the latest time known.
-pub fn removable<'a>(
+/// A clock that went backwards makes snapshots look younger than they are, those from the future as young as can
+/// be: they stay longer, never shorter.
+pub(super) fn removable<'a>(
     list: &'a [SnapshotMeta],
     rules: &Rules,
     now_ns: u64,
@@ -38,13 +38,6 @@ pub fn removable<'a>(
     if rules.keep_last.is_none() && rules.keep_within.is_none() {
         return Vec::new();
     }
-    let newest = list.iter().map(|meta| meta.time_ns).max().unwrap_or(0);
-    // A snapshot from the future says nothing about the age of the others.
-    let now = if newest > now_ns {
-        now_ns
-    } else {
-        now_ns.max(newest)
-    };
     let is_last = |at: usize| {
         rules
             .keep_last
@@ -53,7 +46,7 @@ pub fn removable<'a>(
     let is_young = |meta: &SnapshotMeta| {
         rules
             .keep_within
-            .is_some_and(|within| now.saturating_sub(meta.time_ns) as u128 <= within.as_nanos())
+            .is_some_and(|within| now_ns.saturating_sub(meta.time_ns) as u128 <= within.as_nanos())
     };
     list.iter()
         .enumerate()

@@ -7,7 +7,7 @@ use super::error::StoreError;
 use super::files::{LockGuard, Locking};
 use super::head::Head;
 use super::headers::Headers;
-use super::names::{self, LOCK_FILE, SESSION_FILE, TEMP_PREFIX};
+use super::names::{self, COPIED, LOCK_FILE, SESSION_FILE, TEMP_PREFIX};
 use super::pending::PendingSnapshot;
 use super::pruner::{Pruner, Shared};
 use crate::image::{Location, SessionId};
@@ -34,7 +34,41 @@ pub struct SessionInfo {
     pub cmdline: Vec<String>,
     /// When the session began, nanoseconds since 1970; filled in by [`Store::create_session`] when 0.
     pub created_ns: u64,
+    /// Processes that were brought back from snapshots of it and go on in it.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub continued: Vec<Continuation>,
 }
+
+/// A process that was brought back from a snapshot, and whose own snapshots follow that one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Continuation {
+    /// Process id.
+    pub pid: i32,
+    /// Start time in clock ticks since boot.
+    pub start_time: u64,
+    /// The snapshot, in hex digits.
+    pub from: String,
+    /// Sequence number from which snapshots may be its own.
+    pub since: u32,
+}
+
+impl SessionInfo {
+    /// It is the process that the session began with.
+    pub fn began_with(&self, pid: i32, start_time: u64) -> bool {
+        (self.pid, self.start_time) == (pid, start_time)
+    }
+
+    /// Where a process came in that goes on in the session.
+    pub fn continuation(&self, pid: i32, start_time: u64) -> Option<&Continuation> {
+        let same = |one: &&Continuation| (one.pid, one.start_time) == (pid, start_time);
+        self.continued.iter().rev().find(same)
+    }
+}
+
+/// First sequence number of a snapshot that is added to the copy of a session: its home goes on from where it was
+/// copied, and what comes from there later must find its numbers free.
+pub(super) const OWN_FROM: u32 = 2_000_000_000;
 
 /// The right to add snapshots to a session.
 ///
@@ -103,35 +137,8 @@ impl Session {
             info.created_ns = now_ns();
         }
         let id = fresh_id(&info);
+        let lock = publish_folder(store, id, &info, false)?;
         let dir = store.session_path(id);
-        let temp = store
-            .dir
-            .join(format!("{TEMP_PREFIX}{}", names::session_dir(id)));
-        let files = &*store.files;
-        files
-            .create_dir(&temp)
-            .map_err(StoreError::io("create folder", &temp))?;
-        // The lock goes along with the rename, so that no one sees the session unlocked.
-        let made = lock(store, &temp).and_then(|lock| {
-            let text = serde_json::to_string_pretty(&info).expect("plain data becomes JSON");
-            publish_text(files, &temp, SESSION_FILE, &text)?;
-            files
-                .rename(&temp, &dir)
-                .map_err(StoreError::io("publish", &dir))?;
-            files
-                .sync_dir(&store.dir)
-                .map_err(StoreError::io("sync folder", &store.dir))?;
-            Ok(lock)
-        });
-        let lock = made.inspect_err(|_| {
-            // Whichever name the folder has by now.
-            for folder in [&temp, &dir] {
-                for name in [SESSION_FILE, LOCK_FILE] {
-                    let _ = files.remove_file(&folder.join(name));
-                }
-                let _ = files.remove_dir(folder);
-            }
-        })?;
         Ok(Self {
             store: store.clone(),
             id,
@@ -156,6 +163,7 @@ impl Session {
             .files
             .names(&dir)
             .map_err(StoreError::io("list", &dir))?;
+        let copied = names.iter().any(|name| name == COPIED);
         for name in names {
             if name.starts_with(TEMP_PREFIX) {
                 let path = dir.join(name);
@@ -177,12 +185,17 @@ impl Session {
         if let Some(pack) = &listing.pack {
             last = last.max(pack.absorbed().last().map_or(0, |range| range.1));
         }
+        let next_seq = last.checked_add(1).ok_or_else(StoreError::session_full)?;
+        let next_seq = match copied {
+            true => next_seq.max(OWN_FROM),
+            false => next_seq,
+        };
         Ok(Self {
             store: store.clone(),
             id,
             dir,
             head: None,
-            next_seq: last + 1,
+            next_seq,
             buffer: WriteBuffer::default(),
             info,
             unsynced: Unsynced::default(),
@@ -204,6 +217,27 @@ impl Session {
     /// The process it watches.
     pub fn info(&self) -> &SessionInfo {
         &self.info
+    }
+
+    /// Has a process go on in this session that was brought back from one of its snapshots: its own follow that
+    /// one.
+    pub fn continue_with(
+        &mut self,
+        pid: i32,
+        start_time: u64,
+        from: SnapshotId,
+    ) -> Result<(), StoreError> {
+        let mut info = self.info.clone();
+        info.continued.push(Continuation {
+            pid,
+            start_time,
+            from: from.to_string(),
+            since: self.next_seq,
+        });
+        let text = serde_json::to_string_pretty(&info).expect("plain data becomes JSON");
+        publish_text(&*self.store.files, &self.dir, SESSION_FILE, &text)?;
+        self.info = info;
+        Ok(())
     }
 
     /// The snapshot published last by this writer, or last used as a parent.
@@ -292,6 +326,47 @@ impl Drop for Session {
             tracing::warn!("the last snapshots may not be durable: {error}");
         }
     }
+}
+
+/// Makes the folder of a session, locked from its first moment. `copied`: its home is in another store.
+pub(super) fn publish_folder(
+    store: &Store,
+    id: SessionId,
+    info: &SessionInfo,
+    copied: bool,
+) -> Result<LockGuard, StoreError> {
+    let dir = store.session_path(id);
+    let temp = store
+        .dir
+        .join(format!("{TEMP_PREFIX}{}", names::session_dir(id)));
+    let files = &*store.files;
+    files
+        .create_dir(&temp)
+        .map_err(StoreError::io("create folder", &temp))?;
+    let mut named = false;
+    // The lock goes along with the rename, so that no one sees the session unlocked.
+    let made = lock(store, &temp).and_then(|lock| {
+        let text = serde_json::to_string_pretty(info).expect("plain data becomes JSON");
+        publish_text(files, &temp, SESSION_FILE, &text)?;
+        if copied {
+            publish_text(files, &temp, COPIED, "")?;
+        }
+        files
+            .rename(&temp, &dir)
+            .map_err(StoreError::io("publish", &dir))?;
+        named = true;
+        files
+            .sync_dir(&store.dir)
+            .map_err(StoreError::io("sync folder", &store.dir))?;
+        Ok(lock)
+    });
+    made.inspect_err(|_| {
+        let folder = if named { &dir } else { &temp };
+        for name in [SESSION_FILE, COPIED, LOCK_FILE] {
+            let _ = files.remove_file(&folder.join(name));
+        }
+        let _ = files.remove_dir(folder);
+    })
 }
 
 pub(super) fn lock(store: &Store, dir: &std::path::Path) -> Result<LockGuard, StoreError> {

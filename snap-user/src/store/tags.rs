@@ -70,6 +70,11 @@ impl Store {
     /// Held while a tag is set, and while snapshots are being removed: what is tagged is not removed, and what is
     /// removed is not tagged.
     pub(super) fn lock_tags(&self) -> Result<LockGuard, StoreError> {
+        self.try_lock_tags(TRIES)
+    }
+
+    /// As [`Store::lock_tags`], for so many tries.
+    pub(super) fn try_lock_tags(&self, tries: u32) -> Result<LockGuard, StoreError> {
         let dir = self.tag_dir();
         match self.files.create_dir(&dir) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -78,7 +83,7 @@ impl Store {
             _ => {}
         }
         let path = dir.join(LOCK);
-        for _ in 0..TRIES {
+        for _ in 0..tries {
             match self
                 .files
                 .lock(&path)
@@ -88,10 +93,7 @@ impl Store {
                 Locking::Busy { .. } => std::thread::sleep(PAUSE),
             }
         }
-        Err(StoreError::Locked {
-            session: path,
-            pid: None,
-        })
+        Err(StoreError::TagsBusy { path })
     }
 
     /// All tags, by name. A damaged one is passed over, with a warning.

@@ -4,6 +4,7 @@ use super::cache::{ImageFile, PageFile};
 use super::chain::SessionFiles;
 use super::directory::Store;
 use super::error::StoreError;
+use super::names;
 use super::pack::PackFile;
 use super::snapshot::Snapshot;
 use super::versions::read_decoded;
@@ -51,19 +52,23 @@ impl Store {
         let mut report = Report::default();
         let mut found = false;
         for session in self.session_ids()? {
-            let files = self.session_files(session)?;
+            let Some(files) = self.session_files_if_there(session)? else {
+                continue;
+            };
             let listing = files.listing();
-            let wanted: Vec<u32> = listing
+            let wanted: Vec<(u32, SnapshotId)> = listing
                 .by_seq
                 .iter()
                 .filter(|(_, id)| only.is_none_or(|only| **id == only))
-                .map(|(seq, _)| *seq)
+                .map(|(seq, id)| (*seq, *id))
                 .collect();
             if wanted.is_empty() && only.is_some() {
                 continue;
             }
             found = true;
-            if let Err(error) = self.session_info(session) {
+            if let Err(error) = self.session_info(session)
+                && !self.is_session_gone(session)
+            {
                 report.problems.push(Problem {
                     id: None,
                     path: self.session_path(session),
@@ -125,14 +130,19 @@ impl Store {
 }
 
 /// One session under examination.
-struct Check<'a> {
+pub(super) struct Check<'a> {
     files: SessionFiles,
     report: &'a mut Report,
     /// What is wrong with each file itself, and how many entries and which references it has.
     checked: BTreeMap<u32, Own>,
     /// What is wrong with the pack, once that is known.
     pack: Option<Own>,
+    /// Which pack was there when `checked` and `pack` were begun.
+    generation: Option<u32>,
 }
+
+/// How often a snapshot is looked at again because others were removed meanwhile.
+const PATIENCE: u32 = 8;
 
 /// What a file's own sections say.
 struct Own {
@@ -142,8 +152,9 @@ struct Own {
 }
 
 impl<'a> Check<'a> {
-    fn new(files: SessionFiles, report: &'a mut Report) -> Self {
+    pub(super) fn new(files: SessionFiles, report: &'a mut Report) -> Self {
         Self {
+            generation: generation(&files),
             files,
             report,
             checked: BTreeMap::new(),
@@ -151,12 +162,13 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn run(&mut self, wanted: &[u32]) {
-        for &seq in wanted {
+    pub(super) fn run(&mut self, wanted: &[(u32, SnapshotId)]) {
+        for &(seq, id) in wanted {
+            let Some(whats) = self.settled(seq) else {
+                continue;
+            };
             self.report.snapshots += 1;
-            let id = self.files.listing().by_seq[&seq];
-            let path = self.files.path(seq).unwrap_or_default();
-            let whats = self.snapshot(seq);
+            let path = self.files.dir.join(names::snapshot_file(seq, id));
             self.report
                 .problems
                 .extend(whats.into_iter().map(|what| Problem {
@@ -165,6 +177,30 @@ impl<'a> Check<'a> {
                     what,
                 }));
         }
+    }
+
+    /// What is wrong with a snapshot, and not only because of what was removed while it was looked at; `None` if
+    /// it was removed itself.
+    fn settled(&mut self, seq: u32) -> Option<Vec<String>> {
+        let mut whats = self.snapshot(seq);
+        for _ in 0..PATIENCE {
+            if whats.is_empty() {
+                break;
+            }
+            match self.files.refresh() {
+                Err(error) if error.is_missing() => return None,
+                _ if self.files.listing().is_gone(seq) => return None,
+                _ => {}
+            }
+            let now = generation(&self.files);
+            if std::mem::replace(&mut self.generation, now) == now {
+                break;
+            }
+            self.checked.retain(|_, own| own.fault.is_none());
+            self.pack = None;
+            whats = self.snapshot(seq);
+        }
+        Some(whats)
     }
 
     /// All that is wrong with one snapshot, and with the files that it needs.
@@ -239,7 +275,11 @@ impl<'a> Check<'a> {
                 read_decoded(&self.files, &wanted, &mut |_, _| self.report.pages += 1)
             });
             let fault = checked.err().map(|error| error.to_string());
-            if let Some(what) = &fault {
+            let counts = || {
+                let known = self.files.refresh().is_ok();
+                known && generation(&self.files) == Some(pack.header.generation)
+            };
+            if let Some(what) = fault.as_ref().filter(|_| counts()) {
                 self.report.problems.push(Problem {
                     id: None,
                     path: pack.path().to_owned(),
@@ -276,6 +316,11 @@ impl<'a> Check<'a> {
             .map(|error| error.to_string());
         self.checked.insert(seq, Own { fault, stored });
     }
+}
+
+fn generation(files: &SessionFiles) -> Option<u32> {
+    let listing = files.listing();
+    listing.pack.as_ref().map(|pack| pack.header.generation)
 }
 
 /// Reads and checks all of a file, and what its pages hold the changes to.

@@ -7,7 +7,8 @@
 
 use super::arch::Registers;
 use super::ptrace::{self, Tid};
-use super::{memory, monotonic_ns, pidfd};
+use super::{clock_ns, memory, monotonic_ns, pidfd};
+use crate::model::Deadlines;
 use nix::sys::socket::{getsockopt, sockopt};
 use nix::sys::time::TimeValLike;
 use std::cell::RefCell;
@@ -139,18 +140,22 @@ fn note_continued(tid: Tid, regs: &Registers) {
 /// A call that has been continued once is restart_syscall(2) to the kernel from then on. Which one it was
 /// is known if this thread has stopped it before, and else told from the code before the instruction, or
 /// from what the arguments can be.
-pub fn continued_call(pid: i32, tid: Tid, regs: &Registers) -> Option<u64> {
+pub fn continued_call(pid: i32, tid: Tid, regs: &Registers) -> Option<ContinuedCall> {
     if !regs.needs_restart_block() {
         return None;
     }
+    let known = |nr| ContinuedCall {
+        nr,
+        is_guessed: false,
+    };
     if regs.orig_rax != libc::SYS_restart_syscall as u64 {
-        return Some(regs.orig_rax);
+        return Some(known(regs.orig_rax));
     }
     let met = CONTINUED.with_borrow(|calls| {
         let call = calls.get(&tid)?;
         ((call.ip, call.args) == (regs.ip(), regs.arguments())).then_some(call.nr)
     });
-    met.or_else(|| {
+    let told = met.or_else(|| {
         // `mov eax, NUMBER` right before the instruction, as C libraries have it.
         let mut code = [0u8; 5];
         let insn = regs
@@ -161,8 +166,44 @@ pub fn continued_call(pid: i32, tid: Tid, regs: &Registers) -> Option<u64> {
         (code[0] == 0xb8)
             .then_some(nr.into())
             .filter(|nr| has_restart_block(*nr))
+    });
+    told.map(known).or_else(|| {
+        let is_time = |at| memory::read_bytes(pid, at, &mut [0; 16]).is_ok();
+        call_by_arguments(regs.arguments(), is_time).map(|nr| ContinuedCall {
+            nr,
+            is_guessed: true,
+        })
     })
-    .or_else(|| call_by_arguments(regs.arguments()))
+}
+
+/// A system call that the kernel would continue by its restart block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContinuedCall {
+    /// Its number.
+    pub nr: u64,
+    /// It is what the arguments look like: good enough to issue it again with the same arguments, which the kernel checks,
+    /// and not with others.
+    pub is_guessed: bool,
+}
+
+/// What is left of the time-out of a call that continues by its restart block, in nanoseconds; `None` for one
+/// without, one until a moment that its own arguments name, and one that counts processor time.
+pub fn time_left(call: u64, args: [u64; 6], until: &Deadlines) -> Option<u64> {
+    const WAIT: u64 = libc::FUTEX_WAIT as u64;
+    let left = |clock, end: u64| Some(end.saturating_sub(clock_ns(clock).max(0) as u64));
+    match call as i64 {
+        libc::SYS_nanosleep => left(libc::CLOCK_MONOTONIC, until.sleep.1),
+        libc::SYS_clock_nanosleep if args[1] & libc::TIMER_ABSTIME as u64 == 0 => {
+            let (clock, end) = until.sleep;
+            // Those of processes and threads are negative.
+            (clock >= 0).then(|| left(clock, end)).flatten()
+        }
+        libc::SYS_futex if args[1] & !(libc::FUTEX_PRIVATE_FLAG as u64) == WAIT && args[3] != 0 => {
+            left(libc::CLOCK_MONOTONIC, until.futex)
+        }
+        libc::SYS_poll if args[2] as i32 >= 0 => left(libc::CLOCK_MONOTONIC, until.poll),
+        _ => None,
+    }
 }
 
 /// Calls that continue by a restart block when a stop interrupts them.
@@ -173,12 +214,13 @@ fn has_restart_block(nr: u64) -> bool {
     )
 }
 
-fn call_by_arguments([a, b, c, d, ..]: [u64; 6]) -> Option<u64> {
+/// `is_time`: there is memory at an address, where a time may be.
+fn call_by_arguments([a, b, c, d, ..]: [u64; 6], is_time: impl Fn(u64) -> bool) -> Option<u64> {
     const LOWEST: u64 = 0x1_0000;
     let pointer = |word: u64| (LOWEST..super::arch::USER_END).contains(&word);
     let flags = (libc::FUTEX_PRIVATE_FLAG | libc::FUTEX_CLOCK_REALTIME) as u64;
     let waits = [libc::FUTEX_WAIT as u64, libc::FUTEX_WAIT_BITSET as u64];
-    let nr = if a < 16 && b <= 1 && pointer(c) {
+    let nr = if a < 16 && b <= 1 && pointer(c) && is_time(c) {
         libc::SYS_clock_nanosleep
     } else if pointer(a) && pointer(b) {
         libc::SYS_nanosleep
@@ -233,9 +275,45 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_is_left_is_that_of_the_call_and_nothing_is_where_the_end_is_an_argument() {
+        let later = monotonic_ns() + 3_600_000_000_000;
+        let until = Deadlines {
+            sleep: (libc::CLOCK_MONOTONIC, later),
+            futex: later,
+            poll: later,
+        };
+        let left = |nr: i64, args| time_left(nr as u64, args, &until);
+        let at = 0x7f00_0000_1000;
+        for (nr, args) in [
+            (libc::SYS_nanosleep, [at, 0, 0, 0, 0, 0]),
+            (libc::SYS_clock_nanosleep, [1, 0, at, 0, 0, 0]),
+            (libc::SYS_futex, [at, 128, 5, at, 0, 0]),
+            (libc::SYS_poll, [at, 1, 5000, 0, 0, 0]),
+        ] {
+            let ns = left(nr, args).unwrap();
+            assert!((1..=3_600_000_000_000).contains(&ns), "{nr}: {ns}");
+        }
+        for (nr, args) in [
+            (libc::SYS_clock_nanosleep, [1, 1, at, 0, 0, 0]),
+            (libc::SYS_futex, [at, 128, 5, 0, 0, 0]),
+            (libc::SYS_futex, [at, 0x89, 5, at, 0, 0]),
+            (libc::SYS_poll, [at, 1, u64::from(u32::MAX), 0, 0, 0]),
+            (libc::SYS_read, [0; 6]),
+        ] {
+            assert_eq!(left(nr, args), None, "{nr}");
+        }
+        let over = Deadlines::default();
+        assert_eq!(
+            time_left(libc::SYS_nanosleep as u64, [0; 6], &over),
+            Some(0)
+        );
+    }
+
+    #[test]
     fn calls_are_told_by_what_their_arguments_can_be() {
         let at = 0x7f00_0000_1000;
-        let is = |args, nr: i64| assert_eq!(call_by_arguments(args), Some(nr as u64));
+        let is_time = |address| address == at;
+        let is = |args, nr: i64| assert_eq!(call_by_arguments(args, is_time), Some(nr as u64));
         is([0, 0, at, at, 0, 0], libc::SYS_clock_nanosleep);
         is([1, 1, at, 0, 0, 0], libc::SYS_clock_nanosleep);
         is([at, at, 5, 5, 5, 5], libc::SYS_nanosleep);
@@ -243,6 +321,8 @@ mod tests {
         is([at, 0x189, 2, at, 0, u32::MAX.into()], libc::SYS_futex);
         is([at, 3, 1000, 0, 0, 0], libc::SYS_poll);
         is([0, 0, 1000, 0, 0, 0], libc::SYS_poll);
-        assert_eq!(call_by_arguments([at, 1 << 60, 0, 0, 0, 0]), None);
+        // A time-out that is as large as an address.
+        is([0, 0, 1_000_000, 0, 0, 0], libc::SYS_poll);
+        assert_eq!(call_by_arguments([at, 1 << 60, 0, 0, 0, 0], is_time), None);
     }
 }

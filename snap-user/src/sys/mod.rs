@@ -14,6 +14,7 @@ mod interrupted;
 mod kcmp;
 mod limits;
 mod memory;
+mod memory_fs;
 mod namespace;
 mod open;
 mod pagemap;
@@ -25,6 +26,8 @@ mod remote;
 mod sched;
 mod scratch;
 mod stub;
+mod system_v;
+mod timers;
 mod transfer;
 mod traps;
 mod uffd;
@@ -36,13 +39,14 @@ pub use freeze::{Freeze, Frozen, Hold, release_strays};
 pub use gadgets::Gadgets;
 pub use guarded::{Call, Guarded, inject};
 pub use handle::path_of_handle;
-pub use interrupted::continued_call;
+pub use interrupted::{ContinuedCall, continued_call, time_left};
 pub use kcmp::{compare_files, compare_files_of};
 pub use limits::{limit_name, limits, set_limit};
 pub use memory::{
     ReadFault, memfd, read_bytes, read_pages, read_pages_into, read_ranges, shared_memory,
     write_bytes, write_pages, write_ranges,
 };
+pub use memory_fs::{Room, is_mount_point, mount_memory, resize_memory, room, usable_memory};
 pub use namespace::{bring_up_loopback, in_network_of};
 pub use open::{
     create_in_root, duplicate_number, open_in_root, open_link, open_own_link, unnamed_in_root,
@@ -54,6 +58,8 @@ pub use remote::{Remote, THREAD_FLAGS};
 pub use sched::{affinity, io_priority, scheduling, set_affinity, set_io_priority, set_scheduling};
 pub use scratch::ScratchMap;
 pub use stub::{Birth, Guard, Lazy, Loading, Released, Stub, StubCall, StubThread, fill_all};
+pub use system_v::shared_segment;
+pub use timers::{PR_TIMER_CREATE_RESTORE_IDS, chooses_timer_ids};
 pub use transfer::{MOST_DESCRIPTORS, control_len, send_descriptors};
 pub use traps::{Trap, set_trap};
 pub use uffd::{CREATION_FLAGS as USERFAULTFD_FLAGS, Userfaultfd, WpRegister};

@@ -70,6 +70,11 @@ impl Remote {
         self.sp = 0;
     }
 
+    /// Where its stack was before any of this.
+    pub fn saved_stack(&self) -> u64 {
+        self.saved.sp()
+    }
+
     /// Runs one system call. Returns its result; an error number of the call is an error here,
     /// named `name`.
     pub fn call(&mut self, name: &'static str, nr: i64, args: [u64; 6]) -> Result<u64> {
@@ -114,11 +119,32 @@ impl Remote {
         Ok(result as u64)
     }
 
+    /// Has the thread begin a call that waits and interrupts it there, which leaves it with what the kernel needs to
+    /// continue that wait (`restart_syscall(2)`). Gives the result of a call that did not come to wait.
+    ///
+    /// Calls that the thread runs afterwards leave that alone, unless they wait themselves.
+    pub fn begin_wait(&mut self, nr: i64, args: [u64; 6]) -> Result<Option<i64>> {
+        // Before the call has begun in earnest: it finds the interruption when it is about to sleep. The stop at its exit
+        // stands for the one that was asked for (ptrace_stop in kernel/signal.c).
+        let (result, _) = self.run_with(nr, args, || ptrace::interrupt(self.tid))?;
+        Ok((!Registers::is_restart_by_block(result)).then_some(result))
+    }
+
     /// The result of a call, and the thread that it made.
+    fn run(&mut self, nr: i64, args: [u64; 6]) -> Result<(i64, Option<Tid>)> {
+        self.run_with(nr, args, || Ok(()))
+    }
+
+    /// The same, with something done when the thread is at the entry of the call.
     ///
     /// Stops at entry and exit rather than steps: the trap of a step is a signal, and forcing one on a
     /// thread that blocks or ignores it takes the program's own handler of SIGTRAP away.
-    fn run(&mut self, nr: i64, args: [u64; 6]) -> Result<(i64, Option<Tid>)> {
+    fn run_with(
+        &self,
+        nr: i64,
+        args: [u64; 6],
+        at_entry: impl Fn() -> Result<()>,
+    ) -> Result<(i64, Option<Tid>)> {
         let regs = Registers {
             rsp: self.sp,
             ..self.saved.with_syscall(self.insn, nr as u64, args)
@@ -131,7 +157,12 @@ impl Remote {
             match ptrace::wait(self.tid)? {
                 Event::Clone => child = Some(ptrace::event_message(self.tid)? as Tid),
                 Event::Exited(_) => return Err(self.ended()),
-                Event::Syscall => stops += 1,
+                Event::Syscall => {
+                    stops += 1;
+                    if stops == 1 {
+                        at_entry()?;
+                    }
+                }
                 // The instruction itself cannot be run: it would fault again for ever.
                 Event::Signal(libc::SIGSEGV | libc::SIGBUS | libc::SIGILL) => {
                     return Err(SysError::new(

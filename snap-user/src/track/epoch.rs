@@ -302,6 +302,8 @@ mod tests {
         refused: PageSet,
         /// The next rearm fails.
         fails: bool,
+        /// What rearms find, one after the other.
+        found: Vec<PageSet>,
     }
 
     impl Tracker for Writer {
@@ -316,7 +318,7 @@ mod tests {
                     why: "it fails once".into(),
                 });
             }
-            Ok(Some(PageSet::new()))
+            Ok(Some(self.found.pop().unwrap_or_default()))
         }
 
         fn every_write_faults(&self) -> bool {
@@ -357,8 +359,79 @@ mod tests {
             every_write_faults,
             refused: PageSet::new(),
             fails,
+            found: Vec::new(),
         };
         Epoch::new(Box::new(tracker), true)
+    }
+
+    fn page(n: u64) -> PageSet {
+        PageSet::from_pages(vec![0x20_0000 + n * PAGE_SIZE])
+    }
+
+    fn finding(mut found: Vec<PageSet>) -> Epoch {
+        found.reverse();
+        let tracker = Writer {
+            every_write_faults: true,
+            refused: PageSet::new(),
+            fails: false,
+            found,
+        };
+        Epoch::new(Box::new(tracker), true)
+    }
+
+    #[test]
+    fn what_was_protected_ahead_is_handed_out_in_the_stop() {
+        let vmas = mapping();
+        let mut epoch = finding(vec![page(1), page(2)]);
+        assert_eq!(
+            epoch.rotate_protecting(&vmas).unwrap().map(|d| d.copy),
+            None
+        );
+        epoch.protect_ahead(&vmas, &mut || {}).unwrap();
+        let dirty = epoch.rotate_protecting(&vmas).unwrap().unwrap();
+        assert_eq!(dirty.copy, page(1).union(&page(2)));
+        assert!(dirty.examined.is_empty());
+        epoch.commit();
+        let dirty = epoch.rotate_protecting(&vmas).unwrap().unwrap();
+        assert!(dirty.copy.is_empty());
+    }
+
+    #[test]
+    fn what_was_protected_ahead_is_handed_out_by_a_look_too() {
+        let vmas = mapping();
+        let mut epoch = finding(vec![page(1)]);
+        epoch.protect_ahead(&vmas, &mut || {}).unwrap();
+        epoch.log().unwrap().record(1, 0x40_0000);
+        let dirty = epoch.rotate(&vmas, |_| true).unwrap();
+        assert!(dirty.copy.contains(page(1).ranges()[0].start));
+        assert!(dirty.copy.contains(0x40_0000));
+    }
+
+    #[test]
+    fn what_was_handed_out_in_vain_comes_again() {
+        let vmas = mapping();
+        let mut epoch = finding(vec![PageSet::new(), page(1), page(2), page(3)]);
+        epoch.protect_ahead(&vmas, &mut || {}).unwrap();
+        assert_eq!(
+            epoch.rotate_protecting(&vmas).unwrap().unwrap().copy,
+            page(1)
+        );
+        epoch.abort();
+        let ahead = epoch.precopy(&vmas, &mut || {}).unwrap().unwrap();
+        assert_eq!(ahead, page(1).union(&page(2)));
+        epoch.abort();
+        let dirty = epoch.rotate_protecting(&vmas).unwrap().unwrap();
+        assert_eq!(dirty.copy, page(1).union(&page(2)).union(&page(3)));
+    }
+
+    #[test]
+    fn what_only_an_event_told_of_is_copied_in_the_stop_whatever_was_before() {
+        let vmas = mapping();
+        let mut epoch = finding(Vec::new());
+        epoch.protect_ahead(&vmas, &mut || {}).unwrap();
+        epoch.written(&page(5));
+        let dirty = epoch.rotate_protecting(&vmas).unwrap().unwrap();
+        assert_eq!((dirty.copy, dirty.examined), (page(5), page(5)));
     }
 
     fn rotated(every_write_faults: bool) -> Dirty {

@@ -4,13 +4,15 @@ use super::{Result, TrackError, TrackerKind};
 use crate::sys::{MayHold, Pagemap, ScratchMap, Userfaultfd, WpRegister, monotonic_ns};
 
 /// Large enough that the clock and the first touch of the page tables do not show.
-const PAGES: u64 = 2048;
-const ROUNDS: usize = 5;
+const PAGES: u64 = 1 << 14;
+const ROUNDS: usize = 3;
+/// From one write to the next, in pages: odd, so that all of them are met, and far, so that neither caches nor
+/// translations are near.
+const STRIDE: u64 = 6_121;
 
 /// Nanoseconds that a write to a page under asynchronous write protection takes longer than one to
-/// a page that is not: the median of a few rounds over 8 MiB of this process itself. Takes tens of
-/// milliseconds. The fault log's own part is not in it, nor are the cache misses that writes scattered
-/// over a large memory add.
+/// a page that is not: the median of a few rounds, scattered over 64 MiB of this process itself. Takes some hundred
+/// milliseconds. The fault log's own part is not in it.
 ///
 /// # Errors
 /// [`TrackError::Unavailable`] where the kernel lacks the mechanism; else a failed system call.
@@ -21,7 +23,7 @@ pub fn fault_cost_ns() -> Result<u64> {
     let range = map.range();
     let mut write_all = |byte| {
         let start = monotonic_ns();
-        (0..PAGES).for_each(|n| map.write(n, byte));
+        (0..PAGES).for_each(|n| map.write(n * STRIDE % PAGES, byte));
         monotonic_ns() - start
     };
     write_all(0);

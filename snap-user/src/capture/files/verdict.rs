@@ -77,7 +77,7 @@ pub fn mapping_verdict(vma: &Vma) -> Verdict {
             if !["/memfd:", "/dev/zero", "/SYSV", "/dev/shm/"].iter().any(|p| path.starts_with(p)) =>
         {
             Verdict::Partly(
-                "its file has been deleted: while it is mapped it stays, and it is not mapped again".into(),
+                "its file has been deleted: it comes back as memory without a file, and a rollback does not map it again".into(),
             )
         }
         _ => Verdict::Whole,

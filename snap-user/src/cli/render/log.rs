@@ -1,6 +1,6 @@
 //! A list of snapshots.
 
-use super::{Align, Style, Table, human};
+use super::{Align, Style, Table, graph, human};
 use crate::model::SnapshotKind;
 use crate::session::LogEntry;
 use std::io::{self, Write};
@@ -13,9 +13,19 @@ pub fn kind(kind: SnapshotKind) -> &'static str {
     }
 }
 
-/// A table, oldest first.
-pub fn write(out: &mut dyn Write, style: Style, entries: &[LogEntry]) -> io::Result<()> {
+/// A table, oldest first; with a graph of which follows which before it, if asked for.
+pub fn write(
+    out: &mut dyn Write,
+    style: Style,
+    entries: &[LogEntry],
+    with_graph: bool,
+) -> io::Result<()> {
+    let graph = match with_graph {
+        true => graph::rows(entries.iter().map(|entry| (entry.id, entry.parent))),
+        false => entries.iter().map(|_| graph::Row::default()).collect(),
+    };
     let mut table = Table::new([
+        ("", Align::Left),
         ("seq", Align::Right),
         ("id", Align::Left),
         ("kind", Align::Left),
@@ -27,8 +37,9 @@ pub fn write(out: &mut dyn Write, style: Style, entries: &[LogEntry]) -> io::Res
         ("stored", Align::Right),
         ("from", Align::Left),
     ]);
-    for entry in entries {
+    for (entry, graph) in entries.iter().zip(graph) {
         table.row([
+            graph.own,
             format!("@{}", entry.seq),
             entry.id.short(),
             kind(entry.kind).into(),
@@ -43,6 +54,14 @@ pub fn write(out: &mut dyn Write, style: Style, entries: &[LogEntry]) -> io::Res
                 false => String::new(),
             },
         ]);
+        if let Some(branching) = graph.below {
+            let mut cells: [String; 11] = Default::default();
+            cells[0] = branching;
+            table.row(cells);
+        }
     }
-    table.write(out, style, "")
+    match with_graph {
+        true => table.write(out, style, ""),
+        false => table.without_first().write(out, style, ""),
+    }
 }

@@ -1,7 +1,10 @@
 //! Data as text for people.
 
+pub mod cloned;
 pub mod diagnosis;
 pub mod diff;
+pub mod flush;
+pub mod graph;
 pub mod human;
 pub mod inspection;
 pub mod log;

@@ -13,6 +13,7 @@ pub fn json(pid: i32, summary: &Summary) -> serde_json::Value {
         Ended::Count => ("count", None),
         Ended::Time => ("time", None),
         Ended::Interrupted => ("interrupted", None),
+        Ended::Terminated => ("terminated", None),
         Ended::TargetExited(code) => ("target_exited", code),
     };
     json!({
@@ -38,6 +39,7 @@ pub fn text(pid: Option<i32>, summary: &Summary, late: u64) -> Vec<String> {
     let ended = match summary.ended {
         Ended::Count | Ended::Time => format!("{who} runs on"),
         Ended::Interrupted => format!("interrupted; {who} runs on"),
+        Ended::Terminated => format!("told to end; {who} runs on"),
         Ended::TargetExited(Some(code)) => format!("{who} ended with exit code {code}"),
         Ended::TargetExited(None) => format!("{who} ended"),
     };
@@ -45,6 +47,7 @@ pub fn text(pid: Option<i32>, summary: &Summary, late: u64) -> Vec<String> {
     let ended = match (pid, summary.ended) {
         (None, Ended::Count | Ended::Time) => None,
         (None, Ended::Interrupted) => Some("interrupted".to_owned()),
+        (None, Ended::Terminated) => Some("told to end".to_owned()),
         _ => Some(ended),
     };
     let mut lines = vec![format!(
@@ -134,6 +137,7 @@ pub fn table(rows: &[Row<'_>], out: &mut dyn Write, style: Style) -> io::Result<
                     match summary.ended {
                         Ended::Count | Ended::Time => "runs on".into(),
                         Ended::Interrupted => "interrupted, runs on".into(),
+                        Ended::Terminated => "told to end, runs on".into(),
                         Ended::TargetExited(Some(code)) => format!("ended with exit code {code}"),
                         Ended::TargetExited(None) => "ended".into(),
                     },

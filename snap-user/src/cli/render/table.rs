@@ -40,6 +40,13 @@ impl Table {
             .push(cells.iter().map(|cell| clean(cell)).collect());
     }
 
+    /// The same without its first column.
+    pub fn without_first(mut self) -> Self {
+        self.columns.remove(0);
+        self.rows.iter_mut().for_each(|row| drop(row.remove(0)));
+        self
+    }
+
     /// Writes heading and rows, each line behind `indent`.
     pub fn write(&self, out: &mut dyn Write, style: Style, indent: &str) -> io::Result<()> {
         let width = |text: &str| text.chars().count();

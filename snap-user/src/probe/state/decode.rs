@@ -4,7 +4,7 @@ use super::record::{
     MAX_GROUPS, NODE_WORDS, OBJECT_BASE, OBJECT_POLICY, ProcessRecord, ThreadRecord, TimerRecord,
 };
 use crate::model::{
-    AltStack, Credentials, IntervalTimer, Limit, MemoryPolicy, Observed, ObservedThread,
+    AltStack, Credentials, Deadlines, IntervalTimer, Limit, MemoryPolicy, Observed, ObservedThread,
     PosixTimer, ProcessAttributes, RobustList, Rseq, Seccomp, SignalAction, Source,
     SyscallDispatch, ThreadAttributes,
 };
@@ -192,6 +192,16 @@ fn thread(header: RecordHeader, record: &ThreadRecord, bits: Bits, observed: &mu
         comm: String::from_utf8_lossy(comm).into_owned(),
         filters: record.seccomp_filters as u32,
         more_groups: record.group_count > MAX_GROUPS as i32,
+        deadlines: Deadlines {
+            sleep: (record.sleep_clock, record.sleep_end),
+            futex: record.futex_end,
+            // Seconds and nanoseconds, under one of two names.
+            poll: [record.poll_end, record.poll_end_time]
+                .map(|[s, ns]| s.saturating_mul(1_000_000_000).saturating_add(ns))
+                .into_iter()
+                .max()
+                .unwrap_or(0),
+        },
         pending: record.pending != 0,
         rseq: bits.rseq.then(|| {
             (record.rseq != 0).then_some(Rseq {

@@ -1,12 +1,14 @@
 //! Attributes of a new process: from those of a fork of ksnap to the snapshot's.
 
 use crate::model::{
-    AltStack, IntervalTimer, MemoryPolicy, ProcessAttributes, ProcessState, Seccomp, SignalAction,
-    ThreadAttributes, ThreadState,
+    AltStack, IntervalTimer, Limit, MemoryPolicy, ProcessAttributes, ProcessState, Seccomp,
+    SignalAction, ThreadAttributes, ThreadState,
 };
-use crate::restore::state::{self, Action, Arg, Runner, StatePlan, Step};
+use crate::restore::state::{
+    self, Action, Arg, Held, LimitsPlan, Runner, StatePlan, Step, TimerIds, cloned_scheduling,
+};
 use crate::restore::{RestoreError, Result};
-use crate::sys::{self, Stub, StubCall, proc, ptrace};
+use crate::sys::{self, Stub, StubCall, SysError, proc, ptrace};
 
 /// Kinds of namespaces that a new process is not put into again, with what they separate.
 const SEPARATE: [(&str, &str); 6] = [
@@ -22,7 +24,7 @@ const SEPARATE: [(&str, &str); 6] = [
 ///
 /// # Errors
 /// [`RestoreError::Refused`] with everything that this ksnap may not give a new process.
-pub fn plan_attributes(wanted: &ProcessState) -> Result<StatePlan> {
+pub fn plan_attributes(wanted: &ProcessState) -> Result<(StatePlan, LimitsPlan)> {
     plan_from(wanted, |_| {})
 }
 
@@ -30,7 +32,7 @@ pub fn plan_attributes(wanted: &ProcessState) -> Result<StatePlan> {
 ///
 /// # Errors
 /// [`RestoreError::Refused`] with everything that this ksnap may not give a new process.
-pub fn plan_attributes_in_tree(wanted: &ProcessState) -> Result<StatePlan> {
+pub fn plan_attributes_in_tree(wanted: &ProcessState) -> Result<(StatePlan, LimitsPlan)> {
     plan_from(wanted, |now| {
         now.attributes.session = wanted.attributes.session;
         now.attributes.group = wanted.attributes.group;
@@ -41,11 +43,20 @@ pub fn plan_attributes_in_tree(wanted: &ProcessState) -> Result<StatePlan> {
     })
 }
 
-fn plan_from(wanted: &ProcessState, make: impl FnOnce(&mut ProcessState)) -> Result<StatePlan> {
+fn plan_from(
+    wanted: &ProcessState,
+    make: impl FnOnce(&mut ProcessState),
+) -> Result<(StatePlan, LimitsPlan)> {
     let mut notes = Vec::new();
     let mut now = newborn(wanted, &mut notes)?;
     make(&mut now);
     let mut plan = state::plan(wanted, &now);
+    let ids = match sys::chooses_timer_ids() {
+        true => TimerIds::Chosen,
+        false => TimerIds::Counted,
+    };
+    plan.refused
+        .append(&mut state::check_timers(wanted, &now, ids));
     if !plan.refused.is_empty() {
         return Err(RestoreError::Refused {
             pid: wanted.pid,
@@ -53,7 +64,7 @@ fn plan_from(wanted: &ProcessState, make: impl FnOnce(&mut ProcessState)) -> Res
         });
     }
     plan.notes.append(&mut notes);
-    Ok(plan)
+    Ok((plan, state::plan_limits(wanted, &now)))
 }
 
 /// What a process is when ksnap has just forked it.
@@ -124,7 +135,7 @@ fn threads(pid: i32, wanted: &ProcessState) -> sys::Result<Vec<ThreadState>> {
         alt_stack: Some(AltStack::default()),
         credentials: Some(status.credentials),
         personality: number("personality", 16).map(|n| n as u32),
-        scheduling: sys::scheduling(pid).ok(),
+        scheduling: sys::scheduling(pid).ok().map(|s| cloned_scheduling(&s)),
         affinity: sys::affinity(pid).ok(),
         io_priority: sys::io_priority(pid).ok(),
         timer_slack_ns: number("timerslack_ns", 10).map(|n| n as u64),
@@ -270,16 +281,64 @@ impl Runner for ByStub<'_> {
             Action::IoPriority(to) => sys::set_io_priority(tid, *to),
             Action::Dispatch(to) => ptrace::set_syscall_dispatch(tid, to),
             Action::File(name, content) => proc::write(pid, name, content),
-            Action::Call(..) | Action::MakeTimer(_) => {
-                unreachable!("run by the process itself")
+            Action::Call(..) | Action::MakeTimer(_) | Action::SoftLimit(..) => {
+                unreachable!("done by other means")
             }
         }
     }
+
+    fn limits(&mut self) -> sys::Result<Vec<Limit>> {
+        sys::limits(self.stub.pid())
+    }
+}
+
+/// Steps that are done from outside, to a process that cannot run any yet.
+struct Outside(i32);
+
+impl Runner for Outside {
+    fn call(&mut self, _: i32, _: i64, _: &[Arg], _: Option<&mut [u8]>) -> sys::Result<u64> {
+        Err(SysError::new(
+            "prlimit",
+            format_args!("new process {}", self.0),
+            std::io::Error::from_raw_os_error(libc::EPERM),
+        ))
+    }
+
+    fn about(&mut self, _: i32, action: &Action) -> sys::Result<()> {
+        match action {
+            Action::Limit(number, to) => sys::set_limit(self.0, *number, *to),
+            _ => unreachable!("limits alone"),
+        }
+    }
+
+    fn limits(&mut self) -> sys::Result<Vec<Limit>> {
+        sys::limits(self.0)
+    }
+}
+
+/// Takes resource limits out of the way of what is to be made.
+pub(super) fn lift_limits(stub: &Stub, plan: &LimitsPlan) -> sys::Result<Vec<String>> {
+    state::apply(&plan.before, &mut Outside(stub.pid()))
+}
+
+/// Gives it its resource limits, when nothing more is to be made, by an instruction of its own.
+pub(super) fn set_limits(stub: &Stub, plan: &LimitsPlan, insn: u64) -> sys::Result<Vec<String>> {
+    let mut after = plan.after.clone();
+    after
+        .steps
+        .iter_mut()
+        .for_each(|step| step.tid = stub.pid());
+    let mut held = Held::traced(stub.pid(), insn, stub.traced_with());
+    let notes = state::apply(&after, &mut held)?;
+    held.finish(stub.pid())?;
+    Ok(notes)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Credentials;
+    use crate::sys::Birth;
 
     #[test]
     fn a_fork_keeps_what_is_ignored_alone() {
@@ -302,5 +361,76 @@ mod tests {
         let now = newborn(&wanted, &mut Vec::new()).unwrap();
         let plan = state::plan(&now, &now);
         assert!(plan.steps.is_empty(), "{plan:?}");
+    }
+
+    /// Has a new process take credentials, one after the other, and looks at what it has then.
+    fn becomes(all: &[Credentials]) {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: giving up capabilities needs some");
+        }
+        let mut stub = Stub::start(Birth::default(), &[], None).unwrap();
+        let pid = stub.pid();
+        let with = |credentials: Credentials| ProcessState {
+            pid,
+            threads: vec![ThreadState {
+                tid: pid,
+                attributes: ThreadAttributes {
+                    credentials: Some(credentials),
+                    ..ThreadAttributes::default()
+                },
+                ..ThreadState::default()
+            }],
+            ..ProcessState::default()
+        };
+        let seen = || proc::task_status(pid, pid).unwrap().credentials;
+        for want in all {
+            let wanted = with(want.clone());
+            let plan = state::plan(&wanted, &with(seen()));
+            assert_eq!(plan.refused, Vec::<String>::new());
+            apply(&mut stub, &plan, &wanted).unwrap();
+            let got = seen();
+            assert_eq!(
+                (got.uids, got.gids, got.capabilities),
+                (want.uids, want.gids, want.capabilities)
+            );
+        }
+    }
+
+    const SETUID: u64 = 1 << 7;
+    const NET_BIND: u64 = 1 << 10;
+    const NET_ADMIN: u64 = 1 << 12;
+
+    fn credentials(id: u32, capabilities: [u64; 5]) -> Credentials {
+        Credentials {
+            uids: [id; 4],
+            gids: [0; 4],
+            capabilities,
+            ..Credentials::default()
+        }
+    }
+
+    #[test]
+    fn capabilities_stay_when_ids_change_without_the_right_to_change_securebits() {
+        let bounding = proc::task_status(std::process::id() as i32, std::process::id() as i32)
+            .unwrap()
+            .credentials
+            .capabilities[3];
+        let few = SETUID | NET_BIND;
+        becomes(&[
+            credentials(0, [0, few, few, bounding, 0]),
+            credentials(1000, [NET_BIND, NET_BIND, NET_BIND, bounding, NET_BIND]),
+        ]);
+        let mut half = credentials(0, [0, few, NET_BIND, bounding, 0]);
+        half.uids = [0, 1000, 0, 1000];
+        becomes(&[half, credentials(1000, [0, NET_BIND, 0, bounding, 0])]);
+    }
+
+    #[test]
+    fn what_is_inherited_may_have_left_the_bounding_set() {
+        let inherited = NET_BIND | NET_ADMIN;
+        becomes(&[credentials(
+            1000,
+            [inherited, NET_BIND, 0, NET_BIND, NET_BIND],
+        )]);
     }
 }

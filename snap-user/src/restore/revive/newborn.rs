@@ -6,7 +6,7 @@ use super::space::{self, Sources};
 use super::threads;
 use crate::model::{MmFields, ProcessState, SavedFile};
 use crate::restore::files::SavedContents;
-use crate::restore::{RestoreError, Result, files};
+use crate::restore::{RestoreError, Result, fault, files, waits};
 use crate::sys::{self, Birth, Gadgets, Lazy, Released, Stub, StubCall, SysError, proc};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -66,6 +66,13 @@ impl Newborn {
     /// # Errors
     /// [`RestoreError::Unborn`]; nothing is left of the process then.
     pub fn adopt(mut stub: Stub, plan: &NewPlan, opened: &Opened, pid: i32) -> Result<Self> {
+        let unborn = |source| RestoreError::Unborn {
+            pid,
+            step: "making its mappings",
+            source,
+        };
+        let mut notes = attributes::lift_limits(&stub, &plan.limits).map_err(unborn)?;
+        fault::point("making its mappings");
         let sources = Sources {
             files: opened.files.iter().map(AsRawFd::as_raw_fd).collect(),
             objects: opened
@@ -77,12 +84,7 @@ impl Newborn {
         let kernel = stub.kernel_mappings().to_vec();
         stub.run(&space::make(plan, &sources, &kernel))
             .and_then(|_| stub.run(&space::advise(plan)))
-            .map_err(|source| RestoreError::Unborn {
-                pid,
-                step: "making its mappings",
-                source,
-            })?;
-        let mut notes = Vec::new();
+            .map_err(unborn)?;
         if !stub.has_right_proc() {
             notes.push(
                 "its /proc has other ids than its own: a new one could not be mounted".to_owned(),
@@ -135,6 +137,7 @@ impl Newborn {
         let outcome = self.complete(target, plan, opened, keep_ids, &mut step);
         let unborn = |source| RestoreError::Unborn { pid, step, source };
         outcome.map_err(unborn)?;
+        fault::point("letting it go");
         let Self { stub, notes, .. } = self;
         let released = stub.release().map_err(|source| RestoreError::Unborn {
             pid,
@@ -154,6 +157,7 @@ impl Newborn {
     ) -> sys::Result<()> {
         self.prepare(target, plan, opened, keep_ids, step)?;
         *step = "opening its files";
+        fault::point(step);
         let files = &plan.files;
         let nothing = ProcessState::default();
         let options = files::Options {
@@ -167,13 +171,16 @@ impl Newborn {
         made.install(&mut remote, pid, pidfd, files)?;
         drop(remote);
         *step = "writing the contents of its files";
+        fault::point(step);
         self.write_back(target, opened)?;
         *step = "setting what its files hold";
+        fault::point(step);
         let mut remote = self.stub.remote(0, self.stub.insn())?;
         let notes = made.settle(&mut remote, self.stub.pid(), files, target, &nothing)?;
         drop(remote);
         self.notes.extend(made.notes.iter().cloned().chain(notes));
         *step = "setting its attributes";
+        fault::point(step);
         attributes::begin_session(&mut self.stub, target)?;
         self.become_itself(target, plan, step)
     }
@@ -200,8 +207,10 @@ impl Newborn {
         *step = "finishing its mappings";
         self.finish_mappings(plan)?;
         *step = "setting the bounds of its memory";
+        fault::point(step);
         self.set_mm(target, opened)?;
         *step = "making its threads";
+        fault::point(step);
         let stub = &mut self.stub;
         threads::make(stub, target, keep_ids)?;
         *step = "closing what it has inherited";
@@ -235,6 +244,7 @@ impl Newborn {
         self.notes.extend(notes);
         let stub = &mut self.stub;
         *step = "taking out what is not its own";
+        fault::point(step);
         // While ksnap itself fills its memory, it must not outlive that.
         let signal = match self.is_lazy && stub.init().is_none() {
             true => libc::SIGKILL,
@@ -252,7 +262,13 @@ impl Newborn {
         let insn = own_syscall(stub)?;
         stub.remove_area(insn)?;
         *step = "setting its threads";
-        threads::set(stub, target, insn)
+        fault::point(step);
+        threads::queue_all(stub, target, insn)?;
+        let waits = waits::begin_all(stub.pid(), &target.threads, |n| stub.remote(n, insn))?;
+        // Every call of its own that is left would be measured against them.
+        let notes = attributes::set_limits(stub, &plan.limits, insn)?;
+        self.notes.extend(notes);
+        threads::set(&self.stub, target, &waits)
     }
 
     fn finish_mappings(&mut self, plan: &NewPlan) -> sys::Result<()> {

@@ -2,7 +2,7 @@
 
 use crate::model::{Backing, PAGE_SIZE, PageRange, ProcessState, Vma};
 use crate::restore::files::FilesPlan;
-use crate::restore::state::StatePlan;
+use crate::restore::state::{LimitsPlan, StatePlan};
 use crate::restore::{RestoreError, Result};
 use std::collections::BTreeMap;
 
@@ -18,6 +18,8 @@ pub enum Origin {
     File(usize),
     /// Memory that several mappings may share, by its place in [`NewPlan::objects`], from this byte on.
     Shared(usize, u64),
+    /// A segment of System V shared memory that is still there, by its id.
+    Segment(i32),
     /// What the kernel provides under this name.
     Kernel(String),
 }
@@ -49,6 +51,8 @@ pub struct MemoryObject {
     pub len: u64,
     /// Device and inode that it had.
     pub identity: (u64, u64),
+    /// It was a segment of System V shared memory, whose id is the inode (shmget(2)).
+    pub is_system_v: bool,
     /// Where it is mapped as a whole for a moment, to be shared out from there.
     pub scratch: PageRange,
 }
@@ -66,6 +70,8 @@ pub struct NewPlan {
     pub files: FilesPlan,
     /// What is neither memory nor a descriptor.
     pub attributes: StatePlan,
+    /// Resource limits, which come before and after all else.
+    pub limits: LimitsPlan,
     /// What will differ, a sentence each.
     pub notes: Vec<String>,
 }
@@ -84,6 +90,8 @@ impl NewPlan {
 pub trait Surroundings {
     /// Whether what stands behind a mapping can be mapped again, or why not.
     fn can_map(&self, vma: &Vma) -> std::result::Result<(), String>;
+    /// The segment of System V shared memory behind a mapping of one, if it is still there: its id.
+    fn segment(&self, vma: &Vma) -> Option<i32>;
     /// Whether a thread with this id can be made, or why not.
     fn can_start_thread(&self, tid: i32) -> std::result::Result<(), String>;
 }
@@ -130,10 +138,20 @@ pub fn plan(target: &ProcessState, world: &dyn Surroundings) -> Result<NewPlan> 
                 inode,
                 offset,
             } => {
-                if vma.shared && is_memory(path, *deleted) {
+                let is_segment = vma.shared && path.starts_with("/SYSV");
+                if let Some(id) = is_segment.then(|| world.segment(vma)).flatten() {
+                    Origin::Segment(id)
+                } else if vma.shared && is_memory(path, *deleted) {
                     let identity = (u64::from(dev.0) << 32 | u64::from(dev.1), *inode);
                     let at = object(&mut plan.objects, identity, path, offset + vma.range.len());
                     Origin::Shared(at, *offset)
+                } else if *deleted && !is_object(path) {
+                    // All of its content is in the snapshot.
+                    plan.notes.push(format!(
+                        "mapping {} of {path}, which has been deleted, is memory without a file now",
+                        vma.range
+                    ));
+                    Origin::Anonymous
                 } else if let Err(why) = world.can_map(vma) {
                     reasons.push(format!("mapping {} of {path}: {why}", vma.range));
                     continue;
@@ -156,6 +174,12 @@ pub fn plan(target: &ProcessState, world: &dyn Surroundings) -> Result<NewPlan> 
             origin,
         });
     }
+    for object in plan.objects.iter().filter(|o| o.is_system_v) {
+        plan.notes.push(format!(
+            "System V shared memory segment {} is memory of its own now, which no other process shares and shmdt(2) and shmctl(2) do not know",
+            object.identity.1
+        ));
+    }
     scratch(&mut plan, &mut reasons);
     match reasons.is_empty() {
         true => Ok(plan),
@@ -164,6 +188,11 @@ pub fn plan(target: &ProcessState, world: &dyn Surroundings) -> Result<NewPlan> 
             reasons,
         }),
     }
+}
+
+/// What no file was ever behind.
+fn is_object(path: &str) -> bool {
+    path.starts_with("anon_inode:") || path == "/[aio]"
 }
 
 /// Memory that only looks like a file, or whose file has no name any more.
@@ -189,6 +218,7 @@ fn object(objects: &mut Vec<MemoryObject>, identity: (u64, u64), path: &str, len
         }),
         len,
         identity,
+        is_system_v: path.starts_with("/SYSV"),
         scratch: PageRange::new(0, 0),
     });
     objects.len() - 1
@@ -232,6 +262,9 @@ mod tests {
         fn can_start_thread(&self, _: i32) -> std::result::Result<(), String> {
             Ok(())
         }
+        fn segment(&self, vma: &Vma) -> Option<i32> {
+            matches!(&vma.backing, Backing::File { inode: 6, .. }).then_some(6)
+        }
     }
 
     struct Tight;
@@ -242,6 +275,9 @@ mod tests {
         }
         fn can_start_thread(&self, _: i32) -> std::result::Result<(), String> {
             Err("the id is taken".into())
+        }
+        fn segment(&self, _: &Vma) -> Option<i32> {
+            None
         }
     }
 
@@ -330,5 +366,25 @@ mod tests {
         ] {
             assert!(error.contains(part), "{error}");
         }
+    }
+
+    #[test]
+    fn a_private_mapping_of_a_deleted_file_is_memory_and_so_is_a_segment_of_system_v() {
+        let mut gone = file("/lib/old.so", 1, 0);
+        if let Backing::File { deleted, .. } = &mut gone {
+            *deleted = true;
+        }
+        let segment = vma(0x10_0000_0000, 1, true, file("/SYSV00000042", 5, 0));
+        let there = vma(0x20_0000_0000, 1, true, file("/SYSV00000043", 6, 0));
+        let state = state(vec![vma(0x1000, 1, false, gone), segment, there]);
+        let plan = plan(&state, &Free).unwrap();
+        assert_eq!(plan.mappings[0].origin, Origin::Anonymous);
+        assert_eq!(plan.mappings[1].origin, Origin::Shared(0, 0));
+        assert_eq!(plan.mappings[2].origin, Origin::Segment(6));
+        let notes = plan.notes.join(" ");
+        assert!(
+            notes.contains("/lib/old.so") && notes.contains("segment 5"),
+            "{notes}"
+        );
     }
 }

@@ -89,6 +89,13 @@ pub(super) fn make(
                     moved(PageRange::new(from, from), range)
                 }
             },
+            Origin::Segment(id) => {
+                let flag = |on: bool, flag: i32| if on { flag as u64 } else { 0 };
+                let flags =
+                    flag(!vma.prot.write, libc::SHM_RDONLY) | flag(vma.prot.exec, libc::SHM_EXEC);
+                let args = [*id as u64, range.start, flags, 0, 0, 0];
+                StubCall::new("shmat", range.to_string(), libc::SYS_shmat, args)
+            }
             Origin::Kernel(name) => {
                 let from = kernel.iter().find(|(have, _)| have == name);
                 let from = from.expect("checked by the plan").1;

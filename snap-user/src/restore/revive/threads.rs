@@ -2,6 +2,7 @@
 
 use crate::model::{PAGE_SIZE, ProcessState, ThreadState};
 use crate::restore::threads::{rseq_args, set_registers, tid_address};
+use crate::restore::waits::Wait;
 use crate::sys::{self, Stub, StubCall, THREAD_FLAGS};
 
 /// Makes all threads but the first, and registers what the kernel keeps for each of them. The memory must
@@ -66,13 +67,19 @@ fn registrations(stub: &mut Stub, thread: &ThreadState) -> sys::Result<Vec<StubC
     Ok(calls)
 }
 
-/// Queues pending signals, and sets registers and masks: the last thing before the process runs.
-pub(super) fn set(stub: &Stub, target: &ProcessState, insn: u64) -> sys::Result<()> {
+/// Queues pending signals, which no thread may take yet.
+pub(super) fn queue_all(stub: &Stub, target: &ProcessState, insn: u64) -> sys::Result<()> {
     for (n, thread) in target.threads.iter().enumerate() {
         queue(stub, n, thread, insn)?;
     }
-    for (thread, new) in target.threads.iter().zip(stub.threads()) {
-        set_registers(new.tid, thread)?;
+    Ok(())
+}
+
+/// Sets registers and masks: the last thing before the process runs.
+pub(super) fn set(stub: &Stub, target: &ProcessState, waits: &[Option<Wait>]) -> sys::Result<()> {
+    let threads = target.threads.iter().zip(stub.threads());
+    for ((thread, new), wait) in threads.zip(waits) {
+        set_registers(new.tid, thread, *wait)?;
     }
     Ok(())
 }

@@ -1,15 +1,10 @@
 //! Carrying the steps out.
 
 use super::plan::{Action, Arg, StatePlan, Step};
-use super::timers;
+use super::timers::{self, MOST_TIMERS};
 use crate::model::{Limit, PAGE_SIZE, PosixTimer, page_up};
 use crate::sys::ptrace::{self, Tid};
-use crate::sys::{self, Remote, SysError, proc};
-
-/// `PR_TIMER_CREATE_RESTORE_IDS` (Linux 6.15) and what it is set to.
-const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
-/// Timers to make on the way to the id of one, where the id cannot be asked for.
-const MOST_TIMERS: u32 = 4096;
+use crate::sys::{self, PR_TIMER_CREATE_RESTORE_IDS, Remote, SysError, proc};
 
 /// Who carries steps out.
 pub trait Runner {
@@ -26,6 +21,12 @@ pub trait Runner {
     /// # Errors
     /// That of the call made for it.
     fn about(&mut self, tid: Tid, action: &Action) -> sys::Result<()>;
+
+    /// The resource limits that the process has now.
+    ///
+    /// # Errors
+    /// That of reading them.
+    fn limits(&mut self) -> sys::Result<Vec<Limit>>;
 }
 
 /// Carries a plan out. What could not be put back, and need not be, is told, a sentence each.
@@ -58,12 +59,26 @@ fn carry_out(step: &Step, runner: &mut dyn Runner) -> sys::Result<()> {
     match &step.action {
         Action::Call(nr, args) => runner.call(tid, *nr, args, None).map(drop),
         Action::MakeTimer(timer) => make_timer(tid, timer, runner),
-        Action::Limit(number, to) => match runner.about(tid, &step.action) {
-            // Of another user's process; it may do so itself.
-            Err(e) if e.is_denied() => limit_itself(tid, *number, *to, runner),
-            done => done,
-        },
+        Action::Limit(number, to) => limit(tid, *number, *to, runner),
+        Action::SoftLimit(number, soft) => {
+            let Some(Limit { hard, .. }) = runner.limits()?.get(*number).copied() else {
+                return Ok(());
+            };
+            let to = Limit {
+                soft: hard.min(*soft),
+                hard,
+            };
+            limit(tid, *number, to, runner)
+        }
         _ => runner.about(tid, &step.action),
+    }
+}
+
+fn limit(tid: Tid, number: usize, to: Limit, runner: &mut dyn Runner) -> sys::Result<()> {
+    match runner.about(tid, &Action::Limit(number, to)) {
+        // Of another user's process; it may do so itself.
+        Err(e) if e.is_denied() => limit_itself(tid, number, to, runner),
+        done => done,
     }
 }
 
@@ -144,18 +159,38 @@ fn taken(tid: Tid, timer: &PosixTimer) -> SysError {
 pub struct Held {
     pid: i32,
     insn: u64,
+    /// How its threads are traced.
+    traced: ptrace::Options,
     /// The thread that ran the last call.
     remote: Option<(Tid, Remote)>,
-    /// Memory borrowed from it: address and length.
-    room: Option<(u64, u64)>,
+    /// Memory borrowed from it.
+    room: Option<Room>,
 }
+
+/// Memory borrowed from a process.
+struct Room {
+    at: u64,
+    len: u64,
+    /// What was there, of memory that was not mapped for this.
+    held: Option<Vec<u8>>,
+}
+
+/// What a signal handler or an interrupted function may still need below a stack pointer (System V ABI, 3.2.2), and
+/// more.
+const BELOW_STACK: u64 = 1024;
 
 impl Held {
     /// Takes a process held by this thread. `insn` is the address of a system call instruction in its code.
     pub fn new(pid: i32, insn: u64) -> Self {
+        Self::traced(pid, insn, ptrace::Options::default())
+    }
+
+    /// The same for a process that is traced with these options, and killed if its tracer dies.
+    pub fn traced(pid: i32, insn: u64, traced: ptrace::Options) -> Self {
         Self {
             pid,
             insn,
+            traced,
             remote: None,
             room: None,
         }
@@ -165,7 +200,7 @@ impl Held {
         if self.remote.as_ref().is_none_or(|(now, _)| *now != tid) {
             // The one before gets its registers back first.
             self.remote = None;
-            let mut remote = Remote::new(tid, self.insn)?;
+            let mut remote = Remote::with_options(tid, self.insn, self.traced)?;
             // The kernel refuses to change an alternate stack to a thread that is on it.
             remote.leave_stack();
             self.remote = Some((tid, remote));
@@ -176,23 +211,52 @@ impl Held {
 
     /// Address of borrowed memory of at least `len` bytes.
     fn room(&mut self, tid: Tid, len: u64) -> sys::Result<u64> {
-        if let Some((at, has)) = self.room {
-            if has >= len {
-                return Ok(at);
+        if let Some(room) = &self.room {
+            if room.len >= len {
+                return Ok(room.at);
             }
             self.give_back(tid)?;
         }
-        let len = page_up(len.max(PAGE_SIZE));
-        let at = self.thread(tid)?.map_room(len)?;
-        self.room = Some((at, len));
+        let pages = page_up(len.max(PAGE_SIZE));
+        let room = match self.thread(tid)?.map_room(pages) {
+            Ok(at) => Room {
+                at,
+                len: pages,
+                held: None,
+            },
+            // Its address space is as large as its limit allows, which is what is to be changed.
+            Err(e) if e.errno() == Some(libc::ENOMEM) => self.below_stack(tid, len).ok_or(e)?,
+            Err(e) => return Err(e),
+        };
+        let at = room.at;
+        self.room = Some(room);
         Ok(at)
     }
 
+    /// Memory that the thread's functions do not use, while it is stopped.
+    fn below_stack(&mut self, tid: Tid, len: u64) -> Option<Room> {
+        let sp = self.thread(tid).ok()?.saved_stack();
+        let at = (sp.checked_sub(BELOW_STACK + len)?) & !15;
+        let mut held = vec![0; len as usize];
+        sys::read_bytes(self.pid, at, &mut held).ok()?;
+        sys::write_bytes(self.pid, at, &held).ok()?;
+        Some(Room {
+            at,
+            len,
+            held: Some(held),
+        })
+    }
+
     fn give_back(&mut self, tid: Tid) -> sys::Result<()> {
-        if let Some((at, len)) = self.room.take() {
-            self.thread(tid)?.unmap_room(at, len)?;
+        match self.room.take() {
+            Some(Room {
+                at,
+                held: Some(held),
+                ..
+            }) => sys::write_bytes(self.pid, at, &held),
+            Some(Room { at, len, .. }) => self.thread(tid)?.unmap_room(at, len),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Gives back what was borrowed: registers, and memory by a call of thread `tid`.
@@ -248,10 +312,14 @@ impl Runner for Held {
             Action::IoPriority(to) => sys::set_io_priority(tid, *to),
             Action::Dispatch(to) => ptrace::set_syscall_dispatch(tid, to),
             Action::File(name, content) => proc::write(self.pid, name, content),
-            Action::Call(..) | Action::MakeTimer(_) => {
-                unreachable!("run by the process itself")
+            Action::Call(..) | Action::MakeTimer(_) | Action::SoftLimit(..) => {
+                unreachable!("done by other means")
             }
         }
+    }
+
+    fn limits(&mut self) -> sys::Result<Vec<Limit>> {
+        sys::limits(self.pid)
     }
 }
 

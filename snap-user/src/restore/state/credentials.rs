@@ -10,7 +10,13 @@ const CAP_SETGID: u64 = 1 << 6;
 const CAP_SETUID: u64 = 1 << 7;
 const CAP_SETPCAP: u64 = 1 << 8;
 /// `SECBIT_NO_SETUID_FIXUP`: capabilities survive a change of ids.
-const KEEP: u32 = 1 << 2;
+const NO_FIXUP: u32 = 1 << 2;
+/// `SECBIT_KEEP_CAPS`: permitted ones survive giving up root; any thread may set it (`PR_SET_KEEPCAPS`).
+const KEEP_CAPS: u32 = 1 << 4;
+/// `SECBIT_NO_CAP_AMBIENT_RAISE`
+const NO_AMBIENT: u32 = 1 << 6;
+/// The bit beside each is locked for good.
+const LOCKS: u32 = 0xaa;
 /// `_LINUX_CAPABILITY_VERSION_3`
 const VERSION: u32 = 0x2008_0522;
 const INHERITABLE: usize = 0;
@@ -20,6 +26,9 @@ const BOUNDING: usize = 3;
 const AMBIENT: usize = 4;
 
 /// Plans the way of thread `tid` from `now` to `want`.
+///
+/// Where it may, it takes the effect of ids on capabilities away for the while. Without CAP_SETPCAP it can only
+/// keep the permitted ones; it gets its effective and ambient ones again afterwards.
 pub(super) fn plan(plan: &mut StatePlan, tid: i32, want: &Credentials, now: &Credentials) {
     let reasons = impossible(want, now);
     if !reasons.is_empty() {
@@ -28,46 +37,80 @@ pub(super) fn plan(plan: &mut StatePlan, tid: i32, want: &Credentials, now: &Cre
         return;
     }
     let has = now.capabilities;
-    let may = |capability: u64| has[PERMITTED] & capability != 0;
-    let ids_change = (want.uids, want.gids, &want.groups) != (now.uids, now.gids, &now.groups);
-    let rights_change =
-        want.capabilities != now.capabilities || differing_securebits(want, now).is_some();
-    let keeps = ids_change && may(CAP_SETPCAP) && now.securebits.is_some();
+    let to = want.capabilities;
+    let ids_change = ids_differ(want, now);
+    let rights_change = to != has || differing_securebits(want, now).is_some();
     if ids_change || rights_change {
+        let unfixed = ids_change && may_unfix(now);
+        let keeps = ids_change && !unfixed && gives_up_root(want, now);
         // Everything it has, for what follows.
         if has[EFFECTIVE] != has[PERMITTED] {
             capset(plan, tid, has[INHERITABLE], has[PERMITTED], has[PERMITTED]);
         }
-        if keeps {
-            securebits(plan, tid, now.securebits.unwrap_or(0) | KEEP);
+        let mut bits_now = now.securebits;
+        if let (true, Some(bits)) = (may(now, CAP_SETPCAP), now.securebits) {
+            let raises = to[AMBIENT] & !has[AMBIENT] != 0;
+            let ambient = if raises { bits & !NO_AMBIENT } else { bits };
+            let working = if unfixed { ambient | NO_FIXUP } else { ambient };
+            if working != bits {
+                securebits(plan, tid, working);
+                bits_now = Some(working);
+            }
         }
-    }
-    if ids_change {
-        ids(plan, tid, want, now);
-    }
-    if want.capabilities != now.capabilities || ids_change {
-        for bit in bits(has[BOUNDING] & !want.capabilities[BOUNDING]) {
+        if keeps {
+            keep_caps(plan, tid, true);
+            bits_now = bits_now.map(|bits| bits | KEEP_CAPS);
+        }
+        if ids_change {
+            let again = !unfixed && has[PERMITTED] != 0;
+            ids(plan, tid, want, now, again.then_some(has));
+        }
+        // Within the bounding set as it is: what leaves that can still be inherited (capabilities(7)).
+        if to[INHERITABLE] != has[INHERITABLE] {
+            capset(plan, tid, to[INHERITABLE], has[PERMITTED], has[PERMITTED]);
+        }
+        let ambient_now = if keeps { 0 } else { has[AMBIENT] };
+        ambient(plan, tid, to[AMBIENT], ambient_now & to[INHERITABLE]);
+        for bit in bits(has[BOUNDING] & !to[BOUNDING]) {
             let args = [libc::PR_CAPBSET_DROP as u64, bit, 0, 0, 0];
             plan.prctl(tid, "its bounding set", &args, true);
         }
-        if want.capabilities[INHERITABLE] != has[INHERITABLE] {
-            let inheritable = want.capabilities[INHERITABLE];
-            capset(plan, tid, inheritable, has[PERMITTED], has[PERMITTED]);
+        match (want.securebits.or(now.securebits), bits_now) {
+            (Some(to), Some(now)) if to == now => {}
+            (Some(to), Some(now)) if to ^ now == KEEP_CAPS => {
+                keep_caps(plan, tid, to & KEEP_CAPS != 0);
+            }
+            (Some(to), _) => securebits(plan, tid, to),
+            (None, _) if keeps => keep_caps(plan, tid, false),
+            (None, _) => {}
         }
-        ambient(plan, tid, want, now);
-    }
-    if keeps || differing_securebits(want, now).is_some() {
-        let to = want.securebits.or(now.securebits).unwrap_or(0);
-        securebits(plan, tid, to);
-    }
-    if ids_change || rights_change {
-        let [inheritable, permitted, effective, ..] = want.capabilities;
+        let [inheritable, permitted, effective, ..] = to;
         capset(plan, tid, inheritable, permitted, effective);
     }
     if want.no_new_privs && !now.no_new_privs {
         let args = [libc::PR_SET_NO_NEW_PRIVS as u64, 1, 0, 0, 0];
         plan.prctl(tid, "no new privileges", &args, true);
     }
+}
+
+fn may(now: &Credentials, capability: u64) -> bool {
+    now.capabilities[PERMITTED] & capability != 0
+}
+
+fn ids_differ(want: &Credentials, now: &Credentials) -> bool {
+    (want.uids, want.gids, &want.groups) != (now.uids, now.gids, &now.groups)
+}
+
+/// It may have changes of ids leave its capabilities alone.
+fn may_unfix(now: &Credentials) -> bool {
+    let locked = |bits: u32| bits & NO_FIXUP == 0 && bits & NO_FIXUP << 1 != 0;
+    may(now, CAP_SETPCAP) && now.securebits.is_some_and(|bits| !locked(bits))
+}
+
+/// One of its ids is root's and none will be: the kernel takes its capabilities.
+fn gives_up_root(want: &Credentials, now: &Credentials) -> bool {
+    let fixed = now.securebits.is_none_or(|bits| bits & NO_FIXUP == 0);
+    fixed && now.uids[..3].contains(&0) && !want.uids[..3].contains(&0)
 }
 
 fn differing_securebits(want: &Credentials, now: &Credentials) -> Option<(u32, u32)> {
@@ -81,7 +124,7 @@ fn differing_securebits(want: &Credentials, now: &Credentials) -> Option<(u32, u
 fn impossible(want: &Credentials, now: &Credentials) -> Vec<String> {
     let mut reasons = Vec::new();
     let has = now.capabilities;
-    let may = |capability: u64| has[PERMITTED] & capability != 0;
+    let may = |capability: u64| may(now, capability);
     if now.no_new_privs && !want.no_new_privs {
         reasons.push("it has given up new privileges for good (PR_SET_NO_NEW_PRIVS)".to_owned());
     }
@@ -118,13 +161,54 @@ fn impossible(want: &Credentials, now: &Credentials) -> Vec<String> {
     if dropped != 0 && !may(CAP_SETPCAP) {
         reasons.push("its bounding set cannot be made smaller without CAP_SETPCAP".to_owned());
     }
-    if differing_securebits(want, now).is_some() && !may(CAP_SETPCAP) {
-        reasons.push("its securebits cannot be changed without CAP_SETPCAP".to_owned());
+    let inherited = want.capabilities[INHERITABLE] & !has[INHERITABLE];
+    let within = match may(CAP_SETPCAP) {
+        true => has[BOUNDING],
+        false => has[PERMITTED],
+    };
+    if inherited & !within != 0 {
+        reasons.push(format!(
+            "it may not make capabilities ({:#x}) inheritable again",
+            inherited & !within
+        ));
+    }
+    if let Some((to, had)) = differing_securebits(want, now) {
+        let locks = had & LOCKS;
+        if locks & !to != 0 || locks >> 1 & (to ^ had) != 0 {
+            reasons.push("its securebits have been locked for good".to_owned());
+        } else if (to ^ had) & !KEEP_CAPS != 0 && !may(CAP_SETPCAP) {
+            reasons.push("its securebits cannot be changed without CAP_SETPCAP".to_owned());
+        }
+    }
+    let bits = now.securebits.unwrap_or(0);
+    let is_locked = |bit: u32| bits & bit << 1 != 0;
+    let kept = bits & KEEP_CAPS != 0 || !is_locked(KEEP_CAPS);
+    if ids_differ(want, now)
+        && !may_unfix(now)
+        && gives_up_root(want, now)
+        && want.capabilities[PERMITTED] != 0
+        && !kept
+    {
+        reasons.push(
+            "it would lose its capabilities with root's ids, and may not keep them (SECBIT_KEEP_CAPS_LOCKED)"
+                .to_owned(),
+        );
+    }
+    let raised = want.capabilities[AMBIENT] & !has[AMBIENT] != 0;
+    if raised && bits & NO_AMBIENT != 0 && (is_locked(NO_AMBIENT) || !may(CAP_SETPCAP)) {
+        reasons.push("it may not raise ambient capabilities again".to_owned());
     }
     reasons
 }
 
-fn ids(plan: &mut StatePlan, tid: i32, want: &Credentials, now: &Credentials) {
+/// `again`: the capabilities that it has to claim once its user ids are others.
+fn ids(
+    plan: &mut StatePlan,
+    tid: i32,
+    want: &Credentials,
+    now: &Credentials,
+    again: Option<[u64; 5]>,
+) {
     let values = |ids: &[u32]| ids.iter().map(|id| Arg::Value((*id).into())).collect();
     if want.groups != now.groups {
         let bytes: Vec<u8> = want.groups.iter().flat_map(|id| id.to_ne_bytes()).collect();
@@ -143,15 +227,21 @@ fn ids(plan: &mut StatePlan, tid: i32, want: &Credentials, now: &Credentials) {
     if want.uids != now.uids {
         let args = values(&want.uids[..3]);
         plan.call(tid, "its user ids", libc::SYS_setresuid, args);
+        if let Some(has) = again {
+            capset(plan, tid, has[INHERITABLE], has[PERMITTED], has[PERMITTED]);
+        }
         if want.uids[3] != want.uids[1] {
             let args = values(&want.uids[3..]);
             plan.call(tid, "its user id for files", libc::SYS_setfsuid, args);
+            // The capabilities about files come and go with that id.
+            if let Some(has) = again {
+                capset(plan, tid, has[INHERITABLE], has[PERMITTED], has[PERMITTED]);
+            }
         }
     }
 }
 
-fn ambient(plan: &mut StatePlan, tid: i32, want: &Credentials, now: &Credentials) {
-    let (to, had) = (want.capabilities[AMBIENT], now.capabilities[AMBIENT]);
+fn ambient(plan: &mut StatePlan, tid: i32, to: u64, had: u64) {
     let change = |raise: bool| match raise {
         true => libc::PR_CAP_AMBIENT_RAISE as u64,
         false => libc::PR_CAP_AMBIENT_LOWER as u64,
@@ -161,6 +251,11 @@ fn ambient(plan: &mut StatePlan, tid: i32, want: &Credentials, now: &Credentials
         let args = [libc::PR_CAP_AMBIENT as u64, change(raise), bit, 0, 0];
         plan.prctl(tid, "its ambient capabilities", &args, true);
     }
+}
+
+fn keep_caps(plan: &mut StatePlan, tid: i32, on: bool) {
+    let args = [libc::PR_SET_KEEPCAPS as u64, u64::from(on), 0, 0, 0];
+    plan.prctl(tid, "keeping capabilities without root's ids", &args, true);
 }
 
 fn bits(word: u64) -> impl Iterator<Item = u64> {

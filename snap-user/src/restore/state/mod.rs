@@ -10,11 +10,13 @@
 //! | `process` | what all threads share |
 //! | `thread` | what each thread has of its own |
 //! | `credentials` | ids and capabilities |
+//! | `limits` | resource limits, which come before and after all else |
 //! | `memory` | advice, locks, names, guard pages, … of mappings |
 //! | `timers` | interval timers and POSIX timers |
 
 mod apply;
 mod credentials;
+mod limits;
 mod memory;
 mod plan;
 mod process;
@@ -25,6 +27,8 @@ mod timers;
 mod tests;
 
 pub use apply::{Held, Runner, apply};
+pub use limits::{LimitsPlan, plan_limits};
 pub use memory::{MemoryPlan, plan_memory};
-pub use plan::{Action, Arg, StatePlan, Step, plan};
+pub use plan::{Action, Arg, StatePlan, Step, can_clone, cloned_scheduling, plan, worker};
 pub(super) use process::inside;
+pub use timers::{TimerIds, check as check_timers};

@@ -30,6 +30,8 @@ pub enum Action {
     MakeTimer(PosixTimer),
     /// Sets a resource limit of the process, by its number.
     Limit(usize, Limit),
+    /// Sets the soft one alone, as far as the hard one of then allows.
+    SoftLimit(usize, u64),
     /// Schedules the thread.
     Schedule(Scheduling),
     /// Gives the thread its processors.
@@ -102,9 +104,9 @@ impl StatePlan {
 /// Plans the way from `live` to `wanted`. Each thread of `wanted` is in `live` by its id, or will be a
 /// clone of the first of those that are. What is unknown of either state is left alone.
 ///
-/// The order: first what takes privileges (limits, directories), then what any thread may, then
+/// The order: first what takes privileges (directories), then what any thread may, then
 /// credentials, which may take privileges away, then what changing credentials undoes, then timers, so
-/// that they lose no time.
+/// that they lose no time. Resource limits have a plan of their own, around all of it.
 pub fn plan(wanted: &ProcessState, live: &ProcessState) -> StatePlan {
     let mut plan = StatePlan::default();
     let Some(first) = worker(wanted, live) else {
@@ -134,7 +136,7 @@ pub fn plan(wanted: &ProcessState, live: &ProcessState) -> StatePlan {
 }
 
 /// The thread that does what needs no particular one: the first that is in both states.
-pub(super) fn worker<'a>(wanted: &ProcessState, live: &'a ProcessState) -> Option<&'a ThreadState> {
+pub fn worker<'a>(wanted: &ProcessState, live: &'a ProcessState) -> Option<&'a ThreadState> {
     let stays = |thread: &&ThreadState| wanted.threads.iter().any(|t| t.tid == thread.tid);
     live.threads.iter().find(stays)
 }
@@ -157,9 +159,44 @@ fn counterpart(thread: &ThreadState, live: &ProcessState, first: &ThreadState) -
     }
     let mut cloned = first.clone();
     cloned.tid = thread.tid;
+    cloned.attributes.scheduling = first.attributes.scheduling.map(|s| cloned_scheduling(&s));
     cloned.attributes.alt_stack = Some(Default::default());
     // A clone has none.
     cloned.attributes.clear_child_tid = None;
     cloned.attributes.parent_death_signal = Some(0);
     cloned
+}
+
+/// `SCHED_FLAG_RESET_ON_FORK` of `sched_setattr(2)`.
+const RESET_ON_FORK: u64 = 1;
+
+/// Whether the kernel lets a thread make others as it is scheduled (`SCHED_DEADLINE` in `sched(7)`).
+pub fn can_clone(thread: &ThreadState) -> bool {
+    let by_deadline =
+        |s: Scheduling| s.policy == libc::SCHED_DEADLINE as u32 && s.flags & RESET_ON_FORK == 0;
+    !thread.attributes.scheduling.is_some_and(by_deadline)
+}
+
+/// How a clone, or a child, of a thread that is scheduled so is scheduled itself (`SCHED_RESET_ON_FORK` in
+/// `sched(7)`).
+pub fn cloned_scheduling(of: &Scheduling) -> Scheduling {
+    let ordinary = [libc::SCHED_OTHER, libc::SCHED_BATCH, libc::SCHED_IDLE];
+    if of.flags & RESET_ON_FORK == 0 {
+        return *of;
+    }
+    let mut own = Scheduling {
+        flags: of.flags & !RESET_ON_FORK,
+        ..*of
+    };
+    if !ordinary.contains(&(of.policy as i32)) {
+        own = Scheduling {
+            // The rest is for other policies.
+            util_min: of.util_min,
+            util_max: of.util_max,
+            ..Scheduling::default()
+        };
+    } else if own.nice < 0 {
+        own.nice = 0;
+    }
+    own
 }

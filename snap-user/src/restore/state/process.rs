@@ -3,7 +3,6 @@
 use super::plan::{Action, Arg, StatePlan};
 use super::thread;
 use crate::model::{ProcessAttributes, ProcessState, SignalAction, ThreadState};
-use crate::sys::limit_name;
 
 /// `PR_SET_MDWE`, `PR_SET_MEMORY_MERGE` (include/uapi/linux/prctl.h).
 const PR_SET_MDWE: u64 = 65;
@@ -31,12 +30,6 @@ pub(super) fn shared(
 ) {
     let (want, now) = (&wanted.attributes, &live.attributes);
     unchangeable(plan, want, now);
-    for (number, (want, now)) in want.limits.iter().zip(&now.limits).enumerate() {
-        if want != now {
-            let action = Action::Limit(number, *want);
-            plan.attempt(worker, limit_name(number), action);
-        }
-    }
     directories(plan, worker, wanted, live);
     if let Some((mask, _)) = differ(&want.umask, &now.umask) {
         let args = vec![Arg::Value((*mask).into())];

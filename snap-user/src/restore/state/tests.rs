@@ -1,7 +1,7 @@
 use super::*;
 use crate::model::{
-    AltStack, Credentials, IntervalTimer, Limit, PosixTimer, ProcessState, SeccompFilter,
-    SignalAction, ThreadAttributes, ThreadState,
+    AltStack, Credentials, IntervalTimer, Limit, PosixTimer, ProcessState, Scheduling,
+    SeccompFilter, SignalAction, ThreadAttributes, ThreadState,
 };
 use crate::sys::{self, SysError};
 use std::io;
@@ -270,6 +270,10 @@ impl Runner for Kernel {
             io::Error::from_raw_os_error(libc::EPERM),
         ))
     }
+
+    fn limits(&mut self) -> sys::Result<Vec<Limit>> {
+        Ok(vec![Limit::default(); 16])
+    }
 }
 
 fn with_timers(ids: &[i32]) -> ProcessState {
@@ -318,7 +322,7 @@ fn a_limit_that_may_not_be_set_from_outside_is_set_by_the_process_itself() {
     let mut wanted = process(&[10]);
     wanted.attributes.limits[7].soft = 100;
     let mut kernel = Kernel::default();
-    let plan = plan(&wanted, &process(&[10]));
+    let plan = plan_limits(&wanted, &process(&[10])).after;
     assert_eq!(apply(&plan, &mut kernel).unwrap(), Vec::<String>::new());
     assert_eq!((kernel.outside, kernel.ran), (1, vec![libc::SYS_prlimit64]));
 }
@@ -326,17 +330,75 @@ fn a_limit_that_may_not_be_set_from_outside_is_set_by_the_process_itself() {
 #[test]
 fn what_is_not_essential_is_noted_and_the_rest_goes_on() {
     let mut wanted = process(&[10]);
-    wanted.attributes.limits[7].soft = 100;
+    wanted.attributes.oom_score_adj = Some(-1);
     wanted.attributes.umask = Some(0);
-    let mut kernel = Kernel {
-        refuses: Some(libc::SYS_prlimit64),
-        ..Kernel::default()
-    };
-    let plan = plan(&wanted, &process(&[10]));
+    let mut kernel = Kernel::default();
+    let mut live = process(&[10]);
+    live.attributes.oom_score_adj = Some(0);
+    let plan = plan(&wanted, &live);
     let notes = apply(&plan, &mut kernel).unwrap();
-    assert!(notes[0].contains("RLIMIT_NOFILE"), "{notes:?}");
+    assert!(notes[0].contains("oom_score_adj"), "{notes:?}");
     assert_eq!(kernel.ran.last(), Some(&libc::SYS_umask));
     kernel.refuses = Some(libc::SYS_umask);
     let error = apply(&plan, &mut kernel).unwrap_err().to_string();
     assert!(error.contains("the umask"), "{error}");
+}
+
+#[test]
+fn what_no_kernel_gives_again_is_found_while_planning() {
+    let (wanted, live) = (with_timers(&[0, 7]), with_timers(&[0]));
+    let check = |ids| check_timers(&wanted, &live, ids);
+    assert_eq!(check(TimerIds::Chosen), Vec::<String>::new());
+    assert_eq!(check(TimerIds::Counted), Vec::<String>::new());
+    let refused = check(TimerIds::CountedOn);
+    assert!(
+        refused.len() == 1 && refused[0].contains("timer 7"),
+        "{refused:?}"
+    );
+    let far = check_timers(&with_timers(&[5000]), &live, TimerIds::Counted);
+    assert_eq!(far.len(), 1);
+}
+
+#[test]
+fn ids_that_are_counted_come_in_their_order() {
+    let mut kernel = Kernel::default();
+    apply(
+        &plan(&with_timers(&[4, 0, 2]), &with_timers(&[])),
+        &mut kernel,
+    )
+    .unwrap();
+    assert_eq!(kernel.timers, [0, 2, 4]);
+}
+
+#[test]
+fn a_clone_of_a_thread_whose_scheduling_is_not_inherited_gets_its_own() {
+    let realtime = Scheduling {
+        policy: libc::SCHED_RR as u32,
+        flags: 1,
+        priority: 20,
+        ..Scheduling::default()
+    };
+    let mut wanted = process(&[10, 12]);
+    let mut live = process(&[10]);
+    live.threads[0].attributes.scheduling = Some(realtime);
+    wanted.threads[0].attributes.scheduling = Some(realtime);
+    wanted.threads[1].attributes.scheduling = Some(Scheduling {
+        flags: 0,
+        ..realtime
+    });
+    let steps = plan(&wanted, &live).steps;
+    let scheduled = |step: &&Step| matches!(step.action, Action::Schedule(_));
+    let tids: Vec<i32> = steps.iter().filter(scheduled).map(|s| s.tid).collect();
+    assert_eq!(tids, [12], "{steps:?}");
+    wanted.threads[1].attributes.scheduling = Some(Scheduling::default());
+    let steps = plan(&wanted, &live).steps;
+    assert!(!steps.iter().any(|s| scheduled(&s)), "{steps:?}");
+    let nice = |nice, flags| Scheduling {
+        nice,
+        flags,
+        ..Scheduling::default()
+    };
+    assert_eq!(cloned_scheduling(&nice(-5, 1)), nice(0, 0));
+    assert_eq!(cloned_scheduling(&nice(5, 1)), nice(5, 0));
+    assert_eq!(cloned_scheduling(&nice(-5, 0)), nice(-5, 0));
 }

@@ -5,6 +5,45 @@ use crate::model::{IntervalTimer, PosixTimer, ProcessState};
 
 const NAMES: [&str; 3] = ["the real timer", "the virtual timer", "the profiling timer"];
 
+/// Timers to make on the way to the id of one, where the id cannot be asked for.
+pub(super) const MOST_TIMERS: u32 = 4096;
+
+/// How a process comes to a timer with a certain id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TimerIds {
+    /// It asks for it (Linux 6.15).
+    Chosen,
+    /// It is new, and counts up from 0.
+    Counted,
+    /// It counts up from the last one that it ever made, which nobody knows.
+    CountedOn,
+}
+
+/// Why timers cannot be made with the ids that they had, a sentence each.
+pub fn check(wanted: &ProcessState, live: &ProcessState, ids: TimerIds) -> Vec<String> {
+    let (Some(want), Some(now)) = (&wanted.attributes.timers, &live.attributes.timers) else {
+        return Vec::new();
+    };
+    let missing = want
+        .iter()
+        .filter(|timer| !now.iter().any(|now| is_same(timer, now)));
+    let why = |timer: &&PosixTimer| match ids {
+        TimerIds::Chosen => None,
+        TimerIds::Counted if (timer.id as u32) < MOST_TIMERS => None,
+        TimerIds::Counted => Some("comes only after thousands of others"),
+        TimerIds::CountedOn => Some("is given once, and it has been deleted or changed since"),
+    };
+    missing
+        .filter_map(|timer| {
+            let why = why(&timer)?;
+            let id = timer.id;
+            Some(format!(
+                "timer {id} cannot be made again: on this kernel its id {why} (Linux 6.15 lets a process choose it)"
+            ))
+        })
+        .collect()
+}
+
 /// Plans the timers.
 pub(super) fn plan(plan: &mut StatePlan, worker: i32, wanted: &ProcessState, live: &ProcessState) {
     let (want, now) = (&wanted.attributes, &live.attributes);
@@ -32,6 +71,9 @@ pub(super) fn plan(plan: &mut StatePlan, worker: i32, wanted: &ProcessState, liv
             plan.call(worker, what, libc::SYS_timer_delete, args);
         }
     }
+    let mut want: Vec<&PosixTimer> = want.iter().collect();
+    // Where ids are counted, the lower one comes first.
+    want.sort_by_key(|timer| timer.id);
     for timer in want {
         // The clock of a thread is told by that thread only.
         let tid = timer.counted.unwrap_or(worker);

@@ -160,3 +160,18 @@ fn writer_and_reader_can_move_to_worker_threads() {
     sync::<crate::store::Snapshot>();
     sync::<Store>();
 }
+
+#[test]
+fn a_session_whose_numbers_are_used_up_is_full() {
+    let (_dir, store) = new_store();
+    let mut session = store.create_session(&info(7)).expect("a session");
+    let done = publish(&mut session, None, [], [(1, 7)]).expect("published");
+    let (id, dir) = (session.id(), session.dir.clone());
+    drop(session);
+    std::fs::write(dir.join(format!("{}-{}.ksnap", u32::MAX, done.id)), []).expect("a file");
+    let error = store
+        .open_session(id)
+        .map(drop)
+        .expect_err("no number is left");
+    assert!(error.to_string().contains("the session is full"), "{error}");
+}

@@ -37,6 +37,8 @@ struct State {
     /// New names of files that may still be open under the old one.
     moved: HashMap<PathBuf, PathBuf>,
     written: HashMap<PathBuf, Unsynced>,
+    /// Files that cannot be opened, and the errno.
+    unreadable: HashMap<PathBuf, i32>,
     /// Renames whose folder is not synced yet.
     renames: Vec<(PathBuf, PathBuf)>,
 }
@@ -96,6 +98,23 @@ impl TestFiles {
             }
             _ => Ok(()),
         }
+    }
+
+    /// From now on opening this file fails with this errno, or does not any more.
+    pub fn set_unreadable(&self, path: &Path, errno: Option<i32>) {
+        let unreadable = &mut self.state().unreadable;
+        match errno {
+            Some(errno) => _ = unreadable.insert(path.to_owned(), errno),
+            None => _ = unreadable.remove(path),
+        }
+    }
+
+    /// The machine starts anew, after everything has reached the disk by itself.
+    pub fn reboot(&self) {
+        let mut state = self.state();
+        state.boots += 1;
+        state.renames.clear();
+        state.written.clear();
     }
 
     /// As [`TestFiles::power_cut`], but names reached the disk before content.
@@ -161,11 +180,17 @@ impl Files for TestFiles {
             file,
             path: path.to_owned(),
             files: self.clone(),
+            lost: false,
         }))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>> {
-        self.state().opens += 1;
+        let mut state = self.state();
+        state.opens += 1;
+        if let Some(errno) = state.unreadable.get(path) {
+            return Err(io::Error::from_raw_os_error(*errno));
+        }
+        drop(state);
         Ok(Box::new(Reading {
             inner: Disk.open(path)?,
             files: self.clone(),
@@ -223,8 +248,8 @@ impl Files for TestFiles {
         Disk.append(path, bytes)
     }
 
-    fn boot(&self) -> String {
-        format!("boot {}", self.state().boots)
+    fn boot(&self) -> Option<String> {
+        Some(format!("boot {}", self.state().boots))
     }
 
     fn lock(&self, path: &Path) -> io::Result<Locking> {
@@ -238,6 +263,8 @@ struct Writing {
     file: fs::File,
     path: PathBuf,
     files: TestFiles,
+    /// A sync failed: the kernel has dropped what it could not write, and says so only once.
+    lost: bool,
 }
 
 impl WriteFile for Writing {
@@ -265,7 +292,13 @@ impl WriteFile for Writing {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.files.step()?;
+        if let Err(error) = self.files.step() {
+            self.lost = true;
+            return Err(error);
+        }
+        if self.lost {
+            return Ok(());
+        }
         let len = self.file.metadata()?.len();
         let durable = Unsynced {
             durable_len: len,

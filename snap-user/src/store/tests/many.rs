@@ -79,7 +79,7 @@ impl Files for Quick {
         Disk.append(path, bytes)
     }
 
-    fn boot(&self) -> String {
+    fn boot(&self) -> Option<String> {
         Disk.boot()
     }
 

@@ -6,6 +6,8 @@ mod corruption;
 mod durability;
 mod faults;
 mod files;
+mod flat_ahead;
+mod flush;
 mod history;
 mod many;
 mod prune;

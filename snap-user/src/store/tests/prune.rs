@@ -3,10 +3,11 @@
 use super::files::{Plan as Fault, TestFiles};
 use super::support::*;
 use crate::codec::Scratch;
-use crate::image::{Location, MOST_VERSIONS, Previous};
+use crate::image::{Location, MOST_VERSIONS, Previous, SpanKind};
 use crate::model::{Costs, PAGE_SIZE, SnapshotId, SnapshotKind};
+use crate::store::verify::Check;
 use crate::store::{
-    EncodedBatch, PageSink, PageSource, Pruner, Rules, Session, Snapshot, Store, StoreError,
+    EncodedBatch, PageSink, PageSource, Pruner, Report, Rules, Session, Snapshot, Store, StoreError,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -14,21 +15,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// A small generator, seeded: failures can be repeated.
-struct Dice {
+pub(super) struct Dice {
     state: u64,
     /// How many versions are below each page that was stored as changes.
     depths: BTreeMap<Location, usize>,
 }
 
 impl Dice {
-    fn new(seed: u64) -> Self {
+    pub(super) fn new(seed: u64) -> Self {
         Self {
             state: seed,
             depths: BTreeMap::new(),
         }
     }
 
-    fn roll(&mut self, sides: u64) -> u64 {
+    pub(super) fn roll(&mut self, sides: u64) -> u64 {
         self.state ^= self.state << 13;
         self.state ^= self.state >> 7;
         self.state ^= self.state << 17;
@@ -37,10 +38,15 @@ impl Dice {
 }
 
 /// What each snapshot should hold.
-type History = BTreeMap<u32, (SnapshotId, Memory)>;
+pub(super) type History = BTreeMap<u32, (SnapshotId, Memory)>;
 
 /// Takes a snapshot on some earlier one: pages that change, go, move, or have come from elsewhere.
-fn grow(session: &mut Session, history: &mut History, parent: Option<u32>, dice: &mut Dice) {
+pub(super) fn grow(
+    session: &mut Session,
+    history: &mut History,
+    parent: Option<u32>,
+    dice: &mut Dice,
+) {
     let before = parent.map(|seq| history[&seq].clone());
     let mut memory = before.as_ref().map_or(Memory::new(), |p| p.1.clone());
     let pid = session.info().pid;
@@ -144,7 +150,10 @@ fn assert_all(store: &Store, history: &History) {
     assert!(report.is_clean(), "{report:?}");
 }
 
-fn remove(pruner: &Pruner, seqs: impl IntoIterator<Item = u32>) -> Result<(), StoreError> {
+pub(super) fn remove(
+    pruner: &Pruner,
+    seqs: impl IntoIterator<Item = u32>,
+) -> Result<(), StoreError> {
     let gone: BTreeSet<u32> = seqs.into_iter().collect();
     let plan = pruner.plan_removal(&gone)?;
     pruner.carry_out(&plan).map(drop)
@@ -445,14 +454,14 @@ fn what_is_built_on_or_tagged_is_never_removed() {
     store.set_tag("late", history[&5].0, false).expect("a tag");
     assert!(matches!(
         pruner.carry_out(&plan),
-        Err(StoreError::Misuse { .. })
+        Err(StoreError::NotRemoved { .. })
     ));
     assert_all(&store, &history);
     store.delete_tag("late").expect("deleted");
     publish(&mut session, Some(history[&5].0), [], []).expect("a branch");
     assert!(matches!(
         pruner.carry_out(&plan),
-        Err(StoreError::Misuse { .. })
+        Err(StoreError::NotRemoved { .. })
     ));
     let plan = pruner.plan(&rules).expect("a plan");
     pruner.carry_out(&plan).expect("carried out");
@@ -619,4 +628,161 @@ fn damage_in_a_pack_is_named_and_stops_further_removals() {
     ));
     std::fs::write(&pack, &whole).expect("written");
     remove(&session.pruner(), [4]).expect("removed");
+}
+
+#[test]
+fn what_lies_across_a_missing_file_is_kept_or_nothing_is_removed() {
+    let (_dir, store) = new_store();
+    let mut session = store.create_session(&info(7)).expect("a session");
+    let mut memory: Memory = (0..2000).map(|n| (n, 2 + 5 * n as u32)).collect();
+    let mut history = History::new();
+    let mut parent = None;
+    for n in 0..40u32 {
+        let written: Memory = match n {
+            0 => memory.clone(),
+            // Of the one that will be missing nothing is needed later.
+            31 => [(0, 7)].into(),
+            _ => [(u64::from(n), 7 * n), (0, 5 * n)].into(),
+        };
+        memory.extend(&written);
+        let done = publish(&mut session, parent, [], written).expect("published");
+        parent = Some(done.id);
+        history.insert(done.seq, (done.id, memory.clone()));
+    }
+    let files = store.apart().session_files(session.id()).expect("there");
+    let kind = |seq: u32| files.open(seq).expect("readable").header.span_kind;
+    // 17 and 33 are read by jumps over what is before them.
+    assert_eq!(
+        (kind(17), kind(33)),
+        (SpanKind::Since(1), SpanKind::Since(17))
+    );
+    let missing = files.path(32).expect("a name");
+    std::fs::remove_file(&missing).expect("removed by hand");
+    history.remove(&32);
+    let assert_readable = |history: &History| {
+        for (id, memory) in history.values() {
+            assert_holds(&store.snapshot(*id).expect("there"), memory);
+        }
+        let report = store.verify(None).expect("listable");
+        assert!(
+            matches!(&report.problems[..], [one] if one.id == Some(history[&33].0)),
+            "{report:?}"
+        );
+    };
+    assert_readable(&history);
+    let pruner = session.pruner();
+    // Without 17 there is no way to 33 but by 32.
+    let refused = pruner.plan_removal(&[17].into()).expect_err("needed");
+    assert_eq!(
+        refused.to_string(),
+        "nothing was removed: snapshot @33 builds on @32, whose file is missing, so what it needs of others is \
+         not known; first remove its file too: "
+            .to_owned()
+            + &files.path(33).expect("a name").display().to_string()
+    );
+    remove(&pruner, (2..17).chain(18..32)).expect("removed");
+    history.retain(|seq, _| [1, 17].contains(seq) || *seq > 32);
+    assert_readable(&history);
+}
+
+#[test]
+fn a_flat_image_goes_with_its_snapshot() {
+    let (_dir, store) = new_store();
+    let mut session = store.create_session(&info(7)).expect("a session");
+    let mut parent = None;
+    let mut images = Vec::new();
+    for n in 0..3 {
+        let done = publish(&mut session, parent, [], [(n, 7)]).expect("published");
+        parent = Some(done.id);
+        let snapshot = store.snapshot(done.id).expect("just published");
+        store.flat(&snapshot).expect("an image");
+        images.push(store.dir().join("flat").join(done.id.to_string()));
+    }
+    let there = || images.iter().map(|path| path.exists()).collect::<Vec<_>>();
+    assert_eq!(there(), [true; 3]);
+    remove(&session.pruner(), [2]).expect("removed");
+    assert_eq!(there(), [true, false, true]);
+    let id = session.id();
+    drop(session);
+    let pruner = store.pruner(id).expect("free");
+    remove(&pruner, [1, 3]).expect("removed");
+    assert_eq!(there(), [false; 3]);
+}
+
+#[test]
+fn what_stood_in_the_way_is_said() {
+    let (_dir, store) = new_store();
+    let guard = store.lock_tags().expect("free");
+    let busy = store.try_lock_tags(2).expect_err("held");
+    let text = busy.to_string();
+    assert!(
+        text.ends_with("tags are being changed by another ksnap: try again"),
+        "{text}"
+    );
+    drop(guard);
+    store.try_lock_tags(1).expect("free again");
+    let mut session = store.create_session(&info(7)).expect("a session");
+    let first = publish(&mut session, None, [], [(1, 7)]).expect("published");
+    publish(&mut session, Some(first.id), [], [(2, 7)]).expect("published");
+    let pruner = session.pruner();
+    let plan = pruner.plan_removal(&BTreeSet::from([1])).expect("a plan");
+    store.set_tag("late", first.id, false).expect("a tag");
+    let text = pruner.carry_out(&plan).expect_err("tagged").to_string();
+    assert_eq!(
+        text,
+        "nothing was removed: snapshot @1 came into use just now: try again"
+    );
+}
+
+#[test]
+fn what_is_removed_while_it_is_verified_is_no_damage() {
+    let (_dir, store) = new_store();
+    let mut session = store.create_session(&info(7)).expect("a session");
+    let mut parent = None;
+    for n in 0..6 {
+        let done = publish(&mut session, parent, [], [(n, 7)]).expect("published");
+        parent = Some(done.id);
+    }
+    let pruner = session.pruner();
+    remove(&pruner, [1]).expect("removed");
+    let before = store.apart().session_files(session.id()).expect("there");
+    let wanted: Vec<_> = before.listing().by_seq.clone().into_iter().collect();
+    // Two packs later.
+    remove(&pruner, [2, 4]).expect("removed");
+    remove(&pruner, [5]).expect("removed");
+    let mut report = Report::default();
+    Check::new(before, &mut report).run(&wanted);
+    assert_eq!((report.snapshots, report.problems), (2, vec![]));
+    // All of it.
+    let before = store.apart().session_files(session.id()).expect("there");
+    let (id, dir) = (session.id(), session.dir.clone());
+    drop((session, pruner));
+    let pruner = store.pruner(id).expect("free");
+    remove(&pruner, [3, 6]).expect("removed");
+    assert!(!dir.exists());
+    let mut report = Report::default();
+    Check::new(before, &mut report).run(&wanted);
+    assert_eq!((report.snapshots, report.problems), (0, vec![]));
+}
+
+#[test]
+fn a_session_removed_after_the_store_was_listed_is_passed_over() {
+    let (_dir, store) = new_store();
+    let mut session = store.create_session(&info(7)).expect("a session");
+    let kept = publish(&mut session, None, [], [(1, 7)]).expect("published");
+    // Listed, and not there.
+    for name in [
+        "00000000000000000000000000000001",
+        "ffffffffffffffffffffffffffffffff",
+    ] {
+        std::os::unix::fs::symlink("nowhere", store.dir().join(name)).expect("a link");
+    }
+    assert_eq!(store.list().expect("a listing").len(), 1);
+    store.snapshot(kept.id).expect("there");
+    assert!(matches!(
+        store.snapshot(SnapshotId([1; 16])),
+        Err(StoreError::NotFound { .. })
+    ));
+    let report = store.verify(None).expect("listable");
+    assert!(report.is_clean() && report.snapshots == 1, "{report:?}");
 }

@@ -5,9 +5,14 @@ mod x86_64;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_batch;
 #[cfg(target_arch = "x86_64")]
+mod x86_64_features;
+#[cfg(target_arch = "x86_64")]
 mod x86_64_syscalls;
 #[cfg(target_arch = "x86_64")]
-pub use {x86_64::*, x86_64_batch::batch_code, x86_64_syscalls::syscall_name};
+pub use {
+    x86_64::*, x86_64_batch::batch_code, x86_64_features::PROGRAM_FEATURES,
+    x86_64_syscalls::syscall_name,
+};
 
 #[cfg(not(target_arch = "x86_64"))]
 compile_error!(

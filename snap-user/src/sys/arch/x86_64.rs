@@ -146,6 +146,11 @@ impl Registers {
         (restarts && (self.orig_rax as i64) >= 0).then_some(self.orig_rax)
     }
 
+    /// Whether a call's result says that the thread's restart block continues it.
+    pub fn is_restart_by_block(result: i64) -> bool {
+        result == ERESTART_RESTARTBLOCK
+    }
+
     /// Arguments of the system call that the thread is in.
     pub fn arguments(&self) -> [u64; 6] {
         [self.rdi, self.rsi, self.rdx, self.r10, self.r8, self.r9]
@@ -184,6 +189,24 @@ impl Registers {
         Self {
             rax: call.unwrap_or(self.orig_rax),
             rip: self.rip - SYSCALL_INSN.len() as u64,
+            orig_rax: u64::MAX,
+            ..*self
+        }
+    }
+
+    /// These registers in a form in which the thread's restart block, which it must have, continues the call.
+    pub fn continuing(&self, call: u64) -> Self {
+        Self {
+            rax: ERESTART_RESTARTBLOCK as u64,
+            orig_rax: call,
+            ..*self
+        }
+    }
+
+    /// These registers, of a thread in a system call, as they are when it has returned.
+    pub fn returned(&self, result: i64) -> Self {
+        Self {
+            rax: result as u64,
             orig_rax: u64::MAX,
             ..*self
         }

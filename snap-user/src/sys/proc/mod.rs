@@ -1,6 +1,7 @@
 //! /proc: what the kernel tells of a process in text.
 
 mod attributes;
+mod cpu;
 mod family;
 mod fdinfo;
 mod fds;
@@ -12,6 +13,7 @@ pub use attributes::{
     TaskStatus, autogroup_nice, is_io_flusher, machine_check_kill, memory_policies, namespaces,
     number, task_status, text, time_offsets, timers, write,
 };
+pub use cpu::processor_features;
 pub use family::children;
 pub use fdinfo::{FdInfo, FileHandle};
 pub use fds::{FdStat, FdTable};

@@ -326,6 +326,11 @@ impl Stub {
             .map(drop)
     }
 
+    /// How its threads are traced.
+    pub fn traced_with(&self) -> Options {
+        TRACED
+    }
+
     /// Single calls by one of its threads.
     pub fn remote(&self, thread: usize, insn: u64) -> Result<Remote> {
         Remote::with_options(self.threads[thread].tid, insn, TRACED)

@@ -1,0 +1,92 @@
+//! What a flush writes, and a store as a whole.
+
+use super::human::{bytes, clean, count, nanos};
+use crate::session::{FlushDone, FlushPlan, StoreDescription};
+use std::io::{self, Write};
+use std::path::Path;
+
+fn shown(path: &Path) -> String {
+    clean(&path.display().to_string())
+}
+
+/// One line, before it begins.
+pub fn expectation(plan: &FlushPlan) -> String {
+    if plan.snapshots == 0 {
+        return format!("{} has all of it", shown(&plan.to));
+    }
+    let speed = plan.bytes_per_second.map_or(String::new(), |speed| {
+        format!(" at the {} a second measured now", bytes(speed))
+    });
+    format!(
+        "{} of {}, {} to {}: about {}{speed}",
+        count(plan.snapshots, "snapshot"),
+        count(plan.sessions.len() as u64, "session"),
+        bytes(plan.bytes),
+        shown(&plan.to),
+        nanos(plan.expected_ns),
+    )
+}
+
+/// What would be written.
+pub fn plan(out: &mut dyn Write, plan: &FlushPlan) -> io::Result<()> {
+    for session in &plan.sessions {
+        writeln!(
+            out,
+            "process {} {}: {}, {}",
+            session.pid,
+            clean(&session.comm),
+            count(session.snapshots, "snapshot"),
+            bytes(session.bytes)
+        )?;
+    }
+    writeln!(out, "{}", expectation(plan))
+}
+
+/// One line, when it is over.
+pub fn summary(done: &FlushDone) -> String {
+    format!(
+        "flushed {}, {} to {} in {}",
+        count(done.snapshots, "snapshot"),
+        bytes(done.bytes),
+        shown(&done.to),
+        nanos(done.took_ns)
+    )
+}
+
+/// What was written.
+pub fn done(out: &mut dyn Write, done: &FlushDone) -> io::Result<()> {
+    writeln!(out, "{}", summary(done))
+}
+
+/// A store as a whole.
+pub fn store(out: &mut dyn Write, store: &StoreDescription) -> io::Result<()> {
+    let place = match store.in_memory {
+        true => "in memory",
+        false => "on a disk",
+    };
+    writeln!(out, "{} ({place})", shown(&store.dir))?;
+    writeln!(
+        out,
+        "  holds   {} of {}, {}",
+        count(store.snapshots, "snapshot"),
+        count(store.sessions, "session"),
+        bytes(store.bytes)
+    )?;
+    writeln!(
+        out,
+        "  room    {} of {} free",
+        bytes(store.free),
+        bytes(store.total)
+    )?;
+    if let Some(speed) = store.bytes_per_second {
+        writeln!(
+            out,
+            "  writes  {} a second become durable on the disk",
+            bytes(speed)
+        )?;
+    }
+    if let Some(plan) = &store.flush {
+        writeln!(out, "  flush   {}", expectation(plan))?;
+    }
+    Ok(())
+}

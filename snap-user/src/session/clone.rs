@@ -1,0 +1,317 @@
+//! `clone`: a snapshot, or a running process, to another machine.
+
+use super::clone_send::{Sender, Sent};
+use super::clone_source::{Held, Source};
+use super::key::keys;
+use super::remote::{dial, is_lost};
+use super::types::hex;
+use super::{Options, Pids, Result, SessionError};
+use crate::model::SnapshotId;
+use crate::restore::fault;
+use crate::store::{Snapshot, Store};
+use crate::sys::{monotonic_ns, proc};
+use crate::wire::{self, Link, Message, Order, Running};
+use serde::Serialize;
+use std::path::Path;
+use std::time::Duration;
+
+/// Pages that are left for the stop without another round.
+const FEW_PAGES: u64 = 256;
+/// A round that sends more than so many hundredths of what the one before sent does not get anywhere.
+const LITTLE_LESS: u64 = 70;
+
+/// How to clone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CloneOptions {
+    /// Bring it back there.
+    pub restore: bool,
+    /// End the process here once it runs there.
+    pub end: bool,
+    /// Which ids it gets there; if left out, its own where they are free, else its own in a namespace.
+    pub pids: Option<Pids>,
+    /// Fill all memory before the first instruction.
+    pub eager: bool,
+    /// Go on there when a mapped file is another one than here.
+    pub allow_changed_files: bool,
+    /// A network of its own there.
+    pub network: bool,
+    /// Rounds while the process runs, at most.
+    pub rounds: u32,
+    /// How long the other machine may be without a sign of life.
+    pub stall: Duration,
+    /// How snapshots of the running process are taken.
+    pub taking: Options,
+}
+
+/// A snapshot that was sent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Round {
+    /// The snapshot here.
+    #[serde(serialize_with = "hex")]
+    pub id: SnapshotId,
+    /// The same there.
+    #[serde(serialize_with = "hex")]
+    pub target_id: SnapshotId,
+    /// Pages that it has, or has other than the one before.
+    pub pages: u64,
+    /// Pages that the target did not have.
+    pub sent_pages: u64,
+    /// Bytes that went over the network.
+    pub bytes: u64,
+    /// How long sending took, in nanoseconds.
+    pub took_ns: u64,
+    /// The process stood still meanwhile.
+    pub stopped: bool,
+}
+
+/// A process that runs on another machine now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RunsThere {
+    /// Its id there.
+    pub pid: i32,
+    /// Its id as it sees itself.
+    pub own_pid: i32,
+    /// From the order to its first instruction, in nanoseconds.
+    pub took_ns: u64,
+    /// What differs from what it was, a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// A clone that was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Cloned {
+    /// Where.
+    pub target: String,
+    /// The process here, where it was a running one.
+    pub pid: Option<i32>,
+    /// What was sent, in order.
+    pub rounds: Vec<Round>,
+    /// Bytes that went over the network in all.
+    pub bytes: u64,
+    /// How long the process ran neither here nor there, in nanoseconds.
+    pub downtime_ns: Option<u64>,
+    /// The process there, if it was brought back.
+    pub running: Option<RunsThere>,
+    /// The process here was ended.
+    pub ended: bool,
+    /// What could not be saved, a sentence each.
+    pub unsupported: Vec<String>,
+}
+
+/// Whether a process has this id.
+pub fn is_process(pid: i32) -> bool {
+    proc::stat(pid, None).is_ok()
+}
+
+/// Sends a stored snapshot, and has it brought back if that is asked for.
+pub fn clone_stored(
+    dir: &Path,
+    reference: &str,
+    target: &str,
+    options: &CloneOptions,
+    report: &mut dyn FnMut(&Round),
+) -> Result<Cloned> {
+    if options.end {
+        return Err(SessionError::Usage(
+            "--move ends a running process: name it by its id".into(),
+        ));
+    }
+    let store = Store::open(dir)?;
+    let snapshot = store.snapshot(store.resolve(reference, None)?)?;
+    let mut link = dial(target, &keys()?, options.stall)?;
+    let round = send(&mut link, options, &snapshot, None, false, &mut || {})?;
+    report(&round);
+    let mut cloned = Cloned::new(target, None);
+    cloned.unsupported = snapshot.manifest()?.state.unsupported;
+    cloned.rounds.push(round);
+    if options.restore {
+        let running = order(&mut link, options)?;
+        settled(&mut link)?;
+        cloned.running = Some(running);
+    }
+    finish(&mut link, cloned)
+}
+
+/// Sends a running process: rounds of snapshots while it runs, then one stop, from which it goes on there.
+///
+/// # Errors
+/// Whatever happens, the process here runs on unless it runs there. What was sent is kept there: the next attempt goes
+/// on with it.
+pub fn clone_live(
+    dir: &Path,
+    pid: i32,
+    target: &str,
+    options: &CloneOptions,
+    report: &mut dyn FnMut(&Round),
+) -> Result<Cloned> {
+    // Refused before the process is touched.
+    let mut link = dial(target, &keys()?, options.stall)?;
+    let store = Store::open_or_create(dir)?;
+    let mut source = Source::new(&store, pid, &options.taking)?;
+    let mut cloned = Cloned::new(target, Some(pid));
+    let mut before: Option<Snapshot> = None;
+    let rounds = match options.restore {
+        true => options.rounds.max(1),
+        false => 1,
+    };
+    for number in 1..=rounds {
+        let taken = source.snap()?;
+        let snapshot = store.snapshot(taken.id)?;
+        let round = send(
+            &mut link,
+            options,
+            &snapshot,
+            before.as_ref(),
+            false,
+            &mut || {
+                source.tick();
+            },
+        )?;
+        report(&round);
+        let last = cloned.rounds.last().map(|round| round.pages);
+        let (pages, first) = (round.pages, number == 1);
+        cloned.unsupported = taken.unsupported;
+        cloned.rounds.push(round);
+        before = Some(snapshot);
+        let stuck = last.is_some_and(|last| pages * 100 > last * LITTLE_LESS);
+        if !first && (pages <= FEW_PAGES || stuck) {
+            break;
+        }
+    }
+    if !options.restore {
+        return finish(&mut link, cloned);
+    }
+    let held = source.hold()?;
+    fault::point("clone-held");
+    cloned.unsupported.clone_from(&held.taken.unsupported);
+    let snapshot = store.snapshot(held.taken.id)?;
+    let round = send(
+        &mut link,
+        options,
+        &snapshot,
+        before.as_ref(),
+        true,
+        &mut || {},
+    )?;
+    let running = order(&mut link, options)?;
+    fault::point("clone-running");
+    cloned.downtime_ns = Some(monotonic_ns().saturating_sub(held.stopped_at));
+    cloned.running = Some(running);
+    report(&round);
+    cloned.rounds.push(round);
+    cloned.ended = conclude(&mut link, held, options.end)?;
+    finish(&mut link, cloned)
+}
+
+/// The process runs there. Here it ends, once the other one depends on nobody; or it goes on.
+fn conclude(link: &mut Link, held: Held, end: bool) -> Result<bool> {
+    if !end {
+        held.go_on();
+        settled(link)?;
+        return Ok(false);
+    }
+    settled(link)?;
+    held.end()?;
+    Ok(true)
+}
+
+fn send(
+    link: &mut Link,
+    options: &CloneOptions,
+    snapshot: &Snapshot,
+    before: Option<&Snapshot>,
+    stopped: bool,
+    idle: &mut dyn FnMut(),
+) -> Result<Round> {
+    let (begun, bytes) = (monotonic_ns(), link.bytes().0);
+    let Sent {
+        offered,
+        sent,
+        stored,
+    } = Sender::new(link, options.restore, stopped, idle).send(snapshot, before).map_err(|e| match is_lost(&e) {
+        true => SessionError::Remote(format!(
+            "{e}. The process here is as it was. What was sent is kept there: cloning again goes on with it"
+        )),
+        false => e,
+    })?;
+    Ok(Round {
+        id: snapshot.id(),
+        target_id: stored.id,
+        pages: offered,
+        sent_pages: sent,
+        bytes: link.bytes().0 - bytes,
+        took_ns: monotonic_ns() - begun,
+        stopped,
+    })
+}
+
+/// Has what was sent last brought back; waits until it runs.
+fn order(link: &mut Link, options: &CloneOptions) -> Result<RunsThere> {
+    link.send(&Message::Restore(Order {
+        pids: match options.pids {
+            None => wire::Pids::Any,
+            Some(Pids::Same) => wire::Pids::Same,
+            Some(Pids::New) => wire::Pids::New,
+            Some(Pids::Namespace) => wire::Pids::Namespace,
+        },
+        eager: options.eager,
+        allow_changed_files: options.allow_changed_files,
+        network: options.network,
+    }))?;
+    match link.receive(link.stall()).map_err(unsure)? {
+        Message::Running(Running {
+            pid,
+            own_pid,
+            took_ns,
+            notes,
+        }) => Ok(RunsThere {
+            pid,
+            own_pid,
+            took_ns,
+            notes,
+        }),
+        other => Err(link.unexpected(&other, "Running").into()),
+    }
+}
+
+/// Waits until what was brought back needs nobody any more.
+fn settled(link: &mut Link) -> Result<()> {
+    match link.receive(link.stall()).map_err(unsure)? {
+        Message::Settled => Ok(()),
+        other => Err(link.unexpected(&other, "Settled").into()),
+    }
+}
+
+/// Lost at a point where the other side may have done what it was told.
+fn unsure(error: wire::WireError) -> SessionError {
+    match error.is_lost() {
+        false => error.into(),
+        true => SessionError::Remote(format!(
+            "{error}, while the other machine brought the process back. The process here was not ended; look there whether it runs there too"
+        )),
+    }
+}
+
+fn finish(link: &mut Link, mut cloned: Cloned) -> Result<Cloned> {
+    // All is done: that the other side does not hear of it costs nothing but room there, for a while.
+    if let Err(e) = link.send(&Message::Done) {
+        tracing::debug!("{e}");
+    }
+    cloned.bytes = link.bytes().0;
+    Ok(cloned)
+}
+
+impl Cloned {
+    fn new(target: &str, pid: Option<i32>) -> Self {
+        Self {
+            target: target.to_owned(),
+            pid,
+            rounds: Vec::new(),
+            bytes: 0,
+            downtime_ns: None,
+            running: None,
+            ended: false,
+            unsupported: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,203 @@
+//! Sends a snapshot to a target: what it has, by content hash, and of that only the pages that the target lacks.
+
+use super::Result;
+use crate::codec::{Scratch, encode, encode_fast};
+use crate::image::{Manifest, PageSource};
+use crate::model::{PAGE_SIZE, Page, PageRange, PageSet, SnapshotKind};
+use crate::store::Snapshot;
+use crate::wire::{
+    Begin, Encoded, Link, MAX_OFFER, MAX_RANGES, MAX_STATE, Message, Offered, Stored,
+    digest_dropped, digest_pages,
+};
+use std::collections::VecDeque;
+
+/// Offers that are out before the first answer is waited for: so long as the way there and back takes, the next
+/// pages are read and hashed.
+const AHEAD: usize = 2;
+/// Bytes of pages in one message, about.
+const PIECE: usize = 256 << 10;
+
+/// What was sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent {
+    /// Pages that the snapshot has, or has other than the one before.
+    pub(super) offered: u64,
+    /// Pages that the target did not have.
+    pub(super) sent: u64,
+    /// The snapshot as the target has it.
+    pub(super) stored: Stored,
+}
+
+struct Batch {
+    offered: Vec<Offered>,
+    pages: Vec<Page>,
+}
+
+/// Sends snapshots over one connection.
+pub(super) struct Sender<'a> {
+    link: &'a mut Link,
+    scratch: Scratch,
+    /// What is sent is going to be brought back.
+    restore: bool,
+    /// The process waits for it: quick rather than small.
+    hurry: bool,
+    /// Called now and then while it goes on.
+    idle: &'a mut dyn FnMut(),
+}
+
+impl<'a> Sender<'a> {
+    pub(super) fn new(
+        link: &'a mut Link,
+        restore: bool,
+        hurry: bool,
+        idle: &'a mut dyn FnMut(),
+    ) -> Self {
+        Self {
+            link,
+            scratch: Scratch::default(),
+            restore,
+            hurry,
+            idle,
+        }
+    }
+
+    /// Sends a snapshot: all of it, or what differs from `since`, which was sent before it.
+    pub(super) fn send(&mut self, snapshot: &Snapshot, since: Option<&Snapshot>) -> Result<Sent> {
+        let table = snapshot.page_table()?;
+        let (pages, dropped): (Vec<u64>, Vec<u64>) = match since {
+            None => (table.iter().map(|(addr, _)| addr).collect(), Vec::new()),
+            Some(before) => {
+                let mut differing = before.page_table()?.diff(table);
+                differing.sort_unstable();
+                differing
+                    .into_iter()
+                    .partition(|addr| table.get(*addr).is_some())
+            }
+        };
+        let dropped = PageSet::from_pages(dropped);
+        let Manifest { state, costs } = snapshot.manifest()?;
+        let header = snapshot.header();
+        self.link.send(&Message::Begin(Begin {
+            kind: match since {
+                None => SnapshotKind::Base,
+                Some(_) => SnapshotKind::Delta,
+            },
+            id: header.id,
+            time_ns: header.time_ns,
+            pid: state.pid,
+            start_time: state.start_time,
+            pages: pages.len() as u64,
+            restore: self.restore,
+            comm: state.comm.clone(),
+            exe: state.exe.clone(),
+        }))?;
+        let mut digest = blake3::Hasher::new();
+        let sent = self.send_pages(snapshot, &pages, &mut digest)?;
+        self.send_dropped(dropped.ranges(), &mut digest)?;
+        let bytes = Manifest::encode(&state, &costs)
+            .map_err(|e| self.link.breach(format!("the process state: {e}")))?;
+        for piece in bytes.chunks(MAX_STATE) {
+            self.link.send(&Message::State(piece.to_vec()))?;
+        }
+        digest.update(&bytes);
+        self.link
+            .send(&Message::Publish(*digest.finalize().as_bytes()))?;
+        match self.link.receive(self.link.stall())? {
+            Message::Stored(stored) => Ok(Sent {
+                offered: pages.len() as u64,
+                sent,
+                stored,
+            }),
+            other => Err(self.link.unexpected(&other, "Stored").into()),
+        }
+    }
+
+    fn send_pages(
+        &mut self,
+        snapshot: &Snapshot,
+        pages: &[u64],
+        digest: &mut blake3::Hasher,
+    ) -> Result<u64> {
+        let mut sent = 0;
+        let mut out: VecDeque<Batch> = VecDeque::new();
+        for addrs in pages.chunks(MAX_OFFER) {
+            let batch = read(snapshot, addrs)?;
+            digest_pages(digest, &batch.offered);
+            self.link.send(&Message::Offer(batch.offered.clone()))?;
+            out.push_back(batch);
+            if out.len() == AHEAD
+                && let Some(oldest) = out.pop_front()
+            {
+                sent += self.answer(&oldest)?;
+            }
+            (self.idle)();
+        }
+        for batch in out {
+            sent += self.answer(&batch)?;
+            (self.idle)();
+        }
+        Ok(sent)
+    }
+
+    /// Sends what the target wants of a batch.
+    fn answer(&mut self, batch: &Batch) -> Result<u64> {
+        let wanted = match self.link.receive(self.link.stall())? {
+            Message::Want(wanted) => wanted,
+            other => return Err(self.link.unexpected(&other, "Want").into()),
+        };
+        let mut piece = Vec::new();
+        let mut bytes = 0;
+        for place in &wanted {
+            let page = batch.pages.get(usize::from(*place)).ok_or_else(|| {
+                self.link
+                    .breach(format!("wants page {place} of {}", batch.pages.len()))
+            })?;
+            let mut encoded = Vec::new();
+            let encoding = match self.hurry {
+                true => encode_fast(page, None, &mut encoded),
+                false => encode(page, None, &mut self.scratch, &mut encoded),
+            };
+            bytes += encoded.len();
+            piece.push(Encoded {
+                encoding,
+                bytes: encoded,
+            });
+            if bytes >= PIECE {
+                self.link
+                    .send(&Message::Pages(std::mem::take(&mut piece)))?;
+                bytes = 0;
+            }
+        }
+        if !piece.is_empty() {
+            self.link.send(&Message::Pages(piece))?;
+        }
+        Ok(wanted.len() as u64)
+    }
+
+    fn send_dropped(&mut self, ranges: &[PageRange], digest: &mut blake3::Hasher) -> Result<()> {
+        digest_dropped(digest, ranges);
+        for piece in ranges.chunks(MAX_RANGES) {
+            self.link.send(&Message::Dropped(piece.to_vec()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Reads and hashes pages, which are ascending.
+fn read(snapshot: &Snapshot, addrs: &[u64]) -> Result<Batch> {
+    let mut pages = vec![[0; PAGE_SIZE as usize]; addrs.len()];
+    let mut offered: Vec<Offered> = addrs
+        .iter()
+        .map(|addr| Offered {
+            addr: *addr,
+            hash: [0; 32],
+        })
+        .collect();
+    snapshot.read_pages(addrs, &mut |addr, page| {
+        if let Ok(at) = addrs.binary_search(&addr) {
+            pages[at] = *page;
+            offered[at].hash = *blake3::hash(page).as_bytes();
+        }
+    })?;
+    Ok(Batch { offered, pages })
+}

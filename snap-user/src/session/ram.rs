@@ -1,0 +1,289 @@
+//! A store in memory: where it is, how large it may get, and how room is made in it.
+//!
+//! It is a file system in memory that ksnap mounts itself, so that it outlives every ksnap and every watched process,
+//! and any verb can read it; where ksnap may not mount, a folder of the one that is there (`/dev/shm`).
+
+use super::{Result, Rules, SessionError};
+use crate::image::SessionId;
+use crate::store::{Store, StoreError};
+use crate::sys::{is_mount_point, mount_memory, resize_memory, room, usable_memory};
+use std::ffi::OsString;
+use std::fs::{DirBuilder, File};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// Where root's is.
+const MOUNTED: &str = "/run/ksnap/ram";
+/// Of the memory there is, the part that a store takes at most unless the user says otherwise: one in so many.
+const SHARE: u64 = 4;
+/// Names another place.
+const VARIABLE: &str = "KSNAP_RAM";
+
+/// A store in memory that is ready to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ram {
+    /// Its folder.
+    pub dir: PathBuf,
+    /// Most bytes in it.
+    pub most: u64,
+    /// What the user should know, a sentence each.
+    pub notes: Vec<String>,
+}
+
+/// The folder in `/dev/shm`, for who may not mount.
+fn shared(uid: u32) -> PathBuf {
+    PathBuf::from(format!("/dev/shm/ksnap-{uid}"))
+}
+
+/// Where a store in memory may be, in the order in which it is looked for.
+fn places(variable: Option<OsString>, uid: u32) -> Vec<PathBuf> {
+    match variable.filter(|value| !value.is_empty()) {
+        Some(named) => vec![named.into()],
+        None if uid == 0 => vec![MOUNTED.into(), shared(uid)],
+        None => vec![shared(uid)],
+    }
+}
+
+fn known_places() -> Vec<PathBuf> {
+    let uid = rustix::process::geteuid().as_raw();
+    places(std::env::var_os(VARIABLE), uid)
+}
+
+/// Where the store in memory is, or would be: `KSNAP_RAM`, else `/run/ksnap/ram` for root and
+/// `/dev/shm/ksnap-UID` for others. Makes nothing.
+pub fn ram_dir() -> PathBuf {
+    let mut places = known_places();
+    let there = places.iter().position(|dir| Store::open(dir).is_ok());
+    places.swap_remove(there.unwrap_or(0))
+}
+
+/// Makes the store in memory ready, or adopts the one that is there. `size`: most bytes in it; unless said otherwise a
+/// quarter of the memory, or what it has already.
+///
+/// # Errors
+/// Where there is no memory file system and none can be mounted, or another user was there first.
+pub fn open_ram(size: Option<u64>) -> Result<Ram> {
+    let memory = usable_memory();
+    if let (Some(size), Some(memory)) = (size, memory)
+        && size > memory
+    {
+        return Err(SessionError::Usage(format!(
+            "--ram={size}: more than the {memory} bytes of memory that there are; name a part of them, or leave the \
+             size out for a quarter"
+        )));
+    }
+    let usual = memory.map_or(1 << 30, |all| all / SHARE);
+    let places = known_places();
+    for dir in &places {
+        if let Some(ram) = prepare(dir, size, usual)? {
+            return Ok(ram);
+        }
+    }
+    Err(SessionError::Usage(format!(
+        "{} is on a disk, and mounting a file system in memory there is not permitted (CAP_SYS_ADMIN): name a folder \
+         on one with {VARIABLE}, or run as root",
+        places[0].display()
+    )))
+}
+
+/// `None`: it is not in memory, and may not be mounted.
+fn prepare(dir: &Path, size: Option<u64>, usual: u64) -> Result<Option<Ram>> {
+    let io = |what: &str| SessionError::io(format!("{what} {}", dir.display()));
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+    made.map_err(io("create the folder of the store in memory,"))?;
+    // Two that start at once must not mount one over the other; the lock is of the folder below both.
+    let folder = File::open(dir).map_err(io("open"))?;
+    rustix::fs::flock(&folder, rustix::fs::FlockOperation::LockExclusive)
+        .map_err(|e| io("lock")(e.into()))?;
+    let mut notes = Vec::new();
+    let mut mounted = is_mount_point(dir);
+    if !mounted {
+        match mount_memory(dir, size.unwrap_or(usual)) {
+            Ok(unswapped) => {
+                mounted = true;
+                if !unswapped && has_swap() {
+                    notes.push(
+                        "the kernel may write the store in memory to its swap space (before Linux 6.4 it cannot be \
+                         kept from it): without swap nothing touches a disk"
+                            .into(),
+                    );
+                }
+            }
+            Err(error) if error.is_denied() && room(dir)?.in_memory => {}
+            Err(error) if error.is_denied() => return Ok(None),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    let found = room(dir)?;
+    if !found.in_memory {
+        return Err(SessionError::Usage(format!(
+            "{} is a mounted file system on a disk: name another folder with {VARIABLE}",
+            dir.display()
+        )));
+    }
+    belongs_to_us(dir)?;
+    let most = match (mounted, size) {
+        (true, Some(size)) if size.abs_diff(found.total) >= 1 << 20 => {
+            resize_memory(dir, size).map_err(|error| match error.errno() {
+                Some(libc::EINVAL) => SessionError::Usage(format!(
+                    "--ram={size}: there is more than that in {} already: make room with `ksnap prune --ram`",
+                    dir.display()
+                )),
+                _ => error.into(),
+            })?;
+            size
+        }
+        (true, _) => found.total,
+        // The file system is not ours to bound: the rules alone do it.
+        (false, size) => {
+            notes.push(format!(
+                "{} is a folder of a file system that others use too: its size is kept by removing snapshots",
+                dir.display()
+            ));
+            size.unwrap_or(usual).min(found.total)
+        }
+    };
+    Ok(Some(Ram {
+        dir: dir.to_owned(),
+        most,
+        notes,
+    }))
+}
+
+/// In a folder for everyone, such as `/dev/shm`, another user may have made it first, to read what is put there.
+fn belongs_to_us(dir: &Path) -> Result<()> {
+    let found = std::fs::symlink_metadata(dir)
+        .map_err(SessionError::io(format!("look at {}", dir.display())))?;
+    let own = found.uid() == rustix::process::geteuid().as_raw();
+    match found.is_dir() && own && found.mode() & 0o077 == 0 {
+        true => Ok(()),
+        false => Err(SessionError::Usage(format!(
+            "{} is no folder of yours alone: name another one with {VARIABLE}",
+            dir.display()
+        ))),
+    }
+}
+
+fn has_swap() -> bool {
+    // The first line is a heading: proc_swaps(5).
+    std::fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1)
+}
+
+impl Ram {
+    /// The rules of a watch of these processes, so that all of them stay within the bound; makes room for them first.
+    ///
+    /// What other processes have left takes half of the room at most: of it the oldest go first. An eighth is left for
+    /// what is written while snapshots are being merged.
+    pub fn rules(&mut self, rules: Rules, pids: &[i32]) -> Result<Rules> {
+        let used = match Store::open(&self.dir) {
+            Ok(store) => self.make_room(&store, pids)?,
+            Err(StoreError::NoStore { .. }) => 0,
+            Err(error) => return Err(error.into()),
+        };
+        let left = (self.most / 8 * 7).saturating_sub(used);
+        let each = (left / pids.len().max(1) as u64).max(1 << 20);
+        Ok(Rules {
+            max_size: Some(rules.max_size.map_or(each, |most| most.min(each))),
+            ..rules
+        })
+    }
+
+    /// Keeps the sessions of other processes within half of the room. Gives what they take then.
+    fn make_room(&mut self, store: &Store, pids: &[i32]) -> Result<u64> {
+        let mut others: Vec<(SessionId, i32)> = Vec::new();
+        let mut used = 0;
+        for (id, info) in store.sessions()? {
+            if !pids.contains(&info.pid) {
+                used += store.session_bytes(id)?;
+                others.push((id, info.pid));
+            }
+        }
+        for whole in [false, true] {
+            for &(id, pid) in &others {
+                let excess = used.saturating_sub(self.most / 2);
+                if excess == 0 {
+                    return Ok(used);
+                }
+                let Ok(pruner) = store.pruner(id) else {
+                    // Its watcher keeps it within bounds.
+                    continue;
+                };
+                let before = match store.session_bytes(id) {
+                    Ok(bytes) => bytes,
+                    // Went in the first round.
+                    Err(_) => continue,
+                };
+                let plan = match whole {
+                    false => pruner.plan(&Rules {
+                        max_size: Some(before.saturating_sub(excess)),
+                        ..Rules::default()
+                    })?,
+                    true => {
+                        let all = pruner.snapshots()?.iter().map(|meta| meta.seq).collect();
+                        pruner.plan_removal(&all)?
+                    }
+                };
+                if plan.removed.is_empty() {
+                    continue;
+                }
+                match pruner.carry_out(&plan) {
+                    Ok(done) => {
+                        used = used.saturating_sub(done.freed.max(0) as u64);
+                        self.notes.push(format!(
+                            "{} snapshots of process {pid} made room in memory for new ones",
+                            done.snapshots
+                        ));
+                    }
+                    // Tagged: it stays.
+                    Err(StoreError::NotRemoved { .. }) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        Ok(used)
+    }
+}
+
+/// A folder that is not there yet is no store in memory.
+pub(super) fn lies_in_memory(dir: &Path) -> bool {
+    match std::fs::metadata(dir) {
+        Err(error) if error.kind() == ErrorKind::NotFound => false,
+        _ => room(dir).is_ok_and(|room| room.in_memory),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_variable_comes_before_the_usual_places() {
+        let text = |places: Vec<PathBuf>| -> Vec<String> {
+            places.iter().map(|p| p.display().to_string()).collect()
+        };
+        assert_eq!(text(places(Some("/x".into()), 0)), ["/x"]);
+        assert_eq!(
+            text(places(Some("".into()), 0)),
+            ["/run/ksnap/ram", "/dev/shm/ksnap-0"]
+        );
+        assert_eq!(text(places(None, 1000)), ["/dev/shm/ksnap-1000"]);
+    }
+
+    #[test]
+    fn a_folder_that_others_can_enter_is_refused() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        assert!(belongs_to_us(folder.path()).is_ok());
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(folder.path(), &link).expect("a link");
+        assert!(belongs_to_us(&link).is_err());
+        let open = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(folder.path(), open).expect("mine");
+        let error = belongs_to_us(folder.path()).expect_err("others may look");
+        assert!(
+            error.to_string().contains("no folder of yours alone"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,318 @@
+//! Takes snapshots from a source into the store: asks only for pages that are not there, and publishes what is whole.
+
+use super::serve_known::Known;
+use super::serve_link::while_alive;
+use super::{Result, SessionError};
+use crate::codec::Scratch;
+use crate::image::{EncodedBatch, MAX_MANIFEST, Manifest, PageSink};
+use crate::model::{PAGE_SIZE, Page, PageRange, SnapshotId, SnapshotKind};
+use crate::restore::fault;
+use crate::store::{FlatAhead, Published, Received, Session, SessionInfo, Store};
+use crate::wire::{Begin, Encoded, Link, Message, Offered, Stored, digest_dropped, digest_pages};
+use rustc_hash::FxHashSet;
+use std::collections::VecDeque;
+
+/// Most pages of a snapshot: 1 TiB of memory.
+const MOST_PAGES: u64 = 1 << 28;
+/// Ranges that are gone, at most.
+const MOST_DROPPED: usize = 1 << 22;
+/// Pages written in one go.
+const PIECE: usize = 1024;
+
+/// What came of a snapshot.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Taken {
+    /// The snapshot.
+    pub(super) stored: Stored,
+    /// Pages that it has, or has other than the one before.
+    pub(super) offered: u64,
+    /// Pages that were sent.
+    pub(super) sent: u64,
+}
+
+/// The snapshots of one connection: one session of the store.
+pub(super) struct Incoming {
+    store: Store,
+    known: Known,
+    received: Received,
+    session: Option<Session>,
+    last: Option<SnapshotId>,
+    /// What the last one is brought back from, if it is to be.
+    flat: Option<FlatAhead>,
+}
+
+/// What is known of the snapshot that is being sent.
+struct Arriving {
+    begin: Begin,
+    pages: Vec<Offered>,
+    /// Content that was asked for and has not come yet, in order; and all of it.
+    asked: VecDeque<[u8; 32]>,
+    asked_ever: FxHashSet<[u8; 32]>,
+    sent: u64,
+    dropped: Vec<PageRange>,
+    state: Vec<u8>,
+    digest: blake3::Hasher,
+}
+
+impl Incoming {
+    /// Ready for the first snapshot of a connection.
+    pub(super) fn new(store: &Store, link: &mut Link, begin: &Begin) -> Result<Self> {
+        // The same process of the same peer goes on where it stopped.
+        let mut transfer = link.key().0.to_vec();
+        transfer.extend_from_slice(&begin.pid.to_le_bytes());
+        transfer.extend_from_slice(&begin.start_time.to_le_bytes());
+        transfer.extend_from_slice(begin.comm.as_bytes());
+        let comm = begin.comm.clone();
+        let looked = while_alive(link, || Known::look(store, &comm))?;
+        Ok(Self {
+            known: looked?,
+            received: store.receive(&transfer)?,
+            store: store.clone(),
+            session: None,
+            last: None,
+            flat: None,
+        })
+    }
+
+    /// Takes one snapshot, up to its publication.
+    pub(super) fn take(&mut self, link: &mut Link, begin: Begin) -> Result<Taken> {
+        if begin.pages > MOST_PAGES {
+            return Err(link
+                .breach(format!("{} pages, {MOST_PAGES} at most", begin.pages))
+                .into());
+        }
+        if begin.kind == SnapshotKind::Delta && self.last.is_none() {
+            return Err(link.breach("a delta without a snapshot before it").into());
+        }
+        let mut arriving = Arriving {
+            begin,
+            pages: Vec::new(),
+            asked: VecDeque::new(),
+            asked_ever: FxHashSet::default(),
+            sent: 0,
+            dropped: Vec::new(),
+            state: Vec::new(),
+            digest: blake3::Hasher::new(),
+        };
+        let digest = loop {
+            match link.receive(link.stall())? {
+                Message::Offer(pages) => {
+                    let wanted = self.offered(link, &mut arriving, pages)?;
+                    link.send(&Message::Want(wanted))?;
+                }
+                Message::Pages(pages) => self.pages(link, &mut arriving, &pages)?,
+                Message::Dropped(ranges) => arriving.drop_ranges(link, ranges)?,
+                Message::State(bytes) => {
+                    if (arriving.state.len() + bytes.len()) as u64 > MAX_MANIFEST {
+                        return Err(link.breach("too much process state").into());
+                    }
+                    arriving.digest.update(&bytes);
+                    arriving.state.extend_from_slice(&bytes);
+                }
+                Message::Publish(digest) => break digest,
+                other => return Err(link.unexpected(&other, "a part of a snapshot").into()),
+            }
+        };
+        let announced = arriving.begin.pages == arriving.pages.len() as u64;
+        if !announced || !arriving.asked.is_empty() {
+            return Err(link.breach("the snapshot ends before its pages").into());
+        }
+        if arriving.digest.finalize() != digest {
+            return Err(link.breach("what has arrived is not what was sent").into());
+        }
+        fault::point("serve-publishing");
+        let published = while_alive(link, || self.publish(&arriving))??;
+        Ok(Taken {
+            stored: Stored {
+                id: published.id,
+                seq: published.seq,
+                file_bytes: published.bytes,
+            },
+            offered: arriving.pages.len() as u64,
+            sent: arriving.sent,
+        })
+    }
+
+    /// The places in an offer of what is not there.
+    fn offered(
+        &self,
+        link: &Link,
+        arriving: &mut Arriving,
+        pages: Vec<Offered>,
+    ) -> Result<Vec<u16>> {
+        let after = arriving.pages.last().map(|last| last.addr);
+        if let (Some(last), Some(first)) = (after, pages.first())
+            && last >= first.addr
+        {
+            return Err(link
+                .breach(format!("page {:#x} is not in order", first.addr))
+                .into());
+        }
+        if (arriving.pages.len() + pages.len()) as u64 > arriving.begin.pages {
+            return Err(link.breach("more pages than were announced").into());
+        }
+        digest_pages(&mut arriving.digest, &pages);
+        let mut wanted = Vec::new();
+        for (place, page) in pages.iter().enumerate() {
+            let there = self.received.has(&page.hash) || self.known.has(&page.hash);
+            if !there && arriving.asked_ever.insert(page.hash) {
+                arriving.asked.push_back(page.hash);
+                wanted.push(place as u16);
+            }
+        }
+        arriving.pages.extend(pages);
+        Ok(wanted)
+    }
+
+    fn pages(&mut self, link: &Link, arriving: &mut Arriving, pages: &[Encoded]) -> Result<()> {
+        for page in pages {
+            let Some(hash) = arriving.asked.pop_front() else {
+                return Err(link.breach("a page that was not asked for").into());
+            };
+            if !self.received.add(&hash, page.encoding, &page.bytes)? {
+                return Err(link
+                    .breach("a page whose content is not what its hash says")
+                    .into());
+            }
+            arriving.sent += 1;
+        }
+        Ok(())
+    }
+
+    /// Makes a snapshot of what has arrived, in one step that leaves all of it or nothing.
+    fn publish(&mut self, arriving: &Arriving) -> Result<Published> {
+        let begin = &arriving.begin;
+        let manifest = Manifest::from_bytes(&arriving.state).map_err(|e| {
+            SessionError::Usage(format!(
+                "the process state that was sent cannot be read: {e}"
+            ))
+        })?;
+        let mut session = match self.session.take() {
+            Some(session) => session,
+            None => self.store.create_session(&SessionInfo {
+                pid: begin.pid,
+                // Never a process of this machine, whatever its id.
+                start_time: 0,
+                comm: begin.comm.clone(),
+                exe: begin.exe.clone(),
+                cmdline: manifest
+                    .state
+                    .cmdline
+                    .iter()
+                    .map(|a| String::from_utf8_lossy(a).into_owned())
+                    .collect(),
+                created_ns: 0,
+                continued: Vec::new(),
+            })?,
+        };
+        let published = self.write(&mut session, arriving, &manifest);
+        self.session = Some(session);
+        let published = published?;
+        self.last = Some(published.id);
+        Ok(published)
+    }
+
+    fn write(
+        &mut self,
+        session: &mut Session,
+        arriving: &Arriving,
+        manifest: &Manifest,
+    ) -> Result<Published> {
+        let begin = &arriving.begin;
+        let parent = match begin.kind {
+            SnapshotKind::Base => None,
+            SnapshotKind::Delta => self.last,
+        };
+        let mut pending = session.begin(begin.kind, parent)?;
+        pending.set_time_ns(begin.time_ns);
+        pending.drop_ranges(&arriving.dropped.iter().copied().collect());
+        let mut scratch = Scratch::default();
+        let mut batch = EncodedBatch::new(0);
+        let mut page = [0; PAGE_SIZE as usize];
+        for piece in arriving.pages.chunks(PIECE) {
+            batch.reset(0);
+            for offered in piece {
+                find(&mut self.received, &self.known, &offered.hash, &mut page)?;
+                match begin.kind {
+                    SnapshotKind::Base => batch.push(offered.addr, &page, &mut scratch),
+                    // The process may be waiting for it.
+                    SnapshotKind::Delta => {
+                        batch.push_fast(offered.addr, &page, None);
+                    }
+                }
+            }
+            pending.append(&batch)?;
+        }
+        Ok(pending.publish(&manifest.state, &manifest.costs)?)
+    }
+
+    /// The snapshot stored last.
+    pub(super) fn last(&self) -> Option<SnapshotId> {
+        self.last
+    }
+
+    /// Prepares for bringing the last one back, as long as its source still runs: then the stop is short, whatever its
+    /// size. Without it, it takes longer.
+    pub(super) fn prepare(&mut self, link: &mut Link) -> Result<()> {
+        let (flat, store, last) = (self.flat.take(), &self.store, self.last);
+        let prepared = while_alive(link, || follow(store, last, flat))?;
+        self.flat = prepared
+            .inspect_err(|e| tracing::debug!("nothing is prepared: {e}"))
+            .ok();
+        Ok(())
+    }
+
+    /// No more snapshots come: the last one is going to be brought back, and others may write the session.
+    pub(super) fn close(&mut self) {
+        self.session = None;
+        if let Some(flat) = self.flat.take()
+            && let Err(e) = flat.publish()
+        {
+            tracing::debug!("nothing is prepared: {e}");
+        }
+    }
+
+    /// All is done: what was kept to go on with is not needed.
+    pub(super) fn finish(self) {
+        self.received.finish();
+    }
+}
+
+impl Arriving {
+    fn drop_ranges(&mut self, link: &Link, ranges: Vec<PageRange>) -> Result<()> {
+        let ordered = match (self.dropped.last(), ranges.first()) {
+            (Some(last), Some(first)) => last.end <= first.start,
+            _ => true,
+        };
+        let bounded = self.dropped.len() + ranges.len() <= MOST_DROPPED;
+        if !ordered || !bounded || self.begin.kind == SnapshotKind::Base {
+            return Err(link.breach("ranges that cannot be gone").into());
+        }
+        digest_dropped(&mut self.digest, &ranges);
+        self.dropped.extend(ranges);
+        Ok(())
+    }
+}
+
+/// A flat image of the last snapshot, from that of the one before.
+fn follow(store: &Store, last: Option<SnapshotId>, flat: Option<FlatAhead>) -> Result<FlatAhead> {
+    let last = last.ok_or_else(|| SessionError::Remote("no snapshot".into()))?;
+    let snapshot = store.snapshot(last)?;
+    Ok(match flat {
+        None => store.flat_ahead(&snapshot)?,
+        Some(mut flat) => {
+            flat.follow(&snapshot)?;
+            flat
+        }
+    })
+}
+
+/// Reads a page by its content, from wherever it is.
+fn find(received: &mut Received, known: &Known, hash: &[u8; 32], page: &mut Page) -> Result<()> {
+    if received.read(hash, page)? || known.read(hash, page) {
+        return Ok(());
+    }
+    Err(SessionError::Remote(
+        "a page that the store had is gone: a snapshot may have been pruned meanwhile. Clone again: what was sent is kept".into(),
+    ))
+}

@@ -1,0 +1,172 @@
+//! A flat image that is made while snapshots still come: each costs only what it changed, so that the last one can be
+//! brought back at once, whatever its size.
+
+use super::directory::Store;
+use super::error::StoreError;
+use super::flat::{FOLDER, FlatPiece, HEAD, PIECE, Run, head, make_file};
+use super::snapshot::Snapshot;
+use crate::image::{Location, PageSource};
+use crate::model::{FILE_SPACE, PAGE_SIZE, PageRange, PageTable, SnapshotId};
+use rustix::fs::{FlockOperation, flock};
+use std::fs::File;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+/// Begins the names of those that are not published.
+const PREFIX: &str = ".tmp-ahead-";
+/// Pieces for which there is room, for each that the first snapshot has: every mapping or change of one may cut some.
+const ROOM: usize = 8;
+/// And at least.
+const LEAST_ROOM: usize = 4096;
+
+/// A flat image in the making. Leaves nothing behind unless it is published.
+#[derive(Debug)]
+pub struct FlatAhead {
+    store: Store,
+    file: File,
+    temp: PathBuf,
+    /// Where each page is in the file.
+    offsets: PageTable<u64>,
+    /// Pages of the snapshot that it is at.
+    table: PageTable<Location>,
+    id: SnapshotId,
+    /// Pieces that fit in front of the pages.
+    room: usize,
+    end: u64,
+}
+
+fn io(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    StoreError::io("write the flat image", path)
+}
+
+impl Store {
+    /// Begins a flat image that is to follow the snapshots after this one.
+    pub fn flat_ahead(&self, snapshot: &Snapshot) -> Result<FlatAhead, StoreError> {
+        let folder = self.dir().join(FOLDER);
+        sweep(&folder);
+        let number = RandomState::new().hash_one(std::process::id());
+        let temp = folder.join(format!("{PREFIX}{number:016x}"));
+        let file = make_file(&folder, &temp).map_err(io(&temp))?;
+        // Whose maker lives: see below.
+        let _ = flock(&file, FlockOperation::NonBlockingLockExclusive);
+        let mut ahead = FlatAhead {
+            store: self.clone(),
+            file,
+            temp,
+            offsets: PageTable::new(),
+            table: PageTable::new(),
+            id: snapshot.id(),
+            room: 0,
+            end: 0,
+        };
+        let addrs = snapshot.page_table()?.iter().map(|(addr, _)| addr);
+        let pieces = runs(
+            addrs
+                .filter(|addr| *addr < FILE_SPACE)
+                .map(|addr| (addr, addr)),
+        );
+        ahead.room = (pieces.len() * ROOM).max(LEAST_ROOM);
+        ahead.end = ((HEAD + ahead.room * PIECE) as u64).next_multiple_of(PAGE_SIZE);
+        ahead.follow(snapshot)?;
+        Ok(ahead)
+    }
+}
+
+/// Removes what those left that were killed while they made one.
+fn sweep(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let ahead = entry.file_name().to_string_lossy().starts_with(PREFIX);
+        if let Some(file) = ahead.then(|| File::open(entry.path()).ok()).flatten()
+            && flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+        {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Pages that follow each other, here and there.
+fn runs(pages: impl Iterator<Item = (u64, u64)>) -> Vec<FlatPiece> {
+    let mut pieces: Vec<FlatPiece> = Vec::new();
+    for (addr, offset) in pages {
+        match pieces.last_mut() {
+            Some(last) if last.range.end == addr && last.offset + last.range.len() == offset => {
+                last.range.end += PAGE_SIZE;
+            }
+            _ => pieces.push(FlatPiece {
+                range: PageRange::new(addr, addr + PAGE_SIZE),
+                offset,
+            }),
+        }
+    }
+    pieces
+}
+
+impl FlatAhead {
+    /// Makes it an image of another snapshot: what differs is written.
+    ///
+    /// # Errors
+    /// Then it is an image of nothing.
+    pub fn follow(&mut self, snapshot: &Snapshot) -> Result<(), StoreError> {
+        let table = snapshot.page_table()?;
+        let mut written = Vec::new();
+        for addr in self.table.diff(table) {
+            if addr >= FILE_SPACE {
+                continue;
+            }
+            match (table.get(addr), self.offsets.get(addr)) {
+                (Some(_), Some(_)) => written.push(addr),
+                (Some(_), None) => {
+                    self.offsets.insert(addr, self.end);
+                    self.end += PAGE_SIZE;
+                    written.push(addr);
+                }
+                (None, _) => self.offsets.forget(addr),
+            }
+        }
+        self.file.set_len(self.end).map_err(io(&self.temp))?;
+        written.sort_unstable();
+        let mut run = Run::new(&self.file);
+        let fresh = self.table.pages() == 0;
+        snapshot.read_pages(&written, &mut |addr, page| {
+            // Zeroes are there already where nothing was: the file is sparse.
+            if let Some(offset) = self.offsets.get(addr)
+                && (!fresh || page.iter().any(|byte| *byte != 0))
+            {
+                run.add(offset, page);
+            }
+        })?;
+        run.finish().map_err(io(&self.temp))?;
+        self.table = table.clone();
+        self.id = snapshot.id();
+        Ok(())
+    }
+
+    /// Puts it in the place where [`Store::flat`] finds it. `false` when that cannot be: it has become too ragged, or the
+    /// kernel's boot has no name.
+    pub fn publish(mut self) -> Result<bool, StoreError> {
+        // Of a boot without a name none can be trusted.
+        let Some(boot) = self.store.files.boot() else {
+            return Ok(false);
+        };
+        let pieces = runs(self.offsets.iter());
+        if pieces.len() > self.room {
+            return Ok(false);
+        }
+        let head = head(self.id, &boot, &pieces);
+        self.file.write_all_at(&head, 0).map_err(io(&self.temp))?;
+        let path = self.store.dir().join(FOLDER).join(self.id.to_string());
+        std::fs::rename(&self.temp, &path).map_err(io(&path))?;
+        self.temp = PathBuf::new();
+        Ok(true)
+    }
+}
+
+impl Drop for FlatAhead {
+    fn drop(&mut self) {
+        if !self.temp.as_os_str().is_empty() {
+            let _ = std::fs::remove_file(&self.temp);
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! Pages that another machine sends, by their content, until the snapshot that they belong to is published.
+//!
+//! A file for each connection in the store's folder `received`: records of hash, encoding, length and bytes, one after
+//! the other. Nothing is synced, and nothing in it is trusted: a page is decoded and its hash compared whenever
+//! it is read, and a record that a crash has cut ends the file. So a transfer that was interrupted goes on
+//! with what is there.
+
+use super::directory::Store;
+use super::error::StoreError;
+use crate::codec::{self, Encoding, LONGEST};
+use crate::model::{PAGE_SIZE, Page};
+use rustc_hash::FxHashMap;
+use std::fs::{DirBuilder, File};
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+const FOLDER: &str = "received";
+const SUFFIX: &str = ".pages";
+/// Hash, encoding, length.
+const HEAD: usize = 32 + 1 + 2;
+/// Gathered before it is written.
+const BUFFER: usize = 1 << 20;
+/// How long pages of a transfer that did not go on are kept.
+const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Most bytes that transfers which did not go on may take; the oldest go first.
+const MOST_BYTES: u64 = 16 << 30;
+
+/// Where a page is.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    file: u32,
+    at: u64,
+    len: u16,
+    encoding: Encoding,
+}
+
+#[derive(Debug)]
+struct Part {
+    path: PathBuf,
+    file: File,
+}
+
+/// The pages of one transfer: those that come in now, and those that earlier attempts left.
+#[derive(Debug)]
+pub struct Received {
+    /// The first one is being written.
+    parts: Vec<Part>,
+    out: BufWriter<File>,
+    /// Bytes given to `out`.
+    end: u64,
+    places: FxHashMap<[u8; 32], Place>,
+    scratch: Vec<u8>,
+}
+
+impl Store {
+    /// Goes on with a transfer, or begins one. `transfer` names what is transferred: the same name finds what
+    /// earlier attempts left.
+    pub fn receive(&self, transfer: &[u8]) -> Result<Received, StoreError> {
+        let folder = self.dir().join(FOLDER);
+        match DirBuilder::new().mode(0o700).create(&folder) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(StoreError::io("create folder", &folder)(e));
+            }
+            _ => {}
+        }
+        let hash = blake3::hash(transfer).to_hex();
+        let prefix = &hash.as_str()[..16];
+        let files = files(&folder);
+        evict(&files, prefix);
+        let own = RandomState::new().hash_one(std::process::id());
+        let path = folder.join(format!("{prefix}-{own:016x}{SUFFIX}"));
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(StoreError::io("create", &path))?;
+        let write = file.try_clone().map_err(StoreError::io("open", &path))?;
+        let mut received = Received {
+            parts: vec![Part { path, file }],
+            out: BufWriter::with_capacity(BUFFER, write),
+            end: 0,
+            places: FxHashMap::default(),
+            scratch: Vec::new(),
+        };
+        for left in files {
+            if left.name.starts_with(prefix)
+                && let Err(e) = received.adopt(left.path)
+            {
+                tracing::debug!("left by an earlier attempt: {e}");
+            }
+        }
+        Ok(received)
+    }
+}
+
+struct Left {
+    name: String,
+    path: PathBuf,
+    bytes: u64,
+    age: Duration,
+}
+
+/// What attempts have left, the newest first.
+fn files(folder: &Path) -> Vec<Left> {
+    let now = SystemTime::now();
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut all: Vec<Left> = entries
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let meta = entry.metadata().ok()?;
+            name.ends_with(SUFFIX).then(|| Left {
+                name,
+                path: entry.path(),
+                bytes: meta.len(),
+                age: now
+                    .duration_since(meta.modified().unwrap_or(now))
+                    .unwrap_or_default(),
+            })
+        })
+        .collect();
+    all.sort_by_key(|left| left.age);
+    all
+}
+
+/// Removes what nobody came back for.
+fn evict(files: &[Left], in_use: &str) {
+    let mut total = 0;
+    for left in files {
+        total += left.bytes;
+        // What is being written is young. Whoever still has a removed file open goes on with it.
+        if !left.name.starts_with(in_use) && (left.age > KEPT || total > MOST_BYTES) {
+            let _ = std::fs::remove_file(&left.path);
+        }
+    }
+}
+
+impl Received {
+    /// Reads the records of a file, up to the first that is not whole.
+    fn adopt(&mut self, path: PathBuf) -> io::Result<()> {
+        let file = File::open(&path)?;
+        let len = file.metadata()?.len();
+        let number = self.parts.len() as u32;
+        let mut at = 0;
+        let mut head = [0; HEAD];
+        while at + HEAD as u64 <= len {
+            file.read_exact_at(&mut head, at)?;
+            let Some((hash, place)) = record(&head, number, at, len) else {
+                break;
+            };
+            self.places.entry(hash).or_insert(place);
+            at = place.at + u64::from(place.len);
+        }
+        self.parts.push(Part { path, file });
+        Ok(())
+    }
+
+    /// Whether there is a record of a page. Only reading it shows that it is whole.
+    pub fn has(&self, hash: &[u8; 32]) -> bool {
+        self.places.contains_key(hash)
+    }
+
+    /// Adds a page, after a look at whether it is what its hash says. `false` when it is not.
+    pub fn add(
+        &mut self,
+        hash: &[u8; 32],
+        encoding: Encoding,
+        bytes: &[u8],
+    ) -> Result<bool, StoreError> {
+        let mut page = [0; PAGE_SIZE as usize];
+        if bytes.len() > LONGEST || codec::decode(encoding, bytes, None, &mut page).is_err() {
+            return Ok(false);
+        }
+        if blake3::hash(&page) != *hash {
+            return Ok(false);
+        }
+        let path = &self.parts[0].path;
+        let mut head = [0; HEAD];
+        head[..32].copy_from_slice(hash);
+        head[32] = encoding.tag();
+        head[33..].copy_from_slice(&(bytes.len() as u16).to_le_bytes());
+        self.out
+            .write_all(&head)
+            .and_then(|()| self.out.write_all(bytes))
+            .map_err(StoreError::io("write", path))?;
+        let place = Place {
+            file: 0,
+            at: self.end + HEAD as u64,
+            len: bytes.len() as u16,
+            encoding,
+        };
+        self.end = place.at + bytes.len() as u64;
+        self.places.insert(*hash, place);
+        Ok(true)
+    }
+
+    /// Reads a page. `false` when it is not there, or damaged: then it is forgotten.
+    pub fn read(&mut self, hash: &[u8; 32], page: &mut Page) -> Result<bool, StoreError> {
+        let Some(place) = self.places.get(hash).copied() else {
+            return Ok(false);
+        };
+        if place.file == 0 {
+            let path = &self.parts[0].path;
+            self.out.flush().map_err(StoreError::io("write", path))?;
+        }
+        let part = &self.parts[place.file as usize];
+        self.scratch.resize(place.len.into(), 0);
+        let read = part.file.read_exact_at(&mut self.scratch, place.at);
+        let whole = read.is_ok()
+            && codec::decode(place.encoding, &self.scratch, None, page).is_ok()
+            && blake3::hash(page) == *hash;
+        if !whole {
+            self.places.remove(hash);
+        }
+        Ok(whole)
+    }
+
+    /// All of it is published: nothing has to be kept.
+    pub fn finish(self) {
+        for part in &self.parts {
+            if let Err(e) = std::fs::remove_file(&part.path) {
+                tracing::debug!("{}: {e}", part.path.display());
+            }
+        }
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        if self.end == 0 {
+            // Nothing came: nothing to go on with.
+            let _ = std::fs::remove_file(&self.parts[0].path);
+        }
+    }
+}
+
+/// A record, if its head can be one and its bytes lie within the file.
+fn record(head: &[u8; HEAD], file: u32, at: u64, len: u64) -> Option<([u8; 32], Place)> {
+    let hash = *head.first_chunk()?;
+    let encoding = Encoding::from_tag(head[32]).filter(|e| !e.needs_previous())?;
+    let bytes = u16::from_le_bytes([head[33], head[34]]);
+    let at = at + HEAD as u64;
+    (usize::from(bytes) <= LONGEST && at + u64::from(bytes) <= len).then_some((
+        hash,
+        Place {
+            file,
+            at,
+            len: bytes,
+            encoding,
+        },
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::{Scratch, encode};
+
+    fn page(seed: u8) -> (Page, [u8; 32], Encoding, Vec<u8>) {
+        let mut page = [0; PAGE_SIZE as usize];
+        for (n, byte) in page.iter_mut().enumerate() {
+            *byte = seed.wrapping_mul(n as u8);
+        }
+        let mut bytes = Vec::new();
+        let encoding = encode(&page, None, &mut Scratch::default(), &mut bytes);
+        (page, *blake3::hash(&page).as_bytes(), encoding, bytes)
+    }
+
+    fn store() -> (Store, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        (
+            Store::open_or_create(&folder.path().join("store")).unwrap(),
+            folder,
+        )
+    }
+
+    fn count(store: &Store) -> usize {
+        files(&store.dir().join(FOLDER)).len()
+    }
+
+    #[test]
+    fn a_transfer_goes_on_with_what_an_earlier_attempt_left() {
+        let (store, _folder) = store();
+        let mut found = [0; PAGE_SIZE as usize];
+        let mut first = store.receive(b"one").unwrap();
+        for seed in 1..4 {
+            let (_, hash, encoding, bytes) = page(seed);
+            assert!(first.add(&hash, encoding, &bytes).unwrap());
+        }
+        drop(first);
+        let mut second = store.receive(b"one").unwrap();
+        let (content, hash, ..) = page(2);
+        assert!(second.has(&hash));
+        assert!(second.read(&hash, &mut found).unwrap());
+        assert!(found == content);
+        assert!(!store.receive(b"two").unwrap().has(&hash));
+        second.finish();
+        assert_eq!(count(&store), 0);
+    }
+
+    #[test]
+    fn a_page_that_is_not_what_its_hash_says_is_not_taken() {
+        let (store, _folder) = store();
+        let mut received = store.receive(b"one").unwrap();
+        let (_, hash, encoding, bytes) = page(3);
+        assert!(!received.add(&[0; 32], encoding, &bytes).unwrap());
+        assert!(!received.add(&hash, Encoding::Raw, &bytes[..1]).unwrap());
+        assert!(!received.add(&hash, Encoding::Changes, &bytes).unwrap());
+        assert!(!received.has(&hash));
+        drop(received);
+        assert_eq!(count(&store), 0);
+    }
+
+    #[test]
+    fn damage_and_a_cut_record_cost_only_what_they_hit() {
+        let (store, _folder) = store();
+        let mut received = store.receive(b"one").unwrap();
+        let path = received.parts[0].path.clone();
+        let pages: Vec<_> = (1..5).map(page).collect();
+        for (_, hash, encoding, bytes) in &pages {
+            assert!(received.add(hash, *encoding, bytes).unwrap());
+        }
+        drop(received);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[HEAD] ^= 1;
+        bytes.truncate(bytes.len() - 1);
+        std::fs::write(&path, bytes).unwrap();
+        let mut received = store.receive(b"one").unwrap();
+        let mut found = [0; PAGE_SIZE as usize];
+        let mut read = |n: usize| received.read(&pages[n].1, &mut found).unwrap();
+        assert_eq!(
+            [read(0), read(1), read(2), read(3)],
+            [false, true, true, false]
+        );
+        assert!(!received.has(&pages[0].1));
+    }
+
+    #[test]
+    fn what_nobody_came_back_for_is_removed() {
+        let (store, _folder) = store();
+        let mut received = store.receive(b"one").unwrap();
+        let (_, hash, encoding, bytes) = page(3);
+        assert!(received.add(&hash, encoding, &bytes).unwrap());
+        let path = received.parts[0].path.clone();
+        drop(received);
+        let old = SystemTime::now() - KEPT - Duration::from_secs(60);
+        File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_modified(old)
+            .unwrap();
+        drop(store.receive(b"two").unwrap());
+        assert_eq!(count(&store), 0);
+    }
+}

@@ -1,0 +1,403 @@
+//! Public and private keys, and the folder that they are in.
+//!
+//! `key` has the private key, `trusted` a line for each public key that may talk to this user, with a name. Both are
+//! for their owner alone, and appear under their names whole or not at all.
+
+use super::{Result, WireError};
+use ring::rand::SystemRandom;
+use ring::signature::{Ed25519KeyPair, KeyPair as _};
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use std::ffi::OsString;
+use std::fmt;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+const KEY_FILE: &str = "key";
+const TRUSTED_FILE: &str = "trusted";
+const KEY_HEAD: &str = "ksnap private key 1";
+/// Longest file that is read.
+const MAX_FILE: u64 = 1 << 20;
+/// What comes before an Ed25519 key in its `SubjectPublicKeyInfo` (RFC 8410, section 4).
+const SPKI: [u8; 12] = [
+    0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
+];
+const ALGORITHM: &str = "ed25519:";
+
+/// Who a peer is: an Ed25519 public key. As text `ed25519:` and 64 hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct PublicKey(pub [u8; 32]);
+
+impl PublicKey {
+    /// As TLS has it (RFC 7250).
+    pub(super) fn spki(&self) -> Vec<u8> {
+        [&SPKI[..], &self.0].concat()
+    }
+
+    /// From what TLS has; `None` for a key of another kind.
+    pub(super) fn from_spki(bytes: &[u8]) -> Option<Self> {
+        let key = bytes.strip_prefix(&SPKI)?;
+        Some(Self(key.try_into().ok()?))
+    }
+}
+
+impl fmt::Display for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(ALGORITHM)?;
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for PublicKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for PublicKey {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let digits = text.trim();
+        let digits = digits.strip_prefix(ALGORITHM).unwrap_or(digits);
+        unhex(digits)
+            .and_then(|bytes| bytes.try_into().ok())
+            .map(Self)
+            .ok_or_else(|| {
+                format!("a key is {ALGORITHM} and 64 hex digits, as `ksnap key show` prints it")
+            })
+    }
+}
+
+fn unhex(digits: &str) -> Option<Vec<u8>> {
+    if !digits.len().is_multiple_of(2) || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    (0..digits.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&digits[at..at + 2], 16).ok())
+        .collect()
+}
+
+/// A private key with its public one.
+pub struct KeyPair {
+    pkcs8: Vec<u8>,
+    /// Who it makes its owner.
+    pub public: PublicKey,
+}
+
+impl fmt::Debug for KeyPair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("KeyPair")
+            .field("public", &self.public)
+            .finish_non_exhaustive()
+    }
+}
+
+impl KeyPair {
+    /// A new one.
+    pub fn generate() -> Option<Self> {
+        let document = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new()).ok()?;
+        Self::from_pkcs8(document.as_ref().to_vec())
+    }
+
+    fn from_pkcs8(pkcs8: Vec<u8>) -> Option<Self> {
+        let pair = Ed25519KeyPair::from_pkcs8(&pkcs8).ok()?;
+        let public = PublicKey(pair.public_key().as_ref().try_into().ok()?);
+        Some(Self { pkcs8, public })
+    }
+
+    pub(super) fn private(&self) -> PrivatePkcs8KeyDer<'static> {
+        self.pkcs8.clone().into()
+    }
+}
+
+/// A key that may talk to this user.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trusted {
+    /// Whose.
+    pub key: PublicKey,
+    /// What the user calls it; empty for none.
+    pub name: String,
+}
+
+/// The folder of the keys.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    dir: PathBuf,
+}
+
+/// Where keys are: `KSNAP_CONFIG`, else `/etc/ksnap` for root and the user's configuration folder
+/// (`$XDG_CONFIG_HOME/ksnap`, `~/.config/ksnap`) for anyone else. `None` when nothing says where.
+pub fn default_dir(variable: impl Fn(&str) -> Option<OsString>, is_root: bool) -> Option<PathBuf> {
+    let path = |name: &str| {
+        variable(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    if let Some(dir) = path("KSNAP_CONFIG") {
+        return Some(dir);
+    }
+    if is_root {
+        return Some(PathBuf::from("/etc/ksnap"));
+    }
+    path("XDG_CONFIG_HOME")
+        .filter(|dir| dir.is_absolute())
+        .or_else(|| path("HOME").map(|home| home.join(".config")))
+        .map(|config| config.join("ksnap"))
+}
+
+impl Keys {
+    /// The keys in a folder, which need not be there yet.
+    pub fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    fn bad(&self, name: &str, why: impl Into<String>) -> WireError {
+        WireError::Key {
+            path: self.dir.join(name),
+            why: why.into(),
+        }
+    }
+
+    /// This user's own pair, made when it is asked for first.
+    pub fn pair(&self) -> Result<KeyPair> {
+        if let Some(pair) = self.read_pair()? {
+            return Ok(pair);
+        }
+        let pair = KeyPair::generate()
+            .ok_or_else(|| self.bad(KEY_FILE, "the kernel gives no random numbers for a key"))?;
+        let digits: String = pair.pkcs8.iter().map(|b| format!("{b:02x}")).collect();
+        self.write(KEY_FILE, &format!("{KEY_HEAD}\n{digits}\n"), false)?;
+        // Another process may have been first.
+        self.read_pair()?
+            .ok_or_else(|| self.bad(KEY_FILE, "it is gone again"))
+    }
+
+    fn read_pair(&self) -> Result<Option<KeyPair>> {
+        let Some((text, mode)) = self.read(KEY_FILE)? else {
+            return Ok(None);
+        };
+        if mode & 0o077 != 0 {
+            return Err(self.bad(
+                KEY_FILE,
+                format!(
+                    "others than its owner may use this private key (mode {:o}): chmod 600 it, or remove it and trust a new one if they may have read it",
+                    mode & 0o777
+                ),
+            ));
+        }
+        text.strip_prefix(KEY_HEAD)
+            .and_then(|digits| unhex(digits.trim()))
+            .and_then(KeyPair::from_pkcs8)
+            .map(Some)
+            .ok_or_else(|| {
+                self.bad(
+                    KEY_FILE,
+                    "it is no private key of ksnap: bring it back from a copy, or remove it for a new one",
+                )
+            })
+    }
+
+    /// The keys that may talk to this user.
+    pub fn trusted(&self) -> Result<Vec<Trusted>> {
+        let Some((text, mode)) = self.read(TRUSTED_FILE)? else {
+            return Ok(Vec::new());
+        };
+        if mode & 0o022 != 0 {
+            return Err(self.bad(
+                TRUSTED_FILE,
+                "others than its owner may add keys to it: chmod 600 it, and look through it",
+            ));
+        }
+        let mut all = Vec::new();
+        for (number, line) in text.lines().enumerate() {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let (key, name) = line.split_once(' ').unwrap_or((line, ""));
+            let key = key
+                .parse()
+                .map_err(|why| self.bad(TRUSTED_FILE, format!("line {}: {why}", number + 1)))?;
+            all.push(Trusted {
+                key,
+                name: name.trim().to_owned(),
+            });
+        }
+        Ok(all)
+    }
+
+    /// Trusts a key, under a name that no other key has; one that is trusted already gets the name.
+    pub fn trust(&self, key: PublicKey, name: &str) -> Result<()> {
+        if name.chars().any(char::is_control) || name.trim() != name {
+            return Err(self.bad(TRUSTED_FILE, format!("{name:?} is no name for a key")));
+        }
+        let mut all = self.trusted()?;
+        let taken = |t: &&Trusted| t.key != key && t.name == name && !name.is_empty();
+        if let Some(other) = all.iter().find(taken) {
+            return Err(self.bad(
+                TRUSTED_FILE,
+                format!(
+                    "{name} is the name of {} already: take that one away first (`ksnap key forget {name}`)",
+                    other.key
+                ),
+            ));
+        }
+        all.retain(|t| t.key != key);
+        all.push(Trusted {
+            key,
+            name: name.to_owned(),
+        });
+        self.write_trusted(&all)
+    }
+
+    /// Trusts a key no more, by its name or itself. Whether there was one.
+    pub fn forget(&self, which: &str) -> Result<bool> {
+        let mut all = self.trusted()?;
+        let before = all.len();
+        let key: Option<PublicKey> = which.parse().ok();
+        all.retain(|t| Some(t.key) != key && (t.name.is_empty() || t.name != which));
+        let found = all.len() != before;
+        if found {
+            self.write_trusted(&all)?;
+        }
+        Ok(found)
+    }
+
+    fn write_trusted(&self, all: &[Trusted]) -> Result<()> {
+        let lines = all.iter().map(|t| format!("{} {}", t.key, t.name));
+        let text: String = lines
+            .map(|line| line.trim_end().to_owned() + "\n")
+            .collect();
+        self.write(TRUSTED_FILE, &text, true)
+    }
+
+    /// Content and mode; `None` when it is not there.
+    fn read(&self, name: &str) -> Result<Option<(String, u32)>> {
+        let io = |e: io::Error| self.bad(name, format!("it cannot be read ({e})"));
+        let file = match File::open(self.dir.join(name)) {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(io(e)),
+        };
+        let mode = file.metadata().map_err(io)?.mode();
+        let mut text = String::new();
+        file.take(MAX_FILE).read_to_string(&mut text).map_err(io)?;
+        Ok(Some((text, mode)))
+    }
+
+    /// Writes a file, whole or not at all. One that is there already stays unless `replace`.
+    fn write(&self, name: &str, text: &str, replace: bool) -> Result<()> {
+        let io = |e: io::Error| self.bad(name, format!("it cannot be written ({e})"));
+        let mut folders = DirBuilder::new();
+        folders
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)
+            .map_err(io)?;
+        let path = self.dir.join(name);
+        let temp = self.dir.join(format!(".tmp-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_file(&temp);
+        let written = (|| {
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&temp)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            match replace {
+                true => std::fs::rename(&temp, &path),
+                false => match std::fs::hard_link(&temp, &path) {
+                    Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+                    done => done,
+                },
+            }
+        })();
+        let _ = std::fs::remove_file(&temp);
+        written.map_err(io)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn keys() -> (Keys, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        (Keys::new(folder.path().join("config")), folder)
+    }
+
+    #[test]
+    fn the_pair_is_made_once_for_its_owner_alone() {
+        let (keys, _folder) = keys();
+        let first = keys.pair().unwrap().public;
+        assert_eq!(keys.pair().unwrap().public, first);
+        let file = keys.dir().join(KEY_FILE);
+        assert_eq!(file.metadata().unwrap().mode() & 0o777, 0o600);
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o640)).unwrap();
+        assert!(keys.pair().unwrap_err().to_string().contains("chmod 600"));
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
+        std::fs::write(&file, "ksnap private key 1\n00\n").unwrap();
+        assert!(keys.pair().is_err());
+    }
+
+    #[test]
+    fn trust_is_given_and_taken_away() {
+        let (keys, _folder) = keys();
+        let key = |n: u8| PublicKey([n; 32]);
+        assert_eq!(keys.trusted().unwrap(), []);
+        keys.trust(key(1), "one").unwrap();
+        keys.trust(key(2), "").unwrap();
+        assert!(keys.trust(key(3), "one").is_err());
+        keys.trust(key(1), "uno").unwrap();
+        let names = |keys: &Keys| -> Vec<String> {
+            let all = keys.trusted().unwrap();
+            all.into_iter().map(|t| t.name).collect()
+        };
+        assert_eq!(names(&keys), ["", "uno"]);
+        assert!(!keys.forget("one").unwrap());
+        assert!(keys.forget("uno").unwrap());
+        assert!(keys.forget(&key(2).to_string()).unwrap());
+        assert_eq!(keys.trusted().unwrap(), []);
+        assert!(keys.trust(key(4), "two\nlines").is_err());
+    }
+
+    #[test]
+    fn a_key_comes_back_from_its_text_and_from_tls() {
+        let key = KeyPair::generate().unwrap().public;
+        assert_eq!(key.to_string().parse(), Ok(key));
+        assert_eq!(key.to_string()[8..].parse(), Ok(key));
+        assert_eq!(PublicKey::from_spki(&key.spki()), Some(key));
+        for bad in ["", "ed25519:12", "ed25519:zz", "rsa:00"] {
+            assert!(bad.parse::<PublicKey>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_folder_is_where_the_environment_says() {
+        let of = |set: &[(&str, &str)], root| {
+            let variable = |name: &str| {
+                let found = set.iter().find(|(key, _)| *key == name);
+                found.map(|(_, value)| OsString::from(value))
+            };
+            default_dir(variable, root).map(|dir| dir.to_string_lossy().into_owned())
+        };
+        assert_eq!(of(&[], true).as_deref(), Some("/etc/ksnap"));
+        assert_eq!(of(&[("KSNAP_CONFIG", "/a")], true).as_deref(), Some("/a"));
+        assert_eq!(
+            of(&[("HOME", "/h")], false).as_deref(),
+            Some("/h/.config/ksnap")
+        );
+        assert_eq!(of(&[], false), None);
+    }
+}

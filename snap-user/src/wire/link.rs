@@ -1,0 +1,378 @@
+//! A connection: messages in and out.
+
+use super::frame::{self, HEAD};
+use super::key::{KeyPair, PublicKey};
+use super::message::Message;
+use super::timed::Timed;
+use super::{Result, WireError, tls};
+use rustls::{ClientConnection, ServerConnection, StreamOwned};
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// How long a side may take, unless the user says otherwise, for what it should do at once: answer, or say that it is
+/// alive.
+pub const STALL: Duration = Duration::from_secs(30);
+/// How long a source may be silent between two snapshots.
+pub const WAIT: Duration = Duration::from_secs(600);
+/// How long connecting and shaking hands may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// A message may take longer, at so many bytes a second.
+const SLOWEST: u64 = 16 << 10;
+
+enum Stream {
+    Source(Box<StreamOwned<ClientConnection, Timed>>),
+    Target(Box<StreamOwned<ServerConnection, Timed>>),
+}
+
+impl Stream {
+    fn socket(&mut self) -> &mut Timed {
+        match self {
+            Self::Source(stream) => &mut stream.sock,
+            Self::Target(stream) => &mut stream.sock,
+        }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Source(stream) => stream.read(bytes),
+            Self::Target(stream) => stream.read(bytes),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Source(stream) => stream.write(bytes),
+            Self::Target(stream) => stream.write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self {
+            Self::Source(stream) => stream.flush(),
+            Self::Target(stream) => stream.flush(),
+        }
+    }
+}
+
+/// A connection to a peer whose key is trusted, and who trusts this side's.
+pub struct Link {
+    stream: Stream,
+    peer: String,
+    key: PublicKey,
+    stall: Duration,
+}
+
+impl Link {
+    /// Connects to a target at one of `addresses`, which must have one of these keys. `name` is what people call it,
+    /// `stall` how long it may take for what it should do at once.
+    pub fn connect(
+        name: &str,
+        addresses: &[SocketAddr],
+        own: &KeyPair,
+        trusted: Vec<PublicKey>,
+        stall: Duration,
+    ) -> Result<Self> {
+        let config = tls::client(own, trusted).map_err(|e| untrusted(name, &e))?;
+        let limit = stall.min(HANDSHAKE);
+        let io = |what: String| move |source| WireError::Io { what, source };
+        let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+        let mut connected = None;
+        for address in addresses {
+            match TcpStream::connect_timeout(address, limit) {
+                Ok(stream) => {
+                    connected = Some(stream);
+                    break;
+                }
+                Err(e) => last = e,
+            }
+        }
+        let stream = connected.ok_or(last).map_err(io(format!(
+            "connect to {name} (is `ksnap serve` running there?)"
+        )))?;
+        let mut socket = Timed::new(stream, limit).map_err(io(format!("connect to {name}")))?;
+        let mut tls =
+            ClientConnection::new(config, tls::nameless()).map_err(|e| untrusted(name, &e))?;
+        while tls.is_handshaking() {
+            tls.complete_io(&mut socket)
+                .map_err(|e| no_handshake(name, e, limit))?;
+        }
+        let key = peer_key(name, tls.peer_certificates())?;
+        Ok(Self {
+            stream: Stream::Source(Box::new(StreamOwned::new(tls, socket))),
+            peer: name.to_owned(),
+            key,
+            stall,
+        })
+    }
+
+    /// Takes a connection in. Whoever is not trusted gets nothing but the handshake's refusal.
+    pub fn accept(
+        stream: TcpStream,
+        own: &KeyPair,
+        trusted: Vec<PublicKey>,
+        stall: Duration,
+    ) -> Result<Self> {
+        let io = |source| WireError::Io {
+            what: "accept a connection".into(),
+            source,
+        };
+        let name = address_of(&stream).map_err(io)?;
+        let config = tls::server(own, trusted).map_err(|e| untrusted(&name, &e))?;
+        let limit = stall.min(HANDSHAKE);
+        let mut socket = Timed::new(stream, limit).map_err(io)?;
+        let mut tls = ServerConnection::new(config).map_err(|e| untrusted(&name, &e))?;
+        while tls.is_handshaking() {
+            tls.complete_io(&mut socket)
+                .map_err(|e| no_handshake(&name, e, limit))?;
+        }
+        let key = peer_key(&name, tls.peer_certificates())?;
+        Ok(Self {
+            stream: Stream::Target(Box::new(StreamOwned::new(tls, socket))),
+            peer: name,
+            key,
+            stall,
+        })
+    }
+
+    /// What people call the peer.
+    pub fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    /// Who it is.
+    pub fn key(&self) -> PublicKey {
+        self.key
+    }
+
+    /// How long the peer may take for what it should do at once.
+    pub fn stall(&self) -> Duration {
+        self.stall
+    }
+
+    /// Bytes that went out, and bytes that came in, handshake and encryption included.
+    pub fn bytes(&mut self) -> (u64, u64) {
+        let socket = self.stream.socket();
+        (socket.sent, socket.received)
+    }
+
+    /// Sends a message.
+    pub fn send(&mut self, message: &Message) -> Result<()> {
+        let bytes = frame::encode(message);
+        let time = self.allowed(bytes.len());
+        self.stream.socket().allow(time);
+        let sent = self
+            .stream
+            .write_all(&bytes)
+            .and_then(|()| self.stream.flush());
+        sent.map_err(|e| self.failed(e, "taken a message", time))
+    }
+
+    /// Receives the next message other than [`Message::Alive`], which begins within `wait`.
+    ///
+    /// # Errors
+    /// [`WireError::Refused`] when the peer says so.
+    pub fn receive(&mut self, wait: Duration) -> Result<Message> {
+        loop {
+            let mut head = [0; HEAD];
+            self.stream.socket().allow(wait);
+            self.stream
+                .read_exact(&mut head)
+                .map_err(|e| self.failed(e, "sent anything", wait))?;
+            let (len, tag) = frame::decode_head(head).map_err(|e| self.broken(&e))?;
+            let mut body = vec![0; len];
+            let time = self.allowed(len);
+            self.stream.socket().allow(time);
+            self.stream
+                .read_exact(&mut body)
+                .map_err(|e| self.failed(e, "sent the rest of a message", time))?;
+            match Message::decode(tag, &body).map_err(|e| self.broken(&e))? {
+                Message::Alive => {}
+                Message::Refused(why) => {
+                    return Err(WireError::Refused {
+                        peer: self.peer.clone(),
+                        why,
+                    });
+                }
+                message => return Ok(message),
+            }
+        }
+    }
+
+    /// Says why it ends here, as far as that goes.
+    pub fn refuse(&mut self, why: &str) {
+        let _ = self.send(&Message::Refused(why.to_owned()));
+        match &mut self.stream {
+            Stream::Source(stream) => stream.conn.send_close_notify(),
+            Stream::Target(stream) => stream.conn.send_close_notify(),
+        }
+        let _ = self.stream.flush();
+    }
+
+    /// An error for a message that should not come here.
+    pub fn unexpected(&self, message: &Message, wanted: &str) -> WireError {
+        WireError::Broken {
+            peer: self.peer.clone(),
+            why: format!("{} came where {wanted} should", message.name()),
+        }
+    }
+
+    /// An error for a message that cannot be.
+    pub fn breach(&self, why: impl Into<String>) -> WireError {
+        WireError::Broken {
+            peer: self.peer.clone(),
+            why: why.into(),
+        }
+    }
+
+    /// Time for so many bytes.
+    fn allowed(&self, bytes: usize) -> Duration {
+        self.stall + Duration::from_secs(bytes as u64 / SLOWEST)
+    }
+
+    fn broken(&self, error: &WireError) -> WireError {
+        self.breach(error.to_string())
+    }
+
+    fn failed(&self, error: io::Error, what: &'static str, time: Duration) -> WireError {
+        // A target's refusal of the key arrives when the source takes the handshake for done.
+        if let Some(tls) = tls_error(&error) {
+            return untrusted(&self.peer, tls);
+        }
+        match error.kind() {
+            io::ErrorKind::TimedOut => WireError::Stalled {
+                peer: self.peer.clone(),
+                what,
+                seconds: time.as_secs(),
+            },
+            _ => WireError::Io {
+                what: format!("the connection to {} is lost", self.peer),
+                source: error,
+            },
+        }
+    }
+}
+
+/// Who is at the other end; an IPv4 address as one, also where the socket is one of IPv6.
+pub fn address_of(stream: &TcpStream) -> io::Result<String> {
+    let address = stream.peer_addr()?;
+    Ok(SocketAddr::new(address.ip().to_canonical(), address.port()).to_string())
+}
+
+fn untrusted(peer: &str, error: &rustls::Error) -> WireError {
+    let why = match error {
+        rustls::Error::InvalidCertificate(_) => {
+            "its key is not trusted here: ask for the output of `ksnap key show` there, and `ksnap key trust` it".into()
+        }
+        rustls::Error::AlertReceived(_) => format!(
+            "it does not accept this side ({error}): it may have to trust the key that `ksnap key show` prints here"
+        ),
+        other => other.to_string(),
+    };
+    WireError::Untrusted {
+        peer: peer.to_owned(),
+        why,
+    }
+}
+
+fn tls_error(error: &io::Error) -> Option<&rustls::Error> {
+    error.get_ref()?.downcast_ref()
+}
+
+fn no_handshake(peer: &str, error: io::Error, limit: Duration) -> WireError {
+    if let Some(tls) = tls_error(&error) {
+        return untrusted(peer, tls);
+    }
+    match error.kind() {
+        io::ErrorKind::TimedOut => WireError::Stalled {
+            peer: peer.to_owned(),
+            what: "completed the handshake",
+            seconds: limit.as_secs(),
+        },
+        _ => WireError::Io {
+            what: format!("the connection to {peer} ended before the handshake"),
+            source: error,
+        },
+    }
+}
+
+fn peer_key(
+    peer: &str,
+    presented: Option<&[rustls::pki_types::CertificateDer<'static>]>,
+) -> Result<PublicKey> {
+    presented
+        .and_then(|all| PublicKey::from_spki(all.first()?))
+        .ok_or_else(|| WireError::Untrusted {
+            peer: peer.to_owned(),
+            why: "it has shown no key".into(),
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::TcpListener;
+    use std::thread;
+
+    /// What both sides get, where they trust these keys.
+    fn meet(
+        source_trusts: &dyn Fn(&KeyPair) -> Vec<PublicKey>,
+        target_trusts: &dyn Fn(&KeyPair) -> Vec<PublicKey>,
+    ) -> (Result<Message>, Result<Message>) {
+        let (source, target) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let (trusted, of_target) = (target_trusts(&source), source_trusts(&target));
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let server = thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let mut link = Link::accept(stream, &target, trusted, STALL)?;
+            let got = link.receive(STALL)?;
+            link.send(&Message::Settled)?;
+            Ok(got)
+        });
+        let client = (|| {
+            let mut link = Link::connect("target", &[address], &source, of_target, STALL)?;
+            link.send(&Message::Alive)?;
+            link.send(&Message::Done)?;
+            link.receive(STALL)
+        })();
+        (client, server.join().unwrap())
+    }
+
+    #[test]
+    fn two_who_trust_each_other_talk() {
+        let (client, server) = meet(&|target| vec![target.public], &|source| vec![source.public]);
+        assert_eq!(client.unwrap(), Message::Settled);
+        assert_eq!(server.unwrap(), Message::Done);
+    }
+
+    #[test]
+    fn a_source_that_is_not_trusted_gets_nothing() {
+        let other = KeyPair::generate().unwrap().public;
+        let (client, server) = meet(&|target| vec![target.public], &|_| vec![other]);
+        assert!(
+            matches!(server, Err(WireError::Untrusted { .. })),
+            "{server:?}"
+        );
+        // Told by an alert, or by the end of the connection: never by a message.
+        let error = client.unwrap_err();
+        assert!(
+            matches!(error, WireError::Io { .. } | WireError::Untrusted { .. }),
+            "{error:?}"
+        );
+    }
+
+    #[test]
+    fn a_target_that_is_not_trusted_gets_nothing() {
+        let (client, server) = meet(&|_| vec![], &|source| vec![source.public]);
+        assert!(
+            matches!(client, Err(WireError::Untrusted { .. })),
+            "{client:?}"
+        );
+        assert!(server.is_err());
+    }
+}
