@@ -55,6 +55,7 @@ macro_rules! victims {
 
 victims! {
     counter: "counter" ["--mib", "16"];
+    tree: "tree" [];
     threads: "threads" [];
     maps: "maps" [];
     dontneed: "dontneed" [];

@@ -64,7 +64,9 @@ pub fn preflight(pid: i32) -> Result<Target> {
             "it is a thread, not a process; name its process (Tgid in /proc/PID/status)",
         );
     }
-    if status.tracer != 0 {
+    let own = rustix::thread::gettid().as_raw_nonzero().get();
+    // Stopped by this thread already, with others of its tree.
+    if status.tracer != 0 && status.tracer != own {
         return Err(CaptureError::Refused {
             pid,
             why: format!(

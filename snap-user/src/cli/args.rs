@@ -354,6 +354,9 @@ pub struct Snap {
     /// Refuse, rather than go on without, what could not be saved
     #[arg(long)]
     pub strict: bool,
+    /// The process and all of its descendants, at one moment
+    #[arg(long)]
+    pub tree: bool,
     #[command(flatten)]
     pub taking: Taking,
     #[command(flatten)]
@@ -366,6 +369,9 @@ pub struct Inspect {
     /// The process
     #[arg(value_parser = pid)]
     pub pid: i32,
+    /// The process and all of its descendants, as parts of one tree
+    #[arg(long)]
+    pub tree: bool,
     #[command(flatten)]
     pub json: Json,
 }
@@ -559,6 +565,9 @@ pub struct Reviving {
     /// Look for files under NEW that were under OLD
     #[arg(long, value_name = "OLD=NEW")]
     pub map_path: Vec<String>,
+    /// Of a tree, its first process alone
+    #[arg(long)]
+    pub alone: bool,
     #[command(flatten)]
     pub json: Json,
 }
@@ -583,6 +592,7 @@ impl Reviving {
             strict: self.strict,
             network: self.net == NetChoice::Private,
             files,
+            alone: self.alone,
         })
     }
 }

@@ -50,9 +50,14 @@ Examples:
   ksnap watch 1234 --json | jq 'select(.event == \"taken\") | .costs.phases.stop_ns'";
 
 pub(super) const SNAP: &str = "\
+With --tree, the process and all of its descendants are stopped, captured and let go together: each is a snapshot \
+in a session of its own, and a record makes them one, which carries the id of the first. It is there when all of \
+them are stored, or not at all. `restore` and `fork` of that id, or of `latest`, bring all of them back.
+
 Examples:
   ksnap snap 1234
-  ksnap snap 1234 --audit --json";
+  ksnap snap 1234 --audit --json
+  ksnap snap $(cat /run/nginx.pid) --tree --kill";
 
 pub(super) const INSPECT: &str = "\
 Stops the process for about a millisecond to look at it; nothing is stored. For each descriptor: whole, partly or \
@@ -60,6 +65,7 @@ not, and why. The exit code is 3 if a snapshot could not save something at all.
 
 Examples:
   ksnap inspect 1234
+  ksnap inspect 1234 --tree
   ksnap inspect 1234 --json | jq -r '.descriptors[] | select(.verdict != \"whole\") | .why'";
 
 pub(super) const LOG: &str = "\

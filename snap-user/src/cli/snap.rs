@@ -19,12 +19,35 @@ pub fn snap(context: &Context, args: &Snap) -> Result<Exit, CliError> {
         },
         ..args.taking.options()
     };
+    if args.tree {
+        return tree(context, args, &options);
+    }
     if args.strict {
         session::refuse_incomplete(args.pid, options.probes)?;
     }
     let done = session::snap(&store, args.pid, &options)?;
     context.print(args.json, &done, |out, _| {
         writeln!(out, "{}", taken::taken(&done))
+    })?;
+    for what in &done.unsupported {
+        context.tell(&format!("not saved: {}", clean(what)));
+    }
+    Ok(match done.unsupported.is_empty() {
+        true => Exit::Done,
+        false => Exit::Incomplete,
+    })
+}
+
+/// Takes one snapshot of a process and all of its descendants.
+fn tree(context: &Context, args: &Snap, options: &Options) -> Result<Exit, CliError> {
+    if args.strict {
+        session::refuse_incomplete_tree(args.pid, options.probes)?;
+    }
+    let done = session::snap_tree(&context.store()?, args.pid, options)?;
+    context.print(args.json, &done, |out, _| {
+        taken::tree(&done)
+            .iter()
+            .try_for_each(|line| writeln!(out, "{line}"))
     })?;
     for what in &done.unsupported {
         context.tell(&format!("not saved: {}", clean(what)));

@@ -8,6 +8,7 @@ mod page_table;
 mod process;
 mod snapshot;
 mod socket;
+mod tree;
 
 pub use attributes::{
     AltStack, Credentials, Deadlines, IntervalTimer, Limit, MemoryAttributes, MemoryPolicy,
@@ -27,3 +28,4 @@ pub use process::{
 };
 pub use snapshot::{Costs, PageCounts, Phases, SnapshotId, SnapshotKind};
 pub use socket::{Message, Socket, SocketOption, SocketState};
+pub use tree::{ProcessTree, SharedFile, TreeMember, Zombie};

@@ -7,16 +7,16 @@ use super::open::open_session;
 use super::pipeline::{Hashes, Pipeline};
 use super::postcopy::Caution;
 use super::profile::Profiling;
-use super::{Options, Result, SessionError, Taken, Then, audit};
+use super::{AuditPage, Options, Result, SessionError, Taken, Then, audit};
 use crate::capture::{
-    CaptureError, Contents, Live, Target, compared, compared_pages, frozen_state, nameless,
+    CaptureError, Contents, Live, Stamps, Target, compared, compared_pages, frozen_state, nameless,
     preflight, saved_ranges, without_files,
 };
 use crate::image::SessionId;
-use crate::model::{Costs, PageSet, SnapshotId, SnapshotKind, Vma};
+use crate::model::{Costs, Descriptor, OpenFile, PageSet, SnapshotId, SnapshotKind, Vma};
 use crate::store::Store;
 use crate::sys::{self, Freeze, Frozen, SysError, monotonic_ns, proc};
-use crate::track::{self, Epoch, TrackerKind};
+use crate::track::{self, Dirty, Epoch, TrackerKind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,7 +30,7 @@ const STOP_EVENTS: Duration = Duration::from_millis(3);
 
 /// What became of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Captured {
+pub(super) enum Captured {
     /// It is on its way.
     Whole,
     /// The process runs another program than is tracked.
@@ -276,6 +276,16 @@ impl Engine {
     }
 
     fn try_snapshot(&mut self) -> Result<Captured> {
+        let kind = self.begin();
+        let done = self.capture(kind);
+        if !matches!(done, Ok(Captured::Whole)) {
+            self.give_up();
+        }
+        done
+    }
+
+    /// Begins a snapshot, which is then captured or given up.
+    pub(super) fn begin(&mut self) -> SnapshotKind {
         let kind = match self.head {
             None => SnapshotKind::Base,
             Some(_) => SnapshotKind::Delta,
@@ -286,13 +296,21 @@ impl Engine {
             SnapshotKind::Delta => self.hurry.map(|after| Instant::now() + after),
         };
         self.pipeline.begin(kind, self.head, &self.hashes, hurry);
-        let done = self.capture(kind);
-        if !matches!(done, Ok(Captured::Whole)) && self.flight.is_none() {
+        kind
+    }
+
+    /// Gives up a snapshot that was begun, unless it is on its way already.
+    pub(super) fn give_up(&mut self) {
+        if self.flight.is_none() {
             self.events.stop_saving();
             self.pipeline.abandon();
             self.epoch.abort();
         }
-        done
+    }
+
+    /// The process runs the program that is tracked.
+    pub(super) fn is_same_program(&self) -> Result<bool> {
+        Ok(layout(self.target.pid)? == self.layout)
     }
 
     pub(super) fn maps(&mut self) -> Result<Vec<Vma>> {
@@ -316,7 +334,34 @@ impl Engine {
     }
 
     fn capture(&mut self, kind: SnapshotKind) -> Result<Captured> {
-        let pid = self.target.pid;
+        let hold = self.hold || self.options.then != Then::GoOn;
+        let ahead = self.ahead(hold)?;
+        let stop = monotonic_ns();
+        self.stopped_at = stop;
+        let frozen = self.freeze()?;
+        let caught = match self.stopped(kind, ahead, frozen, stop, hold)? {
+            Ok(caught) => caught,
+            Err(why) => return Ok(why),
+        };
+        if caught.frozen.is_some() || caught.audit.is_asked() {
+            let taken = self.settle().expect("just put there")?;
+            let wrong = self.compare(&caught.audit, &taken)?;
+            match (caught.frozen, self.options.then) {
+                (Some(held), Then::Stop) if wrong.is_empty() => held.end_with(libc::SIGSTOP)?,
+                (Some(held), Then::Kill) if wrong.is_empty() => held.end_with(libc::SIGKILL)?,
+                (held, Then::GoOn) if wrong.is_empty() => self.held = held,
+                (held, _) => drop(held),
+            }
+            if !wrong.is_empty() {
+                return Err(SessionError::Audit { pages: wrong });
+            }
+            self.flight = Some(Flight::Done(Box::new(taken)));
+        }
+        Ok(Captured::Whole)
+    }
+
+    /// Does what can be done while the process runs. `hold`: it will not be let go before everything is copied.
+    pub(super) fn ahead(&mut self, hold: bool) -> Result<Ahead> {
         let mut costs = Costs {
             tracker: self.tracker().to_string(),
             ..Costs::default()
@@ -325,8 +370,7 @@ impl Engine {
         // What is known of each page: as the parent has it, then as copied meanwhile.
         let mut now = (*self.hashes).clone();
         self.unhashed = PageSet::new();
-        let behind = self.options.then == Then::GoOn
-            && !self.hold
+        let behind = !hold
             && !self.compares_all()
             && self.caution.allows()
             && self.may_postcopy(&mut costs)?;
@@ -348,13 +392,43 @@ impl Engine {
         let compare_all = self.compares_all();
         self.events.drain(&mut self.epoch);
 
-        let stop = monotonic_ns();
-        self.stopped_at = stop;
-        costs.phases.precopy_ns = stop - begun;
-        let frozen = self.freeze()?;
+        Ok(Ahead {
+            vmas,
+            costs,
+            begun,
+            now,
+            stamps,
+            pass,
+            compare_all,
+            behind,
+        })
+    }
+
+    /// Captures the stopped process, and sends what was captured on its way to the disk. `stop` is when stopping it
+    /// began; with `hold` it is not let go. Else why there is no snapshot of it.
+    pub(super) fn stopped(
+        &mut self,
+        kind: SnapshotKind,
+        ahead: Ahead,
+        frozen: Frozen,
+        stop: u64,
+        hold: bool,
+    ) -> Result<std::result::Result<Caught, Captured>> {
+        let pid = self.target.pid;
+        let Ahead {
+            vmas,
+            mut costs,
+            begun,
+            mut now,
+            mut stamps,
+            pass,
+            compare_all,
+            behind,
+        } = ahead;
+        costs.phases.precopy_ns = stop.saturating_sub(begun);
         let frozen_at = monotonic_ns();
         if layout(pid)? != self.layout {
-            return Ok(Captured::NewProgram);
+            return Ok(Err(Captured::NewProgram));
         }
         // It runs for that, and what it writes is looked for next.
         self.live.ask(&frozen, &vmas, false);
@@ -447,12 +521,12 @@ impl Engine {
             false => None,
         };
         let time_ns = wall_clock_ns();
-        let held = match self.options.then {
-            Then::GoOn if !self.hold => {
+        let held = match hold {
+            true => Some(frozen),
+            false => {
                 frozen.thaw();
                 None
             }
-            _ => Some(frozen),
         };
         let thawed_at = monotonic_ns();
 
@@ -466,7 +540,7 @@ impl Engine {
         if let Some(awaited) = awaited {
             let whole = self.postcopy(awaited, &mut now)?;
             if !whole || layout(pid)? != self.layout {
-                return Ok(Captured::Spoilt);
+                return Ok(Err(Captured::Spoilt));
             }
             costs.phases.precopy_ns += monotonic_ns() - thawed_at;
         }
@@ -498,6 +572,10 @@ impl Engine {
         let cpu = proc::cpu_time_ns(pid).unwrap_or(self.cpu_ns);
         costs.target_cpu_ns = cpu.saturating_sub(std::mem::replace(&mut self.cpu_ns, cpu));
         let unsupported = state.unsupported.clone();
+        let (descriptors, files) = match hold {
+            true => (state.descriptors.clone(), state.files.clone()),
+            false => Default::default(),
+        };
         let answer = self.pipeline.publish(state, costs);
         self.flight = Some(Flight::Writing(InFlight {
             answer,
@@ -507,37 +585,41 @@ impl Engine {
             covered: covered(&vmas).union(&saved),
             stamps,
         }));
-        if held.is_some() || audited.is_some() {
-            let taken = self.settle().expect("just put there")?;
-            let wrong = match &audited {
-                Some(memory) => memory.compare(pid, &self.store.snapshot(taken.id)?, &vmas)?,
-                None => Vec::new(),
-            };
-            match (held, self.options.then) {
-                (Some(held), Then::Stop) if wrong.is_empty() => held.end_with(libc::SIGSTOP)?,
-                (Some(held), Then::Kill) if wrong.is_empty() => held.end_with(libc::SIGKILL)?,
-                (held, Then::GoOn) if wrong.is_empty() => self.held = held,
-                (held, _) => drop(held),
-            }
-            for page in &wrong {
-                tracing::debug!(
-                    copied = dirty.copy.contains(page.addr),
-                    own = dirty.own.contains(page.addr),
-                    examined = dirty.examined.contains(page.addr),
-                    full = dirty.full,
-                    known = now.get(page.addr).is_some(),
-                    removed = removed.contains(page.addr),
-                    "audit: {:#x} in {}",
-                    page.addr,
-                    page.mapping
-                );
-            }
-            if !wrong.is_empty() {
-                return Err(SessionError::Audit { pages: wrong });
-            }
-            self.flight = Some(Flight::Done(Box::new(taken)));
+        Ok(Ok(Caught {
+            frozen: held,
+            descriptors,
+            files,
+            audit: Audit {
+                memory: audited,
+                vmas,
+                dirty,
+                removed,
+                now,
+            },
+        }))
+    }
+
+    /// Pages of the process that differ from what was stored; none where nothing was asked for.
+    pub(super) fn compare(&self, audit: &Audit, taken: &Taken) -> Result<Vec<AuditPage>> {
+        let Some(memory) = &audit.memory else {
+            return Ok(Vec::new());
+        };
+        let snapshot = self.store.snapshot(taken.id)?;
+        let wrong = memory.compare(self.target.pid, &snapshot, &audit.vmas)?;
+        for page in &wrong {
+            tracing::debug!(
+                copied = audit.dirty.copy.contains(page.addr),
+                own = audit.dirty.own.contains(page.addr),
+                examined = audit.dirty.examined.contains(page.addr),
+                full = audit.dirty.full,
+                known = audit.now.get(page.addr).is_some(),
+                removed = audit.removed.contains(page.addr),
+                "audit: {:#x} in {}",
+                page.addr,
+                page.mapping
+            );
         }
-        Ok(Captured::Whole)
+        Ok(wrong)
     }
 
     /// No record of writes can be trusted: contents are compared in the stop.
@@ -545,6 +627,49 @@ impl Engine {
         self.tracker() == TrackerKind::Hash
             || self.live.has_pinned_writers()
             || self.events.has_lasting_hazard()
+    }
+}
+
+/// What was done ahead of a stop.
+pub(super) struct Ahead {
+    /// Its mappings as they were then.
+    vmas: Vec<Vma>,
+    costs: Costs,
+    begun: u64,
+    /// What is known of each page.
+    now: Hashes,
+    stamps: Stamps,
+    /// Of the copies that are made in the stop.
+    pass: u32,
+    /// The tracker does not see all writes.
+    compare_all: bool,
+    /// It is to be copied behind the stop.
+    behind: bool,
+}
+
+/// A captured process.
+pub(super) struct Caught {
+    /// It is still stopped.
+    pub(super) frozen: Option<Frozen>,
+    /// Its descriptors, where it is held.
+    pub(super) descriptors: Vec<Descriptor>,
+    /// Its open files, where it is held.
+    pub(super) files: Vec<OpenFile>,
+    pub(super) audit: Audit,
+}
+
+/// What an audit compares, and what a page that differs is explained by.
+pub(super) struct Audit {
+    memory: Option<audit::Memory>,
+    vmas: Vec<Vma>,
+    dirty: Dirty,
+    removed: PageSet,
+    now: Hashes,
+}
+
+impl Audit {
+    fn is_asked(&self) -> bool {
+        self.memory.is_some()
     }
 }
 
@@ -565,7 +690,7 @@ fn layout(pid: i32) -> Result<Layout> {
     Ok((mm.start_stack, mm.arg_start))
 }
 
-fn wall_clock_ns() -> u64 {
+pub(super) fn wall_clock_ns() -> u64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |since| since.as_nanos() as u64)

@@ -3,7 +3,7 @@
 use super::descriptor::OpenDescriptor;
 use super::events::{Events, LazyProbes};
 use super::show::{name, perms};
-use super::{Result, SessionError};
+use super::{Result, SessionError, family};
 use crate::capture::{
     CaptureError, Live, Verdict, frozen_state, mapping_verdict, preflight, verdict,
 };
@@ -63,9 +63,24 @@ pub struct Place {
 /// Looks at a process, which stops for a moment, and judges all that it holds.
 pub fn inspect(pid: i32) -> Result<Inspection> {
     let state = look(pid, true)?;
+    Ok(judge(&state, &state))
+}
+
+/// The same for a process and its descendants, one after the other: what they share comes back with all of them.
+pub fn inspect_tree(pid: i32) -> Result<Vec<Inspection>> {
+    let states = look_at_tree(pid, true)?;
+    let all = ProcessState {
+        files: states.iter().flat_map(|s| s.files.clone()).collect(),
+        ..ProcessState::default()
+    };
+    Ok(states.iter().map(|state| judge(state, &all)).collect())
+}
+
+/// Judges what a process holds, as one of those that `all` has the open files of.
+fn judge(state: &ProcessState, all: &ProcessState) -> Inspection {
     let judged = |(descriptor, file)| Judged {
         what: OpenDescriptor::new(descriptor, file),
-        verdict: verdict(&state, file),
+        verdict: verdict(all, file),
     };
     let mappings = state
         .vmas
@@ -82,8 +97,8 @@ pub fn inspect(pid: i32) -> Result<Inspection> {
                 verdict,
             }),
         });
-    Ok(Inspection {
-        pid,
+    Inspection {
+        pid: state.pid,
         comm: state.comm.clone(),
         exe: state.exe.clone(),
         descriptors: state.open_files().map(judged).collect(),
@@ -91,7 +106,20 @@ pub fn inspect(pid: i32) -> Result<Inspection> {
         mapped: state.vmas.len(),
         threads: state.threads.len(),
         unsupported: state.unsupported.clone(),
-    })
+    }
+}
+
+fn look_at_tree(pid: i32, probes: bool) -> Result<Vec<ProcessState>> {
+    let mut states = Vec::new();
+    for member in family::look(pid)? {
+        match look(member, probes) {
+            Ok(state) => states.push(state),
+            // It has ended meanwhile.
+            Err(_) if member != pid && !proc::is_alive(member) => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(states)
 }
 
 /// The state of a process as a snapshot would have it.
@@ -118,14 +146,31 @@ fn look(pid: i32, probes: bool) -> Result<ProcessState> {
 /// # Errors
 /// [`CaptureError::Refused`] with all that a snapshot of the process would lack.
 pub fn refuse_incomplete(pid: i32, probes: bool) -> Result<()> {
-    let state = look(pid, probes)?;
-    match state.unsupported.is_empty() {
+    refuse(pid, look(pid, probes)?.unsupported)
+}
+
+/// The same for a process and all of its descendants.
+///
+/// # Errors
+/// [`CaptureError::Refused`] with all that a snapshot of the tree would lack.
+pub fn refuse_incomplete_tree(pid: i32, probes: bool) -> Result<()> {
+    let states = look_at_tree(pid, probes)?;
+    let lacking = states.into_iter().flat_map(|state| {
+        let pid = state.pid;
+        let named = move |what: String| format!("process {pid}: {what}");
+        state.unsupported.into_iter().map(named)
+    });
+    refuse(pid, lacking.collect())
+}
+
+fn refuse(pid: i32, lacking: Vec<String>) -> Result<()> {
+    match lacking.is_empty() {
         true => Ok(()),
         false => Err(SessionError::Capture(CaptureError::Refused {
             pid,
             why: format!(
                 "with --strict, nothing may be lost, and this would be: {}",
-                state.unsupported.join("; ")
+                lacking.join("; ")
             ),
         })),
     }

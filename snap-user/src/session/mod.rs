@@ -14,6 +14,7 @@ mod engine;
 mod error;
 mod events;
 mod export;
+mod family;
 mod flight;
 mod flush;
 mod inspect;
@@ -32,6 +33,7 @@ mod remote;
 mod revive;
 mod revive_contents;
 mod revive_memory;
+mod revive_tree;
 mod revive_watched;
 mod rollback;
 mod run;
@@ -47,6 +49,7 @@ mod snap;
 mod squash;
 mod staging;
 mod tag;
+mod tree;
 mod types;
 mod verify;
 mod watch;
@@ -67,14 +70,16 @@ pub use export::{ExportedCore, export_core, unnamed_core};
 pub use flush::{
     FlushDone, FlushPlan, FlushSession, StoreDescription, describe_store, flush, plan_flush,
 };
-pub use inspect::{Inspection, Judged, inspect, refuse_incomplete};
+pub use inspect::{
+    Inspection, Judged, inspect, inspect_tree, refuse_incomplete, refuse_incomplete_tree,
+};
 pub use key::{KeyEntry, OwnKey, forget_key, own_key, trust_key, trusted_keys};
 pub use log::{LogEntry, find, log, store_dir};
 pub use profile::profile;
 pub use prune::{Gone, PrunedSession, Pruning, What, prune};
 pub use ram::{Ram, open_ram, ram_dir};
 pub use remote::DEFAULT_PORT;
-pub use revive::{Pids, ReviveOptions, Revived, revive};
+pub use revive::{Pids, ReviveOptions, Revived, RevivedMember, revive};
 pub use revive_watched::revive_watched;
 pub use rollback::rollback;
 pub use run::run;
@@ -84,6 +89,7 @@ pub use show::{Description, Mapping, Process, Thread, show};
 pub use snap::snap;
 pub use squash::squash;
 pub use tag::{TagEntry, delete_tag, set_tag, tags};
+pub use tree::{TakenProcess, TakenTree, snap_tree};
 pub use types::*;
 pub use verify::{Damage, Rebuilt, Verification, rebuild, verify};
 

@@ -128,7 +128,7 @@ pub(super) fn remove(pruner: &Pruner, what: &What, dry_run: bool) -> Result<Prun
                 .find(|m| protected.contains(&m.id))
             {
                 return Err(SessionError::Usage(format!(
-                    "{} (@{}) has a tag or is what the next snapshot builds on: nothing was removed",
+                    "{} (@{}) has a tag, belongs to a tree, or is what the next snapshot builds on: nothing was removed",
                     meta.id.short(),
                     meta.seq
                 )));

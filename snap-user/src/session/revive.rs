@@ -3,7 +3,7 @@
 use super::revive_contents::{contents_to_write, only_own};
 use super::revive_memory::Memory;
 use super::types::hex;
-use super::{Result, SessionError};
+use super::{Result, SessionError, revive_tree};
 use crate::model::{
     Backing, Detail, FileKind, MappedFile, OpenFile, ProcessState, SnapshotId, SocketState, Vma,
     page_up,
@@ -16,6 +16,8 @@ use crate::restore::revive::{
 use crate::store::{Snapshot, Store};
 use crate::sys::{self, Birth, Released, arch, monotonic_ns, proc};
 use serde::Serialize;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
@@ -50,6 +52,8 @@ pub struct ReviveOptions {
     pub network: bool,
     /// What its open files are to be made differently from.
     pub files: files::Options,
+    /// Of a tree, its first process alone.
+    pub alone: bool,
 }
 
 /// A process that was brought back.
@@ -76,8 +80,21 @@ pub struct Revived {
     pub took_ns: u64,
     /// What differs from what it was, a sentence each.
     pub notes: Vec<String>,
+    /// Of a tree, its other processes.
+    pub others: Vec<RevivedMember>,
     #[serde(skip)]
-    released: Released,
+    pub(super) released: Released,
+}
+
+/// A process of a tree that was brought back with its root.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct RevivedMember {
+    /// The process, as seen from here.
+    pub pid: i32,
+    /// Its id in its own PID namespace.
+    pub own_pid: i32,
+    /// Its name.
+    pub comm: String,
 }
 
 impl Revived {
@@ -102,7 +119,11 @@ pub fn revive(
 ) -> Result<Vec<Revived>> {
     let mut begun = monotonic_ns();
     let store = Store::open(dir)?;
-    let snapshot = store.snapshot(store.resolve(reference, None)?)?;
+    let id = store.resolve(reference, None)?;
+    if let Some(tree) = store.tree(id)?.filter(|_| !options.alone) {
+        return revive_tree::revive(&store, &tree, copies, options, each);
+    }
+    let snapshot = store.snapshot(id)?;
     let mut state = snapshot.manifest()?.state;
     let elsewhere = state.threads.iter().any(|t| t.own_id() != t.tid);
     let pids = options.pids.unwrap_or(match copies > 1 || elsewhere {
@@ -193,7 +214,7 @@ impl Job<'_> {
             notes.push("its ids are new: a C library that remembers its thread ids (glibc) remembers the old ones".into());
         }
         let (mut planned, files) = ((*planned).clone(), self.files.clone());
-        let (mut opened, more) = open(state, &mut planned, files)?;
+        let (mut opened, more) = open(state, &mut planned, files, &mut Commons::default())?;
         opened.contents = self.contents.clone();
         let planned = &planned;
         notes.extend(more);
@@ -227,6 +248,7 @@ impl Job<'_> {
             lazy_pages: self.memory.lazy_pages(),
             took_ns,
             notes,
+            others: Vec::new(),
             released,
         })
     }
@@ -277,56 +299,88 @@ fn plan_files(
     Ok(how)
 }
 
+/// What several new processes inherit, each opened once.
+#[derive(Debug, Default)]
+pub(super) struct Commons {
+    files: BTreeMap<(String, bool), Arc<OwnedFd>>,
+    /// Memory by device and inode: of a memfd, or shared by several processes.
+    pub(super) objects: BTreeMap<(u64, u64), Arc<OwnedFd>>,
+}
+
+impl Commons {
+    fn open(&mut self, path: String, write: bool) -> Result<Arc<OwnedFd>> {
+        match self.files.entry((path, write)) {
+            Entry::Occupied(there) => Ok(there.get().clone()),
+            Entry::Vacant(place) => {
+                let path = place.key().0.clone();
+                let opened = open_file(&FileToOpen { path, write })?;
+                Ok(place.insert(Arc::new(opened)).clone())
+            }
+        }
+    }
+
+    /// The object behind mappings; `None` for one that the new process makes for itself.
+    fn object(
+        &mut self,
+        object: &MemoryObject,
+        state: &ProcessState,
+    ) -> Result<Option<Arc<OwnedFd>>> {
+        if let Some(there) = self.objects.get(&object.identity) {
+            return Ok(Some(there.clone()));
+        }
+        let Some(name) = &object.memfd else {
+            return Ok(None);
+        };
+        let made = Arc::new(sys::memfd(name, length(object, state))?);
+        self.objects.insert(object.identity, made.clone());
+        Ok(Some(made))
+    }
+}
+
+/// How long memory was: as a descriptor of it tells, else as long as it is mapped.
+pub(super) fn length(object: &MemoryObject, state: &ProcessState) -> u64 {
+    let told = state.files.iter().find_map(|file| match &file.detail {
+        Detail::Memfd(memfd) if is_object(file, object) => Some(memfd.size),
+        _ => None,
+    });
+    told.unwrap_or(object.len)
+}
+
 /// Opens everything that the new process inherits.
-fn open(
+pub(super) fn open(
     state: &ProcessState,
     planned: &mut NewPlan,
     options: files::Options,
+    commons: &mut Commons,
 ) -> Result<(Opened, Vec<String>)> {
     let mut notes = Vec::new();
-    let place = |file: &FileToOpen| {
-        open_file(&FileToOpen {
-            path: options.mapped(&file.path),
-            write: file.write,
-        })
+    let files = planned.files_to_open.iter();
+    let files = files.map(|file| commons.open(options.mapped(&file.path), file.write));
+    let files = files.collect::<Result<_>>()?;
+    let objects = planned.objects.iter();
+    let objects = objects.map(|object| commons.object(object, state));
+    let objects: Vec<_> = objects.collect::<Result<_>>()?;
+    let exe = match commons.open(options.mapped(&state.exe), false) {
+        Ok(file) => Some(file),
+        Err(e) => {
+            notes.push(format!("/proc/PID/exe will not lead anywhere: {e}"));
+            None
+        }
     };
-    let files = planned.files_to_open.iter().map(place);
-    let objects = planned.objects.iter().map(|object| {
-        let name = object.memfd.as_ref()?;
-        // As long as it was, where a descriptor of it tells.
-        let len = state.files.iter().find_map(|file| match &file.detail {
-            Detail::Memfd(memfd) if is_object(file, object) => Some(memfd.size),
-            _ => None,
-        });
-        Some(sys::memfd(name, len.unwrap_or(object.len)))
-    });
-    let exe = FileToOpen {
-        path: options.mapped(&state.exe),
-        write: false,
-    };
-    let opened_files = files.collect::<Result<_>>()?;
     let opened = Opened {
-        files: opened_files,
-        objects: objects
-            .map(Option::transpose)
-            .collect::<std::result::Result<_, _>>()?,
-        exe: match open_file(&exe) {
-            Ok(file) => Some(file),
-            Err(e) => {
-                notes.push(format!("/proc/PID/exe will not lead anywhere: {e}"));
-                None
-            }
-        },
+        files,
+        objects,
+        exe,
         options,
         contents: Arc::default(),
     };
     // A descriptor of memory that is mapped is one of the very same memory.
     for (object, made) in planned.objects.iter().zip(&opened.objects) {
-        for (at, file) in state.files.iter().enumerate() {
-            if let (Some(made), true) = (made, is_object(file, object))
-                && planned.files.sources[at] == Source::Make
+        for (at, source) in planned.files.sources.iter_mut().enumerate() {
+            if let (Some(made), true) = (made, is_object(&state.files[at], object))
+                && *source == Source::Make
             {
-                planned.files.sources[at] = Source::Own(made.as_raw_fd());
+                *source = Source::Own(made.as_raw_fd());
             }
         }
     }
@@ -334,7 +388,7 @@ fn open(
 }
 
 /// Whether an open file is memory that is mapped as well.
-fn is_object(file: &OpenFile, object: &MemoryObject) -> bool {
+pub(super) fn is_object(file: &OpenFile, object: &MemoryObject) -> bool {
     let (device, inode) = object.identity;
     let device = rustix::fs::makedev((device >> 32) as u32, device as u32);
     file.kind == FileKind::Memfd && file.identity == (device, inode)
@@ -374,7 +428,7 @@ fn difference(
 }
 
 /// Refuses a snapshot whose threads hold state that this processor has no place for.
-fn check_processor(state: &ProcessState) -> Result<()> {
+pub(super) fn check_processor(state: &ProcessState) -> Result<()> {
     let here = arch::extended_features();
     for thread in &state.threads {
         let missing = arch::extended_in_use(&thread.fp) & !here;
@@ -390,7 +444,7 @@ fn check_processor(state: &ProcessState) -> Result<()> {
 }
 
 /// The machine that a new process is made on.
-struct Here<'a> {
+pub(super) struct Here<'a> {
     options: &'a ReviveOptions,
     pids: Pids,
     /// Files behind private mappings, as they were.
@@ -401,7 +455,11 @@ struct Here<'a> {
 }
 
 impl<'a> Here<'a> {
-    fn new(options: &'a ReviveOptions, pids: Pids, mapped: &'a [MappedFile]) -> Result<Self> {
+    pub(super) fn new(
+        options: &'a ReviveOptions,
+        pids: Pids,
+        mapped: &'a [MappedFile],
+    ) -> Result<Self> {
         let maps = proc::maps(std::process::id() as i32)?;
         let kernel = maps.iter().filter_map(|vma| match &vma.backing {
             Backing::Special(name) => Some((name.clone(), vma.range.len())),

@@ -20,6 +20,7 @@
 //! | `needs` | what kept snapshots need of those that go |
 //! | `pruner` | removes snapshots, and nothing that others need |
 //! | `tags` | names that people give to snapshots; they protect them |
+//! | `trees` | which snapshots are of the processes of one tree; they stay together |
 //! | `versions` | pages with the versions that they hold the changes to |
 //! | `reference` | `latest~2`, prefixes and the like → id |
 //! | `verify`, `diff` | check, compare |
@@ -57,6 +58,7 @@ mod snapshot;
 mod speed;
 mod tags;
 mod temp;
+mod trees;
 mod verify;
 mod versions;
 

@@ -184,10 +184,11 @@ impl Pruner {
         Ok(())
     }
 
-    /// Snapshots that stay whatever the rules say: tagged ones, what is being built on, while the session is being
-    /// written the newest, and where that may not survive a power failure, the newest that will.
+    /// Snapshots that stay whatever the rules say: tagged ones, those that a tree needs, what is being built on, while
+    /// the session is being written the newest, and where that may not survive a power failure, the newest that will.
     pub fn protected(&self, list: &[SnapshotMeta]) -> Result<HashSet<SnapshotId>, StoreError> {
         let mut ids = self.store.tagged()?;
+        ids.extend(self.store.in_trees()?);
         let dir = self.store.session_path(self.session);
         if let Some(durable) = durable_up_to(&*self.store.files, &dir)? {
             let newest = list.iter().rev().find(|meta| meta.seq <= durable);
@@ -329,12 +330,14 @@ impl Pruner {
             false => Some(self.write_pack(files, plan, gone)?),
         };
         let guard = self.store.lock_tags()?;
-        let tagged = self.store.tagged()?;
-        if let Some(meta) = plan.removed.iter().find(|meta| tagged.contains(&meta.id)) {
+        let mut needed = self.store.tagged()?;
+        needed.extend(self.store.in_trees()?);
+        if let Some(meta) = plan.removed.iter().find(|meta| needed.contains(&meta.id)) {
             return Err(in_use(meta.seq));
         }
         let Some((writer, absorbed, ghosts)) = written else {
             self.store.remove_session(self.session)?;
+            self.store.sweep_trees();
             self.store.remove_flat(&plan.removed);
             return Ok(Pruned {
                 snapshots: plan.removed.len() as u64,
@@ -343,6 +346,7 @@ impl Pruner {
             });
         };
         let bytes = writer.publish(&absorbed, &ghosts)?;
+        self.store.sweep_trees();
         drop(guard);
         self.store.remove_flat(&plan.removed);
         // They are gone from here on. What fails below is swept by the next one.

@@ -3,7 +3,7 @@
 use super::directory::{SnapshotMeta, Store};
 use super::error::{Candidate, StoreError};
 use crate::model::SnapshotId;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Fewest hex digits that count as a prefix.
 const SHORTEST_PREFIX: usize = 4;
@@ -58,7 +58,7 @@ impl Store {
     ///
     /// | form | means |
     /// |---|---|
-    /// | `latest` | the newest snapshot |
+    /// | `latest` | the newest snapshot; of a tree, that of its root |
     /// | `3f9a…` | the one whose id begins so; 4 digits or more |
     /// | `@7` | the one with this sequence number in its session; the newest session of `pid` comes first |
     /// | `before-upgrade` | the one with this tag |
@@ -76,16 +76,22 @@ impl Store {
     ) -> Result<SnapshotId, StoreError> {
         let name = text.split('~').next().unwrap_or_default();
         let tag = self.tag(name)?.map(|tag| tag.id);
-        resolve_in(list, text, pid, tag)
+        // Of one process, it is its own newest that is asked for.
+        let parts = match pid {
+            None => self.in_trees().unwrap_or_default(),
+            Some(_) => HashSet::new(),
+        };
+        resolve_in(list, text, pid, tag, &parts)
     }
 }
 
-/// [`Store::resolve`] in a listing, oldest first.
+/// [`Store::resolve`] in a listing, oldest first. `parts` of trees are not what `latest` means.
 pub(super) fn resolve_in(
     list: &[SnapshotMeta],
     text: &str,
     pid: Option<i32>,
     tag: Option<SnapshotId>,
+    parts: &HashSet<SnapshotId>,
 ) -> Result<SnapshotId, StoreError> {
     let (start, back) = parse(text).map_err(|why| StoreError::BadReference {
         reference: text.to_owned(),
@@ -93,7 +99,10 @@ pub(super) fn resolve_in(
     })?;
     let in_scope = |meta: &&SnapshotMeta| pid.is_none_or(|pid| meta.pid == pid);
     let mut found: Vec<&SnapshotMeta> = match &start {
-        Start::Latest => list.iter().rev().find(in_scope).into_iter().collect(),
+        Start::Latest => {
+            let whole = |meta: &&SnapshotMeta| in_scope(meta) && !parts.contains(&meta.id);
+            list.iter().rev().find(whole).into_iter().collect()
+        }
         Start::Name(name) => {
             let tag = tag.ok_or_else(|| StoreError::BadReference {
                 reference: (*name).to_owned(),

@@ -85,12 +85,47 @@ impl Store {
             }
             Check::new(files, &mut report).run(&wanted);
         }
+        self.verify_trees(only, &mut report)?;
         match only {
             Some(id) if !found => Err(StoreError::NotFound {
                 what: format!("snapshot {id} in {}", self.dir().display()),
             }),
             _ => Ok(report),
         }
+    }
+
+    /// Records of trees can be read, and name snapshots that are there.
+    fn verify_trees(
+        &self,
+        only: Option<SnapshotId>,
+        report: &mut Report,
+    ) -> Result<(), StoreError> {
+        let roots = self.tree_roots()?;
+        if roots.is_empty() {
+            return Ok(());
+        }
+        let there = self.all_ids()?;
+        let living = roots.into_iter().filter(|root| there.contains(root));
+        for root in living.filter(|root| only.is_none_or(|only| only == *root)) {
+            let what = match self.tree(root) {
+                Err(error) => error.to_string(),
+                Ok(tree) => {
+                    let members = tree.map(|tree| tree.members).unwrap_or_default();
+                    let missing = members.iter().find(|member| !there.contains(&member.id));
+                    let Some(member) = missing else { continue };
+                    format!(
+                        "of its tree, snapshot {} of process {} is missing",
+                        member.id, member.pid
+                    )
+                }
+            };
+            report.problems.push(Problem {
+                id: Some(root),
+                path: self.tree_path(root),
+                what,
+            });
+        }
+        Ok(())
     }
 }
 

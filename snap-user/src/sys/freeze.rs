@@ -171,6 +171,11 @@ impl Frozen {
         &self.threads
     }
 
+    /// It was in a job-control stop before it was frozen.
+    pub fn is_job_stopped(&self) -> bool {
+        self.was_stopped
+    }
+
     /// Takes a thread into the frozen set that was started stopped and traced by injected calls.
     pub fn adopt(&mut self, tid: Tid) {
         self.threads.push(tid);

@@ -10,15 +10,23 @@ const KCMP_FILE: libc::c_int = 0;
 /// # Errors
 /// ENOSYS where the kernel was built without it, EBADF when one has been closed, EPERM.
 pub fn compare_files(pid: i32, a: i32, b: i32) -> Result<Ordering> {
+    compare_files_of((pid, a), (pid, b))
+}
+
+/// The same for descriptors of two processes, each with its number.
+///
+/// # Errors
+/// ENOSYS where the kernel was built without it, EBADF when one has been closed, EPERM.
+pub fn compare_files_of(a: (i32, i32), b: (i32, i32)) -> Result<Ordering> {
     // SAFETY: a system call without pointers.
     let result = unsafe {
         libc::syscall(
             libc::SYS_kcmp,
-            pid,
-            pid,
+            a.0,
+            b.0,
             KCMP_FILE,
-            a as libc::c_ulong,
-            b as libc::c_ulong,
+            a.1 as libc::c_ulong,
+            b.1 as libc::c_ulong,
         )
     };
     match result {
@@ -27,7 +35,10 @@ pub fn compare_files(pid: i32, a: i32, b: i32) -> Result<Ordering> {
         2 => Ok(Ordering::Greater),
         _ => Err(SysError::last(
             "kcmp",
-            format_args!("descriptors {a} and {b} of process {pid}"),
+            format_args!(
+                "descriptors {} of process {} and {} of process {}",
+                a.1, a.0, b.1, b.0
+            ),
         )),
     }
 }

@@ -325,6 +325,29 @@ pub fn memfd(name: &str, len: u64) -> Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Memory as a shared anonymous mapping has it, `len` bytes of zeroes, with a descriptor to map it by
+/// (`/proc/PID/map_files` in proc_pid_map_files(5); needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN).
+pub fn shared_memory(len: u64) -> Result<OwnedFd> {
+    let len = len.next_multiple_of(PAGE_SIZE);
+    let prot = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    // SAFETY: a new mapping at an address of the kernel's choice, unmapped below; nothing refers into it.
+    let addr = unsafe { libc::mmap(std::ptr::null_mut(), len as usize, prot, flags, -1, 0) };
+    if addr == libc::MAP_FAILED {
+        return Err(SysError::last("mmap", "this process"));
+    }
+    let start = addr as u64;
+    let path = format!("/proc/self/map_files/{start:x}-{:x}", start + len);
+    let opened = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(&path)
+        .map_err(|e| SysError::new("open", path, e));
+    // SAFETY: the mapping made above; the open file keeps its memory.
+    unsafe { libc::munmap(addr, len as usize) };
+    opened.map(OwnedFd::from)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -40,11 +40,11 @@ pub use gadgets::Gadgets;
 pub use guarded::{Call, Guarded, inject};
 pub use handle::path_of_handle;
 pub use interrupted::{ContinuedCall, continued_call, time_left};
-pub use kcmp::compare_files;
+pub use kcmp::{compare_files, compare_files_of};
 pub use limits::{limit_name, limits, set_limit};
 pub use memory::{
-    ReadFault, memfd, read_bytes, read_pages, read_pages_into, read_ranges, write_bytes,
-    write_pages, write_ranges,
+    ReadFault, memfd, read_bytes, read_pages, read_pages_into, read_ranges, shared_memory,
+    write_bytes, write_pages, write_ranges,
 };
 pub use memory_fs::{Room, is_mount_point, mount_memory, resize_memory, room, usable_memory};
 pub use namespace::{bring_up_loopback, in_network_of};
@@ -57,7 +57,7 @@ pub use pidfd::{PidFd, ended_pidfd, pidfd_getfd, pidfd_open};
 pub use remote::{Remote, THREAD_FLAGS};
 pub use sched::{affinity, io_priority, scheduling, set_affinity, set_io_priority, set_scheduling};
 pub use scratch::ScratchMap;
-pub use stub::{Birth, Lazy, Loading, Released, Stub, StubCall, StubThread, fill_all};
+pub use stub::{Birth, Guard, Lazy, Loading, Released, Stub, StubCall, StubThread, fill_all};
 pub use system_v::shared_segment;
 pub use timers::{PR_TIMER_CREATE_RESTORE_IDS, chooses_timer_ids};
 pub use transfer::{MOST_DESCRIPTORS, control_len, send_descriptors};

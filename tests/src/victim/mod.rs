@@ -45,6 +45,7 @@ pub mod simd;
 pub mod sparse;
 pub mod table;
 pub mod threads;
+pub mod tree;
 pub mod workers;
 
 use anyhow::{Result, bail};
@@ -125,6 +126,11 @@ pub const VICTIMS: &[(&str, &str, Start)] = &[
         files::start,
     ),
     ("sparse", "much address space and few pages", sparse::start),
+    (
+        "tree",
+        "a parent, a child, a grandchild and a zombie",
+        tree::start,
+    ),
 ];
 
 /// The whole program: parses the command line, starts the victim and serves the protocol until `quit`.

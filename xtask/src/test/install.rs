@@ -5,12 +5,13 @@ use crate::host;
 use std::process::Command;
 
 /// Program and Debian package.
-const PROGRAMS: [(&str, &str); 6] = [
+const PROGRAMS: [(&str, &str); 7] = [
     ("redis-server", "redis-server"),
     ("redis-benchmark", "redis-tools"),
     ("python3", "python3"),
     ("sqlite3", "sqlite3"),
     ("gdb", "gdb"),
+    ("nginx", "nginx-core"),
     ("strace", "strace"),
 ];
 

@@ -56,6 +56,14 @@ pub fn count(number: u64, one: &str) -> String {
     }
 }
 
+/// A number of processes.
+pub fn processes(number: usize) -> String {
+    match number {
+        1 => "1 process".to_owned(),
+        n => format!("{n} processes"),
+    }
+}
+
 /// Text with its control characters made visible.
 pub fn clean(text: &str) -> String {
     if !text.contains(|c: char| c.is_control()) {

@@ -1,6 +1,6 @@
 //! A process that was brought back.
 
-use super::human::{clean, count, nanos};
+use super::human::{clean, count, nanos, processes};
 use crate::session::Revived;
 
 /// Notes printed at most.
@@ -12,8 +12,12 @@ pub fn line(one: &Revived) -> String {
         Some(init) => format!(" ({} inside, below {init})", one.own_pid),
         None => String::new(),
     };
+    let tree = match one.others.len() {
+        0 => String::new(),
+        n => format!(", first of {},", processes(n + 1)),
+    };
     format!(
-        "process {}{inside} goes on from {} (@{}): {}, {}, after {}",
+        "process {}{inside}{tree} goes on from {} (@{}): {}, {}, after {}",
         one.pid,
         one.id.short(),
         one.seq,

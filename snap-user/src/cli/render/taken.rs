@@ -1,8 +1,8 @@
 //! One snapshot taken, one rollback done.
 
-use super::human::{bytes, clean, count, nanos};
+use super::human::{bytes, clean, count, nanos, processes};
 use super::log::kind;
-use crate::session::{RolledBack, Taken};
+use crate::session::{RolledBack, Taken, TakenTree};
 
 /// One line on a snapshot.
 pub fn taken(taken: &Taken) -> String {
@@ -16,6 +16,26 @@ pub fn taken(taken: &Taken) -> String {
         count(pages.changed, "page"),
         bytes(taken.file_bytes)
     )
+}
+
+/// A line on a tree, and one on each of its processes.
+pub fn tree(tree: &TakenTree) -> Vec<String> {
+    let zombies = match tree.zombies {
+        0 => String::new(),
+        n => format!(" and {}", count(n as u64, "zombie")),
+    };
+    let mut lines = vec![format!(
+        "tree {} of {}{zombies}: stopped for {}",
+        tree.id.short(),
+        processes(tree.processes.len()),
+        nanos(tree.stop_ns)
+    )];
+    lines.extend(
+        tree.processes
+            .iter()
+            .map(|one| format!("  {} {}: {}", one.pid, clean(&one.comm), taken(&one.taken))),
+    );
+    lines
 }
 
 /// The same in a few words, where other processes have their share of the line.

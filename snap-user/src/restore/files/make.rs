@@ -4,6 +4,7 @@ use super::plan::{FilesPlan, Source};
 use super::{Options, sockets};
 use crate::model::{Detail, FileKind, OpenFile, ProcessState, SocketState, Terminal};
 use crate::sys::{self, SysError, fd as opened};
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 
 /// Open files in ksnap's own table, by the index of the wanted one.
@@ -12,6 +13,8 @@ pub struct Made {
     pub(super) held: Vec<Option<OwnedFd>>,
     /// What could not be made quite as it was, a sentence each.
     pub notes: Vec<String>,
+    /// Processes that have other ids than they had.
+    pub(super) pids: HashMap<i32, i32>,
 }
 
 impl Made {
@@ -43,6 +46,7 @@ pub fn make(
         made: Made {
             held: wanted.files.iter().map(|_| None).collect(),
             notes: Vec::new(),
+            pids: options.pids.clone(),
         },
     };
     for at in 0..wanted.files.len() {

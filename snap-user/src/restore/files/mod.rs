@@ -11,6 +11,7 @@
 
 mod contents;
 mod install;
+mod joint;
 mod locks;
 mod make;
 mod plan;
@@ -20,6 +21,7 @@ mod watches;
 mod world;
 
 pub use contents::{SavedContents, look_at, write_back};
+pub use joint::{Joint, JointPlan};
 pub use make::{Made, make};
 pub use plan::{FileWorld, FilesPlan, Look, Source, plan};
 pub use watches::Watch;

@@ -22,6 +22,21 @@ impl Made {
         wanted: &ProcessState,
         live: &ProcessState,
     ) -> sys::Result<Vec<String>> {
+        let mut notes = self.settle_files(plan, wanted, live)?;
+        notes.extend(self.settle_process(remote, pid, plan, wanted, wanted)?);
+        Ok(notes)
+    }
+
+    /// The part of [`Made::settle`] that ksnap does itself, whichever process has the files.
+    ///
+    /// # Errors
+    /// The files are left in between.
+    pub fn settle_files(
+        &self,
+        plan: &FilesPlan,
+        wanted: &ProcessState,
+        live: &ProcessState,
+    ) -> sys::Result<Vec<String>> {
         let mut notes = Vec::new();
         for &at in &plan.settle {
             let want = &wanted.files[at as usize];
@@ -56,6 +71,23 @@ impl Made {
                 opened::socket::shut_down(file, want.shutdown)?;
             }
         }
+        Ok(notes)
+    }
+
+    /// The part of [`Made::settle`] that a process has to do itself. `wanted` is what the plan was made for, `own` has
+    /// the locks of this process.
+    ///
+    /// # Errors
+    /// The process is left in between.
+    pub fn settle_process(
+        &self,
+        remote: &mut Remote,
+        pid: i32,
+        plan: &FilesPlan,
+        wanted: &ProcessState,
+        own: &ProcessState,
+    ) -> sys::Result<Vec<String>> {
+        let mut notes = Vec::new();
         let asynchronous = |at: u32| {
             let flags = wanted.files[at as usize].flags;
             (flags & libc::O_ASYNC as u32 != 0).then_some(flags)
@@ -77,7 +109,7 @@ impl Made {
             return Ok(notes);
         }
         let room = Room::new(remote, pid)?;
-        let done = within(remote, &room, plan, wanted, &mut notes);
+        let done = within(remote, &room, plan, own, &mut notes);
         room.close(remote)?;
         done.map(|()| notes)
     }
@@ -178,7 +210,10 @@ impl Setting<'_> {
         }
         match (self.want.owner, self.have.and_then(|have| have.owner)) {
             (want, have) if want == have => {}
-            (Some(owner), _) => opened::set_owner(self.file, owner)?,
+            (Some(mut owner), _) => {
+                owner.id = *self.made.pids.get(&owner.id).unwrap_or(&owner.id);
+                opened::set_owner(self.file, owner)?;
+            }
             (None, _) => opened::set_owner(self.file, crate::model::Owner::default())?,
         }
         locks::of_file(self.file, self.want, self.have)

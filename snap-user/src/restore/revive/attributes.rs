@@ -25,8 +25,31 @@ const SEPARATE: [(&str, &str); 6] = [
 /// # Errors
 /// [`RestoreError::Refused`] with everything that this ksnap may not give a new process.
 pub fn plan_attributes(wanted: &ProcessState) -> Result<(StatePlan, LimitsPlan)> {
+    plan_from(wanted, |_| {})
+}
+
+/// The same for a process of a tree, which has its session and its group since it was made.
+///
+/// # Errors
+/// [`RestoreError::Refused`] with everything that this ksnap may not give a new process.
+pub fn plan_attributes_in_tree(wanted: &ProcessState) -> Result<(StatePlan, LimitsPlan)> {
+    plan_from(wanted, |now| {
+        now.attributes.session = wanted.attributes.session;
+        now.attributes.group = wanted.attributes.group;
+        // Without a session of ksnap's, none of its terminal either.
+        if wanted.attributes.session == wanted.pid {
+            now.attributes.terminal = 0;
+        }
+    })
+}
+
+fn plan_from(
+    wanted: &ProcessState,
+    make: impl FnOnce(&mut ProcessState),
+) -> Result<(StatePlan, LimitsPlan)> {
     let mut notes = Vec::new();
-    let now = newborn(wanted, &mut notes)?;
+    let mut now = newborn(wanted, &mut notes)?;
+    make(&mut now);
     let mut plan = state::plan(wanted, &now);
     let ids = match sys::chooses_timer_ids() {
         true => TimerIds::Chosen,

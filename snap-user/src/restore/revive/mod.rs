@@ -11,13 +11,19 @@
 //! | `newborn` | the order of all steps |
 //! | `threads` | what the kernel keeps for each thread |
 //! | `attributes` | what is neither memory nor a descriptor |
+//! | `family` | in which order the processes of a tree are made |
+//! | `tree` | the order of all steps for several processes, let go as one |
 
 mod attributes;
+mod family;
 mod newborn;
 mod plan;
 mod space;
 mod threads;
+mod tree;
 
-pub use attributes::plan_attributes;
+pub use attributes::{plan_attributes, plan_attributes_in_tree};
+pub use family::{Births, Birthstep, Kin, births};
 pub use newborn::{Newborn, Opened};
 pub use plan::{FileToOpen, MemoryObject, NewMapping, NewPlan, Origin, Surroundings, plan};
+pub use tree::{Part, finish_tree, start_tree};

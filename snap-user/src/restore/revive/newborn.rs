@@ -16,11 +16,11 @@ use std::sync::Arc;
 #[derive(Debug, Default)]
 pub struct Opened {
     /// For each of [`NewPlan::files_to_open`].
-    pub files: Vec<OwnedFd>,
-    /// For each of [`NewPlan::objects`] that is a memfd.
-    pub objects: Vec<Option<OwnedFd>>,
+    pub files: Vec<Arc<OwnedFd>>,
+    /// For each of [`NewPlan::objects`] that is a memfd, or that several processes share.
+    pub objects: Vec<Option<Arc<OwnedFd>>>,
     /// The executable.
-    pub exe: Option<OwnedFd>,
+    pub exe: Option<Arc<OwnedFd>>,
     /// What its open files are to be made differently from.
     pub options: files::Options,
     /// Contents of its files that are to be put back.
@@ -30,10 +30,10 @@ pub struct Opened {
 /// A new process on its way: stopped, and killed when this is dropped.
 #[derive(Debug)]
 pub struct Newborn {
-    stub: Stub,
-    pid: i32,
+    pub(super) stub: Stub,
+    pub(super) pid: i32,
     is_lazy: bool,
-    notes: Vec<String>,
+    pub(super) notes: Vec<String>,
 }
 
 impl Newborn {
@@ -49,29 +49,42 @@ impl Newborn {
         pid: i32,
     ) -> Result<Self> {
         let mut step = "starting a process";
-        let mut notes = Vec::new();
         let mut run = || -> sys::Result<Stub> {
-            let mut stub = Stub::start(birth, &plan.space(), lazy)?;
-            notes.extend(attributes::lift_limits(&stub, &plan.limits)?);
+            let stub = Stub::start(birth, &plan.space(), lazy)?;
             if birth.network {
+                step = "making its network";
                 sys::bring_up_loopback(stub.pid())?;
             }
-            step = "making its mappings";
-            fault::point(step);
-            let sources = Sources {
-                files: opened.files.iter().map(AsRawFd::as_raw_fd).collect(),
-                objects: opened
-                    .objects
-                    .iter()
-                    .map(|fd| fd.as_ref().map(AsRawFd::as_raw_fd))
-                    .collect(),
-            };
-            let kernel = stub.kernel_mappings().to_vec();
-            stub.run(&space::make(plan, &sources, &kernel))?;
-            stub.run(&space::advise(plan))?;
             Ok(stub)
         };
         let stub = run().map_err(|source| RestoreError::Unborn { pid, step, source })?;
+        Self::adopt(stub, plan, opened, pid)
+    }
+
+    /// Makes the mappings of a process that was started and is nobody yet, as yet without content.
+    ///
+    /// # Errors
+    /// [`RestoreError::Unborn`]; nothing is left of the process then.
+    pub fn adopt(mut stub: Stub, plan: &NewPlan, opened: &Opened, pid: i32) -> Result<Self> {
+        let unborn = |source| RestoreError::Unborn {
+            pid,
+            step: "making its mappings",
+            source,
+        };
+        let mut notes = attributes::lift_limits(&stub, &plan.limits).map_err(unborn)?;
+        fault::point("making its mappings");
+        let sources = Sources {
+            files: opened.files.iter().map(AsRawFd::as_raw_fd).collect(),
+            objects: opened
+                .objects
+                .iter()
+                .map(|fd| fd.as_ref().map(AsRawFd::as_raw_fd))
+                .collect(),
+        };
+        let kernel = stub.kernel_mappings().to_vec();
+        stub.run(&space::make(plan, &sources, &kernel))
+            .and_then(|_| stub.run(&space::advise(plan)))
+            .map_err(unborn)?;
         if !stub.has_right_proc() {
             notes.push(
                 "its /proc has other ids than its own: a new one could not be mounted".to_owned(),
@@ -120,7 +133,7 @@ impl Newborn {
         keep_ids: bool,
     ) -> Result<(Released, Vec<String>)> {
         let pid = self.pid;
-        let mut step = "finishing its mappings";
+        let mut step = "making it";
         let outcome = self.complete(target, plan, opened, keep_ids, &mut step);
         let unborn = |source| RestoreError::Unborn { pid, step, source };
         outcome.map_err(unborn)?;
@@ -142,6 +155,56 @@ impl Newborn {
         keep_ids: bool,
         step: &mut &'static str,
     ) -> sys::Result<()> {
+        self.prepare(target, plan, opened, keep_ids, step)?;
+        *step = "opening its files";
+        fault::point(step);
+        let files = &plan.files;
+        let nothing = ProcessState::default();
+        let options = files::Options {
+            pids: self.ids(target).collect(),
+            ..opened.options.clone()
+        };
+        let stub = &self.stub;
+        let (pid, pidfd) = (stub.pid(), stub.pidfd());
+        let made = files::make(files, target, &nothing, pid, pidfd, &options)?;
+        let mut remote = stub.remote(0, stub.insn())?;
+        made.install(&mut remote, pid, pidfd, files)?;
+        drop(remote);
+        *step = "writing the contents of its files";
+        fault::point(step);
+        self.write_back(target, opened)?;
+        *step = "setting what its files hold";
+        fault::point(step);
+        let mut remote = self.stub.remote(0, self.stub.insn())?;
+        let notes = made.settle(&mut remote, self.stub.pid(), files, target, &nothing)?;
+        drop(remote);
+        self.notes.extend(made.notes.iter().cloned().chain(notes));
+        *step = "setting its attributes";
+        fault::point(step);
+        attributes::begin_session(&mut self.stub, target)?;
+        self.become_itself(target, plan, step)
+    }
+
+    /// Its ids, and those of its threads: as they were, and as they are in ksnap's PID namespace.
+    pub(super) fn ids(&self, target: &ProcessState) -> impl Iterator<Item = (i32, i32)> {
+        let now = self.stub.threads().iter();
+        target
+            .threads
+            .iter()
+            .zip(now)
+            .map(|(t, now)| (t.tid, now.tid))
+    }
+
+    /// Everything before its files: memory, threads. What it has inherited has served its purpose then.
+    pub(super) fn prepare(
+        &mut self,
+        target: &ProcessState,
+        plan: &NewPlan,
+        opened: &Opened,
+        keep_ids: bool,
+        step: &mut &'static str,
+    ) -> sys::Result<()> {
+        *step = "finishing its mappings";
         self.finish_mappings(plan)?;
         *step = "setting the bounds of its memory";
         fault::point(step);
@@ -150,43 +213,34 @@ impl Newborn {
         fault::point(step);
         let stub = &mut self.stub;
         threads::make(stub, target, keep_ids)?;
-        *step = "opening its files";
-        fault::point(step);
-        let files = &plan.files;
-        let nothing = ProcessState::default();
-        // What it has inherited has served its purpose.
+        *step = "closing what it has inherited";
         stub.run(&[StubCall::new(
             "close_range",
             "what it has inherited",
             libc::SYS_close_range,
             [0, u32::MAX.into(), 0, 0, 0, 0],
-        )])?;
-        let made = files::make(
-            files,
-            target,
-            &nothing,
-            stub.pid(),
-            stub.pidfd(),
-            &opened.options,
-        )?;
-        let mut remote = stub.remote(0, stub.insn())?;
-        made.install(&mut remote, stub.pid(), stub.pidfd(), files)?;
-        *step = "writing the contents of its files";
-        fault::point(step);
+        )])
+        .map(drop)
+    }
+
+    /// Writes the contents of files that have been saved.
+    pub(super) fn write_back(&mut self, target: &ProcessState, opened: &Opened) -> sys::Result<()> {
         let changed: Vec<&SavedFile> = opened.contents.changed.iter().collect();
-        files::write_back(stub.pid(), target, &changed, &opened.contents.content)?;
+        files::write_back(self.stub.pid(), target, &changed, &opened.contents.content)?;
         let back = |saved: &&SavedFile| format!("the content of {} has been put back", saved.path);
         self.notes.extend(changed.iter().map(back));
-        *step = "setting what its files hold";
-        fault::point(step);
-        let notes = made.settle(&mut remote, stub.pid(), files, target, &nothing)?;
-        drop(remote);
-        self.notes.extend(made.notes.iter().cloned().chain(notes));
+        Ok(())
+    }
+
+    /// Everything behind its files: attributes, registers. It is ready to run then.
+    pub(super) fn become_itself(
+        &mut self,
+        target: &ProcessState,
+        plan: &NewPlan,
+        step: &mut &'static str,
+    ) -> sys::Result<()> {
         *step = "setting its attributes";
-        fault::point(step);
-        let stub = &mut self.stub;
-        attributes::begin_session(stub, target)?;
-        let notes = attributes::apply(stub, &plan.attributes, target)?;
+        let notes = attributes::apply(&mut self.stub, &plan.attributes, target)?;
         self.notes.extend(notes);
         let stub = &mut self.stub;
         *step = "taking out what is not its own";

@@ -103,7 +103,8 @@ pub(super) fn make(
             }
         });
     }
-    for object in plan.objects.iter().filter(|o| o.memfd.is_none()) {
+    let own = plan.objects.iter().zip(&sources.objects);
+    for (object, _) in own.filter(|(_, fd)| fd.is_none()) {
         calls.push(call("munmap", object.scratch, libc::SYS_munmap, [0; 4]));
     }
     calls

@@ -181,12 +181,13 @@ fn a_shared_prefix_lists_the_candidates() {
     twin.id.0[15] ^= 1;
     list.push(twin.clone());
     let shared = &list[0].id.to_string()[..31];
-    let found = crate::store::reference::resolve_in(&list, shared, None, None);
+    let found = crate::store::reference::resolve_in(&list, shared, None, None, &Default::default());
     assert!(
         matches!(&found, Err(StoreError::Ambiguous { candidates, .. }) if candidates.len() == 2),
         "{found:?}"
     );
     let whole = twin.id.to_string();
-    let found = crate::store::reference::resolve_in(&list, &whole, None, None).expect("all digits");
+    let found = crate::store::reference::resolve_in(&list, &whole, None, None, &Default::default())
+        .expect("all digits");
     assert_eq!(found, twin.id);
 }

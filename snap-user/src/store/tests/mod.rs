@@ -12,4 +12,5 @@ mod history;
 mod many;
 mod prune;
 mod support;
+mod trees;
 mod versions;

@@ -2,6 +2,7 @@
 
 mod attributes;
 mod cpu;
+mod family;
 mod fdinfo;
 mod fds;
 mod maps;
@@ -13,12 +14,14 @@ pub use attributes::{
     number, task_status, text, time_offsets, timers, write,
 };
 pub use cpu::processor_features;
+pub use family::children;
 pub use fdinfo::{FdInfo, FileHandle};
 pub use fds::{FdStat, FdTable};
 pub use maps::{build_id, maps, vm_flags};
 pub use status::{
     Stat, Status, auxv, available_memory, cmdline, cpu_time_ns, exe, idle_ns, is_alive,
-    is_elsewhere, link, mm_fields, own_id, processes, stat, status, thread_count, threads,
+    is_elsewhere, link, mm_fields, own_group, own_id, own_session, processes, stat, status,
+    thread_count, threads,
 };
 pub use vdso::own_vdso;
 

@@ -211,12 +211,26 @@ pub fn is_elsewhere(pid: i32) -> bool {
 
 /// The id of a thread in its own PID namespace (`NSpid` in proc_pid_status(5)).
 pub fn own_id(pid: i32, tid: i32) -> Result<i32> {
-    let path = format!("/proc/{pid}/task/{tid}/status");
+    innermost(format!("/proc/{pid}/task/{tid}/status"), "NSpid:")
+}
+
+/// The process group of a process, as its own PID namespace numbers it (`NSpgid` in proc_pid_status(5)).
+pub fn own_group(pid: i32) -> Result<i32> {
+    innermost(format!("/proc/{pid}/status"), "NSpgid:")
+}
+
+/// The session of a process, numbered in the same way (`NSsid`).
+pub fn own_session(pid: i32) -> Result<i32> {
+    innermost(format!("/proc/{pid}/status"), "NSsid:")
+}
+
+/// The last of the ids on a line.
+fn innermost(path: String, line: &str) -> Result<i32> {
     let text = read(path.clone())?;
     let text = String::from_utf8_lossy(&text);
-    let ids = text.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    let ids = text.lines().find_map(|found| found.strip_prefix(line));
     ids.and_then(|ids| ids.split_ascii_whitespace().last()?.parse().ok())
-        .ok_or_else(|| bad(&path, "line NSpid"))
+        .ok_or_else(|| bad(&path, line))
 }
 
 /// Fields of the memory descriptor. The current break is not among those that /proc tells: the

@@ -28,6 +28,8 @@ pub(super) struct Born {
     pub(super) pidfd: PidFd,
 }
 
+/// `CLONE_CLEAR_SIGHAND` (clone(2)).
+pub(super) const CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 /// Size of `struct clone_args` (include/uapi/linux/sched.h).
 pub(super) const CLONE_ARGS_SIZE: u64 = 80;
 
@@ -63,6 +65,12 @@ impl CloneArgs {
     }
 }
 
+/// Starts a child that is no process of a snapshot, and hands it a descriptor and those of its wards.
+pub(super) fn helper(child: fn(Parent) -> !, channel: RawFd, wards: &[RawFd]) -> Result<Tid> {
+    let args = clone_args(CLEAR_SIGHAND, libc::SIGCHLD as u64, false);
+    fork(&args, 0, child, (channel, None), wards)
+}
+
 /// Forks this process. The child runs `child` with all signals blocked, and nothing else of this
 /// program: `child` must confine itself to system calls.
 fn fork(
@@ -70,6 +78,7 @@ fn fork(
     id: i32,
     child: fn(Parent) -> !,
     (ready, lazy): (RawFd, Option<&Lazy>),
+    wards: &[RawFd],
 ) -> Result<Tid> {
     // The address must not move between the two steps.
     let mut bytes = args.bytes(0, id);
@@ -83,6 +92,7 @@ fn fork(
             pid: libc::getpid(),
             ready,
             lazy: lazy.map_or(std::ptr::null(), |lazy| lazy),
+            wards: (wards.as_ptr(), wards.len()),
         };
         let mut all: libc::sigset_t = std::mem::zeroed();
         let mut old: libc::sigset_t = std::mem::zeroed();
@@ -113,6 +123,8 @@ pub(super) struct Parent {
     ready: RawFd,
     /// For process 1: what it is to fill memory from. The child has a copy at the same address.
     lazy: *const Lazy,
+    /// For a guard: descriptors of the processes that it is to end. The child has a copy at the same address.
+    wards: (*const RawFd, usize),
 }
 
 /// What process 1 of a namespace tells when it is ready: with a /proc of its own, or without.
@@ -123,6 +135,16 @@ impl Parent {
     pub(super) fn lazy(&self) -> Option<&Lazy> {
         // SAFETY: the caller of `fork` had a reference to it, and the child has a copy of all memory.
         unsafe { self.lazy.as_ref() }
+    }
+
+    /// Where it is told, or where it tells.
+    pub(super) fn channel(&self) -> RawFd {
+        self.ready
+    }
+
+    pub(super) fn wards(&self) -> &[RawFd] {
+        // SAFETY: the caller of `fork` had a slice of this length, and the child has a copy of all memory.
+        unsafe { std::slice::from_raw_parts(self.wards.0, self.wards.1) }
     }
 
     /// The child ends with its parent from here on, until that has become its tracer.
@@ -178,7 +200,6 @@ fn hold(pid: Tid) -> Result<()> {
 
 /// Starts a process.
 pub(super) fn start(birth: Birth, lazy: Option<&Lazy>) -> Result<Born> {
-    const CLEAR_SIGHAND: u64 = 0x1_0000_0000;
     let network = match birth.network {
         true => libc::CLONE_NEWNET as u64,
         false => 0,
@@ -189,7 +210,8 @@ pub(super) fn start(birth: Birth, lazy: Option<&Lazy>) -> Result<Born> {
         birth.pid.is_some(),
     );
     if !birth.namespace {
-        let pid = fork(&own, birth.pid.unwrap_or(0), wait_for_tracer, (-1, None))?;
+        let id = birth.pid.unwrap_or(0);
+        let pid = fork(&own, id, wait_for_tracer, (-1, None), &[])?;
         let child = Child(pid);
         hold(pid)?;
         let pidfd = pidfd_open(pid)?;
@@ -205,7 +227,7 @@ pub(super) fn start(birth: Birth, lazy: Option<&Lazy>) -> Result<Born> {
     let args = clone_args(namespace, libc::SIGCHLD as u64, false);
     let pipe = |e| SysError::new("pipe", "this process", e);
     let (mut ready, told) = std::io::pipe().map_err(pipe)?;
-    let init = fork(&args, 0, init::run, (told.as_raw_fd(), lazy))?;
+    let init = fork(&args, 0, init::run, (told.as_raw_fd(), lazy), &[])?;
     // Killed if anything fails below, and all of its namespace with it.
     let child = Child(init);
     drop(told);
@@ -247,10 +269,10 @@ fn fork_by(init: Tid, insn: u64, args: &CloneArgs, id: i32) -> Result<Tid> {
 }
 
 /// A child that is killed unless it is kept.
-struct Child(Tid);
+pub(super) struct Child(pub(super) Tid);
 
 impl Child {
-    fn keep(self) {
+    pub(super) fn keep(self) {
         std::mem::forget(self);
     }
 }

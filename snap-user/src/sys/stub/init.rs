@@ -90,7 +90,7 @@ fn reap(main: i32, options: i32) -> bool {
 }
 
 /// Or whoever reads what ksnap or the process writes would wait for the end of this one as well.
-fn close_all_but(keep: &[RawFd]) {
+pub(super) fn close_all_but(keep: &[RawFd]) {
     let mut keep: Vec<u32> = keep.iter().map(|fd| *fd as u32).collect();
     keep.sort_unstable();
     let mut next = 0;

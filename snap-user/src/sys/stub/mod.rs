@@ -6,10 +6,13 @@
 
 mod area;
 mod birth;
+mod guard;
 mod init;
+mod kin;
 mod lazy;
 
 pub use birth::Birth;
+pub use guard::Guard;
 pub use init::fill_all;
 pub use lazy::{Lazy, Loading};
 

@@ -1,0 +1,272 @@
+//! The processes of a tree, made one by the other, and let go as one.
+
+use super::family::{Births, Birthstep, Kin};
+use super::newborn::{Newborn, Opened};
+use super::plan::NewPlan;
+use crate::model::{PageRange, ProcessState, Zombie};
+use crate::restore::files::{self, Joint, JointPlan};
+use crate::restore::{RestoreError, Result};
+use crate::sys::{self, Birth, Guard, PidFd, Released, Stub, StubCall, pidfd_open};
+
+/// A process of a tree, and how it is made.
+pub struct Part<'a> {
+    /// What it shall be.
+    pub target: &'a ProcessState,
+    /// Its memory and attributes.
+    pub plan: &'a NewPlan,
+    /// What it inherits.
+    pub opened: &'a Opened,
+    /// It was in a job-control stop, and is so again.
+    pub stopped: bool,
+}
+
+/// Starts the processes of a tree, each made by its parent, in their sessions and groups; those of `zombies`, which
+/// come behind the others in `kin`, have ended when this returns. `ghost` is the id of one that begins the session of
+/// the first, and is gone then. `avoid` is address space that must be free in all.
+///
+/// # Errors
+/// [`RestoreError::Unborn`]; nothing is left of any of them then.
+pub fn start_tree(
+    birth: Birth,
+    kin: &[Kin],
+    own_ids: &[Option<i32>],
+    births: &Births,
+    zombies: &[Zombie],
+    ghost: Option<i32>,
+    avoid: &[PageRange],
+) -> Result<Vec<Stub>> {
+    let mut step = "starting the first process of a tree";
+    let mut at = kin[0].pid;
+    let mut run = || -> sys::Result<Vec<Stub>> {
+        let mut stubs: Vec<Option<Stub>> = kin.iter().map(|_| None).collect();
+        let mut ghost = match ghost {
+            Some(_) => {
+                let mut ghost = Stub::start(
+                    Birth {
+                        pid: ghost,
+                        ..birth
+                    },
+                    avoid,
+                    None,
+                )?;
+                ghost.run(&[setsid()])?;
+                Some(ghost)
+            }
+            None => None,
+        };
+        let first = match &mut ghost {
+            Some(ghost) => {
+                let mut first = ghost.fork(birth.pid, true)?;
+                first.take_init(ghost);
+                first
+            }
+            None => Stub::start(birth, avoid, None)?,
+        };
+        if birth.network {
+            sys::bring_up_loopback(first.pid())?;
+        }
+        stubs[0] = Some(first);
+        step = "making it, its session and its group";
+        for one in &births.steps {
+            at = kin[one.whom()].pid;
+            take(one, kin, own_ids, &mut stubs)?;
+        }
+        let living = kin.len() - zombies.len();
+        step = "ending what had ended";
+        for (zombie, stub) in zombies.iter().zip(stubs.drain(living..)) {
+            at = zombie.pid;
+            let mut stub = stub.expect("every process was made");
+            stub.set_name(&zombie.comm)?;
+            stub.end_as(zombie.status)?;
+        }
+        if let Some(ghost) = ghost {
+            ghost.end_as(0)?;
+        }
+        let mut all: Vec<Stub> = stubs.into_iter().flatten().collect();
+        for zombie in zombies {
+            // What the snapshot has of such signals is queued later.
+            all[zombie.parent as usize].forget_children()?;
+        }
+        Ok(all)
+    };
+    run().map_err(|source| RestoreError::Unborn {
+        pid: at,
+        step,
+        source,
+    })
+}
+
+fn setsid() -> StubCall {
+    StubCall::new("setsid", "itself", libc::SYS_setsid, [0; 6])
+}
+
+impl Birthstep {
+    fn whom(&self) -> usize {
+        match *self {
+            Self::Make { child } => child,
+            Self::Session(n) => n,
+            Self::Join { member, .. }
+            | Self::Revive { member, .. }
+            | Self::Follow { member, .. } => member,
+        }
+    }
+}
+
+fn take(
+    step: &Birthstep,
+    kin: &[Kin],
+    own_ids: &[Option<i32>],
+    stubs: &mut [Option<Stub>],
+) -> sys::Result<()> {
+    fn of(stubs: &mut [Option<Stub>], n: usize) -> &mut Stub {
+        stubs[n].as_mut().expect("made by a step before")
+    }
+    let own = |stubs: &mut [Option<Stub>], n: usize| of(stubs, n).threads()[0].own;
+    let join = |stub: &mut Stub, group: i32| {
+        let args = [0, group as u64, 0, 0, 0, 0];
+        let call = StubCall::new("setpgid", format!("group {group}"), libc::SYS_setpgid, args);
+        stub.run(&[call]).map(drop)
+    };
+    match *step {
+        Birthstep::Make { child } => {
+            let parent = kin[child].parent.expect("only the first has none");
+            stubs[child] = Some(of(stubs, parent).fork(own_ids[child], true)?);
+        }
+        Birthstep::Session(n) => {
+            of(stubs, n).run(&[setsid()])?;
+        }
+        Birthstep::Join { member, leader } => {
+            let group = own(stubs, leader);
+            join(of(stubs, member), group)?;
+        }
+        Birthstep::Revive { member, group } => {
+            let keeps = own_ids[member].is_some();
+            let maker = of(stubs, member);
+            let mut helper = maker.fork(keeps.then_some(group), false)?;
+            let id = helper.threads()[0].own;
+            join(&mut helper, id)?;
+            join(maker, id)?;
+            helper.end_as(0)?;
+            maker.reap(id)?;
+        }
+        Birthstep::Follow { member, first } => {
+            let pid = of(stubs, first).pid();
+            let group = sys::proc::own_group(pid)?;
+            join(of(stubs, member), group)?;
+        }
+    }
+    Ok(())
+}
+
+/// Everything else, once their memory is filled; then they run, all of them or none. `keep_ids`: they have the
+/// snapshot's ids. Returns for each what will differ, a sentence each.
+///
+/// # Errors
+/// [`RestoreError::Unborn`]; nothing is left of any of them then.
+pub fn finish_tree(
+    mut newborns: Vec<Newborn>,
+    parts: &[Part<'_>],
+    joint: &mut Joint,
+    files: &JointPlan,
+    keep_ids: bool,
+) -> Result<Vec<(Released, Vec<String>)>> {
+    let mut step = "making it";
+    let mut at = parts[0].target.pid;
+    let outcome = complete(
+        &mut newborns,
+        parts,
+        joint,
+        files,
+        keep_ids,
+        &mut step,
+        &mut at,
+    );
+    let unborn = |source| RestoreError::Unborn {
+        pid: at,
+        step,
+        source,
+    };
+    outcome.map_err(unborn)?;
+    release(newborns, parts).map_err(|source| RestoreError::Unborn {
+        pid: parts[0].target.pid,
+        step: "letting the tree go",
+        source,
+    })
+}
+
+fn complete(
+    newborns: &mut [Newborn],
+    parts: &[Part<'_>],
+    joint: &mut Joint,
+    files: &JointPlan,
+    keep_ids: bool,
+    step: &mut &'static str,
+    at: &mut i32,
+) -> sys::Result<()> {
+    let nothing = ProcessState::default();
+    for (newborn, part) in newborns.iter_mut().zip(parts) {
+        *at = newborn.pid;
+        newborn.prepare(part.target, part.plan, part.opened, keep_ids, step)?;
+    }
+    *step = "opening the files of the tree";
+    let ids = newborns.iter().zip(parts);
+    let options = files::Options {
+        pids: ids.flat_map(|(n, part)| n.ids(part.target)).collect(),
+        ..parts[0].opened.options.clone()
+    };
+    let (pid, pidfd) = (newborns[0].stub.pid(), newborns[0].stub.pidfd());
+    let made = files::make(&files.all, joint.view(0), &nothing, pid, pidfd, &options)?;
+    for (n, (newborn, part)) in newborns.iter_mut().zip(parts).enumerate() {
+        *at = newborn.pid;
+        *step = "opening its files";
+        let stub = &newborn.stub;
+        let mut remote = stub.remote(0, stub.insn())?;
+        made.install(&mut remote, stub.pid(), stub.pidfd(), &files.members[n])?;
+        drop(remote);
+        *step = "writing the contents of its files";
+        newborn.write_back(part.target, part.opened)?;
+    }
+    *step = "setting what the files of the tree hold";
+    let notes = made.settle_files(&files.all, joint.view(0), &nothing)?;
+    newborns[0]
+        .notes
+        .extend(made.notes.iter().cloned().chain(notes));
+    for (n, (newborn, part)) in newborns.iter_mut().zip(parts).enumerate() {
+        *at = newborn.pid;
+        *step = "setting what its files hold";
+        let stub = &newborn.stub;
+        let mut remote = stub.remote(0, stub.insn())?;
+        let (plan, wanted) = (&files.members[n], joint.view(n));
+        let notes = made.settle_process(&mut remote, stub.pid(), plan, wanted, part.target)?;
+        drop(remote);
+        newborn.notes.extend(notes);
+    }
+    for (newborn, part) in newborns.iter_mut().zip(parts) {
+        *at = newborn.pid;
+        newborn.become_itself(part.target, part.plan, step)?;
+    }
+    Ok(())
+}
+
+/// Lets them go, one after the other: a guard ends all of them if ksnap does not come to the last.
+fn release(
+    newborns: Vec<Newborn>,
+    parts: &[Part<'_>],
+) -> sys::Result<Vec<(Released, Vec<String>)>> {
+    let init = newborns[0].stub.init().map(pidfd_open).transpose()?;
+    let mut wards: Vec<&PidFd> = newborns.iter().map(|n| n.stub.pidfd()).collect();
+    wards.extend(&init);
+    let guard = Guard::over(&wards)?;
+    drop(wards);
+    let mut free = Vec::with_capacity(newborns.len());
+    for (newborn, part) in newborns.into_iter().zip(parts) {
+        let Newborn { stub, notes, .. } = newborn;
+        if part.stopped {
+            stub.stop_when_free()?;
+        }
+        free.push((stub.release()?, notes));
+        crate::restore::fault::point("release");
+    }
+    guard.dismiss()?;
+    Ok(free)
+}

@@ -1,0 +1,168 @@
+//! A process and its descendants: who they are, and stopping all of them.
+
+use super::Result;
+use crate::capture::CaptureError;
+use crate::model::Zombie;
+use crate::sys::{Freeze, Frozen, SysError, proc};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// How long a thread may take to stop. A vfork in progress takes as long as its child needs to execute something.
+const TIMEOUT: Duration = Duration::from_millis(500);
+
+/// A stopped process of a tree.
+pub(super) struct Stopped {
+    pub(super) pid: i32,
+    /// Its parent, by its place among the members.
+    pub(super) parent: Option<u32>,
+    pub(super) frozen: Frozen,
+}
+
+/// A stopped tree.
+pub(super) struct Family {
+    /// Parents before their children.
+    pub(super) members: Vec<Stopped>,
+    pub(super) zombies: Vec<Zombie>,
+    /// Who is left out, a sentence each.
+    pub(super) notes: Vec<String>,
+}
+
+/// The process and its living descendants as they are just now, parents before their children; ksnap itself aside.
+pub(super) fn look(root: i32) -> Result<Vec<i32>> {
+    let own = std::process::id() as i32;
+    let mut found = vec![root];
+    let mut seen = BTreeSet::from([root]);
+    let mut next = 0;
+    while next < found.len() {
+        let parents = found[next..].to_vec();
+        next = found.len();
+        for (_, children) in proc::children(&parents) {
+            let new = children.into_iter().filter(|pid| *pid != own);
+            let living = new.filter(|pid| seen.insert(*pid) && proc::is_alive(*pid));
+            found.extend(living);
+        }
+    }
+    Ok(found)
+}
+
+/// Stops the process and all of its descendants. A stopped process makes no children: when none appears any more,
+/// all of them are stopped.
+///
+/// # Errors
+/// When one of them cannot be stopped; all of them run on then.
+pub(super) fn freeze(root: i32) -> Result<Family> {
+    let own = std::process::id() as i32;
+    let mut family = Family {
+        members: vec![Stopped {
+            pid: root,
+            parent: None,
+            frozen: stop(root).map_err(|e| CaptureError::from_sys(root, e))?,
+        }],
+        zombies: Vec::new(),
+        notes: Vec::new(),
+    };
+    let mut known = BTreeSet::from([root]);
+    loop {
+        let parents: Vec<i32> = family.members.iter().map(|m| m.pid).collect();
+        let mut more = false;
+        for (at, (_, children)) in proc::children(&parents).into_iter().enumerate() {
+            for pid in children {
+                if !known.insert(pid) {
+                    continue;
+                }
+                more = true;
+                if pid == own {
+                    family.notes.push(format!(
+                        "process {pid} is ksnap itself, and is left out of the tree"
+                    ));
+                    continue;
+                }
+                match stop(pid) {
+                    Ok(frozen) => family.members.push(Stopped {
+                        pid,
+                        parent: Some(at as u32),
+                        frozen,
+                    }),
+                    Err(_) if !proc::is_alive(pid) => {
+                        family.zombies.extend(zombie(pid, at as u32));
+                    }
+                    Err(e) => return Err(CaptureError::from_sys(pid, e).into()),
+                }
+            }
+        }
+        if !more {
+            return Ok(family);
+        }
+    }
+}
+
+fn stop(pid: i32) -> std::result::Result<Frozen, SysError> {
+    let options = Freeze {
+        timeout: TIMEOUT,
+        ..Freeze::default()
+    };
+    Frozen::freeze(pid, options)
+}
+
+/// What is left of a process that has ended; `None` when nothing is.
+fn zombie(pid: i32, parent: u32) -> Option<Zombie> {
+    let stat = proc::stat(pid, None).ok()?;
+    Some(Zombie {
+        pid,
+        own_pid: proc::own_id(pid, pid).unwrap_or(pid),
+        parent,
+        group: proc::own_group(pid).ok()?,
+        session: proc::own_session(pid).ok()?,
+        // The wait status, for those who may trace it.
+        status: stat.field(52) as i32,
+        comm: stat.comm,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn all_descendants_are_stopped_and_zombies_are_told() {
+        let mut shell = Command::new("sh")
+            .args([
+                "-c",
+                "sh -c 'exit 7' & sleep 1000 & sh -c 'sleep 1000; true' & echo; read x",
+            ])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = shell.id() as i32;
+        use std::io::Read;
+        shell.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+        // The shell reads, and waits for no child meanwhile.
+        let family = loop {
+            let family = freeze(pid).unwrap();
+            if family.members.len() == 4 && family.zombies.len() == 1 {
+                break family;
+            }
+            drop(family);
+            std::thread::yield_now();
+        };
+        assert_eq!(family.zombies[0].status, 7 << 8);
+        assert_eq!(family.zombies[0].parent, 0);
+        for member in &family.members {
+            assert_eq!(proc::stat(member.pid, None).unwrap().state, 't');
+            let parent = member.parent.map(|at| family.members[at as usize].pid);
+            let ppid = proc::stat(member.pid, None).unwrap().ppid;
+            assert_eq!(ppid, parent.unwrap_or(std::process::id() as i32));
+        }
+        let pids: Vec<i32> = family.members.iter().map(|m| m.pid).collect();
+        drop(family);
+        for pid in pids {
+            Command::new("kill")
+                .args(["-9", &pid.to_string()])
+                .status()
+                .unwrap();
+        }
+        shell.wait().unwrap();
+    }
+}

@@ -1,0 +1,439 @@
+//! `restore` and `fork` of a tree: all of its processes, or none.
+
+use super::revive::{
+    Commons, Here, Pids, ReviveOptions, Revived, RevivedMember, check_processor, length, open,
+};
+use super::revive_contents::{contents_to_write, only_own};
+use super::revive_memory::Memory;
+use super::{Result, SessionError};
+use crate::model::{FileKind, ProcessState, ProcessTree};
+use crate::restore::RestoreError;
+use crate::restore::files::{self, Joint, JointPlan, Replacement, SavedContents, Source, System};
+use crate::restore::revive::{
+    Births, Kin, MemoryObject, NewPlan, Newborn, Opened, Part, Surroundings, births, finish_tree,
+    plan, plan_attributes_in_tree, start_tree,
+};
+use crate::store::{Snapshot, Store};
+use crate::sys::{self, Birth, monotonic_ns};
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+/// A process of a tree, and the way back to it.
+struct Member {
+    snapshot: Snapshot,
+    state: ProcessState,
+    planned: NewPlan,
+    memory: Memory,
+    contents: Arc<SavedContents>,
+    stopped: bool,
+}
+
+/// What all copies of a tree have in common.
+struct Job<'a> {
+    tree: &'a ProcessTree,
+    members: Vec<Member>,
+    kin: Vec<Kin>,
+    births: Births,
+    /// Who begins the session of the first, in a namespace where nobody else is.
+    ghost: Option<i32>,
+    joint: Joint,
+    files: JointPlan,
+    options: files::Options,
+    pids: Pids,
+    network: bool,
+    strict: bool,
+    notes: Vec<String>,
+}
+
+/// Brings a tree back as `copies` new ones, one after the other.
+///
+/// # Errors
+/// What cannot be brought back of any process is refused before anything is started.
+pub(super) fn revive(
+    store: &Store,
+    tree: &ProcessTree,
+    copies: u32,
+    options: &ReviveOptions,
+    each: &mut dyn FnMut(&Revived),
+) -> Result<Vec<Revived>> {
+    let mut begun = monotonic_ns();
+    let mut job = Job::new(store, tree, copies, options)?;
+    let mut all = Vec::new();
+    for _ in 0..copies {
+        let one = job.run(begun)?;
+        each(&one);
+        all.push(one);
+        begun = monotonic_ns();
+    }
+    Ok(all)
+}
+
+impl<'a> Job<'a> {
+    fn new(
+        store: &Store,
+        tree: &'a ProcessTree,
+        copies: u32,
+        options: &ReviveOptions,
+    ) -> Result<Self> {
+        let mut loaded = Vec::with_capacity(tree.members.len());
+        for member in &tree.members {
+            let snapshot = store.snapshot(member.id)?;
+            let state = snapshot.manifest()?.state;
+            loaded.push((snapshot, state));
+        }
+        let threads = loaded.iter().flat_map(|(_, state)| &state.threads);
+        let elsewhere = threads.clone().any(|t| t.own_id() != t.tid);
+        let pids = options.pids.unwrap_or(match copies > 1 || elsewhere {
+            true => Pids::Namespace,
+            false => Pids::Same,
+        });
+        let mut refused = Vec::new();
+        for (_, state) in &mut loaded {
+            if pids != Pids::Same {
+                only_own(state);
+            }
+            check_processor(state)?;
+        }
+        let mut plans = Vec::with_capacity(loaded.len());
+        for (_, state) in &loaded {
+            let here = Here::new(options, pids, &state.mapped)?;
+            plans.push(plan_one(state, &here, &mut refused)?);
+        }
+        let namespace = |state: &ProcessState| {
+            let all = &state.attributes.namespaces;
+            all.iter()
+                .find(|(name, _)| name == "pid")
+                .map(|(_, id)| *id)
+        };
+        for (_, state) in &loaded {
+            if namespace(state) != namespace(&loaded[0].1) {
+                refused.push(format!(
+                    "process {} is in another PID namespace than the first of the tree, and only one is made",
+                    state.pid
+                ));
+            }
+        }
+        let here = Here::new(options, pids, &[])?;
+        for zombie in &tree.zombies {
+            if let Err(why) = here.can_start_thread(zombie.own_pid) {
+                refused.push(format!("process {}, which had ended: {why}", zombie.pid));
+            }
+        }
+        let states: Vec<&ProcessState> = loaded.iter().map(|(_, state)| state).collect();
+        let damaged = |why: String| SessionError::Usage(format!("the tree is damaged: {why}"));
+        let mut joint = Joint::new(&states, &tree.shared).map_err(damaged)?;
+        let mut notes = Vec::new();
+        let (common, each) = file_options(&joint, options, &mut notes);
+        let here = System {
+            pid: std::process::id() as i32,
+        };
+        let mut files = joint.plan(&states, &here, &each);
+        refused.append(&mut files.all.refusals);
+        if !refused.is_empty() {
+            return Err(RestoreError::Refused {
+                pid: tree.members[0].pid,
+                reasons: refused,
+            }
+            .into());
+        }
+        notes.append(&mut files.all.notes);
+        let kin = kin(tree, &states);
+        let is_outside = |id: i32| kin.iter().all(|one| one.pid != id);
+        let session = kin[0].session;
+        let ghost =
+            (pids == Pids::Namespace && session > 1 && is_outside(session)).then_some(session);
+        let mut births = births(&kin, ghost.unwrap_or(kin[0].group));
+        if ghost.is_none() {
+            notes.extend(other_session(&kin[0], is_outside));
+        }
+        notes.append(&mut births.notes);
+        if pids == Pids::New {
+            notes.push("their ids are new: what the processes remember of each other's, and C libraries of their threads' (glibc), are the old ones".into());
+        }
+        let mut members = Vec::with_capacity(loaded.len());
+        let paired = loaded.into_iter().zip(plans).enumerate();
+        for (n, ((snapshot, state), mut planned)) in paired {
+            let named = |text: String| format!("process {}: {text}", state.pid);
+            notes.extend(planned.notes.drain(..).map(named));
+            notes.extend(state.unsupported.iter().cloned().map(named));
+            planned.files.sources = joint.sources(&files.all, n);
+            let contents = contents_to_write(&snapshot, &state, &planned.files, &common)?;
+            // Read, and so verified, before anything is started.
+            let flat = store.flat(&snapshot)?;
+            members.push(Member {
+                // Whoever fills memory later has only one process to look after.
+                memory: Memory::new(&flat, &state, &planned, true)?,
+                contents: Arc::new(contents),
+                stopped: tree.members[n].stopped,
+                snapshot,
+                state,
+                planned,
+            });
+        }
+        Ok(Self {
+            tree,
+            members,
+            kin,
+            births,
+            ghost,
+            joint,
+            files,
+            options: common,
+            pids,
+            network: options.network,
+            strict: options.strict,
+            notes,
+        })
+    }
+
+    fn run(&mut self, begun: u64) -> Result<Revived> {
+        let keep_ids = self.pids != Pids::New;
+        let mut notes = self.notes.clone();
+        let mut commons = Commons::default();
+        self.share_memory(&mut commons, &mut notes)?;
+        let mut files = self.files.clone();
+        for (at, file) in self.joint.files().iter().enumerate() {
+            let (device, inode) = file.identity;
+            let device =
+                u64::from(rustix::fs::major(device)) << 32 | u64::from(rustix::fs::minor(device));
+            // A descriptor of memory that is mapped is one of the very same memory.
+            if file.kind == FileKind::Memfd
+                && files.all.sources[at] == Source::Make
+                && let Some(made) = commons.objects.get(&(device, inode))
+            {
+                files.all.sources[at] = Source::Own(made.as_raw_fd());
+            }
+        }
+        let mut opened: Vec<Opened> = Vec::with_capacity(self.members.len());
+        for member in &self.members {
+            let mut planned = member.planned.clone();
+            let (mut own, more) = open(
+                &member.state,
+                &mut planned,
+                self.options.clone(),
+                &mut commons,
+            )?;
+            own.contents = member.contents.clone();
+            opened.push(own);
+            notes.extend(more);
+        }
+        let root = &self.members[0];
+        if self.strict && !notes.is_empty() {
+            return Err(SessionError::Usage(format!(
+                "the tree of process {} would differ from what it was, and --strict refuses that:\n  - {}",
+                root.state.pid,
+                notes.join("\n  - ")
+            )));
+        }
+        let own_ids = self.own_ids(keep_ids);
+        let birth = Birth {
+            pid: own_ids[0],
+            namespace: self.pids == Pids::Namespace,
+            network: self.network,
+        };
+        let avoid: Vec<_> = self
+            .members
+            .iter()
+            .flat_map(|m| m.planned.space())
+            .collect();
+        let stubs = start_tree(
+            birth,
+            &self.kin,
+            &own_ids,
+            &self.births,
+            &self.tree.zombies,
+            self.ghost,
+            &avoid,
+        )?;
+        let others: Vec<RevivedMember> = stubs
+            .iter()
+            .zip(&self.members)
+            .map(|(stub, member)| RevivedMember {
+                pid: stub.pid(),
+                own_pid: stub.threads()[0].own,
+                comm: member.state.comm.clone(),
+            })
+            .collect();
+        let change_files = self.pids == Pids::Same;
+        let mut pages = 0;
+        let mut newborns = Vec::with_capacity(self.members.len());
+        let all = stubs.into_iter().zip(&self.members).zip(&opened);
+        for ((stub, member), opened) in all {
+            let pid = member.state.pid;
+            let mut newborn = Newborn::adopt(stub, &member.planned, opened, pid)?;
+            pages += member.memory.fill(&mut newborn, change_files, &mut notes)?;
+            newborns.push(newborn);
+        }
+        let members = self.members.iter().zip(&opened);
+        let parts: Vec<Part<'_>> = members
+            .map(|(member, opened)| Part {
+                target: &member.state,
+                plan: &member.planned,
+                opened,
+                stopped: member.stopped,
+            })
+            .collect();
+        let free = finish_tree(newborns, &parts, &mut self.joint, &files, keep_ids)?;
+        let took_ns = monotonic_ns() - begun;
+        let mut free = free.into_iter().enumerate();
+        let (_, (released, more)) = free.next().expect("a tree has a root");
+        notes.extend(more);
+        for (n, (_, more)) in free {
+            let pid = self.members[n].state.pid;
+            notes.extend(
+                more.into_iter()
+                    .map(|note| format!("process {pid}: {note}")),
+            );
+        }
+        let mut others = others.into_iter();
+        let first = others.next().expect("a tree has a root");
+        Ok(Revived {
+            id: root.snapshot.id(),
+            seq: root.snapshot.header().seq,
+            pid: released.pid,
+            init: (released.child != released.pid).then_some(released.child),
+            own_pid: first.own_pid,
+            threads: self.members.iter().map(|m| m.state.threads.len()).sum(),
+            pages,
+            lazy_pages: 0,
+            took_ns,
+            notes,
+            others: others.collect(),
+            released,
+        })
+    }
+
+    /// Ids that the processes are to have in their PID namespace, zombies behind the others.
+    fn own_ids(&self, keep: bool) -> Vec<Option<i32>> {
+        let living = self.members.iter().map(|m| m.state.threads[0].own_id());
+        let zombies = self.tree.zombies.iter().map(|zombie| zombie.own_pid);
+        living.chain(zombies).map(|id| keep.then_some(id)).collect()
+    }
+
+    /// Makes the memory that several processes share.
+    fn share_memory(&self, commons: &mut Commons, notes: &mut Vec<String>) -> Result<()> {
+        let mut users: BTreeMap<(u64, u64), (usize, u64, &MemoryObject)> = BTreeMap::new();
+        for member in &self.members {
+            for object in &member.planned.objects {
+                let len = length(object, &member.state).max(object.len);
+                let entry = users.entry(object.identity).or_insert((0, 0, object));
+                entry.0 += 1;
+                entry.1 = match &object.memfd {
+                    // A descriptor tells how long it was, whatever is mapped.
+                    Some(_) => entry.1.max(length(object, &member.state)),
+                    None => entry.1.max(len),
+                };
+            }
+        }
+        for (identity, (count, len, object)) in users {
+            let made = match &object.memfd {
+                Some(name) => sys::memfd(name, len)?,
+                None if count == 1 => continue,
+                None => match sys::shared_memory(len) {
+                    Ok(made) => made,
+                    Err(e) if e.is_denied() => {
+                        notes.push(format!(
+                            "memory that processes share is a memfd now, since mappings may not be opened ({e})"
+                        ));
+                        sys::memfd("shared", len)?
+                    }
+                    Err(e) => return Err(e.into()),
+                },
+            };
+            commons.objects.insert(identity, Arc::new(made));
+        }
+        Ok(())
+    }
+}
+
+/// Plans one process, its files aside. What is refused is added to what others are refused for.
+fn plan_one(state: &ProcessState, here: &Here<'_>, refused: &mut Vec<String>) -> Result<NewPlan> {
+    let mut add = |outcome: std::result::Result<_, RestoreError>| match outcome {
+        Err(RestoreError::Refused { pid, reasons }) => {
+            let named = |why: String| format!("process {pid}: {why}");
+            refused.extend(reasons.into_iter().map(named));
+            Ok(None)
+        }
+        Err(e) => Err(e),
+        Ok(plan) => Ok(Some(plan)),
+    };
+    let mut planned: NewPlan = add(plan(state, here))?.unwrap_or_default();
+    match plan_attributes_in_tree(state) {
+        Ok((mut attributes, limits)) => {
+            planned.notes.append(&mut attributes.notes);
+            (planned.attributes, planned.limits) = (attributes, limits);
+        }
+        Err(e) => drop(add(Err(e))?),
+    }
+    Ok(planned)
+}
+
+/// Who is whose child, zombies behind the others, by the ids that they know.
+fn kin(tree: &ProcessTree, states: &[&ProcessState]) -> Vec<Kin> {
+    let members = tree.members.iter().zip(states).map(|(member, state)| Kin {
+        pid: state.threads.first().map_or(member.pid, |t| t.own_id()),
+        parent: member.parent.map(|at| at as usize),
+        session: member.session,
+        group: member.group,
+    });
+    let zombies = tree.zombies.iter().map(|zombie| Kin {
+        pid: zombie.own_pid,
+        parent: Some(zombie.parent as usize),
+        session: zombie.session,
+        group: zombie.group,
+    });
+    members.chain(zombies).collect()
+}
+
+/// What differs where the first process was in a session or group that began outside of the tree.
+fn other_session(first: &Kin, is_outside: impl Fn(i32) -> bool) -> Option<String> {
+    let own = rustix::process::getsid(None).map_or(0, |id| id.as_raw_nonzero().get());
+    let group = rustix::process::getpgrp().as_raw_nonzero().get();
+    let Kin {
+        session,
+        group: was,
+        ..
+    } = *first;
+    match (is_outside(session), is_outside(was)) {
+        (true, _) if session != own => Some(format!(
+            "it was in session {session}, which began outside of the tree, and is in ksnap's ({own})"
+        )),
+        (_, true) if was != group => Some(format!(
+            "it was in process group {was}, which began outside of the tree, and is in ksnap's ({group})"
+        )),
+        _ => None,
+    }
+}
+
+/// What the files of all are to be made differently from, and of each process. Standard streams whose other end is
+/// elsewhere become ksnap's own; what the user replaces is meant for the root, and for those who share it.
+fn file_options(
+    joint: &Joint,
+    options: &ReviveOptions,
+    notes: &mut Vec<String>,
+) -> (files::Options, Vec<files::Options>) {
+    let mut common = options.files.clone();
+    common.allow_changed |= options.allow_changed_files;
+    let mut replaced: BTreeMap<u32, Replacement> = BTreeMap::new();
+    for (fd, with) in std::mem::take(&mut common.map_fds) {
+        if let Some(at) = joint.place(0, fd) {
+            replaced.insert(at, with);
+        }
+    }
+    let mut told = BTreeSet::new();
+    for (fd, at) in joint.streams() {
+        if replaced.contains_key(&at) {
+            continue;
+        }
+        replaced.insert(at, Replacement::Own(fd));
+        if told.insert(at) {
+            notes.push(format!(
+                "descriptor {fd} ({}) is ksnap's own now",
+                joint.files()[at as usize].link
+            ));
+        }
+    }
+    let each = joint.options(&common, &replaced);
+    (common, each)
+}

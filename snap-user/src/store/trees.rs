@@ -1,0 +1,333 @@
+//! Trees of processes: which snapshots were taken at one moment, and how their processes belong together.
+//!
+//! A record names its members, and is published when all of them are there: a tree is whole or is not there at
+//! all. It carries the name of its root's snapshot, and goes with that; until then its members stay.
+
+use super::directory::{Store, publish_text, read_text};
+use super::error::StoreError;
+use super::names::TEMP_PREFIX;
+use crate::model::{ProcessTree, SharedFile, SnapshotId, TreeMember, Zombie};
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
+
+const FOLDER: &str = "trees";
+const MAGIC: &str = "ksnap tree";
+const VERSION: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct Stored {
+    time_ns: u64,
+    stop_ns: u64,
+    members: Vec<StoredMember>,
+    zombies: Vec<StoredZombie>,
+    shared: Vec<Vec<(u32, u32)>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredMember {
+    id: String,
+    pid: i32,
+    parent: Option<u32>,
+    group: i32,
+    session: i32,
+    stopped: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredZombie {
+    pid: i32,
+    own_pid: i32,
+    parent: u32,
+    comm: String,
+    group: i32,
+    session: i32,
+    status: i32,
+}
+
+/// The text of a record: a line with a checksum of what follows it, then JSON.
+fn encode(tree: &ProcessTree) -> String {
+    let stored = Stored {
+        time_ns: tree.time_ns,
+        stop_ns: tree.stop_ns,
+        members: tree
+            .members
+            .iter()
+            .map(|member| StoredMember {
+                id: member.id.to_string(),
+                pid: member.pid,
+                parent: member.parent,
+                group: member.group,
+                session: member.session,
+                stopped: member.stopped,
+            })
+            .collect(),
+        zombies: tree
+            .zombies
+            .iter()
+            .map(|zombie| StoredZombie {
+                pid: zombie.pid,
+                own_pid: zombie.own_pid,
+                parent: zombie.parent,
+                comm: zombie.comm.clone(),
+                group: zombie.group,
+                session: zombie.session,
+                status: zombie.status,
+            })
+            .collect(),
+        shared: tree
+            .shared
+            .iter()
+            .map(|places| places.iter().map(|p| (p.member, p.file)).collect())
+            .collect(),
+    };
+    let body = serde_json::to_string(&stored).expect("plain data becomes JSON");
+    let sum = crc32c::crc32c(body.as_bytes());
+    format!("{MAGIC} {VERSION} {sum:08x}\n{body}\n")
+}
+
+/// Reads a record back, and checks that what it names is in it.
+fn decode(path: &Path, text: &str) -> Result<ProcessTree, StoreError> {
+    let damaged = |why: String| StoreError::corrupt(path, "tree", why);
+    let (head, body) = text
+        .split_once('\n')
+        .ok_or_else(|| damaged("it has no first line".into()))?;
+    let words: Vec<&str> = head.split(' ').collect();
+    let ["ksnap", "tree", version, sum] = words[..] else {
+        return Err(damaged(format!("it begins with {head:?}")));
+    };
+    match version.parse::<u32>() {
+        Ok(VERSION) => {}
+        Ok(found) if found > VERSION => {
+            return Err(StoreError::NewerVersion {
+                path: path.to_owned(),
+                found,
+                supported: VERSION,
+            });
+        }
+        _ => return Err(damaged(format!("version {version:?}"))),
+    }
+    let body = body.strip_suffix('\n').unwrap_or(body);
+    if u32::from_str_radix(sum, 16).ok() != Some(crc32c::crc32c(body.as_bytes())) {
+        return Err(damaged("its checksum does not match".into()));
+    }
+    let stored: Stored = serde_json::from_str(body).map_err(|e| damaged(e.to_string()))?;
+    let count = stored.members.len() as u32;
+    let mut members = Vec::with_capacity(stored.members.len());
+    for (at, member) in stored.members.into_iter().enumerate() {
+        let is_root = at == 0;
+        let fits = match member.parent {
+            None => is_root,
+            Some(parent) => !is_root && (parent as usize) < at,
+        };
+        if !fits {
+            return Err(damaged(format!(
+                "the parent of process {} is not before it",
+                member.pid
+            )));
+        }
+        members.push(TreeMember {
+            id: SnapshotId::from_hex(&member.id).ok_or_else(|| damaged(member.id.clone()))?,
+            pid: member.pid,
+            parent: member.parent,
+            group: member.group,
+            session: member.session,
+            stopped: member.stopped,
+        });
+    }
+    let strays = stored.zombies.iter().any(|zombie| zombie.parent >= count)
+        || stored.shared.iter().flatten().any(|(m, _)| *m >= count);
+    if members.is_empty() || strays {
+        return Err(damaged("it names processes that are not in it".into()));
+    }
+    Ok(ProcessTree {
+        time_ns: stored.time_ns,
+        stop_ns: stored.stop_ns,
+        members,
+        zombies: stored
+            .zombies
+            .into_iter()
+            .map(|zombie| Zombie {
+                pid: zombie.pid,
+                own_pid: zombie.own_pid,
+                parent: zombie.parent,
+                comm: zombie.comm,
+                group: zombie.group,
+                session: zombie.session,
+                status: zombie.status,
+            })
+            .collect(),
+        shared: stored
+            .shared
+            .into_iter()
+            .map(|places| {
+                places
+                    .into_iter()
+                    .map(|(member, file)| SharedFile { member, file })
+                    .collect()
+            })
+            .collect(),
+    })
+}
+
+impl Store {
+    fn tree_dir(&self) -> PathBuf {
+        self.dir.join(FOLDER)
+    }
+
+    pub(super) fn tree_path(&self, root: SnapshotId) -> PathBuf {
+        self.tree_dir().join(root.to_string())
+    }
+
+    /// Publishes a tree, all of whose members must be there. From then on none of them is removed before its root.
+    pub fn publish_tree(&self, tree: &ProcessTree) -> Result<(), StoreError> {
+        let root = tree.members.first().ok_or_else(|| StoreError::Misuse {
+            why: "a tree has at least one process".into(),
+        })?;
+        let dir = self.tree_dir();
+        match self.files.create_dir(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(StoreError::io("create folder", &dir)(error));
+            }
+            _ => {}
+        }
+        // With the lock held: they may have been removed until now, and cannot be any more.
+        let _guard = self.lock_tags()?;
+        for member in &tree.members {
+            self.snapshot(member.id)?;
+        }
+        publish_text(&*self.files, &dir, &root.id.to_string(), &encode(tree))?;
+        self.files
+            .sync_dir(&self.dir)
+            .map_err(StoreError::io("sync folder", &self.dir))
+    }
+
+    /// The tree whose root this snapshot is of, if it is of one.
+    pub fn tree(&self, root: SnapshotId) -> Result<Option<ProcessTree>, StoreError> {
+        let path = self.tree_path(root);
+        let text = match read_text(&*self.files, &path) {
+            Ok(text) => text,
+            Err(error) if error.is_missing() => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        decode(&path, &text).map(Some)
+    }
+
+    /// The roots of all trees, by the names of their records.
+    pub fn tree_roots(&self) -> Result<Vec<SnapshotId>, StoreError> {
+        let dir = self.tree_dir();
+        let names = match self.files.names(&dir) {
+            Ok(names) => names,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(StoreError::io("list", &dir)(error)),
+        };
+        let published = names.iter().filter(|name| !name.starts_with(TEMP_PREFIX));
+        Ok(published
+            .filter_map(|name| SnapshotId::from_hex(name))
+            .collect())
+    }
+
+    /// Snapshots that trees need, their roots aside. A record that cannot be read is an error here: what it
+    /// protects is not known.
+    pub(super) fn in_trees(&self) -> Result<HashSet<SnapshotId>, StoreError> {
+        let mut members = HashSet::new();
+        let roots = self.tree_roots()?;
+        if roots.is_empty() {
+            return Ok(members);
+        }
+        let there = self.all_ids()?;
+        for root in roots.into_iter().filter(|root| there.contains(root)) {
+            if let Some(tree) = self.tree(root)? {
+                members.extend(tree.members.iter().skip(1).map(|member| member.id));
+            }
+        }
+        Ok(members)
+    }
+
+    /// Removes the records of trees whose root is gone: best effort, they protect nothing.
+    pub(super) fn sweep_trees(&self) {
+        let (Ok(roots), Ok(there)) = (self.tree_roots(), self.all_ids()) else {
+            return;
+        };
+        for root in roots.iter().filter(|root| !there.contains(root)) {
+            let _ = self.files.remove_file(&self.tree_path(*root));
+        }
+    }
+
+    pub(super) fn all_ids(&self) -> Result<HashSet<SnapshotId>, StoreError> {
+        let mut ids = HashSet::new();
+        for session in self.session_ids()? {
+            match self.session_files(session) {
+                Ok(files) => ids.extend(files.listing().by_seq.values().copied()),
+                // Removed meanwhile, and its snapshots with it.
+                Err(error) if error.is_missing() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(ids)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tree() -> ProcessTree {
+        let member = |n: u8, parent| TreeMember {
+            id: SnapshotId([n; 16]),
+            pid: i32::from(n),
+            parent,
+            group: 4,
+            session: 0,
+            stopped: n == 2,
+        };
+        ProcessTree {
+            time_ns: 5,
+            stop_ns: 6,
+            members: vec![member(1, None), member(2, Some(0)), member(3, Some(1))],
+            zombies: vec![Zombie {
+                pid: 9,
+                own_pid: 9,
+                parent: 2,
+                comm: "a\"b".into(),
+                group: 1,
+                session: 1,
+                status: 0x100,
+            }],
+            shared: vec![vec![
+                SharedFile { member: 0, file: 1 },
+                SharedFile { member: 2, file: 7 },
+            ]],
+        }
+    }
+
+    #[test]
+    fn a_record_comes_back_and_damage_is_found() {
+        let (path, tree) = (Path::new("x"), tree());
+        let text = encode(&tree);
+        assert_eq!(decode(path, &text).unwrap(), tree);
+        for at in 0..text.len() {
+            let mut bytes = text.clone().into_bytes();
+            bytes[at] ^= 1;
+            let changed = String::from_utf8(bytes).unwrap();
+            let same = decode(path, &changed).is_ok_and(|back| back == tree);
+            // The line end at the very end is nobody's.
+            assert!(!same || at + 1 == text.len(), "byte {at}");
+            assert!(decode(path, &text[..at]).is_err() || at + 1 == text.len());
+        }
+    }
+
+    #[test]
+    fn members_come_after_their_parents() {
+        let mut bad = tree();
+        bad.members[1].parent = Some(2);
+        assert!(decode(Path::new("x"), &encode(&bad)).is_err());
+        let mut bad = tree();
+        bad.zombies[0].parent = 3;
+        assert!(decode(Path::new("x"), &encode(&bad)).is_err());
+        let mut bad = tree();
+        bad.members.clear();
+        assert!(decode(Path::new("x"), &encode(&bad)).is_err());
+    }
+}

@@ -1,0 +1,99 @@
+//! Letting go of several processes as one.
+//!
+//! A process that ksnap still holds is killed with it; one that it has let go of is not. So while several are let go
+//! of, one after the other, a child of ksnap watches: when ksnap ends before it has said that all of them are free,
+//! the child ends those that are.
+
+use super::birth::{self, Parent, bury};
+use super::init::close_all_but;
+use crate::sys::ptrace::Tid;
+use crate::sys::{PidFd, Result, SysError};
+use std::io::{PipeWriter, Write};
+use std::os::fd::{AsRawFd, RawFd};
+
+/// Ends its wards unless it is told that all of them are free.
+#[derive(Debug)]
+pub struct Guard {
+    child: Tid,
+    tell: Option<PipeWriter>,
+}
+
+impl Guard {
+    /// Watches over these processes from here on.
+    pub fn over(wards: &[&PidFd]) -> Result<Self> {
+        let pipe = |e| SysError::new("pipe", "this process", e);
+        let (told, tell) = std::io::pipe().map_err(pipe)?;
+        let wards: Vec<RawFd> = wards.iter().map(|ward| ward.as_raw_fd()).collect();
+        let child = birth::helper(watch, told.as_raw_fd(), &wards)?;
+        Ok(Self {
+            child,
+            tell: Some(tell),
+        })
+    }
+
+    /// All of them are free: they live without ksnap from here on.
+    ///
+    /// # Errors
+    /// The guard is gone, or cannot be told: they are ended.
+    pub fn dismiss(mut self) -> Result<()> {
+        let mut tell = self.tell.take().expect("until it is told");
+        tell.write_all(&[1])
+            .map_err(|e| SysError::new("write", "the guard of new processes", e))
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // Closed without a word, where it was not told before.
+        drop(self.tell.take());
+        bury(self.child);
+    }
+}
+
+fn watch(parent: Parent) -> ! {
+    let channel = parent.channel();
+    let mut keep = vec![channel];
+    keep.extend(parent.wards());
+    // The other end is ksnap's alone: it closes when that ends.
+    close_all_but(&keep);
+    let mut word = 0u8;
+    // SAFETY: system calls; the byte is a live local, and no structure is passed.
+    unsafe {
+        // Whoever ends ksnap's whole session does not mean this one, which has its work to do first.
+        libc::setsid();
+        let told = libc::read(channel, (&raw mut word).cast(), 1);
+        if told != 1 {
+            for ward in parent.wards() {
+                let none = std::ptr::null::<libc::siginfo_t>();
+                libc::syscall(libc::SYS_pidfd_send_signal, *ward, libc::SIGKILL, none, 0);
+            }
+        }
+        libc::_exit(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::pidfd_open;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::{Child, Command};
+
+    fn sleeper() -> (Child, PidFd) {
+        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pidfd = pidfd_open(child.id() as i32).unwrap();
+        (child, pidfd)
+    }
+
+    #[test]
+    fn wards_are_ended_unless_the_guard_is_dismissed() {
+        let (mut free, a) = sleeper();
+        let (mut bound, b) = sleeper();
+        Guard::over(&[&a]).unwrap().dismiss().unwrap();
+        drop(Guard::over(&[&b]).unwrap());
+        assert_eq!(bound.wait().unwrap().signal(), Some(libc::SIGKILL));
+        assert!(free.try_wait().unwrap().is_none());
+        free.kill().unwrap();
+        free.wait().unwrap();
+    }
+}

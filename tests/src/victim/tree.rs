@@ -1,0 +1,321 @@
+//! `tree [--rate 200]`: a parent, a child, a grandchild in a session of its own, and a child that has ended and
+//! that nobody waits for.
+//!
+//! Numbers go round: parent → pipe → child → memory file with a shared position → socket pair → parent, and from the
+//! child on to the grandchild through another pipe. None may be lost or come twice, whatever was on its way. All of
+//! them write what they see of themselves (ids, parent, session, group) into memory that they share.
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Result, bail, ensure};
+use serde_json::{Value, json};
+
+use super::args::Args;
+use super::fault::{broken, os_error};
+use super::mem::Mapping;
+use super::pace::Pace;
+use super::page::PAGE;
+use super::protocol::{Started, State};
+use super::table::Table;
+use super::workers::Workers;
+
+/// Numbers before the memory file begins anew.
+const ROUND: u64 = 512;
+/// Exit code of the child that nobody waits for.
+const CODE: i32 = 7;
+/// Private pages with known content.
+const PAGES: usize = 16;
+
+/// What one process sees of itself, in shared memory.
+#[repr(C)]
+struct Seen {
+    rounds: AtomicU64,
+    ids: [AtomicU64; 4],
+}
+
+impl Seen {
+    fn look(&self, n: u64) {
+        for (place, id) in self.ids.iter().zip(own_ids()) {
+            place.store(id as u64, Ordering::SeqCst);
+        }
+        self.rounds.store(n, Ordering::SeqCst);
+    }
+
+    fn ids(&self) -> [i32; 4] {
+        std::array::from_fn(|n| self.ids[n].load(Ordering::SeqCst) as i32)
+    }
+}
+
+/// Process, parent, session, group.
+fn own_ids() -> [i32; 4] {
+    // SAFETY: calls without pointers.
+    unsafe {
+        [
+            libc::getpid(),
+            libc::getppid(),
+            libc::getsid(0),
+            libc::getpgid(0),
+        ]
+    }
+}
+
+#[repr(C)]
+struct Board {
+    child: Seen,
+    grandchild: Seen,
+}
+
+struct Tree {
+    board: &'static Board,
+    expected: [[i32; 4]; 2],
+    ended: i32,
+    counter: Arc<AtomicU64>,
+    table: Table,
+    workers: Workers,
+    _memory: [Mapping; 2],
+}
+
+// SAFETY: the table is only read here, and its memory lives as long as the victim.
+unsafe impl Sync for Tree {}
+
+/// Starts the victim.
+pub fn start(args: &Args) -> Result<Started> {
+    let rate: u64 = args.value("rate", 200)?;
+    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+    let shared = Mapping::with(PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1)?;
+    // SAFETY: a page of zeroes, large and aligned enough; unmapped only when the process ends.
+    let board: &'static Board = unsafe { &*shared.at().cast::<Board>() };
+    let private = Mapping::private(PAGES * PAGE)?;
+    // SAFETY: the mapping has that many pages, and lives as long as the victim.
+    let table = unsafe { Table::new(private.at(), PAGES, 0x7472) };
+    let (down, onward) = (pipe()?, pipe()?);
+    let (near, far) = pair()?;
+    let file = memory_file()?;
+    let ended = ended_child()?;
+    let child = fork()?;
+    if child == 0 {
+        let grandchild = fork().unwrap_or_else(|error| broken(error));
+        if grandchild == 0 {
+            // SAFETY: a call without pointers.
+            unsafe { libc::setsid() };
+            last(board, onward.0.as_raw_fd());
+        }
+        drop((down.1, onward.0, near));
+        middle(
+            board,
+            down.0.as_raw_fd(),
+            file.as_raw_fd(),
+            far.as_raw_fd(),
+            onward.1.as_raw_fd(),
+        );
+    }
+    drop((down.0, onward.0, onward.1, far));
+    let counter = Arc::new(AtomicU64::new(0));
+    // One round, so that all are there.
+    round(1, down.1.as_raw_fd(), near.as_raw_fd(), file.as_raw_fd());
+    while board.grandchild.rounds.load(Ordering::SeqCst) == 0 {
+        std::thread::yield_now();
+    }
+    let expected = [board.child.ids(), board.grandchild.ids()];
+    let [pid, _, session, group] = own_ids();
+    ensure!(
+        expected[0][1..] == [pid, session, group],
+        "child: {expected:?}"
+    );
+    let own = expected[1][0];
+    ensure!(
+        expected[1][1..] == [expected[0][0], own, own],
+        "grandchild: {expected:?}"
+    );
+    let mut workers = Workers::new();
+    let done = Arc::clone(&counter);
+    workers.spawn("sender", move |beat| {
+        let mut pace = Pace::new(rate);
+        for n in 2.. {
+            round(n, down.1.as_raw_fd(), near.as_raw_fd(), file.as_raw_fd());
+            done.store(n, Ordering::SeqCst);
+            beat.beat();
+            pace.step();
+        }
+    })?;
+    Ok(Started::new(Tree {
+        board,
+        expected,
+        ended,
+        counter,
+        table,
+        workers,
+        _memory: [shared, private],
+    }))
+}
+
+fn owned(fd: RawFd) -> OwnedFd {
+    // SAFETY: just made, and owned by nobody else.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+fn pipe() -> Result<(OwnedFd, OwnedFd)> {
+    let mut ends = [0; 2];
+    // SAFETY: the array is valid for writing.
+    match unsafe { libc::pipe(ends.as_mut_ptr()) } {
+        0 => Ok((owned(ends[0]), owned(ends[1]))),
+        _ => bail!(os_error("pipe")),
+    }
+}
+
+fn pair() -> Result<(OwnedFd, OwnedFd)> {
+    let mut ends = [0; 2];
+    // SAFETY: the array is valid for writing.
+    let made =
+        unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_SEQPACKET, 0, ends.as_mut_ptr()) };
+    match made {
+        0 => Ok((owned(ends[0]), owned(ends[1]))),
+        _ => bail!(os_error("socketpair")),
+    }
+}
+
+fn memory_file() -> Result<OwnedFd> {
+    // SAFETY: a constant name.
+    match unsafe { libc::memfd_create(c"rounds".as_ptr(), 0) } {
+        -1 => bail!(os_error("memfd_create")),
+        fd => Ok(owned(fd)),
+    }
+}
+
+/// The program has one thread so far, so that the child may go on as it likes. It ends with its parent.
+fn fork() -> Result<i32> {
+    // SAFETY: calls without pointers; see above.
+    unsafe {
+        match libc::fork() {
+            -1 => bail!(os_error("fork")),
+            0 => {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                Ok(0)
+            }
+            child => Ok(child),
+        }
+    }
+}
+
+fn ended_child() -> Result<i32> {
+    match fork()? {
+        // SAFETY: ends the child.
+        0 => unsafe { libc::_exit(CODE) },
+        child => {
+            check_ended(child).map_err(anyhow::Error::msg)?;
+            Ok(child)
+        }
+    }
+}
+
+/// Looks at the child that has ended, which stays as it is. Blocks until it has ended.
+fn check_ended(child: i32) -> Result<(), String> {
+    // SAFETY: zeroed, a siginfo_t is valid, and the call fills it.
+    let info = unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let options = libc::WEXITED | libc::WNOWAIT;
+        if libc::waitid(libc::P_PID, child as libc::id_t, &mut info, options) != 0 {
+            return Err(os_error("waitid of the child that has ended"));
+        }
+        (info.si_code, info.si_status(), info.si_pid())
+    };
+    match info == (libc::CLD_EXITED, CODE, child) {
+        true => Ok(()),
+        false => Err(format!("child {child} ended otherwise: {info:?}")),
+    }
+}
+
+fn send(fd: RawFd, n: u64, what: &str) {
+    let bytes = n.to_ne_bytes();
+    // SAFETY: the buffer is valid for its length.
+    if unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) } != bytes.len() as isize {
+        broken(os_error(what));
+    }
+}
+
+fn receive(fd: RawFd, n: u64, what: &str) {
+    let mut bytes = [0u8; 8];
+    // SAFETY: the buffer is valid for its length.
+    let got = unsafe { libc::read(fd, bytes.as_mut_ptr().cast(), bytes.len()) };
+    let number = u64::from_ne_bytes(bytes);
+    if got != bytes.len() as isize || number != n {
+        broken(format_args!("{what}: {got} bytes, {number} instead of {n}"));
+    }
+}
+
+/// The child: passes each number on, in three ways.
+fn middle(board: &Board, from: RawFd, file: RawFd, to: RawFd, onward: RawFd) -> ! {
+    for n in 1.. {
+        receive(from, n, "the child's pipe");
+        board.child.look(n);
+        send(onward, n, "write to the grandchild");
+        send(file, n, "write to the memory file");
+        send(to, n, "write to the socket");
+    }
+    unreachable!("numbers do not end")
+}
+
+/// The grandchild.
+fn last(board: &Board, from: RawFd) -> ! {
+    for n in 1.. {
+        receive(from, n, "the grandchild's pipe");
+        board.grandchild.look(n);
+    }
+    unreachable!("numbers do not end")
+}
+
+/// The parent's part of one round.
+fn round(n: u64, down: RawFd, back: RawFd, file: RawFd) {
+    send(down, n, "write to the child");
+    receive(back, n, "the socket");
+    // The child has written into the file through a position that is this process's as well.
+    let at = (n - 1) % ROUND * 8;
+    let mut bytes = [0u8; 8];
+    // SAFETY: calls with numbers, and a buffer that is valid for its length.
+    let (position, got) = unsafe {
+        let position = libc::lseek(file, 0, libc::SEEK_CUR);
+        let got = libc::pread(file, bytes.as_mut_ptr().cast(), 8, at as i64);
+        if n.is_multiple_of(ROUND) {
+            libc::lseek(file, 0, libc::SEEK_SET);
+        }
+        (position, got)
+    };
+    if (position as u64, got, u64::from_ne_bytes(bytes)) != (at + 8, 8, n) {
+        broken(format_args!(
+            "the memory file: position {position}, {got} bytes, {} instead of {n}",
+            u64::from_ne_bytes(bytes)
+        ));
+    }
+}
+
+impl State for Tree {
+    fn counter(&self) -> u64 {
+        self.counter.load(Ordering::SeqCst)
+    }
+
+    fn status(&self) -> Result<(), String> {
+        self.workers.alive()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        self.workers.working()?;
+        let now = [self.board.child.ids(), self.board.grandchild.ids()];
+        if now != self.expected {
+            return Err(format!("ids were {:?} and are {now:?}", self.expected));
+        }
+        check_ended(self.ended)?;
+        self.table.verify_all()
+    }
+
+    fn details(&self) -> Value {
+        json!({
+            "workers": self.workers.report(),
+            "poke": self.table.poke(),
+            "child": self.expected[0][0],
+            "grandchild": self.expected[1][0],
+            "ended": self.ended,
+        })
+    }
+}

@@ -1,0 +1,425 @@
+//! Trees of processes: captured at one moment, and brought back as a whole or not at all.
+
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+use tests::background::Background;
+use tests::footprint::state_of;
+use tests::victim::rng::Rng;
+use tests::{Ksnap, Python, Victim, require};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The processes of a tree, ended when dropped: they may be nobody's children by then.
+struct Pids(Vec<i32>);
+
+impl Drop for Pids {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            if let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/cmdline")) {
+                // What has such an id by now may be somebody else.
+                if !stat.is_empty() && self.is_ours(*pid) {
+                    let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+                }
+            }
+        }
+    }
+}
+
+impl Pids {
+    /// Below this process, or handed to process 1.
+    fn is_ours(&self, pid: i32) -> bool {
+        let own = std::process::id() as i32;
+        let mut at = pid;
+        for _ in 0..64 {
+            match parent_of(at) {
+                Some(parent) if parent == own || parent == 1 => return true,
+                Some(parent) => at = parent,
+                None => return false,
+            }
+        }
+        false
+    }
+
+    fn are_gone(&self) -> Result<()> {
+        let end = Instant::now() + LIMIT;
+        for pid in &self.0 {
+            while Path::new(&format!("/proc/{pid}")).exists() {
+                ensure!(
+                    Instant::now() < end,
+                    "process {pid} is still there ({})",
+                    state_of(*pid)
+                );
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn stat_of(pid: i32) -> Option<Vec<String>> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let rest = stat.rsplit_once(')')?.1;
+    Some(rest.split_whitespace().map(str::to_owned).collect())
+}
+
+fn parent_of(pid: i32) -> Option<i32> {
+    stat_of(pid)?.get(1)?.parse().ok()
+}
+
+/// Captures a tree and ends it.
+fn end_captured(ksnap: &Ksnap, root: i32) -> Result<Pids> {
+    let ended = ksnap.run(&["snap", &root.to_string(), "--tree", "--kill", "--json"])?;
+    ensure!(matches!(ended.code()?, 0 | 3), "{ended:?}");
+    let said: Value = serde_json::from_str(&ended.stdout)?;
+    let pids = said["processes"].as_array().context("no processes")?;
+    let pids: Vec<i32> = pids
+        .iter()
+        .filter_map(|process| process["pid"].as_i64().map(|pid| pid as i32))
+        .collect();
+    ensure!(pids.first() == Some(&root), "{said}");
+    Ok(Pids(pids))
+}
+
+fn bring_back(ksnap: &Ksnap, options: &[&str]) -> Result<(Background, Value)> {
+    let mut args = vec!["restore", "latest", "--wait", "--json"];
+    args.extend(options);
+    let mut process = ksnap.start(&args)?;
+    let line = process
+        .line(LIMIT)
+        .and_then(|line| line.context("ksnap says nothing"))
+        .with_context(|| process.stderr())?;
+    let said = serde_json::from_str(&line)?;
+    Ok((process, said))
+}
+
+/// Captured, ended, brought back, twice in a row.
+fn goes_on(options: &[&str]) -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    let mut first = Victim::spawn("tree", &[])?;
+    let mut counter = first.check()?.counter;
+    let pids = end_captured(&ksnap, first.pid())?;
+    ensure!(pids.0.len() == 3, "{:?}", pids.0);
+    first.process().wait(LIMIT)?.context("the victim lives")?;
+    pids.are_gone()?;
+    for round in 0..2 {
+        let what = || format!("brought back {} times", round + 1);
+        let mut args = vec!["restore", "latest", "--wait", "--json"];
+        args.extend(options);
+        let mut victim = Victim::brought_back(ksnap.start(&args)?).with_context(what)?;
+        ensure!(victim.ready()["others"].as_array().map(Vec::len) == Some(2));
+        victim.wait_beyond(counter + 20, LIMIT).with_context(what)?;
+        counter = victim.check().with_context(what)?.counter;
+        if options.is_empty() {
+            ensure!(victim.pid() == first.pid(), "another id: {}", what());
+        }
+        let pids = end_captured(&ksnap, victim.pid()).with_context(what)?;
+        ensure!(pids.0.len() == 3, "{:?}, {}", pids.0, what());
+        victim.process().wait(LIMIT)?.context("it lives")?;
+        pids.are_gone()?;
+    }
+    ksnap.ok(&["verify"])?;
+    Ok(())
+}
+
+#[test]
+fn a_tree_goes_on_with_its_ids() -> Result<()> {
+    goes_on(&[])
+}
+
+#[test]
+fn a_tree_goes_on_in_a_namespace_of_its_own() -> Result<()> {
+    goes_on(&["--pids", "namespace"])
+}
+
+#[test]
+fn a_running_tree_is_not_disturbed_and_copies_live_beside_it() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    let mut victim = Victim::spawn("tree", &[])?;
+    for _ in 0..3 {
+        let ended = ksnap.run(&["snap", &victim.pid().to_string(), "--tree", "--audit"])?;
+        ensure!(matches!(ended.code()?, 0 | 3), "{ended:?}");
+        victim.check()?;
+    }
+    let mut process = ksnap.start(&["fork", "latest", "-n", "2", "--json"])?;
+    for _ in 0..2 {
+        let line = process.line(LIMIT)?.context("too few copies")?;
+        let copy: Value = serde_json::from_str(&line)?;
+        ensure!(copy["own_pid"] == victim.pid(), "{copy}");
+    }
+    ensure!(process.wait(LIMIT)?.is_some(), "ksnap does not end");
+    for n in 0..2 {
+        process
+            .stdin()?
+            .write_all(format!("quit {n}\n").as_bytes())?;
+        let line = process.line(LIMIT)?.context("no answer")?;
+        let reply: Value = serde_json::from_str(&line)?;
+        ensure!(
+            reply["ok"] == true && reply["pid"] == victim.pid(),
+            "{reply}"
+        );
+    }
+    victim.check()?;
+    victim.quit()
+}
+
+#[test]
+fn a_restore_that_is_killed_leaves_a_whole_tree_or_none() -> Result<()> {
+    require!(Root, Ksnap);
+    const KILLS: usize = 30;
+    let ksnap = Ksnap::new()?;
+    let mut victim = Victim::spawn("tree", &[])?;
+    let pids = end_captured(&ksnap, victim.pid())?;
+    victim.process().wait(LIMIT)?.context("the victim lives")?;
+    pids.are_gone()?;
+    let mut rng = Rng::new(5);
+    let (mut whole, mut none) = (0, 0);
+    for round in 0..KILLS {
+        let what = || format!("after kill {round}");
+        let mut command = ksnap.command();
+        command.args(["restore", "latest", "--wait", "--json"]);
+        // In some rounds when the first of them runs already.
+        let chosen = round % 3 == 0;
+        if chosen {
+            command.env("KSNAP_KILL_AT", "release");
+        }
+        let mut process = Background::start(command)?;
+        if !chosen {
+            std::thread::sleep(Duration::from_micros(rng.word() % 80_000));
+            process.signal(Signal::SIGKILL)?;
+        }
+        ensure!(process.wait(LIMIT)?.is_some(), "ksnap does not end");
+        // What is ended with ksnap takes a moment to be gone.
+        std::thread::sleep(Duration::from_millis(50));
+        let living = pids
+            .0
+            .iter()
+            .filter(|pid| !matches!(state_of(**pid), '?' | 'Z' | 'X'));
+        match living.count() {
+            0 => none += 1,
+            3 => {
+                ensure!(!chosen, "it lives {}", what());
+                process
+                    .stdin()?
+                    .write_all(format!("quit {round}\n").as_bytes())?;
+                let reply = loop {
+                    let line = process.line(LIMIT)?.with_context(what)?;
+                    let reply: Value = serde_json::from_str(&line)?;
+                    if reply["verb"] == "quit" {
+                        break reply;
+                    }
+                };
+                ensure!(reply["ok"] == true, "{reply} {}", what());
+                whole += 1;
+            }
+            n => anyhow::bail!("{n} of 3 processes live {}", what()),
+        }
+        pids.are_gone().with_context(what)?;
+    }
+    eprintln!("whole {whole} times, not there {none} times");
+    ensure!(none >= KILLS / 3, "no kill came early enough");
+    Ok(())
+}
+
+/// Lines that must come with numbers in order, none missing and none twice.
+#[derive(Default)]
+struct Numbers(u64);
+
+impl Numbers {
+    fn take(&mut self, line: &str) -> Result<()> {
+        ensure!(
+            line == format!("n{}", self.0),
+            "{line} instead of n{}",
+            self.0
+        );
+        self.0 += 1;
+        Ok(())
+    }
+
+    fn expect(&mut self, process: &mut Background, least: u64) -> Result<()> {
+        for _ in 0..least {
+            self.take(&process.line(LIMIT)?.context("no number")?)?;
+        }
+        Ok(())
+    }
+
+    /// Everything that was written before the end.
+    fn rest(&mut self, process: &mut Background) -> Result<()> {
+        while let Ok(Some(line)) = process.line(LIMIT) {
+            self.take(&line)?;
+        }
+        Ok(())
+    }
+}
+
+/// A shell with job control: a pipeline whose numbers must all arrive, and a background job in a group of its own.
+#[test]
+fn a_pipeline_of_a_shell_loses_nothing() -> Result<()> {
+    require!(Root, Ksnap, Program("bash"));
+    let ksnap = Ksnap::new()?;
+    let script = "set -m; sleep 1000 & echo job $!; \
+        (i=0; while :; do echo $i; i=$((i+1)); sleep 0.002; done) | while read x; do echo n$x; done | cat; \
+        echo over; kill $(jobs -p); wait; echo ended";
+    let mut command = Command::new("bash");
+    command.args(["-c", script]);
+    let mut shell = Background::start(command)?;
+    let line = shell.line(LIMIT)?.context("no job")?;
+    let job: i32 = line.strip_prefix("job ").context("no job")?.parse()?;
+    let mut numbers = Numbers::default();
+    numbers.expect(&mut shell, 50)?;
+    let root = shell.pid();
+    let pids = end_captured(&ksnap, root)?;
+    ensure!(pids.0.len() >= 5 && pids.0.contains(&job), "{:?}", pids.0);
+    shell.wait(LIMIT)?.context("the shell lives")?;
+    pids.are_gone()?;
+    numbers.rest(&mut shell)?;
+    let (mut back, said) = bring_back(&ksnap, &[])?;
+    ensure!(said["pid"] == root, "{said}");
+    numbers.expect(&mut back, 100)?;
+    let group = |pid: i32| stat_of(pid).and_then(|stat| stat.get(2)?.parse::<i32>().ok());
+    ensure!(
+        group(job) == Some(job),
+        "the job is in group {:?}",
+        group(job)
+    );
+    // The shell knows its children: it goes on when the pipeline has ended, and ends the job.
+    let children = pids.0.iter().filter(|pid| parent_of(**pid) == Some(root));
+    for pid in children.filter(|pid| **pid != job) {
+        kill(Pid::from_raw(*pid), Signal::SIGTERM)?;
+    }
+    let mut line = String::new();
+    while line != "over" {
+        line = back.line(LIMIT)?.context("the shell does not go on")?;
+    }
+    let finished = back.finish(LIMIT)?;
+    ensure!(finished.stdout.contains("ended"), "{finished:?}");
+    pids.are_gone()
+}
+
+/// A pool of workers in the middle of its work.
+#[test]
+fn a_pool_of_python_finishes_its_work() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"));
+    let ksnap = Ksnap::new()?;
+    let mut python = Python::script(
+        "import hashlib, multiprocessing\n\
+         def work(n):\n\
+         \x20   h = hashlib.sha256(str(n).encode())\n\
+         \x20   for i in range(600000): h.update(h.digest())\n\
+         \x20   return h.hexdigest()[:8]\n\
+         if __name__ == '__main__':\n\
+         \x20   multiprocessing.set_start_method('fork')\n\
+         \x20   with multiprocessing.Pool(3) as pool:\n\
+         \x20       for n, got in enumerate(pool.imap(work, range(40))):\n\
+         \x20           print(n, got)\n\
+         \x20   print('expected', [work(n) for n in range(0, 40, 13)])\n",
+    )?;
+    let mut lines = vec![python.line(LIMIT)?, python.line(LIMIT)?];
+    let pids = end_captured(&ksnap, python.pid())?;
+    ensure!(pids.0.len() >= 4, "{:?}", pids.0);
+    python.process().wait(LIMIT)?.context("python lives")?;
+    pids.are_gone()?;
+    while let Ok(Some(line)) = python.process().line(LIMIT) {
+        lines.push(line);
+    }
+    let mut back = ksnap.start(&["restore", "latest", "--wait"])?;
+    let finished = back.finish(LIMIT)?;
+    ensure!(finished.code()? == 0, "{finished:?}");
+    // The first line is ksnap's.
+    lines.extend(finished.stdout.lines().skip(1).map(str::to_owned));
+    ensure!(lines.len() == 41, "{lines:?}");
+    let results: Vec<&str> = lines[..40]
+        .iter()
+        .enumerate()
+        .map(|(n, line)| line.strip_prefix(&format!("{n} ")).unwrap_or("?"))
+        .collect();
+    let some: Vec<String> = (0..40)
+        .step_by(13)
+        .map(|n| format!("'{}'", results[n]))
+        .collect();
+    ensure!(
+        lines[40] == format!("expected [{}]", some.join(", ")),
+        "{lines:?}"
+    );
+    pids.are_gone()
+}
+
+/// A page from a server, by a new connection.
+fn page_of(port: u16) -> Result<String> {
+    use std::io::Read;
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    stream.write_all(b"GET /page HTTP/1.0\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// A server with a master and workers: all answer, and the master still leads them.
+#[test]
+fn nginx_and_its_workers_answer_again() -> Result<()> {
+    require!(Root, Ksnap, Program("nginx"));
+    let ksnap = Ksnap::new()?;
+    let folder = tempfile::tempdir()?;
+    // The workers are other users.
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
+    let port = std::net::TcpListener::bind("127.0.0.1:0")?
+        .local_addr()?
+        .port();
+    let at = folder.path().display().to_string();
+    std::fs::write(folder.path().join("page"), "hello from a file")?;
+    let config = format!(
+        "daemon off; worker_processes 2; pid {at}/pid; error_log {at}/error.log;\n\
+         events {{ worker_connections 64; }}\n\
+         http {{ access_log {at}/access.log; client_body_temp_path {at}/a; proxy_temp_path {at}/b;\n\
+         fastcgi_temp_path {at}/c; uwsgi_temp_path {at}/d; scgi_temp_path {at}/e;\n\
+         server {{ listen 127.0.0.1:{port}; root {at}; }} }}\n"
+    );
+    let file = folder.path().join("nginx.conf");
+    std::fs::write(&file, config)?;
+    let mut command = Command::new(tests::paths::program("nginx").context("no nginx")?);
+    command.arg("-c").arg(&file).arg("-p").arg(folder.path());
+    let mut nginx = Background::start(command)?;
+    let end = Instant::now() + LIMIT;
+    while page_of(port).is_err() {
+        ensure!(
+            Instant::now() < end,
+            "nginx does not answer: {}",
+            nginx.stderr()
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let root = nginx.pid();
+    let pids = end_captured(&ksnap, root)?;
+    ensure!(pids.0.len() == 3, "{:?}", pids.0);
+    nginx.wait(LIMIT)?.context("nginx lives")?;
+    pids.are_gone()?;
+    ensure!(page_of(port).is_err(), "somebody else answers");
+    let (mut back, said) = bring_back(&ksnap, &[])?;
+    ensure!(said["pid"] == root, "{said}");
+    for _ in 0..20 {
+        ensure!(page_of(port)?.contains("hello from a file"));
+    }
+    // Reloading replaces the workers: the master talks to them, and waits for their ends.
+    kill(Pid::from_raw(root), Signal::SIGHUP)?;
+    let end = Instant::now() + LIMIT;
+    let worker = |pid: i32| Path::new(&format!("/proc/{pid}")).exists();
+    while worker(pids.0[1]) || worker(pids.0[2]) {
+        ensure!(Instant::now() < end, "the old workers stay");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    ensure!(page_of(port)?.contains("hello from a file"));
+    kill(Pid::from_raw(root), Signal::SIGQUIT)?;
+    let finished = back.finish(LIMIT)?;
+    ensure!(finished.code()? == 0, "{finished:?}");
+    pids.are_gone()
+}
