@@ -62,8 +62,7 @@ fn snap(ksnap: &Ksnap, pid: i32, options: &[&str]) -> Result<String> {
 }
 
 /// Ends a script and brings it back, with options before the verb's; its first line is what ksnap says.
-fn bring_back(process: &mut Background, mut command: Command) -> Result<Background> {
-    let pid = process.pid();
+fn bring_back(process: &mut Background, pid: i32, mut command: Command) -> Result<Background> {
     ensure!(process.wait(LIMIT)?.is_some(), "it lives");
     is_free(pid)?;
     command.args(["restore", "latest", "--wait", "--json"]);
@@ -153,7 +152,8 @@ fn low_limits_come_back_and_are_in_nobodys_way() -> Result<()> {
     let mut command = Command::new("sh");
     command.args(["-c", "ulimit -S -n 60; exec \"$0\" \"$@\""]);
     command.arg(inner.get_program()).args(inner.get_args());
-    let mut back = bring_back(python.process(), command)?;
+    let pid = python.pid();
+    let mut back = bring_back(python.process(), pid, command)?;
     ensure!(ask(&mut back, "limits")? == low);
     ensure!(ask(&mut back, "hold")? == held);
     ensure!(ask(&mut back, "signals")? == "1", "a queued signal is lost");
@@ -224,13 +224,13 @@ fn a_wait_goes_on_for_the_time_that_was_left() -> Result<()> {
     let now = left(&ksnap)?;
     no_more(&before, &now)?;
     before = now;
-    let mut process = bring_back(python.process(), ksnap.command())?;
+    let mut process = bring_back(python.process(), pid, ksnap.command())?;
     for _ in 0..3 {
         snap(&ksnap, pid, &["--kill"])?;
         let now = left(&ksnap)?;
         no_more(&before, &now)?;
         before = now;
-        process = bring_back(&mut process, ksnap.command())?;
+        process = bring_back(&mut process, pid, ksnap.command())?;
     }
     Ok(())
 }
@@ -247,7 +247,8 @@ fn a_wait_that_goes_on_comes_to_its_end() -> Result<()> {
     ensure!(python.line(LIMIT)? == "ready");
     std::thread::sleep(Duration::from_millis(500));
     snap(&ksnap, python.pid(), &["--kill"])?;
-    let mut back = bring_back(python.process(), ksnap.command())?;
+    let pid = python.pid();
+    let mut back = bring_back(python.process(), pid, ksnap.command())?;
     for _ in WAITS {
         let line = back.line(LIMIT)?;
         ensure!(line.as_deref() == Some("it is over"), "{line:?}");
@@ -280,9 +281,9 @@ fn a_mapped_file_that_has_changed_is_named_and_taken_only_when_allowed() -> Resu
     ensure!(python.line(LIMIT)? == "ready");
     std::thread::sleep(Duration::from_millis(50));
     snap(&ksnap, python.pid(), &["--kill"])?;
-    let mut back = bring_back(python.process(), ksnap.command())?;
-    ensure!(ask(&mut back, "tell")? == "1 5");
     let pid = python.pid();
+    let mut back = bring_back(python.process(), pid, ksnap.command())?;
+    ensure!(ask(&mut back, "tell")? == "1 5");
     kill(Pid::from_raw(pid), Signal::SIGKILL)?;
     ensure!(back.wait(LIMIT)?.is_some());
     // As long as it was, at the same place.
@@ -461,12 +462,12 @@ fn a_private_mapping_of_a_file_that_is_gone_comes_back_with_its_content() -> Res
     snap(&ksnap, pid, &["--audit"])?;
     let written = ask(python.process(), "write")?;
     snap(&ksnap, pid, &["--kill", "--audit"])?;
-    let mut process = bring_back(python.process(), ksnap.command())?;
+    let mut process = bring_back(python.process(), pid, ksnap.command())?;
     for _ in 0..2 {
         let now = ask(&mut process, "tell")?;
         ensure!(now == written, "{now} instead of {written}");
         snap(&ksnap, pid, &["--kill", "--audit"])?;
-        process = bring_back(&mut process, ksnap.command())?;
+        process = bring_back(&mut process, pid, ksnap.command())?;
     }
     Ok(())
 }
@@ -515,7 +516,8 @@ fn a_segment_of_system_v_is_attached_again() -> Result<()> {
     let segment = Segment(id);
     std::thread::sleep(Duration::from_millis(50));
     snap(&ksnap, python.pid(), &["--kill"])?;
-    let mut back = bring_back(python.process(), ksnap.command())?;
+    let pid = python.pid();
+    let mut back = bring_back(python.process(), pid, ksnap.command())?;
     ensure!(ask(&mut back, "tell")? == "b'x' b'x'");
     ensure!(ask(&mut back, "detach")? == "0");
     kill(Pid::from_raw(python.pid()), Signal::SIGKILL)?;

@@ -1,7 +1,7 @@
 //! Comparing all of a process's memory, as it was in the stop, with what the chain gives back for it.
 
 use super::{AuditPage, Result};
-use crate::capture::{compared, compared_pages, without_files};
+use crate::capture::{compared, compared_pages, nameless, without_files};
 use crate::image::PageSource;
 use crate::model::{Backing, PAGE_SIZE, Page, PageSet, PageTable, Vma};
 use crate::store::Snapshot;
@@ -28,6 +28,7 @@ impl Memory {
         let tracked = vmas.iter().filter(|v| !v.shared && !v.is_special());
         let covered: PageSet = tracked.chain(compared(vmas)).map(|v| v.range).collect();
         let there = survey.own.union(&compared_pages(pid, vmas));
+        let there = there.union(&nameless(vmas));
         let pages: Vec<u64> = there.union(&known.intersect(&covered)).iter().collect();
         let mut hashes = PageTable::new();
         for batch in pages.chunks(BATCH) {
@@ -100,8 +101,14 @@ impl<'a> Files<'a> {
     fn page(&mut self, addr: u64) -> Option<Page> {
         let mut private = self.vmas.iter().filter(|v| !v.shared);
         let vma = private.find(|v| v.range.contains(addr))?;
-        // All that a shared one holds is stored.
-        let Backing::File { path, offset, .. } = &vma.backing else {
+        // All that a shared one holds is stored, and all of a file that has no name any more.
+        let Backing::File {
+            path,
+            deleted: false,
+            offset,
+            ..
+        } = &vma.backing
+        else {
             return None;
         };
         let file = self.open.entry(vma.range.start).or_insert_with(|| {
