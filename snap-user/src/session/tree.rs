@@ -257,12 +257,15 @@ fn capture(
 /// What open files must agree in to be one.
 type Likeness = (FileKind, (u64, u64), u32, u64);
 
+/// A process and a descriptor of it.
+type Held = (i32, i32);
+
 /// Open files that several of the stopped processes share (`kcmp(2)`).
 fn shared_files(members: &[Member], notes: &mut Vec<String>) -> Vec<Vec<SharedFile>> {
     let likeness =
         |file: &OpenFile| -> Likeness { (file.kind, file.identity, file.flags, file.position) };
     // Each open file by a descriptor of it.
-    let mut alike: BTreeMap<Likeness, Vec<(SharedFile, (i32, i32))>> = BTreeMap::new();
+    let mut alike: BTreeMap<Likeness, Vec<(SharedFile, Held)>> = BTreeMap::new();
     for (at, member) in members.iter().enumerate() {
         for (n, file) in member.caught.files.iter().enumerate() {
             let mut descriptors = member.caught.descriptors.iter();
@@ -292,7 +295,7 @@ fn shared_files(members: &[Member], notes: &mut Vec<String>) -> Vec<Vec<SharedFi
             };
             order.then(a.cmp(b))
         });
-        let same = |a: &(SharedFile, (i32, i32)), b: &(SharedFile, (i32, i32))| {
+        let same = |a: &(SharedFile, Held), b: &(SharedFile, Held)| {
             a.0.member != b.0.member
                 && compare_files_of(a.1, b.1).is_ok_and(|order| order == Ordering::Equal)
         };
