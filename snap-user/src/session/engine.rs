@@ -120,7 +120,7 @@ impl Engine {
         };
         let covered = PageSet::from_pages(hashes.iter().map(|(addr, _)| addr).collect());
         Ok(Self {
-            keeper: Keeper::start(session.pruner(), options.keep)?,
+            keeper: Keeper::start(session.pruner(), options.keep, options.bounded)?,
             session: session.id(),
             layout: layout(pid)?,
             epoch: Epoch::new(attached.tracker, events.is_on()),
