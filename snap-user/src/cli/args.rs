@@ -233,6 +233,7 @@ impl Taking {
             mirror: self.mirror,
             files: self.files,
             keep: Rules::default(),
+            bounded: false,
             then: Then::GoOn,
             durability: self.durability,
         }

@@ -19,6 +19,7 @@ pub fn watch(context: &Context, args: &Watch) -> Result<Exit, CliError> {
         &args.when.schedule(),
         &Options {
             keep,
+            bounded: context.is_in_memory(),
             ..args.taking.options()
         },
         &mut |pid, progress| reporter.report(pid, progress),
@@ -52,6 +53,7 @@ pub fn run(context: &Context, args: &Run) -> Result<Exit, CliError> {
         &args.when.schedule(),
         &Options {
             keep,
+            bounded: context.is_in_memory(),
             ..args.taking.options()
         },
         &mut |progress| {

@@ -125,7 +125,7 @@ impl Engine {
         };
         let covered = PageSet::from_pages(hashes.iter().map(|(addr, _)| addr).collect());
         Ok(Self {
-            keeper: Keeper::start(session.pruner(), options.keep)?,
+            keeper: Keeper::start(session.pruner(), options.keep, options.bounded)?,
             session: session.id(),
             hold: false,
             held: None,

@@ -19,7 +19,7 @@ pub struct FlushPlan {
     pub sessions: Vec<FlushSession>,
     /// Snapshots to write.
     pub snapshots: u64,
-    /// Bytes to write, at most.
+    /// Bytes to write, about.
     pub bytes: u64,
     /// How many bytes a second become durable there, measured now; null where there is nothing to write.
     pub bytes_per_second: Option<u64>,

@@ -3,12 +3,17 @@
 //! Snapshots that no rule keeps are merged when that pays: merging writes what the others need of them, about a
 //! base image, so it waits until as much can be freed as half of that takes. Until then they can still be used.
 //! When the watching ends, all of them go.
+//!
+//! Where the room itself is bounded, as in memory, snapshots wait while merging would not find the room that it takes:
+//! once all is full, nothing could be merged any more.
 
 use super::control::Reply;
 use super::prune::{What, remove};
 use super::{Result, SessionError};
 use crate::store::{Pruner, Rules};
 use crate::sys::{renice, yield_io};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -37,20 +42,55 @@ enum Message {
     },
 }
 
+/// How full the session is, for whoever fills it.
+#[derive(Debug, Default)]
+struct Level {
+    /// Most bytes; 0 for no bound.
+    most: u64,
+    /// Bytes there are.
+    total: AtomicU64,
+    /// Bytes that merging takes on top.
+    merged: AtomicU64,
+    /// Snapshots that could go.
+    waiting: AtomicUsize,
+    /// The last try removed nothing: waiting for the next one would be for ever.
+    stuck: AtomicBool,
+}
+
+impl Level {
+    fn has_room(&self) -> bool {
+        let taken = self
+            .total
+            .load(Relaxed)
+            .saturating_add(self.merged.load(Relaxed));
+        self.most == 0
+            || taken <= self.most
+            || self.waiting.load(Relaxed) <= 1
+            || self.stuck.load(Relaxed)
+    }
+}
+
 /// The running keeper. On drop it does what is left to do, and ends.
 pub struct Keeper {
     send: Option<Sender<Message>>,
     pruner: Pruner,
+    level: Arc<Level>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Keeper {
-    /// Starts keeping a session. Without rules it only answers.
-    pub fn start(pruner: Pruner, rules: Rules) -> Result<Self> {
+    /// Starts keeping a session. Without rules it only answers. `bounded`: the room ends soon behind the size that the
+    /// rules allow.
+    pub fn start(pruner: Pruner, rules: Rules, bounded: bool) -> Result<Self> {
+        let level = Arc::new(Level {
+            most: rules.max_size.filter(|_| bounded).unwrap_or(0),
+            ..Level::default()
+        });
         let (send, messages) = channel();
         let mut work = Work {
             pruner: pruner.clone(),
             rules,
+            level: level.clone(),
             known: Vec::new(),
             fixed: 0,
             not_before: Instant::now(),
@@ -66,6 +106,7 @@ impl Keeper {
         Ok(Self {
             send: Some(send),
             pruner,
+            level,
             thread: Some(thread),
         })
     }
@@ -79,7 +120,14 @@ impl Keeper {
 
     /// A snapshot is there.
     pub fn published(&self, time_ns: u64, bytes: u64) {
+        self.level.total.fetch_add(bytes, Relaxed);
+        self.level.waiting.fetch_add(1, Relaxed);
         self.tell(Message::Published { time_ns, bytes });
+    }
+
+    /// Another snapshot leaves enough room for merging. False only while something is being merged, or about to be.
+    pub fn has_room(&self) -> bool {
+        self.level.has_room()
     }
 
     /// Removes snapshots on someone's request.
@@ -109,6 +157,7 @@ impl Drop for Keeper {
 struct Work {
     pruner: Pruner,
     rules: Rules,
+    level: Arc<Level>,
     /// Time and length of each snapshot that is not protected, oldest first.
     known: Vec<(u64, u64)>,
     /// Bytes of everything else: the pack, and what is protected.
@@ -204,12 +253,14 @@ impl Work {
                     done.kept,
                     done.bytes_after
                 );
+                self.level.stuck.store(done.removed.is_empty(), Relaxed);
                 if done.removed.is_empty() {
                     // What is left is protected.
                     self.not_before = Instant::now() + PAUSE;
                 }
             }
             Err(error) => {
+                self.level.stuck.store(true, Relaxed);
                 tracing::warn!(
                     "snapshots that no rule keeps could not be removed, next try in {} s: {error}",
                     PAUSE.as_secs()
@@ -238,8 +289,33 @@ impl Work {
                         false => self.known.push((meta.time_ns, meta.file_bytes)),
                     }
                 }
+                let known: u64 = self.known.iter().map(|(_, bytes)| bytes).sum();
+                self.level.total.store(self.fixed + known, Relaxed);
+                self.level.merged.store(self.merged(), Relaxed);
+                self.level.waiting.store(self.known.len(), Relaxed);
             }
             Err(error) => tracing::warn!("what is kept is not known: {error}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_room_while_merging_finds_its_own_or_could_free_nothing() {
+        let level = |most, total: u64, merged: u64, waiting: usize, stuck| Level {
+            most,
+            total: total.into(),
+            merged: merged.into(),
+            waiting: waiting.into(),
+            stuck: AtomicBool::new(stuck),
+        };
+        assert!(level(0, 500, 500, 9, false).has_room());
+        assert!(level(100, 60, 40, 9, false).has_room());
+        assert!(!level(100, 61, 40, 9, false).has_room());
+        assert!(level(100, 61, 40, 1, false).has_room());
+        assert!(level(100, 61, 40, 9, true).has_room());
     }
 }

@@ -237,6 +237,9 @@ impl Ram {
                     }
                     // Tagged: it stays.
                     Err(StoreError::NotRemoved { .. }) => {}
+                    // No room to merge what others need: whole sessions take none.
+                    Err(StoreError::Io { source, .. })
+                        if !whole && source.kind() == ErrorKind::StorageFull => {}
                     Err(error) => return Err(error.into()),
                 }
             }
@@ -274,12 +277,16 @@ mod tests {
     fn a_folder_that_others_can_enter_is_refused() {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().expect("a temporary folder");
+        let mode = |mode| {
+            let permissions = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(folder.path(), permissions).expect("mine");
+        };
+        mode(0o700);
         assert!(belongs_to_us(folder.path()).is_ok());
         let link = folder.path().join("link");
         std::os::unix::fs::symlink(folder.path(), &link).expect("a link");
         assert!(belongs_to_us(&link).is_err());
-        let open = std::fs::Permissions::from_mode(0o755);
-        std::fs::set_permissions(folder.path(), open).expect("mine");
+        mode(0o755);
         let error = belongs_to_us(folder.path()).expect_err("others may look");
         assert!(
             error.to_string().contains("no folder of yours alone"),

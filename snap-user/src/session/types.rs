@@ -36,6 +36,8 @@ pub struct Options {
     pub files: bool,
     /// Which snapshots are kept while others are taken.
     pub keep: Rules,
+    /// The room for them ends soon behind the size that they may take: snapshots wait until others are removed.
+    pub bounded: bool,
     /// When a snapshot is made durable.
     pub durability: Durability,
     /// What becomes of the process after a snapshot that is asked for.
@@ -65,6 +67,7 @@ impl Default for Options {
             mirror: DEFAULT_MIRROR,
             files: false,
             keep: Rules::default(),
+            bounded: false,
             then: Then::GoOn,
             durability: Durability::Each,
         }

@@ -122,7 +122,7 @@ pub(super) fn drive(
             break Ended::Count;
         }
         if now >= due {
-            if engine.is_busy() {
+            if engine.is_busy() || !engine.keeper.has_room() {
                 // Storing takes longer than the interval: the next one waits, and that is said once.
                 was_late = true;
             } else {
@@ -144,7 +144,7 @@ pub(super) fn drive(
             let _ = answer.send(Reply::Profile(Box::new(engine.end_profile())));
         }
         let tick = if engine.is_busy() { SETTLE_TICK } else { TICK };
-        let wait = match engine.is_busy() {
+        let wait = match engine.is_busy() || !engine.keeper.has_room() {
             true => tick,
             false => due.saturating_duration_since(Instant::now()).min(tick),
         };

@@ -41,7 +41,7 @@ pub struct Due {
     pub info: SessionInfo,
     /// Snapshots that the other store does not have.
     pub snapshots: u64,
-    /// Bytes of their files, and of the pack that they may need: at most so many are written.
+    /// Bytes of their files, and of the session's pack, whose part that they need is written anew: about so many.
     pub bytes: u64,
     /// Time of the newest of them, nanoseconds since 1970.
     pub newest_ns: u64,
