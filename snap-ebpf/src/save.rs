@@ -8,8 +8,8 @@ use aya_ebpf::maps::{Array, HashMap, RingBuf};
 use core::arch::asm;
 use core::ptr;
 use snap_common::{
-    BEGUN, BREAK, COPIED_TO, COUNTERS, Chunk, LOST, MAX_CHUNKS, ORDER, PAGE_SIZE, SavedPage, Tracked,
-    WINDOW, chunk_bit, chunk_key,
+    BEGUN, BREAK, COPIED_TO, COUNTERS, Chunk, LOST, MAX_CHUNKS, ORDER, PAGE_SIZE, SavedPage,
+    Tracked, WINDOW, chunk_bit, chunk_key,
 };
 
 /// Pages that are to be saved before they are written, in chunks; see [`chunk_key`].
