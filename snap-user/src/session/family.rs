@@ -129,7 +129,7 @@ mod tests {
         let mut shell = Command::new("sh")
             .args([
                 "-c",
-                "sh -c 'exit 7' & sleep 1000 & sh -c 'sleep 1000; true' & echo; read x",
+                "sh -c 'exit 7' & sleep 1000 & sh -c 'sleep 1000; true' & echo; exec cat",
             ])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -138,7 +138,7 @@ mod tests {
         let pid = shell.id() as i32;
         use std::io::Read;
         shell.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-        // The shell reads, and waits for no child meanwhile.
+        // What the shell becomes waits for no child.
         let family = loop {
             let family = freeze(pid).unwrap();
             if family.members.len() == 4 && family.zombies.len() == 1 {

@@ -261,16 +261,10 @@ impl Epoch {
     pub fn abort(&mut self) {
         let failed = std::mem::take(&mut self.unsafe_yet);
         let reported = std::mem::take(&mut self.current.reported);
-        let found = std::mem::take(&mut self.current.found);
-        for pages in [
-            failed.reported,
-            failed.found,
-            failed.carried,
-            reported,
-            found,
-        ] {
-            add(&mut self.current.carried, pages);
+        for pages in [failed.reported, failed.found, reported] {
+            add(&mut self.current.found, pages);
         }
+        add(&mut self.current.carried, failed.carried);
         add(&mut self.current.remapped, failed.remapped);
     }
 }

@@ -92,7 +92,7 @@ fn what_came_into_a_tree_after_the_plan_is_not_removed() {
     store.publish_tree(&tree(root, child)).expect("a tree");
     assert!(matches!(
         pruner.carry_out(&plan),
-        Err(StoreError::Misuse { .. })
+        Err(StoreError::NotRemoved { .. })
     ));
     assert_holds(&store.snapshot(child).expect("there"), &[(1, 8)].into());
 }
