@@ -168,7 +168,7 @@ class Time(ctypes.Structure):
     _fields_ = [("s", ctypes.c_long), ("ns", ctypes.c_long)]
 def call(name, *args):
     getattr(libc, name)(*args)
-    print("it is over")
+    print("it is over\n", end="")
 def start(*args):
     threading.Thread(target=call, args=args, daemon=True).start()
 times = [Time(1000, 0) for _ in range(2)]
