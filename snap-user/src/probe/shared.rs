@@ -96,9 +96,10 @@ impl TrackedProcess {
         pages: &PageSet,
         heap_end: Option<u64>,
     ) -> Result<Window, ProbeError> {
-        lock(&self.hub)
-            .probes
-            .open_window(self.tgid, pages, heap_end)
+        let mut hub = lock(&self.hub);
+        // Left from an earlier window. What comes late for this one is taken once it is closed.
+        hub.queues.drop_saved(self.tgid);
+        hub.probes.open_window(self.tgid, pages, heap_end)
     }
 
     /// See [`Probes::copied_to`].
@@ -114,9 +115,7 @@ impl TrackedProcess {
     /// # Errors
     /// Those of [`Probes::close_window`].
     pub fn close_window(&self) -> Result<(), ProbeError> {
-        let mut hub = lock(&self.hub);
-        hub.queues.drop_saved(self.tgid);
-        hub.probes.close_window(self.tgid)
+        lock(&self.hub).probes.close_window(self.tgid)
     }
 
     /// Hands over every page of this process that was saved since the last call. `true` when nothing is under
@@ -429,6 +428,43 @@ mod tests {
         assert_eq!(queues.close(1), [1, 3]);
         queues.sort_in(&fault(2, 9));
         assert_eq!(taken(&mut queues, 2), [fault(2, 9)]);
+    }
+
+    fn save(queues: &mut Queues, tgid: u32, page: u64) {
+        queues.keep_saved(Saved {
+            window: 1,
+            order: page,
+            tgid,
+            page,
+            bytes: &[page as u8; _],
+        });
+    }
+
+    fn saved(queues: &mut Queues, tgid: u32) -> Vec<(u64, u8)> {
+        let mut pages = Vec::new();
+        queues.take_saved(tgid, &mut |s: Saved<'_>| pages.push((s.page, s.bytes[0])));
+        pages
+    }
+
+    #[test]
+    fn a_saved_page_that_another_watcher_came_upon_waits_for_its_own() {
+        let mut queues = two();
+        for (tgid, page) in [(1, 5), (2, 6), (1, 7)] {
+            save(&mut queues, tgid, page);
+        }
+        assert_eq!(saved(&mut queues, 1), [(5, 5), (7, 7)]);
+        assert_eq!(saved(&mut queues, 1), []);
+        queues.drop_saved(2);
+        assert_eq!(saved(&mut queues, 2), []);
+    }
+
+    #[test]
+    fn saved_pages_that_find_no_room_count_as_lost() {
+        let mut queues = two();
+        (0..=MOST_SAVED as u64).for_each(|page| save(&mut queues, 1, page));
+        save(&mut queues, 99, 1);
+        assert_eq!(queues.lost_saved, 1);
+        assert_eq!(saved(&mut queues, 1).len(), MOST_SAVED);
     }
 
     #[test]

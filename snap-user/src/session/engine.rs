@@ -1,22 +1,19 @@
 //! One process under snapshots: everything that its tracer thread does.
 
 use super::events::{Events, LazyProbes};
-use super::flight::{Flight, InFlight};
+use super::flight::Flight;
 use super::keeper::Keeper;
 use super::open::open_session;
 use super::pipeline::{Hashes, Pipeline};
 use super::postcopy::Caution;
 use super::profile::Profiling;
-use super::{AuditPage, Options, Result, SessionError, Taken, Then, audit};
-use crate::capture::{
-    CaptureError, Contents, Live, Stamps, Target, compared, compared_pages, frozen_state, nameless,
-    preflight, saved_ranges, without_files,
-};
+use super::{Options, Result, SessionError, Taken, Then};
+use crate::capture::{CaptureError, Contents, Live, Target, compared, preflight};
 use crate::image::SessionId;
-use crate::model::{Costs, Descriptor, OpenFile, PageSet, SnapshotId, SnapshotKind, Vma};
+use crate::model::{PageSet, SnapshotId, SnapshotKind, Vma};
 use crate::store::Store;
 use crate::sys::{self, Freeze, Frozen, SysError, monotonic_ns, proc};
-use crate::track::{self, Dirty, Epoch, TrackerKind};
+use crate::track::{self, Epoch, TrackerKind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,9 +22,6 @@ const MOST_EXECS: u32 = 5;
 /// How long a thread may take to stop. A vfork in progress takes as long as its child needs to
 /// execute something; the other threads should not wait for it.
 const FREEZE_TIMEOUT: Duration = Duration::from_millis(250);
-/// How long to wait, after a stop, for the scheduler's account of it.
-const STOP_EVENTS: Duration = Duration::from_millis(3);
-
 /// What became of a snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Captured {
@@ -333,6 +327,12 @@ impl Engine {
         Frozen::freeze(pid, options).map_err(|e| CaptureError::from_sys(pid, e).into())
     }
 
+    /// The process's processor time since the last call, in nanoseconds.
+    pub(super) fn cpu_since_last(&mut self) -> u64 {
+        let cpu = proc::cpu_time_ns(self.target.pid).unwrap_or(self.cpu_ns);
+        cpu.saturating_sub(std::mem::replace(&mut self.cpu_ns, cpu))
+    }
+
     fn capture(&mut self, kind: SnapshotKind) -> Result<Captured> {
         let hold = self.hold || self.options.then != Then::GoOn;
         let ahead = self.ahead(hold)?;
@@ -358,318 +358,6 @@ impl Engine {
             self.flight = Some(Flight::Done(Box::new(taken)));
         }
         Ok(Captured::Whole)
-    }
-
-    /// Does what can be done while the process runs. `hold`: it will not be let go before everything is copied.
-    pub(super) fn ahead(&mut self, hold: bool) -> Result<Ahead> {
-        let mut costs = Costs {
-            tracker: self.tracker().to_string(),
-            ..Costs::default()
-        };
-        let begun = monotonic_ns();
-        // What is known of each page: as the parent has it, then as copied meanwhile.
-        let mut now = (*self.hashes).clone();
-        self.unhashed = PageSet::new();
-        let behind = !hold
-            && !self.compares_all()
-            && self.caution.allows()
-            && self.may_postcopy(&mut costs)?;
-        if !behind {
-            self.precopy(&mut costs, &mut now)?;
-        }
-        let mut stamps = self.contents.stamps().clone();
-        if self.options.files {
-            self.live.files.refresh()?;
-            self.save_ahead(&mut stamps, &mut now);
-        }
-        self.pipeline.prepare();
-        let pass = self.pipeline.next_pass();
-        let vmas = self.maps()?;
-        if self.events.take_described() {
-            self.live.look_again();
-        }
-        self.live.refresh(&vmas)?;
-        let compare_all = self.compares_all();
-        self.events.drain(&mut self.epoch);
-
-        Ok(Ahead {
-            vmas,
-            costs,
-            begun,
-            now,
-            stamps,
-            pass,
-            compare_all,
-            behind,
-        })
-    }
-
-    /// Captures the stopped process, and sends what was captured on its way to the disk. `stop` is when stopping it
-    /// began; with `hold` it is not let go. Else why there is no snapshot of it.
-    pub(super) fn stopped(
-        &mut self,
-        kind: SnapshotKind,
-        ahead: Ahead,
-        frozen: Frozen,
-        stop: u64,
-        hold: bool,
-    ) -> Result<std::result::Result<Caught, Captured>> {
-        let pid = self.target.pid;
-        let Ahead {
-            vmas,
-            mut costs,
-            begun,
-            mut now,
-            mut stamps,
-            pass,
-            compare_all,
-            behind,
-        } = ahead;
-        costs.phases.precopy_ns = stop.saturating_sub(begun);
-        let frozen_at = monotonic_ns();
-        if layout(pid)? != self.layout {
-            return Ok(Err(Captured::NewProgram));
-        }
-        // It runs for that, and what it writes is looked for next.
-        self.live.ask(&frozen, &vmas, false);
-        let asked_at = monotonic_ns();
-        self.events.drain(&mut self.epoch);
-        let vmas = self.maps()?;
-        if compare_all {
-            self.epoch.distrust();
-        }
-        let before = self.hashes.clone();
-        let protected = match behind && !compare_all {
-            true => self.epoch.rotate_protecting(&vmas)?,
-            false => None,
-        };
-        let behind = protected.is_some();
-        let dirty = match protected {
-            Some(dirty) => dirty,
-            None => self
-                .epoch
-                .rotate(&vmas, |page| before.get(page).is_some())?,
-        };
-        let scanned_at = monotonic_ns();
-
-        // What the snapshot has of files is known only when the descriptors are: below.
-        let unmapped = without_files(&self.covered).subtract(&covered(&vmas));
-        let shared_pages = compared_pages(pid, &vmas);
-        let shared: PageSet = compared(&vmas).map(|v| v.range).collect();
-        let mut removed = unmapped
-            .union(&dirty.examined.subtract(&dirty.own))
-            .union(&shared.subtract(&shared_pages));
-        if !self.synced && self.head.is_some() && !dirty.full {
-            // Pages that were thrown away while nobody looked are in no epoch.
-            let own = self.epoch.survey_all(&vmas)?.own;
-            let private = vmas.iter().filter(|v| !v.shared && !v.is_special());
-            let private: PageSet = private.map(|v| v.range).collect();
-            removed = removed.union(&private.subtract(&own));
-        }
-        // What the file behind it has is all that there is of a page that was taken out of the process's memory.
-        let nameless = nameless(&vmas);
-        let again = removed
-            .intersect(&nameless)
-            .union(&self.unknown(&nameless, &now));
-        removed = removed.subtract(&nameless);
-        if !again.is_empty() {
-            removed = removed.union(&self.copy_changed(&again, &mut now)?);
-        }
-        let mut awaited = None;
-        let gone = match compare_all {
-            _ if behind => {
-                awaited = Some(self.await_copy(dirty.copy.clone())?);
-                self.copy_changed(&shared_pages, &mut now)?
-            }
-            true => {
-                self.copy_changed(&dirty.own.union(&dirty.copy).union(&shared_pages), &mut now)?
-            }
-            false => {
-                // What does not fit the buffers is copied only where it has really changed.
-                let gone = match dirty.copy.pages() > self.pipeline.capacity() {
-                    true => self.copy_changed(&dirty.copy, &mut now)?,
-                    false => self.copy(&dirty.copy, &mut now)?,
-                };
-                match shared_pages.is_empty() {
-                    true => gone,
-                    false => gone.union(&self.copy_changed(&shared_pages, &mut now)?),
-                }
-            }
-        };
-        removed = removed.union(&gone);
-        let copied_at = monotonic_ns();
-
-        if self.events.take_described() {
-            self.live.look_again();
-            self.live.look(&vmas)?;
-        }
-        let told = self.events.told(frozen.threads()[0]);
-        let mut state = frozen_state(&frozen, &self.target, &mut self.live, &vmas, told)?;
-        if self.options.files {
-            self.save_files(&mut state, &mut stamps, &mut now);
-        }
-        let saved = saved_ranges(&state.saved);
-        let of_files = self.covered.subtract(&without_files(&self.covered));
-        removed = removed.union(&of_files.subtract(&saved));
-        let state_at = monotonic_ns();
-        let audited = match self.options.audit {
-            true => {
-                let survey = self.epoch.survey_all(&vmas)?;
-                let known = PageSet::from_pages(before.iter().map(|(addr, _)| addr).collect());
-                Some(audit::Memory::read(pid, &vmas, &survey, &known)?)
-            }
-            false => None,
-        };
-        let time_ns = wall_clock_ns();
-        let held = match hold {
-            true => Some(frozen),
-            false => {
-                frozen.thaw();
-                None
-            }
-        };
-        let thawed_at = monotonic_ns();
-
-        let phases = &mut costs.phases;
-        phases.freeze_ns = frozen_at - stop;
-        phases.scan_ns = scanned_at - asked_at;
-        phases.copy_ns = copied_at - scanned_at;
-        phases.state_ns = state_at - copied_at + (asked_at - frozen_at);
-        phases.thaw_ns = thawed_at - state_at;
-        phases.stop_ns = thawed_at - stop;
-        if let Some(awaited) = awaited {
-            let whole = self.postcopy(awaited, &mut now)?;
-            if !whole || layout(pid)? != self.layout {
-                return Ok(Err(Captured::Spoilt));
-            }
-            costs.phases.precopy_ns += monotonic_ns() - thawed_at;
-        }
-        let pages = &mut costs.pages;
-        pages.resident = proc::status(pid).map_or(0, |s| s.rss / crate::model::PAGE_SIZE);
-        pages.scanned += dirty.examined.pages();
-        pages.dirty += dirty.copy.pages();
-        pages.copied_stopped = shared_pages.pages();
-        if !behind {
-            pages.copied_stopped += dirty.copy.pages();
-        }
-        pages.copied += dirty.copy.pages() + shared_pages.pages();
-        costs.full_scan = dirty.full;
-
-        // Only what some snapshot or an earlier pass may hold needs to be taken out.
-        let known: PageSet = removed
-            .ranges()
-            .iter()
-            .filter(|r| now.range(**r).next().is_some())
-            .copied()
-            .collect();
-        let relevant = known.union(&removed.intersect(&self.unhashed));
-        self.pipeline.remove(relevant, pass);
-        if held.is_none() {
-            costs.stop_seen_ns = self.events.stop_seen(&mut self.epoch, stop, STOP_EVENTS);
-        }
-        costs.faults = self.epoch.log().map_or(0, |log| log.take_count());
-        costs.ring_drops = self.events.take_drops();
-        let cpu = proc::cpu_time_ns(pid).unwrap_or(self.cpu_ns);
-        costs.target_cpu_ns = cpu.saturating_sub(std::mem::replace(&mut self.cpu_ns, cpu));
-        let unsupported = state.unsupported.clone();
-        let (descriptors, files) = match hold {
-            true => (state.descriptors.clone(), state.files.clone()),
-            false => Default::default(),
-        };
-        let answer = self.pipeline.publish(state, costs);
-        self.flight = Some(Flight::Writing(InFlight {
-            answer,
-            kind,
-            time_ns,
-            unsupported,
-            covered: covered(&vmas).union(&saved),
-            stamps,
-        }));
-        Ok(Ok(Caught {
-            frozen: held,
-            descriptors,
-            files,
-            audit: Audit {
-                memory: audited,
-                vmas,
-                dirty,
-                removed,
-                now,
-            },
-        }))
-    }
-
-    /// Pages of the process that differ from what was stored; none where nothing was asked for.
-    pub(super) fn compare(&self, audit: &Audit, taken: &Taken) -> Result<Vec<AuditPage>> {
-        let Some(memory) = &audit.memory else {
-            return Ok(Vec::new());
-        };
-        let snapshot = self.store.snapshot(taken.id)?;
-        let wrong = memory.compare(self.target.pid, &snapshot, &audit.vmas)?;
-        for page in &wrong {
-            tracing::debug!(
-                copied = audit.dirty.copy.contains(page.addr),
-                own = audit.dirty.own.contains(page.addr),
-                examined = audit.dirty.examined.contains(page.addr),
-                full = audit.dirty.full,
-                known = audit.now.get(page.addr).is_some(),
-                removed = audit.removed.contains(page.addr),
-                "audit: {:#x} in {}",
-                page.addr,
-                page.mapping
-            );
-        }
-        Ok(wrong)
-    }
-
-    /// No record of writes can be trusted: contents are compared in the stop.
-    fn compares_all(&self) -> bool {
-        self.tracker() == TrackerKind::Hash
-            || self.live.has_pinned_writers()
-            || self.events.has_lasting_hazard()
-    }
-}
-
-/// What was done ahead of a stop.
-pub(super) struct Ahead {
-    /// Its mappings as they were then.
-    vmas: Vec<Vma>,
-    costs: Costs,
-    begun: u64,
-    /// What is known of each page.
-    now: Hashes,
-    stamps: Stamps,
-    /// Of the copies that are made in the stop.
-    pass: u32,
-    /// The tracker does not see all writes.
-    compare_all: bool,
-    /// It is to be copied behind the stop.
-    behind: bool,
-}
-
-/// A captured process.
-pub(super) struct Caught {
-    /// It is still stopped.
-    pub(super) frozen: Option<Frozen>,
-    /// Its descriptors, where it is held.
-    pub(super) descriptors: Vec<Descriptor>,
-    /// Its open files, where it is held.
-    pub(super) files: Vec<OpenFile>,
-    pub(super) audit: Audit,
-}
-
-/// What an audit compares, and what a page that differs is explained by.
-pub(super) struct Audit {
-    memory: Option<audit::Memory>,
-    vmas: Vec<Vma>,
-    dirty: Dirty,
-    removed: PageSet,
-    now: Hashes,
-}
-
-impl Audit {
-    fn is_asked(&self) -> bool {
-        self.memory.is_some()
     }
 }
 

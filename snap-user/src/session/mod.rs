@@ -48,6 +48,7 @@ mod show;
 mod snap;
 mod squash;
 mod staging;
+mod stop;
 mod tag;
 mod tree;
 mod types;

@@ -17,7 +17,7 @@ use std::time::Duration;
 use xxhash_rust::xxh3::xxh3_128;
 
 /// Pages that are copied between two looks into the ring buffers, which must not overflow.
-const PIECE: usize = 1024;
+const PIECE: usize = 4096;
 /// Protecting so many pages more in the stop costs it as much as the walk that finds them; the target had better
 /// run meanwhile.
 const MANY_WRITTEN: u64 = 40_000;
@@ -27,9 +27,9 @@ const PATIENCE: Duration = Duration::from_millis(200);
 const LONGEST_CAUTION: u32 = 64;
 
 /// Pages of a snapshot that wait to be copied.
-pub(super) struct Awaited {
+pub(super) struct Awaited<'a> {
     window: Window,
-    pages: PageSet,
+    pages: &'a PageSet,
     /// Pages lost by the probes before.
     lost: u64,
     /// What they saved, by address: which of several counts.
@@ -87,10 +87,10 @@ impl Engine {
     }
 
     /// In the stop: from now on the target may run, and `pages` be copied as they are now.
-    pub(super) fn await_copy(&mut self, pages: PageSet) -> Result<Awaited> {
+    pub(super) fn await_copy<'a>(&mut self, pages: &'a PageSet) -> Result<Awaited<'a>> {
         let lost = self.events.saved_lost()?;
         Ok(Awaited {
-            window: self.events.open_window(&pages)?,
+            window: self.events.open_window(pages)?,
             pages,
             lost,
             saved: FxHashMap::default(),
@@ -98,7 +98,7 @@ impl Engine {
     }
 
     /// Copies what is awaited. `false` if that has been spoilt.
-    pub(super) fn postcopy(&mut self, mut awaited: Awaited, now: &mut Hashes) -> Result<bool> {
+    pub(super) fn postcopy(&mut self, mut awaited: Awaited<'_>, now: &mut Hashes) -> Result<bool> {
         let whole = self.copy_awaited(&mut awaited, now);
         let closed = self.events.close_window();
         let whole = whole? && closed.is_ok() && self.take_last(&mut awaited, now)?;
@@ -115,15 +115,14 @@ impl Engine {
         Ok(whole)
     }
 
-    fn copy_awaited(&mut self, awaited: &mut Awaited, now: &mut Hashes) -> Result<bool> {
+    fn copy_awaited(&mut self, awaited: &mut Awaited<'_>, now: &mut Hashes) -> Result<bool> {
         // What does not fit the buffers is kept only where it has really changed.
         let fits = awaited.pages.pages() <= self.pipeline.capacity();
         if fits {
             awaited.pages.iter().for_each(|page| now.forget(page));
-            self.unhashed = self.unhashed.union(&awaited.pages);
+            self.unhashed = self.unhashed.union(awaited.pages);
         }
-        let pages = awaited.pages.clone();
-        let mut rest = pages.iter();
+        let mut rest = awaited.pages.iter();
         loop {
             let piece: Vec<u64> = rest.by_ref().take(PIECE).collect();
             let Some(last) = piece.last().copied() else {
@@ -158,7 +157,7 @@ impl Engine {
     }
 
     /// Takes what is under way when all is copied. `false` if something is missing.
-    fn take_last(&mut self, awaited: &mut Awaited, now: &mut Hashes) -> Result<bool> {
+    fn take_last(&mut self, awaited: &mut Awaited<'_>, now: &mut Hashes) -> Result<bool> {
         let deadline = monotonic_ns() + PATIENCE.as_nanos() as u64;
         while !self.take_saved(awaited, now)? {
             if monotonic_ns() > deadline {
@@ -169,7 +168,7 @@ impl Engine {
         Ok(self.events.saved_lost()? == awaited.lost)
     }
 
-    fn take_saved(&mut self, awaited: &mut Awaited, now: &mut Hashes) -> Result<bool> {
+    fn take_saved(&mut self, awaited: &mut Awaited<'_>, now: &mut Hashes) -> Result<bool> {
         let Awaited {
             window,
             pages,

@@ -3,9 +3,10 @@
 //! Each of them is an ordinary snapshot in a session of its own. What makes them a tree is a record that is published
 //! when all of them are stored; whatever happens before leaves single snapshots, and no tree.
 
-use super::engine::{Ahead, Caught, Engine, wall_clock_ns};
+use super::engine::{Engine, wall_clock_ns};
 use super::events::LazyProbes;
 use super::family::{self, Stopped};
+use super::stop::{Ahead, Caught};
 use super::types::hex;
 use super::{Options, Result, SessionError, Taken, Then};
 use crate::capture::CaptureError;

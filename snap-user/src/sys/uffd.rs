@@ -23,6 +23,8 @@ pub const CREATION_FLAGS: u64 =
 pub enum WpRegister {
     /// Writes into the range are recorded from now on.
     Done,
+    /// They are, for each huge page of hugetlbfs as a whole: its first write lets all of it be written.
+    WholeHugePages,
     /// The mapping cannot be: kernel-provided (EINVAL), read-only shared (EPERM), or taken by the
     /// program's own userfaultfd (EBUSY).
     Refused,
@@ -74,6 +76,10 @@ impl Userfaultfd {
         };
         // SAFETY: `arg` is a live structure of the kernel's layout.
         match unsafe { uffdio_register(self.fd.as_raw_fd(), &mut arg) } {
+            // hugetlbfs has no page of zeroes, and is the only one without (fs/userfaultfd.c).
+            Ok(_) if arg.ioctls & (1 << raw::_UFFDIO_ZEROPAGE) == 0 => {
+                Ok(WpRegister::WholeHugePages)
+            }
             Ok(_) => Ok(WpRegister::Done),
             Err(nix::Error::EINVAL | nix::Error::EPERM | nix::Error::EBUSY) => {
                 Ok(WpRegister::Refused)

@@ -227,11 +227,14 @@ impl Epoch {
         }
         let survey = self.tracker.survey(vmas, Some(&area))?;
         let gone = survey.examined.subtract(&survey.own);
-        let copy = std::mem::take(&mut self.current.found)
-            .union(&survey.dirty)
-            .union(&survey.own.intersect(&self.current.carried))
-            .intersect(&survey::examined(vmas, None))
-            .subtract(&gone);
+        // The set is large, and the target waits: it is copied as seldom as can be.
+        let mut copy = std::mem::take(&mut self.current.found);
+        add(&mut copy, survey.dirty);
+        add(&mut copy, survey.own.intersect(&self.current.carried));
+        copy = copy.intersect(&survey::examined(vmas, None));
+        if !gone.is_empty() {
+            copy = copy.subtract(&gone);
+        }
         add(&mut self.current.reported, copy.clone());
         self.unsafe_yet = std::mem::take(&mut self.current);
         Ok(Some(Dirty {
@@ -270,7 +273,11 @@ impl Epoch {
 }
 
 fn add(set: &mut PageSet, pages: PageSet) {
-    *set = set.union(&pages);
+    match set.is_empty() {
+        true => *set = pages,
+        false if pages.is_empty() => {}
+        false => *set = set.union(&pages),
+    }
 }
 
 impl From<Survey> for Dirty {

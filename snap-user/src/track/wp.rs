@@ -28,7 +28,8 @@ impl WriteProtect {
     fn register(&mut self, vmas: &[Vma]) -> Result<()> {
         let mut refused = Vec::new();
         for vma in survey::private(vmas) {
-            // One that is gone by now will be heard of; else memory was short, and nothing watches it.
+            // One that is gone by now will be heard of; else memory was short, and nothing watches it. Of a page
+            // of hugetlbfs neither the log nor the fault program tells more than the first write.
             if self.uffd.register(vma.range)? != WpRegister::Done {
                 refused.push(vma.range);
             }
@@ -87,7 +88,7 @@ impl Tracker for WriteProtect {
         ))
     }
 
-    /// Huge pages are split where they are written, and khugepaged leaves protected pages alone.
+    /// Transparent huge pages are split where they are written, those of hugetlbfs are refused, and khugepaged leaves protected pages alone.
     fn every_write_faults(&self) -> bool {
         true
     }

@@ -1,0 +1,353 @@
+//! One stop: what is done ahead of it, in it, and behind it.
+
+use super::engine::{Captured, Engine, covered, wall_clock_ns};
+use super::flight::{Flight, InFlight};
+use super::pipeline::Hashes;
+use super::{AuditPage, Result, Taken, audit};
+use crate::capture::{
+    Stamps, compared, compared_pages, frozen_state, nameless, saved_ranges, without_files,
+};
+use crate::model::{Costs, Descriptor, OpenFile, PAGE_SIZE, PageSet, SnapshotKind, Vma};
+use crate::sys::{Frozen, monotonic_ns, proc};
+use crate::track::{Dirty, TrackerKind};
+use std::time::Duration;
+
+/// How long to wait, after a stop, for the scheduler's account of it.
+const STOP_EVENTS: Duration = Duration::from_millis(3);
+
+/// What was done ahead of a stop.
+pub(super) struct Ahead {
+    /// Its mappings as they were then.
+    vmas: Vec<Vma>,
+    costs: Costs,
+    begun: u64,
+    /// What is known of each page: as the parent has it, then as copied meanwhile.
+    now: Hashes,
+    stamps: Stamps,
+    /// Of the copies that are made in the stop.
+    pass: u32,
+    /// The tracker does not see all writes.
+    compare_all: bool,
+    /// It is to be copied behind the stop.
+    behind: bool,
+}
+
+/// A captured process.
+pub(super) struct Caught {
+    /// It is still stopped.
+    pub(super) frozen: Option<Frozen>,
+    /// Its descriptors, where it is held.
+    pub(super) descriptors: Vec<Descriptor>,
+    /// Its open files, where it is held.
+    pub(super) files: Vec<OpenFile>,
+    pub(super) audit: Audit,
+}
+
+/// What an audit compares, and what a page that differs is explained by.
+pub(super) struct Audit {
+    memory: Option<audit::Memory>,
+    vmas: Vec<Vma>,
+    dirty: Dirty,
+    removed: PageSet,
+    now: Hashes,
+}
+
+impl Audit {
+    /// There is something to compare.
+    pub(super) fn is_asked(&self) -> bool {
+        self.memory.is_some()
+    }
+}
+
+impl Engine {
+    /// Does what can be done while the process runs. `hold`: it will not be let go before everything is copied.
+    pub(super) fn ahead(&mut self, hold: bool) -> Result<Ahead> {
+        let mut costs = Costs {
+            tracker: self.tracker().to_string(),
+            ..Costs::default()
+        };
+        let begun = monotonic_ns();
+        let mut now = (*self.hashes).clone();
+        self.unhashed = PageSet::new();
+        let behind = !hold
+            && !self.compares_all()
+            && self.caution.allows()
+            && self.may_postcopy(&mut costs)?;
+        if !behind {
+            self.precopy(&mut costs, &mut now)?;
+        }
+        let mut stamps = self.contents.stamps().clone();
+        if self.options.files {
+            self.live.files.refresh()?;
+            self.save_ahead(&mut stamps, &mut now);
+        }
+        self.pipeline.prepare();
+        let pass = self.pipeline.next_pass();
+        let vmas = self.maps()?;
+        if self.events.take_described() {
+            self.live.look_again();
+        }
+        self.live.refresh(&vmas)?;
+        let compare_all = self.compares_all();
+        self.events.drain(&mut self.epoch);
+        Ok(Ahead {
+            vmas,
+            costs,
+            begun,
+            now,
+            stamps,
+            pass,
+            compare_all,
+            behind,
+        })
+    }
+
+    /// Captures the stopped process, and sends what was captured on its way to the disk. `stop` is when stopping it
+    /// began; with `hold` it is not let go. Else why there is no snapshot of it.
+    pub(super) fn stopped(
+        &mut self,
+        kind: SnapshotKind,
+        ahead: Ahead,
+        frozen: Frozen,
+        stop: u64,
+        hold: bool,
+    ) -> Result<std::result::Result<Caught, Captured>> {
+        let pid = self.target.pid;
+        let Ahead {
+            vmas,
+            mut costs,
+            begun,
+            mut now,
+            mut stamps,
+            pass,
+            compare_all,
+            behind,
+        } = ahead;
+        costs.phases.precopy_ns = stop.saturating_sub(begun);
+        let frozen_at = monotonic_ns();
+        if !self.is_same_program()? {
+            return Ok(Err(Captured::NewProgram));
+        }
+        // It runs for that, and what it writes is looked for next.
+        self.live.ask(&frozen, &vmas, false);
+        let asked_at = monotonic_ns();
+        self.events.drain(&mut self.epoch);
+        let vmas = self.maps()?;
+        let (dirty, behind) = self.dirty(&vmas, behind, compare_all)?;
+        let scanned_at = monotonic_ns();
+
+        let shared_pages = compared_pages(pid, &vmas);
+        let mut removed = self.removed(&vmas, &dirty, &shared_pages, &mut now)?;
+        let awaited = match behind {
+            true => Some(self.await_copy(&dirty.copy)?),
+            false => None,
+        };
+        let gone = match awaited {
+            Some(_) => self.copy_changed(&shared_pages, &mut now)?,
+            None => self.copy_stopped(&dirty, &shared_pages, compare_all, &mut now)?,
+        };
+        removed = removed.union(&gone);
+        let copied_at = monotonic_ns();
+
+        if self.events.take_described() {
+            self.live.look_again();
+            self.live.look(&vmas)?;
+        }
+        let told = self.events.told(frozen.threads()[0]);
+        let mut state = frozen_state(&frozen, &self.target, &mut self.live, &vmas, told)?;
+        if self.options.files {
+            self.save_files(&mut state, &mut stamps, &mut now);
+        }
+        let state_at = monotonic_ns();
+        let memory = match self.options.audit {
+            true => Some(self.memory(&vmas)?),
+            false => None,
+        };
+        let time_ns = wall_clock_ns();
+        let held = match hold {
+            true => Some(frozen),
+            false => {
+                frozen.thaw();
+                None
+            }
+        };
+        let thawed_at = monotonic_ns();
+
+        if let Some(awaited) = awaited {
+            if !self.postcopy(awaited, &mut now)? || !self.is_same_program()? {
+                return Ok(Err(Captured::Spoilt));
+            }
+            costs.phases.precopy_ns += monotonic_ns() - thawed_at;
+        }
+        let saved = saved_ranges(&state.saved);
+        let of_files = self.covered.subtract(&without_files(&self.covered));
+        removed = removed.union(&of_files.subtract(&saved));
+        self.pipeline.remove(self.to_take_out(&removed, &now), pass);
+
+        let phases = &mut costs.phases;
+        phases.freeze_ns = frozen_at - stop;
+        phases.scan_ns = scanned_at - asked_at;
+        phases.copy_ns = copied_at - scanned_at;
+        phases.state_ns = state_at - copied_at + (asked_at - frozen_at);
+        phases.thaw_ns = thawed_at - state_at;
+        phases.stop_ns = thawed_at - stop;
+        let pages = &mut costs.pages;
+        pages.resident = proc::status(pid).map_or(0, |s| s.rss / PAGE_SIZE);
+        pages.scanned += dirty.examined.pages();
+        pages.dirty += dirty.copy.pages();
+        pages.copied_stopped = shared_pages.pages();
+        if !behind {
+            pages.copied_stopped += dirty.copy.pages();
+        }
+        pages.copied += dirty.copy.pages() + shared_pages.pages();
+        costs.full_scan = dirty.full;
+        if held.is_none() {
+            costs.stop_seen_ns = self.events.stop_seen(&mut self.epoch, stop, STOP_EVENTS);
+        }
+        costs.faults = self.epoch.log().map_or(0, |log| log.take_count());
+        costs.ring_drops = self.events.take_drops();
+        costs.target_cpu_ns = self.cpu_since_last();
+
+        let unsupported = state.unsupported.clone();
+        let (descriptors, files) = match hold {
+            true => (state.descriptors.clone(), state.files.clone()),
+            false => Default::default(),
+        };
+        let answer = self.pipeline.publish(state, costs);
+        self.flight = Some(Flight::Writing(InFlight {
+            answer,
+            kind,
+            time_ns,
+            unsupported,
+            covered: covered(&vmas).union(&saved),
+            stamps,
+        }));
+        Ok(Ok(Caught {
+            frozen: held,
+            descriptors,
+            files,
+            audit: Audit {
+                memory,
+                vmas,
+                dirty,
+                removed,
+                now,
+            },
+        }))
+    }
+
+    /// What is dirty, and whether all of that is protected, so that it can be copied behind the stop.
+    fn dirty(&mut self, vmas: &[Vma], behind: bool, compare_all: bool) -> Result<(Dirty, bool)> {
+        if compare_all {
+            self.epoch.distrust();
+        } else if behind && let Some(dirty) = self.epoch.rotate_protecting(vmas)? {
+            return Ok((dirty, true));
+        }
+        let before = &self.hashes;
+        let dirty = self.epoch.rotate(vmas, |page| before.get(page).is_some())?;
+        Ok((dirty, false))
+    }
+
+    /// Pages that the process has no more, those of files aside: what the snapshot has of these is known only when
+    /// the descriptors are. Pages that only a file without a name still has are copied instead.
+    fn removed(
+        &mut self,
+        vmas: &[Vma],
+        dirty: &Dirty,
+        shared_pages: &PageSet,
+        now: &mut Hashes,
+    ) -> Result<PageSet> {
+        let unmapped = without_files(&self.covered).subtract(&covered(vmas));
+        let shared: PageSet = compared(vmas).map(|v| v.range).collect();
+        let mut removed = unmapped
+            .union(&dirty.examined.subtract(&dirty.own))
+            .union(&shared.subtract(shared_pages));
+        if !self.synced && self.head.is_some() && !dirty.full {
+            // Pages that were thrown away while nobody looked are in no epoch.
+            let own = self.epoch.survey_all(vmas)?.own;
+            let private = vmas.iter().filter(|v| !v.shared && !v.is_special());
+            let private: PageSet = private.map(|v| v.range).collect();
+            removed = removed.union(&private.subtract(&own));
+        }
+        let nameless = nameless(vmas);
+        let again = removed
+            .intersect(&nameless)
+            .union(&self.unknown(&nameless, now));
+        removed = removed.subtract(&nameless);
+        if !again.is_empty() {
+            removed = removed.union(&self.copy_changed(&again, now)?);
+        }
+        Ok(removed)
+    }
+
+    /// Copies what is dirty, and what has changed of what others share, while the process is stopped. Returns what
+    /// turned out not to be there.
+    fn copy_stopped(
+        &mut self,
+        dirty: &Dirty,
+        shared_pages: &PageSet,
+        compare_all: bool,
+        now: &mut Hashes,
+    ) -> Result<PageSet> {
+        if compare_all {
+            let all = dirty.own.union(&dirty.copy).union(shared_pages);
+            return self.copy_changed(&all, now);
+        }
+        // What does not fit the buffers is copied only where it has really changed.
+        let gone = match dirty.copy.pages() > self.pipeline.capacity() {
+            true => self.copy_changed(&dirty.copy, now)?,
+            false => self.copy(&dirty.copy, now)?,
+        };
+        match shared_pages.is_empty() {
+            true => Ok(gone),
+            false => Ok(gone.union(&self.copy_changed(shared_pages, now)?)),
+        }
+    }
+
+    /// What an audit compares: the memory of the stopped process.
+    fn memory(&mut self, vmas: &[Vma]) -> Result<audit::Memory> {
+        let survey = self.epoch.survey_all(vmas)?;
+        let known = PageSet::from_pages(self.hashes.iter().map(|(addr, _)| addr).collect());
+        audit::Memory::read(self.target.pid, vmas, &survey, &known)
+    }
+
+    /// Those of the removed pages that some snapshot or an earlier pass may hold: only these need to be taken out.
+    fn to_take_out(&self, removed: &PageSet, now: &Hashes) -> PageSet {
+        let ranges = removed.ranges().iter();
+        let known: PageSet = ranges
+            .filter(|r| now.range(**r).next().is_some())
+            .copied()
+            .collect();
+        known.union(&removed.intersect(&self.unhashed))
+    }
+
+    /// Pages of the process that differ from what was stored; none where nothing was asked for.
+    pub(super) fn compare(&self, audit: &Audit, taken: &Taken) -> Result<Vec<AuditPage>> {
+        let Some(memory) = &audit.memory else {
+            return Ok(Vec::new());
+        };
+        let snapshot = self.store.snapshot(taken.id)?;
+        let wrong = memory.compare(self.target.pid, &snapshot, &audit.vmas)?;
+        for page in &wrong {
+            tracing::debug!(
+                copied = audit.dirty.copy.contains(page.addr),
+                own = audit.dirty.own.contains(page.addr),
+                examined = audit.dirty.examined.contains(page.addr),
+                full = audit.dirty.full,
+                known = audit.now.get(page.addr).is_some(),
+                removed = audit.removed.contains(page.addr),
+                "audit: {:#x} in {}",
+                page.addr,
+                page.mapping
+            );
+        }
+        Ok(wrong)
+    }
+
+    /// No record of writes can be trusted: contents are compared in the stop.
+    fn compares_all(&self) -> bool {
+        self.tracker() == TrackerKind::Hash
+            || self.live.has_pinned_writers()
+            || self.events.has_lasting_hazard()
+    }
+}
