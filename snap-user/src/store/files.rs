@@ -34,6 +34,8 @@ pub trait Files: Send + Sync + Debug {
     /// Names this boot of the kernel: what was written under another one may not have reached the disk. `None`
     /// where the kernel does not say.
     fn boot(&self) -> Option<String>;
+    /// Whether a folder lies in memory. Where that cannot be found out it does not.
+    fn is_in_memory(&self, dir: &Path) -> bool;
     /// Takes a writer's lock, without waiting; the file is made if it is not there.
     fn lock(&self, path: &Path) -> io::Result<Locking>;
 }
@@ -85,6 +87,9 @@ pub struct LockGuard {
     /// `flock(2)` goes with the open file description.
     _file: File,
 }
+
+/// `TMPFS_MAGIC` and `RAMFS_MAGIC`, statfs(2).
+const IN_MEMORY: [u64; 2] = [0x0102_1994, 0x8584_58f6];
 
 /// The real file system.
 #[derive(Clone, Copy, Debug, Default)]
@@ -162,6 +167,12 @@ impl Files for Disk {
     fn boot(&self) -> Option<String> {
         let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
         Some(id.trim().to_owned())
+    }
+
+    fn is_in_memory(&self, dir: &Path) -> bool {
+        // statfs(2); sign-extended on some architectures.
+        rustix::fs::statfs(dir)
+            .is_ok_and(|found| IN_MEMORY.contains(&(found.f_type as u64 & 0xffff_ffff)))
     }
 
     fn lock(&self, path: &Path) -> io::Result<Locking> {

@@ -63,7 +63,7 @@ impl Store {
     ///
     /// # Errors
     /// Damage anywhere in the snapshot's pages. That there is no room for a file is no error: it is made in
-    /// memory then.
+    /// memory then, without a name, as it is for a store that lies there.
     pub fn flat(&self, snapshot: &Snapshot) -> Result<Flat, StoreError> {
         let folder = self.dir().join(FOLDER);
         let known = self.files.boot();
@@ -80,27 +80,11 @@ impl Store {
             return Ok(flat);
         }
         let pieces = pieces(snapshot)?;
-        let temp = folder.join(format!(".tmp-{}-{}", snapshot.id(), std::process::id()));
-        match make_file(&folder, &temp) {
-            Ok(file) => match fill(file, &pieces, snapshot, &boot) {
-                Ok(flat) => {
-                    if let Err(e) = std::fs::rename(&temp, &path) {
-                        tracing::debug!("{}: {e}", path.display());
-                        let _ = std::fs::remove_file(&temp);
-                    }
-                    evict(&folder, &path);
-                    return Ok(flat);
-                }
-                Err(FillError::Store(e)) => {
-                    let _ = std::fs::remove_file(&temp);
-                    return Err(e);
-                }
-                Err(FillError::File(e)) => {
-                    let _ = std::fs::remove_file(&temp);
-                    tracing::debug!("flat image in memory: {}: {e}", temp.display());
-                }
-            },
-            Err(e) => tracing::debug!("flat image in memory: {}: {e}", temp.display()),
+        // A store in memory has its room for snapshots.
+        if !self.files.is_in_memory(self.dir())
+            && let Some(flat) = to_file(&folder, &path, &pieces, snapshot, &boot)?
+        {
+            return Ok(flat);
         }
         let memory = |e: io::Error| StoreError::io("make in memory the flat image", &path)(e);
         let flags = rustix::fs::MemfdFlags::CLOEXEC;
@@ -109,6 +93,38 @@ impl Store {
             FillError::Store(e) => e,
             FillError::File(e) => memory(e),
         })
+    }
+}
+
+/// Makes an image in the folder. `None`: there is no room for one.
+fn to_file(
+    folder: &Path,
+    path: &Path,
+    pieces: &[FlatPiece],
+    snapshot: &Snapshot,
+    boot: &str,
+) -> Result<Option<Flat>, StoreError> {
+    let temp = folder.join(format!(".tmp-{}-{}", snapshot.id(), std::process::id()));
+    let made = make_file(folder, &temp)
+        .map_err(FillError::File)
+        .and_then(|file| fill(file, pieces, snapshot, boot));
+    if made.is_err() {
+        let _ = std::fs::remove_file(&temp);
+    }
+    match made {
+        Ok(flat) => {
+            if let Err(e) = std::fs::rename(&temp, path) {
+                tracing::debug!("{}: {e}", path.display());
+                let _ = std::fs::remove_file(&temp);
+            }
+            evict(folder, path);
+            Ok(Some(flat))
+        }
+        Err(FillError::Store(e)) => Err(e),
+        Err(FillError::File(e)) => {
+            tracing::debug!("flat image in memory: {}: {e}", temp.display());
+            Ok(None)
+        }
     }
 }
 

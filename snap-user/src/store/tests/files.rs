@@ -252,6 +252,11 @@ impl Files for TestFiles {
         Some(format!("boot {}", self.state().boots))
     }
 
+    /// Wherever the tests run.
+    fn is_in_memory(&self, _dir: &Path) -> bool {
+        false
+    }
+
     fn lock(&self, path: &Path) -> io::Result<Locking> {
         self.step()?;
         Disk.lock(path)

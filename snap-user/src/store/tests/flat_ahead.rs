@@ -34,7 +34,7 @@ proptest! {
         steps in proptest::collection::vec(
             ((0..400u64, 0..60u64), proptest::collection::btree_map(0..400u64, 0u32..1000, 0..40)), 0..6),
     ) {
-        let (_folder, store) = new_store();
+        let (_folder, store) = new_disk_store();
         let mut session = store.create_session(&info(7)).expect("a session");
         let mut memory: Memory = first.clone();
         let mut last = publish(&mut session, None, [], first).expect("a base").id;
@@ -56,7 +56,7 @@ proptest! {
 
 #[test]
 fn an_image_that_is_not_published_leaves_nothing() {
-    let (_folder, store) = new_store();
+    let (_folder, store) = new_disk_store();
     let mut session = store.create_session(&info(7)).expect("a session");
     let base = publish(&mut session, None, [], [(1, 2), (5, 7)]).expect("a base");
     let snapshot = store.snapshot(base.id).expect("it");
@@ -79,7 +79,7 @@ fn an_image_that_is_not_published_leaves_nothing() {
 
 #[test]
 fn an_image_is_made_where_there_is_none_to_follow() {
-    let (_folder, store) = new_store();
+    let (_folder, store) = new_disk_store();
     let mut session = store.create_session(&info(7)).expect("a session");
     let base = publish(&mut session, None, [], [(1, 2), (5, 7)]).expect("a base");
     let snapshot = store.snapshot(base.id).expect("it");

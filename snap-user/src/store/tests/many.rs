@@ -83,6 +83,10 @@ impl Files for Quick {
         Disk.boot()
     }
 
+    fn is_in_memory(&self, dir: &Path) -> bool {
+        Disk.is_in_memory(dir)
+    }
+
     fn lock(&self, path: &Path) -> io::Result<Locking> {
         Disk.lock(path)
     }

@@ -54,6 +54,14 @@ pub fn new_store() -> (TempDir, Store) {
     (dir, store)
 }
 
+/// As [`new_store`], but as if it were on a disk, wherever the folder is.
+pub fn new_disk_store() -> (TempDir, Store) {
+    let dir = tempfile::tempdir().expect("a temporary folder");
+    let files = super::files::TestFiles::default().shared();
+    let store = Store::open_or_create_with(files, &dir.path().join("store"));
+    (dir, store.expect("a new store"))
+}
+
 pub fn info(pid: i32) -> SessionInfo {
     SessionInfo {
         pid,
