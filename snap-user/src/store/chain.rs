@@ -106,25 +106,28 @@ impl SessionFiles {
             dir: dir.to_owned(),
             files: Arc::clone(files),
             cache: Arc::clone(cache),
-            listing: Arc::new(RwLock::new(read_listing(&**files, session, dir)?)),
+            listing: Arc::new(RwLock::new(patiently(|| {
+                Listing::read(&**files, session, dir)
+            })?)),
             held: false,
         })
     }
 
-    /// As [`SessionFiles::list`], also with what a power failure may have torn. The caller holds the session's lock.
+    /// As [`SessionFiles::list`], also with what a power failure may have torn; it stays as it is listed. To read from
+    /// it the caller holds the session's lock.
     pub(super) fn list_with_suspects(
         files: &Arc<dyn Files>,
         cache: &Arc<FileCache>,
         session: SessionId,
         dir: &Path,
     ) -> Result<Self, StoreError> {
-        let all = Listing::read_all(&**files, session, dir)?;
+        let all = patiently(|| Listing::read_all(&**files, session, dir))?;
         Ok(Self {
             session,
             dir: dir.to_owned(),
             files: Arc::clone(files),
             cache: Arc::clone(cache),
-            listing: Arc::new(RwLock::new(Arc::new(all))),
+            listing: Arc::new(RwLock::new(all)),
             held: true,
         })
     }
@@ -146,7 +149,7 @@ impl SessionFiles {
         if self.held {
             return Ok(());
         }
-        let fresh = read_listing(&*self.files, self.session, &self.dir)?;
+        let fresh = patiently(|| Listing::read(&*self.files, self.session, &self.dir))?;
         *self.listing.write().unwrap_or_else(PoisonError::into_inner) = fresh;
         Ok(())
     }
@@ -284,14 +287,10 @@ impl SessionFiles {
 }
 
 /// A pack may be replaced between the names and its opening: the next try sees the new one.
-fn read_listing(
-    files: &dyn Files,
-    session: SessionId,
-    dir: &Path,
-) -> Result<Arc<Listing>, StoreError> {
+fn patiently(read: impl Fn() -> Result<Listing, StoreError>) -> Result<Arc<Listing>, StoreError> {
     let mut tries = 1;
     loop {
-        match Listing::read(files, session, dir) {
+        match read() {
             Err(error) if error.is_missing() && tries < PATIENCE => tries += 1,
             done => return done.map(Arc::new),
         }

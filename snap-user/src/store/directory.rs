@@ -388,7 +388,7 @@ impl Store {
     }
 
     /// Whether a session was removed since the store was listed.
-    pub(super) fn is_session_gone(&self, id: SessionId) -> bool {
+    pub fn is_session_gone(&self, id: SessionId) -> bool {
         let found = self.files.stat(&self.session_path(id));
         found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
     }

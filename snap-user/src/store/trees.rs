@@ -3,6 +3,7 @@
 //! A record names its members, and is published when all of them are there: a tree is whole or is not there at
 //! all. It carries the name of its root's snapshot, and goes with that; until then its members stay.
 
+use super::chain::SessionFiles;
 use super::directory::{Store, publish_text, read_text};
 use super::error::StoreError;
 use super::names::TEMP_PREFIX;
@@ -194,8 +195,11 @@ impl Store {
         }
         // With the lock held: they may have been removed until now, and cannot be any more.
         let _guard = self.lock_tags()?;
-        for member in &tree.members {
-            self.snapshot(member.id)?;
+        let there = self.all_ids()?;
+        if let Some(lost) = tree.members.iter().find(|one| !there.contains(&one.id)) {
+            return Err(StoreError::NotFound {
+                what: format!("snapshot {} in {}", lost.id, self.dir.display()),
+            });
         }
         publish_text(&*self.files, &dir, &root.id.to_string(), &encode(tree))?;
         self.files
@@ -228,6 +232,32 @@ impl Store {
             .collect())
     }
 
+    /// Copies the records of trees whose snapshots the other store has by now. Gives what was not copied, and why; a
+    /// sentence each.
+    pub fn copy_trees(&self, to: &Store) -> Vec<String> {
+        let lists = || -> Result<_, StoreError> {
+            Ok((self.tree_roots()?, to.tree_roots()?, to.all_ids()?))
+        };
+        let (roots, known, there) = match lists() {
+            Ok(lists) => lists,
+            Err(error) => return vec![not_copied(&error)],
+        };
+        let wanted = |root: &&SnapshotId| there.contains(*root) && !known.contains(root);
+        let mut notes = Vec::new();
+        for root in roots.iter().filter(wanted) {
+            let copied = self.tree(*root).and_then(|tree| match tree {
+                Some(tree) => to.publish_tree(&tree),
+                None => Ok(()),
+            });
+            match copied {
+                // A member was removed by the rules of either store, or is yet to come.
+                Err(error) if !error.is_missing() => notes.push(not_copied(&error)),
+                _ => {}
+            }
+        }
+        notes
+    }
+
     /// Snapshots that trees need, their roots aside. A record that cannot be read is an error here: what it
     /// protects is not known.
     pub(super) fn in_trees(&self) -> Result<HashSet<SnapshotId>, StoreError> {
@@ -255,18 +285,25 @@ impl Store {
         }
     }
 
+    /// Every snapshot that is there, also those that a power failure may have torn: until someone has looked, they are
+    /// not gone.
     pub(super) fn all_ids(&self) -> Result<HashSet<SnapshotId>, StoreError> {
         let mut ids = HashSet::new();
         for session in self.session_ids()? {
-            match self.session_files(session) {
+            let dir = self.session_path(session);
+            match SessionFiles::list_with_suspects(&self.files, &self.cache, session, &dir) {
                 Ok(files) => ids.extend(files.listing().by_seq.values().copied()),
                 // Removed meanwhile, and its snapshots with it.
-                Err(error) if error.is_missing() => {}
+                Err(_) if self.is_session_gone(session) => {}
                 Err(error) => return Err(error),
             }
         }
         Ok(ids)
     }
+}
+
+fn not_copied(error: &StoreError) -> String {
+    format!("trees of processes were not all copied: {error}")
 }
 
 #[cfg(test)]

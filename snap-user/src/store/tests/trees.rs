@@ -75,16 +75,22 @@ fn a_member_stays_as_long_as_its_root() {
     assert!(store.tree_roots().expect("readable").is_empty());
 }
 
+/// Two processes with a snapshot each.
+fn two_alone(store: &Store) -> ([Session; 2], [SnapshotId; 2]) {
+    let mut sessions = [10, 11].map(|pid| store.create_session(&info(pid)).expect("a session"));
+    let mut seed = 6;
+    let ids = sessions.each_mut().map(|session| {
+        seed += 1;
+        let done = publish(session, None, [], [(1, seed)]);
+        done.expect("a snapshot").id
+    });
+    (sessions, ids)
+}
+
 #[test]
 fn what_came_into_a_tree_after_the_plan_is_not_removed() {
     let (_dir, store) = new_store();
-    let mut sessions = [10, 11].map(|pid| store.create_session(&info(pid)).expect("a session"));
-    let root = publish(&mut sessions[0], None, [], [(1, 7)])
-        .expect("a snapshot")
-        .id;
-    let child = publish(&mut sessions[1], None, [], [(1, 8)])
-        .expect("a snapshot")
-        .id;
+    let (mut sessions, [root, child]) = two_alone(&store);
     publish(&mut sessions[1], Some(child), [], [(2, 9)]).expect("a snapshot");
     let pruner = sessions[1].pruner();
     let plan = pruner.plan(&last()).expect("a plan");
@@ -131,15 +137,72 @@ fn a_damaged_record_is_found_and_removes_nothing() {
 #[test]
 fn latest_names_the_root_of_a_tree() {
     let (_dir, store) = new_store();
-    let mut sessions = [10, 11].map(|pid| store.create_session(&info(pid)).expect("a session"));
-    let root = publish(&mut sessions[0], None, [], [(1, 7)])
-        .expect("a snapshot")
-        .id;
-    let child = publish(&mut sessions[1], None, [], [(1, 8)])
-        .expect("a snapshot")
-        .id;
+    let (_sessions, [root, child]) = two_alone(&store);
     assert_eq!(store.resolve("latest", None).expect("there"), child);
     store.publish_tree(&tree(root, child)).expect("a tree");
     assert_eq!(store.resolve("latest", None).expect("there"), root);
     assert_eq!(store.resolve("latest", Some(11)).expect("there"), child);
+}
+
+#[test]
+fn a_record_stays_while_its_root_is_hidden_or_its_session_cannot_be_read() {
+    let (_dir, store) = new_store();
+    let ([root_session, mut other], [root, child]) = two_alone(&store);
+    store.publish_tree(&tree(root, child)).expect("a tree");
+    let mut parent = child;
+    let mut prune_one = || {
+        // Nothing that is of the tree: what a removal sweeps besides is what matters.
+        for _ in 0..2 {
+            let done = publish(&mut other, Some(parent), [], [(2, 9)]);
+            parent = done.expect("a snapshot").id;
+        }
+        prune(&other)
+    };
+    // Taken under another boot, and nobody has looked since: its writer is there.
+    let marker = root_session.dir.join("volatile");
+    std::fs::write(&marker, "another boot\n0\n").expect("written");
+    assert!(store.snapshot(root).is_err(), "hidden");
+    assert_eq!(prune_one(), 1);
+    assert!(store.tree(root).expect("readable").is_some());
+    std::fs::remove_file(&marker).expect("removed");
+    // A pack that is being replaced whenever it is looked for.
+    let pack = root_session.dir.join("00000001.kpack");
+    std::os::unix::fs::symlink("nowhere", &pack).expect("a link");
+    store.sweep_trees();
+    assert!(store.tree(root).expect("readable").is_some());
+    std::fs::remove_file(&pack).expect("removed");
+    assert_eq!(prune_one(), 2);
+    assert!(store.tree(root).expect("readable").is_some());
+}
+
+#[test]
+fn records_are_copied_when_all_of_their_members_are_there() {
+    let (_memory, memory) = new_store();
+    let (_disk, disk) = new_store();
+    let (sessions, ids) = sample(&memory);
+    let flush = |at: usize| {
+        let done = memory.flush_session(sessions[at].id(), &disk, &mut |_| {});
+        done.expect("flushed");
+        memory.copy_trees(&disk)
+    };
+    assert_eq!(flush(0), [""; 0]);
+    assert!(disk.tree_roots().expect("readable").is_empty());
+    assert_eq!(flush(1), [""; 0]);
+    for n in 0..2 {
+        let copied = disk.tree(ids[0][n]).expect("readable");
+        assert_eq!(copied, Some(tree(ids[0][n], ids[1][n])));
+    }
+    assert!(disk.verify(None).expect("a report").is_clean());
+    // One that is damaged is said, and the other is copied.
+    let path = |store: &Store, n: usize| store.tree_path(ids[0][n]);
+    for n in 0..2 {
+        std::fs::remove_file(path(&disk, n)).expect("removed");
+    }
+    std::fs::write(path(&memory, 0), "").expect("written");
+    let notes = memory.copy_trees(&disk);
+    assert!(
+        matches!(&notes[..], [one] if one.contains("not all copied")),
+        "{notes:?}"
+    );
+    assert!(disk.tree(ids[0][1]).expect("readable").is_some());
 }
