@@ -15,9 +15,14 @@ pub fn flush(context: &Context, args: &Flush) -> Result<Exit, CliError> {
         Some(to) => to.clone(),
         None => context.disk()?,
     };
-    let plan = session::plan_flush(&ram_dir(), &to)?;
+    // How long it takes is said before, or asked for.
+    let measured = args.dry_run || !context.is_quiet();
+    let plan = session::plan_flush(&ram_dir()?, &to, measured)?;
     if args.dry_run {
         context.print(args.json, &plan, |out, _| render::flush::plan(out, &plan))?;
+        for note in &plan.notes {
+            context.complain(&clean(note));
+        }
         return Ok(Exit::Done);
     }
     let done = carry_out(context, &plan)?;
@@ -30,7 +35,7 @@ pub fn flush(context: &Context, args: &Flush) -> Result<Exit, CliError> {
 
 /// A watch in memory was told to end: what it has taken goes to the disk before it does.
 pub fn at_the_end(context: &Context) -> Result<(), CliError> {
-    let plan = session::plan_flush(&ram_dir(), &context.disk()?)?;
+    let plan = session::plan_flush(&ram_dir()?, &context.disk()?, false)?;
     let done = carry_out(context, &plan)?;
     context.tell(&render::flush::summary(&done));
     match done.notes.is_empty() {
@@ -47,7 +52,7 @@ fn carry_out(context: &Context, plan: &FlushPlan) -> Result<FlushDone, SessionEr
     }
     let mut status = Status::new(io::stderr().is_terminal() && !context.is_quiet());
     let (of_all, all) = (count(plan.snapshots, "snapshot"), bytes(plan.bytes));
-    let done = session::flush(&plan.from, &plan.to, &mut |snapshots, written| {
+    let done = session::flush(plan, &mut |snapshots, written| {
         status.update(&format!(
             "{snapshots} of {of_all}, {} of {all} on the disk",
             bytes(written)

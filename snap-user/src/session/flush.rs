@@ -6,7 +6,12 @@ use crate::store::{Due, Flushed, Speed, Store, StoreError};
 use crate::sys::room;
 use serde::Serialize;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long a session is waited for that another flush writes.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often it is looked at.
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// What a flush has to write, and how long that will take.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -21,10 +26,15 @@ pub struct FlushPlan {
     pub snapshots: u64,
     /// Bytes to write, about.
     pub bytes: u64,
-    /// How many bytes a second become durable there, measured now; null where there is nothing to write.
+    /// How many bytes a second become durable there, measured now; null where there is nothing to write, or where it
+    /// could not be measured.
     pub bytes_per_second: Option<u64>,
-    /// How long the flush will take at that speed, nanoseconds.
+    /// How long the flush will take at that speed, nanoseconds; 0 where that is not known.
     pub expected_ns: u64,
+    /// What will not be written, and why; a sentence each.
+    pub notes: Vec<String>,
+    #[serde(skip)]
+    due: Vec<Due>,
 }
 
 /// One session of a flush.
@@ -94,20 +104,22 @@ fn described(due: &Due) -> FlushSession {
     }
 }
 
-/// What a flush would write, and how long it would take.
-pub fn plan_flush(from: &Path, to: &Path) -> Result<FlushPlan> {
+/// What a flush would write; with `measured`, also how long it would take, which takes up to a second to find out.
+pub fn plan_flush(from: &Path, to: &Path, measured: bool) -> Result<FlushPlan> {
     refuse_same(from, to)?;
     let source = Store::open(from)?;
-    let due = match Store::open(to) {
+    let found = match Store::open(to) {
         Ok(target) => source.due(Some(&target))?,
         Err(StoreError::NoStore { .. }) => source.due(None)?,
         Err(error) => return Err(error.into()),
     };
+    let due = found.sessions;
     let snapshots = due.iter().map(|due| due.snapshots).sum();
     let bytes = due.iter().map(|due| due.bytes).sum();
-    let speed = match snapshots {
-        0 => None,
-        _ => Some(Speed::measure(to)?),
+    // What cannot be measured can be written all the same.
+    let speed = match measured && snapshots > 0 {
+        true => Speed::measure(to).ok(),
+        false => None,
     };
     Ok(FlushPlan {
         from: from.to_owned(),
@@ -117,65 +129,101 @@ pub fn plan_flush(from: &Path, to: &Path) -> Result<FlushPlan> {
         bytes,
         bytes_per_second: speed.map(|speed| speed.bytes_per_second),
         expected_ns: speed.map_or(0, |speed| speed.time_ns(snapshots, bytes)),
+        notes: found.notes,
+        due,
     })
 }
 
 /// Writes what lies in memory to the disk: the session with the newest snapshot first, and of each the newest chain
 /// first. `report` is told how many snapshots and bytes are durable by now.
 ///
-/// A session that cannot be written is named, and does not keep the others from being written.
+/// A session that cannot be written is named, and does not keep the others from being written. One that another flush
+/// writes comes last, and is waited for.
 ///
 /// # Errors
 /// Where nothing at all could be written. What was written until then stays, and the next flush goes on from there.
-pub fn flush(from: &Path, to: &Path, report: &mut dyn FnMut(u64, u64)) -> Result<FlushDone> {
-    refuse_same(from, to)?;
+pub fn flush(plan: &FlushPlan, report: &mut dyn FnMut(u64, u64)) -> Result<FlushDone> {
     let start = Instant::now();
-    let source = Store::open(from)?;
-    let target = Store::open_or_create(to)?;
-    let mut done = FlushDone {
-        from: from.to_owned(),
-        to: to.to_owned(),
-        sessions: Vec::new(),
-        snapshots: 0,
-        bytes: 0,
-        took_ns: 0,
-        notes: Vec::new(),
+    let mut flush = Flush {
+        source: Store::open(&plan.from)?,
+        target: Store::open_or_create(&plan.to)?,
+        done: FlushDone {
+            from: plan.from.clone(),
+            to: plan.to.clone(),
+            sessions: Vec::new(),
+            snapshots: 0,
+            bytes: 0,
+            took_ns: 0,
+            notes: plan.notes.clone(),
+        },
+        failed: None,
     };
-    let mut failed: Option<SessionError> = None;
-    for due in source.due(Some(&target))? {
-        let (snapshots, bytes) = (done.snapshots, done.bytes);
+    let mut busy: Vec<&Due> = Vec::new();
+    for due in &plan.due {
+        if !flush.session(due, true, report) {
+            busy.push(due);
+        }
+    }
+    while !busy.is_empty() {
+        std::thread::sleep(PAUSE);
+        let waits = start.elapsed() < PATIENCE;
+        busy.retain(|due| !flush.session(due, waits, report));
+    }
+    flush
+        .done
+        .notes
+        .extend(flush.source.copy_trees(&flush.target));
+    flush.done.took_ns = start.elapsed().as_nanos() as u64;
+    match flush.failed {
+        Some(error) if flush.done.snapshots == 0 => Err(error),
+        _ => Ok(flush.done),
+    }
+}
+
+/// A flush under way.
+struct Flush {
+    source: Store,
+    target: Store,
+    done: FlushDone,
+    /// What went wrong first.
+    failed: Option<SessionError>,
+}
+
+impl Flush {
+    /// Writes one session. False where it should be tried again, because another ksnap writes it; only with `waits`.
+    fn session(&mut self, due: &Due, waits: bool, report: &mut dyn FnMut(u64, u64)) -> bool {
+        let (snapshots, bytes) = (self.done.snapshots, self.done.bytes);
         let mut so_far = Flushed::default();
-        let outcome = source.flush_session(due.session, &target, &mut |now| {
-            so_far = now.clone();
-            report(snapshots + now.snapshots, bytes + now.bytes);
-        });
+        let outcome = self
+            .source
+            .flush_session(due.session, &self.target, &mut |now| {
+                so_far = now.clone();
+                report(snapshots + now.snapshots, bytes + now.bytes);
+            });
         let written = match outcome {
             Ok(written) => written,
+            Err(error) if waits && error.is_busy() => return false,
             Err(error) => {
                 let pid = due.info.pid;
-                done.notes.push(format!(
+                self.done.notes.push(format!(
                     "session {} of process {pid} was not written to its end: {error}",
                     due.session
                 ));
-                failed.get_or_insert(error.into());
+                self.failed.get_or_insert(error.into());
                 so_far
             }
         };
-        done.snapshots += written.snapshots;
-        done.bytes += written.bytes;
-        done.notes.extend(written.notes);
+        self.done.snapshots += written.snapshots;
+        self.done.bytes += written.bytes;
+        self.done.notes.extend(written.notes);
         if written.snapshots > 0 {
-            done.sessions.push(FlushSession {
+            self.done.sessions.push(FlushSession {
                 snapshots: written.snapshots,
                 bytes: written.bytes,
-                ..described(&due)
+                ..described(due)
             });
         }
-    }
-    done.took_ns = start.elapsed().as_nanos() as u64;
-    match failed {
-        Some(error) if done.snapshots == 0 => Err(error),
-        _ => Ok(done),
+        true
     }
 }
 
@@ -194,20 +242,24 @@ fn refuse_same(from: &Path, to: &Path) -> Result<()> {
 pub fn describe_store(dir: &Path, disk: &Path) -> Result<StoreDescription> {
     let store = Store::open(dir)?;
     let in_memory = lies_in_memory(dir);
+    let measured = |dir| {
+        let speed = Speed::measure(dir).ok();
+        speed.map(|speed| speed.bytes_per_second)
+    };
     let (mut sessions, mut bytes) = (0, 0);
     for (id, _) in store.sessions()? {
         sessions += 1;
         bytes += store.session_bytes(id)?;
     }
     let flush = match in_memory && refuse_same(dir, disk).is_ok() {
-        true => Some(plan_flush(dir, disk)?),
+        true => Some(plan_flush(dir, disk, true)?),
         false => None,
     };
     let bytes_per_second = match &flush {
         Some(plan) if plan.bytes_per_second.is_some() => plan.bytes_per_second,
-        Some(_) => Some(Speed::measure(disk)?.bytes_per_second),
         // One that can be read only has no speed.
-        None => Speed::measure(dir).ok().map(|speed| speed.bytes_per_second),
+        Some(_) => measured(disk),
+        None => measured(dir),
     };
     let room = room(dir)?;
     Ok(StoreDescription {
@@ -221,4 +273,83 @@ pub fn describe_store(dir: &Path, disk: &Path) -> Result<StoreDescription> {
         bytes_per_second,
         flush,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{ProcessTree, SnapshotId, TreeMember};
+    use crate::store::tests::support::{info, new_store, publish};
+
+    fn flush_all(from: &Store, to: &Store) -> FlushDone {
+        let plan = plan_flush(from.dir(), to.dir(), false).expect("a plan");
+        flush(&plan, &mut |_, _| {}).expect("flushed")
+    }
+
+    #[test]
+    fn a_session_that_another_flush_writes_is_waited_for_and_the_others_come_first() {
+        let (_memory, memory) = new_store();
+        let (_disk, disk) = new_store();
+        let mut sessions = [10, 11].map(|pid| memory.create_session(&info(pid)).expect("one"));
+        for session in &mut sessions {
+            publish(session, None, [], [(1, 7)]).expect("published");
+        }
+        assert_eq!(flush_all(&memory, &disk).snapshots, 2);
+        for session in &mut sessions {
+            let parent = session.head();
+            publish(session, parent, [], [(2, 8)]).expect("published");
+        }
+        // That of the newest snapshot.
+        let held = disk.pruner(sessions[1].id()).expect("free");
+        let plan = plan_flush(memory.dir(), disk.dir(), false).expect("a plan");
+        let mut held = Some(held);
+        let done = flush(&plan, &mut |snapshots, _| {
+            assert_eq!(disk.list().expect("a listing").len() as u64, 2 + snapshots);
+            held.take();
+        });
+        let done = done.expect("flushed");
+        assert_eq!((done.snapshots, done.notes), (2, vec![]));
+        let pids: Vec<i32> = done.sessions.iter().map(|one| one.pid).collect();
+        assert_eq!(pids, [10, 11]);
+    }
+
+    #[test]
+    fn trees_are_copied_though_nothing_else_is_due() {
+        let (_memory, memory) = new_store();
+        let (_disk, disk) = new_store();
+        let mut session = memory.create_session(&info(10)).expect("a session");
+        let root = publish(&mut session, None, [], [(1, 7)]).expect("published");
+        assert_eq!(flush_all(&memory, &disk).snapshots, 1);
+        memory.publish_tree(&tree(root.id)).expect("a tree");
+        let done = flush_all(&memory, &disk);
+        assert_eq!((done.snapshots, done.notes), (0, vec![]));
+        assert_eq!(disk.tree(root.id).expect("readable"), Some(tree(root.id)));
+    }
+
+    fn tree(root: SnapshotId) -> ProcessTree {
+        ProcessTree {
+            members: vec![TreeMember {
+                id: root,
+                pid: 10,
+                parent: None,
+                group: 10,
+                session: 10,
+                stopped: false,
+            }],
+            ..ProcessTree::default()
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_measured_is_planned_all_the_same() {
+        let (_memory, memory) = new_store();
+        let mut session = memory.create_session(&info(10)).expect("a session");
+        publish(&mut session, None, [], [(1, 7)]).expect("published");
+        // Nothing can be made there, not even a file without a name.
+        let plan = plan_flush(memory.dir(), Path::new("/proc/none"), true).expect("a plan");
+        assert_eq!(
+            (plan.snapshots, plan.bytes_per_second, plan.expected_ns),
+            (1, None, 0)
+        );
+    }
 }

@@ -160,6 +160,18 @@ impl StoreError {
         }
     }
 
+    /// Another ksnap writes it just now, or is making it: later it may be free.
+    pub fn is_busy(&self) -> bool {
+        match self {
+            Self::Locked { .. } => true,
+            Self::Io { source, .. } => matches!(
+                source.kind(),
+                io::ErrorKind::AlreadyExists | io::ErrorKind::DirectoryNotEmpty
+            ),
+            _ => false,
+        }
+    }
+
     /// No sequence number is left.
     pub(super) fn session_full() -> Self {
         Self::Misuse {

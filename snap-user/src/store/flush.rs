@@ -13,6 +13,7 @@ use super::chain::{Listing, SessionFiles};
 use super::directory::{SnapshotMeta, Store};
 use super::encoded::read_wanted;
 use super::error::StoreError;
+use super::headers::{self, Headers};
 use super::names::{self, TEMP_PREFIX};
 use super::needs::{Fate, Needs};
 use super::pack::PackWriter;
@@ -47,6 +48,15 @@ pub struct Due {
     pub newest_ns: u64,
 }
 
+/// What a flush of a store has to copy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outstanding {
+    /// Sessions with something to copy, the one with the newest snapshot first.
+    pub sessions: Vec<Due>,
+    /// Sessions that cannot be looked at, and why; a sentence each.
+    pub notes: Vec<String>,
+}
+
 /// What a flush of a session has copied.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Flushed {
@@ -59,38 +69,54 @@ pub struct Flushed {
 }
 
 impl Store {
-    /// What [`Store::flush_session`] would copy to the other store, the session with the newest snapshot first.
-    /// Without another store: everything.
-    pub fn due(&self, to: Option<&Store>) -> Result<Vec<Due>, StoreError> {
-        let mut all = Vec::new();
+    /// What [`Store::flush_session`] would copy to the other store. Without another store: everything. A session that
+    /// cannot be looked at does not keep the others from being copied.
+    pub fn due(&self, to: Option<&Store>) -> Result<Outstanding, StoreError> {
+        let mut all = Outstanding::default();
         for (session, info) in self.sessions()? {
-            let have = match to {
-                Some(to) => to.session_files_if_there(session)?,
-                None => None,
-            };
-            let have = have.map(|files| files.listing());
-            let missing = self.list_session(session)?.into_iter().filter(|meta| {
-                have.as_ref().is_none_or(|have| {
-                    !have.by_seq.contains_key(&meta.seq) && !have.is_gone(meta.seq)
-                })
-            });
-            let missing: Vec<SnapshotMeta> = missing.collect();
-            if missing.is_empty() {
-                continue;
+            match self.due_of(session, &info, to) {
+                Ok(due) => all.sessions.extend(due),
+                Err(_) if self.is_session_gone(session) => {}
+                Err(error) => all.notes.push(format!(
+                    "session {session} of process {} was not written: {error}",
+                    info.pid
+                )),
             }
-            let files = self.session_files(session)?.listing();
-            let pack = files.pack.as_ref().map_or(0, |p| p.header.file_len());
-            let sum: u64 = missing.iter().map(|meta| meta.file_bytes).sum();
-            all.push(Due {
-                session,
-                info,
-                snapshots: missing.len() as u64,
-                bytes: sum + pack,
-                newest_ns: missing.iter().map(|meta| meta.time_ns).max().unwrap_or(0),
-            });
         }
-        all.sort_by_key(|due| (std::cmp::Reverse(due.newest_ns), due.session));
+        all.sessions
+            .sort_by_key(|due| (std::cmp::Reverse(due.newest_ns), due.session));
         Ok(all)
+    }
+
+    fn due_of(
+        &self,
+        session: SessionId,
+        info: &SessionInfo,
+        to: Option<&Store>,
+    ) -> Result<Option<Due>, StoreError> {
+        let have = match to {
+            Some(to) => to.session_files_if_there(session)?,
+            None => None,
+        };
+        let have = have.map(|files| files.listing());
+        let missing = self.list_session(session)?.into_iter().filter(|meta| {
+            have.as_ref()
+                .is_none_or(|have| !have.by_seq.contains_key(&meta.seq) && !have.is_gone(meta.seq))
+        });
+        let missing: Vec<SnapshotMeta> = missing.collect();
+        if missing.is_empty() {
+            return Ok(None);
+        }
+        let files = self.session_files(session)?.listing();
+        let pack = files.pack.as_ref().map_or(0, |p| p.header.file_len());
+        let sum: u64 = missing.iter().map(|meta| meta.file_bytes).sum();
+        Ok(Some(Due {
+            session,
+            info: info.clone(),
+            snapshots: missing.len() as u64,
+            bytes: sum + pack,
+            newest_ns: missing.iter().map(|meta| meta.time_ns).max().unwrap_or(0),
+        }))
     }
 
     /// Copies the snapshots of a session that the other store does not have: the chain of the newest one first, then
@@ -114,25 +140,28 @@ impl Store {
             to: to.apart(),
             session,
             right: to.take_session(session, &info)?,
-            buffer: ReadBuffer::default(),
+            read: ReadBuffer::default(),
+            write: WriteBuffer::default(),
             done: Flushed::default(),
         };
         let dir = to.session_path(session);
-        // One that was killed may have given names that are not durable yet.
+        // One that was killed may have left files without a name, and given names that are not durable yet.
+        to.remove_temps(session)?;
         to.files
             .sync_dir(&dir)
             .map_err(StoreError::io("sync folder", &dir))?;
         let mut patience = PATIENCE;
         loop {
-            let before = flush.done.bytes;
+            let before = flush.done.snapshots;
             match flush.round(report) {
                 Ok(()) => break,
                 // Removed since it was listed; a pack has by now what others need of it.
-                Err(error) if error.is_missing() && patience > 0 => match flush.done.bytes > before
-                {
-                    true => patience = PATIENCE,
-                    false => patience -= 1,
-                },
+                Err(error) if error.is_missing() && patience > 0 => {
+                    match flush.done.snapshots > before {
+                        true => patience = PATIENCE,
+                        false => patience -= 1,
+                    }
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -162,7 +191,9 @@ struct Flush {
     to: Store,
     session: SessionId,
     right: Pruner,
-    buffer: ReadBuffer,
+    read: ReadBuffer,
+    /// Lent to the file being written.
+    write: WriteBuffer,
     done: Flushed,
 }
 
@@ -193,12 +224,24 @@ impl Flush {
         }
         let missing = self.missing(&source, &have)?;
         self.complete_pack(&source, &target, &missing)?;
+        // What is removed from memory meanwhile takes up room there for as long as it is open here.
+        drop(source);
+        self.from.cache.forget(self.session, |_| true);
         let mut batch: Vec<Written> = Vec::new();
         let mut waiting = 0;
+        let mut copied = Ok(());
         for seq in order(&missing, &|seq| have.by_seq.contains_key(&seq)) {
-            let written = self.copy(&source, &missing[&seq])?;
-            waiting += written.bytes;
-            batch.push(written);
+            match self.copy(&missing[&seq]) {
+                Ok(written) => {
+                    waiting += written.bytes;
+                    batch.push(written);
+                }
+                // Those before it are whole without it.
+                Err(error) => {
+                    copied = Err(error);
+                    break;
+                }
+            }
             if batch.len() >= MOST_FILES || waiting >= MOST_BYTES {
                 self.publish(&mut batch)?;
                 report(&self.done);
@@ -207,7 +250,7 @@ impl Flush {
         }
         self.publish(&mut batch)?;
         report(&self.done);
-        Ok(())
+        copied
     }
 
     /// The snapshots to copy: those that the other store neither has nor has removed.
@@ -218,6 +261,8 @@ impl Flush {
     ) -> Result<BTreeMap<u32, SnapshotMeta>, StoreError> {
         let listing = source.listing();
         let mut list = self.from.list_session(self.session)?;
+        // What was taken since the folder was listed is for the next flush.
+        list.retain(|meta| listing.by_seq.contains_key(&meta.seq));
         list.sort_by_key(|meta| meta.seq);
         let mut missing: BTreeMap<u32, SnapshotMeta> = BTreeMap::new();
         for meta in list {
@@ -346,23 +391,24 @@ impl Flush {
     }
 
     /// Copies the file of a snapshot, not yet under its name.
-    fn copy(&mut self, source: &SessionFiles, meta: &SnapshotMeta) -> Result<Written, StoreError> {
-        let file: Arc<ImageFile> = source.open(meta.seq)?;
+    fn copy(&mut self, meta: &SnapshotMeta) -> Result<Written, StoreError> {
+        let file = ImageFile::open(&*self.from.files, &meta.path)?;
         let dir = self.to.session_path(self.session);
         let temp = dir.join(format!("{TEMP_PREFIX}{:08}", meta.seq));
         // Left by one that was killed: whoever is here holds the lock.
         let _ = self.to.files.remove_file(&temp);
-        let mut out = TempFile::create(&self.to.files, temp, WriteBuffer::default(), 0)?;
+        let mut out = TempFile::create(&self.to.files, temp, std::mem::take(&mut self.write), 0)?;
         let len = file.file_len();
         let mut at = 0;
         while at < len {
             let piece = (len - at).min(PIECE as u64) as usize;
-            let bytes = self.buffer.bytes(piece);
+            let bytes = self.read.bytes(piece);
             file.read_into(at, bytes)?;
             out.extend(bytes)?;
             at += piece as u64;
         }
         out.flush()?;
+        self.write = out.take_buffer();
         Ok(Written {
             file: out,
             path: dir.join(names::snapshot_file(meta.seq, meta.id)),
@@ -395,18 +441,27 @@ impl Flush {
             }
             return Err(error);
         }
+        for one in &named {
+            if let Some(head) = one.file.first().first_chunk() {
+                headers::note(&*self.to.files, &dir, &one.path, head);
+            }
+        }
         self.done.snapshots += named.len() as u64;
         self.done.bytes += named.iter().map(|one| one.bytes).sum::<u64>();
         Ok(())
     }
 
-    /// Removes packs that do not count any more, and makes the list of headers anew. Best effort.
+    /// Removes packs that do not count any more, and makes the list of headers anew where that saves reading. Best
+    /// effort.
     fn tidy(&self) {
-        let tidied = self
-            .to
-            .session_files(self.session)
-            .and_then(|files| self.right.sweep(&files))
-            .and_then(|()| self.to.rebuild_headers(self.session));
+        let tidied = self.to.session_files(self.session).and_then(|files| {
+            self.right.sweep(&files)?;
+            let known = Headers::read(&*files.files, &files.dir);
+            match known.is_stale(files.listing().by_seq.len()) {
+                true => self.to.rebuild_headers(self.session).map(drop),
+                false => Ok(()),
+            }
+        });
         if let Err(error) = tidied {
             tracing::warn!("session {}: {error}", self.session);
         }

@@ -63,7 +63,7 @@ mod verify;
 mod versions;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use crate::image::{
     EncodedBatch, Late, Location, Manifest, PageSink, PageSource, SessionId, SpanKind,
@@ -75,7 +75,7 @@ pub use error::{Candidate, StoreError};
 pub use files::{Disk, Files, LockGuard, Locking, ReadFile, Stamp, WriteFile};
 pub use flat::{Flat, FlatPiece};
 pub use flat_ahead::FlatAhead;
-pub use flush::{Due, Flushed};
+pub use flush::{Due, Flushed, Outstanding};
 pub use names::default_dir;
 pub use pending::{PendingSnapshot, Published};
 pub use pruner::{Plan, Pruned, Pruner};

@@ -59,6 +59,11 @@ impl SessionInfo {
         (self.pid, self.start_time) == (pid, start_time)
     }
 
+    /// It is of this process: the session began with it, or it goes on in it.
+    pub fn is_of(&self, pid: i32, start_time: u64) -> bool {
+        self.began_with(pid, start_time) || self.continuation(pid, start_time).is_some()
+    }
+
     /// Where a process came in that goes on in the session.
     pub fn continuation(&self, pid: i32, start_time: u64) -> Option<&Continuation> {
         let same = |one: &&Continuation| (one.pid, one.start_time) == (pid, start_time);
@@ -119,19 +124,6 @@ fn fresh_id(info: &SessionInfo) -> SessionId {
 
 impl Session {
     pub(super) fn create(store: &Store, info: &SessionInfo) -> Result<Self, StoreError> {
-        // Another process that opens the store may sweep the new folder in the instant before it is locked.
-        let swept = |error: &StoreError| match error {
-            StoreError::Locked { .. } => true,
-            StoreError::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
-            _ => false,
-        };
-        match Self::try_create(store, info) {
-            Err(error) if swept(&error) => Self::try_create(store, info),
-            done => done,
-        }
-    }
-
-    fn try_create(store: &Store, info: &SessionInfo) -> Result<Self, StoreError> {
         let mut info = info.clone();
         if info.created_ns == 0 {
             info.created_ns = now_ns();
@@ -158,6 +150,7 @@ impl Session {
         let dir = store.session_path(id);
         let lock = lock(store, &dir)?;
         recover(store, id)?;
+        store.remove_temps(id)?;
         let mut last = 0;
         let names = store
             .files
@@ -165,13 +158,7 @@ impl Session {
             .map_err(StoreError::io("list", &dir))?;
         let copied = names.iter().any(|name| name == COPIED);
         for name in names {
-            if name.starts_with(TEMP_PREFIX) {
-                let path = dir.join(name);
-                store
-                    .files
-                    .remove_file(&path)
-                    .map_err(StoreError::io("remove", &path))?;
-            } else if let Some((seq, _)) = names::parse_snapshot_file(&name) {
+            if let Some((seq, _)) = names::parse_snapshot_file(&name) {
                 last = last.max(seq);
             }
         }
@@ -328,8 +315,42 @@ impl Drop for Session {
     }
 }
 
+impl Store {
+    /// Removes what a writer of a session that died has left without a name. The caller holds the session's lock.
+    pub(super) fn remove_temps(&self, id: SessionId) -> Result<(), StoreError> {
+        let dir = self.session_path(id);
+        let names = self.files.names(&dir);
+        let names = names.map_err(StoreError::io("list", &dir))?;
+        for name in names.iter().filter(|name| name.starts_with(TEMP_PREFIX)) {
+            let path = dir.join(name);
+            self.files
+                .remove_file(&path)
+                .map_err(StoreError::io("remove", &path))?;
+        }
+        Ok(())
+    }
+}
+
 /// Makes the folder of a session, locked from its first moment. `copied`: its home is in another store.
 pub(super) fn publish_folder(
+    store: &Store,
+    id: SessionId,
+    info: &SessionInfo,
+    copied: bool,
+) -> Result<LockGuard, StoreError> {
+    // Another process that opens the store may sweep the new folder in the instant before it is locked.
+    let swept = |error: &StoreError| match error {
+        StoreError::Locked { .. } => true,
+        StoreError::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
+        _ => false,
+    };
+    match try_publish_folder(store, id, info, copied) {
+        Err(error) if swept(&error) => try_publish_folder(store, id, info, copied),
+        done => done,
+    }
+}
+
+fn try_publish_folder(
     store: &Store,
     id: SessionId,
     info: &SessionInfo,

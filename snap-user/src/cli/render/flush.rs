@@ -14,16 +14,19 @@ pub fn expectation(plan: &FlushPlan) -> String {
     if plan.snapshots == 0 {
         return format!("{} has all of it", shown(&plan.to));
     }
-    let speed = plan.bytes_per_second.map_or(String::new(), |speed| {
-        format!(" at the {} a second measured now", bytes(speed))
+    let time = plan.bytes_per_second.map_or(String::new(), |speed| {
+        format!(
+            ": about {} at the {} a second measured now",
+            nanos(plan.expected_ns),
+            bytes(speed)
+        )
     });
     format!(
-        "{} of {}, {} to {}: about {}{speed}",
+        "{} of {}, {} to {}{time}",
         count(plan.snapshots, "snapshot"),
         count(plan.sessions.len() as u64, "session"),
         bytes(plan.bytes),
         shown(&plan.to),
-        nanos(plan.expected_ns),
     )
 }
 

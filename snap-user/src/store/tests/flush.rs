@@ -1,9 +1,10 @@
 //! Copying sessions into another store: whole at every moment, whatever either store has lost meanwhile.
 
+use super::evolve::{Dice, History, grow, remove};
 use super::files::{Plan as Fault, TestFiles};
-use super::prune::{Dice, History, grow, remove};
 use super::support::*;
 use crate::image::SessionId;
+use crate::store::headers::Headers;
 use crate::store::session::OWN_FROM;
 use crate::store::{Disk, Due, Session, Store, StoreError};
 use std::collections::BTreeSet;
@@ -22,6 +23,13 @@ fn assert_whole(dir: &Path, history: &History) -> BTreeSet<u32> {
     let report = store.verify(None).expect("listable");
     assert!(report.is_clean(), "{report:?}");
     list.iter().map(|meta| meta.seq).collect()
+}
+
+/// What a flush would copy.
+fn due(from: &Store, to: Option<&Store>) -> Vec<Due> {
+    let found = from.due(to).expect("a plan");
+    assert_eq!(found.notes, [""; 0]);
+    found.sessions
 }
 
 fn flush(from: &Store, session: SessionId, to: &Store) -> Result<u64, StoreError> {
@@ -95,7 +103,7 @@ fn both_stores_stay_whole_whatever_each_loses_between_two_flushes() {
                 unwanted.extend(gone);
             }
             let before = numbers(&disk);
-            let due = memory.due(Some(&disk)).expect("a plan");
+            let due = due(&memory, Some(&disk));
             let copied = flush(&memory, id, &disk).expect("flushed");
             assert_eq!(due.iter().map(|due| due.snapshots).sum::<u64>(), copied);
             let there = assert_whole(disk.dir(), &history);
@@ -112,7 +120,7 @@ fn both_stores_stay_whole_whatever_each_loses_between_two_flushes() {
                 })
                 .count();
             assert_eq!(flush(&memory, id, &disk).expect("nothing to do"), 0);
-            assert_eq!(memory.due(Some(&disk)).expect("a plan"), []);
+            assert_eq!(super::flush::due(&memory, Some(&disk)), []);
         }
     }
     assert!(
@@ -321,9 +329,9 @@ fn what_is_due_counts_each_session_the_newest_first() {
             .map(|due| (due.info.pid, due.snapshots))
             .collect::<Vec<_>>()
     };
-    assert_eq!(of(&memory.due(None).expect("a plan")), [(8, 1), (7, 9)]);
+    assert_eq!(of(&due(&memory, None)), [(8, 1), (7, 9)]);
     flush(&memory, second.id(), &disk).expect("flushed");
-    let due = memory.due(Some(&disk)).expect("a plan");
+    let due = due(&memory, Some(&disk));
     assert_eq!(of(&due), [(7, 9)]);
     let written = memory
         .flush_session(first.id(), &disk, &mut |_| {})
@@ -332,4 +340,116 @@ fn what_is_due_counts_each_session_the_newest_first() {
     // A pack is made anew, and may have pages whole that were changes.
     let about = due[0].bytes / 2..due[0].bytes * 2;
     assert!(about.contains(&written), "{written} {due:?}");
+}
+
+#[test]
+fn what_is_pruned_while_it_is_flushed_is_passed_over_and_the_rest_arrives() {
+    for files_go in [false, true] {
+        let (_memory, memory) = new_store();
+        let (_disk, disk) = new_store();
+        let mut session = memory.create_session(&info(7)).expect("a session");
+        let mut history = History::new();
+        let mut dice = Dice::new(11);
+        grow(&mut session, &mut history, None, &mut dice);
+        for seq in 1..200 {
+            grow(&mut session, &mut history, Some(seq), &mut dice);
+        }
+        let pruner = session.pruner();
+        let mut rounds = 0;
+        let mut durable = 0;
+        let done = memory
+            .flush_session(session.id(), &disk, &mut |now| {
+                assert!(now.snapshots >= durable, "none is taken back");
+                durable = now.snapshots;
+                rounds += 1;
+                if rounds == 1 {
+                    // Of the next ones all but the newest go; a table of the file list is known, the files are not.
+                    let next = durable as u32 + 1;
+                    let gone: Vec<u32> = match files_go {
+                        true => (next..190).collect(),
+                        false => (next..190).filter(|seq| seq % 3 > 0).collect(),
+                    };
+                    remove(&pruner, gone.iter().copied()).expect("removed");
+                    history.retain(|seq, _| !gone.contains(seq));
+                }
+            })
+            .expect("flushed");
+        assert_eq!(done.notes, [""; 0]);
+        assert_eq!(done.snapshots as usize, history.len());
+        let there = assert_whole(disk.dir(), &history);
+        assert_eq!(there, history.keys().copied().collect());
+        assert_eq!(due(&memory, Some(&disk)), []);
+    }
+}
+
+#[test]
+fn a_session_that_is_pruned_all_the_time_is_given_up() {
+    let (_memory, memory) = new_store();
+    let (_disk, disk) = new_store();
+    let (session, _) = sample(&memory);
+    // Each name leads nowhere, as if it had been removed just before, and yet it is listed again.
+    let files = memory.apart().session_files(session.id()).expect("there");
+    let last = files.path(13).expect("a name");
+    std::fs::remove_file(&last).expect("removed");
+    std::os::unix::fs::symlink("nowhere", &last).expect("a link");
+    let done = memory.flush_session(session.id(), &disk, &mut |_| {});
+    // Its header cannot be read: it is in no listing, and all others are there.
+    assert_eq!(done.expect("flushed").snapshots, 8);
+}
+
+#[test]
+fn what_a_killed_flush_left_goes_with_the_next_one() {
+    let (_memory, memory) = new_store();
+    let (_disk, disk) = new_store();
+    let (mut session, history) = sample(&memory);
+    flush(&memory, session.id(), &disk).expect("flushed");
+    let left = disk.session_path(session.id()).join(".tmp-00000099");
+    std::fs::write(&left, "half of a snapshot").expect("written");
+    let parent = Some(history[&13].0);
+    publish(&mut session, parent, [], [(1, 7)]).expect("published");
+    assert_eq!(flush(&memory, session.id(), &disk).expect("flushed"), 1);
+    assert!(!left.exists());
+}
+
+#[test]
+fn the_list_of_headers_knows_what_was_flushed_without_being_made_anew() {
+    let (_memory, memory) = new_store();
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let files = TestFiles::default();
+    let disk = Store::open_or_create_with(files.shared(), &folder.path().join("store"));
+    let disk = disk.expect("a store");
+    let (mut session, history) = sample(&memory);
+    let mut parent = history[&13].0;
+    for n in 0..50 {
+        let done = publish(&mut session, Some(parent), [], [(n, 7)]);
+        parent = done.expect("published").id;
+    }
+    flush(&memory, session.id(), &disk).expect("flushed");
+    let dir = disk.session_path(session.id());
+    let listed = Headers::read(&*disk.files, &dir).count;
+    assert_eq!(listed as usize, numbers(&disk).len());
+    publish(&mut session, Some(parent), [], [(99, 7)]).expect("published");
+    files.take_reads();
+    assert_eq!(flush(&memory, session.id(), &disk).expect("flushed"), 1);
+    let (opened, ..) = files.take_reads();
+    assert_eq!(Headers::read(&*disk.files, &dir).count, listed + 1);
+    assert!(opened < 30, "{opened} files opened for one snapshot");
+}
+
+#[test]
+fn a_session_that_cannot_be_looked_at_does_not_keep_the_others_from_the_disk() {
+    let (_memory, memory) = new_store();
+    let (_disk, disk) = new_store();
+    let (first, _) = sample(&memory);
+    let mut second = memory.create_session(&info(8)).expect("a session");
+    publish(&mut second, None, [], [(1, 7)]).expect("published");
+    // A folder where the disk's own copy should be cannot be listed.
+    std::fs::write(disk.session_path(first.id()), "a file").expect("written");
+    let found = memory.due(Some(&disk)).expect("a plan");
+    let pids: Vec<i32> = found.sessions.iter().map(|due| due.info.pid).collect();
+    assert_eq!(pids, [8]);
+    assert!(
+        matches!(&found.notes[..], [one] if one.contains("of process 7 was not written")),
+        "{found:?}"
+    );
 }
