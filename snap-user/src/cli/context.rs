@@ -5,7 +5,7 @@ use super::exit::CliError;
 use super::render::Style;
 use super::render::human::clean;
 use super::status;
-use crate::session::{Rules, SessionError, open_ram, ram_dir, store_dir};
+use crate::session::{Filling, Rules, SessionError, fill_ram, ram_dir, store_dir};
 use serde::Serialize;
 use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
@@ -26,7 +26,7 @@ impl Context {
     /// Where the store is: in memory with `--ram`, else on the disk.
     pub fn store(&self) -> Result<PathBuf, SessionError> {
         match self.is_in_memory() {
-            true => Ok(ram_dir()),
+            true => ram_dir(),
             false => self.disk(),
         }
     }
@@ -46,18 +46,16 @@ impl Context {
         self.global.store == Some(None)
     }
 
-    /// Where the store is that snapshots of these processes are put into, made ready, and by which rules they are kept
-    /// there.
+    /// Where the store is that these snapshots are put into, made ready, and by which rules they are kept there.
     pub fn store_to_fill(
         &self,
-        pids: &[i32],
+        filling: Filling<'_>,
         rules: Rules,
     ) -> Result<(PathBuf, Rules), SessionError> {
         let Some(size) = self.global.ram else {
             return Ok((self.disk()?, rules));
         };
-        let mut ram = open_ram(size.0)?;
-        let rules = ram.rules(rules, pids)?;
+        let (ram, rules) = fill_ram(size.0, rules, filling)?;
         for note in &ram.notes {
             self.tell(&format!(
                 "{} {}",

@@ -4,7 +4,7 @@ use super::args::{Live, Profile, When};
 use super::context::Context;
 use super::exit::{CliError, Exit};
 use super::reporter::Reporter;
-use crate::session::{self, Ended, Rules, Schedule};
+use crate::session::{self, Ended, Filling, Options, Rules, Schedule};
 
 /// Takes snapshots of a process for a while, and tells what they cost it.
 pub fn profile(context: &Context, args: &Profile) -> Result<Exit, CliError> {
@@ -18,12 +18,17 @@ pub fn profile(context: &Context, args: &Profile) -> Result<Exit, CliError> {
         progress: When::Auto,
     };
     let mut reporter = Reporter::new(context, live, false, false);
-    let (store, _) = context.store_to_fill(&[args.pid], Rules::default())?;
+    let filling = Filling::Processes(&[args.pid]);
+    let (store, keep) = context.store_to_fill(filling, Rules::default())?;
     let (report, summary) = session::profile(
         &store,
         args.pid,
         &schedule,
-        &args.taking.options(),
+        &Options {
+            keep,
+            bounded: context.is_in_memory(),
+            ..args.taking.options()
+        },
         &mut |progress| reporter.report(args.pid, progress),
     )?;
     let exit = match &summary {

@@ -5,7 +5,7 @@ use super::context::{Context, stdout, write_json};
 use super::exit::{CliError, Exit};
 use super::render::revived;
 use super::reporter::Reporter;
-use crate::session::{self, Options, Pids, ReviveOptions, Revived};
+use crate::session::{self, Filling, Options, Pids, ReviveOptions, Revived};
 use std::io::Write;
 
 /// Brings a snapshot back as a process.
@@ -32,12 +32,15 @@ fn restore_watched(
 ) -> Result<Exit, CliError> {
     let mut reporter = Reporter::new(context, args.live, args.reviving.json.json, true);
     let mut failed = None;
+    let filling = Filling::From(&args.reference);
+    let (store, keep) = context.store_to_fill(filling, args.keeping.rules())?;
     let taking = Options {
-        keep: args.keeping.rules(),
+        keep,
+        bounded: context.is_in_memory(),
         ..args.taking.options()
     };
     let (process, summary) = session::revive_watched(
-        &context.store()?,
+        &store,
         &args.reference,
         options,
         (&args.when.schedule(), &taking),

@@ -5,14 +5,15 @@ use super::context::Context;
 use super::exit::{CliError, Exit};
 use super::flush;
 use super::reporter::Reporter;
-use crate::session::{self, Ended, Options, Progress};
+use crate::session::{self, Ended, Filling, Options, Progress};
 
 /// Watches processes until the schedule ends, they end, or Ctrl-C.
 pub fn watch(context: &Context, args: &Watch) -> Result<Exit, CliError> {
     let several = args.pids.iter().any(|pid| *pid != args.pids[0]);
     let reporter = Reporter::new(context, args.live, args.json.json, false);
     let mut reporter = reporter.of_several(several);
-    let (store, keep) = context.store_to_fill(&args.pids, args.keeping.rules())?;
+    let filling = Filling::Processes(&args.pids);
+    let (store, keep) = context.store_to_fill(filling, args.keeping.rules())?;
     let mut all = session::watch(
         &store,
         &args.pids,
@@ -46,7 +47,7 @@ pub fn watch(context: &Context, args: &Watch) -> Result<Exit, CliError> {
 pub fn run(context: &Context, args: &Run) -> Result<Exit, CliError> {
     let mut reporter = Reporter::new(context, args.live, false, true);
     let mut pid = 0;
-    let (store, keep) = context.store_to_fill(&[], args.keeping.rules())?;
+    let (store, keep) = context.store_to_fill(Filling::Processes(&[]), args.keeping.rules())?;
     let (summary, status) = session::run(
         &store,
         &args.command,

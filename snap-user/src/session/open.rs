@@ -14,10 +14,8 @@ pub(super) fn open_session(
     store: &Store,
     target: &Target,
 ) -> Result<(Session, Option<SnapshotId>, Hashes)> {
-    let mine = store.sessions()?.into_iter().rev().find(|(_, info)| {
-        let (pid, start_time) = (target.pid, target.start_time);
-        info.began_with(pid, start_time) || info.continuation(pid, start_time).is_some()
-    });
+    let mut sessions = store.sessions()?.into_iter().rev();
+    let mine = sessions.find(|(_, info)| info.is_of(target.pid, target.start_time));
     let Some((id, info)) = mine else {
         let session = store.create_session(&SessionInfo {
             pid: target.pid,

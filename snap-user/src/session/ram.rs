@@ -1,11 +1,10 @@
-//! A store in memory: where it is, how large it may get, and how room is made in it.
+//! A store in memory: where it is, and how large it may get.
 //!
 //! It is a file system in memory that ksnap mounts itself, so that it outlives every ksnap and every watched process,
 //! and any verb can read it; where ksnap may not mount, a folder of the one that is there (`/dev/shm`).
 
-use super::{Result, Rules, SessionError};
-use crate::image::SessionId;
-use crate::store::{Store, StoreError};
+use super::{Result, SessionError};
+use crate::store::Store;
 use crate::sys::{is_mount_point, mount_memory, resize_memory, room, usable_memory};
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
@@ -52,10 +51,22 @@ fn known_places() -> Vec<PathBuf> {
 
 /// Where the store in memory is, or would be: `KSNAP_RAM`, else `/run/ksnap/ram` for root and
 /// `/dev/shm/ksnap-UID` for others. Makes nothing.
-pub fn ram_dir() -> PathBuf {
-    let mut places = known_places();
-    let there = places.iter().position(|dir| Store::open(dir).is_ok());
-    places.swap_remove(there.unwrap_or(0))
+///
+/// # Errors
+/// Where there is none, and another user could put one.
+pub fn ram_dir() -> Result<PathBuf> {
+    find(known_places())
+}
+
+/// The first of these that is a store of this user's alone; without one the first that is to be made.
+fn find(mut places: Vec<PathBuf>) -> Result<PathBuf> {
+    let is_ours = |dir: &PathBuf| belongs_to_us(dir).is_ok() && Store::open(dir).is_ok();
+    let there = places.iter().position(is_ours);
+    let found = places.swap_remove(there.unwrap_or(0));
+    if there.is_none() && found.symlink_metadata().is_ok() {
+        belongs_to_us(&found)?;
+    }
+    Ok(found)
 }
 
 /// Makes the store in memory ready, or adopts the one that is there. `size`: most bytes in it; unless said otherwise a
@@ -63,7 +74,7 @@ pub fn ram_dir() -> PathBuf {
 ///
 /// # Errors
 /// Where there is no memory file system and none can be mounted, or another user was there first.
-pub fn open_ram(size: Option<u64>) -> Result<Ram> {
+pub(super) fn open_ram(size: Option<u64>) -> Result<Ram> {
     let memory = usable_memory();
     if let (Some(size), Some(memory)) = (size, memory)
         && size > memory
@@ -170,84 +181,6 @@ fn has_swap() -> bool {
     std::fs::read_to_string("/proc/swaps").is_ok_and(|text| text.lines().count() > 1)
 }
 
-impl Ram {
-    /// The rules of a watch of these processes, so that all of them stay within the bound; makes room for them first.
-    ///
-    /// What other processes have left takes half of the room at most: of it the oldest go first. An eighth is left for
-    /// what is written while snapshots are being merged.
-    pub fn rules(&mut self, rules: Rules, pids: &[i32]) -> Result<Rules> {
-        let used = match Store::open(&self.dir) {
-            Ok(store) => self.make_room(&store, pids)?,
-            Err(StoreError::NoStore { .. }) => 0,
-            Err(error) => return Err(error.into()),
-        };
-        let left = (self.most / 8 * 7).saturating_sub(used);
-        let each = (left / pids.len().max(1) as u64).max(1 << 20);
-        Ok(Rules {
-            max_size: Some(rules.max_size.map_or(each, |most| most.min(each))),
-            ..rules
-        })
-    }
-
-    /// Keeps the sessions of other processes within half of the room. Gives what they take then.
-    fn make_room(&mut self, store: &Store, pids: &[i32]) -> Result<u64> {
-        let mut others: Vec<(SessionId, i32)> = Vec::new();
-        let mut used = 0;
-        for (id, info) in store.sessions()? {
-            if !pids.contains(&info.pid) {
-                used += store.session_bytes(id)?;
-                others.push((id, info.pid));
-            }
-        }
-        for whole in [false, true] {
-            for &(id, pid) in &others {
-                let excess = used.saturating_sub(self.most / 2);
-                if excess == 0 {
-                    return Ok(used);
-                }
-                let Ok(pruner) = store.pruner(id) else {
-                    // Its watcher keeps it within bounds.
-                    continue;
-                };
-                let before = match store.session_bytes(id) {
-                    Ok(bytes) => bytes,
-                    // Went in the first round.
-                    Err(_) => continue,
-                };
-                let plan = match whole {
-                    false => pruner.plan(&Rules {
-                        max_size: Some(before.saturating_sub(excess)),
-                        ..Rules::default()
-                    })?,
-                    true => {
-                        let all = pruner.snapshots()?.iter().map(|meta| meta.seq).collect();
-                        pruner.plan_removal(&all)?
-                    }
-                };
-                if plan.removed.is_empty() {
-                    continue;
-                }
-                match pruner.carry_out(&plan) {
-                    Ok(done) => {
-                        used = used.saturating_sub(done.freed.max(0) as u64);
-                        self.notes.push(format!(
-                            "{} snapshots of process {pid} made room in memory for new ones",
-                            done.snapshots
-                        ));
-                    }
-                    // Tagged: it stays.
-                    Err(StoreError::NotRemoved { .. }) => {}
-                    // No room to merge what others need: whole sessions take none.
-                    Err(StoreError::Io { source, .. })
-                        if !whole && source.kind() == ErrorKind::StorageFull => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-        }
-        Ok(used)
-    }
-}
-
 /// A folder that is not there yet is no store in memory.
 pub(super) fn lies_in_memory(dir: &Path) -> bool {
     match std::fs::metadata(dir) {
@@ -271,6 +204,29 @@ mod tests {
             ["/run/ksnap/ram", "/dev/shm/ksnap-0"]
         );
         assert_eq!(text(places(None, 1000)), ["/dev/shm/ksnap-1000"]);
+    }
+
+    #[test]
+    fn a_store_that_others_may_have_put_there_is_passed_over() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let at = |name: &str| folder.path().join(name);
+        let store = |name: &str, mode| {
+            Store::open_or_create(&at(name)).expect("a store");
+            let permissions = std::fs::Permissions::from_mode(mode);
+            std::fs::set_permissions(at(name), permissions).expect("mine");
+        };
+        store("open to all", 0o777);
+        store("own", 0o700);
+        let find = |names: &[&str]| find(names.iter().map(|name| at(name)).collect());
+        assert_eq!(find(&["open to all", "own"]).expect("one"), at("own"));
+        assert_eq!(find(&["none", "open to all"]).expect("to make"), at("none"));
+        assert_eq!(find(&["none", "own"]).expect("one"), at("own"));
+        let refused = find(&["open to all", "none"]).expect_err("not mine alone");
+        assert!(
+            refused.to_string().contains("no folder of yours alone"),
+            "{refused}"
+        );
     }
 
     #[test]
