@@ -141,18 +141,22 @@ fn a_small_store_in_memory_stays_small_and_the_disk_gets_what_it_loses_later() -
     let mut watch = Watch::start(&ksnap, victim.pid(), &options)?;
     watch.wait_taken(1, LIMIT)?;
     let mut stored = 0;
-    let mut flushed: BTreeSet<String> = BTreeSet::new();
+    let mut flushed = BTreeSet::new();
     let mut rounds = 0;
     while stored < 256 << 20 {
-        let taken = watch.next("taken", LIMIT)?.context("the watch ended")?;
+        let taken = watch
+            .next("taken", LIMIT)?
+            .context("no snapshot within a minute")?;
         stored += taken["file_bytes"].as_u64().unwrap_or(0);
         rounds += 1;
-        if rounds == 10 {
-            // While it is written.
+        if rounds % 40 == 0 {
+            // While it is written and pruned.
             ksnap.ok(&["flush"])?;
             let report = one(ksnap.json(&["verify"])?);
             ensure!(report["clean"] == true, "{report}");
-            flushed = ids(&ksnap, &[])?.into_iter().collect();
+            let there: BTreeSet<String> = ids(&ksnap, &[])?.into_iter().collect();
+            ensure!(there.is_superset(&flushed), "the disk lost some");
+            flushed = there;
         }
     }
     let watched = watch.interrupt(LIMIT)?;

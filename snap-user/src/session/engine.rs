@@ -119,7 +119,11 @@ impl Engine {
         };
         let covered = PageSet::from_pages(hashes.iter().map(|(addr, _)| addr).collect());
         Ok(Self {
-            keeper: Keeper::start(session.pruner(), options.keep, options.bounded)?,
+            keeper: Keeper::start(
+                session.pruner(),
+                options.keep,
+                options.bounded.then(|| store.dir()),
+            )?,
             session: session.id(),
             hold: false,
             held: None,

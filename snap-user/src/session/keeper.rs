@@ -5,13 +5,15 @@
 //! When the watching ends, all of them go.
 //!
 //! Where the room itself is bounded, as in memory, snapshots wait while merging would not find the room that it takes:
-//! once all is full, nothing could be merged any more.
+//! once all is full, nothing could be merged any more. How much room there is the file system tells: what was removed
+//! takes up room for as long as someone has it open, and others may use the same file system.
 
 use super::control::Reply;
 use super::prune::{What, remove};
 use super::{Result, SessionError};
-use crate::store::{Pruner, Rules};
-use crate::sys::{renice, yield_io};
+use crate::store::{Pruner, Rules, StoreError};
+use crate::sys::{renice, room, yield_io};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -21,6 +23,8 @@ use tokio::sync::oneshot;
 
 /// Niceness: as far behind as there is.
 const NICE: i32 = 19;
+/// Niceness where snapshots wait for it: still behind the processes that are watched.
+const NICE_BOUNDED: i32 = 4;
 /// Snapshots that may wait to be merged, however small they are: keeps listings short.
 const MOST_WAITING: usize = 1000;
 /// Least that is worth merging.
@@ -45,8 +49,8 @@ enum Message {
 /// How full the session is, for whoever fills it.
 #[derive(Debug, Default)]
 struct Level {
-    /// Most bytes; 0 for no bound.
-    most: u64,
+    /// Where the room ends: the store's folder, and the most bytes that the rules allow.
+    bound: Option<(PathBuf, u64)>,
     /// Bytes there are.
     total: AtomicU64,
     /// Bytes that merging takes on top.
@@ -55,19 +59,40 @@ struct Level {
     waiting: AtomicUsize,
     /// The last try removed nothing: waiting for the next one would be for ever.
     stuck: AtomicBool,
+    /// What waits is left as it is at the end.
+    leave: AtomicBool,
 }
 
 impl Level {
     fn has_room(&self) -> bool {
-        let taken = self
-            .total
-            .load(Relaxed)
-            .saturating_add(self.merged.load(Relaxed));
-        self.most == 0
-            || taken <= self.most
+        let Some((dir, rule)) = &self.bound else {
+            return true;
+        };
+        let merged = self.merged.load(Relaxed);
+        // Where merging can never find its room, snapshots fail and say so, rather than wait for ever.
+        merged > rule / 2
             || self.waiting.load(Relaxed) <= 1
             || self.stuck.load(Relaxed)
+            || self.is_below(free(dir), *rule, merged)
     }
+
+    fn is_below(&self, free: Option<u64>, rule: u64, merged: u64) -> bool {
+        let total = self.total.load(Relaxed);
+        total.saturating_add(merged) <= most_now(rule, total, merged, free)
+    }
+}
+
+/// What is left on a file system. `None` where that is not known, or where it has no bound of its own.
+fn free(dir: &Path) -> Option<u64> {
+    let found = room(dir).ok()?;
+    (found.total > 0).then_some(found.free)
+}
+
+/// Most bytes that a session may take now: what the rules allow, and no more than leaves room for another pack, in
+/// addition to the one that `total` with `merged` makes sure of.
+fn most_now(rule: u64, total: u64, merged: u64, free: Option<u64>) -> u64 {
+    let by_room = free.map(|free| total.saturating_add(free).saturating_sub(merged));
+    by_room.map_or(rule, |most| most.min(rule))
 }
 
 /// The running keeper. On drop it does what is left to do, and ends.
@@ -80,12 +105,16 @@ pub struct Keeper {
 
 impl Keeper {
     /// Starts keeping a session. Without rules it only answers. `bounded`: the room ends soon behind the size that the
-    /// rules allow.
-    pub fn start(pruner: Pruner, rules: Rules, bounded: bool) -> Result<Self> {
+    /// rules allow; the folder of the store.
+    pub fn start(pruner: Pruner, rules: Rules, bounded: Option<&Path>) -> Result<Self> {
         let level = Arc::new(Level {
-            most: rules.max_size.filter(|_| bounded).unwrap_or(0),
+            bound: bounded.map(Path::to_owned).zip(rules.max_size),
             ..Level::default()
         });
+        let nice = match level.bound {
+            Some(_) => NICE_BOUNDED,
+            None => NICE,
+        };
         let (send, messages) = channel();
         let mut work = Work {
             pruner: pruner.clone(),
@@ -93,12 +122,13 @@ impl Keeper {
             level: level.clone(),
             known: Vec::new(),
             fixed: 0,
+            pack: 0,
             not_before: Instant::now(),
         };
         let thread = std::thread::Builder::new()
             .name("ksnap-keep".into())
             .spawn(move || {
-                renice(NICE);
+                renice(nice);
                 yield_io();
                 work.run(&messages);
             })
@@ -125,9 +155,15 @@ impl Keeper {
         self.tell(Message::Published { time_ns, bytes });
     }
 
-    /// Another snapshot leaves enough room for merging. False only while something is being merged, or about to be.
+    /// Another snapshot leaves enough room for merging. False only while something is being merged, or about to be, or
+    /// waits for room that others take.
     pub fn has_room(&self) -> bool {
         self.level.has_room()
+    }
+
+    /// The watching ends in haste: where the room is bounded, what could go is left as it is.
+    pub fn leave(&self) {
+        self.level.leave.store(self.level.bound.is_some(), Relaxed);
     }
 
     /// Removes snapshots on someone's request.
@@ -162,6 +198,8 @@ struct Work {
     known: Vec<(u64, u64)>,
     /// Bytes of everything else: the pack, and what is protected.
     fixed: u64,
+    /// Bytes of the pack.
+    pack: u64,
     not_before: Instant,
 }
 
@@ -172,7 +210,10 @@ impl Work {
         }
         loop {
             match messages.recv_timeout(TICK) {
-                Ok(Message::Published { time_ns, bytes }) => self.known.push((time_ns, bytes)),
+                Ok(Message::Published { time_ns, bytes }) => {
+                    self.known.push((time_ns, bytes));
+                    self.level.merged.store(self.merged(), Relaxed);
+                }
                 Ok(Message::Ask {
                     what,
                     dry_run,
@@ -192,7 +233,7 @@ impl Work {
                 self.keep(&self.tightened());
             }
         }
-        if !self.rules.is_empty() {
+        if !self.rules.is_empty() && !self.level.leave.load(Relaxed) {
             self.keep(&self.rules.clone());
         }
     }
@@ -217,19 +258,27 @@ impl Work {
             .collect();
         let freed: u64 = waiting.iter().sum();
         let merged = self.merged();
-        let total: u64 = self.fixed + self.known.iter().map(|(_, bytes)| bytes).sum::<u64>();
         // The pack that is being written and all that it replaces are there together.
         let over = self
-            .rules
-            .max_size
-            .is_some_and(|most| total + merged > most && self.known.len() > 1);
+            .most()
+            .is_some_and(|most| self.total() + merged > most && self.known.len() > 1);
         waiting.len() >= MOST_WAITING || freed >= LEAST_BYTES.max(merged / 2) || over
     }
 
     /// About what a pack takes: the one that is there, or the base image.
     fn merged(&self) -> u64 {
-        self.fixed
-            .max(self.known.first().map_or(0, |first| first.1))
+        self.pack.max(self.known.first().map_or(0, |first| first.1))
+    }
+
+    fn total(&self) -> u64 {
+        self.fixed + self.known.iter().map(|(_, bytes)| bytes).sum::<u64>()
+    }
+
+    /// The size that the rules allow, or what there is room for.
+    fn most(&self) -> Option<u64> {
+        let free = self.level.bound.as_ref().and_then(|(dir, _)| free(dir));
+        let rule = self.rules.max_size?;
+        Some(most_now(rule, self.total(), self.merged(), free))
     }
 
     /// The rules, with a size that leaves room for a while.
@@ -237,8 +286,7 @@ impl Work {
         let merged = self.merged();
         Rules {
             max_size: self
-                .rules
-                .max_size
+                .most()
                 .map(|most| most.saturating_sub(merged).max(most / 2) / 4 * 3),
             ..self.rules
         }
@@ -260,7 +308,9 @@ impl Work {
                 }
             }
             Err(error) => {
-                self.level.stuck.store(true, Relaxed);
+                // Room comes back: whoever holds removed files open, as a flush does, lets them go.
+                let full = matches!(&error, SessionError::Store(StoreError::Full { .. }));
+                self.level.stuck.store(!full, Relaxed);
                 tracing::warn!(
                     "snapshots that no rule keeps could not be removed, next try in {} s: {error}",
                     PAUSE.as_secs()
@@ -279,7 +329,7 @@ impl Work {
         });
         match seen {
             Ok((list, protected, pack)) => {
-                self.fixed = pack;
+                (self.fixed, self.pack) = (pack, pack);
                 self.known.clear();
                 let newest = list.last().map(|meta| meta.id);
                 for meta in list {
@@ -289,8 +339,7 @@ impl Work {
                         false => self.known.push((meta.time_ns, meta.file_bytes)),
                     }
                 }
-                let known: u64 = self.known.iter().map(|(_, bytes)| bytes).sum();
-                self.level.total.store(self.fixed + known, Relaxed);
+                self.level.total.store(self.total(), Relaxed);
                 self.level.merged.store(self.merged(), Relaxed);
                 self.level.waiting.store(self.known.len(), Relaxed);
             }
@@ -304,18 +353,37 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_session_may_take_what_the_rules_allow_and_there_is_room_for() {
+        assert_eq!(most_now(56, 40, 12, Some(24)), 52);
+        assert_eq!(most_now(56, 40, 12, Some(20)), 48);
+        assert_eq!(most_now(56, 40, 12, Some(500)), 56);
+        assert_eq!(most_now(56, 40, 12, None), 56);
+        assert_eq!(most_now(56, 4, 12, Some(0)), 0);
+    }
+
+    #[test]
     fn there_is_room_while_merging_finds_its_own_or_could_free_nothing() {
-        let level = |most, total: u64, merged: u64, waiting: usize, stuck| Level {
-            most,
+        let level = |total: u64, waiting: usize, stuck| Level {
             total: total.into(),
-            merged: merged.into(),
             waiting: waiting.into(),
             stuck: AtomicBool::new(stuck),
+            ..Level::default()
         };
-        assert!(level(0, 500, 500, 9, false).has_room());
-        assert!(level(100, 60, 40, 9, false).has_room());
-        assert!(!level(100, 61, 40, 9, false).has_room());
-        assert!(level(100, 61, 40, 1, false).has_room());
-        assert!(level(100, 61, 40, 9, true).has_room());
+        let below = |total, rule, free| level(total, 9, false).is_below(free, rule, 12);
+        assert!(below(40, 56, Some(24)));
+        assert!(!below(40, 56, Some(20)));
+        assert!(below(44, 56, Some(500)) && !below(45, 56, Some(500)));
+        assert!(below(44, 56, None) && !below(45, 56, None));
+        // Over its rule, wherever it is.
+        let bounded = |merged: u64, waiting, stuck| Level {
+            bound: Some(("/".into(), 100)),
+            merged: merged.into(),
+            ..level(200, waiting, stuck)
+        };
+        assert!(level(200, 9, false).has_room());
+        assert!(!bounded(50, 2, false).has_room());
+        assert!(bounded(51, 2, false).has_room());
+        assert!(bounded(50, 1, false).has_room());
+        assert!(bounded(50, 2, true).has_room());
     }
 }

@@ -7,6 +7,7 @@ use super::{Ended, Engine, Progress, Result, Schedule, SessionError, Summary, Ta
 use crate::model::SnapshotId;
 use crate::sys::renice;
 use hdrhistogram::Histogram;
+use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -19,6 +20,8 @@ const TRACER_STEPS: i32 = -10;
 const NEWS: u32 = 4;
 /// How often a snapshot on its way is looked after.
 const SETTLE_TICK: Duration = Duration::from_millis(2);
+/// How long a snapshot that is asked for waits until there is room.
+const ROOM_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What has happened so far.
 struct Tally {
@@ -94,6 +97,8 @@ pub(super) fn drive(
     let mut held = schedule.every;
     // Who waits for a profile, and until when.
     let mut profile: Option<(Instant, oneshot::Sender<Reply>)> = None;
+    // Snapshots that were asked for and wait for room, and until when.
+    let mut asked: VecDeque<(Instant, Request, oneshot::Sender<Reply>)> = VecDeque::new();
     let ended = loop {
         if let Some(outcome) = engine.try_settle() {
             if let Ok(taken) = &outcome {
@@ -109,6 +114,13 @@ pub(super) fn drive(
             if let Some(ended) = told(outcome, &mut tally, report)? {
                 break ended;
             }
+        }
+        while let Some((until, ..)) = asked.front()
+            && (!engine.is_busy() && engine.keeper.has_room() || *until <= Instant::now())
+            && let Some((_, request, answer)) = asked.pop_front()
+        {
+            let reply = answer_to(engine, &request, &mut tally, report)?;
+            let _ = answer.send(reply);
         }
         let now = Instant::now();
         if schedule.lasting.is_some_and(|l| tally.start.elapsed() >= l) {
@@ -160,6 +172,9 @@ pub(super) fn drive(
             Ok(Command::Ask(Request::Prune { what, dry_run }, answer)) => {
                 engine.keeper.ask(what, dry_run, answer);
             }
+            Ok(Command::Ask(request @ Request::Snap { .. }, answer)) => {
+                asked.push_back((Instant::now() + ROOM_PATIENCE, request, answer));
+            }
             Ok(Command::Ask(request, answer)) => {
                 let reply = answer_to(engine, &request, &mut tally, report)?;
                 let _ = answer.send(reply);
@@ -173,6 +188,10 @@ pub(super) fn drive(
             }
         }
     };
+    if ended == Ended::Terminated {
+        // What lies in memory is about to be written to the disk: there is no time to tidy it.
+        engine.keeper.leave();
+    }
     if let Some(outcome) = engine.settle() {
         told(outcome, &mut tally, report)?;
     }
@@ -219,6 +238,11 @@ fn answer_to(
         Request::Profile { .. } | Request::Prune { .. } => {
             unreachable!("answered when it is over")
         }
+        Request::Snap { .. } if !engine.keeper.has_room() => Reply::Failed(
+            "no room for another snapshot until older ones are merged, which needs room itself: free some, or prune \
+             or flush what is there"
+                .into(),
+        ),
         Request::Snap { then } => {
             let outcome = match engine.snapshot_then(*then) {
                 Ok(()) => engine.settle().unwrap_or_else(|| {
