@@ -206,7 +206,7 @@ mod tests {
         let (_folder, store, [damaged, whole], used) = two_sessions();
         let list = store.list_session(damaged).expect("a listing");
         std::fs::write(&list[3].path, "").expect("written");
-        let mut ram = ram(&store, used);
+        let mut ram = ram(&store, used / 8 * 9);
         ram.rules(Rules::default(), Filling::Processes(&[]))
             .expect("room for others");
         let left = store.session_bytes(whole).expect("there");

@@ -363,7 +363,7 @@ fn what_is_pruned_while_it_is_flushed_is_passed_over_and_the_rest_arrives() {
                 durable = now.snapshots;
                 rounds += 1;
                 if rounds == 1 {
-                    // Of the next ones all but the newest go; a table of the file list is known, the files are not.
+                    // Some of those that are still to be copied, or all but the newest.
                     let next = durable as u32 + 1;
                     let gone: Vec<u32> = match files_go {
                         true => (next..190).collect(),
@@ -383,17 +383,15 @@ fn what_is_pruned_while_it_is_flushed_is_passed_over_and_the_rest_arrives() {
 }
 
 #[test]
-fn a_session_that_is_pruned_all_the_time_is_given_up() {
+fn a_file_that_is_gone_though_its_name_is_there_is_passed_over() {
     let (_memory, memory) = new_store();
     let (_disk, disk) = new_store();
     let (session, _) = sample(&memory);
-    // Each name leads nowhere, as if it had been removed just before, and yet it is listed again.
     let files = memory.apart().session_files(session.id()).expect("there");
     let last = files.path(13).expect("a name");
     std::fs::remove_file(&last).expect("removed");
     std::os::unix::fs::symlink("nowhere", &last).expect("a link");
     let done = memory.flush_session(session.id(), &disk, &mut |_| {});
-    // Its header cannot be read: it is in no listing, and all others are there.
     assert_eq!(done.expect("flushed").snapshots, 8);
 }
 

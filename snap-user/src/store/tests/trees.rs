@@ -188,9 +188,9 @@ fn records_are_copied_when_all_of_their_members_are_there() {
     assert_eq!(flush(0), [""; 0]);
     assert!(disk.tree_roots().expect("readable").is_empty());
     assert_eq!(flush(1), [""; 0]);
-    for n in 0..2 {
-        let copied = disk.tree(ids[0][n]).expect("readable");
-        assert_eq!(copied, Some(tree(ids[0][n], ids[1][n])));
+    for (root, child) in ids[0].into_iter().zip(ids[1]).take(2) {
+        let copied = disk.tree(root).expect("readable");
+        assert_eq!(copied, Some(tree(root, child)));
     }
     assert!(disk.verify(None).expect("a report").is_clean());
     // One that is damaged is said, and the other is copied.
