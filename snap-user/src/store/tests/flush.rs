@@ -342,6 +342,15 @@ fn what_is_due_counts_each_session_the_newest_first() {
     assert!(about.contains(&written), "{written} {due:?}");
 }
 
+/// Snapshot files in a folder that are removed, and that this process has open.
+fn held_open(dir: &Path) -> usize {
+    let open = std::fs::read_dir("/proc/self/fd").expect("a folder");
+    let links = open.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+    links
+        .filter(|link| link.starts_with(dir) && link.to_string_lossy().ends_with("ksnap (deleted)"))
+        .count()
+}
+
 #[test]
 fn what_is_pruned_while_it_is_flushed_is_passed_over_and_the_rest_arrives() {
     for files_go in [false, true] {
@@ -371,6 +380,7 @@ fn what_is_pruned_while_it_is_flushed_is_passed_over_and_the_rest_arrives() {
                     };
                     remove(&pruner, gone.iter().copied()).expect("removed");
                     history.retain(|seq, _| !gone.contains(seq));
+                    assert_eq!(held_open(memory.dir()), 0, "their room is free");
                 }
             })
             .expect("flushed");
