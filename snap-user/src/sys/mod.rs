@@ -3,6 +3,7 @@
 
 pub mod arch;
 mod batch;
+mod beside;
 mod bpf;
 mod error;
 pub mod fd;
@@ -33,6 +34,7 @@ mod traps;
 mod uffd;
 
 pub use batch::{Question, ask, ask_values};
+pub use beside::side_by_side;
 pub use bpf::{run_iterator, task_iterator};
 pub use error::SysError;
 pub use freeze::{Freeze, Frozen, Hold, release_strays};
