@@ -6,6 +6,7 @@ use super::exit::{CliError, Exit};
 use super::render::human::clean;
 use super::render::taken;
 use crate::session::{self, Options, Rules, Then};
+use std::path::Path;
 
 /// Takes one snapshot.
 pub fn snap(context: &Context, args: &Snap) -> Result<Exit, CliError> {
@@ -20,7 +21,7 @@ pub fn snap(context: &Context, args: &Snap) -> Result<Exit, CliError> {
         ..args.taking.options()
     };
     if args.tree {
-        return tree(context, args, &options);
+        return tree(context, args, &store, &options);
     }
     if args.strict {
         session::refuse_incomplete(args.pid, options.probes)?;
@@ -39,11 +40,11 @@ pub fn snap(context: &Context, args: &Snap) -> Result<Exit, CliError> {
 }
 
 /// Takes one snapshot of a process and all of its descendants.
-fn tree(context: &Context, args: &Snap, options: &Options) -> Result<Exit, CliError> {
+fn tree(context: &Context, args: &Snap, store: &Path, options: &Options) -> Result<Exit, CliError> {
     if args.strict {
         session::refuse_incomplete_tree(args.pid, options.probes)?;
     }
-    let done = session::snap_tree(&context.store()?, args.pid, options)?;
+    let done = session::snap_tree(store, args.pid, options)?;
     context.print(args.json, &done, |out, _| {
         taken::tree(&done)
             .iter()
