@@ -85,7 +85,7 @@ pub fn start_tree(
         let mut all: Vec<Stub> = stubs.into_iter().flatten().collect();
         for zombie in zombies {
             // What the snapshot has of such signals is queued later.
-            all[zombie.parent as usize].forget_children()?;
+            all[zombie.parent as usize].default_action(libc::SIGCHLD)?;
         }
         Ok(all)
     };
