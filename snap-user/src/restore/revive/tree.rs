@@ -248,7 +248,8 @@ fn complete(
     Ok(())
 }
 
-/// Lets them go, one after the other: a guard ends all of them if ksnap does not come to the last.
+/// Lets them go, one after the other: a guard ends all of them if ksnap does not come to the last. Children first, since
+/// all processes of a PID namespace of their own end with the first of the tree.
 fn release(
     newborns: Vec<Newborn>,
     parts: &[Part<'_>],
@@ -259,7 +260,7 @@ fn release(
     let guard = Guard::over(&wards)?;
     drop(wards);
     let mut free = Vec::with_capacity(newborns.len());
-    for (newborn, part) in newborns.into_iter().zip(parts) {
+    for (newborn, part) in newborns.into_iter().zip(parts).rev() {
         let Newborn { stub, notes, .. } = newborn;
         if part.stopped {
             stub.stop_when_free()?;
@@ -268,5 +269,6 @@ fn release(
         crate::restore::fault::point("release");
     }
     guard.dismiss()?;
+    free.reverse();
     Ok(free)
 }
