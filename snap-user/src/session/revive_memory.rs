@@ -20,8 +20,10 @@ pub(super) struct Memory {
     image: FileMap,
     /// Written before the first instruction, ascending.
     eager: Vec<Piece>,
-    /// What shared mappings of files hold: the files' content as it was.
+    /// What shared mappings of files and segments hold: their content as it was.
     files: Vec<Piece>,
+    /// What segments hold that other processes are attached to.
+    in_use: Vec<Piece>,
     /// What comes later, if anything does.
     pub(super) lazy: Option<Lazy>,
 }
@@ -38,26 +40,30 @@ impl Memory {
         let mut found = Vec::new();
         let mut eager = Vec::new();
         let mut files = Vec::new();
+        let mut in_use = Vec::new();
         let mut ranges = Vec::new();
         for mapping in &planned.mappings {
             if matches!(mapping.origin, Origin::Kernel(_)) {
                 continue;
             }
             let pieces = within(flat, mapping.vma.range);
-            let pages: u64 = pieces.iter().map(|p| p.range.pages()).sum();
             let may_wait = mapping.origin == Origin::Anonymous && may_wait(&mapping.vma);
-            if mapping.vma.shared && matches!(mapping.origin, Origin::File(_) | Origin::Segment(_))
-            {
+            if let Origin::Segment(id) = mapping.origin {
+                // None of those that are brought back is yet.
+                match sys::attached_to_segment(id) {
+                    0 => files.extend(pieces),
+                    _ => in_use.extend(pieces),
+                }
+            } else if mapping.vma.shared && matches!(mapping.origin, Origin::File(_)) {
                 files.extend(pieces);
-            } else if may_wait && pages >= LARGE {
+            } else if may_wait && pages_in(&pieces) >= LARGE {
                 ranges.push(mapping.vma.range);
                 found.extend(pieces);
             } else {
                 eager.extend(pieces);
             }
         }
-        let total = |pieces: &[Piece]| -> u64 { pieces.iter().map(|p| p.range.pages()).sum() };
-        let lazy = if all_at_once || total(&found) < FEW_PAGES {
+        let lazy = if all_at_once || pages_in(&found) < FEW_PAGES {
             eager.append(&mut found);
             None
         } else {
@@ -76,13 +82,14 @@ impl Memory {
             image,
             eager,
             files,
+            in_use,
             lazy,
         })
     }
 
     /// Writes what comes first, and sees to it that the rest comes. Returns the pages written. Files that
     /// are mapped shared, and are not what they were, are put back only if `change_files`: others may have
-    /// them as well. Tells what differs, a sentence each.
+    /// them as well. Segments that others are attached to never are. Tells what differs, a sentence each.
     pub(super) fn fill(
         &self,
         newborn: &mut Newborn,
@@ -90,7 +97,14 @@ impl Memory {
         notes: &mut Vec<String>,
     ) -> Result<u64> {
         let mut written = self.write(newborn.pid(), &self.eager)?;
-        let differing = self.differing(newborn.pid())?;
+        let in_use = self.differing(newborn.pid(), &self.in_use)?;
+        if !in_use.is_empty() {
+            notes.push(format!(
+                "the content of segments of System V shared memory has changed since ({} pages), and stays as it is: other processes are attached to them",
+                pages_in(&in_use)
+            ));
+        }
+        let differing = self.differing(newborn.pid(), &self.files)?;
         if !differing.is_empty() {
             let what = match change_files {
                 true => "has been put back",
@@ -98,7 +112,7 @@ impl Memory {
             };
             notes.push(format!(
                 "the content of files and segments that it has mapped shared has changed since ({} pages), and {what}",
-                differing.iter().map(|p| p.range.pages()).sum::<u64>()
+                pages_in(&differing)
             ));
         }
         if change_files {
@@ -114,15 +128,14 @@ impl Memory {
 
     /// Pages that come later.
     pub(super) fn lazy_pages(&self) -> u64 {
-        let pieces = self.lazy.iter().flat_map(|lazy| &lazy.pieces);
-        pieces.map(|p| p.range.pages()).sum()
+        self.lazy.as_ref().map_or(0, |lazy| pages_in(&lazy.pieces))
     }
 
-    /// Pages of shared files whose content is not what it was.
-    fn differing(&self, pid: i32) -> Result<Vec<Piece>> {
+    /// Pages of these pieces whose content is not what it was.
+    fn differing(&self, pid: i32, pieces: &[Piece]) -> Result<Vec<Piece>> {
         let mut found = Vec::new();
         let mut buffer = Vec::new();
-        for piece in &self.files {
+        for piece in pieces {
             let mut at = piece.range.start;
             while at < piece.range.end {
                 let part = PageRange::new(at, piece.range.end.min(at + AT_ONCE));
@@ -155,6 +168,10 @@ impl Memory {
         }
         Ok(pages)
     }
+}
+
+fn pages_in(pieces: &[Piece]) -> u64 {
+    pieces.iter().map(|p| p.range.pages()).sum()
 }
 
 /// Adds the pages of a range that are not what they were, neighbours as one piece.
