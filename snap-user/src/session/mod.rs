@@ -51,6 +51,7 @@ mod staging;
 mod stop;
 mod tag;
 mod tree;
+mod tree_files;
 mod types;
 mod verify;
 mod watch;
