@@ -7,6 +7,7 @@ use crate::restore::revive::{NewPlan, Newborn, Origin};
 use crate::store::Flat;
 use crate::sys::arch::Registers;
 use crate::sys::{self, FileMap, Lazy, Piece};
+use std::collections::BTreeMap;
 
 /// Fewer pages than these are not worth waiting for one by one.
 const FEW_PAGES: u64 = 2048;
@@ -14,6 +15,9 @@ const FEW_PAGES: u64 = 2048;
 const LARGE: u64 = 512;
 /// Bytes written in one go.
 const AT_ONCE: u64 = 4 << 20;
+
+/// Pages of shared memory that are written: by device and inode, their places in it.
+pub(super) type Written = BTreeMap<(u64, u64), PageSet>;
 
 /// Where the content of a new process's memory comes from.
 pub(super) struct Memory {
@@ -29,12 +33,13 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Decides what comes when.
+    /// Decides what comes when. `written` is shared memory that is written for others, or another mapping, already.
     pub(super) fn new(
         flat: &Flat,
         state: &ProcessState,
         planned: &NewPlan,
         all_at_once: bool,
+        written: &mut Written,
     ) -> Result<Self> {
         let image = FileMap::new(&flat.file)?;
         let mut found = Vec::new();
@@ -46,7 +51,11 @@ impl Memory {
             if matches!(mapping.origin, Origin::Kernel(_)) {
                 continue;
             }
-            let pieces = within(flat, mapping.vma.range);
+            let mut pieces = within(flat, mapping.vma.range);
+            if let Origin::Shared(at, offset) = mapping.origin {
+                let written = written.entry(planned.objects[at].identity).or_default();
+                pieces = once(&pieces, mapping.vma.range.start, offset, written);
+            }
             let may_wait = mapping.origin == Origin::Anonymous && may_wait(&mapping.vma);
             if let Origin::Segment(id) = mapping.origin {
                 // None of those that are brought back is yet.
@@ -168,6 +177,22 @@ impl Memory {
         }
         Ok(pages)
     }
+}
+
+/// Those of a mapping's pieces that are not written yet, which are so from here on. The mapping begins at `start` with
+/// the memory's byte `offset`.
+fn once(pieces: &[Piece], start: u64, offset: u64, written: &mut PageSet) -> Vec<Piece> {
+    let moved = |piece: &Piece, from: u64, to: u64| {
+        let PageRange { start, end } = piece.range;
+        Piece {
+            range: PageRange::new(start - from + to, end - from + to),
+            ..*piece
+        }
+    };
+    let in_memory: Vec<Piece> = pieces.iter().map(|p| moved(p, start, offset)).collect();
+    let (_, new) = split(&in_memory, written);
+    *written = written.union(&new.iter().map(|p| p.range).collect());
+    new.iter().map(|p| moved(p, offset, start)).collect()
 }
 
 fn pages_in(pieces: &[Piece]) -> u64 {
@@ -305,6 +330,18 @@ mod tests {
             later,
             [piece(11, 18, 2), piece(22, 30, 52), piece(40, 41, 90)]
         );
+    }
+
+    #[test]
+    fn what_several_mappings_share_is_written_once() {
+        let mut written = PageSet::new();
+        let first = [piece(10, 12, 1), piece(14, 15, 3)];
+        assert_eq!(once(&first, 10 * P, 2 * P, &mut written), first);
+        // The same memory elsewhere, from its beginning on: pages 0 and 1 are new, 4 and 5 were not in the first image.
+        let second = once(&[piece(40, 47, 20)], 40 * P, 0, &mut written);
+        assert_eq!(second, [piece(40, 42, 20), piece(44, 46, 24)]);
+        let all = PageSet::from_ranges(vec![PageRange::new(0, 7 * P)]);
+        assert_eq!(written, all);
     }
 
     #[test]
