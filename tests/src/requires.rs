@@ -21,6 +21,8 @@ pub enum Need {
     Kernel(u32, u32),
     /// A C library that has registered rseq.
     Rseq,
+    /// Pages of hugetlbfs.
+    Hugetlb,
     /// The right to mount file systems.
     Mount,
     /// Network namespaces.
@@ -89,6 +91,11 @@ impl Need {
                     "take a kernel with CONFIG_NET_SCH_NETEM".to_owned(),
                 ),
             },
+            Self::Hugetlb => (
+                std::path::Path::new("/proc/sys/vm/nr_overcommit_hugepages").exists(),
+                "huge pages".to_owned(),
+                "use a kernel with CONFIG_HUGETLBFS".to_owned(),
+            ),
             Self::Mount => (
                 can_mount(),
                 "the right to mount a file system".to_owned(),

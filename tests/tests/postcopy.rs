@@ -8,9 +8,16 @@ use tests::{Ksnap, Victim, Watch, effort, require};
 /// How long a watch of a second or two may take on a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// Watches a victim under audit, and gives for each time that it was copied behind a stop how many pages were saved,
-/// unless it was in vain.
-fn saved(name: &str, args: &[&str], options: &[&str]) -> Result<Vec<u64>> {
+/// One time that a snapshot was copied behind its stop, and not in vain.
+#[derive(Debug)]
+struct Behind {
+    pages: u64,
+    /// How many of them the process wrote meanwhile.
+    saved: u64,
+}
+
+/// Watches a victim under audit, and tells when it was copied behind a stop.
+fn watched(name: &str, args: &[&str], options: &[&str]) -> Result<Vec<Behind>> {
     let ksnap = Ksnap::new()?;
     let mut victim = Victim::spawn(name, args)?;
     let count = effort::times(30);
@@ -29,9 +36,15 @@ fn saved(name: &str, args: &[&str], options: &[&str]) -> Result<Vec<u64>> {
     let lines = lines.filter(|l| l.contains("copied behind the stop") && l.contains("whole=true"));
     lines
         .map(|line| {
-            let (_, rest) = line.split_once("saved=").context("no number of pages")?;
-            let number = rest.split_whitespace().next().unwrap_or_default();
-            number.parse().with_context(|| line.to_owned())
+            let number = |name: &str| -> Result<u64> {
+                let (_, rest) = line.split_once(name).context("no such number")?;
+                let word = rest.split_whitespace().next().unwrap_or_default();
+                word.parse().with_context(|| line.to_owned())
+            };
+            Ok(Behind {
+                pages: number("pages=")?,
+                saved: number("saved=")?,
+            })
         })
         .collect()
 }
@@ -39,10 +52,10 @@ fn saved(name: &str, args: &[&str], options: &[&str]) -> Result<Vec<u64>> {
 #[test]
 fn a_busy_process_is_copied_while_it_writes() -> Result<()> {
     require!(Root, Ksnap, Tracker("wp"));
-    let saved = saved("counter", &["--mib", "64"], &[])?;
+    let behind = watched("counter", &["--mib", "64"], &[])?;
     ensure!(
-        saved.len() >= effort::times(30) / 2 && saved.iter().sum::<u64>() > 0,
-        "pages saved, each time: {saved:?}"
+        behind.len() >= effort::times(30) / 2 && behind.iter().any(|b| b.saved > 0),
+        "{behind:?}"
     );
     Ok(())
 }
@@ -50,16 +63,19 @@ fn a_busy_process_is_copied_while_it_writes() -> Result<()> {
 #[test]
 fn what_does_not_fit_the_buffers_is_compared_while_it_is_written() -> Result<()> {
     require!(Root, Ksnap, Tracker("wp"));
-    let saved = saved("counter", &["--mib", "64"], &["--memory", "8M"])?;
-    ensure!(!saved.is_empty(), "never copied behind a stop");
+    let behind = watched("counter", &["--mib", "64"], &["--memory", "8M"])?;
+    // Eight buffers of a MiB each.
+    ensure!(behind.iter().any(|b| b.pages > 2048), "{behind:?}");
     Ok(())
 }
 
 #[test]
 fn memory_that_is_given_back_meanwhile_is_saved_or_copied_anew() -> Result<()> {
     require!(Root, Ksnap, Tracker("wp"));
-    for victim in ["dontneed", "maps", "fork", "gup"] {
-        saved(victim, &[], &[])?;
+    for victim in ["dontneed", "maps", "fork"] {
+        let behind = watched(victim, &[], &[])?;
+        ensure!(!behind.is_empty(), "{victim} never");
     }
-    Ok(())
+    // Writes by get_user_pages spoil it, or are hazards that last.
+    watched("gup", &[], &[]).map(drop)
 }

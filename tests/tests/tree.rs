@@ -427,6 +427,40 @@ fn a_pipeline_of_a_shell_loses_nothing() -> Result<()> {
     pids.are_gone()
 }
 
+/// In a container that was entered from outside, ksnap's own session has no id (pid_namespaces(7): it is 0).
+#[test]
+fn a_tree_goes_on_where_the_session_of_ksnap_began_outside() -> Result<()> {
+    require!(Root, Ksnap, Mount, Program("bash"));
+    let ksnap = Ksnap::new()?;
+    let script = "sleep 1000 & while read x; do echo got $x; done; kill $!; wait; echo ended";
+    let mut command = Command::new("bash");
+    command.args(["-c", script]);
+    let mut shell = Background::start(command)?;
+    shell.stdin()?.write_all(b"one\n")?;
+    ensure!(shell.line(LIMIT)?.as_deref() == Some("got one"));
+    let pids = end_captured(&ksnap, shell.pid())?;
+    ensure!(pids.0.len() == 2, "{:?}", pids.0);
+    shell.wait(LIMIT)?.context("the shell lives")?;
+    pids.are_gone()?;
+    let tool = ksnap.command();
+    let mut command = Command::new("unshare");
+    command
+        .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
+        .arg(tool.get_program())
+        .args(tool.get_args())
+        .args(["restore", "latest", "--wait"]);
+    let mut back = Background::start(command)?;
+    back.stdin()?.write_all(b"two\n")?;
+    while back.line(LIMIT)?.with_context(|| back.stderr())? != "got two" {}
+    back.close_stdin();
+    let finished = back.finish(LIMIT)?;
+    ensure!(
+        finished.code()? == 0 && finished.stdout.contains("ended"),
+        "{finished:?}"
+    );
+    Ok(())
+}
+
 /// A pool of workers in the middle of its work.
 #[test]
 fn a_pool_of_python_finishes_its_work() -> Result<()> {

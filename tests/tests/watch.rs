@@ -349,3 +349,29 @@ fn run_starts_watches_and_ends_as_its_command() -> Result<()> {
     ksnap.ok(&["verify"])?;
     Ok(())
 }
+
+/// Pages of hugetlbfs that the kernel makes when they are asked for, until this is dropped.
+struct HugetlbPages(String);
+
+impl HugetlbPages {
+    const PATH: &str = "/proc/sys/vm/nr_overcommit_hugepages";
+
+    fn allow(count: u32) -> Result<Self> {
+        let before = std::fs::read_to_string(Self::PATH)?;
+        std::fs::write(Self::PATH, count.to_string())?;
+        Ok(Self(before))
+    }
+}
+
+impl Drop for HugetlbPages {
+    fn drop(&mut self) {
+        let _ = std::fs::write(Self::PATH, &self.0);
+    }
+}
+
+#[test]
+fn a_page_of_hugetlbfs_is_watched_beyond_its_first_write() -> Result<()> {
+    require!(Root, Ksnap, Hugetlb);
+    let _pages = HugetlbPages::allow(16)?;
+    watched("hugepages", &["--mib", "8", "--hugetlb"], 20, &["--audit"])
+}

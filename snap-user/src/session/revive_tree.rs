@@ -388,8 +388,9 @@ fn kin(tree: &ProcessTree, states: &[&ProcessState]) -> Vec<Kin> {
 
 /// What differs where the first process was in a session or group that began outside of the tree.
 fn other_session(first: &Kin, is_outside: impl Fn(i32) -> bool) -> Option<String> {
-    let own = rustix::process::getsid(None).map_or(0, |id| id.as_raw_nonzero().get());
-    let group = rustix::process::getpgrp().as_raw_nonzero().get();
+    // Both are 0 where ksnap itself is in one that began outside of its PID namespace (pid_namespaces(7)).
+    let own = nix::unistd::getsid(None).map_or(0, |id| id.as_raw());
+    let group = nix::unistd::getpgrp().as_raw();
     let Kin {
         session,
         group: was,

@@ -24,6 +24,8 @@ pub struct PendingSnapshot<'a> {
     identity: Identity,
     builder: Builder,
     out: TempFile,
+    /// Its file may be among the published ones.
+    tried: bool,
 }
 
 /// What came of a publication.
@@ -60,7 +62,7 @@ impl<'a> PendingSnapshot<'a> {
         let arch = Arch::native().ok_or_else(|| StoreError::Misuse {
             why: format!("no format for {}", std::env::consts::ARCH),
         })?;
-        // A number is used once, also by a snapshot that fails: half of it may have reached the disk.
+        // A number is used once, also by a snapshot that fails to be published: its file may have reached the disk.
         let seq = session.next_seq;
         session.next_seq = seq.checked_add(1).ok_or_else(StoreError::session_full)?;
         let temp = session.dir.join(format!("{TEMP_PREFIX}{seq:08}"));
@@ -80,6 +82,7 @@ impl<'a> PendingSnapshot<'a> {
             identity,
             builder: Builder::new(),
             out,
+            tried: false,
         })
     }
 
@@ -134,6 +137,7 @@ impl<'a> PendingSnapshot<'a> {
         let header = finished.header;
         let name = names::snapshot_file(header.seq, header.id);
         let path = self.session.dir.join(name);
+        self.tried = true;
         let sync_ns = self.make_durable(&path)?;
         match self.identity.kind {
             SnapshotKind::Base => {
@@ -260,5 +264,8 @@ impl PageSink for PendingSnapshot<'_> {
 impl Drop for PendingSnapshot<'_> {
     fn drop(&mut self) {
         self.session.buffer = self.out.take_buffer();
+        if !self.tried {
+            self.session.next_seq = self.identity.seq;
+        }
     }
 }

@@ -1,4 +1,5 @@
-//! `hugepages [--mib 32] [--rate 2000]`: random 4 KiB writes into transparent huge pages.
+//! `hugepages [--mib 32] [--rate 2000] [--hugetlb]`: random 4 KiB writes into transparent huge pages, or into those
+//! of hugetlbfs.
 //!
 //! From time to time a 2 MiB range is dropped and faulted in again as one huge page. `ready` says how much of
 //! the memory is huge (0 where transparent huge pages are off).
@@ -32,7 +33,15 @@ pub fn start(args: &Args) -> Result<Started> {
     let mib: usize = args.value("mib", 32)?;
     let rate: u64 = args.value("rate", 2000)?;
     ensure!(mib >= 2, "--mib must be at least 2");
-    let memory = Arc::new(Mapping::aligned((mib << 20) / HUGE * HUGE, HUGE)?);
+    let len = (mib << 20) / HUGE * HUGE;
+    let memory = match args.flag("hugetlb")? {
+        true => {
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_HUGETLB;
+            Mapping::with(len, libc::PROT_READ | libc::PROT_WRITE, flags, -1)?
+        }
+        false => Mapping::aligned(len, HUGE)?,
+    };
+    let memory = Arc::new(memory);
     // SAFETY: advice about this victim's own mapping; refused where huge pages are not compiled in.
     unsafe { libc::madvise(memory.at().cast(), memory.len(), libc::MADV_HUGEPAGE) };
     let count = memory.len() / HUGE;

@@ -175,3 +175,19 @@ fn a_session_whose_numbers_are_used_up_is_full() {
         .expect_err("no number is left");
     assert!(error.to_string().contains("the session is full"), "{error}");
 }
+
+#[test]
+fn a_snapshot_that_is_given_up_takes_no_number() {
+    let (_dir, store) = new_store();
+    let mut session = store.create_session(&info(7)).expect("a session");
+    let first = publish(&mut session, None, [], [(1, 7)]).expect("a base");
+    for _ in 0..2 {
+        drop(
+            session
+                .begin(SnapshotKind::Delta, Some(first.id))
+                .expect("begun"),
+        );
+    }
+    let second = publish(&mut session, Some(first.id), [], [(1, 8)]).expect("a delta");
+    assert_eq!((first.seq, second.seq), (1, 2));
+}
