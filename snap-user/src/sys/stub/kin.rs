@@ -72,7 +72,10 @@ impl Stub {
                 if unsafe { libc::kill(tid, signal) } != 0 {
                     return Err(SysError::last("kill", format_args!("process {tid}")));
                 }
-                ptrace::cont(tid, 0)?;
+                // A kill needs no help, and may be over by now.
+                if signal != libc::SIGKILL {
+                    ptrace::cont(tid, 0)?;
+                }
             }
         }
         loop {
