@@ -78,16 +78,26 @@ fn end_captured(ksnap: &Ksnap, root: i32) -> Result<Pids> {
     Ok(Pids(pids))
 }
 
-fn bring_back(ksnap: &Ksnap, options: &[&str]) -> Result<(Background, Value)> {
-    let mut args = vec!["restore", "latest", "--wait", "--json"];
-    args.extend(options);
-    let mut process = ksnap.start(&args)?;
-    let line = process
-        .line(LIMIT)
-        .and_then(|line| line.context("ksnap says nothing"))
-        .with_context(|| process.stderr())?;
-    let said = serde_json::from_str(&line)?;
-    Ok((process, said))
+/// Also gives what ksnap said. The tree runs by then, and writes to the same pipe: `early` takes what it has written.
+fn bring_back(
+    ksnap: &Ksnap,
+    early: &mut dyn FnMut(&str) -> Result<()>,
+) -> Result<(Background, Value)> {
+    let mut process = ksnap.start(&["restore", "latest", "--wait", "--json"])?;
+    loop {
+        let line = process
+            .line(LIMIT)
+            .and_then(|line| line.context("ksnap says nothing"))
+            .with_context(|| process.stderr())?;
+        match serde_json::from_str(&line) {
+            Ok(said @ Value::Object(_)) => return Ok((process, said)),
+            _ => early(&line)?,
+        }
+    }
+}
+
+fn nothing_early(line: &str) -> Result<()> {
+    bail!("{line}")
 }
 
 /// Captured, ended, brought back, twice in a row.
@@ -360,7 +370,7 @@ fn a_group_whose_id_is_taken_is_refused_before_anything_is_made() -> Result<()> 
     }
     pids.are_gone()?;
     drop(other);
-    let (_back, said) = bring_back(&ksnap, &[])?;
+    let (_back, said) = bring_back(&ksnap, &mut nothing_early)?;
     ensure!(said["pid"] == python.pid(), "{said}");
     let group = stat_of(second).and_then(|stat| stat.get(2)?.parse::<i32>().ok());
     ensure!(group == Some(first), "{group:?} instead of {first}");
@@ -422,7 +432,7 @@ fn a_pipeline_of_a_shell_loses_nothing() -> Result<()> {
     shell.wait(LIMIT)?.context("the shell lives")?;
     pids.are_gone()?;
     numbers.rest(&mut shell)?;
-    let (mut back, said) = bring_back(&ksnap, &[])?;
+    let (mut back, said) = bring_back(&ksnap, &mut |line| numbers.take(line))?;
     ensure!(said["pid"] == root, "{said}");
     numbers.expect(&mut back, 100)?;
     let group = |pid: i32| stat_of(pid).and_then(|stat| stat.get(2)?.parse::<i32>().ok());
@@ -579,7 +589,7 @@ fn nginx_and_its_workers_answer_again() -> Result<()> {
     nginx.wait(LIMIT)?.context("nginx lives")?;
     pids.are_gone()?;
     ensure!(page_of(port).is_err(), "somebody else answers");
-    let (mut back, said) = bring_back(&ksnap, &[])?;
+    let (mut back, said) = bring_back(&ksnap, &mut nothing_early)?;
     ensure!(said["pid"] == root, "{said}");
     for _ in 0..20 {
         ensure!(page_of(port)?.contains("hello from a file"));
