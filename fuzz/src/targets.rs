@@ -8,7 +8,7 @@ use snap_user::image::{
     decode_dropped, decode_index, decode_span,
 };
 use snap_user::model::{PAGE_SIZE, Page};
-use snap_user::wire::{MAX_BODY, Message, read_frame, write_frame};
+use snap_user::wire::{MAX_BODY, Message, encode_frame, read_frame};
 
 /// A target: its name, which is that of its corpus, and itself.
 pub type Target = (&'static str, fn(&[u8]));
@@ -218,8 +218,7 @@ pub fn message(data: &[u8]) {
     }
     let mut stream = data;
     while let Ok(message) = read_frame(&mut stream) {
-        let mut again = Vec::new();
-        write_frame(&mut again, &message).expect("memory takes everything");
+        let again = encode_frame(&message);
         assert_eq!(read_frame(&mut &again[..]).expect("its own bytes"), message);
     }
 }

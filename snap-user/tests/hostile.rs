@@ -16,14 +16,18 @@ use snap_user::image::{
 };
 use snap_user::model::{PAGE_SIZE, Page, PageRange, SnapshotId, SnapshotKind};
 use snap_user::wire::{
-    Begin, Encoded, Message, Offered, Order, PROTOCOL, Peer, Pids, Running, Stored, write_frame,
+    Begin, Encoded, Message, Offered, Order, PROTOCOL, Peer, Pids, Running, Stored, encode_frame,
+    read_frame,
 };
+use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use targets::{TARGETS, Target};
 
 /// Inputs for each target, unless said otherwise.
 const INPUTS: u64 = 20_000;
+/// How many kinds of messages `docs/protocol.md` has.
+const KINDS_OF_MESSAGES: usize = 16;
 
 fn number(name: &str, otherwise: u64) -> u64 {
     match std::env::var(name) {
@@ -122,10 +126,7 @@ fn write_seeds(fuzz: &Path) {
         bytes[0] = message.encode(&mut bytes);
         files.push(("message", message.name().to_lowercase(), bytes));
     }
-    let mut stream = Vec::new();
-    for message in messages() {
-        write_frame(&mut stream, &message).expect("memory takes everything");
-    }
+    let stream = messages().iter().flat_map(encode_frame).collect();
     files.push(("message", "stream".into(), stream));
     for (target, name, bytes) in files {
         let folder = fuzz.join("seeds").join(target);
@@ -272,6 +273,7 @@ fn messages() -> Vec<Message> {
         Message::Hello(peer.clone()),
         Message::Welcome(peer),
         Message::Refused("another architecture".into()),
+        Message::Alive,
         Message::Begin(Begin {
             kind: SnapshotKind::Delta,
             id: SnapshotId([7; 16]),
@@ -284,7 +286,7 @@ fn messages() -> Vec<Message> {
             exe: "/usr/bin/redis-server".into(),
         }),
         Message::Offer(vec![offered(0x1000), offered(0x7fff_0000_2000)]),
-        Message::Want(vec![0, 1]),
+        Message::Want(vec![0, 4095]),
         Message::Pages(vec![
             Encoded {
                 encoding: Encoding::Zero,
@@ -323,6 +325,36 @@ fn messages() -> Vec<Message> {
 #[test]
 fn any_message_is_sound_or_an_error() {
     run(named("message"));
+}
+
+#[test]
+fn every_message_comes_back_from_its_bytes() {
+    let stream: Vec<u8> = messages().iter().flat_map(encode_frame).collect();
+    let mut input = &stream[..];
+    let mut names = BTreeSet::new();
+    for message in messages() {
+        assert_eq!(read_frame(&mut input).expect("its own bytes"), message);
+        names.insert(message.name());
+    }
+    assert!(input.is_empty());
+    assert_eq!(names.len(), KINDS_OF_MESSAGES, "{names:?}");
+}
+
+#[test]
+fn a_message_that_is_cut_short_or_too_long_is_an_error() {
+    for message in messages() {
+        // A part of the process state is whatever is left.
+        if matches!(message, Message::State(_)) {
+            continue;
+        }
+        let mut body = Vec::new();
+        let tag = message.encode(&mut body);
+        for len in 0..body.len() {
+            assert!(Message::decode(tag, &body[..len]).is_err(), "{tag} {len}");
+        }
+        body.push(0);
+        assert!(Message::decode(tag, &body).is_err(), "{tag}");
+    }
 }
 
 #[test]

@@ -6,8 +6,8 @@ use snap_user::model::{Costs, ProcessState, SnapshotId, SnapshotKind};
 use snap_user::store::Store;
 use snap_user::sys::proc::processor_features;
 use snap_user::wire::{
-    Begin, Encoded, KeyPair, Keys, Link, Message, Offered, PROTOCOL, Peer, PublicKey, STALL,
-    WireError, digest_pages,
+    Begin, Digest, Encoded, KeyPair, Keys, Link, Message, Offered, PROTOCOL, Peer, PublicKey,
+    STALL, WireError,
 };
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -30,7 +30,7 @@ impl Server {
         let (config, store) = (folder.path().join("config"), folder.path().join("store"));
         let keys = Keys::new(config.clone());
         for key in trusts {
-            keys.trust(*key, "").unwrap();
+            keys.trust(*key, None).unwrap();
         }
         let mut child = Command::new(env!("CARGO_BIN_EXE_ksnap"))
             .args(["serve", "--listen", "127.0.0.1:0", "--json", "--timeout"])
@@ -298,9 +298,9 @@ fn a_whole_snapshot_is_stored_and_its_pages_are_not_asked_for_again() {
     let (one, two) = ([1; 4096], [2; 4096]);
     let pages = offer(&[(0x1000, &one), (0x2000, &two), (0x3000, &one)]);
     let state = Manifest::encode(&ProcessState::default(), &Costs::default()).unwrap();
-    let mut digest = blake3::Hasher::new();
-    digest_pages(&mut digest, &pages);
-    digest.update(&state);
+    let mut digest = Digest::new();
+    digest.pages(&pages);
+    digest.state(&state);
     for (round, expected) in [vec![0, 1], vec![]].into_iter().enumerate() {
         let mut link = greeted(&server, &own);
         link.send(&begin(SnapshotKind::Base, 3)).unwrap();
@@ -314,8 +314,7 @@ fn a_whole_snapshot_is_stored_and_its_pages_are_not_asked_for_again() {
                 .unwrap();
         }
         link.send(&Message::State(state.clone())).unwrap();
-        link.send(&Message::Publish(*digest.finalize().as_bytes()))
-            .unwrap();
+        link.send(&Message::Publish(digest.finish())).unwrap();
         let Ok(Message::Stored(stored)) = link.receive(STALL) else {
             panic!("not stored")
         };

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
@@ -175,6 +177,20 @@ pub fn state_of(pid: i32) -> char {
     field(&status, "State:")
         .and_then(|value| value.chars().next())
         .unwrap_or('?')
+}
+
+/// Waits until there is no process with this id any more.
+pub fn await_gone(pid: i32, limit: Duration) -> Result<()> {
+    let end = Instant::now() + limit;
+    while Path::new(&format!("/proc/{pid}")).exists() {
+        ensure!(
+            Instant::now() < end,
+            "process {pid} is still there ({})",
+            state_of(pid)
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {

@@ -5,10 +5,25 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 use crate::background::{Background, Finished};
 use crate::paths;
+
+/// A process that runs a script and is nobody's to wait for, such as one that was brought back: ended when dropped.
+pub struct Ended(pub i32);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // What has the id by now may be somebody else.
+        let comm = std::fs::read_to_string(format!("/proc/{}/comm", self.0)).unwrap_or_default();
+        if comm.starts_with("python") {
+            let _ = kill(Pid::from_raw(self.0), Signal::SIGKILL);
+        }
+    }
+}
 
 /// A running interpreter; the script talks to the test over stdin and stdout. Killed when dropped.
 pub struct Python {

@@ -31,6 +31,20 @@ pub struct Status {
     pub reply: Value,
 }
 
+/// Asks the victim whose standard streams this process has, and gives its reply, whatever that is.
+pub fn request(process: &mut Background, verb: &str, id: usize, limit: Duration) -> Result<Value> {
+    let line = format!("{verb} {id}\n");
+    process.stdin()?.write_all(line.as_bytes())?;
+    loop {
+        let line = process.line(limit)?;
+        let line = line.with_context(|| format!("no answer to {verb} {id}"))?;
+        let reply: Value = serde_json::from_str(&line).with_context(|| line.clone())?;
+        if reply["verb"] == verb {
+            return Ok(reply);
+        }
+    }
+}
+
 /// A running victim. Killed when dropped.
 pub struct Victim {
     process: Background,

@@ -2,15 +2,20 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
-use tests::{Background, Breakdown, Footprint, Pair, Relay, Reply, Resp, effort, require};
+use tests::{
+    Background, Breakdown, Footprint, Ksnap, Pair, Relay, Reply, Resp, Victim, effort, require,
+};
 
 const PORT: u16 = 7901;
 const LIMIT: Duration = Duration::from_secs(20);
+/// What is counted while a server moves.
+const COUNTER: &str = "counter";
 
 /// redis-server on the first machine.
 struct Redis {
@@ -118,6 +123,22 @@ fn number(value: &Value) -> Result<u64> {
         .with_context(|| format!("no number: {value}"))
 }
 
+/// Counts in the server on a machine until the connection breaks. In the end it gives the last number that was
+/// acknowledged.
+fn count_until_cut(pair: &Pair, machine: usize) -> Result<JoinHandle<i64>> {
+    let mut client = client(pair, machine)?;
+    let first = client.incr(COUNTER)?;
+    Ok(std::thread::spawn(move || {
+        let mut last = first;
+        while let Ok(number) = client.incr(COUNTER) {
+            last = number;
+            // Somebody else needs the processor too.
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        last
+    }))
+}
+
 fn back_and_forth(pair: &mut Pair, moves: usize) -> Result<()> {
     let redis = redis(pair)?;
     fill(&mut client(pair, 0)?, 200)?;
@@ -127,6 +148,7 @@ fn back_and_forth(pair: &mut Pair, moves: usize) -> Result<()> {
         let mut before = client(pair, from)?;
         before.set(&format!("round{round}"), &round.to_string())?;
         let digest = before.digest()?;
+        let counting = count_until_cut(pair, from)?;
         let done = pair
             .clone(from, &pid.to_string(), &["--move"])
             .with_context(|| format!("move {round}"))?;
@@ -137,6 +159,16 @@ fn back_and_forth(pair: &mut Pair, moves: usize) -> Result<()> {
         ended(pid)?;
         pid = i32::try_from(number(&done["running"]["pid"])?)?;
         let mut after = client(pair, to)?;
+        let acknowledged = counting.join().map_err(|_| anyhow!("no count"))?;
+        let counted = after.get(COUNTER)?.context("the counter is lost")?;
+        ensure!(
+            counted.parse::<i64>()? >= acknowledged,
+            "move {round}: {counted} after {acknowledged} was acknowledged"
+        );
+        let later = done["rounds"].as_array().context("no rounds")?;
+        let written = later[1..].iter().any(|round| round["pages"] != 0);
+        ensure!(written, "move {round}: nothing was written meanwhile");
+        after.command(&["DEL", COUNTER])?;
         ensure!(after.digest()? == digest, "other data after move {round}");
         for earlier in 0..=round {
             let value = after.get(&format!("round{earlier}"))?;
@@ -269,6 +301,118 @@ fn a_clone_that_is_killed_while_the_process_is_stopped_leaves_it_running() -> Re
     pair.tool(0).ok(&["verify"])?;
     pair.tool(1).ok(&["verify"])?;
     Ok(())
+}
+
+/// Killed when the process runs there and was to be ended here, it leaves both.
+#[test]
+fn a_clone_that_is_killed_when_the_process_runs_there_leaves_both_running() -> Result<()> {
+    require!(Root, Ksnap, Machines, Program("redis-server"));
+    let mut pair = Pair::new("30s")?;
+    let redis = redis(&pair)?;
+    let mut before = client(&pair, 0)?;
+    fill(&mut before, 100)?;
+    let (pid, digest) = (redis.server.pid(), before.digest()?);
+    let clone = pair.run_until(
+        0,
+        "clone-running",
+        &["clone", &pid.to_string(), &pair.target(1), "--move"],
+    )?;
+    ensure!(
+        clone.status.signal() == Some(libc::SIGKILL),
+        "it was not killed: {clone:?}"
+    );
+    let running = pair.event(1, "running")?;
+    let failed = pair.event(1, "failed")?;
+    let why = failed["why"].as_str().context("no reason")?;
+    ensure!(why.contains("is lost"), "{why}");
+    ensure!(before.digest()? == digest, "other data here");
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    ensure!(status.contains("TracerPid:\t0"), "{status}");
+    let mut there = client(&pair, 1)?;
+    ensure!(there.digest()? == digest, "other data there");
+    there.set("where", "there")?;
+    ensure!(before.get("where")?.is_none(), "one process, not two");
+    let pids = pair.machines.processes(1)?;
+    let runs = i32::try_from(number(&running["pid"])?)?;
+    ensure!(pids.contains(&runs), "{running} {pids:?}");
+    Ok(())
+}
+
+/// What became of it there is not known here: so it is not ended here, and the error says what to do.
+#[test]
+fn a_server_that_is_killed_when_the_process_runs_leaves_the_one_here_and_the_error_says_so()
+-> Result<()> {
+    require!(Root, Ksnap, Machines, Program("redis-server"));
+    let mut pair = Pair::new("30s")?;
+    let redis = redis(&pair)?;
+    let mut before = client(&pair, 0)?;
+    fill(&mut before, 100)?;
+    let (pid, digest) = (redis.server.pid(), before.digest()?);
+    pair.kill_server(1);
+    pair.serve_until(1, "serve-running")?;
+    let failed = pair.run(0, &["clone", &pid.to_string(), &pair.target(1), "--move"])?;
+    ensure!(
+        failed.code()? == 1
+            && failed.stderr.contains("was not ended")
+            && failed.stderr.contains("look there"),
+        "{}",
+        failed.stderr
+    );
+    ensure!(before.digest()? == digest, "other data");
+    before.set("where", "here")?;
+    Ok(())
+}
+
+#[test]
+fn a_process_that_would_stand_still_for_too_long_goes_on_here() -> Result<()> {
+    require!(Root, Ksnap, Machines, Program("redis-server"));
+    let pair = Pair::new("30s")?;
+    let redis = redis(&pair)?;
+    let mut before = client(&pair, 0)?;
+    fill(&mut before, 100)?;
+    let (pid, digest) = (redis.server.pid(), before.digest()?);
+    let what = pid.to_string();
+    let args = ["clone", &what, &pair.target(1), "--move", "--max-stop"];
+    let failed = pair.run(0, &[&args[..], &["1ms"]].concat())?;
+    ensure!(
+        failed.code()? == 1
+            && failed.stderr.contains("stored all of the stopped process")
+            && failed.stderr.contains("--max-stop")
+            && failed.stderr.contains("cloning again"),
+        "{}",
+        failed.stderr
+    );
+    ensure!(before.digest()? == digest, "other data");
+    ensure!(servers_on(&pair, 1)? == 0, "half a process");
+    pair.clone(0, &what, &["--move", "--max-stop", "30s"])?;
+    ended(pid)?;
+    ensure!(client(&pair, 1)?.digest()? == digest, "other data");
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_cloned_is_refused_before_anybody_is_connected_to() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    let config = ksnap.store().with_file_name("config");
+    let ksnap = ksnap.with_variable("KSNAP_CONFIG", config);
+    let victim = Victim::spawn("tree", &[])?;
+    let taken = ksnap.run(&["snap", &victim.pid().to_string(), "--tree"])?;
+    ensure!(matches!(taken.code()?, 0 | 3), "{taken:?}");
+    let tree = ksnap.run(&["clone", "latest", "nowhere.invalid"])?;
+    ensure!(
+        tree.code()? == 2 && tree.stderr.contains("is a tree of processes"),
+        "{}",
+        tree.stderr
+    );
+    // Larger than any id that a process can have.
+    let ended = ksnap.run(&["clone", "1234567890", "nowhere.invalid"])?;
+    ensure!(
+        ended.code()? == 14 && ended.stderr.contains("no process has this id"),
+        "{}",
+        ended.stderr
+    );
+    victim.quit()
 }
 
 /// Wherever the other machine's server dies, the process goes on here, there is nothing half there, and the next attempt

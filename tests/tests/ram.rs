@@ -321,6 +321,37 @@ fn what_other_processes_left_makes_room_for_a_new_one() -> Result<()> {
 }
 
 #[test]
+fn what_is_cloned_from_and_to_memory_is_put_where_room_was_made_for_it() -> Result<()> {
+    require!(Root, Ksnap, Mount);
+    let (here, there) = (Place::new()?, Place::new()?);
+    let with_keys = |place: &Place| -> Result<Ksnap> {
+        let ksnap = place.ksnap()?;
+        let config = ksnap.store().with_file_name("config");
+        Ok(ksnap.with_variable("KSNAP_CONFIG", config))
+    };
+    let (source, target) = (with_keys(&here)?, with_keys(&there)?);
+    for (one, other) in [(&source, &target), (&target, &source)] {
+        let key = one.ok(&["key", "show"])?;
+        other.ok(&["key", "trust", key.trim()])?;
+    }
+    let mut server = target.start(&["serve", "--listen", "127.0.0.1:0", "--json", "--ram=64M"])?;
+    let line = server.line(LIMIT)?.context("the server says nothing")?;
+    let said: Value = serde_json::from_str(&line)?;
+    let address = said["address"].as_str().context("no address")?;
+    ensure!(mounted_size(&there.dir())? == 64 << 20);
+    let victim = Victim::spawn("counter", &["--mib", "2"])?;
+    let pid = victim.pid().to_string();
+    let done = source.run(&["clone", &pid, address, "--no-restore", "--ram=80M"])?;
+    ensure!(matches!(done.code()?, 0 | 3), "{done:?}");
+    ensure!(mounted_size(&here.dir())? == 80 << 20);
+    for ksnap in [&source, &target] {
+        ensure!(ids(ksnap, &["--ram"])?.len() == 1);
+        ensure!(!ksnap.store().exists(), "something is on the disk");
+    }
+    victim.quit()
+}
+
+#[test]
 fn a_folder_that_is_not_in_memory_is_no_store_in_memory() -> Result<()> {
     require!(Root, Ksnap, Mount);
     let place = Place::new()?;

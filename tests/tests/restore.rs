@@ -1,13 +1,14 @@
 //! `ksnap restore` and `ksnap fork`: a snapshot goes on as new processes, when the old one is gone.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use tests::footprint::state_of;
+use tests::footprint::{await_gone, state_of};
+use tests::subject::request;
 use tests::victim::rng::Rng;
 use tests::{Ksnap, Python, Redis, Victim, require};
 
@@ -22,20 +23,7 @@ fn end_captured(ksnap: &Ksnap, victim: &mut Victim) -> Result<()> {
         .process()
         .wait(LIMIT)?
         .context("the victim lives after snap --kill")?;
-    is_free(victim.pid())
-}
-
-fn is_free(pid: i32) -> Result<()> {
-    let end = Instant::now() + LIMIT;
-    while Path::new(&format!("/proc/{pid}")).exists() {
-        ensure!(
-            Instant::now() < end,
-            "process {pid} is still there ({})",
-            state_of(pid)
-        );
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
+    await_gone(victim.pid(), LIMIT)
 }
 
 fn bring_back(ksnap: &Ksnap, options: &[&str]) -> Result<Victim> {
@@ -137,7 +125,7 @@ fn copies_live_beside_each_other_and_each_is_whole() -> Result<()> {
         );
     }
     for init in inits {
-        is_free(init)?;
+        await_gone(init, LIMIT)?;
     }
     Ok(())
 }
@@ -300,22 +288,12 @@ fn a_restore_that_is_killed_leaves_a_whole_process_or_none() -> Result<()> {
             none += 1;
         } else {
             ensure!(state_of(pid) != 't', "still traced {}", what());
-            use std::io::Write;
-            process
-                .stdin()?
-                .write_all(format!("check {round}\n").as_bytes())?;
-            let reply = loop {
-                let line = process.line(LIMIT)?.with_context(what)?;
-                let reply: Value = serde_json::from_str(&line)?;
-                if reply["verb"] == "check" {
-                    break reply;
-                }
-            };
+            let reply = request(&mut process, "check", round, LIMIT).with_context(what)?;
             ensure!(reply["ok"] == true, "{reply} {}", what());
             whole += 1;
             kill(Pid::from_raw(pid), Signal::SIGKILL)?;
         }
-        is_free(pid).with_context(what)?;
+        await_gone(pid, LIMIT).with_context(what)?;
     }
     eprintln!("whole {whole} times, not there {none} times");
     ensure!(none > 0, "no kill came early enough");
@@ -393,7 +371,7 @@ fn redis_is_back(mib: u64, options: &[&str]) -> Result<()> {
         let ended = ksnap.run(&["snap", &pid.to_string(), "--kill"])?;
         ensure!(matches!(ended.code()?, 0 | 3), "{ended:?}");
         ensure!(process.wait(LIMIT)?.is_some(), "ksnap does not end");
-        is_free(pid)?;
+        await_gone(pid, LIMIT)?;
     }
     Ok(())
 }

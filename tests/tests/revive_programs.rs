@@ -7,39 +7,13 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use serde_json::Value;
-use tests::footprint::state_of;
+use tests::footprint::{await_gone, state_of};
 use tests::paths;
+use tests::python::Ended;
 use tests::{Background, Ksnap, Python, Redis, Victim, require};
 
 const LIMIT: Duration = Duration::from_secs(120);
-
-/// Ends a process that was brought back when the test is over, however that ends.
-struct Ended(i32);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let comm = std::fs::read_to_string(format!("/proc/{}/comm", self.0)).unwrap_or_default();
-        if comm.starts_with("python") {
-            let _ = kill(Pid::from_raw(self.0), Signal::SIGKILL);
-        }
-    }
-}
-
-fn is_free(pid: i32) -> Result<()> {
-    let end = Instant::now() + LIMIT;
-    while Path::new(&format!("/proc/{pid}")).exists() {
-        ensure!(
-            Instant::now() < end,
-            "process {pid} is still there ({})",
-            state_of(pid)
-        );
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
-}
 
 /// Takes a snapshot of a process and ends it.
 fn end_captured(ksnap: &Ksnap, pid: i32) -> Result<()> {
@@ -78,7 +52,7 @@ fn finishes(mut process: Background, expected: &str, copies: bool) -> Result<()>
         early.is_none(),
         "it was done before it was captured: {early:?}"
     );
-    is_free(pid)?;
+    await_gone(pid, LIMIT)?;
     let mut back = ksnap.start(&["restore", "latest", "--wait"])?;
     let got = result_of(&mut back)?;
     ensure!(got == expected, "brought back: {got} instead of {expected}");
@@ -283,7 +257,7 @@ fn sqlite_in_the_middle_of_a_transaction() -> Result<()> {
         !matches!(process.line(Duration::from_millis(200)), Ok(Some(_))),
         "it was done"
     );
-    is_free(pid)?;
+    await_gone(pid, LIMIT)?;
     let mut back = ksnap.start(&["restore", "latest", "--wait"])?;
     let got = result_of(&mut back)?;
     ensure!(got == expected, "{got} instead of {expected}");
@@ -323,7 +297,7 @@ fn twenty_generations_of_redis_lose_nothing() -> Result<()> {
         digest = Some(client.digest()?);
         end_captured(&ksnap, pid).with_context(what)?;
         ensure!(process.wait(LIMIT)?.is_some(), "it lives in {}", what());
-        is_free(pid)?;
+        await_gone(pid, LIMIT)?;
     }
     ksnap.ok(&["verify"])?;
     Ok(())
@@ -337,7 +311,7 @@ fn one_image_comes_back_a_hundred_times() -> Result<()> {
     let pid = first.pid();
     end_captured(&ksnap, pid)?;
     first.process().wait(LIMIT)?.context("it lives")?;
-    is_free(pid)?;
+    await_gone(pid, LIMIT)?;
     let image = ksnap.json(&["log"])?.pop().context("no snapshot")?;
     let id = image["id"].as_str().context("no id")?;
     let mut counter = None;
@@ -355,7 +329,7 @@ fn one_image_comes_back_a_hundred_times() -> Result<()> {
             what()
         );
         victim.quit().with_context(what)?;
-        is_free(pid)?;
+        await_gone(pid, LIMIT)?;
     }
     Ok(())
 }
@@ -393,7 +367,7 @@ while True:
     let pid = python.pid();
     end_captured(&ksnap, pid)?;
     ensure!(python.process().wait(LIMIT)?.is_some(), "it lives");
-    is_free(pid)?;
+    await_gone(pid, LIMIT)?;
     let mut back = ksnap.start(&["restore", "latest", "--wait", "--json"])?;
     back.line(LIMIT)?.with_context(|| back.stderr())?;
     use std::io::Write;
@@ -417,8 +391,8 @@ const POINTS: [&str; 10] = [
     "letting it go",
 ];
 
-/// Processes of the victim, and processes 1 that ksnap has made for them.
-fn descendants() -> Result<Vec<i32>> {
+/// Living processes of the victim's program, and of ksnap's.
+fn ours() -> Result<Vec<i32>> {
     let programs = [paths::victim()?, paths::ksnap()?].map(std::fs::canonicalize);
     let programs = programs.into_iter().collect::<std::io::Result<Vec<_>>>()?;
     let mut found = Vec::new();
@@ -427,12 +401,11 @@ fn descendants() -> Result<Vec<i32>> {
             continue;
         };
         let exe = std::fs::read_link(format!("/proc/{pid}/exe"));
-        let ours = exe.is_ok_and(|exe| programs.contains(&exe));
-        if ours && !matches!(state_of(pid), 'Z' | 'X' | '?') {
+        let is_ours = exe.is_ok_and(|exe| programs.contains(&exe));
+        if is_ours && !matches!(state_of(pid), 'Z' | 'X' | '?') {
             found.push(pid);
         }
     }
-    found.sort_unstable();
     Ok(found)
 }
 
@@ -444,8 +417,9 @@ fn a_restore_killed_at_any_step_leaves_nothing() -> Result<()> {
     let pid = victim.pid();
     end_captured(&ksnap, pid)?;
     victim.process().wait(LIMIT)?.context("it lives")?;
-    is_free(pid)?;
-    let before = descendants()?;
+    await_gone(pid, LIMIT)?;
+    // Other tests may have some, which end in their own time.
+    let before = ours()?;
     for pids in ["same", "namespace"] {
         for point in POINTS {
             let what = || format!("killed while {point}, --pids {pids}");
@@ -459,13 +433,16 @@ fn a_restore_killed_at_any_step_leaves_nothing() -> Result<()> {
                 "{status}: {}",
                 what()
             );
-            is_free(pid).with_context(what)?;
+            await_gone(pid, LIMIT).with_context(what)?;
             let end = Instant::now() + LIMIT;
-            while descendants()? != before {
+            loop {
+                let now = ours()?;
+                if now.iter().all(|pid| before.contains(pid)) {
+                    break;
+                }
                 ensure!(
                     Instant::now() < end,
-                    "{:?} instead of {before:?}, {}",
-                    descendants()?,
+                    "{now:?} instead of {before:?}, {}",
                     what()
                 );
                 std::thread::sleep(Duration::from_millis(1));

@@ -2,7 +2,6 @@
 //! left, and of the files that it had mapped; and how its snapshots go on.
 
 use std::io::Write;
-use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -10,30 +9,11 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use tests::footprint::await_gone;
+use tests::python::Ended;
 use tests::{Background, Ksnap, Python, Victim, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// Ends a process that was brought back when the test is over, however that ends.
-struct Ended(i32);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let comm = std::fs::read_to_string(format!("/proc/{}/comm", self.0)).unwrap_or_default();
-        if comm.starts_with("python") {
-            let _ = kill(Pid::from_raw(self.0), Signal::SIGKILL);
-        }
-    }
-}
-
-fn is_free(pid: i32) -> Result<()> {
-    let end = Instant::now() + LIMIT;
-    while Path::new(&format!("/proc/{pid}")).exists() {
-        ensure!(Instant::now() < end, "process {pid} is still there");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
-}
 
 fn tell(process: &mut Background, word: &str) -> Result<()> {
     // One write, so that the script's read gets it whole.
@@ -64,7 +44,7 @@ fn snap(ksnap: &Ksnap, pid: i32, options: &[&str]) -> Result<String> {
 /// Ends a script and brings it back, with options before the verb's; its first line is what ksnap says.
 fn bring_back(process: &mut Background, pid: i32, mut command: Command) -> Result<Background> {
     ensure!(process.wait(LIMIT)?.is_some(), "it lives");
-    is_free(pid)?;
+    await_gone(pid, LIMIT)?;
     command.args(["restore", "latest", "--wait", "--json"]);
     let mut back = Background::start(command)?;
     let line = back.line(LIMIT)?;
@@ -300,7 +280,7 @@ fn a_mapped_file_that_has_changed_is_named_and_taken_only_when_allowed() -> Resu
     ] {
         ensure!(refused.stderr.contains(word), "{word}: {}", refused.stderr);
     }
-    is_free(pid)?;
+    await_gone(pid, LIMIT)?;
     let mut back = ksnap.start(&[
         "restore",
         "latest",
@@ -330,13 +310,15 @@ fn log(ksnap: &Ksnap) -> Result<Vec<Value>> {
 fn goes_on_watched(options: &[&str]) -> Result<()> {
     require!(Root, Ksnap);
     let ksnap = Ksnap::new()?;
-    let mut first = Victim::spawn("counter", &["--mib", "48", "--rollbacks"])?;
+    // Slow enough that what a rollback takes away does not come back while it is being looked for.
+    let slow = ["--mib", "48", "--rate", "20", "--rollbacks"];
+    let mut first = Victim::spawn("counter", &slow)?;
     let from = snap(&ksnap, first.pid(), &[])?;
     let then = first.status()?.counter;
     first.wait_beyond(then + 50, LIMIT)?;
     snap(&ksnap, first.pid(), &["--kill"])?;
     first.process().wait(LIMIT)?.context("it lives")?;
-    is_free(first.pid())?;
+    await_gone(first.pid(), LIMIT)?;
     let before = log(&ksnap)?;
     let mut args = vec![
         "restore", &from, "--watch", "--every", "20ms", "--count", "6",
@@ -506,6 +488,46 @@ impl Drop for Segment {
     }
 }
 
+const NEIGHBOUR: &str = r#"
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+libc.shmat.restype = ctypes.c_void_p
+at = libc.shmat(ID, None, 0)
+assert at != ctypes.c_void_p(-1).value, os.strerror(ctypes.get_errno())
+memory = (ctypes.c_char * 100000).from_address(at)
+memory[50000] = b"y"
+print("attached")
+while os.read(0, 100):
+    print(memory[50000])
+"#;
+
+/// Whoever is attached meanwhile works with what is in it now.
+#[test]
+fn a_segment_that_others_are_attached_to_keeps_its_content() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"), Program("ipcrm"));
+    let ksnap = Ksnap::new()?;
+    let mut python = Python::script(SEGMENT)?;
+    let pid = python.pid();
+    let _end = Ended(pid);
+    let id = python.line(LIMIT)?;
+    let neighbour = NEIGHBOUR.replace("ID", &id);
+    let _segment = Segment(id);
+    std::thread::sleep(Duration::from_millis(50));
+    snap(&ksnap, pid, &["--kill"])?;
+    ensure!(python.process().wait(LIMIT)?.is_some());
+    await_gone(pid, LIMIT)?;
+    let mut neighbour = Python::script(&neighbour)?;
+    ensure!(neighbour.line(LIMIT)? == "attached");
+    let mut back = ksnap.start(&["restore", "latest", "--wait", "--json"])?;
+    let said: Value = serde_json::from_str(&back.line(LIMIT)?.context("not brought back")?)?;
+    ensure!(said["notes"].to_string().contains("attached"), "{said}");
+    ensure!(ask(&mut back, "tell")? == "b'y' b'y'");
+    ensure!(ask(neighbour.process(), "tell")? == "b'y'");
+    kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+    ensure!(back.wait(LIMIT)?.is_some());
+    Ok(())
+}
+
 #[test]
 fn a_segment_of_system_v_is_attached_again() -> Result<()> {
     require!(Root, Ksnap, Program("python3"), Program("ipcrm"));
@@ -522,7 +544,7 @@ fn a_segment_of_system_v_is_attached_again() -> Result<()> {
     ensure!(ask(&mut back, "detach")? == "0");
     kill(Pid::from_raw(python.pid()), Signal::SIGKILL)?;
     ensure!(back.wait(LIMIT)?.is_some());
-    is_free(python.pid())?;
+    await_gone(python.pid(), LIMIT)?;
     // With nothing to attach to it is memory of the process alone, and that is said.
     drop(segment);
     let mut alone = ksnap.start(&["restore", "latest", "--wait", "--json"])?;

@@ -1,16 +1,18 @@
 //! Trees of processes: captured at one moment, and brought back as a whole or not at all.
 
 use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tests::background::Background;
-use tests::footprint::state_of;
+use tests::footprint::await_gone;
+use tests::subject::request;
 use tests::victim::rng::Rng;
 use tests::{Ksnap, Python, Victim, require};
 
@@ -48,18 +50,7 @@ impl Pids {
     }
 
     fn are_gone(&self) -> Result<()> {
-        let end = Instant::now() + LIMIT;
-        for pid in &self.0 {
-            while Path::new(&format!("/proc/{pid}")).exists() {
-                ensure!(
-                    Instant::now() < end,
-                    "process {pid} is still there ({})",
-                    state_of(*pid)
-                );
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
-        Ok(())
+        self.0.iter().try_for_each(|pid| await_gone(*pid, LIMIT))
     }
 }
 
@@ -87,16 +78,26 @@ fn end_captured(ksnap: &Ksnap, root: i32) -> Result<Pids> {
     Ok(Pids(pids))
 }
 
-fn bring_back(ksnap: &Ksnap, options: &[&str]) -> Result<(Background, Value)> {
-    let mut args = vec!["restore", "latest", "--wait", "--json"];
-    args.extend(options);
-    let mut process = ksnap.start(&args)?;
-    let line = process
-        .line(LIMIT)
-        .and_then(|line| line.context("ksnap says nothing"))
-        .with_context(|| process.stderr())?;
-    let said = serde_json::from_str(&line)?;
-    Ok((process, said))
+/// Also gives what ksnap said. The tree runs by then, and writes to the same pipe: `early` takes what it has written.
+fn bring_back(
+    ksnap: &Ksnap,
+    early: &mut dyn FnMut(&str) -> Result<()>,
+) -> Result<(Background, Value)> {
+    let mut process = ksnap.start(&["restore", "latest", "--wait", "--json"])?;
+    loop {
+        let line = process
+            .line(LIMIT)
+            .and_then(|line| line.context("ksnap says nothing"))
+            .with_context(|| process.stderr())?;
+        match serde_json::from_str(&line) {
+            Ok(said @ Value::Object(_)) => return Ok((process, said)),
+            _ => early(&line)?,
+        }
+    }
+}
+
+fn nothing_early(line: &str) -> Result<()> {
+    bail!("{line}")
 }
 
 /// Captured, ended, brought back, twice in a row.
@@ -157,11 +158,7 @@ fn a_running_tree_is_not_disturbed_and_copies_live_beside_it() -> Result<()> {
     }
     ensure!(process.wait(LIMIT)?.is_some(), "ksnap does not end");
     for n in 0..2 {
-        process
-            .stdin()?
-            .write_all(format!("quit {n}\n").as_bytes())?;
-        let line = process.line(LIMIT)?.context("no answer")?;
-        let reply: Value = serde_json::from_str(&line)?;
+        let reply = request(&mut process, "quit", n, LIMIT)?;
         ensure!(
             reply["ok"] == true && reply["pid"] == victim.pid(),
             "{reply}"
@@ -196,37 +193,191 @@ fn a_restore_that_is_killed_leaves_a_whole_tree_or_none() -> Result<()> {
             std::thread::sleep(Duration::from_micros(rng.word() % 80_000));
             process.signal(Signal::SIGKILL)?;
         }
-        ensure!(process.wait(LIMIT)?.is_some(), "ksnap does not end");
-        // What is ended with ksnap takes a moment to be gone.
-        std::thread::sleep(Duration::from_millis(50));
-        let living = pids
-            .0
-            .iter()
-            .filter(|pid| !matches!(state_of(**pid), '?' | 'Z' | 'X'));
-        match living.count() {
-            0 => none += 1,
-            3 => {
-                ensure!(!chosen, "it lives {}", what());
-                process
-                    .stdin()?
-                    .write_all(format!("quit {round}\n").as_bytes())?;
-                let reply = loop {
-                    let line = process.line(LIMIT)?.with_context(what)?;
-                    let reply: Value = serde_json::from_str(&line)?;
-                    if reply["verb"] == "quit" {
-                        break reply;
-                    }
-                };
-                ensure!(reply["ok"] == true, "{reply} {}", what());
-                whole += 1;
-            }
-            n => anyhow::bail!("{n} of 3 processes live {}", what()),
+        let status = process.wait(LIMIT)?.context("ksnap does not end")?;
+        if chosen {
+            ensure!(
+                status.signal() == Some(libc::SIGKILL),
+                "{status} instead of a kill {}: {}",
+                what(),
+                process.stderr()
+            );
+            // Those that are ended with ksnap take a moment to be gone.
+            pids.are_gone().with_context(what)?;
+            continue;
         }
-        pids.are_gone().with_context(what)?;
+        match lives_on(&pids, &mut process, round).with_context(what)? {
+            true => whole += 1,
+            false => none += 1,
+        }
     }
     eprintln!("whole {whole} times, not there {none} times");
-    ensure!(none >= KILLS / 3, "no kill came early enough");
+    ensure!(none > 0, "no kill came early enough");
+    Victim::brought_back(ksnap.start(&["restore", "latest", "--wait", "--json"])?)?.quit()?;
+    pids.are_gone()
+}
+
+/// Whether a tree lives on when ksnap is gone. One that does answers, and ends then; else nothing is left of it.
+fn lives_on(pids: &Pids, process: &mut Background, id: usize) -> Result<bool> {
+    // Whoever writes to one that is ended with ksnap finds that nobody reads, sooner or later.
+    let reply = request(process, "quit", id, LIMIT);
+    if let Ok(reply) = &reply {
+        ensure!(reply["ok"] == true, "{reply}");
+    }
+    pids.are_gone()
+        .with_context(|| format!("asked to quit: {reply:?}"))?;
+    Ok(reply.is_ok())
+}
+
+/// The children of a process that has one thread.
+fn children_of(pid: i32) -> Result<Vec<i32>> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let listed = std::fs::read_to_string(&path).context(path)?;
+    Ok(listed
+        .split_whitespace()
+        .map(str::parse)
+        .collect::<std::result::Result<_, _>>()?)
+}
+
+/// Process 1 of a PID namespace ends only when all others there have ended and have been met.
+#[test]
+fn a_tree_that_begins_with_process_1_of_a_namespace_is_ended() -> Result<()> {
+    require!(Root, Ksnap, Program("unshare"));
+    let ksnap = Ksnap::new()?;
+    let mut command = Command::new("unshare");
+    let script = "sleep 1000 & sleep 1000 & echo here; wait";
+    command.args(["--pid", "--fork", "--kill-child", "sh", "-c", script]);
+    let mut outside = Background::start(command)?;
+    ensure!(outside.line(LIMIT)?.as_deref() == Some("here"));
+    let [root] = children_of(outside.pid())?[..] else {
+        bail!("process 1 is not there");
+    };
+    let pids = end_captured(&ksnap, root)?;
+    ensure!(pids.0.len() == 3, "{:?}", pids.0);
+    outside
+        .wait(LIMIT)?
+        .context("what waits for process 1 lives")?;
+    pids.are_gone()
+}
+
+/// In a PID namespace of its own all of it ends with its first process, as soon as that is let go.
+#[test]
+fn a_tree_whose_first_process_ends_at_once_comes_back() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    let folder = tempfile::tempdir()?;
+    let word = folder.path().join("end");
+    let script = format!(
+        "for n in 0 1 2 3 4 5 6 7 8 9 10 11; do sleep 1000 & done; echo here; \
+         while ! [ -e {} ]; do :; done; exit 7",
+        word.display()
+    );
+    let mut command = Command::new("sh");
+    command.args(["-c", &script]);
+    let mut shell = Background::start(command)?;
+    ensure!(shell.line(LIMIT)?.as_deref() == Some("here"));
+    let pids = end_captured(&ksnap, shell.pid())?;
+    ensure!(pids.0.len() == 13, "{:?}", pids.0);
+    shell.wait(LIMIT)?.context("the shell lives")?;
+    pids.are_gone()?;
+    std::fs::write(&word, "")?;
+    for _ in 0..5 {
+        let ended = ksnap.run(&["restore", "latest", "--wait", "--pids", "namespace"])?;
+        ensure!(ended.code()? == 7, "{ended:?}");
+    }
     Ok(())
+}
+
+const ORPHANED_GROUP: &str = r#"
+import os, time
+r, w = os.pipe()
+first = os.fork()
+if first == 0:
+    os.read(r, 1)
+    os._exit(0)
+os.setpgid(first, first)
+second = os.fork()
+if second == 0:
+    time.sleep(1000)
+    os._exit(0)
+os.setpgid(second, first)
+os.write(w, b".")
+os.waitpid(first, 0)
+print(first, second)
+time.sleep(1000)
+"#;
+
+/// A process with a certain id that does nothing. Ended when dropped.
+struct Idle(i32);
+
+impl Idle {
+    /// By clone3(2), whose argument the id is.
+    fn with_id(id: i32) -> Result<Self> {
+        const EXIT_SIGNAL: usize = 4;
+        const SET_TID: usize = 8;
+        const SET_TID_SIZE: usize = 9;
+        let ids = [id];
+        let mut args = [0u64; 10];
+        args[EXIT_SIGNAL] = libc::SIGCHLD as u64;
+        args[SET_TID] = ids.as_ptr() as u64;
+        args[SET_TID_SIZE] = 1;
+        // SAFETY: the arguments and the array that they point at are live, with a null stack as fork has it; the child
+        // makes system calls only.
+        let made = unsafe {
+            let made = libc::syscall(libc::SYS_clone3, args.as_ptr(), size_of_val(&args));
+            if made == 0 {
+                loop {
+                    libc::pause();
+                }
+            }
+            made
+        };
+        let why = || {
+            format!(
+                "a process with the id {id}: {}",
+                std::io::Error::last_os_error()
+            )
+        };
+        ensure!(made == i64::from(id), why());
+        Ok(Self(id))
+    }
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        let pid = Pid::from_raw(self.0);
+        let _ = kill(pid, Signal::SIGKILL);
+        let _ = nix::sys::wait::waitpid(pid, None);
+    }
+}
+
+#[test]
+fn a_group_whose_id_is_taken_is_refused_before_anything_is_made() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"));
+    let ksnap = Ksnap::new()?;
+    let mut python = Python::script(ORPHANED_GROUP)?;
+    let line = python.line(LIMIT)?;
+    let (first, second) = line.split_once(' ').context("no ids")?;
+    let (first, second): (i32, i32) = (first.parse()?, second.parse()?);
+    let pids = end_captured(&ksnap, python.pid())?;
+    ensure!(pids.0 == [python.pid(), second], "{:?}", pids.0);
+    python.process().wait(LIMIT)?.context("python lives")?;
+    pids.are_gone()?;
+    let other = Idle::with_id(first)?;
+    let refused = ksnap.run(&["restore", "latest"])?;
+    ensure!(refused.code()? != 0, "{refused:?}");
+    for word in [format!("process group {first}"), "is taken".into()] {
+        ensure!(refused.stderr.contains(&word), "{word}: {refused:?}");
+    }
+    pids.are_gone()?;
+    drop(other);
+    let (_back, said) = bring_back(&ksnap, &mut nothing_early)?;
+    ensure!(said["pid"] == python.pid(), "{said}");
+    let group = stat_of(second).and_then(|stat| stat.get(2)?.parse::<i32>().ok());
+    ensure!(group == Some(first), "{group:?} instead of {first}");
+    pids.0.iter().try_for_each(|pid| {
+        kill(Pid::from_raw(*pid), Signal::SIGKILL)?;
+        await_gone(*pid, LIMIT)
+    })
 }
 
 /// Lines that must come with numbers in order, none missing and none twice.
@@ -281,7 +432,7 @@ fn a_pipeline_of_a_shell_loses_nothing() -> Result<()> {
     shell.wait(LIMIT)?.context("the shell lives")?;
     pids.are_gone()?;
     numbers.rest(&mut shell)?;
-    let (mut back, said) = bring_back(&ksnap, &[])?;
+    let (mut back, said) = bring_back(&ksnap, &mut |line| numbers.take(line))?;
     ensure!(said["pid"] == root, "{said}");
     numbers.expect(&mut back, 100)?;
     let group = |pid: i32| stat_of(pid).and_then(|stat| stat.get(2)?.parse::<i32>().ok());
@@ -438,7 +589,7 @@ fn nginx_and_its_workers_answer_again() -> Result<()> {
     nginx.wait(LIMIT)?.context("nginx lives")?;
     pids.are_gone()?;
     ensure!(page_of(port).is_err(), "somebody else answers");
-    let (mut back, said) = bring_back(&ksnap, &[])?;
+    let (mut back, said) = bring_back(&ksnap, &mut nothing_early)?;
     ensure!(said["pid"] == root, "{said}");
     for _ in 0..20 {
         ensure!(page_of(port)?.contains("hello from a file"));

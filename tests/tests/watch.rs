@@ -115,6 +115,13 @@ mod what_others_write_does_no_harm {
         require!(Root, Ksnap);
         watched("gup", &[], 40, &[])
     }
+
+    /// Its parent alone: the others go on.
+    #[test]
+    fn tree() -> Result<()> {
+        require!(Root, Ksnap);
+        watched("tree", &[], 40, &[])
+    }
 }
 
 mod without_probes {

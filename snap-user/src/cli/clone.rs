@@ -4,15 +4,23 @@ use super::args;
 use super::context::Context;
 use super::exit::{CliError, Exit};
 use super::render::{cloned, human::clean};
-use crate::session::{self, Round};
+use crate::session::{self, Filling, Round, Rules};
 
 /// Brings a snapshot or a process to another machine.
 pub fn clone(context: &Context, args: &args::Clone) -> Result<Exit, CliError> {
-    let (store, options) = (context.store()?, args.options());
+    let mut options = args.options();
     let mut report = |round: &Round| context.tell(&cloned::round(round));
     let done = match process(&args.what) {
-        Some(pid) => session::clone_live(&store, pid, &args.host, &options, &mut report)?,
-        None => session::clone_stored(&store, &args.what, &args.host, &options, &mut report)?,
+        Some(pid) => {
+            let (store, keep) =
+                context.store_to_fill(Filling::Processes(&[pid]), Rules::default())?;
+            options.taking.keep = keep;
+            session::clone_live(&store, pid, &args.host, &options, &mut report)?
+        }
+        None => {
+            let store = context.store()?;
+            session::clone_stored(&store, &args.what, &args.host, &options, &mut report)?
+        }
     };
     context.print(args.json, &done, |out, _| {
         writeln!(out, "{}", cloned::cloned(&done))

@@ -14,7 +14,7 @@ pub fn key(context: &Context, args: &Key) -> Result<Exit, CliError> {
             context.print(args.json, &own, |out, _| writeln!(out, "{}", own.key))?;
         }
         KeyVerb::Trust(args) => {
-            let key = session::trust_key(&args.key, &args.name)?;
+            let key = session::trust_key(&args.key, args.name.as_deref())?;
             context.print(args.json, &key, |out, _| {
                 writeln!(out, "trusted: {}", line(&key))
             })?;

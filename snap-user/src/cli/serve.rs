@@ -4,7 +4,7 @@ use super::args::Serve;
 use super::context::{Context, stdout, write_json};
 use super::exit::{CliError, Exit};
 use super::render::cloned;
-use crate::session::{self, Served};
+use crate::session::{self, Filling, Rules, Served};
 use std::io::Write;
 
 /// Serves until it is interrupted.
@@ -24,12 +24,9 @@ pub fn serve(context: &Context, args: &Serve) -> Result<Exit, CliError> {
             context.tell("no key is trusted yet, so nobody can connect: `ksnap key trust` the other machine's");
         }
     };
-    session::serve(
-        &context.store()?,
-        args.listen.as_deref(),
-        args.timeout,
-        &mut report,
-    )?;
+    // What comes is kept; where the store is in memory, room is made for it before.
+    let (store, _) = context.store_to_fill(Filling::Processes(&[]), Rules::default())?;
+    session::serve(&store, args.listen.as_deref(), args.timeout, &mut report)?;
     match failed {
         // Who reads what is printed may go; those who connect come nevertheless.
         Some(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e.into()),

@@ -92,6 +92,14 @@ impl EncodedBatch {
         encoding
     }
 
+    /// Adds a page that is encoded already, by itself; `page` is what its bytes decode to.
+    pub fn push_encoded(&mut self, addr: u64, page: &Page, encoding: Encoding, bytes: &[u8]) {
+        debug_assert!(!encoding.needs_previous());
+        let at = self.bytes.len();
+        self.bytes.extend_from_slice(bytes);
+        self.enter(addr, page, at, encoding, None);
+    }
+
     fn enter(
         &mut self,
         addr: u64,

@@ -3,10 +3,11 @@
 use super::error::ProbeError;
 use super::event::{self, Event};
 use super::load::{self, Loaded, ProbeOptions};
+use super::marks::Marks;
 use super::programs::{self, FaultSource, Link, chain};
 use super::saver::{Saved, Saver, Window};
 use super::state::StateReader;
-use crate::model::{Observed, PageSet};
+use crate::model::Observed;
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::ProgramError;
@@ -160,7 +161,7 @@ impl Probes {
     pub fn open_window(
         &mut self,
         tgid: u32,
-        pages: &PageSet,
+        pages: &Marks,
         heap_end: Option<u64>,
     ) -> Result<Window, ProbeError> {
         self.saver.open(&mut self.tracked, tgid, pages, heap_end)

@@ -1,14 +1,12 @@
 //! Pages that the probes save before their first write, while they wait to be copied.
 
 use super::error::ProbeError;
+use super::marks::Marks;
 use super::probes::{map_error, take};
-use crate::model::{PAGE_SIZE, Page, PageSet};
+use crate::model::Page;
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData, MapError, RingBuf};
-use snap_common::{
-    BEGUN, BREAK, CHUNK_BYTES, COPIED_TO, Chunk, LOST, SavedPage, Tracked, WINDOW, chunk_bit,
-    chunk_key,
-};
+use snap_common::{BEGUN, BREAK, COPIED_TO, Chunk, LOST, SavedPage, Tracked, WINDOW, chunk_key};
 use std::collections::BTreeMap;
 use std::mem::offset_of;
 
@@ -68,12 +66,12 @@ impl Saver {
         &mut self,
         tracked: &mut HashMap<MapData, u32, Tracked>,
         tgid: u32,
-        pages: &PageSet,
+        pages: &Marks,
         heap_end: Option<u64>,
     ) -> Result<Window, ProbeError> {
         self.close(tracked, tgid)?;
         let mut keys = Vec::new();
-        let entered = in_chunks(pages, |at, chunk| {
+        let entered = pages.chunks().try_for_each(|(at, chunk)| {
             let key = chunk_key(tgid, at);
             keys.push(key);
             self.awaited.insert(key, chunk, 0)
@@ -157,47 +155,6 @@ fn tell(
     }
 }
 
-/// Calls `enter` for each chunk that holds some of these pages.
-fn in_chunks<E>(
-    pages: &PageSet,
-    mut enter: impl FnMut(u64, &Chunk) -> Result<(), E>,
-) -> Result<(), E> {
-    let mut chunk: Chunk = [0; _];
-    let mut at = None;
-    for range in pages.ranges() {
-        let mut start = range.start;
-        while start < range.end {
-            let base = start & !(CHUNK_BYTES - 1);
-            if let Some(before) = at.replace(base)
-                && before != base
-            {
-                enter(before, &chunk)?;
-                chunk = [0; _];
-            }
-            let end = range.end.min(base + CHUNK_BYTES);
-            mark(&mut chunk, start, end);
-            start = end;
-        }
-    }
-    match at {
-        Some(last) => enter(last, &chunk),
-        None => Ok(()),
-    }
-}
-
-/// Sets the bits of the pages from `start` to `end`, which lie in one chunk.
-fn mark(chunk: &mut Chunk, start: u64, end: u64) {
-    let mut addr = start;
-    while addr < end {
-        let (word, bit) = chunk_bit(addr);
-        let rest = (end - addr) / PAGE_SIZE;
-        let count = rest.min(64 - u64::from(bit.trailing_zeros()));
-        let ones = u64::MAX >> (64 - count);
-        chunk[word] |= ones << bit.trailing_zeros();
-        addr += count * PAGE_SIZE;
-    }
-}
-
 fn decode(record: &[u8]) -> Option<Saved<'_>> {
     let word = |at: usize| -> Option<u64> {
         let bytes = record.get(at..at + 8)?;
@@ -218,41 +175,6 @@ fn decode(record: &[u8]) -> Option<Saved<'_>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::PageRange;
-
-    fn entered(set: &PageSet) -> Vec<u64> {
-        let mut pages = Vec::new();
-        in_chunks(set, |base, chunk| {
-            for n in 0..CHUNK_BYTES / PAGE_SIZE {
-                let addr = base + n * PAGE_SIZE;
-                let (word, bit) = chunk_bit(addr);
-                if chunk[word] & bit != 0 {
-                    pages.push(addr);
-                }
-            }
-            Ok::<_, ()>(())
-        })
-        .unwrap();
-        pages
-    }
-
-    #[test]
-    fn each_page_has_a_bit_in_its_chunk_and_no_other() {
-        let ranges = [
-            (0x1000, 0x2000),
-            (0x3_f000, 0x8_1000),
-            (CHUNK_BYTES - 0x2000, CHUNK_BYTES + 0x5000),
-            (5 * CHUNK_BYTES, 7 * CHUNK_BYTES),
-            (0x7fff_ffff_0000, 0x7fff_ffff_f000),
-        ];
-        let set: PageSet = ranges
-            .map(|(s, e)| PageRange::new(s, e))
-            .into_iter()
-            .collect();
-        assert_eq!(entered(&set), set.iter().collect::<Vec<_>>());
-        assert!(entered(&PageSet::new()).is_empty());
-    }
-
     #[test]
     fn a_record_is_decoded_whole_or_not_at_all() {
         let mut record = Vec::new();

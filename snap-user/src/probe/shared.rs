@@ -6,10 +6,11 @@
 
 use super::error::ProbeError;
 use super::event::Event;
+use super::marks::Marks;
 use super::probes::{Drained, Probes, ProgramStats};
 use super::saver::{Saved, Window};
 use super::{FaultSource, ProbeOptions};
-use crate::model::{Observed, Page, PageSet};
+use crate::model::{Observed, Page};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -91,11 +92,7 @@ impl TrackedProcess {
     ///
     /// # Errors
     /// Those of [`Probes::open_window`].
-    pub fn open_window(
-        &self,
-        pages: &PageSet,
-        heap_end: Option<u64>,
-    ) -> Result<Window, ProbeError> {
+    pub fn open_window(&self, pages: &Marks, heap_end: Option<u64>) -> Result<Window, ProbeError> {
         let mut hub = lock(&self.hub);
         // Left from an earlier window. What comes late for this one is taken once it is closed.
         hub.queues.drop_saved(self.tgid);

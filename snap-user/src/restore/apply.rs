@@ -110,9 +110,8 @@ pub fn apply(
         held.finish(worker)?;
         step = "continuing its waits";
         fault::point(step);
-        let waits = waits::begin_all(pid, &target.threads, |n| {
-            Remote::new(target.threads[n].tid, insn)
-        })?;
+        let remote = |n: usize| Remote::new(target.threads[n].tid, insn);
+        let waits = waits::begin_all(pid, &target.threads, remote, &mut notes)?;
         step = "setting resource limits";
         let mut held = Held::new(pid, insn);
         notes.extend(state::apply(&plan.limits.after, &mut held)?);

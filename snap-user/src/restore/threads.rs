@@ -2,10 +2,10 @@
 
 use super::plan::Registration;
 use super::waits::{self, Wait};
-use crate::model::{PAGE_SIZE, RobustList, Rseq, ThreadState, page_down};
+use crate::model::{RobustList, Rseq, ThreadState, page_down};
 use crate::sys::arch::{Registers, fit_extended};
 use crate::sys::ptrace::{self, Tid};
-use crate::sys::{self, Frozen, Remote, SysError, THREAD_FLAGS};
+use crate::sys::{self, CloneArgs, Frozen, Remote, SysError, THREAD_FLAGS};
 use std::io;
 use std::time::Duration;
 use zerocopy::IntoBytes;
@@ -71,22 +71,13 @@ pub(super) fn start(
 /// Makes a thread by clone3(2), which takes the id as an argument. EEXIST when it is taken, EPERM
 /// when the target lacks CAP_CHECKPOINT_RESTORE.
 fn clone_with_id(frozen: &mut Frozen, maker: Tid, insn: u64, tid: Tid) -> sys::Result<()> {
-    // Offsets in `struct clone_args` (include/uapi/linux/sched.h), the array of ids behind it.
-    const SIZE: u64 = 80;
-    const SET_TID: usize = 64;
-    const SET_TID_SIZE: usize = 72;
-    let mut remote = Remote::new(maker, insn)?;
-    let page = remote.map_room(PAGE_SIZE)?;
-    let mut args = vec![0u8; SIZE as usize + 8];
-    args[..8].copy_from_slice(&THREAD_FLAGS.to_le_bytes());
-    args[SET_TID..SET_TID + 8].copy_from_slice(&(page + SIZE).to_le_bytes());
-    args[SET_TID_SIZE..SET_TID_SIZE + 8].copy_from_slice(&1u64.to_le_bytes());
-    args[SIZE as usize..SIZE as usize + 4].copy_from_slice(&tid.to_le_bytes());
-    sys::write_bytes(frozen.pid(), page, &args)?;
-    let made = remote.clone_thread([page, SIZE, 0, 0, 0, 0], libc::SYS_clone3);
-    remote.unmap_room(page, PAGE_SIZE)?;
-    drop(remote);
-    frozen.adopt(made?);
+    let args = CloneArgs {
+        flags: THREAD_FLAGS,
+        exit_signal: 0,
+        id: Some(tid),
+    };
+    let made = Remote::new(maker, insn)?.clone_with(&args)?;
+    frozen.adopt(made);
     Ok(())
 }
 

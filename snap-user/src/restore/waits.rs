@@ -17,48 +17,81 @@ pub(super) enum Wait {
     Over(i64),
 }
 
-/// Has a thread wait for the rest of the time. `None` where it was not in such a wait, or how much is left is not known:
-/// the call is issued again then. The memory must be the snapshot's.
-///
-/// # Errors
-/// Those of running calls. The process is none the worse for it.
-fn begin(remote: &mut Remote, pid: i32, thread: &ThreadState) -> sys::Result<Option<Wait>> {
-    let (Some(call), Some(left)) = (thread.restart_syscall, thread.time_left_ns) else {
-        return Ok(None);
-    };
-    let Some(regs) = Registers::from_prstatus(&thread.gp).filter(Registers::needs_restart_block)
-    else {
-        return Ok(None);
-    };
-    let room = remote.map_room(PAGE_SIZE)?;
+/// A call that waits, which the kernel would continue by what it remembers of it.
+struct Interrupted {
+    call: u64,
+    args: [u64; 6],
+    left_ns: u64,
+}
+
+/// The call that a thread was in the middle of. `None` where it was not in such a wait, or how much is left is not
+/// known.
+fn interrupted(thread: &ThreadState) -> Option<Interrupted> {
+    let regs = Registers::from_prstatus(&thread.gp).filter(Registers::needs_restart_block)?;
+    Some(Interrupted {
+        call: thread.restart_syscall?,
+        args: regs.arguments(),
+        left_ns: thread.time_left_ns?,
+    })
+}
+
+/// Has a thread wait for the rest of the time, which is written to `room`. `None` where this is none of the calls that
+/// can.
+fn begin(mut remote: Remote, pid: i32, room: u64, wait: &Interrupted) -> sys::Result<Option<Wait>> {
+    let left = wait.left_ns;
     let time: Vec<u8> = [left / 1_000_000_000, left % 1_000_000_000]
         .iter()
         .flat_map(|word| word.to_ne_bytes())
         .collect();
-    let waited = sys::write_bytes(pid, room, &time).and_then(|()| {
-        match shortened(call, regs.arguments(), room, left) {
-            Some(args) => remote.begin_wait(call as i64, args).map(Some),
-            None => Ok(None),
-        }
-    });
-    remote.unmap_room(room, PAGE_SIZE)?;
-    Ok(waited?.map(|result| match result {
-        None => Wait::Goes,
-        Some(result) => Wait::Over(result),
-    }))
+    sys::write_bytes(pid, room, &time)?;
+    let Some(args) = shortened(wait.call, wait.args, room, left) else {
+        return Ok(None);
+    };
+    let result = remote.begin_wait(wait.call as i64, args)?;
+    Ok(Some(result.map_or(Wait::Goes, Wait::Over)))
 }
 
-/// The same for all threads of a process, each run by what `remote` gives for its place.
+/// Has each thread of a process that was in the middle of a wait, run by what `remote` gives for its place, wait for the
+/// rest of the time. `None` for the others, and for those that cannot: their calls are issued again, which `notes` tells.
+/// The memory must be the snapshot's.
+///
+/// # Errors
+/// The process has a page more than it had.
 pub(super) fn begin_all(
     pid: i32,
     threads: &[ThreadState],
     remote: impl Fn(usize) -> sys::Result<Remote>,
+    notes: &mut Vec<String>,
 ) -> sys::Result<Vec<Option<Wait>>> {
-    let begin_one = |(n, thread): (usize, &ThreadState)| match thread.time_left_ns {
-        Some(_) => begin(&mut remote(n)?, pid, thread),
-        None => Ok(None),
+    let waiting: Vec<_> = threads.iter().map(interrupted).collect();
+    let mut waits = vec![None; threads.len()];
+    let Some(first) = waiting.iter().position(Option::is_some) else {
+        return Ok(waits);
     };
-    threads.iter().enumerate().map(begin_one).collect()
+    // One for all of them: the kernel reads it when the wait begins.
+    let room = remote(first).and_then(|mut remote| remote.map_room(PAGE_SIZE));
+    for (n, thread) in threads.iter().enumerate() {
+        let Some(wait) = &waiting[n] else {
+            continue;
+        };
+        let begun = match &room {
+            Ok(room) => remote(n)
+                .and_then(|remote| begin(remote, pid, *room, wait))
+                .map_err(|e| e.to_string()),
+            Err(e) => Err(e.to_string()),
+        };
+        match begun {
+            Ok(wait) => waits[n] = wait,
+            Err(why) => notes.push(format!(
+                "thread {}: its wait begins anew ({why})",
+                thread.own_id()
+            )),
+        }
+    }
+    if let Ok(room) = room {
+        remote(first)?.unmap_room(room, PAGE_SIZE)?;
+    }
+    Ok(waits)
 }
 
 /// The call's arguments with the time that is left: at `room` as a `struct timespec`, or in milliseconds.
@@ -85,6 +118,45 @@ pub(super) fn registers(regs: &Registers, thread: &ThreadState, wait: Option<Wai
 #[cfg(test)]
 mod tests {
     use super::*;
+    use zerocopy::IntoBytes;
+
+    /// A thread that was in the middle of a call with this number, `left_ns` before the end of it.
+    fn in_a_wait(tid: i32, call: i64, left_ns: Option<u64>) -> ThreadState {
+        /// `ERESTART_RESTARTBLOCK`, as the kernel leaves it in the result.
+        const BY_BLOCK: u64 = -516i64 as u64;
+        let regs = Registers {
+            rax: BY_BLOCK,
+            orig_rax: call as u64,
+            ..Registers::default()
+        };
+        ThreadState {
+            tid,
+            gp: regs.as_bytes().to_vec(),
+            restart_syscall: Some(call as u64),
+            time_left_ns: left_ns,
+            ..ThreadState::default()
+        }
+    }
+
+    #[test]
+    fn a_wait_that_cannot_go_on_is_told_and_begins_anew() {
+        let threads = [
+            in_a_wait(7, libc::SYS_nanosleep, Some(5)),
+            in_a_wait(8, libc::SYS_nanosleep, None),
+            in_a_wait(9, libc::SYS_poll, Some(5)),
+        ];
+        let full = |_| {
+            let full = std::io::Error::from_raw_os_error(libc::ENOMEM);
+            Err(sys::SysError::new("mmap", "a page", full))
+        };
+        let mut notes = Vec::new();
+        let waits = begin_all(1, &threads, full, &mut notes).unwrap();
+        assert_eq!(waits, [None; 3]);
+        let told = |tid| format!("thread {tid}: its wait begins anew (");
+        assert_eq!(notes.len(), 2, "{notes:?}");
+        assert!(notes[0].starts_with(&told(7)), "{notes:?}");
+        assert!(notes[1].starts_with(&told(9)), "{notes:?}");
+    }
 
     #[test]
     fn only_the_time_of_a_call_changes() {

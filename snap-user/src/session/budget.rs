@@ -38,11 +38,15 @@ impl Budget {
         }
     }
 
-    /// From the start of the snapshot that has cost so much to the start of the next, at least. Call it
-    /// for each one.
-    pub fn interval(&mut self, kind: SnapshotKind, costs: &Costs) -> Duration {
-        let used = Used::now();
-        let before = std::mem::replace(&mut self.used, used);
+    /// A snapshot begins. What a processor has to spare before that is of no use to it.
+    pub fn begin(&mut self) {
+        self.used = Used::now();
+    }
+
+    /// From the start of the snapshot that has cost so much to the start of the next, at least. Call it for each
+    /// one, as soon as it is stored.
+    pub fn interval(&self, kind: SnapshotKind, costs: &Costs) -> Duration {
+        let (before, used) = (self.used, Used::now());
         let Some(permille) = self.permille else {
             return Duration::ZERO;
         };
@@ -127,12 +131,12 @@ mod tests {
     #[test]
     fn a_base_and_an_unbounded_budget_hold_nothing_back() {
         let dear = costs(500, 500, 1_000);
-        let mut unbounded = Budget::new(None);
+        let unbounded = Budget::new(None);
         assert_eq!(
             unbounded.interval(SnapshotKind::Delta, &dear),
             Duration::ZERO
         );
-        let mut bounded = Budget::new(Some(100));
+        let bounded = Budget::new(Some(100));
         assert_eq!(bounded.interval(SnapshotKind::Base, &dear), Duration::ZERO);
         let held = bounded.interval(SnapshotKind::Delta, &dear);
         assert!(held >= Duration::from_secs(10), "{held:?}");

@@ -1,19 +1,20 @@
 //! `clone`: a snapshot, or a running process, to another machine.
 
-use super::clone_send::{Sender, Sent};
+use super::clone_send::Sender;
 use super::clone_source::{Held, Source};
 use super::key::keys;
-use super::remote::{dial, is_lost};
+use super::remote::{Transferred, dial, is_lost};
 use super::types::hex;
 use super::{Options, Pids, Result, SessionError};
+use crate::capture::CaptureError;
 use crate::model::SnapshotId;
 use crate::restore::fault;
-use crate::store::{Snapshot, Store};
+use crate::store::{Snapshot, Store, StoreError};
 use crate::sys::{monotonic_ns, proc};
-use crate::wire::{self, Link, Message, Order, Running};
+use crate::wire::{self, Limit, Link, Message, Order, Running};
 use serde::Serialize;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Pages that are left for the stop without another round.
 const FEW_PAGES: u64 = 256;
@@ -39,6 +40,8 @@ pub struct CloneOptions {
     pub rounds: u32,
     /// How long the other machine may be without a sign of life.
     pub stall: Duration,
+    /// How long the process may stand still until all of it is stored there.
+    pub max_stop: Duration,
     /// How snapshots of the running process are taken.
     pub taking: Options,
 }
@@ -73,7 +76,7 @@ pub struct RunsThere {
     pub own_pid: i32,
     /// From the order to its first instruction, in nanoseconds.
     pub took_ns: u64,
-    /// What differs from what it was, a sentence each.
+    /// What differs from what it was, a sentence each; what could not be saved here is not said again.
     pub notes: Vec<String>,
 }
 
@@ -103,6 +106,62 @@ pub fn is_process(pid: i32) -> bool {
     proc::stat(pid, None).is_ok()
 }
 
+/// What is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    /// A snapshot that was taken earlier.
+    Stored,
+    /// A process that runs meanwhile.
+    Running,
+    /// A process that stands still meanwhile.
+    Stopped,
+}
+
+impl What {
+    /// What there is to say of it here when the connection breaks off before the order to bring it back; `over` when
+    /// it stood still for too long.
+    fn left(self, over: bool) -> &'static str {
+        match (self, over) {
+            (Self::Stored, _) => "",
+            (Self::Stopped, true) => {
+                " The process here goes on as it was; with --max-stop it may stand still for longer."
+            }
+            (Self::Running | Self::Stopped, _) => " The process here is as it was.",
+        }
+    }
+
+    /// And when it breaks off behind that order.
+    fn left_unsure(self) -> &'static str {
+        match self {
+            Self::Stored => "Look there whether it runs",
+            Self::Running | Self::Stopped => {
+                "The process here was not ended; look there whether it runs there too"
+            }
+        }
+    }
+}
+
+/// The snapshot that is meant. A number that is none is a process that is not there any more.
+fn find(dir: &Path, reference: &str) -> Result<(Store, SnapshotId)> {
+    let found = Store::open(dir).and_then(|store| {
+        let id = store.resolve(reference, None)?;
+        Ok((store, id))
+    });
+    found.map_err(|e| match (reference.parse::<i32>(), &e) {
+        (
+            Ok(pid @ 1..),
+            StoreError::NoStore { .. }
+            | StoreError::BadReference { .. }
+            | StoreError::NotFound { .. },
+        ) => CaptureError::Vanished {
+            pid,
+            why: format!("no process has this id, and no snapshot is meant: {e}"),
+        }
+        .into(),
+        _ => e.into(),
+    })
+}
+
 /// Sends a stored snapshot, and has it brought back if that is asked for.
 pub fn clone_stored(
     dir: &Path,
@@ -111,22 +170,30 @@ pub fn clone_stored(
     options: &CloneOptions,
     report: &mut dyn FnMut(&Round),
 ) -> Result<Cloned> {
+    let (store, id) = find(dir, reference)?;
     if options.end {
-        return Err(SessionError::Usage(
-            "--move ends a running process: name it by its id".into(),
-        ));
+        return Err(SessionError::Usage(format!(
+            "--move ends a running process, and {reference} is a snapshot: name the process by its id"
+        )));
     }
-    let store = Store::open(dir)?;
-    let snapshot = store.snapshot(store.resolve(reference, None)?)?;
+    if let Some(tree) = store.tree(id)?
+        && (tree.members.len() > 1 || !tree.zombies.is_empty())
+    {
+        return Err(SessionError::Usage(format!(
+            "{reference} is a tree of processes, and only single ones can be cloned: `ksnap restore {reference}` brings all of it back here"
+        )));
+    }
+    let snapshot = store.snapshot(id)?;
     let mut link = dial(target, &keys()?, options.stall)?;
-    let round = send(&mut link, options, &snapshot, None, false, &mut || {})?;
+    let what = What::Stored;
+    let round = send(&mut link, options, &snapshot, None, what, &mut || {})?;
     report(&round);
     let mut cloned = Cloned::new(target, None);
     cloned.unsupported = snapshot.manifest()?.state.unsupported;
     cloned.rounds.push(round);
     if options.restore {
-        let running = order(&mut link, options)?;
-        settled(&mut link)?;
+        let running = order(&mut link, options, what)?;
+        settled(&mut link, what)?;
         cloned.running = Some(running);
     }
     finish(&mut link, cloned)
@@ -162,7 +229,7 @@ pub fn clone_live(
             options,
             &snapshot,
             before.as_ref(),
-            false,
+            What::Running,
             &mut || {
                 source.tick();
             },
@@ -185,15 +252,18 @@ pub fn clone_live(
     fault::point("clone-held");
     cloned.unsupported.clone_from(&held.taken.unsupported);
     let snapshot = store.snapshot(held.taken.id)?;
+    link.set_limit(Some(limit(held.stopped_at, options.max_stop)));
     let round = send(
         &mut link,
         options,
         &snapshot,
         before.as_ref(),
-        true,
+        What::Stopped,
         &mut || {},
     )?;
-    let running = order(&mut link, options)?;
+    // From here on giving up would leave open whether it runs there.
+    link.set_limit(None);
+    let running = order(&mut link, options, What::Stopped)?;
     fault::point("clone-running");
     cloned.downtime_ns = Some(monotonic_ns().saturating_sub(held.stopped_at));
     cloned.running = Some(running);
@@ -203,14 +273,24 @@ pub fn clone_live(
     finish(&mut link, cloned)
 }
 
+/// Until when all of a process has to be there that has been stopped since `stopped_at`.
+fn limit(stopped_at: u64, within: Duration) -> Limit {
+    let since = Duration::from_nanos(monotonic_ns().saturating_sub(stopped_at));
+    Limit {
+        at: Instant::now() + within.saturating_sub(since),
+        within,
+        what: "stored all of the stopped process",
+    }
+}
+
 /// The process runs there. Here it ends, once the other one depends on nobody; or it goes on.
 fn conclude(link: &mut Link, held: Held, end: bool) -> Result<bool> {
     if !end {
         held.go_on();
-        settled(link)?;
+        settled(link, What::Running)?;
         return Ok(false);
     }
-    settled(link)?;
+    settled(link, What::Stopped)?;
     held.end()?;
     Ok(true)
 }
@@ -220,17 +300,20 @@ fn send(
     options: &CloneOptions,
     snapshot: &Snapshot,
     before: Option<&Snapshot>,
-    stopped: bool,
+    what: What,
     idle: &mut dyn FnMut(),
 ) -> Result<Round> {
     let (begun, bytes) = (monotonic_ns(), link.bytes().0);
-    let Sent {
+    let stopped = what == What::Stopped;
+    let sent = Sender::new(link, options.restore, stopped, idle).send(snapshot, before);
+    let Transferred {
         offered,
         sent,
         stored,
-    } = Sender::new(link, options.restore, stopped, idle).send(snapshot, before).map_err(|e| match is_lost(&e) {
+    } = sent.map_err(|e| match is_lost(&e) {
         true => SessionError::Remote(format!(
-            "{e}. The process here is as it was. What was sent is kept there: cloning again goes on with it"
+            "{e}.{} What was sent is kept there: cloning again goes on with it",
+            what.left(link.is_over())
         )),
         false => e,
     })?;
@@ -246,7 +329,7 @@ fn send(
 }
 
 /// Has what was sent last brought back; waits until it runs.
-fn order(link: &mut Link, options: &CloneOptions) -> Result<RunsThere> {
+fn order(link: &mut Link, options: &CloneOptions, what: What) -> Result<RunsThere> {
     link.send(&Message::Restore(Order {
         pids: match options.pids {
             None => wire::Pids::Any,
@@ -258,7 +341,7 @@ fn order(link: &mut Link, options: &CloneOptions) -> Result<RunsThere> {
         allow_changed_files: options.allow_changed_files,
         network: options.network,
     }))?;
-    match link.receive(link.stall()).map_err(unsure)? {
+    match link.receive(link.stall()).map_err(|e| unsure(e, what))? {
         Message::Running(Running {
             pid,
             own_pid,
@@ -275,19 +358,20 @@ fn order(link: &mut Link, options: &CloneOptions) -> Result<RunsThere> {
 }
 
 /// Waits until what was brought back needs nobody any more.
-fn settled(link: &mut Link) -> Result<()> {
-    match link.receive(link.stall()).map_err(unsure)? {
+fn settled(link: &mut Link, what: What) -> Result<()> {
+    match link.receive(link.stall()).map_err(|e| unsure(e, what))? {
         Message::Settled => Ok(()),
         other => Err(link.unexpected(&other, "Settled").into()),
     }
 }
 
 /// Lost at a point where the other side may have done what it was told.
-fn unsure(error: wire::WireError) -> SessionError {
+fn unsure(error: wire::WireError, what: What) -> SessionError {
     match error.is_lost() {
         false => error.into(),
         true => SessionError::Remote(format!(
-            "{error}, while the other machine brought the process back. The process here was not ended; look there whether it runs there too"
+            "{error}, while the other machine brought the process back. {}",
+            what.left_unsure()
         )),
     }
 }
@@ -298,6 +382,10 @@ fn finish(link: &mut Link, mut cloned: Cloned) -> Result<Cloned> {
         tracing::debug!("{e}");
     }
     cloned.bytes = link.bytes().0;
+    if let Some(running) = &mut cloned.running {
+        let said = &cloned.unsupported;
+        running.notes.retain(|note| !said.contains(note));
+    }
     Ok(cloned)
 }
 

@@ -1,13 +1,13 @@
 //! Sends a snapshot to a target: what it has, by content hash, and of that only the pages that the target lacks.
 
 use super::Result;
+use super::remote::Transferred;
 use crate::codec::{Scratch, encode, encode_fast};
 use crate::image::{Manifest, PageSource};
 use crate::model::{PAGE_SIZE, Page, PageRange, PageSet, SnapshotKind};
 use crate::store::Snapshot;
 use crate::wire::{
-    Begin, Encoded, Link, MAX_OFFER, MAX_RANGES, MAX_STATE, Message, Offered, Stored,
-    digest_dropped, digest_pages,
+    Begin, Digest, Encoded, Link, MAX_OFFER, MAX_RANGES, MAX_STATE, Message, Offered,
 };
 use std::collections::VecDeque;
 
@@ -16,22 +16,6 @@ use std::collections::VecDeque;
 const AHEAD: usize = 2;
 /// Bytes of pages in one message, about.
 const PIECE: usize = 256 << 10;
-
-/// What was sent.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Sent {
-    /// Pages that the snapshot has, or has other than the one before.
-    pub(super) offered: u64,
-    /// Pages that the target did not have.
-    pub(super) sent: u64,
-    /// The snapshot as the target has it.
-    pub(super) stored: Stored,
-}
-
-struct Batch {
-    offered: Vec<Offered>,
-    pages: Vec<Page>,
-}
 
 /// Sends snapshots over one connection.
 pub(super) struct Sender<'a> {
@@ -62,7 +46,11 @@ impl<'a> Sender<'a> {
     }
 
     /// Sends a snapshot: all of it, or what differs from `since`, which was sent before it.
-    pub(super) fn send(&mut self, snapshot: &Snapshot, since: Option<&Snapshot>) -> Result<Sent> {
+    pub(super) fn send(
+        &mut self,
+        snapshot: &Snapshot,
+        since: Option<&Snapshot>,
+    ) -> Result<Transferred> {
         let table = snapshot.page_table()?;
         let (pages, dropped): (Vec<u64>, Vec<u64>) = match since {
             None => (table.iter().map(|(addr, _)| addr).collect(), Vec::new()),
@@ -91,7 +79,7 @@ impl<'a> Sender<'a> {
             comm: state.comm.clone(),
             exe: state.exe.clone(),
         }))?;
-        let mut digest = blake3::Hasher::new();
+        let mut digest = Digest::new();
         let sent = self.send_pages(snapshot, &pages, &mut digest)?;
         self.send_dropped(dropped.ranges(), &mut digest)?;
         let bytes = Manifest::encode(&state, &costs)
@@ -99,11 +87,10 @@ impl<'a> Sender<'a> {
         for piece in bytes.chunks(MAX_STATE) {
             self.link.send(&Message::State(piece.to_vec()))?;
         }
-        digest.update(&bytes);
-        self.link
-            .send(&Message::Publish(*digest.finalize().as_bytes()))?;
-        match self.link.receive(self.link.stall())? {
-            Message::Stored(stored) => Ok(Sent {
+        digest.state(&bytes);
+        self.link.send(&Message::Publish(digest.finish()))?;
+        match self.receive()? {
+            Message::Stored(stored) => Ok(Transferred {
                 offered: pages.len() as u64,
                 sent,
                 stored,
@@ -112,19 +99,25 @@ impl<'a> Sender<'a> {
         }
     }
 
+    /// What the target answers, which may have to work for it.
+    fn receive(&mut self) -> Result<Message> {
+        Ok(self.link.receive_with(self.link.stall(), self.idle)?)
+    }
+
     fn send_pages(
         &mut self,
         snapshot: &Snapshot,
         pages: &[u64],
-        digest: &mut blake3::Hasher,
+        digest: &mut Digest,
     ) -> Result<u64> {
         let mut sent = 0;
-        let mut out: VecDeque<Batch> = VecDeque::new();
+        // Pages of offers whose answers have not come yet.
+        let mut out: VecDeque<Vec<Page>> = VecDeque::new();
         for addrs in pages.chunks(MAX_OFFER) {
-            let batch = read(snapshot, addrs)?;
-            digest_pages(digest, &batch.offered);
-            self.link.send(&Message::Offer(batch.offered.clone()))?;
-            out.push_back(batch);
+            let (offered, pages) = read(snapshot, addrs)?;
+            digest.pages(&offered);
+            self.link.send(&Message::Offer(offered))?;
+            out.push_back(pages);
             if out.len() == AHEAD
                 && let Some(oldest) = out.pop_front()
             {
@@ -132,25 +125,25 @@ impl<'a> Sender<'a> {
             }
             (self.idle)();
         }
-        for batch in out {
-            sent += self.answer(&batch)?;
+        for pages in out {
+            sent += self.answer(&pages)?;
             (self.idle)();
         }
         Ok(sent)
     }
 
-    /// Sends what the target wants of a batch.
-    fn answer(&mut self, batch: &Batch) -> Result<u64> {
-        let wanted = match self.link.receive(self.link.stall())? {
+    /// Sends what the target wants of the pages that were offered.
+    fn answer(&mut self, pages: &[Page]) -> Result<u64> {
+        let wanted = match self.receive()? {
             Message::Want(wanted) => wanted,
             other => return Err(self.link.unexpected(&other, "Want").into()),
         };
         let mut piece = Vec::new();
         let mut bytes = 0;
         for place in &wanted {
-            let page = batch.pages.get(usize::from(*place)).ok_or_else(|| {
+            let page = pages.get(usize::from(*place)).ok_or_else(|| {
                 self.link
-                    .breach(format!("wants page {place} of {}", batch.pages.len()))
+                    .breach(format!("wants page {place} of {}", pages.len()))
             })?;
             let mut encoded = Vec::new();
             let encoding = match self.hurry {
@@ -174,8 +167,8 @@ impl<'a> Sender<'a> {
         Ok(wanted.len() as u64)
     }
 
-    fn send_dropped(&mut self, ranges: &[PageRange], digest: &mut blake3::Hasher) -> Result<()> {
-        digest_dropped(digest, ranges);
+    fn send_dropped(&mut self, ranges: &[PageRange], digest: &mut Digest) -> Result<()> {
+        digest.dropped(ranges);
         for piece in ranges.chunks(MAX_RANGES) {
             self.link.send(&Message::Dropped(piece.to_vec()))?;
         }
@@ -184,7 +177,7 @@ impl<'a> Sender<'a> {
 }
 
 /// Reads and hashes pages, which are ascending.
-fn read(snapshot: &Snapshot, addrs: &[u64]) -> Result<Batch> {
+fn read(snapshot: &Snapshot, addrs: &[u64]) -> Result<(Vec<Offered>, Vec<Page>)> {
     let mut pages = vec![[0; PAGE_SIZE as usize]; addrs.len()];
     let mut offered: Vec<Offered> = addrs
         .iter()
@@ -199,5 +192,5 @@ fn read(snapshot: &Snapshot, addrs: &[u64]) -> Result<Batch> {
             offered[at].hash = *blake3::hash(page).as_bytes();
         }
     })?;
-    Ok(Batch { offered, pages })
+    Ok((offered, pages))
 }

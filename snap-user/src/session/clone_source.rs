@@ -1,11 +1,17 @@
 //! A running process as the source of a clone: snapshots while it runs, and a last one that it does not run on from.
 
 use super::control::{self, Watcher};
+use super::engine::wall_clock_ns;
 use super::{Engine, Options, Result, SessionError, Taken, Then};
 use crate::capture::CaptureError;
 use crate::store::Store;
-use crate::sys::{Freeze, Frozen, monotonic_ns};
-use std::time::Duration;
+use crate::sys::{self, Freeze, Frozen, monotonic_ns, proc};
+use std::time::{Duration, Instant};
+
+/// How long a watcher may take to let go of a process that it has answered for.
+const LETTING_GO: Duration = Duration::from_secs(2);
+/// Between two attempts at a process that somebody else still traces.
+const AGAIN: Duration = Duration::from_millis(1);
 
 /// Who takes the snapshots.
 pub(super) enum Source {
@@ -15,7 +21,8 @@ pub(super) enum Source {
     Watched(Watcher, i32),
 }
 
-/// A process that stands still after its last snapshot. It goes on when this is dropped, or when ksnap ends.
+/// A process that stands still after its last snapshot. It goes on when this is dropped, or when ksnap ends; one that
+/// its user had stopped stays as it was.
 pub(super) struct Held {
     /// The snapshot.
     pub(super) taken: Taken,
@@ -71,22 +78,66 @@ impl Source {
                     stopped_at,
                 })
             }
-            Self::Watched(watcher, pid) => {
-                let stopped_at = monotonic_ns();
-                let taken = watcher.snap(Then::Stop)?;
-                // From the job-control stop, which would outlive ksnap, into a stop that does not.
-                let frozen = Frozen::freeze(*pid, Freeze::default());
-                rustix::process::Pid::from_raw(*pid)
-                    .map(|pid| rustix::process::kill_process(pid, rustix::process::Signal::CONT))
-                    .transpose()
-                    .map_err(|e| SessionError::io(format!("continue process {pid}"))(e.into()))?;
-                Ok(Held {
-                    taken,
-                    frozen: frozen.map_err(|e| CaptureError::from_sys(*pid, e))?,
-                    stopped_at,
-                })
-            }
+            Self::Watched(watcher, pid) => hold_watched(watcher, *pid),
         }
+    }
+}
+
+/// Has a watcher take the last snapshot, and takes the process over from it: from a job-control stop, which would
+/// outlive ksnap, into a stop that does not.
+fn hold_watched(watcher: &mut Watcher, pid: i32) -> Result<Held> {
+    let was_stopped = is_job_stopped(pid).map_err(|e| CaptureError::from_sys(pid, e))?;
+    // Whatever came of it: a watcher that failed or died may have left the process stopped.
+    let taken = watcher.snap(Then::Stop);
+    let frozen = freeze(pid);
+    if !was_stopped {
+        go_on(pid)?;
+    }
+    let taken = taken?;
+    let since_ns = wall_clock_ns().saturating_sub(taken.time_ns);
+    Ok(Held {
+        // The time of a snapshot is that of the end of its stop.
+        stopped_at: monotonic_ns()
+            .saturating_sub(since_ns)
+            .saturating_sub(taken.costs.phases.stop_ns),
+        taken,
+        frozen: frozen.map_err(|e| CaptureError::from_sys(pid, e))?,
+    })
+}
+
+/// Whether a process is in a job-control stop, as soon as its watcher, which may be at work, lets one see that.
+fn is_job_stopped(pid: i32) -> sys::Result<bool> {
+    let end = Instant::now() + LETTING_GO;
+    loop {
+        match proc::stat(pid, None)?.state {
+            't' if Instant::now() < end => std::thread::sleep(AGAIN),
+            state => return Ok(state == 'T'),
+        }
+    }
+}
+
+/// Stops a process that somebody else may be about to let go of.
+fn freeze(pid: i32) -> sys::Result<Frozen> {
+    let end = Instant::now() + LETTING_GO;
+    loop {
+        match Frozen::freeze(pid, Freeze::default()) {
+            Err(e) if e.is_denied() && Instant::now() < end => std::thread::sleep(AGAIN),
+            done => return done,
+        }
+    }
+}
+
+/// Ends a job-control stop.
+fn go_on(pid: i32) -> Result<()> {
+    let Some(process) = rustix::process::Pid::from_raw(pid) else {
+        return Ok(());
+    };
+    match rustix::process::kill_process(process, rustix::process::Signal::CONT) {
+        // It ended meanwhile, which the snapshot or the freeze tells.
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(e) => Err(SessionError::io(format!("continue process {pid}"))(
+            e.into(),
+        )),
     }
 }
 
@@ -99,5 +150,80 @@ impl Held {
     /// Has the process go on.
     pub(super) fn go_on(self) {
         self.frozen.thaw();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::process::{Pid, Signal, kill_process};
+    use std::io::{BufRead, BufReader, Write};
+    use std::os::unix::net::UnixListener;
+    use std::process::{Child, Command};
+
+    struct Sleeper(Child);
+
+    impl Sleeper {
+        fn start() -> Self {
+            Self(Command::new("sleep").arg("600").spawn().unwrap())
+        }
+
+        fn pid(&self) -> i32 {
+            self.0.id() as i32
+        }
+
+        /// In a moment it is stopped, or is not.
+        fn assert_stopped(&self, stopped: bool) {
+            let end = Instant::now() + Duration::from_secs(10);
+            while is_job_stopped(self.pid()).unwrap() != stopped {
+                assert!(Instant::now() < end, "stopped is not {stopped}");
+                std::thread::sleep(AGAIN);
+            }
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    /// What comes of holding a process whose watcher stops it and then says this.
+    fn hold_by(sleeper: &Sleeper, answer: &'static str) -> Result<Held> {
+        let folder = tempfile::tempdir().unwrap();
+        let pid = sleeper.pid();
+        let listener = UnixListener::bind(control::socket_path(folder.path(), pid)).unwrap();
+        let watching = std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            let mut request = String::new();
+            BufReader::new(&stream).read_line(&mut request).unwrap();
+            assert!(request.contains("stop"), "{request}");
+            kill_process(Pid::from_raw(pid).unwrap(), Signal::STOP).unwrap();
+            (&stream).write_all(answer.as_bytes()).unwrap();
+        });
+        let watcher = control::connect(folder.path(), pid).unwrap().unwrap();
+        let held = Source::Watched(watcher, pid).hold();
+        watching.join().unwrap();
+        held
+    }
+
+    #[test]
+    fn a_process_whose_watcher_fails_goes_on() {
+        for answer in ["", "{\"failed\":\"no room\"}\n"] {
+            let sleeper = Sleeper::start();
+            let error = hold_by(&sleeper, answer).err().expect("no snapshot");
+            assert!(matches!(error, SessionError::Control { .. }), "{error}");
+            sleeper.assert_stopped(false);
+        }
+    }
+
+    #[test]
+    fn a_process_that_its_user_had_stopped_stays_stopped() {
+        let sleeper = Sleeper::start();
+        kill_process(Pid::from_raw(sleeper.pid()).unwrap(), Signal::STOP).unwrap();
+        sleeper.assert_stopped(true);
+        assert!(hold_by(&sleeper, "").is_err());
+        sleeper.assert_stopped(true);
     }
 }

@@ -65,15 +65,16 @@ pub struct Engine {
     pub(super) covered: PageSet,
     /// Copied for the snapshot under way without a look at their content.
     pub(super) unhashed: PageSet,
+    /// Pages that it had in memory at the last snapshot.
+    pub(super) resident: u64,
     /// Of this machine.
     pub(super) processors: usize,
     cpu_ns: u64,
     session: SessionId,
     /// The process stays stopped after the snapshot under way, for as long as ksnap lives.
     hold: bool,
-    held: Option<Frozen>,
-    /// When the last stop began, in nanoseconds of the monotonic clock.
-    stopped_at: u64,
+    /// It does, and when that stop began, in nanoseconds of the monotonic clock.
+    held: Option<(Frozen, u64)>,
 }
 
 impl Engine {
@@ -127,7 +128,6 @@ impl Engine {
             session: session.id(),
             hold: false,
             held: None,
-            stopped_at: 0,
             layout: layout(pid)?,
             epoch: Epoch::new(attached.tracker, events.is_on()),
             cpu_ns: proc::cpu_time_ns(pid).unwrap_or(0),
@@ -149,6 +149,7 @@ impl Engine {
             // What is unmapped since the last snapshot has to leave the chain.
             covered,
             unhashed: PageSet::new(),
+            resident: 0,
             processors: std::thread::available_parallelism().map_or(1, usize::from),
         })
     }
@@ -265,8 +266,7 @@ impl Engine {
         let held = self.held.take();
         done?;
         match (self.settle(), held) {
-            (Some(taken), Some(held)) => Ok((taken?, held, self.stopped_at)),
-            (Some(Err(e)), None) => Err(e),
+            (Some(taken), Some((held, stopped_at))) => Ok((taken?, held, stopped_at)),
             _ => Err(SessionError::Control {
                 why: "took no snapshot".into(),
             }),
@@ -341,7 +341,6 @@ impl Engine {
         let hold = self.hold || self.options.then != Then::GoOn;
         let ahead = self.ahead(hold)?;
         let stop = monotonic_ns();
-        self.stopped_at = stop;
         let frozen = self.freeze()?;
         let caught = match self.stopped(kind, ahead, frozen, stop, hold)? {
             Ok(caught) => caught,
@@ -353,7 +352,7 @@ impl Engine {
             match (caught.frozen, self.options.then) {
                 (Some(held), Then::Stop) if wrong.is_empty() => held.end_with(libc::SIGSTOP)?,
                 (Some(held), Then::Kill) if wrong.is_empty() => held.end_with(libc::SIGKILL)?,
-                (held, Then::GoOn) if wrong.is_empty() => self.held = held,
+                (held, Then::GoOn) if wrong.is_empty() => self.held = held.map(|held| (held, stop)),
                 (held, _) => drop(held),
             }
             if !wrong.is_empty() {

@@ -3,8 +3,8 @@
 use crate::capture::Told;
 use crate::model::{PageRange, PageSet};
 use crate::probe::{
-    Event, FaultSource, HazardKind, MappingKind, ProbeError, ProbeOptions, ProgramStats, Saved,
-    SharedProbes, TrackedProcess, Window,
+    Event, FaultSource, HazardKind, MappingKind, Marks, ProbeError, ProbeOptions, ProgramStats,
+    Saved, SharedProbes, TrackedProcess, Window,
 };
 use crate::profile::Fault;
 use crate::sys::arch::USER_END;
@@ -124,7 +124,7 @@ impl Events {
     }
 
     /// From now on the first write to each of these pages has it saved before.
-    pub fn open_window(&self, pages: &PageSet) -> Result<Window, ProbeError> {
+    pub fn open_window(&self, pages: &Marks) -> Result<Window, ProbeError> {
         self.on().open_window(pages, self.brk)
     }
 

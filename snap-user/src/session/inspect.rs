@@ -62,7 +62,7 @@ pub struct Place {
 
 /// Looks at a process, which stops for a moment, and judges all that it holds.
 pub fn inspect(pid: i32) -> Result<Inspection> {
-    let state = look(pid, true)?;
+    let state = look(pid, &LazyProbes::new(true))?;
     Ok(judge(&state, &state))
 }
 
@@ -110,9 +110,11 @@ fn judge(state: &ProcessState, all: &ProcessState) -> Inspection {
 }
 
 fn look_at_tree(pid: i32, probes: bool) -> Result<Vec<ProcessState>> {
+    // Loaded once for all of them.
+    let probes = LazyProbes::new(probes);
     let mut states = Vec::new();
     for member in family::look(pid)? {
-        match look(member, probes) {
+        match look(member, &probes) {
             Ok(state) => states.push(state),
             // It has ended meanwhile.
             Err(_) if member != pid && !proc::is_alive(member) => {}
@@ -123,10 +125,10 @@ fn look_at_tree(pid: i32, probes: bool) -> Result<Vec<ProcessState>> {
 }
 
 /// The state of a process as a snapshot would have it.
-fn look(pid: i32, probes: bool) -> Result<ProcessState> {
+fn look(pid: i32, probes: &LazyProbes) -> Result<ProcessState> {
     let failed = |e| CaptureError::from_sys(pid, e);
     let target = preflight(pid)?;
-    let mut events = Events::new(pid, &LazyProbes::new(probes));
+    let mut events = Events::new(pid, probes);
     let mut live = Live::read(pid, events.observes())?;
     let options = Freeze {
         timeout: TIMEOUT,
@@ -146,7 +148,7 @@ fn look(pid: i32, probes: bool) -> Result<ProcessState> {
 /// # Errors
 /// [`CaptureError::Refused`] with all that a snapshot of the process would lack.
 pub fn refuse_incomplete(pid: i32, probes: bool) -> Result<()> {
-    refuse(pid, look(pid, probes)?.unsupported)
+    refuse(pid, look(pid, &LazyProbes::new(probes))?.unsupported)
 }
 
 /// The same for a process and all of its descendants.

@@ -1,7 +1,7 @@
 //! `key`: this user's own key, and those of others that may talk to it.
 
 use super::{Result, SessionError};
-use crate::wire::{Keys, PublicKey, WireError};
+use crate::wire::{Keys, PublicKey, Trusted, WireError};
 use serde::Serialize;
 use std::path::PathBuf;
 
@@ -33,6 +33,13 @@ pub(super) fn keys() -> Result<Keys> {
         })
 }
 
+fn entry(trusted: Trusted) -> KeyEntry {
+    KeyEntry {
+        key: trusted.key.to_string(),
+        name: trusted.name,
+    }
+}
+
 /// This user's own key, made when it is asked for first.
 pub fn own_key() -> Result<OwnKey> {
     let keys = keys()?;
@@ -44,15 +51,11 @@ pub fn own_key() -> Result<OwnKey> {
 
 /// The keys that may talk to this user.
 pub fn trusted_keys() -> Result<Vec<KeyEntry>> {
-    let entry = |t: crate::wire::Trusted| KeyEntry {
-        key: t.key.to_string(),
-        name: t.name,
-    };
     Ok(keys()?.trusted()?.into_iter().map(entry).collect())
 }
 
-/// Trusts a key from now on, in both directions.
-pub fn trust_key(key: &str, name: &str) -> Result<KeyEntry> {
+/// Trusts a key from now on, in both directions. Without a name it keeps the one that it has.
+pub fn trust_key(key: &str, name: Option<&str>) -> Result<KeyEntry> {
     let key: PublicKey = key.parse().map_err(SessionError::Usage)?;
     let keys = keys()?;
     if keys.pair()?.public == key {
@@ -60,11 +63,7 @@ pub fn trust_key(key: &str, name: &str) -> Result<KeyEntry> {
             "that is this user's own key: trust the one that `ksnap key show` prints on the other machine".into(),
         ));
     }
-    keys.trust(key, name)?;
-    Ok(KeyEntry {
-        key: key.to_string(),
-        name: name.to_owned(),
-    })
+    Ok(entry(keys.trust(key, name)?))
 }
 
 /// Trusts a key no more, by its name or itself.

@@ -10,7 +10,7 @@
 use crate::codec::{Encoding, Scratch};
 use crate::image::{EncodedBatch, Location, MOST_VERSIONS, Previous};
 use crate::model::{PAGE_SIZE, Page, PageSet, PageTable, SnapshotId, SnapshotKind};
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Parts that are locked one by one, so that encoder threads seldom wait for one another.
@@ -48,15 +48,19 @@ struct Held {
 
 #[derive(Default)]
 struct Shard {
-    held: HashMap<u64, Held>,
+    held: FxHashMap<u64, Held>,
     /// Addresses in the order in which the hand goes round; some may be gone.
     round: Vec<u64>,
     hand: usize,
+    /// The hand has gone round and found nothing to give up; so it will be until the snapshot is settled.
+    full: bool,
     /// Pages in memory, and how many there may be.
     pages: usize,
     most: usize,
     /// Memory of pages that are not held any more.
     free: Vec<Box<Page>>,
+    #[cfg(test)]
+    steps: usize,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -250,16 +254,24 @@ impl Shard {
     }
 
     fn give_back(&mut self, page: Box<Page>) {
+        self.full = false;
         self.pages -= 1;
         self.free.push(page);
     }
 
     /// Gives up a version that has not been used since the hand came by.
     fn make_room(&mut self) {
+        if self.full {
+            return;
+        }
         // Twice round: the first time every page may have been used.
         for _ in 0..2 * self.round.len() {
             if self.round.is_empty() {
                 return;
+            }
+            #[cfg(test)]
+            {
+                self.steps += 1;
             }
             self.hand %= self.round.len();
             let addr = self.round[self.hand];
@@ -283,11 +295,13 @@ impl Shard {
                 }
             }
         }
+        self.full = true;
     }
 
     /// The next snapshot's parent has this page at `at`: keeps the version that is there, and no other. That is
     /// the fresh one if it is of copy pass `pass`.
     fn settle(&mut self, addr: u64, at: Option<Location>, pass: Option<u32>) {
+        self.full = false;
         let Some(held) = self.held.get_mut(&addr) else {
             return;
         };
@@ -486,6 +500,10 @@ mod tests {
             encode(&mirror, *addr, &page(*addr), 0);
         }
         assert_eq!(pages_held(&mirror), (most, most));
+        // Nothing can be given up before the snapshot is published: the hand has not gone round for each page.
+        for shard in mirror.shards.iter().map(lock) {
+            assert_eq!(shard.steps, 2 * shard.round.len());
+        }
         publish(&mirror, 1, &addrs);
         // A few pages that change all the time find their way in, whatever was there first.
         let hot = &addrs[addrs.len() - SHARDS..];

@@ -9,8 +9,8 @@ use super::Result;
 use super::engine::Engine;
 use super::pipeline::Hashes;
 use crate::capture::CaptureError;
-use crate::model::{PAGE_SIZE, Page, PageSet};
-use crate::probe::Window;
+use crate::model::{Costs, PAGE_SIZE, Page, PageSet};
+use crate::probe::{Marks, Window};
 use crate::sys::monotonic_ns;
 use rustc_hash::FxHashMap;
 use std::time::Duration;
@@ -26,11 +26,30 @@ const PATIENCE: Duration = Duration::from_millis(200);
 /// Snapshots that are copied in their stop after others were spoilt, at most.
 const LONGEST_CAUTION: u32 = 64;
 
+/// The probes save pages before they are written.
+pub(super) struct Opened {
+    window: Window,
+    /// Pages lost by the probes before.
+    lost: u64,
+}
+
+impl Opened {
+    /// These are the pages that count.
+    pub(super) fn of(self, pages: &PageSet) -> Awaited<'_> {
+        Awaited {
+            window: self.window,
+            lost: self.lost,
+            pages,
+            saved: FxHashMap::default(),
+        }
+    }
+}
+
 /// Pages of a snapshot that wait to be copied.
 pub(super) struct Awaited<'a> {
     window: Window,
     pages: &'a PageSet,
-    /// Pages lost by the probes before.
+    /// As [`Opened`] has it.
     lost: u64,
     /// What they saved, by address: which of several counts.
     saved: FxHashMap<u64, u64>,
@@ -70,10 +89,11 @@ impl Caution {
 }
 
 impl Engine {
-    /// Prepares for a snapshot that is copied behind its stop. `false` if it has to be copied ahead of it.
-    pub(super) fn may_postcopy(&mut self, costs: &mut crate::model::Costs) -> Result<bool> {
+    /// Prepares for a snapshot that is copied behind its stop: the pages that are known to be dirty by now. `None` if
+    /// it has to be copied ahead of the stop.
+    pub(super) fn may_postcopy(&mut self, costs: &mut Costs) -> Result<Option<Marks>> {
         if !self.events.saves_pages() || !self.epoch.tracker().every_write_faults() {
-            return Ok(false);
+            return Ok(None);
         }
         self.events.drain(&mut self.epoch);
         let written = self.epoch.written_since_rearm();
@@ -83,17 +103,20 @@ impl Engine {
             self.cover(&vmas);
         }
         costs.pages.scanned += written.unwrap_or(0);
-        Ok(self.epoch.can_protect())
+        if !self.epoch.can_protect() {
+            return Ok(None);
+        }
+        let mut marks = Marks::default();
+        marks.add(self.epoch.found());
+        Ok(Some(marks))
     }
 
-    /// In the stop: from now on the target may run, and `pages` be copied as they are now.
-    pub(super) fn await_copy<'a>(&mut self, pages: &'a PageSet) -> Result<Awaited<'a>> {
-        let lost = self.events.saved_lost()?;
-        Ok(Awaited {
-            window: self.events.open_window(pages)?,
-            pages,
-            lost,
-            saved: FxHashMap::default(),
+    /// In the stop: from now on the target may run, and what is marked and `more` be copied as it is now.
+    pub(super) fn await_copy(&mut self, mut marks: Marks, more: &PageSet) -> Result<Opened> {
+        marks.add(more);
+        Ok(Opened {
+            lost: self.events.saved_lost()?,
+            window: self.events.open_window(&marks)?,
         })
     }
 

@@ -4,12 +4,23 @@ use super::{Result, SessionError};
 use crate::image::{Arch, FORMAT_VERSION, STATE_VERSION};
 use crate::model::PAGE_SIZE;
 use crate::sys::proc;
-use crate::wire::{Keys, Link, Message, PROTOCOL, Peer, PublicKey, WireError};
+use crate::wire::{Keys, Link, Message, PROTOCOL, Peer, PublicKey, Stored, WireError};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 /// Port that is listened on unless another one is named.
 pub const DEFAULT_PORT: u16 = 5762;
+
+/// A snapshot that went from one machine to the other.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Transferred {
+    /// Pages that it has, or has other than the one before.
+    pub(super) offered: u64,
+    /// Pages that the target did not have.
+    pub(super) sent: u64,
+    /// The snapshot as the target has it.
+    pub(super) stored: Stored,
+}
 
 /// What this machine says of itself.
 pub(super) fn here() -> Result<Peer> {
@@ -44,7 +55,8 @@ fn split(text: &str) -> Option<(&str, u16)> {
     .filter(|(host, _)| !host.is_empty())
 }
 
-fn resolve(text: &str) -> Result<(String, Vec<SocketAddr>)> {
+/// The host that is named, without its port, and its addresses.
+pub(super) fn resolve(text: &str) -> Result<(String, Vec<SocketAddr>)> {
     let (host, port) = split(text).ok_or_else(|| {
         SessionError::Usage(format!(
             "{text:?} is no host: HOST, HOST:PORT or [ADDRESS]:PORT"
@@ -125,8 +137,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let keys = Keys::new(folder.path().to_owned());
         let key = |n: u8| PublicKey([n; 32]);
-        keys.trust(key(1), "b").unwrap();
-        keys.trust(key(2), "c").unwrap();
+        keys.trust(key(1), Some("b")).unwrap();
+        keys.trust(key(2), Some("c")).unwrap();
         assert_eq!(keys_of("b", &keys).unwrap(), [key(1)]);
         assert_eq!(keys_of("elsewhere", &keys).unwrap(), [key(1), key(2)]);
     }

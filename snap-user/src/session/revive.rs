@@ -1,25 +1,18 @@
 //! `restore` and `fork`: a snapshot brought back as new processes.
 
 use super::revive_contents::{contents_to_write, only_own};
-use super::revive_memory::Memory;
+use super::revive_here::{Here, check_processor};
+use super::revive_memory::{Memory, Written};
+use super::revive_open::{Commons, open};
 use super::types::hex;
 use super::{Result, SessionError, revive_tree};
-use crate::model::{
-    Backing, Detail, FileKind, MappedFile, OpenFile, ProcessState, SnapshotId, SocketState, Vma,
-    page_up,
-};
+use crate::model::{ProcessState, SnapshotId, ThreadState};
 use crate::restore::RestoreError;
-use crate::restore::files::{self, Replacement, SavedContents, Source, System};
-use crate::restore::revive::{
-    FileToOpen, MemoryObject, NewPlan, Newborn, Opened, Surroundings, plan, plan_attributes,
-};
+use crate::restore::files::{self, Replacement, SavedContents, System};
+use crate::restore::revive::{NewPlan, Newborn, plan, plan_attributes};
 use crate::store::{Snapshot, Store};
-use crate::sys::{self, Birth, Released, arch, monotonic_ns, proc};
+use crate::sys::{Birth, Released, monotonic_ns};
 use serde::Serialize;
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
@@ -54,6 +47,22 @@ pub struct ReviveOptions {
     pub files: files::Options,
     /// Of a tree, its first process alone.
     pub alone: bool,
+}
+
+impl ReviveOptions {
+    /// The ids that as many copies of what has these threads get.
+    pub(super) fn pids_for<'a>(
+        &self,
+        copies: u32,
+        threads: impl IntoIterator<Item = &'a ThreadState>,
+    ) -> Pids {
+        let mut threads = threads.into_iter();
+        let elsewhere = threads.any(|t| t.own_id() != t.tid);
+        self.pids.unwrap_or(match copies > 1 || elsewhere {
+            true => Pids::Namespace,
+            false => Pids::Same,
+        })
+    }
 }
 
 /// A process that was brought back.
@@ -125,11 +134,7 @@ pub fn revive(
     }
     let snapshot = store.snapshot(id)?;
     let mut state = snapshot.manifest()?.state;
-    let elsewhere = state.threads.iter().any(|t| t.own_id() != t.tid);
-    let pids = options.pids.unwrap_or(match copies > 1 || elsewhere {
-        true => Pids::Namespace,
-        false => Pids::Same,
-    });
+    let pids = options.pids_for(copies, &state.threads);
     if pids != Pids::Same {
         only_own(&mut state);
     }
@@ -146,7 +151,8 @@ pub fn revive(
     )?);
     // Read, and so verified, before anything is started.
     let flat = store.flat(&snapshot)?;
-    let memory = Memory::new(&flat, &state, &planned, options.eager)?;
+    let written = &mut Written::default();
+    let memory = Memory::new(&flat, &state, &planned, options.eager, written)?;
     let job = Job {
         snapshot: &snapshot,
         state: &state,
@@ -218,12 +224,8 @@ impl Job<'_> {
         opened.contents = self.contents.clone();
         let planned = &planned;
         notes.extend(more);
-        if self.strict && !notes.is_empty() {
-            return Err(SessionError::Usage(format!(
-                "process {} would differ from what it was, and --strict refuses that:\n  - {}",
-                state.pid,
-                notes.join("\n  - ")
-            )));
+        if self.strict {
+            refuse_differences(&format!("process {}", state.pid), &notes)?;
         }
         let birth = Birth {
             pid: keep_ids.then_some(own_pid),
@@ -254,6 +256,17 @@ impl Job<'_> {
     }
 }
 
+/// For `--strict`, of what would differ.
+pub(super) fn refuse_differences(what: &str, notes: &[String]) -> Result<()> {
+    match notes.is_empty() {
+        true => Ok(()),
+        false => Err(SessionError::Usage(format!(
+            "{what} would differ from what it was, and --strict refuses that:\n  - {}",
+            notes.join("\n  - ")
+        ))),
+    }
+}
+
 /// Plans descriptors and open files. Standard streams that were a terminal, or one end of a pipe or socket
 /// whose other end was elsewhere, become ksnap's own.
 fn plan_files(
@@ -263,17 +276,8 @@ fn plan_files(
 ) -> Result<files::Options> {
     let mut how = options.files.clone();
     how.allow_changed |= options.allow_changed_files;
-    let ends = |inode: u64| {
-        let same = |f: &&OpenFile| f.kind == FileKind::Pipe && f.identity.1 == inode;
-        state.files.iter().filter(same).count()
-    };
     for (descriptor, file) in state.open_files().filter(|(d, _)| (0..3).contains(&d.fd)) {
-        let elsewhere = match (&file.detail, file.kind) {
-            (Detail::Terminal(terminal), _) => terminal.master_of.is_none(),
-            (_, FileKind::Pipe) => ends(file.identity.1) == 1,
-            (Detail::Socket(socket), _) => socket.state == SocketState::Connected,
-            _ => false,
-        };
+        let elsewhere = files::is_from_elsewhere(&state.files, descriptor.file as usize);
         let fd = descriptor.fd;
         if elsewhere && !how.map_fds.contains_key(&fd) {
             how.map_fds.insert(fd, Replacement::Own(fd));
@@ -297,263 +301,4 @@ fn plan_files(
     planned.notes.append(&mut files.notes);
     planned.files = files;
     Ok(how)
-}
-
-/// What several new processes inherit, each opened once.
-#[derive(Debug, Default)]
-pub(super) struct Commons {
-    files: BTreeMap<(String, bool), Arc<OwnedFd>>,
-    /// Memory by device and inode: of a memfd, or shared by several processes.
-    pub(super) objects: BTreeMap<(u64, u64), Arc<OwnedFd>>,
-}
-
-impl Commons {
-    fn open(&mut self, path: String, write: bool) -> Result<Arc<OwnedFd>> {
-        match self.files.entry((path, write)) {
-            Entry::Occupied(there) => Ok(there.get().clone()),
-            Entry::Vacant(place) => {
-                let path = place.key().0.clone();
-                let opened = open_file(&FileToOpen { path, write })?;
-                Ok(place.insert(Arc::new(opened)).clone())
-            }
-        }
-    }
-
-    /// The object behind mappings; `None` for one that the new process makes for itself.
-    fn object(
-        &mut self,
-        object: &MemoryObject,
-        state: &ProcessState,
-    ) -> Result<Option<Arc<OwnedFd>>> {
-        if let Some(there) = self.objects.get(&object.identity) {
-            return Ok(Some(there.clone()));
-        }
-        let Some(name) = &object.memfd else {
-            return Ok(None);
-        };
-        let made = Arc::new(sys::memfd(name, length(object, state))?);
-        self.objects.insert(object.identity, made.clone());
-        Ok(Some(made))
-    }
-}
-
-/// How long memory was: as a descriptor of it tells, else as long as it is mapped.
-pub(super) fn length(object: &MemoryObject, state: &ProcessState) -> u64 {
-    let told = state.files.iter().find_map(|file| match &file.detail {
-        Detail::Memfd(memfd) if is_object(file, object) => Some(memfd.size),
-        _ => None,
-    });
-    told.unwrap_or(object.len)
-}
-
-/// Opens everything that the new process inherits.
-pub(super) fn open(
-    state: &ProcessState,
-    planned: &mut NewPlan,
-    options: files::Options,
-    commons: &mut Commons,
-) -> Result<(Opened, Vec<String>)> {
-    let mut notes = Vec::new();
-    let files = planned.files_to_open.iter();
-    let files = files.map(|file| commons.open(options.mapped(&file.path), file.write));
-    let files = files.collect::<Result<_>>()?;
-    let objects = planned.objects.iter();
-    let objects = objects.map(|object| commons.object(object, state));
-    let objects: Vec<_> = objects.collect::<Result<_>>()?;
-    let exe = match commons.open(options.mapped(&state.exe), false) {
-        Ok(file) => Some(file),
-        Err(e) => {
-            notes.push(format!("/proc/PID/exe will not lead anywhere: {e}"));
-            None
-        }
-    };
-    let opened = Opened {
-        files,
-        objects,
-        exe,
-        options,
-        contents: Arc::default(),
-    };
-    // A descriptor of memory that is mapped is one of the very same memory.
-    for (object, made) in planned.objects.iter().zip(&opened.objects) {
-        for (at, source) in planned.files.sources.iter_mut().enumerate() {
-            if let (Some(made), true) = (made, is_object(&state.files[at], object))
-                && *source == Source::Make
-            {
-                *source = Source::Own(made.as_raw_fd());
-            }
-        }
-    }
-    Ok((opened, notes))
-}
-
-/// Whether an open file is memory that is mapped as well.
-pub(super) fn is_object(file: &OpenFile, object: &MemoryObject) -> bool {
-    let (device, inode) = object.identity;
-    let device = rustix::fs::makedev((device >> 32) as u32, device as u32);
-    file.kind == FileKind::Memfd && file.identity == (device, inode)
-}
-
-fn open_file(file: &FileToOpen) -> Result<OwnedFd> {
-    std::fs::File::options()
-        .read(true)
-        .write(file.write)
-        .open(&file.path)
-        .map(OwnedFd::from)
-        .map_err(SessionError::io(format!("open {}", file.path)))
-}
-
-/// How a file differs from the one that was mapped, if it does. What a process has not written in its private mapping
-/// comes from the file, so all of that must be what it was; what it has mapped shared is put back.
-fn difference(
-    vma: &Vma,
-    path: &str,
-    meta: &std::fs::Metadata,
-    was: Option<&MappedFile>,
-) -> Option<String> {
-    if vma.build_id.is_some() && proc::build_id(path) != vma.build_id {
-        return Some("another build id".into());
-    }
-    let Some(was) = was else {
-        let device = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
-        let same = matches!(&vma.backing, Backing::File { dev, inode, .. } if (device, meta.ino()) == (*dev, *inode));
-        return (vma.build_id.is_none() && !same).then(|| "another inode".into());
-    };
-    if meta.len() != was.size {
-        return Some(format!("{} bytes instead of {}", meta.len(), was.size));
-    }
-    let mtime_ns = meta.mtime() * 1_000_000_000 + meta.mtime_nsec();
-    // The same code may have been installed again.
-    (vma.build_id.is_none() && mtime_ns != was.mtime_ns).then(|| "it has been written since".into())
-}
-
-/// Refuses a snapshot whose threads hold state that this processor has no place for.
-pub(super) fn check_processor(state: &ProcessState) -> Result<()> {
-    let here = arch::extended_features();
-    for thread in &state.threads {
-        let missing = arch::extended_in_use(&thread.fp) & !here;
-        if missing != 0 {
-            let names = arch::extended_names(missing);
-            return Err(SessionError::Usage(format!(
-                "thread {} uses {names}, which this processor or kernel does not have: the snapshot can only be brought back where it is there",
-                thread.tid
-            )));
-        }
-    }
-    Ok(())
-}
-
-/// The machine that a new process is made on.
-pub(super) struct Here<'a> {
-    options: &'a ReviveOptions,
-    pids: Pids,
-    /// Files behind private mappings, as they were.
-    mapped: &'a [MappedFile],
-    /// What the kernel provides to every process: name, length, build id.
-    kernel: Vec<(String, u64)>,
-    vdso: Option<Vec<u8>>,
-}
-
-impl<'a> Here<'a> {
-    pub(super) fn new(
-        options: &'a ReviveOptions,
-        pids: Pids,
-        mapped: &'a [MappedFile],
-    ) -> Result<Self> {
-        let maps = proc::maps(std::process::id() as i32)?;
-        let kernel = maps.iter().filter_map(|vma| match &vma.backing {
-            Backing::Special(name) => Some((name.clone(), vma.range.len())),
-            _ => None,
-        });
-        Ok(Self {
-            options,
-            pids,
-            mapped,
-            kernel: kernel.collect(),
-            vdso: proc::own_vdso().map(|(_, id)| id.clone()),
-        })
-    }
-
-    fn kernel_mapping(&self, name: &str, vma: &Vma) -> std::result::Result<(), String> {
-        match self.kernel.iter().find(|(have, _)| have == name) {
-            None => Err("this kernel has none".into()),
-            Some((_, len)) if *len != vma.range.len() => Err(format!(
-                "this kernel's has {len} bytes and the snapshot's {}: it was taken on another kernel",
-                vma.range.len()
-            )),
-            Some(_) if name == "vdso" && vma.build_id.is_some() && vma.build_id != self.vdso => {
-                Err("this kernel's has other code: the snapshot was taken on another kernel, and the program may be in the middle of it or remember places in it".into())
-            }
-            Some(_) => Ok(()),
-        }
-    }
-}
-
-impl Surroundings for Here<'_> {
-    fn can_map(&self, vma: &Vma) -> std::result::Result<(), String> {
-        let (path, deleted, dev, inode) = match &vma.backing {
-            Backing::Special(name) => return self.kernel_mapping(name, vma),
-            Backing::File {
-                path,
-                deleted,
-                dev,
-                inode,
-                ..
-            } => (path, *deleted, *dev, *inode),
-            Backing::Anonymous { .. } | Backing::Heap | Backing::Stack => return Ok(()),
-        };
-        if deleted {
-            return Err(
-                "the file has no name any more, and only what the process changed of it is stored"
-                    .into(),
-            );
-        }
-        let path = &self.options.files.mapped(path);
-        let meta = std::fs::metadata(path).map_err(|e| format!("it cannot be opened ({e})"))?;
-        if self.options.allow_changed_files {
-            return Ok(());
-        }
-        let was = |file: &&MappedFile| (file.dev, file.inode) == (dev, inode);
-        let was = self.mapped.iter().find(was).filter(|_| !vma.shared);
-        match difference(vma, path, &meta, was) {
-            None => Ok(()),
-            Some(what) => Err(format!(
-                "the file is not what it was ({what}); --allow-changed-files takes it nevertheless"
-            )),
-        }
-    }
-
-    fn segment(&self, vma: &Vma) -> Option<i32> {
-        let Backing::File {
-            inode,
-            offset: 0,
-            path,
-            ..
-        } = &vma.backing
-        else {
-            return None;
-        };
-        let id = i32::try_from(*inode).ok()?;
-        let (key, len) = sys::shared_segment(id)?;
-        // As the kernel names it (ipc/shm.c).
-        let same = *path == format!("/SYSV{key:08x}") && page_up(len) == vma.range.len();
-        same.then_some(id)
-    }
-
-    fn can_start_thread(&self, tid: i32) -> std::result::Result<(), String> {
-        match self.pids {
-            Pids::New => Ok(()),
-            Pids::Namespace if tid == 1 => {
-                Err("process 1 of the new PID namespace is ksnap's own; use --pids new".into())
-            }
-            Pids::Namespace => Ok(()),
-            Pids::Same => match proc::stat(tid, None) {
-                Ok(stat) => Err(format!(
-                    "its id is taken ({}); --pids namespace gives it the same id in a namespace of its own",
-                    stat.comm
-                )),
-                Err(_) => Ok(()),
-            },
-        }
-    }
 }

@@ -7,6 +7,7 @@ use crate::restore::revive::{NewPlan, Newborn, Origin};
 use crate::store::Flat;
 use crate::sys::arch::Registers;
 use crate::sys::{self, FileMap, Lazy, Piece};
+use std::collections::BTreeMap;
 
 /// Fewer pages than these are not worth waiting for one by one.
 const FEW_PAGES: u64 = 2048;
@@ -15,49 +16,63 @@ const LARGE: u64 = 512;
 /// Bytes written in one go.
 const AT_ONCE: u64 = 4 << 20;
 
+/// Pages of shared memory that are written: by device and inode, their places in it.
+pub(super) type Written = BTreeMap<(u64, u64), PageSet>;
+
 /// Where the content of a new process's memory comes from.
 pub(super) struct Memory {
     image: FileMap,
     /// Written before the first instruction, ascending.
     eager: Vec<Piece>,
-    /// What shared mappings of files hold: the files' content as it was.
+    /// What shared mappings of files and segments hold: their content as it was.
     files: Vec<Piece>,
+    /// What segments hold that other processes are attached to.
+    in_use: Vec<Piece>,
     /// What comes later, if anything does.
     pub(super) lazy: Option<Lazy>,
 }
 
 impl Memory {
-    /// Decides what comes when.
+    /// Decides what comes when. `written` is shared memory that is written for others, or another mapping, already.
     pub(super) fn new(
         flat: &Flat,
         state: &ProcessState,
         planned: &NewPlan,
         all_at_once: bool,
+        written: &mut Written,
     ) -> Result<Self> {
         let image = FileMap::new(&flat.file)?;
         let mut found = Vec::new();
         let mut eager = Vec::new();
         let mut files = Vec::new();
+        let mut in_use = Vec::new();
         let mut ranges = Vec::new();
         for mapping in &planned.mappings {
             if matches!(mapping.origin, Origin::Kernel(_)) {
                 continue;
             }
-            let pieces = within(flat, mapping.vma.range);
-            let pages: u64 = pieces.iter().map(|p| p.range.pages()).sum();
+            let mut pieces = within(flat, mapping.vma.range);
+            if let Origin::Shared(at, offset) = mapping.origin {
+                let written = written.entry(planned.objects[at].identity).or_default();
+                pieces = once(&pieces, mapping.vma.range.start, offset, written);
+            }
             let may_wait = mapping.origin == Origin::Anonymous && may_wait(&mapping.vma);
-            if mapping.vma.shared && matches!(mapping.origin, Origin::File(_) | Origin::Segment(_))
-            {
+            if let Origin::Segment(id) = mapping.origin {
+                // None of those that are brought back is yet.
+                match sys::attached_to_segment(id) {
+                    0 => files.extend(pieces),
+                    _ => in_use.extend(pieces),
+                }
+            } else if mapping.vma.shared && matches!(mapping.origin, Origin::File(_)) {
                 files.extend(pieces);
-            } else if may_wait && pages >= LARGE {
+            } else if may_wait && pages_in(&pieces) >= LARGE {
                 ranges.push(mapping.vma.range);
                 found.extend(pieces);
             } else {
                 eager.extend(pieces);
             }
         }
-        let total = |pieces: &[Piece]| -> u64 { pieces.iter().map(|p| p.range.pages()).sum() };
-        let lazy = if all_at_once || total(&found) < FEW_PAGES {
+        let lazy = if all_at_once || pages_in(&found) < FEW_PAGES {
             eager.append(&mut found);
             None
         } else {
@@ -76,13 +91,14 @@ impl Memory {
             image,
             eager,
             files,
+            in_use,
             lazy,
         })
     }
 
     /// Writes what comes first, and sees to it that the rest comes. Returns the pages written. Files that
     /// are mapped shared, and are not what they were, are put back only if `change_files`: others may have
-    /// them as well. Tells what differs, a sentence each.
+    /// them as well. Segments that others are attached to never are. Tells what differs, a sentence each.
     pub(super) fn fill(
         &self,
         newborn: &mut Newborn,
@@ -90,7 +106,14 @@ impl Memory {
         notes: &mut Vec<String>,
     ) -> Result<u64> {
         let mut written = self.write(newborn.pid(), &self.eager)?;
-        let differing = self.differing(newborn.pid())?;
+        let in_use = self.differing(newborn.pid(), &self.in_use)?;
+        if !in_use.is_empty() {
+            notes.push(format!(
+                "the content of segments of System V shared memory has changed since ({} pages), and stays as it is: other processes are attached to them",
+                pages_in(&in_use)
+            ));
+        }
+        let differing = self.differing(newborn.pid(), &self.files)?;
         if !differing.is_empty() {
             let what = match change_files {
                 true => "has been put back",
@@ -98,7 +121,7 @@ impl Memory {
             };
             notes.push(format!(
                 "the content of files and segments that it has mapped shared has changed since ({} pages), and {what}",
-                differing.iter().map(|p| p.range.pages()).sum::<u64>()
+                pages_in(&differing)
             ));
         }
         if change_files {
@@ -114,15 +137,14 @@ impl Memory {
 
     /// Pages that come later.
     pub(super) fn lazy_pages(&self) -> u64 {
-        let pieces = self.lazy.iter().flat_map(|lazy| &lazy.pieces);
-        pieces.map(|p| p.range.pages()).sum()
+        self.lazy.as_ref().map_or(0, |lazy| pages_in(&lazy.pieces))
     }
 
-    /// Pages of shared files whose content is not what it was.
-    fn differing(&self, pid: i32) -> Result<Vec<Piece>> {
+    /// Pages of these pieces whose content is not what it was.
+    fn differing(&self, pid: i32, pieces: &[Piece]) -> Result<Vec<Piece>> {
         let mut found = Vec::new();
         let mut buffer = Vec::new();
-        for piece in &self.files {
+        for piece in pieces {
             let mut at = piece.range.start;
             while at < piece.range.end {
                 let part = PageRange::new(at, piece.range.end.min(at + AT_ONCE));
@@ -155,6 +177,26 @@ impl Memory {
         }
         Ok(pages)
     }
+}
+
+/// Those of a mapping's pieces that are not written yet, which are so from here on. The mapping begins at `start` with
+/// the memory's byte `offset`.
+fn once(pieces: &[Piece], start: u64, offset: u64, written: &mut PageSet) -> Vec<Piece> {
+    let moved = |piece: &Piece, from: u64, to: u64| {
+        let PageRange { start, end } = piece.range;
+        Piece {
+            range: PageRange::new(start - from + to, end - from + to),
+            ..*piece
+        }
+    };
+    let in_memory: Vec<Piece> = pieces.iter().map(|p| moved(p, start, offset)).collect();
+    let (_, new) = split(&in_memory, written);
+    *written = written.union(&new.iter().map(|p| p.range).collect());
+    new.iter().map(|p| moved(p, offset, start)).collect()
+}
+
+fn pages_in(pieces: &[Piece]) -> u64 {
+    pieces.iter().map(|p| p.range.pages()).sum()
 }
 
 /// Adds the pages of a range that are not what they were, neighbours as one piece.
@@ -288,6 +330,18 @@ mod tests {
             later,
             [piece(11, 18, 2), piece(22, 30, 52), piece(40, 41, 90)]
         );
+    }
+
+    #[test]
+    fn what_several_mappings_share_is_written_once() {
+        let mut written = PageSet::new();
+        let first = [piece(10, 12, 1), piece(14, 15, 3)];
+        assert_eq!(once(&first, 10 * P, 2 * P, &mut written), first);
+        // The same memory elsewhere, from its beginning on: pages 0 and 1 are new, 4 and 5 were not in the first image.
+        let second = once(&[piece(40, 47, 20)], 40 * P, 0, &mut written);
+        assert_eq!(second, [piece(40, 42, 20), piece(44, 46, 24)]);
+        let all = PageSet::from_ranges(vec![PageRange::new(0, 7 * P)]);
+        assert_eq!(written, all);
     }
 
     #[test]

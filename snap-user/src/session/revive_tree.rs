@@ -1,14 +1,14 @@
 //! `restore` and `fork` of a tree: all of its processes, or none.
 
-use super::revive::{
-    Commons, Here, Pids, ReviveOptions, Revived, RevivedMember, check_processor, length, open,
-};
+use super::revive::{Pids, ReviveOptions, Revived, RevivedMember, refuse_differences};
 use super::revive_contents::{contents_to_write, only_own};
-use super::revive_memory::Memory;
+use super::revive_here::{Here, check_processor};
+use super::revive_memory::{Memory, Written};
+use super::revive_open::{Commons, length, open};
 use super::{Result, SessionError};
-use crate::model::{FileKind, ProcessState, ProcessTree};
+use crate::model::{ProcessState, ProcessTree};
 use crate::restore::RestoreError;
-use crate::restore::files::{self, Joint, JointPlan, Replacement, SavedContents, Source, System};
+use crate::restore::files::{self, Joint, JointPlan, Replacement, SavedContents, System};
 use crate::restore::revive::{
     Births, Kin, MemoryObject, NewPlan, Newborn, Opened, Part, Surroundings, births, finish_tree,
     plan, plan_attributes_in_tree, start_tree,
@@ -16,7 +16,6 @@ use crate::restore::revive::{
 use crate::store::{Snapshot, Store};
 use crate::sys::{self, Birth, monotonic_ns};
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 /// A process of a tree, and the way back to it.
@@ -27,6 +26,15 @@ struct Member {
     memory: Memory,
     contents: Arc<SavedContents>,
     stopped: bool,
+}
+
+impl Member {
+    /// Sentences, with the process that they are about.
+    fn named(&self, notes: Vec<String>) -> impl Iterator<Item = String> {
+        let pid = self.state.pid;
+        let named = move |note| format!("process {pid}: {note}");
+        notes.into_iter().map(named)
+    }
 }
 
 /// What all copies of a tree have in common.
@@ -83,11 +91,7 @@ impl<'a> Job<'a> {
             loaded.push((snapshot, state));
         }
         let threads = loaded.iter().flat_map(|(_, state)| &state.threads);
-        let elsewhere = threads.clone().any(|t| t.own_id() != t.tid);
-        let pids = options.pids.unwrap_or(match copies > 1 || elsewhere {
-            true => Pids::Namespace,
-            false => Pids::Same,
-        });
+        let pids = options.pids_for(copies, threads);
         let mut refused = Vec::new();
         for (_, state) in &mut loaded {
             if pids != Pids::Same {
@@ -121,6 +125,19 @@ impl<'a> Job<'a> {
             }
         }
         let states: Vec<&ProcessState> = loaded.iter().map(|(_, state)| state).collect();
+        let kin = kin(tree, &states);
+        let is_outside = |id: i32| kin.iter().all(|one| one.pid != id);
+        let session = kin[0].session;
+        let ghost =
+            (pids == Pids::Namespace && session > 1 && is_outside(session)).then_some(session);
+        let mut births = births(&kin, ghost.unwrap_or(kin[0].group));
+        for (pid, group) in births.revived(&kin) {
+            if let Err(why) = here.can_start_thread(group) {
+                refused.push(format!(
+                    "process {pid}: its process group {group}, whose first process had ended: {why}"
+                ));
+            }
+        }
         let damaged = |why: String| SessionError::Usage(format!("the tree is damaged: {why}"));
         let mut joint = Joint::new(&states, &tree.shared).map_err(damaged)?;
         let mut notes = Vec::new();
@@ -138,12 +155,6 @@ impl<'a> Job<'a> {
             .into());
         }
         notes.append(&mut files.all.notes);
-        let kin = kin(tree, &states);
-        let is_outside = |id: i32| kin.iter().all(|one| one.pid != id);
-        let session = kin[0].session;
-        let ghost =
-            (pids == Pids::Namespace && session > 1 && is_outside(session)).then_some(session);
-        let mut births = births(&kin, ghost.unwrap_or(kin[0].group));
         if ghost.is_none() {
             notes.extend(other_session(&kin[0], is_outside));
         }
@@ -152,6 +163,7 @@ impl<'a> Job<'a> {
             notes.push("their ids are new: what the processes remember of each other's, and C libraries of their threads' (glibc), are the old ones".into());
         }
         let mut members = Vec::with_capacity(loaded.len());
+        let mut written = Written::default();
         let paired = loaded.into_iter().zip(plans).enumerate();
         for (n, ((snapshot, state), mut planned)) in paired {
             let named = |text: String| format!("process {}: {text}", state.pid);
@@ -163,7 +175,7 @@ impl<'a> Job<'a> {
             let flat = store.flat(&snapshot)?;
             members.push(Member {
                 // Whoever fills memory later has only one process to look after.
-                memory: Memory::new(&flat, &state, &planned, true)?,
+                memory: Memory::new(&flat, &state, &planned, true, &mut written)?,
                 contents: Arc::new(contents),
                 stopped: tree.members[n].stopped,
                 snapshot,
@@ -193,18 +205,7 @@ impl<'a> Job<'a> {
         let mut commons = Commons::default();
         self.share_memory(&mut commons, &mut notes)?;
         let mut files = self.files.clone();
-        for (at, file) in self.joint.files().iter().enumerate() {
-            let (device, inode) = file.identity;
-            let device =
-                u64::from(rustix::fs::major(device)) << 32 | u64::from(rustix::fs::minor(device));
-            // A descriptor of memory that is mapped is one of the very same memory.
-            if file.kind == FileKind::Memfd
-                && files.all.sources[at] == Source::Make
-                && let Some(made) = commons.objects.get(&(device, inode))
-            {
-                files.all.sources[at] = Source::Own(made.as_raw_fd());
-            }
-        }
+        commons.lend(self.joint.files(), &mut files.all.sources);
         let mut opened: Vec<Opened> = Vec::with_capacity(self.members.len());
         for member in &self.members {
             let mut planned = member.planned.clone();
@@ -216,15 +217,11 @@ impl<'a> Job<'a> {
             )?;
             own.contents = member.contents.clone();
             opened.push(own);
-            notes.extend(more);
+            notes.extend(member.named(more));
         }
         let root = &self.members[0];
-        if self.strict && !notes.is_empty() {
-            return Err(SessionError::Usage(format!(
-                "the tree of process {} would differ from what it was, and --strict refuses that:\n  - {}",
-                root.state.pid,
-                notes.join("\n  - ")
-            )));
+        if self.strict {
+            refuse_differences(&format!("the tree of process {}", root.state.pid), &notes)?;
         }
         let own_ids = self.own_ids(keep_ids);
         let birth = Birth {
@@ -262,7 +259,9 @@ impl<'a> Job<'a> {
         for ((stub, member), opened) in all {
             let pid = member.state.pid;
             let mut newborn = Newborn::adopt(stub, &member.planned, opened, pid)?;
-            pages += member.memory.fill(&mut newborn, change_files, &mut notes)?;
+            let mut more = Vec::new();
+            pages += member.memory.fill(&mut newborn, change_files, &mut more)?;
+            notes.extend(member.named(more));
             newborns.push(newborn);
         }
         let members = self.members.iter().zip(&opened);
@@ -274,18 +273,19 @@ impl<'a> Job<'a> {
                 stopped: member.stopped,
             })
             .collect();
-        let free = finish_tree(newborns, &parts, &mut self.joint, &files, keep_ids)?;
+        let mut free = finish_tree(
+            newborns,
+            &parts,
+            &mut self.joint,
+            &files,
+            keep_ids,
+            &mut notes,
+        )?;
         let took_ns = monotonic_ns() - begun;
-        let mut free = free.into_iter().enumerate();
-        let (_, (released, more)) = free.next().expect("a tree has a root");
-        notes.extend(more);
-        for (n, (_, more)) in free {
-            let pid = self.members[n].state.pid;
-            notes.extend(
-                more.into_iter()
-                    .map(|note| format!("process {pid}: {note}")),
-            );
+        for (member, (_, more)) in self.members.iter().zip(&mut free) {
+            notes.extend(member.named(std::mem::take(more)));
         }
+        let (released, _) = free.swap_remove(0);
         let mut others = others.into_iter();
         let first = others.next().expect("a tree has a root");
         Ok(Revived {

@@ -1,7 +1,7 @@
 //! `serve`: receives snapshots from other machines, and brings them back when asked.
 
 use super::key::keys;
-use super::remote::DEFAULT_PORT;
+use super::remote::{DEFAULT_PORT, resolve};
 use super::serve_link::serve_one;
 use super::types::hex;
 use super::{Result, SessionError};
@@ -152,22 +152,38 @@ impl Drop for Open {
 }
 
 fn bind(listen: Option<&str>) -> Result<(TcpListener, SocketAddr)> {
-    let any = [
-        SocketAddr::from((IpAddr::V6(Ipv6Addr::UNSPECIFIED), DEFAULT_PORT)),
-        SocketAddr::from((IpAddr::V4(Ipv4Addr::UNSPECIFIED), DEFAULT_PORT)),
-    ];
-    let text = listen.map_or_else(|| any[0].to_string(), str::to_owned);
-    let bound = match listen {
+    let addresses = match listen {
         // Where there is no IPv6, on all addresses of IPv4.
-        None => TcpListener::bind(&any[..]),
-        Some(text) => match text.parse::<IpAddr>() {
-            Ok(address) => TcpListener::bind((address, DEFAULT_PORT)),
-            Err(_) => TcpListener::bind(text),
-        },
+        None => vec![
+            SocketAddr::from((IpAddr::V6(Ipv6Addr::UNSPECIFIED), DEFAULT_PORT)),
+            SocketAddr::from((IpAddr::V4(Ipv4Addr::UNSPECIFIED), DEFAULT_PORT)),
+        ],
+        Some(text) => resolve(text)?.1,
     };
-    let listener = bound.map_err(SessionError::io(format!("listen on {text}")))?;
-    let address = listener
-        .local_addr()
-        .map_err(SessionError::io(format!("listen on {text}")))?;
-    Ok((listener, address))
+    let text = listen.map_or_else(|| addresses[0].to_string(), str::to_owned);
+    let bound = TcpListener::bind(&addresses[..]).and_then(|listener| {
+        let address = listener.local_addr()?;
+        Ok((listener, address))
+    });
+    bound.map_err(SessionError::io(format!("listen on {text}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_listens_on_what_is_named_with_or_without_a_port() {
+        for text in ["127.0.0.1:0", "localhost:0"] {
+            let (_listener, address) = bind(Some(text)).unwrap();
+            assert!(address.ip().is_loopback() && address.port() != 0, "{text}");
+        }
+        // Without one it is the usual one, which somebody may have.
+        match bind(Some("localhost")) {
+            Ok((_listener, address)) => assert_eq!(address.port(), DEFAULT_PORT),
+            Err(e) => assert!(e.to_string().contains("in use"), "{e}"),
+        }
+        let error = bind(Some("localhost:many")).expect_err("no port");
+        assert!(matches!(error, SessionError::Usage(_)), "{error}");
+    }
 }

@@ -1,5 +1,6 @@
 //! Takes snapshots from a source into the store: asks only for pages that are not there, and publishes what is whole.
 
+use super::remote::Transferred;
 use super::serve_known::Known;
 use super::serve_link::while_alive;
 use super::{Result, SessionError};
@@ -8,7 +9,7 @@ use crate::image::{EncodedBatch, MAX_MANIFEST, Manifest, PageSink};
 use crate::model::{PAGE_SIZE, Page, PageRange, SnapshotId, SnapshotKind};
 use crate::restore::fault;
 use crate::store::{FlatAhead, Published, Received, Session, SessionInfo, Store};
-use crate::wire::{Begin, Encoded, Link, Message, Offered, Stored, digest_dropped, digest_pages};
+use crate::wire::{Begin, Digest, Encoded, Link, Message, Offered, Stored};
 use rustc_hash::FxHashSet;
 use std::collections::VecDeque;
 
@@ -18,17 +19,6 @@ const MOST_PAGES: u64 = 1 << 28;
 const MOST_DROPPED: usize = 1 << 22;
 /// Pages written in one go.
 const PIECE: usize = 1024;
-
-/// What came of a snapshot.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Taken {
-    /// The snapshot.
-    pub(super) stored: Stored,
-    /// Pages that it has, or has other than the one before.
-    pub(super) offered: u64,
-    /// Pages that were sent.
-    pub(super) sent: u64,
-}
 
 /// The snapshots of one connection: one session of the store.
 pub(super) struct Incoming {
@@ -51,7 +41,7 @@ struct Arriving {
     sent: u64,
     dropped: Vec<PageRange>,
     state: Vec<u8>,
-    digest: blake3::Hasher,
+    digest: Digest,
 }
 
 impl Incoming {
@@ -62,11 +52,14 @@ impl Incoming {
         transfer.extend_from_slice(&begin.pid.to_le_bytes());
         transfer.extend_from_slice(&begin.start_time.to_le_bytes());
         transfer.extend_from_slice(begin.comm.as_bytes());
-        let comm = begin.comm.clone();
-        let looked = while_alive(link, || Known::look(store, &comm))?;
+        // Both look through whole files.
+        let (known, received) = while_alive(link, || -> Result<_> {
+            let received = store.receive_pages(&transfer)?;
+            Ok((Known::look(store, &begin.comm)?, received))
+        })??;
         Ok(Self {
-            known: looked?,
-            received: store.receive_pages(&transfer)?,
+            known,
+            received,
             store: store.clone(),
             session: None,
             last: None,
@@ -75,7 +68,7 @@ impl Incoming {
     }
 
     /// Takes one snapshot, up to its publication.
-    pub(super) fn take(&mut self, link: &mut Link, begin: Begin) -> Result<Taken> {
+    pub(super) fn take(&mut self, link: &mut Link, begin: Begin) -> Result<Transferred> {
         if begin.pages > MOST_PAGES {
             return Err(link
                 .breach(format!("{} pages, {MOST_PAGES} at most", begin.pages))
@@ -92,7 +85,7 @@ impl Incoming {
             sent: 0,
             dropped: Vec::new(),
             state: Vec::new(),
-            digest: blake3::Hasher::new(),
+            digest: Digest::new(),
         };
         let digest = loop {
             match link.receive(link.stall())? {
@@ -106,7 +99,7 @@ impl Incoming {
                     if (arriving.state.len() + bytes.len()) as u64 > MAX_MANIFEST {
                         return Err(link.breach("too much process state").into());
                     }
-                    arriving.digest.update(&bytes);
+                    arriving.digest.state(&bytes);
                     arriving.state.extend_from_slice(&bytes);
                 }
                 Message::Publish(digest) => break digest,
@@ -117,12 +110,12 @@ impl Incoming {
         if !announced || !arriving.asked.is_empty() {
             return Err(link.breach("the snapshot ends before its pages").into());
         }
-        if arriving.digest.finalize() != digest {
+        if arriving.digest.finish() != digest {
             return Err(link.breach("what has arrived is not what was sent").into());
         }
         fault::point("serve-publishing");
         let published = while_alive(link, || self.publish(&arriving))??;
-        Ok(Taken {
+        Ok(Transferred {
             stored: Stored {
                 id: published.id,
                 seq: published.seq,
@@ -151,7 +144,7 @@ impl Incoming {
         if (arriving.pages.len() + pages.len()) as u64 > arriving.begin.pages {
             return Err(link.breach("more pages than were announced").into());
         }
-        digest_pages(&mut arriving.digest, &pages);
+        arriving.digest.pages(&pages);
         let mut wanted = Vec::new();
         for (place, page) in pages.iter().enumerate() {
             let there = self.received.has(&page.hash) || self.known.has(&page.hash);
@@ -226,22 +219,17 @@ impl Incoming {
         let mut pending = session.begin(begin.kind, parent)?;
         pending.set_time_ns(begin.time_ns);
         pending.drop_ranges(&arriving.dropped.iter().copied().collect());
-        let mut scratch = Scratch::default();
-        let mut batch = EncodedBatch::new(0);
-        let mut page = [0; PAGE_SIZE as usize];
+        let mut pages = Pages {
+            received: &mut self.received,
+            known: &self.known,
+            kind: begin.kind,
+            batch: EncodedBatch::new(0),
+            scratch: Scratch::default(),
+        };
         for piece in arriving.pages.chunks(PIECE) {
-            batch.reset(0);
-            for offered in piece {
-                find(&mut self.received, &self.known, &offered.hash, &mut page)?;
-                match begin.kind {
-                    SnapshotKind::Base => batch.push(offered.addr, &page, &mut scratch),
-                    // The process may be waiting for it.
-                    SnapshotKind::Delta => {
-                        batch.push_fast(offered.addr, &page, None);
-                    }
-                }
-            }
-            pending.append(&batch)?;
+            pages.batch.reset(0);
+            piece.iter().try_for_each(|offered| pages.put(offered))?;
+            pending.append(&pages.batch)?;
         }
         Ok(pending.publish(&manifest.state, &manifest.costs)?)
     }
@@ -288,7 +276,7 @@ impl Arriving {
         if !ordered || !bounded || self.begin.kind == SnapshotKind::Base {
             return Err(link.breach("ranges that cannot be gone").into());
         }
-        digest_dropped(&mut self.digest, &ranges);
+        self.digest.dropped(&ranges);
         self.dropped.extend(ranges);
         Ok(())
     }
@@ -307,12 +295,36 @@ fn follow(store: &Store, last: Option<SnapshotId>, flat: Option<FlatAhead>) -> R
     })
 }
 
-/// Reads a page by its content, from wherever it is.
-fn find(received: &mut Received, known: &Known, hash: &[u8; 32], page: &mut Page) -> Result<()> {
-    if received.read(hash, page)? || known.read(hash, page) {
-        return Ok(());
+/// Pages on their way into a snapshot, from wherever their content is.
+struct Pages<'a> {
+    received: &'a mut Received,
+    known: &'a Known,
+    kind: SnapshotKind,
+    batch: EncodedBatch,
+    scratch: Scratch,
+}
+
+impl Pages<'_> {
+    fn put(&mut self, offered: &Offered) -> Result<()> {
+        let (addr, hash) = (offered.addr, &offered.hash);
+        let mut page: Page = [0; PAGE_SIZE as usize];
+        if let Some((encoding, bytes)) = self.received.read(hash, &mut page)? {
+            // As short as its source has made it.
+            self.batch.push_encoded(addr, &page, encoding, bytes);
+            return Ok(());
+        }
+        if !self.known.read(hash, &mut page) {
+            return Err(SessionError::Remote(
+                "a page that the store had is gone: a snapshot may have been pruned meanwhile. Clone again: what was sent is kept".into(),
+            ));
+        }
+        match self.kind {
+            SnapshotKind::Base => self.batch.push(addr, &page, &mut self.scratch),
+            // The process may be waiting for it.
+            SnapshotKind::Delta => {
+                self.batch.push_fast(addr, &page, None);
+            }
+        }
+        Ok(())
     }
-    Err(SessionError::Remote(
-        "a page that the store had is gone: a snapshot may have been pruned meanwhile. Clone again: what was sent is kept".into(),
-    ))
 }

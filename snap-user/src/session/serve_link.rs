@@ -6,35 +6,57 @@ use super::serve_incoming::Incoming;
 use super::serve_restore::restore;
 use super::{Result, SessionError};
 use crate::store::Store;
-use crate::wire::{Keys, Link, Message, WAIT, address_of};
+use crate::wire::{Keys, Link, Message, Running, WAIT, address_of};
+use std::any::Any;
+use std::convert::Infallible;
 use std::net::TcpStream;
 use std::path::Path;
-use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 /// How often a source that waits is told that work goes on.
-pub(super) fn alive(link: &Link) -> Duration {
+fn alive(link: &Link) -> Duration {
     // The source's patience may be another one than this side's.
     (link.stall() / 4).min(Duration::from_millis(500))
+}
+
+/// Waits for what a thread has to say, while the source is told that work goes on. `None` when that thread has ended.
+pub(super) fn await_alive<T>(link: &mut Link, said: &Receiver<T>) -> Result<Option<T>> {
+    loop {
+        match said.recv_timeout(alive(link)) {
+            Ok(said) => return Ok(Some(said)),
+            Err(RecvTimeoutError::Timeout) => link.send(&Message::Alive)?,
+            Err(RecvTimeoutError::Disconnected) => return Ok(None),
+        }
+    }
 }
 
 /// Does something that may take long, while the source is told that it goes on.
 pub(super) fn while_alive<T: Send>(link: &mut Link, work: impl FnOnce() -> T + Send) -> Result<T> {
     std::thread::scope(|scope| {
-        let (done, wait) = channel();
-        scope.spawn(move || done.send(work()));
-        loop {
-            match wait.recv_timeout(alive(link)) {
-                Ok(outcome) => return Ok(outcome),
-                Err(RecvTimeoutError::Timeout) => link.send(&Message::Alive)?,
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(SessionError::Remote(
-                        "a thread of this server is lost".into(),
-                    ));
-                }
-            }
-        }
+        let (working, done) = channel::<Infallible>();
+        let worker = scope.spawn(move || {
+            let _working = working;
+            work()
+        });
+        let waited = await_alive(link, &done);
+        // Joined here: a panic in it ends this connection, and not the thread that serves it.
+        let outcome = worker.join().map_err(|panic| lost(&*panic))?;
+        waited?;
+        Ok(outcome)
     })
+}
+
+/// A thread that ended by a panic.
+pub(super) fn lost(panic: &(dyn Any + Send)) -> SessionError {
+    let said = panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    SessionError::Remote(format!(
+        "the server has an error of its own, and this connection ends ({}): report it",
+        said.unwrap_or("a thread panicked")
+    ))
 }
 
 /// Serves one connection to its end. Whoever is not trusted gets nothing.
@@ -108,15 +130,17 @@ fn converse(
                         .into());
                 };
                 into.close();
-                let running = restore(link, &store, id, &order)?;
-                report(Served::Running {
-                    peer: peer.to_owned(),
-                    id,
-                    pid: running.pid,
-                    own_pid: running.own_pid,
-                    took_ns: running.took_ns,
-                    notes: running.notes,
-                });
+                let mut runs = |running: &Running| {
+                    report(Served::Running {
+                        peer: peer.to_owned(),
+                        id,
+                        pid: running.pid,
+                        own_pid: running.own_pid,
+                        took_ns: running.took_ns,
+                        notes: running.notes.clone(),
+                    });
+                };
+                restore(link, &store, id, &order, &mut runs)?;
             }
             Message::Done => {
                 if let Some(incoming) = incoming {
@@ -126,5 +150,36 @@ fn converse(
             }
             other => return Err(link.unexpected(&other, "a snapshot or an order").into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Instant;
+
+    #[test]
+    fn work_that_panics_is_an_error_of_its_connection() {
+        let (_source, mut target) = Link::pair(Duration::from_secs(20));
+        let done: Result<()> = while_alive(&mut target, || panic!("two and two"));
+        let error = done.expect_err("a panic");
+        assert!(error.to_string().contains("two and two"), "{error}");
+    }
+
+    #[test]
+    fn a_source_is_told_that_work_goes_on_until_it_is_done() {
+        let (mut source, mut target) = Link::pair(Duration::from_millis(400));
+        let work = std::thread::spawn(move || {
+            let work = || std::thread::sleep(Duration::from_secs(1));
+            while_alive(&mut target, work).unwrap();
+            target.send(&Message::Done).unwrap();
+            target
+        });
+        let (begun, mut signs) = (Instant::now(), 0);
+        let patience = source.stall();
+        let said = source.receive_with(patience, &mut || signs += 1);
+        assert!(matches!(said, Ok(Message::Done)), "{said:?}");
+        assert!(signs > 2 && begun.elapsed() > 2 * patience, "{signs}");
+        drop(work.join().unwrap());
     }
 }

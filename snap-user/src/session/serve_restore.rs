@@ -1,7 +1,7 @@
 //! Brings a snapshot that was received back, while its source waits.
 
 use super::revive::{Pids, ReviveOptions, Revived, revive};
-use super::serve_link::alive;
+use super::serve_link::{await_alive, lost, while_alive};
 use super::{Result, SessionError};
 use crate::model::{ProcessState, SnapshotId};
 use crate::restore::fault;
@@ -9,21 +9,28 @@ use crate::store::Store;
 use crate::sys::proc;
 use crate::wire::{self, Link, Message, Order, Running};
 use std::path::PathBuf;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 
 enum Said {
     Runs(Running),
     Over(Result<()>),
 }
 
-/// Brings a snapshot back, and tells the source when it runs, and when it needs this program no more.
+/// Brings a snapshot back, and tells the source when it runs, and when it needs this program no more. `runs` is told
+/// the first, whatever becomes of the connection.
 pub(super) fn restore(
     link: &mut Link,
     store: &Store,
     id: SnapshotId,
     order: &Order,
-) -> Result<Running> {
-    let state = store.snapshot(id)?.manifest()?.state;
+    runs: &mut dyn FnMut(&Running),
+) -> Result<()> {
+    // What takes long comes before anything is started, so that nothing is for a source that has gone meanwhile.
+    let state = while_alive(link, || -> Result<ProcessState> {
+        let snapshot = store.snapshot(id)?;
+        store.flat(&snapshot)?;
+        Ok(snapshot.manifest()?.state)
+    })??;
     let options = ReviveOptions {
         pids: pids(order.pids, &state),
         eager: order.eager,
@@ -34,32 +41,50 @@ pub(super) fn restore(
     let (say, said) = channel();
     let dir = store.dir().to_owned();
     // A thread of its own for as long as the process lives: it is its parent.
-    std::thread::Builder::new()
+    let thread = std::thread::Builder::new()
         .name("ksnap-restore".into())
         .spawn(move || bring_back(dir, id, &options, &say))
         .map_err(SessionError::io("start a thread for a process"))?;
     fault::point("serve-restoring");
-    let mut running = None;
+    match follow(link, &said, runs)? {
+        true => Ok(link.send(&Message::Settled)?),
+        false => Err(match thread.join() {
+            Err(panic) => lost(&*panic),
+            Ok(()) => SessionError::Remote("nothing was brought back".into()),
+        }),
+    }
+}
+
+/// Hears a process out that is brought back, also when the source has gone: it may run all the same. `false` when
+/// the thread that brings it back has ended without a word.
+fn follow(link: &mut Link, said: &Receiver<Said>, runs: &mut dyn FnMut(&Running)) -> Result<bool> {
+    let mut gone = None;
     loop {
-        match said.recv_timeout(alive(link)) {
-            Ok(Said::Runs(runs)) => {
-                link.send(&Message::Running(runs.clone()))?;
-                running = Some(runs);
+        let next = match gone {
+            Some(_) => said.recv().ok(),
+            None => match await_alive(link, said) {
+                Ok(next) => next,
+                Err(e) => {
+                    gone = Some(e);
+                    continue;
+                }
+            },
+        };
+        match next {
+            Some(Said::Runs(running)) => {
+                runs(&running);
+                if gone.is_none() {
+                    gone = link.send(&Message::Running(running)).err().map(Into::into);
+                    fault::point("serve-running");
+                }
             }
-            Ok(Said::Over(done)) => {
+            Some(Said::Over(done)) => {
                 done?;
-                break;
+                return gone.map_or(Ok(true), Err);
             }
-            Err(RecvTimeoutError::Timeout) => link.send(&Message::Alive)?,
-            Err(RecvTimeoutError::Disconnected) => {
-                return Err(SessionError::Remote(
-                    "a thread of this server is lost".into(),
-                ));
-            }
+            None => return Ok(false),
         }
     }
-    link.send(&Message::Settled)?;
-    running.ok_or_else(|| SessionError::Remote("nothing was brought back".into()))
 }
 
 fn bring_back(dir: PathBuf, id: SnapshotId, options: &ReviveOptions, say: &Sender<Said>) {
@@ -105,5 +130,61 @@ fn pids(wanted: wire::Pids, state: &ProcessState) -> Option<Pids> {
                 false => None,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn running() -> Running {
+        Running {
+            pid: 12,
+            own_pid: 3,
+            took_ns: 77,
+            notes: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn what_runs_is_told_also_when_its_source_has_gone() {
+        // Before it runs, and before it depends on nobody.
+        for early in [true, false] {
+            let (source, mut target) = Link::pair(Duration::from_millis(400));
+            let (say, said) = channel();
+            let mut source = Some(source);
+            if early {
+                source = None;
+            }
+            let bringing = std::thread::spawn(move || {
+                std::thread::sleep(Duration::from_millis(500));
+                say.send(Said::Runs(running())).unwrap();
+                drop(source);
+                std::thread::sleep(Duration::from_millis(1000));
+                say.send(Said::Over(Ok(()))).unwrap();
+            });
+            let mut told = Vec::new();
+            let done = follow(&mut target, &said, &mut |running| told.push(running.pid));
+            assert!(matches!(done, Err(SessionError::Wire(_))), "{done:?}");
+            assert_eq!(told, [12]);
+            bringing.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_failure_is_told_rather_than_that_the_source_has_gone() {
+        let (source, mut target) = Link::pair(Duration::from_millis(400));
+        drop(source);
+        let (say, said) = channel();
+        std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_secs(1));
+            say.send(Said::Over(Err(SessionError::Usage("no room".into()))))
+        });
+        let done = follow(&mut target, &said, &mut |_| panic!("nothing runs"));
+        assert!(matches!(done, Err(SessionError::Usage(_))), "{done:?}");
+        let (_, said) = channel();
+        let done = follow(&mut target, &said, &mut |_| panic!("nothing runs"));
+        assert!(matches!(done, Ok(false)), "{done:?}");
     }
 }

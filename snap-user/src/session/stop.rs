@@ -7,13 +7,19 @@ use super::{AuditPage, Result, Taken, audit};
 use crate::capture::{
     Stamps, compared, compared_pages, frozen_state, nameless, saved_ranges, without_files,
 };
-use crate::model::{Costs, Descriptor, OpenFile, PAGE_SIZE, PageSet, SnapshotKind, Vma};
-use crate::sys::{Frozen, monotonic_ns, proc};
-use crate::track::{Dirty, TrackerKind};
+use crate::model::{
+    Costs, Descriptor, OpenFile, PAGE_SIZE, PageSet, ProcessState, SnapshotKind, Vma,
+};
+use crate::probe::Marks;
+use crate::sys::{Frozen, monotonic_ns, proc, side_by_side};
+use crate::track::{Dirty, Epoch, TrackerKind};
 use std::time::Duration;
 
 /// How long to wait, after a stop, for the scheduler's account of it.
 const STOP_EVENTS: Duration = Duration::from_millis(3);
+
+/// Pages of a process whose page tables take longer to look at than a thread takes to start.
+const MANY_PAGES: u64 = 16 * 1024;
 
 /// What was done ahead of a stop.
 pub(super) struct Ahead {
@@ -28,8 +34,8 @@ pub(super) struct Ahead {
     pass: u32,
     /// The tracker does not see all writes.
     compare_all: bool,
-    /// It is to be copied behind the stop.
-    behind: bool,
+    /// It is to be copied behind the stop, of which these pages are known already.
+    behind: Option<Marks>,
 }
 
 /// A captured process.
@@ -41,6 +47,16 @@ pub(super) struct Caught {
     /// Its open files, where it is held.
     pub(super) files: Vec<OpenFile>,
     pub(super) audit: Audit,
+}
+
+/// What a look at the stopped process tells.
+struct Looked {
+    dirty: Dirty,
+    /// All that is dirty is protected, so that it can be copied behind the stop.
+    behind: Option<Marks>,
+    state: ProcessState,
+    /// How long reading the state took.
+    state_ns: u64,
 }
 
 /// What an audit compares, and what a page that differs is explained by.
@@ -69,11 +85,11 @@ impl Engine {
         let begun = monotonic_ns();
         let mut now = (*self.hashes).clone();
         self.unhashed = PageSet::new();
-        let behind = !hold
-            && !self.compares_all()
-            && self.caution.allows()
-            && self.may_postcopy(&mut costs)?;
-        if !behind {
+        let mut behind = None;
+        if !hold && !self.compares_all() && self.caution.allows() {
+            behind = self.may_postcopy(&mut costs)?;
+        }
+        if behind.is_none() {
             self.precopy(&mut costs, &mut now)?;
         }
         let mut stamps = self.contents.stamps().clone();
@@ -133,28 +149,31 @@ impl Engine {
         let asked_at = monotonic_ns();
         self.events.drain(&mut self.epoch);
         let vmas = self.maps()?;
-        let (dirty, behind) = self.dirty(&vmas, behind, compare_all)?;
+        if self.events.take_described() {
+            self.live.look_again();
+            self.live.look(&vmas)?;
+        }
+        let Looked {
+            mut dirty,
+            behind,
+            mut state,
+            state_ns,
+        } = self.look(&frozen, &vmas, behind, compare_all)?;
         let scanned_at = monotonic_ns();
 
         let shared_pages = compared_pages(pid, &vmas);
         let mut removed = self.removed(&vmas, &dirty, &shared_pages, &mut now)?;
-        let awaited = match behind {
-            true => Some(self.await_copy(&dirty.copy)?),
-            false => None,
+        let opened = match behind {
+            Some(marks) => Some(self.await_copy(marks, &dirty.copy)?),
+            None => None,
         };
-        let gone = match awaited {
+        let gone = match opened {
             Some(_) => self.copy_changed(&shared_pages, &mut now)?,
             None => self.copy_stopped(&dirty, &shared_pages, compare_all, &mut now)?,
         };
         removed = removed.union(&gone);
         let copied_at = monotonic_ns();
 
-        if self.events.take_described() {
-            self.live.look_again();
-            self.live.look(&vmas)?;
-        }
-        let told = self.events.told(frozen.threads()[0]);
-        let mut state = frozen_state(&frozen, &self.target, &mut self.live, &vmas, told)?;
         if self.options.files {
             self.save_files(&mut state, &mut stamps, &mut now);
         }
@@ -173,8 +192,11 @@ impl Engine {
         };
         let thawed_at = monotonic_ns();
 
-        if let Some(awaited) = awaited {
-            if !self.postcopy(awaited, &mut now)? || !self.is_same_program()? {
+        let is_behind = opened.is_some();
+        if let Some(opened) = opened {
+            self.epoch.with_found(&mut dirty, &vmas);
+            let whole = self.postcopy(opened.of(&dirty.copy), &mut now)?;
+            if !whole || !self.is_same_program()? {
                 return Ok(Err(Captured::Spoilt));
             }
             costs.phases.precopy_ns += monotonic_ns() - thawed_at;
@@ -186,17 +208,19 @@ impl Engine {
 
         let phases = &mut costs.phases;
         phases.freeze_ns = frozen_at - stop;
-        phases.scan_ns = scanned_at - asked_at;
+        // Of what was done side by side, the state counts, and the longer look at page tables by what it took more.
+        phases.scan_ns = (scanned_at - asked_at).saturating_sub(state_ns);
         phases.copy_ns = copied_at - scanned_at;
-        phases.state_ns = state_at - copied_at + (asked_at - frozen_at);
+        phases.state_ns = state_ns + (state_at - copied_at) + (asked_at - frozen_at);
         phases.thaw_ns = thawed_at - state_at;
         phases.stop_ns = thawed_at - stop;
         let pages = &mut costs.pages;
         pages.resident = proc::status(pid).map_or(0, |s| s.rss / PAGE_SIZE);
+        self.resident = pages.resident;
         pages.scanned += dirty.examined.pages();
         pages.dirty += dirty.copy.pages();
         pages.copied_stopped = shared_pages.pages();
-        if !behind {
+        if !is_behind {
             pages.copied_stopped += dirty.copy.pages();
         }
         pages.copied += dirty.copy.pages() + shared_pages.pages();
@@ -236,16 +260,37 @@ impl Engine {
         }))
     }
 
-    /// What is dirty, and whether all of that is protected, so that it can be copied behind the stop.
-    fn dirty(&mut self, vmas: &[Vma], behind: bool, compare_all: bool) -> Result<(Dirty, bool)> {
-        if compare_all {
-            self.epoch.distrust();
-        } else if behind && let Some(dirty) = self.epoch.rotate_protecting(vmas)? {
-            return Ok((dirty, true));
-        }
-        let before = &self.hashes;
-        let dirty = self.epoch.rotate(vmas, |page| before.get(page).is_some())?;
-        Ok((dirty, false))
+    /// What is dirty, and the state of the process: side by side where there is much to look at.
+    fn look(
+        &mut self,
+        frozen: &Frozen,
+        vmas: &[Vma],
+        behind: Option<Marks>,
+        compare_all: bool,
+    ) -> Result<Looked> {
+        let much = self.resident > MANY_PAGES && self.processors > 1;
+        let (epoch, before) = (&mut self.epoch, &self.hashes);
+        let rotate = move || rotate(epoch, before, vmas, behind, compare_all);
+        let (live, events, target) = (&mut self.live, &mut self.events, &self.target);
+        let mut read = || -> Result<_> {
+            let begun = monotonic_ns();
+            let told = events.told(frozen.threads()[0]);
+            let state = frozen_state(frozen, target, live, vmas, told)?;
+            Ok((state, monotonic_ns() - begun))
+        };
+        let (rotated, read) = match much {
+            // Only the thread that traces the process can read its registers.
+            true => side_by_side(rotate, read),
+            false => (rotate(), read()),
+        };
+        let (dirty, behind) = rotated?;
+        let (state, state_ns) = read?;
+        Ok(Looked {
+            dirty,
+            behind,
+            state,
+            state_ns,
+        })
     }
 
     /// Pages that the process has no more, those of files aside: what the snapshot has of these is known only when
@@ -350,4 +395,23 @@ impl Engine {
             || self.live.has_pinned_writers()
             || self.events.has_lasting_hazard()
     }
+}
+
+/// What is dirty, and whether all of that is protected.
+fn rotate(
+    epoch: &mut Epoch,
+    before: &Hashes,
+    vmas: &[Vma],
+    behind: Option<Marks>,
+    compare_all: bool,
+) -> Result<(Dirty, Option<Marks>)> {
+    if compare_all {
+        epoch.distrust();
+    } else if behind.is_some()
+        && let Some(dirty) = epoch.rotate_protecting(vmas)?
+    {
+        return Ok((dirty, behind));
+    }
+    let dirty = epoch.rotate(vmas, |page| before.get(page).is_some())?;
+    Ok((dirty, None))
 }

@@ -7,18 +7,15 @@ use super::engine::{Engine, wall_clock_ns};
 use super::events::LazyProbes;
 use super::family::{self, Stopped};
 use super::stop::{Ahead, Caught};
+use super::tree_files::{Holder, shared_files};
 use super::types::hex;
 use super::{Options, Result, SessionError, Taken, Then};
 use crate::capture::CaptureError;
-use crate::model::{
-    FileKind, OpenFile, ProcessTree, SharedFile, SnapshotId, SnapshotKind, TreeMember,
-};
+use crate::model::{ProcessTree, SnapshotId, SnapshotKind, TreeMember};
 use crate::store::Store;
-use crate::sys::{self, compare_files_of, monotonic_ns, proc};
+use crate::sys::{SysError, monotonic_ns, proc};
 use crate::track::{TrackerChoice, TrackerKind};
 use serde::Serialize;
-use std::cmp::Ordering;
-use std::collections::BTreeMap;
 use std::path::Path;
 
 /// A tree that was captured and stored.
@@ -70,6 +67,40 @@ struct Member {
     caught: Caught,
 }
 
+/// Processes that were captured, parents before their children. Those that stand go on when this is dropped, before
+/// anything of ksnap's own is waited for.
+struct Members(Vec<Member>);
+
+impl Members {
+    fn thaw(&mut self) {
+        for member in &mut self.0 {
+            drop(member.caught.frozen.take());
+        }
+    }
+
+    /// Lets those that stand go with a signal, children first: process 1 of a PID namespace ends after all others there.
+    ///
+    /// # Errors
+    /// The first of them; all have been let go all the same.
+    fn end_with(&mut self, signal: i32) -> Result<()> {
+        let standing = self
+            .0
+            .iter_mut()
+            .rev()
+            .filter_map(|m| m.caught.frozen.take());
+        let failed: Vec<SysError> = standing
+            .filter_map(|frozen| frozen.end_with(signal).err())
+            .collect();
+        failed.into_iter().next().map_or(Ok(()), |e| Err(e.into()))
+    }
+}
+
+impl Drop for Members {
+    fn drop(&mut self) {
+        self.thaw();
+    }
+}
+
 /// Captures a process and all of its descendants at one moment.
 ///
 /// # Errors
@@ -85,35 +116,40 @@ pub fn snap_tree(dir: &Path, pid: i32, options: &Options) -> Result<TakenTree> {
         then: Then::GoOn,
         ..*options
     };
+    // These outlive the stop: dropping them waits for their threads, and for the disk.
+    let mut given_up = Vec::new();
     let mut prepared = Vec::with_capacity(expected.len());
     for member in expected {
-        match prepare(&store, member, &each, &probes) {
+        match prepare(&store, member, &each, &probes, &mut given_up) {
             Ok(one) => prepared.push(one),
             // Only the root must be there.
-            Err(_) if member != pid && !proc::is_alive(member) => {}
+            Err(_) if member != pid && !proc::is_alive(member) => given_up.clear(),
             Err(e) => return Err(e),
         }
     }
     let (time_ns, stop) = (wall_clock_ns(), monotonic_ns());
     let family = family::freeze(pid)?;
     let mut unsupported = family.notes;
-    let mut members = Vec::with_capacity(family.members.len());
+    let mut members = Members(Vec::with_capacity(family.members.len()));
     for stopped in family.members {
         let one = take_out(&mut prepared, stopped.pid)?;
-        members.push(capture(&store, stopped, one, stop, &each, &probes)?);
+        let member = capture(&store, stopped, one, stop, &each, &probes, &mut given_up)?;
+        members.0.push(member);
+    }
+    let holders = members.0.iter().map(|member| Holder {
+        pid: member.pid,
+        descriptors: &member.caught.descriptors,
+        files: &member.caught.files,
+    });
+    let shared = shared_files(&holders.collect::<Vec<_>>(), &mut unsupported);
+    let stop_ns = monotonic_ns() - stop;
+    if options.then == Then::GoOn {
+        members.thaw();
     }
     // They were of processes that have ended meanwhile.
     drop(prepared);
-    let shared = shared_files(&members, &mut unsupported);
-    let stop_ns = monotonic_ns() - stop;
-    let hold = options.then != Then::GoOn;
-    if !hold {
-        members
-            .iter_mut()
-            .for_each(|member| drop(member.caught.frozen.take()));
-    }
-    let mut processes: Vec<TakenProcess> = Vec::with_capacity(members.len());
-    for member in &mut members {
+    let mut processes: Vec<TakenProcess> = Vec::with_capacity(members.0.len());
+    for member in &mut members.0 {
         let taken = member.engine.settle().unwrap_or_else(|| {
             Err(SessionError::Control {
                 why: "took no snapshot".into(),
@@ -136,6 +172,7 @@ pub fn snap_tree(dir: &Path, pid: i32, options: &Options) -> Result<TakenTree> {
         time_ns,
         stop_ns,
         members: members
+            .0
             .iter()
             .zip(&processes)
             .map(|(member, process)| TreeMember {
@@ -151,12 +188,10 @@ pub fn snap_tree(dir: &Path, pid: i32, options: &Options) -> Result<TakenTree> {
         shared,
     };
     store.publish_tree(&tree)?;
-    for member in members {
-        match (member.caught.frozen, options.then) {
-            (Some(frozen), Then::Stop) => frozen.end_with(libc::SIGSTOP)?,
-            (Some(frozen), Then::Kill) => frozen.end_with(libc::SIGKILL)?,
-            _ => {}
-        }
+    match options.then {
+        Then::GoOn => {}
+        Then::Stop => members.end_with(libc::SIGSTOP)?,
+        Then::Kill => members.end_with(libc::SIGKILL)?,
     }
     Ok(TakenTree {
         id: tree.members[0].id,
@@ -167,7 +202,13 @@ pub fn snap_tree(dir: &Path, pid: i32, options: &Options) -> Result<TakenTree> {
     })
 }
 
-fn prepare(store: &Store, pid: i32, options: &Options, probes: &LazyProbes) -> Result<Prepared> {
+fn prepare(
+    store: &Store,
+    pid: i32,
+    options: &Options,
+    probes: &LazyProbes,
+    given_up: &mut Vec<Engine>,
+) -> Result<Prepared> {
     let mut engine = Engine::attach_sharing(store, pid, options, probes)?;
     let done = engine.tick().and_then(|()| {
         let kind = engine.begin();
@@ -181,7 +222,7 @@ fn prepare(store: &Store, pid: i32, options: &Options, probes: &LazyProbes) -> R
             ahead,
         }),
         Err(e) => {
-            engine.give_up();
+            given_up.push(engine);
             Err(e.of_process(pid))
         }
     }
@@ -192,13 +233,16 @@ fn take_out(prepared: &mut Vec<Prepared>, pid: i32) -> Result<Option<Prepared>> 
     let Some(at) = prepared.iter().position(|p| p.engine.target.pid == pid) else {
         return Ok(None);
     };
-    let mut one = prepared.swap_remove(at);
+    let engine = &prepared[at].engine;
     let start = proc::stat(pid, None)
         .map_err(SessionError::from)?
         .start_time;
-    if one.engine.target.start_time == start && one.engine.is_same_program()? {
+    let is_same = engine.target.start_time == start && engine.is_same_program()?;
+    let mut one = prepared.swap_remove(at);
+    if is_same {
         return Ok(Some(one));
     }
+    // Now, though the others stand: whoever is attached to next may go on in the same session.
     one.engine.give_up();
     Ok(None)
 }
@@ -210,6 +254,7 @@ fn capture(
     stop: u64,
     options: &Options,
     probes: &LazyProbes,
+    given_up: &mut Vec<Engine>,
 ) -> Result<Member> {
     let pid = stopped.pid;
     let Prepared {
@@ -224,90 +269,34 @@ fn capture(
                 tracker: TrackerChoice::Only(TrackerKind::Hash),
                 ..*options
             };
-            prepare(store, pid, &options, probes)?
+            prepare(store, pid, &options, probes, given_up)?
         }
     };
+    let parent = stopped.parent;
     let job_stopped = stopped.frozen.is_job_stopped();
-    let failed = |e| SessionError::from(CaptureError::from_sys(pid, e));
-    let group = proc::own_group(pid).map_err(failed)?;
-    let session = proc::own_session(pid).map_err(failed)?;
-    let outcome = engine.stopped(kind, ahead, stopped.frozen, stop, true);
-    match outcome {
-        Ok(Ok(caught)) => Ok(Member {
+    let catch = || -> Result<(i32, i32, Caught)> {
+        let failed = |e| SessionError::from(CaptureError::from_sys(pid, e));
+        let group = proc::own_group(pid).map_err(failed)?;
+        let session = proc::own_session(pid).map_err(failed)?;
+        let caught = engine.stopped(kind, ahead, stopped.frozen, stop, true)?;
+        let caught = caught.map_err(|_| SessionError::Control {
+            why: "found another program in a stopped process".into(),
+        })?;
+        Ok((group, session, caught))
+    };
+    match catch() {
+        Ok((group, session, caught)) => Ok(Member {
             pid,
-            parent: stopped.parent,
+            parent,
             group,
             session,
             stopped: job_stopped,
             engine,
             caught,
         }),
-        Ok(Err(_)) => {
-            engine.give_up();
-            Err(SessionError::Control {
-                why: "found another program in a stopped process".into(),
-            })
-        }
         Err(e) => {
-            engine.give_up();
+            given_up.push(engine);
             Err(e.of_process(pid))
         }
     }
-}
-
-/// What open files must agree in to be one.
-type Likeness = (FileKind, (u64, u64), u32, u64);
-
-/// A process and a descriptor of it.
-type Held = (i32, i32);
-
-/// Open files that several of the stopped processes share (`kcmp(2)`).
-fn shared_files(members: &[Member], notes: &mut Vec<String>) -> Vec<Vec<SharedFile>> {
-    let likeness =
-        |file: &OpenFile| -> Likeness { (file.kind, file.identity, file.flags, file.position) };
-    // Each open file by a descriptor of it.
-    let mut alike: BTreeMap<Likeness, Vec<(SharedFile, Held)>> = BTreeMap::new();
-    for (at, member) in members.iter().enumerate() {
-        for (n, file) in member.caught.files.iter().enumerate() {
-            let mut descriptors = member.caught.descriptors.iter();
-            if let Some(descriptor) = descriptors.find(|d| d.file as usize == n) {
-                let place = SharedFile {
-                    member: at as u32,
-                    file: n as u32,
-                };
-                alike
-                    .entry(likeness(file))
-                    .or_default()
-                    .push((place, (member.pid, descriptor.fd)));
-            }
-        }
-    }
-    let mut shared = Vec::new();
-    let mut unknown = None;
-    for mut group in alike.into_values().filter(|group| group.len() > 1) {
-        group.sort_by(|(a, x), (b, y)| {
-            let order = match a.member == b.member {
-                // Told apart when they were read.
-                true if a == b => Ordering::Equal,
-                _ => compare_files_of(*x, *y).unwrap_or_else(|e: sys::SysError| {
-                    unknown.get_or_insert(e.to_string());
-                    Ordering::Equal
-                }),
-            };
-            order.then(a.cmp(b))
-        });
-        let same = |a: &(SharedFile, Held), b: &(SharedFile, Held)| {
-            a.0.member != b.0.member
-                && compare_files_of(a.1, b.1).is_ok_and(|order| order == Ordering::Equal)
-        };
-        for run in group.chunk_by(same).filter(|run| run.len() > 1) {
-            shared.push(run.iter().map(|(place, _)| *place).collect());
-        }
-    }
-    if let Some(why) = unknown {
-        notes.push(format!(
-            "which open files the processes share is not known ({why}): each gets its own"
-        ));
-    }
-    shared
 }

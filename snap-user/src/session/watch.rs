@@ -143,6 +143,7 @@ pub(super) fn drive(
                 }
                 due = (due + schedule.every).max(now);
                 begun = now;
+                budget.begin();
                 if let Err(e) = engine.snapshot()
                     && let Some(ended) = told(Err(e), &mut tally, report)?
                 {

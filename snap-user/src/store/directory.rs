@@ -20,6 +20,8 @@ use std::sync::Arc;
 const VERSION: u32 = 1;
 /// Longest marker or session file that is read.
 const MAX_TEXT: u64 = 16 << 20;
+/// Listings of a session of which everything is pruned meanwhile, until it is taken for empty.
+const MOST_LISTINGS: usize = 16;
 
 /// A folder of snapshots.
 ///
@@ -30,6 +32,13 @@ pub struct Store {
     pub(super) dir: PathBuf,
     pub(super) files: Arc<dyn Files>,
     pub(super) cache: Arc<FileCache>,
+}
+
+/// What one look at a session finds.
+struct Listed {
+    list: Vec<SnapshotMeta>,
+    /// Every snapshot that was there has been pruned before it was read.
+    overtaken: bool,
 }
 
 /// What a listing says of a snapshot, from its header alone.
@@ -259,6 +268,18 @@ impl Store {
 
     /// The readable snapshots of one session, ascending by sequence number.
     pub fn list_session(&self, session: SessionId) -> Result<Vec<SnapshotMeta>, StoreError> {
+        let mut found = self.list_once(session)?;
+        // Pruning begins with the oldest: where all are gone, newer ones have taken their place meanwhile.
+        for _ in 1..MOST_LISTINGS {
+            if !found.overtaken {
+                break;
+            }
+            found = self.list_once(session)?;
+        }
+        Ok(found.list)
+    }
+
+    fn list_once(&self, session: SessionId) -> Result<Listed, StoreError> {
         let comm = match self.session_info(session) {
             Ok(info) => info.comm,
             Err(error) => {
@@ -271,6 +292,7 @@ impl Store {
         if let Some((path, what)) = &listing.pack_damage {
             tracing::warn!("{}: {what}", path.display());
         }
+        let mut pruned = 0;
         let mut list = Vec::with_capacity(listing.by_seq.len());
         let known = Headers::read(&*self.files, &files.dir);
         for (&seq, &id) in &listing.by_seq {
@@ -283,11 +305,14 @@ impl Store {
             match ImageFile::open(&*self.files, &path) {
                 Ok(file) => list.push(SnapshotMeta::new(&file.header, path, &comm)),
                 // Pruned since the folder was listed.
-                Err(error) if error.is_missing() => {}
+                Err(error) if error.is_missing() => pruned += 1,
                 Err(error) => tracing::warn!("{error}"),
             }
         }
-        Ok(list)
+        Ok(Listed {
+            overtaken: list.is_empty() && pruned > 0,
+            list,
+        })
     }
 
     /// Bytes of a session's snapshots, and of what those that are gone have left to them.

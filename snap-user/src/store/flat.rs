@@ -23,7 +23,7 @@ pub(super) const HEAD: usize = 8 + 4 + 4 + 8 + 40 + 16;
 /// First address, pages, offset.
 pub(super) const PIECE: usize = 24;
 /// Most bytes that flat images take up on the disk; the one in use stays whatever its size.
-const MOST_BYTES: u64 = 8 << 30;
+pub(super) const MOST_BYTES: u64 = 8 << 30;
 /// Pages gathered before they are written.
 const GATHERED: usize = 1 << 20;
 
@@ -117,7 +117,7 @@ fn to_file(
                 tracing::debug!("{}: {e}", path.display());
                 let _ = std::fs::remove_file(&temp);
             }
-            evict(folder, path);
+            evict(folder, path, MOST_BYTES);
             Ok(Some(flat))
         }
         Err(FillError::Store(e)) => Err(e),
@@ -142,19 +142,33 @@ pub(super) fn make_file(folder: &Path, temp: &Path) -> io::Result<File> {
         .open(temp)
 }
 
-/// Where each page of memory goes.
-fn pieces(snapshot: &Snapshot) -> Result<Vec<FlatPiece>, StoreError> {
+/// Pages that follow each other, in memory and in the file: address and offset of each.
+pub(super) fn runs(pages: impl Iterator<Item = (u64, u64)>) -> Vec<FlatPiece> {
     let mut pieces: Vec<FlatPiece> = Vec::new();
-    let all = snapshot.page_table()?.iter().map(|(addr, _)| addr);
-    for addr in all.take_while(|addr| *addr < FILE_SPACE) {
+    for (addr, offset) in pages {
         match pieces.last_mut() {
-            Some(last) if last.range.end == addr => last.range.end += PAGE_SIZE,
+            Some(last) if last.range.end == addr && last.offset + last.range.len() == offset => {
+                last.range.end += PAGE_SIZE;
+            }
             _ => pieces.push(FlatPiece {
                 range: PageRange::new(addr, addr + PAGE_SIZE),
-                offset: 0,
+                offset,
             }),
         }
     }
+    pieces
+}
+
+/// Runs of pages of memory, wherever each of these is going to be.
+pub(super) fn memory_runs(snapshot: &Snapshot) -> Result<Vec<FlatPiece>, StoreError> {
+    let all = snapshot.page_table()?.iter().map(|(addr, _)| addr);
+    let memory = all.take_while(|addr| *addr < FILE_SPACE);
+    Ok(runs(memory.map(|addr| (addr, addr))))
+}
+
+/// Where each page of memory goes.
+fn pieces(snapshot: &Snapshot) -> Result<Vec<FlatPiece>, StoreError> {
+    let mut pieces = memory_runs(snapshot)?;
     let table = (HEAD + pieces.len() * PIECE) as u64;
     let mut at = table.next_multiple_of(PAGE_SIZE);
     for piece in &mut pieces {
@@ -323,8 +337,8 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Removes the images used longest ago when all of them take up too much. Whoever has one open keeps it.
-fn evict(folder: &Path, keep: &Path) {
+/// Removes the images used longest ago when all of them take up more than `most`. Whoever has one open keeps it.
+pub(super) fn evict(folder: &Path, keep: &Path, most: u64) {
     let mut images: Vec<(std::time::SystemTime, u64, PathBuf)> = std::fs::read_dir(folder)
         .into_iter()
         .flatten()
@@ -337,7 +351,7 @@ fn evict(folder: &Path, keep: &Path) {
     images.sort();
     let mut total: u64 = images.iter().map(|(_, bytes, _)| bytes).sum();
     for (_, bytes, path) in images {
-        if total <= MOST_BYTES {
+        if total <= most {
             return;
         }
         if path != keep && std::fs::remove_file(&path).is_ok() {

@@ -3,10 +3,12 @@
 
 use super::directory::Store;
 use super::error::StoreError;
-use super::flat::{FOLDER, FlatPiece, HEAD, PIECE, Run, head, make_file};
+use super::flat::{
+    FOLDER, HEAD, MOST_BYTES, PIECE, Run, evict, head, make_file, memory_runs, runs,
+};
 use super::snapshot::Snapshot;
 use crate::image::{Location, PageSource};
-use crate::model::{FILE_SPACE, PAGE_SIZE, PageRange, PageTable, SnapshotId};
+use crate::model::{FILE_SPACE, PAGE_SIZE, PageTable, SnapshotId};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::hash::{BuildHasher, RandomState};
@@ -61,13 +63,7 @@ impl Store {
             room: 0,
             end: 0,
         };
-        let addrs = snapshot.page_table()?.iter().map(|(addr, _)| addr);
-        let pieces = runs(
-            addrs
-                .filter(|addr| *addr < FILE_SPACE)
-                .map(|addr| (addr, addr)),
-        );
-        ahead.room = (pieces.len() * ROOM).max(LEAST_ROOM);
+        ahead.room = (memory_runs(snapshot)?.len() * ROOM).max(LEAST_ROOM);
         ahead.end = ((HEAD + ahead.room * PIECE) as u64).next_multiple_of(PAGE_SIZE);
         ahead.follow(snapshot)?;
         Ok(ahead)
@@ -84,23 +80,6 @@ fn sweep(folder: &Path) {
             let _ = std::fs::remove_file(entry.path());
         }
     }
-}
-
-/// Pages that follow each other, here and there.
-fn runs(pages: impl Iterator<Item = (u64, u64)>) -> Vec<FlatPiece> {
-    let mut pieces: Vec<FlatPiece> = Vec::new();
-    for (addr, offset) in pages {
-        match pieces.last_mut() {
-            Some(last) if last.range.end == addr && last.offset + last.range.len() == offset => {
-                last.range.end += PAGE_SIZE;
-            }
-            _ => pieces.push(FlatPiece {
-                range: PageRange::new(addr, addr + PAGE_SIZE),
-                offset,
-            }),
-        }
-    }
-    pieces
 }
 
 impl FlatAhead {
@@ -144,8 +123,12 @@ impl FlatAhead {
     }
 
     /// Puts it in the place where [`Store::flat`] finds it. `false` when that cannot be: it has become too ragged, or the
-    /// kernel's boot has no name.
-    pub fn publish(mut self) -> Result<bool, StoreError> {
+    /// kernel's boot has no name. Images used longest ago go where all of them take up too much.
+    pub fn publish(self) -> Result<bool, StoreError> {
+        self.publish_within(MOST_BYTES)
+    }
+
+    pub(super) fn publish_within(mut self, most: u64) -> Result<bool, StoreError> {
         // Of a boot without a name none can be trusted.
         let Some(boot) = self.store.files.boot() else {
             return Ok(false);
@@ -156,9 +139,11 @@ impl FlatAhead {
         }
         let head = head(self.id, &boot, &pieces);
         self.file.write_all_at(&head, 0).map_err(io(&self.temp))?;
-        let path = self.store.dir().join(FOLDER).join(self.id.to_string());
+        let folder = self.store.dir().join(FOLDER);
+        let path = folder.join(self.id.to_string());
         std::fs::rename(&self.temp, &path).map_err(io(&path))?;
         self.temp = PathBuf::new();
+        evict(&folder, &path, most);
         Ok(true)
     }
 }

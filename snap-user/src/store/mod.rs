@@ -26,7 +26,7 @@
 //! | `verify`, `diff` | check, compare |
 //! | `flush`, `speed` | copies sessions into another store: from memory to the disk; how quickly it takes them |
 //! | `flat` | a snapshot's pages in one file to map, for restores |
-//! | `received` | pages that another machine sends, until their snapshot is published |
+//! | `received`, `received_left` | pages that another machine sends, until their snapshot is published; what earlier attempts have left of them |
 //! | `flat_ahead` | such a file, made while snapshots still come |
 //! | `names` | file names, default folder |
 //! | `cache`, `files` | open files; the operating system behind a seam |
@@ -51,6 +51,7 @@ mod pack;
 mod pending;
 mod pruner;
 mod received;
+mod received_left;
 mod reference;
 mod retention;
 mod session;

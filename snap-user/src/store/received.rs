@@ -3,10 +3,11 @@
 //! A file for each connection in the store's folder `received`: records of hash, encoding, length and bytes, one after
 //! the other. Nothing is synced, and nothing in it is trusted: a page is decoded and its hash compared whenever
 //! it is read, and a record that a crash has cut ends the file. So a transfer that was interrupted goes on
-//! with what is there.
+//! with what is there. A record that turns out to be damaged loses its hash, so that the next attempt asks for the page.
 
 use super::directory::Store;
 use super::error::StoreError;
+use super::received_left::{HEAD, Place, SUFFIX, evict, files, forget, head, records};
 use crate::codec::{self, Encoding, LONGEST};
 use crate::model::{PAGE_SIZE, Page};
 use rustc_hash::FxHashMap;
@@ -14,28 +15,11 @@ use std::fs::{DirBuilder, File};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::path::PathBuf;
 
 const FOLDER: &str = "received";
-const SUFFIX: &str = ".pages";
-/// Hash, encoding, length.
-const HEAD: usize = 32 + 1 + 2;
 /// Gathered before it is written.
 const BUFFER: usize = 1 << 20;
-/// How long pages of a transfer that did not go on are kept.
-const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Most bytes that transfers which did not go on may take; the oldest go first.
-const MOST_BYTES: u64 = 16 << 30;
-
-/// Where a page is.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    file: u32,
-    at: u64,
-    len: u16,
-    encoding: Encoding,
-}
 
 #[derive(Debug)]
 struct Part {
@@ -98,63 +82,14 @@ impl Store {
     }
 }
 
-struct Left {
-    name: String,
-    path: PathBuf,
-    bytes: u64,
-    age: Duration,
-}
-
-/// What attempts have left, the newest first.
-fn files(folder: &Path) -> Vec<Left> {
-    let now = SystemTime::now();
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut all: Vec<Left> = entries
-        .filter_map(|entry| {
-            let name = entry.file_name().into_string().ok()?;
-            let meta = entry.metadata().ok()?;
-            name.ends_with(SUFFIX).then(|| Left {
-                name,
-                path: entry.path(),
-                bytes: meta.len(),
-                age: now
-                    .duration_since(meta.modified().unwrap_or(now))
-                    .unwrap_or_default(),
-            })
-        })
-        .collect();
-    all.sort_by_key(|left| left.age);
-    all
-}
-
-/// Removes what nobody came back for.
-fn evict(files: &[Left], in_use: &str) {
-    let mut total = 0;
-    for left in files {
-        total += left.bytes;
-        // What is being written is young. Whoever still has a removed file open goes on with it.
-        if !left.name.starts_with(in_use) && (left.age > KEPT || total > MOST_BYTES) {
-            let _ = std::fs::remove_file(&left.path);
-        }
-    }
-}
-
 impl Received {
-    /// Reads the records of a file, up to the first that is not whole.
+    /// Takes over the records of a file, up to the first that is not whole.
     fn adopt(&mut self, path: PathBuf) -> io::Result<()> {
-        let file = File::open(&path)?;
-        let len = file.metadata()?.len();
+        let file = File::options().read(true).write(true).open(&path)?;
         let number = self.parts.len() as u32;
-        let mut at = 0;
-        let mut head = [0; HEAD];
-        while at + HEAD as u64 <= len {
-            file.read_exact_at(&mut head, at)?;
-            let Some((hash, place)) = record(&head, number, at, len) else {
-                break;
-            };
+        records(&file, number, &mut |hash, place| {
             self.places.entry(hash).or_insert(place);
-            at = place.at + u64::from(place.len);
-        }
+        })?;
         self.parts.push(Part { path, file });
         Ok(())
     }
@@ -179,12 +114,8 @@ impl Received {
             return Ok(false);
         }
         let path = &self.parts[0].path;
-        let mut head = [0; HEAD];
-        head[..32].copy_from_slice(hash);
-        head[32] = encoding.tag();
-        head[33..].copy_from_slice(&(bytes.len() as u16).to_le_bytes());
         self.out
-            .write_all(&head)
+            .write_all(&head(hash, encoding, bytes))
             .and_then(|()| self.out.write_all(bytes))
             .map_err(StoreError::io("write", path))?;
         let place = Place {
@@ -198,10 +129,15 @@ impl Received {
         Ok(true)
     }
 
-    /// Reads a page. `false` when it is not there, or damaged: then it is forgotten.
-    pub fn read(&mut self, hash: &[u8; 32], page: &mut Page) -> Result<bool, StoreError> {
+    /// Reads a page, and tells how it was sent. `None` when it is not there, or damaged: then it is forgotten, also by
+    /// the attempts that come after this one.
+    pub fn read(
+        &mut self,
+        hash: &[u8; 32],
+        page: &mut Page,
+    ) -> Result<Option<(Encoding, &[u8])>, StoreError> {
         let Some(place) = self.places.get(hash).copied() else {
-            return Ok(false);
+            return Ok(None);
         };
         if place.file == 0 {
             let path = &self.parts[0].path;
@@ -215,8 +151,10 @@ impl Received {
             && blake3::hash(page) == *hash;
         if !whole {
             self.places.remove(hash);
+            forget(&part.file, place).map_err(StoreError::io("write", &part.path))?;
+            return Ok(None);
         }
-        Ok(whole)
+        Ok(Some((place.encoding, &self.scratch)))
     }
 
     /// All of it is published: nothing has to be kept.
@@ -238,27 +176,12 @@ impl Drop for Received {
     }
 }
 
-/// A record, if its head can be one and its bytes lie within the file.
-fn record(head: &[u8; HEAD], file: u32, at: u64, len: u64) -> Option<([u8; 32], Place)> {
-    let hash = *head.first_chunk()?;
-    let encoding = Encoding::from_tag(head[32]).filter(|e| !e.needs_previous())?;
-    let bytes = u16::from_le_bytes([head[33], head[34]]);
-    let at = at + HEAD as u64;
-    (usize::from(bytes) <= LONGEST && at + u64::from(bytes) <= len).then_some((
-        hash,
-        Place {
-            file,
-            at,
-            len: bytes,
-            encoding,
-        },
-    ))
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::received_left::KEPT;
     use super::*;
     use crate::codec::{Scratch, encode};
+    use std::time::{Duration, SystemTime};
 
     fn page(seed: u8) -> (Page, [u8; 32], Encoding, Vec<u8>) {
         let mut page = [0; PAGE_SIZE as usize];
@@ -293,9 +216,12 @@ mod tests {
         }
         drop(first);
         let mut second = store.receive_pages(b"one").unwrap();
-        let (content, hash, ..) = page(2);
+        let (content, hash, encoding, bytes) = page(2);
         assert!(second.has(&hash));
-        assert!(second.read(&hash, &mut found).unwrap());
+        assert_eq!(
+            second.read(&hash, &mut found).unwrap(),
+            Some((encoding, &bytes[..]))
+        );
         assert!(found == content);
         assert!(!store.receive_pages(b"two").unwrap().has(&hash));
         second.finish();
@@ -320,7 +246,7 @@ mod tests {
         let (store, _folder) = store();
         let mut received = store.receive_pages(b"one").unwrap();
         let path = received.parts[0].path.clone();
-        let pages: Vec<_> = (1..5).map(page).collect();
+        let pages = [1, 2, 3, 4].map(page);
         for (_, hash, encoding, bytes) in &pages {
             assert!(received.add(hash, *encoding, bytes).unwrap());
         }
@@ -331,12 +257,17 @@ mod tests {
         std::fs::write(&path, bytes).unwrap();
         let mut received = store.receive_pages(b"one").unwrap();
         let mut found = [0; PAGE_SIZE as usize];
-        let mut read = |n: usize| received.read(&pages[n].1, &mut found).unwrap();
+        let mut read = |n: usize| received.read(&pages[n].1, &mut found).unwrap().is_some();
         assert_eq!(
             [read(0), read(1), read(2), read(3)],
             [false, true, true, false]
         );
         assert!(!received.has(&pages[0].1));
+        drop(received);
+        // What was damaged is asked for again, and the rest is still there.
+        let received = store.receive_pages(b"one").unwrap();
+        let has = pages.each_ref().map(|page| received.has(&page.1));
+        assert_eq!(has, [false, true, true, false]);
     }
 
     #[test]

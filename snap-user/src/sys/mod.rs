@@ -3,7 +3,9 @@
 
 pub mod arch;
 mod batch;
+mod beside;
 mod bpf;
+mod clone;
 mod error;
 pub mod fd;
 mod freeze;
@@ -33,7 +35,9 @@ mod traps;
 mod uffd;
 
 pub use batch::{Question, ask, ask_values};
+pub use beside::side_by_side;
 pub use bpf::{run_iterator, task_iterator};
+pub use clone::CloneArgs;
 pub use error::SysError;
 pub use freeze::{Freeze, Frozen, Hold, release_strays};
 pub use gadgets::Gadgets;
@@ -53,12 +57,12 @@ pub use open::{
 };
 pub use pagemap::{MayHold, PageInfo, Pagemap, ScanResult, clear_soft_dirty};
 pub use pager::{FileMap, PAGER_FLAGS, Pager, Piece, arm as arm_pager};
-pub use pidfd::{PidFd, ended_pidfd, pidfd_getfd, pidfd_open};
+pub use pidfd::{PidFd, ended_pidfd, pidfd_getfd, pidfd_kill, pidfd_open};
 pub use remote::{Remote, THREAD_FLAGS};
 pub use sched::{affinity, io_priority, scheduling, set_affinity, set_io_priority, set_scheduling};
 pub use scratch::ScratchMap;
 pub use stub::{Birth, Guard, Lazy, Loading, Released, Stub, StubCall, StubThread, fill_all};
-pub use system_v::shared_segment;
+pub use system_v::{attached_to_segment, shared_segment};
 pub use timers::{PR_TIMER_CREATE_RESTORE_IDS, chooses_timer_ids};
 pub use transfer::{MOST_DESCRIPTORS, control_len, send_descriptors};
 pub use traps::{Trap, set_trap};

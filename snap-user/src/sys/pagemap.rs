@@ -116,6 +116,22 @@ impl Pagemap {
         })
     }
 
+    /// The same, to look with from another thread.
+    pub fn try_clone(&self) -> Result<Self> {
+        let what = || format!("page map of process {}", self.pid);
+        let file = self.file.try_clone();
+        Ok(Self {
+            file: file.map_err(|e| SysError::new("duplicate", what(), e))?,
+            regions: Vec::new(),
+            ..*self
+        })
+    }
+
+    /// Whether there is swap space may have changed.
+    pub fn look_for_swap(&mut self) {
+        self.swap = has_swap();
+    }
+
     /// The kernel has `PAGEMAP_SCAN`.
     pub fn can_scan(&mut self) -> bool {
         self.scan(PageRange::new(0, 0), MayHold::Anonymous).is_ok()
@@ -133,7 +149,6 @@ impl Pagemap {
     /// 2 MiB for each GiB of address space that it only reserves. A page that comes to be in a hole is not
     /// protected, so it counts as written.
     pub fn scan_and_protect(&mut self, range: PageRange, holds: MayHold) -> Result<ScanResult> {
-        self.swap = has_swap();
         let there = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
         self.run(range, holds, PM_SCAN_WP_MATCHING, PAGE_IS_WRITTEN, there)
     }

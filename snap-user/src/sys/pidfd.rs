@@ -1,7 +1,7 @@
 //! Process descriptors.
 
 use super::{Result, SysError};
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal};
 use std::os::fd::{AsFd, OwnedFd};
 
 /// A descriptor of a process, immune to the reuse of its pid.
@@ -21,6 +21,12 @@ pub fn pidfd_open(pid: i32) -> Result<PidFd> {
 pub fn pidfd_getfd(process: impl AsFd, fd: i32) -> Result<OwnedFd> {
     rustix::process::pidfd_getfd(process, fd, PidfdGetfdFlags::empty())
         .map_err(|e| SysError::new("pidfd_getfd", format_args!("descriptor {fd}"), e))
+}
+
+/// Ends the process (`pidfd_send_signal(2)` with SIGKILL, Linux 5.1).
+pub fn pidfd_kill(process: impl AsFd) -> Result<()> {
+    rustix::process::pidfd_send_signal(process, Signal::KILL)
+        .map_err(|e| SysError::new("pidfd_send_signal", "a process to be ended", e))
 }
 
 /// A descriptor of a process that has ended and been waited for.

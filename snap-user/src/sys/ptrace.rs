@@ -176,9 +176,36 @@ pub fn meet_end(tid: Tid) {
     }
 }
 
+/// Waits for the end of any child or tracee of this thread, and lets those that stop meanwhile go on. `None` when
+/// there is none.
+pub fn meet_any_end() -> Option<Tid> {
+    loop {
+        let mut status = 0;
+        // SAFETY: `status` is a live integer that the kernel fills.
+        let tid = unsafe { libc::waitpid(-1, &mut status, libc::__WALL | libc::__WNOTHREAD) };
+        if tid == -1 && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted {
+            continue;
+        }
+        if tid <= 0 {
+            return None;
+        }
+        match decode(status) {
+            Event::Exited(status) => {
+                remember_end(tid, status);
+                return Some(tid);
+            }
+            _ => drop(cont(tid, 0)),
+        }
+    }
+}
+
 /// Statuses of tracees that a wait here has met at their end. When the tracer is the parent too, no
 /// other wait gets them.
 static EXITED: Mutex<BTreeMap<Tid, i32>> = Mutex::new(BTreeMap::new());
+
+fn remember_end(tid: Tid, status: i32) {
+    EXITED.lock().expect("no holder panics").insert(tid, status);
+}
 
 /// The wait status of a process whose end a wait for its main thread has met.
 pub fn exit_status(pid: i32) -> Option<i32> {
@@ -194,7 +221,7 @@ fn wait_with(tid: Tid, options: i32) -> Result<Option<Event>> {
         _ => {
             let event = decode(status);
             if let Event::Exited(status) = event {
-                EXITED.lock().expect("no holder panics").insert(tid, status);
+                remember_end(tid, status);
             }
             Ok(Some(event))
         }

@@ -4,8 +4,10 @@
 //! needs no guard of its own; see [`super::Guarded`] for the other case.
 
 use super::arch::Registers;
+use super::clone::CloneArgs;
 use super::ptrace::{self, Event, Options, Tid};
-use super::{Result, SysError};
+use super::{Result, SysError, write_bytes};
+use crate::model::PAGE_SIZE;
 use std::io;
 
 /// Flags of clone(2) for a thread as pthread_create(3) makes it, but for what is set back afterwards.
@@ -106,6 +108,21 @@ impl Remote {
             }
             (result, None) => self.checked("clone", result).map(|tid| tid as Tid),
         }
+    }
+
+    /// Makes a thread or a child by clone3(2), likewise. EEXIST when its id is taken, EPERM when it may not be chosen.
+    pub fn clone_with(&mut self, args: &CloneArgs) -> Result<Tid> {
+        let room = self.map_room(PAGE_SIZE)?;
+        let made = write_bytes(self.tid, room, &args.bytes_at(room))
+            .and_then(|()| self.clone_from(room, args));
+        self.unmap_room(room, PAGE_SIZE)?;
+        made
+    }
+
+    /// The same with the arguments in the process's memory at `place` already.
+    pub(super) fn clone_from(&mut self, place: u64, args: &CloneArgs) -> Result<Tid> {
+        self.clone_thread([place, CloneArgs::SIZE, 0, 0, 0, 0], libc::SYS_clone3)
+            .map_err(|e| SysError::new("clone3", args.what(), e.source))
     }
 
     fn checked(&self, name: &'static str, result: i64) -> Result<u64> {

@@ -10,7 +10,8 @@ const CHEAP_GAP: u64 = 32 * PAGE_SIZE;
 /// What a stopped process has to have copied.
 #[derive(Clone, Debug, Default)]
 pub struct Dirty {
-    /// Pages that may have changed and have content of their own.
+    /// Pages that may have changed and have content of their own. After [`Epoch::rotate_protecting`] without those
+    /// that were found ahead of it, until [`Epoch::with_found`].
     pub copy: PageSet,
     /// Where the page tables were looked at: a page in here that is not in `own` has no content of
     /// its own any more.
@@ -202,6 +203,11 @@ impl Epoch {
             && self.log.as_ref().is_some_and(FaultLog::is_whole)
     }
 
+    /// What was written, as far as it is known by now: to be handed out by the next rotation.
+    pub fn found(&self) -> &PageSet {
+        &self.current.found
+    }
+
     /// Ahead of such a rotation, while the target runs: most of what was written is protected again, so that
     /// little is left to do in the stop. Nothing has to be copied yet.
     pub fn protect_ahead(&mut self, vmas: &[Vma], watched: &mut dyn FnMut()) -> Result<()> {
@@ -212,7 +218,8 @@ impl Epoch {
 
     /// As [`Epoch::rotate`], for a target of which no page has been copied for this epoch: all that is dirty is
     /// found, and protected again, so that the first write to each page of it is a fault. `None` if that
-    /// cannot be told exactly: then [`Epoch::rotate`] can.
+    /// cannot be told exactly: then [`Epoch::rotate`] can. What was found ahead is a large set, and the target waits:
+    /// [`Epoch::with_found`] adds it when the target runs.
     pub fn rotate_protecting(&mut self, vmas: &[Vma]) -> Result<Option<Dirty>> {
         if !self.can_protect() {
             return Ok(None);
@@ -221,20 +228,20 @@ impl Epoch {
             .union(&self.current.carried)
             .union(&self.looked)
             .without_gaps(CHEAP_GAP);
-        self.protect_ahead(vmas, &mut || {})?;
+        let mut copy = self.rearm(vmas, &mut || {})?.unwrap_or_default();
         if !self.tracker.refused().is_empty() {
+            add(&mut self.current.found, copy);
             return Ok(None);
         }
-        let survey = self.tracker.survey(vmas, Some(&area))?;
-        let gone = survey.examined.subtract(&survey.own);
-        // The set is large, and the target waits: it is copied as seldom as can be.
-        let mut copy = std::mem::take(&mut self.current.found);
+        let survey = match self.tracker.survey(vmas, Some(&area)) {
+            Ok(survey) => survey,
+            Err(e) => {
+                add(&mut self.current.found, copy);
+                return Err(e);
+            }
+        };
         add(&mut copy, survey.dirty);
         add(&mut copy, survey.own.intersect(&self.current.carried));
-        copy = copy.intersect(&survey::examined(vmas, None));
-        if !gone.is_empty() {
-            copy = copy.subtract(&gone);
-        }
         add(&mut self.current.reported, copy.clone());
         self.unsafe_yet = std::mem::take(&mut self.current);
         Ok(Some(Dirty {
@@ -243,6 +250,16 @@ impl Epoch {
             own: survey.own,
             full: false,
         }))
+    }
+
+    /// Completes what [`Epoch::rotate_protecting`] told.
+    pub fn with_found(&self, dirty: &mut Dirty, vmas: &[Vma]) {
+        add(&mut dirty.copy, self.unsafe_yet.found.clone());
+        dirty.copy = dirty.copy.intersect(&survey::examined(vmas, None));
+        let gone = dirty.examined.subtract(&dirty.own);
+        if !gone.is_empty() {
+            dirty.copy = dirty.copy.subtract(&gone);
+        }
     }
 
     /// Pages that were not written since the last look are known to be so.
@@ -380,20 +397,23 @@ mod tests {
         Epoch::new(Box::new(tracker), true)
     }
 
+    fn protecting(epoch: &mut Epoch, vmas: &[Vma]) -> Dirty {
+        let mut dirty = epoch.rotate_protecting(vmas).unwrap().unwrap();
+        epoch.with_found(&mut dirty, vmas);
+        dirty
+    }
+
     #[test]
     fn what_was_protected_ahead_is_handed_out_in_the_stop() {
         let vmas = mapping();
         let mut epoch = finding(vec![page(1), page(2)]);
-        assert_eq!(
-            epoch.rotate_protecting(&vmas).unwrap().map(|d| d.copy),
-            None
-        );
+        assert!(epoch.rotate_protecting(&vmas).unwrap().is_none());
         epoch.protect_ahead(&vmas, &mut || {}).unwrap();
-        let dirty = epoch.rotate_protecting(&vmas).unwrap().unwrap();
+        let dirty = protecting(&mut epoch, &vmas);
         assert_eq!(dirty.copy, page(1).union(&page(2)));
         assert!(dirty.examined.is_empty());
         epoch.commit();
-        let dirty = epoch.rotate_protecting(&vmas).unwrap().unwrap();
+        let dirty = protecting(&mut epoch, &vmas);
         assert!(dirty.copy.is_empty());
     }
 
@@ -413,15 +433,12 @@ mod tests {
         let vmas = mapping();
         let mut epoch = finding(vec![PageSet::new(), page(1), page(2), page(3)]);
         epoch.protect_ahead(&vmas, &mut || {}).unwrap();
-        assert_eq!(
-            epoch.rotate_protecting(&vmas).unwrap().unwrap().copy,
-            page(1)
-        );
+        assert_eq!(protecting(&mut epoch, &vmas).copy, page(1));
         epoch.abort();
         let ahead = epoch.precopy(&vmas, &mut || {}).unwrap().unwrap();
         assert_eq!(ahead, page(1).union(&page(2)));
         epoch.abort();
-        let dirty = epoch.rotate_protecting(&vmas).unwrap().unwrap();
+        let dirty = protecting(&mut epoch, &vmas);
         assert_eq!(dirty.copy, page(1).union(&page(2)).union(&page(3)));
     }
 
@@ -431,7 +448,7 @@ mod tests {
         let mut epoch = finding(Vec::new());
         epoch.protect_ahead(&vmas, &mut || {}).unwrap();
         epoch.written(&page(5));
-        let dirty = epoch.rotate_protecting(&vmas).unwrap().unwrap();
+        let dirty = protecting(&mut epoch, &vmas);
         assert_eq!((dirty.copy, dirty.examined), (page(5), page(5)));
     }
 

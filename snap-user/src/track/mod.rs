@@ -33,7 +33,7 @@ use crate::model::{PageSet, Vma};
 pub type Result<T> = std::result::Result<T, TrackError>;
 
 /// A mechanism that finds written pages of private mappings.
-pub trait Tracker {
+pub trait Tracker: Send {
     /// Which one.
     fn kind(&self) -> TrackerKind;
 

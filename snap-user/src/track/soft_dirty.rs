@@ -49,6 +49,7 @@ impl Tracker for SoftDirty {
     }
 
     fn survey(&mut self, vmas: &[Vma], area: Option<&PageSet>) -> Result<Survey> {
+        self.pagemap.look_for_swap();
         let examined = survey::examined(vmas, area);
         let mut scan = Vec::new();
         for (part, holds) in survey::by_holding_all(vmas, &examined) {

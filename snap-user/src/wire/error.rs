@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Why a peer could not be talked to.
 #[derive(Debug, thiserror::Error)]
@@ -15,14 +16,14 @@ pub enum WireError {
         source: io::Error,
     },
     /// The other side did not do its part in time.
-    #[error("{peer} has not {what} within {seconds} s: the connection is given up")]
+    #[error("{peer} has not {what} within {}: the connection is given up", spelled(*within))]
     Stalled {
         /// Who.
         peer: String,
         /// What it should have done.
         what: &'static str,
         /// How long it had.
-        seconds: u64,
+        within: Duration,
     },
     /// No connection that both sides trust.
     #[error("no trusted connection to {peer}: {why}")]
@@ -68,5 +69,13 @@ impl WireError {
     /// Whether the connection broke, or may come back: what was received is kept, and trying again resumes.
     pub fn is_lost(&self) -> bool {
         matches!(self, Self::Io { .. } | Self::Stalled { .. })
+    }
+}
+
+/// A time as a sentence has it.
+fn spelled(time: Duration) -> String {
+    match time.as_secs() {
+        0 => format!("{} ms", time.as_secs_f64() * 1e3),
+        seconds => format!("{seconds} s"),
     }
 }

@@ -2,15 +2,26 @@
 
 use super::message::Message;
 use super::{Result, WireError};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 
 /// Longest body, in bytes: what a peer can have this side hold for one message.
 pub const MAX_BODY: usize = 1 << 20;
 /// Length of what is in front of a body.
-pub(super) const HEAD: usize = 5;
+const HEAD: usize = 5;
+
+/// Why no message was read.
+#[derive(Debug)]
+pub(super) enum Unread {
+    /// Nothing came, or not all of what is in front of a body.
+    Head(io::Error),
+    /// Of a body of so many bytes not all came.
+    Body(usize, io::Error),
+    /// What came is no message.
+    Malformed(WireError),
+}
 
 /// A message as it goes over the network.
-pub(super) fn encode(message: &Message) -> Vec<u8> {
+pub fn encode_frame(message: &Message) -> Vec<u8> {
     let mut out = vec![0; HEAD];
     let tag = message.encode(&mut out);
     let len = out.len() - HEAD;
@@ -20,33 +31,35 @@ pub(super) fn encode(message: &Message) -> Vec<u8> {
     out
 }
 
-/// Length and type from what is in front of a body.
-pub(super) fn decode_head(head: [u8; HEAD]) -> Result<(usize, u8)> {
+/// Reads a message. Memory is taken only for a body within [`MAX_BODY`]; `begun` has its length before it is read.
+pub(super) fn read<R: Read>(
+    input: &mut R,
+    begun: impl FnOnce(&mut R, usize),
+) -> std::result::Result<Message, Unread> {
+    let mut head = [0; HEAD];
+    input.read_exact(&mut head).map_err(Unread::Head)?;
     let [a, b, c, d, tag] = head;
     let len = u32::from_le_bytes([a, b, c, d]) as usize;
-    match len > MAX_BODY {
-        true => Err(WireError::Malformed(format!(
+    if len > MAX_BODY {
+        return Err(Unread::Malformed(WireError::Malformed(format!(
             "a body of {len} bytes, {MAX_BODY} at most"
-        ))),
-        false => Ok((len, tag)),
+        ))));
     }
-}
-
-/// Writes a message.
-pub fn write_frame(out: &mut impl Write, message: &Message) -> io::Result<()> {
-    out.write_all(&encode(message))
-}
-
-/// Reads a message. Memory is taken only for a body within [`MAX_BODY`].
-pub fn read_frame(input: &mut impl Read) -> Result<Message> {
-    let io = |source| WireError::Io {
-        what: "read a message".into(),
-        source,
-    };
-    let mut head = [0; HEAD];
-    input.read_exact(&mut head).map_err(io)?;
-    let (len, tag) = decode_head(head)?;
+    begun(input, len);
     let mut body = vec![0; len];
-    input.read_exact(&mut body).map_err(io)?;
-    Message::decode(tag, &body)
+    input
+        .read_exact(&mut body)
+        .map_err(|e| Unread::Body(len, e))?;
+    Message::decode(tag, &body).map_err(Unread::Malformed)
+}
+
+/// Reads a message from bytes, or whatever else needs no deadline.
+pub fn read_frame(input: &mut impl Read) -> Result<Message> {
+    read(input, |_, _| {}).map_err(|e| match e {
+        Unread::Head(source) | Unread::Body(_, source) => WireError::Io {
+            what: "read a message".into(),
+            source,
+        },
+        Unread::Malformed(error) => error,
+    })
 }

@@ -1,11 +1,12 @@
 //! Public and private keys, and the folder that they are in.
 //!
 //! `key` has the private key, `trusted` a line for each public key that may talk to this user, with a name. Both are
-//! for their owner alone, and appear under their names whole or not at all.
+//! for their owner alone, and appear under their names whole or not at all. Who changes `trusted` locks the folder.
 
 use super::{Result, WireError};
 use ring::rand::SystemRandom;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
+use rustix::fs::{FlockOperation, flock};
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use std::ffi::OsString;
 use std::fmt;
@@ -123,6 +124,41 @@ pub struct Trusted {
     pub name: String,
 }
 
+/// A line of the file of the trusted keys, as it is there.
+struct Line {
+    text: String,
+    /// Nothing in one that is empty or a remark.
+    trusted: Option<Trusted>,
+}
+
+impl Line {
+    fn parse(text: &str) -> std::result::Result<Self, String> {
+        let line = text.trim();
+        let trusted = match line.is_empty() || line.starts_with('#') {
+            true => None,
+            false => {
+                let (key, name) = line.split_once(' ').unwrap_or((line, ""));
+                Some(Trusted {
+                    key: key.parse()?,
+                    name: name.trim().to_owned(),
+                })
+            }
+        };
+        Ok(Self {
+            text: text.to_owned(),
+            trusted,
+        })
+    }
+
+    fn of(trusted: &Trusted) -> Self {
+        let text = format!("{} {}", trusted.key, trusted.name);
+        Self {
+            text: text.trim_end().to_owned(),
+            trusted: Some(trusted.clone()),
+        }
+    }
+}
+
 /// The folder of the keys.
 #[derive(Clone, Debug)]
 pub struct Keys {
@@ -208,6 +244,11 @@ impl Keys {
 
     /// The keys that may talk to this user.
     pub fn trusted(&self) -> Result<Vec<Trusted>> {
+        let lines = self.read_trusted()?.into_iter();
+        Ok(lines.filter_map(|line| line.trusted).collect())
+    }
+
+    fn read_trusted(&self) -> Result<Vec<Line>> {
         let Some((text, mode)) = self.read(TRUSTED_FILE)? else {
             return Ok(Vec::new());
         };
@@ -217,32 +258,27 @@ impl Keys {
                 "others than its owner may add keys to it: chmod 600 it, and look through it",
             ));
         }
-        let mut all = Vec::new();
-        for (number, line) in text.lines().enumerate() {
-            let line = line.trim();
-            if line.is_empty() || line.starts_with('#') {
-                continue;
-            }
-            let (key, name) = line.split_once(' ').unwrap_or((line, ""));
-            let key = key
-                .parse()
-                .map_err(|why| self.bad(TRUSTED_FILE, format!("line {}: {why}", number + 1)))?;
-            all.push(Trusted {
-                key,
-                name: name.trim().to_owned(),
-            });
-        }
-        Ok(all)
+        let lines = text.lines().zip(1..).map(|(text, number)| {
+            Line::parse(text).map_err(|why| self.bad(TRUSTED_FILE, format!("line {number}: {why}")))
+        });
+        lines.collect()
     }
 
-    /// Trusts a key, under a name that no other key has; one that is trusted already gets the name.
-    pub fn trust(&self, key: PublicKey, name: &str) -> Result<()> {
-        if name.chars().any(char::is_control) || name.trim() != name {
+    /// Trusts a key, under a name that no other key has; one that is trusted already gets the name. Without one it
+    /// keeps the name that it has.
+    pub fn trust(&self, key: PublicKey, name: Option<&str>) -> Result<Trusted> {
+        if let Some(name) = name
+            && (name.chars().any(char::is_control) || name.trim() != name)
+        {
             return Err(self.bad(TRUSTED_FILE, format!("{name:?} is no name for a key")));
         }
-        let mut all = self.trusted()?;
+        let _lock = self.lock()?;
+        let mut lines = self.read_trusted()?;
+        let all = || lines.iter().filter_map(|line| line.trusted.as_ref());
+        let before = all().find(|t| t.key == key).map(|t| t.name.clone());
+        let name = name.map_or(before.unwrap_or_default(), str::to_owned);
         let taken = |t: &&Trusted| t.key != key && t.name == name && !name.is_empty();
-        if let Some(other) = all.iter().find(taken) {
+        if let Some(other) = all().find(taken) {
             return Err(self.bad(
                 TRUSTED_FILE,
                 format!(
@@ -251,33 +287,51 @@ impl Keys {
                 ),
             ));
         }
-        all.retain(|t| t.key != key);
-        all.push(Trusted {
-            key,
-            name: name.to_owned(),
-        });
-        self.write_trusted(&all)
+        let trusted = Trusted { key, name };
+        lines.retain(|line| line.trusted.as_ref().is_none_or(|t| t.key != key));
+        lines.push(Line::of(&trusted));
+        self.write_trusted(&lines)?;
+        Ok(trusted)
     }
 
     /// Trusts a key no more, by its name or itself. Whether there was one.
     pub fn forget(&self, which: &str) -> Result<bool> {
-        let mut all = self.trusted()?;
-        let before = all.len();
+        if !self.dir.exists() {
+            return Ok(false);
+        }
+        let _lock = self.lock()?;
+        let mut lines = self.read_trusted()?;
+        let before = lines.len();
         let key: Option<PublicKey> = which.parse().ok();
-        all.retain(|t| Some(t.key) != key && (t.name.is_empty() || t.name != which));
-        let found = all.len() != before;
+        let meant = |t: &Trusted| Some(t.key) == key || (!t.name.is_empty() && t.name == which);
+        lines.retain(|line| !line.trusted.as_ref().is_some_and(meant));
+        let found = lines.len() != before;
         if found {
-            self.write_trusted(&all)?;
+            self.write_trusted(&lines)?;
         }
         Ok(found)
     }
 
-    fn write_trusted(&self, all: &[Trusted]) -> Result<()> {
-        let lines = all.iter().map(|t| format!("{} {}", t.key, t.name));
-        let text: String = lines
-            .map(|line| line.trim_end().to_owned() + "\n")
-            .collect();
+    fn write_trusted(&self, lines: &[Line]) -> Result<()> {
+        let text: String = lines.iter().map(|line| line.text.clone() + "\n").collect();
         self.write(TRUSTED_FILE, &text, true)
+    }
+
+    fn make_folder(&self) -> io::Result<()> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)
+    }
+
+    /// Keeps others from changing the file of the trusted keys, until what is returned is dropped.
+    fn lock(&self) -> Result<File> {
+        let locked = self.make_folder().and_then(|()| {
+            let folder = File::open(&self.dir)?;
+            flock(&folder, FlockOperation::LockExclusive)?;
+            Ok(folder)
+        });
+        locked.map_err(|e| self.bad(TRUSTED_FILE, format!("its folder cannot be locked ({e})")))
     }
 
     /// Content and mode; `None` when it is not there.
@@ -297,12 +351,7 @@ impl Keys {
     /// Writes a file, whole or not at all. One that is there already stays unless `replace`.
     fn write(&self, name: &str, text: &str, replace: bool) -> Result<()> {
         let io = |e: io::Error| self.bad(name, format!("it cannot be written ({e})"));
-        let mut folders = DirBuilder::new();
-        folders
-            .recursive(true)
-            .mode(0o700)
-            .create(&self.dir)
-            .map_err(io)?;
+        self.make_folder().map_err(io)?;
         let path = self.dir.join(name);
         let temp = self.dir.join(format!(".tmp-{}-{name}", std::process::id()));
         let _ = std::fs::remove_file(&temp);
@@ -356,10 +405,10 @@ mod tests {
         let (keys, _folder) = keys();
         let key = |n: u8| PublicKey([n; 32]);
         assert_eq!(keys.trusted().unwrap(), []);
-        keys.trust(key(1), "one").unwrap();
-        keys.trust(key(2), "").unwrap();
-        assert!(keys.trust(key(3), "one").is_err());
-        keys.trust(key(1), "uno").unwrap();
+        keys.trust(key(1), Some("one")).unwrap();
+        keys.trust(key(2), None).unwrap();
+        assert!(keys.trust(key(3), Some("one")).is_err());
+        keys.trust(key(1), Some("uno")).unwrap();
         let names = |keys: &Keys| -> Vec<String> {
             let all = keys.trusted().unwrap();
             all.into_iter().map(|t| t.name).collect()
@@ -369,7 +418,49 @@ mod tests {
         assert!(keys.forget("uno").unwrap());
         assert!(keys.forget(&key(2).to_string()).unwrap());
         assert_eq!(keys.trusted().unwrap(), []);
-        assert!(keys.trust(key(4), "two\nlines").is_err());
+        assert!(keys.trust(key(4), Some("two\nlines")).is_err());
+    }
+
+    #[test]
+    fn a_key_that_is_trusted_again_keeps_its_name_unless_it_gets_another() {
+        let (keys, _folder) = keys();
+        let key = PublicKey([1; 32]);
+        keys.trust(key, Some("one")).unwrap();
+        assert_eq!(keys.trust(key, None).unwrap().name, "one");
+        assert_eq!(keys.trusted().unwrap()[0].name, "one");
+        assert_eq!(keys.trust(key, Some("")).unwrap().name, "");
+        assert_eq!(keys.trusted().unwrap()[0].name, "");
+    }
+
+    #[test]
+    fn what_is_written_between_the_keys_stays() {
+        let (keys, _folder) = keys();
+        let key = |n: u8| PublicKey([n; 32]);
+        keys.trust(key(1), Some("one")).unwrap();
+        let file = keys.dir().join(TRUSTED_FILE);
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, format!("# the machines\n\n{text}  # and others\n")).unwrap();
+        keys.trust(key(2), Some("two")).unwrap();
+        assert!(keys.forget("one").unwrap());
+        let text = std::fs::read_to_string(&file).unwrap();
+        let left = format!("# the machines\n\n  # and others\n{} two\n", key(2));
+        assert_eq!(text, left);
+    }
+
+    #[test]
+    fn keys_that_are_trusted_at_the_same_time_are_all_kept() {
+        let (keys, _folder) = keys();
+        std::thread::scope(|scope| {
+            for first in 0..4 {
+                let keys = &keys;
+                scope.spawn(move || {
+                    for n in 0..25 {
+                        keys.trust(PublicKey([first * 25 + n; 32]), None).unwrap();
+                    }
+                });
+            }
+        });
+        assert_eq!(keys.trusted().unwrap().len(), 100);
     }
 
     #[test]

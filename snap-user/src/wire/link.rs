@@ -1,6 +1,6 @@
 //! A connection: messages in and out.
 
-use super::frame::{self, HEAD};
+use super::frame::{self, Unread};
 use super::key::{KeyPair, PublicKey};
 use super::message::Message;
 use super::timed::Timed;
@@ -8,7 +8,7 @@ use super::{Result, WireError, tls};
 use rustls::{ClientConnection, ServerConnection, StreamOwned};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a side may take, unless the user says otherwise, for what it should do at once: answer, or say that it is
 /// alive.
@@ -59,12 +59,37 @@ impl Write for Stream {
     }
 }
 
+/// Until when something has to be over, however many signs of life there are.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit {
+    /// Until then.
+    pub at: Instant,
+    /// How long it had in all.
+    pub within: Duration,
+    /// What the peer should have done by then, for the error.
+    pub what: &'static str,
+}
+
+impl Limit {
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.at
+    }
+}
+
+/// What is left of a time.
+fn left(time: Duration, limit: Option<Limit>) -> Duration {
+    limit.map_or(time, |limit| {
+        time.min(limit.at.saturating_duration_since(Instant::now()))
+    })
+}
+
 /// A connection to a peer whose key is trusted, and who trusts this side's.
 pub struct Link {
     stream: Stream,
     peer: String,
     key: PublicKey,
     stall: Duration,
+    limit: Option<Limit>,
 }
 
 impl Link {
@@ -107,6 +132,7 @@ impl Link {
             peer: name.to_owned(),
             key,
             stall,
+            limit: None,
         })
     }
 
@@ -136,6 +162,7 @@ impl Link {
             peer: name,
             key,
             stall,
+            limit: None,
         })
     }
 
@@ -160,11 +187,23 @@ impl Link {
         (socket.sent, socket.received)
     }
 
+    /// From now on everything has to be over by then; or takes as long as it takes, while the peer lives.
+    pub fn set_limit(&mut self, limit: Option<Limit>) {
+        self.limit = limit;
+    }
+
+    /// Whether a limit that was set is over.
+    pub fn is_over(&self) -> bool {
+        self.limit.is_some_and(|limit| limit.is_over())
+    }
+
     /// Sends a message.
     pub fn send(&mut self, message: &Message) -> Result<()> {
-        let bytes = frame::encode(message);
-        let time = self.allowed(bytes.len());
-        self.stream.socket().allow(time);
+        self.check_limit()?;
+        let bytes = frame::encode_frame(message);
+        let time = allowed(self.stall, bytes.len());
+        let limit = self.limit;
+        self.stream.socket().allow(left(time, limit));
         let sent = self
             .stream
             .write_all(&bytes)
@@ -177,21 +216,20 @@ impl Link {
     /// # Errors
     /// [`WireError::Refused`] when the peer says so.
     pub fn receive(&mut self, wait: Duration) -> Result<Message> {
+        self.receive_with(wait, &mut || {})
+    }
+
+    /// The same; `alive` is called whenever the peer says that it is being worked on.
+    pub fn receive_with(&mut self, wait: Duration, alive: &mut dyn FnMut()) -> Result<Message> {
+        let (stall, limit) = (self.stall, self.limit);
         loop {
-            let mut head = [0; HEAD];
-            self.stream.socket().allow(wait);
-            self.stream
-                .read_exact(&mut head)
-                .map_err(|e| self.failed(e, "sent anything", wait))?;
-            let (len, tag) = frame::decode_head(head).map_err(|e| self.broken(&e))?;
-            let mut body = vec![0; len];
-            let time = self.allowed(len);
-            self.stream.socket().allow(time);
-            self.stream
-                .read_exact(&mut body)
-                .map_err(|e| self.failed(e, "sent the rest of a message", time))?;
-            match Message::decode(tag, &body).map_err(|e| self.broken(&e))? {
-                Message::Alive => {}
+            self.check_limit()?;
+            self.stream.socket().allow(left(wait, limit));
+            let read = frame::read(&mut self.stream, |stream, len| {
+                stream.socket().allow(left(allowed(stall, len), limit));
+            });
+            match read.map_err(|e| self.unread(e, wait))? {
+                Message::Alive => alive(),
                 Message::Refused(why) => {
                     return Err(WireError::Refused {
                         peer: self.peer.clone(),
@@ -229,13 +267,29 @@ impl Link {
         }
     }
 
-    /// Time for so many bytes.
-    fn allowed(&self, bytes: usize) -> Duration {
-        self.stall + Duration::from_secs(bytes as u64 / SLOWEST)
+    fn check_limit(&self) -> Result<()> {
+        match self.limit.filter(Limit::is_over) {
+            None => Ok(()),
+            Some(limit) => Err(self.stalled(limit.what, limit.within)),
+        }
     }
 
-    fn broken(&self, error: &WireError) -> WireError {
-        self.breach(error.to_string())
+    fn unread(&self, error: Unread, wait: Duration) -> WireError {
+        match error {
+            Unread::Head(e) => self.failed(e, "sent anything", wait),
+            Unread::Body(len, e) => {
+                self.failed(e, "sent the rest of a message", allowed(self.stall, len))
+            }
+            Unread::Malformed(e) => self.breach(e.to_string()),
+        }
+    }
+
+    fn stalled(&self, what: &'static str, within: Duration) -> WireError {
+        WireError::Stalled {
+            peer: self.peer.clone(),
+            what,
+            within,
+        }
     }
 
     fn failed(&self, error: io::Error, what: &'static str, time: Duration) -> WireError {
@@ -244,10 +298,9 @@ impl Link {
             return untrusted(&self.peer, tls);
         }
         match error.kind() {
-            io::ErrorKind::TimedOut => WireError::Stalled {
-                peer: self.peer.clone(),
-                what,
-                seconds: time.as_secs(),
+            io::ErrorKind::TimedOut => match self.check_limit() {
+                Err(over) => over,
+                Ok(()) => self.stalled(what, time),
             },
             _ => WireError::Io {
                 what: format!("the connection to {} is lost", self.peer),
@@ -255,6 +308,11 @@ impl Link {
             },
         }
     }
+}
+
+/// Time for so many bytes.
+fn allowed(stall: Duration, bytes: usize) -> Duration {
+    stall + Duration::from_secs(bytes as u64 / SLOWEST)
 }
 
 /// Who is at the other end; an IPv4 address as one, also where the socket is one of IPv6.
@@ -291,7 +349,7 @@ fn no_handshake(peer: &str, error: io::Error, limit: Duration) -> WireError {
         io::ErrorKind::TimedOut => WireError::Stalled {
             peer: peer.to_owned(),
             what: "completed the handshake",
-            seconds: limit.as_secs(),
+            within: limit,
         },
         _ => WireError::Io {
             what: format!("the connection to {peer} ended before the handshake"),
@@ -310,6 +368,23 @@ fn peer_key(
             peer: peer.to_owned(),
             why: "it has shown no key".into(),
         })
+}
+
+#[cfg(test)]
+impl Link {
+    /// Both ends of a connection: the source's and the target's.
+    pub(crate) fn pair(stall: Duration) -> (Self, Self) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let [source, target] = [(); 2].map(|()| KeyPair::generate().unwrap());
+        let (trusted, of_target) = (vec![source.public], vec![target.public]);
+        let accepting = std::thread::spawn(move || {
+            let (stream, _) = listener.accept().unwrap();
+            Self::accept(stream, &target, trusted, stall).unwrap()
+        });
+        let link = Self::connect("target", &[address], &source, of_target, stall).unwrap();
+        (link, accepting.join().unwrap())
+    }
 }
 
 #[cfg(test)]
@@ -374,5 +449,60 @@ mod tests {
             "{client:?}"
         );
         assert!(server.is_err());
+    }
+
+    /// What becomes of this when it has 300 ms, and how long that took.
+    fn limited<T>(link: &mut Link, work: impl FnOnce(&mut Link) -> Result<T>) -> Result<T> {
+        let begun = Instant::now();
+        let within = Duration::from_millis(300);
+        link.set_limit(Some(Limit {
+            at: begun + within,
+            within,
+            what: "been quick enough",
+        }));
+        let done = work(link);
+        assert!(begun.elapsed() < STALL / 2, "{:?}", begun.elapsed());
+        done
+    }
+
+    fn assert_over<T: std::fmt::Debug>(done: &Result<T>) {
+        let Err(WireError::Stalled { what, within, .. }) = done else {
+            panic!("not over but {done:?}")
+        };
+        assert_eq!((*what, within.as_millis()), ("been quick enough", 300));
+    }
+
+    #[test]
+    fn signs_of_life_do_not_go_beyond_a_limit() {
+        let (mut source, mut target) = Link::pair(STALL);
+        let lives = thread::spawn(move || {
+            while target.send(&Message::Alive).is_ok() {
+                thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let mut signs = 0;
+        let done = limited(&mut source, |link| {
+            link.receive_with(STALL, &mut || signs += 1)
+        });
+        assert_over(&done);
+        assert!(signs > 1 && source.is_over());
+        drop(source);
+        lives.join().unwrap();
+    }
+
+    #[test]
+    fn what_nobody_takes_or_sends_is_given_up_at_the_limit() {
+        let (mut source, target) = Link::pair(STALL);
+        let state = Message::State(vec![7; super::super::MAX_STATE]);
+        let all = |link: &mut Link| (0..10_000).try_for_each(|_| link.send(&state));
+        assert_over(&limited(&mut source, all));
+        drop(target);
+        let (mut source, target) = Link::pair(STALL);
+        assert_over(&limited(&mut source, |link| link.receive(STALL)));
+        // And not at all afterwards, until there is none any more.
+        assert_over(&source.send(&Message::Done));
+        source.set_limit(None);
+        source.send(&Message::Done).unwrap();
+        drop(target);
     }
 }

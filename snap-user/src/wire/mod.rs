@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `bytes` | numbers, texts and lists ↔ bytes, with a bound for each |
 //! | `message` | the messages |
+//! | `digest` | the hash of everything that a snapshot has |
 //! | `frame` | a message on a stream: length, type, body |
 //! | `peer` | what a peer says of itself, and why two do not fit each other |
 //! | `key` | public and private keys, and the folder that they are in |
@@ -13,6 +14,7 @@
 //! | `link` | a connection: messages in and out |
 
 mod bytes;
+mod digest;
 mod error;
 mod frame;
 mod key;
@@ -22,13 +24,14 @@ mod peer;
 mod timed;
 mod tls;
 
+pub use digest::Digest;
 pub use error::WireError;
-pub use frame::{MAX_BODY, read_frame, write_frame};
+pub use frame::{MAX_BODY, encode_frame, read_frame};
 pub use key::{KeyPair, Keys, PublicKey, Trusted, default_dir};
-pub use link::{Link, STALL, WAIT, address_of};
+pub use link::{Limit, Link, STALL, WAIT, address_of};
 pub use message::{
     Begin, Encoded, MAX_OFFER, MAX_RANGES, MAX_STATE, Message, Offered, Order, Pids, Running,
-    Stored, digest_dropped, digest_pages,
+    Stored,
 };
 pub use peer::{PROTOCOL, Peer};
 

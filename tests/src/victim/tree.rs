@@ -1,5 +1,5 @@
-//! `tree [--rate 200]`: a parent, a child, a grandchild in a session of its own, and a child that has ended and
-//! that nobody waits for.
+//! `tree [--rate 200]`: a parent, a child, a grandchild in a session of its own, and two children that have ended, one
+//! by a signal, and that nobody waits for.
 //!
 //! Numbers go round: parent → pipe → child → memory file with a shared position → socket pair → parent, and from the
 //! child on to the grandchild through another pipe. None may be lost or come twice, whatever was on its way. All of
@@ -23,8 +23,10 @@ use super::workers::Workers;
 
 /// Numbers before the memory file begins anew.
 const ROUND: u64 = 512;
-/// Exit code of the child that nobody waits for.
+/// Exit code of one child that nobody waits for.
 const CODE: i32 = 7;
+/// What the other one ended by: Rust programs ignore it from their start on.
+const SIGNAL: i32 = libc::SIGPIPE;
 /// Private pages with known content.
 const PAGES: usize = 16;
 
@@ -70,7 +72,7 @@ struct Board {
 struct Tree {
     board: &'static Board,
     expected: [[i32; 4]; 2],
-    ended: i32,
+    ended: [Ended; 2],
     counter: Arc<AtomicU64>,
     table: Table,
     workers: Workers,
@@ -93,7 +95,10 @@ pub fn start(args: &Args) -> Result<Started> {
     let (down, onward) = (pipe()?, pipe()?);
     let (near, far) = pair()?;
     let file = memory_file()?;
-    let ended = ended_child()?;
+    let ended = [
+        Ended::child(libc::CLD_EXITED, CODE)?,
+        Ended::child(libc::CLD_KILLED, SIGNAL)?,
+    ];
     let child = fork()?;
     if child == 0 {
         let grandchild = fork().unwrap_or_else(|error| broken(error));
@@ -199,31 +204,52 @@ fn fork() -> Result<i32> {
     }
 }
 
-fn ended_child() -> Result<i32> {
-    match fork()? {
-        // SAFETY: ends the child.
-        0 => unsafe { libc::_exit(CODE) },
-        child => {
-            check_ended(child).map_err(anyhow::Error::msg)?;
-            Ok(child)
-        }
-    }
+/// A child that has ended, and how waitid(2) tells it.
+#[derive(Clone, Copy)]
+struct Ended {
+    child: i32,
+    how: i32,
+    status: i32,
 }
 
-/// Looks at the child that has ended, which stays as it is. Blocks until it has ended.
-fn check_ended(child: i32) -> Result<(), String> {
-    // SAFETY: zeroed, a siginfo_t is valid, and the call fills it.
-    let info = unsafe {
-        let mut info: libc::siginfo_t = std::mem::zeroed();
-        let options = libc::WEXITED | libc::WNOWAIT;
-        if libc::waitid(libc::P_PID, child as libc::id_t, &mut info, options) != 0 {
-            return Err(os_error("waitid of the child that has ended"));
+impl Ended {
+    /// Makes a child that ends like this.
+    fn child(how: i32, status: i32) -> Result<Self> {
+        match fork()? {
+            // SAFETY: ends the child, by the signal if it is to; calls without pointers.
+            0 => unsafe {
+                if how == libc::CLD_KILLED {
+                    libc::signal(status, libc::SIG_DFL);
+                    libc::raise(status);
+                }
+                libc::_exit(status)
+            },
+            child => {
+                let ended = Self { child, how, status };
+                ended.check().map_err(anyhow::Error::msg)?;
+                Ok(ended)
+            }
         }
-        (info.si_code, info.si_status(), info.si_pid())
-    };
-    match info == (libc::CLD_EXITED, CODE, child) {
-        true => Ok(()),
-        false => Err(format!("child {child} ended otherwise: {info:?}")),
+    }
+
+    /// Looks at the child, which stays as it is. Blocks until it has ended.
+    fn check(&self) -> Result<(), String> {
+        let Self { child, how, status } = *self;
+        // SAFETY: zeroed, a siginfo_t is valid, and the call fills it.
+        let info = unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            let options = libc::WEXITED | libc::WNOWAIT;
+            if libc::waitid(libc::P_PID, child as libc::id_t, &mut info, options) != 0 {
+                return Err(os_error("waitid of the child that has ended"));
+            }
+            (info.si_code, info.si_status(), info.si_pid())
+        };
+        match info == (how, status, child) {
+            true => Ok(()),
+            false => Err(format!(
+                "child {child} ended otherwise than by {how}, {status}: {info:?}"
+            )),
+        }
     }
 }
 
@@ -305,7 +331,7 @@ impl State for Tree {
         if now != self.expected {
             return Err(format!("ids were {:?} and are {now:?}", self.expected));
         }
-        check_ended(self.ended)?;
+        self.ended.iter().try_for_each(Ended::check)?;
         self.table.verify_all()
     }
 
@@ -315,7 +341,7 @@ impl State for Tree {
             "poke": self.table.poke(),
             "child": self.expected[0][0],
             "grandchild": self.expected[1][0],
-            "ended": self.ended,
+            "ended": self.ended.map(|one| one.child),
         })
     }
 }

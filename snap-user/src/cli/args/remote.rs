@@ -42,6 +42,9 @@ pub struct Clone {
     /// Give the other machine up after so long without a sign of life
     #[arg(long, value_name = "D", default_value = "30s", value_parser = units::duration)]
     pub timeout: Duration,
+    /// Give up, and let the process go on here, when it has stood still for so long and is not stored there yet
+    #[arg(long, value_name = "D", default_value = "30s", value_parser = units::duration)]
+    pub max_stop: Duration,
     #[command(flatten)]
     pub taking: Taking,
     #[command(flatten)]
@@ -60,6 +63,7 @@ impl Clone {
             network: self.net == NetChoice::Private,
             rounds: self.rounds,
             stall: self.timeout,
+            max_stop: self.max_stop,
             taking: self.taking.options(),
         }
     }
@@ -68,7 +72,7 @@ impl Clone {
 /// `ksnap serve`
 #[derive(Debug, Args)]
 pub struct Serve {
-    /// Address to listen on, with or without a port [default: all addresses, port 5762]
+    /// Address or host name to listen on, with or without a port [default: all addresses, port 5762]
     #[arg(long, value_name = "ADDR[:PORT]")]
     pub listen: Option<String>,
     /// Give another machine up after so long without a sign of life
@@ -113,14 +117,9 @@ pub struct KeyTrust {
     /// The key, as `ksnap key show` prints it on the other machine
     #[arg(value_name = "KEY")]
     pub key: String,
-    /// A name for it. A host with that name must have this key
-    #[arg(
-        long,
-        value_name = "NAME",
-        default_value = "",
-        hide_default_value = true
-    )]
-    pub name: String,
+    /// A name for it: a host with that name must have this key. It keeps one that it has
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
     #[command(flatten)]
     pub json: Json,
 }

@@ -20,8 +20,8 @@ pub struct Taking {
     /// Inside each stop, compare all memory with what the store would give back (slow)
     #[arg(long)]
     pub audit: bool,
-    /// Most memory for copied pages that wait to be stored, of all processes together [default: a quarter of what
-    /// is available, at least 512M]
+    /// Most memory for copied pages that wait to be stored, of all processes together, but no less than 8M for each
+    /// [default: a quarter of what is available, at least 512M]
     #[arg(long, value_name = "SIZE", value_parser = units::size)]
     pub memory: Option<u64>,
     /// Most memory for what pages were before, of all processes together: where it is known, what changed in a page is

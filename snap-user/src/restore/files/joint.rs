@@ -1,10 +1,8 @@
 //! Open files of several processes: each is made once, and shared as it was.
 
-use super::plan::{FileWorld, FilesPlan, Source, plan};
-use super::{Options, Replacement};
-use crate::model::{
-    Descriptor, Detail, FileKind, LockKind, OpenFile, ProcessState, SharedFile, SocketState,
-};
+use super::plan::{FileWorld, FilesPlan, Source, plan_of_one};
+use super::{Options, Replacement, is_from_elsewhere};
+use crate::model::{Descriptor, LockKind, OpenFile, ProcessState, SharedFile};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The open files of several processes, and who has which.
@@ -106,36 +104,12 @@ impl Joint {
         let mut seen = BTreeSet::new();
         let standard = self.descriptors.iter().flatten();
         standard
-            .filter(|d| (0..3).contains(&d.fd) && self.is_from_elsewhere(d.file))
+            .filter(|d| {
+                (0..3).contains(&d.fd) && is_from_elsewhere(&self.state.files, d.file as usize)
+            })
             .filter(|d| seen.insert(d.file))
             .map(|d| (d.fd, d.file))
             .collect()
-    }
-
-    fn is_from_elsewhere(&self, at: u32) -> bool {
-        let file = &self.state.files[at as usize];
-        let others = || {
-            let all = self.state.files.iter().enumerate();
-            all.filter(|(n, _)| *n != at as usize).map(|(_, f)| f)
-        };
-        match (&file.detail, file.kind) {
-            (Detail::Terminal(terminal), _) => {
-                let number = file.link.strip_prefix("/dev/pts/");
-                let number = number.and_then(|n| n.parse::<u32>().ok());
-                let is_master = |other: &OpenFile| matches!(&other.detail, Detail::Terminal(t) if t.master_of == number);
-                terminal.master_of.is_none() && !(number.is_some() && others().any(is_master))
-            }
-            (_, FileKind::Pipe) => {
-                !others().any(|o| o.kind == FileKind::Pipe && o.identity == file.identity)
-            }
-            (Detail::Socket(socket), _) if socket.state == SocketState::Connected => {
-                let is_peer = |other: &OpenFile| {
-                    other.kind == FileKind::Socket && Some(other.identity.1) == socket.peer_inode
-                };
-                !others().any(is_peer)
-            }
-            _ => false,
-        }
     }
 
     /// Options for each process, in which every descriptor of a file that is replaced has the same in its place.
@@ -177,11 +151,13 @@ impl Joint {
         let mut members = Vec::with_capacity(states.len());
         let mut had = BTreeSet::new();
         let mut watched = BTreeSet::new();
+        let mut reached = BTreeSet::new();
         let mut said = BTreeSet::new();
         self.state.saved = states.iter().flat_map(|s| s.saved.clone()).collect();
         for (n, state) in states.iter().enumerate() {
             self.view(n);
-            let mut own = plan(&self.state, &ProcessState::default(), world, &options[n]);
+            let new = ProcessState::default();
+            let mut own = plan_of_one(&self.state, &new, world, &options[n]);
             for (texts, told) in [
                 (&mut own.notes, &mut all.notes),
                 (&mut own.refusals, &mut all.refusals),
@@ -203,6 +179,8 @@ impl Joint {
             }
             // What a file holds is set once, whoever has it.
             own.settle.retain(|at| mine.contains(at));
+            let reaches = own.watch.iter();
+            reached.extend(reaches.map(|one| (self.place(n, one.epoll), one.watch)));
             own.watch.retain(|one| {
                 let places = (self.place(n, one.epoll), self.place(n, one.watch.fd));
                 watched.insert((places, one.watch.fd))
@@ -219,6 +197,16 @@ impl Joint {
             all.settle.extend(&own.settle);
             members.push(own);
         }
+        for (n, own) in members.iter().enumerate() {
+            for one in &own.out_of_reach {
+                let epoll = self.place(n, one.epoll);
+                // Several processes may have the epoll instance, and each would tell the same.
+                if reached.insert((epoll, one.watch)) {
+                    let pid = states[n].pid;
+                    all.notes.push(format!("process {pid}: {}", one.lost()));
+                }
+            }
+        }
         // A descriptor of a file that is lost stays closed, whoever has it.
         for own in &mut members {
             own.install
@@ -233,7 +221,7 @@ impl Joint {
 mod tests {
     use super::super::plan::Look;
     use super::*;
-    use crate::model::Pipe;
+    use crate::model::{Detail, EpollWatch, FileKind, Pipe};
 
     struct Nowhere;
 
@@ -321,6 +309,44 @@ mod tests {
         );
         assert_eq!(plan.all.notes.len(), 1, "{:?}", plan.all.notes);
         assert!(plan.all.notes[0].starts_with("process 10: descriptor 1 "));
+    }
+
+    #[test]
+    fn a_watch_that_another_process_can_add_is_not_lost() {
+        let watch = |fd: i32, inode: u64| EpollWatch {
+            fd,
+            inode,
+            ..EpollWatch::default()
+        };
+        let epoll = OpenFile {
+            kind: FileKind::Epoll,
+            detail: Detail::Epoll(vec![watch(5, 105), watch(7, 107), watch(9, 109)]),
+            ..OpenFile::default()
+        };
+        let both = |inode| [end(inode, libc::O_RDONLY), end(inode, libc::O_WRONLY)];
+        // Made before the fork; then each closed and opened what it liked, and nobody has the third.
+        let (a_ends, b_ends) = (both(105), both(107));
+        let a = state(
+            10,
+            [std::slice::from_ref(&epoll), &a_ends[..]].concat(),
+            &[(3, 0), (5, 1), (6, 2)],
+        );
+        let b = state(
+            11,
+            [std::slice::from_ref(&epoll), &b_ends[..]].concat(),
+            &[(3, 0), (7, 1), (8, 2)],
+        );
+        let place = |member| SharedFile { member, file: 0 };
+        let mut joint = Joint::new(&[&a, &b], &[vec![place(0), place(1)]]).unwrap();
+        let options = [Options::default(), Options::default()];
+        let plan = joint.plan(&[&a, &b], &Nowhere, &options);
+        let added = |n: usize| -> Vec<i32> {
+            let watch = plan.members[n].watch.iter();
+            watch.map(|one| one.watch.fd).collect()
+        };
+        assert_eq!((added(0), added(1)), (vec![5], vec![7]));
+        assert_eq!(plan.all.notes.len(), 1, "{:?}", plan.all.notes);
+        assert!(plan.all.notes[0].contains("under number 9"));
     }
 
     #[test]

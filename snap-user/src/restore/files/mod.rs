@@ -15,8 +15,10 @@ mod joint;
 mod locks;
 mod make;
 mod plan;
+mod same;
 mod settle;
 mod sockets;
+mod streams;
 mod watches;
 mod world;
 
@@ -24,6 +26,7 @@ pub use contents::{SavedContents, look_at, write_back};
 pub use joint::{Joint, JointPlan};
 pub use make::{Made, make};
 pub use plan::{FileWorld, FilesPlan, Look, Source, plan};
+pub use streams::is_from_elsewhere;
 pub use watches::Watch;
 pub use world::System;
 

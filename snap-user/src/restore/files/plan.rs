@@ -1,5 +1,6 @@
 //! Where each open file comes from, and what changes in the descriptor table. Pure.
 
+use super::same::{differs, has_own_identity, is_same};
 use super::watches::{self, Watch};
 use super::{Finding, Matter, Options, Replacement};
 use crate::model::{
@@ -63,6 +64,9 @@ pub struct FilesPlan {
     pub settle: Vec<u32>,
     /// Watches to add or change.
     pub watch: Vec<Watch>,
+    /// Watches that the process cannot add, since it does not have the file under that number. One that shares the epoll
+    /// instance may.
+    pub out_of_reach: Vec<Watch>,
     /// Descriptors whose locks of the process are to be set.
     pub lock: Vec<i32>,
     /// What is not as it was, and why that is no reason to stop: a sentence each.
@@ -80,6 +84,18 @@ fn in_place(wanted: &ProcessState, live: &ProcessState) -> bool {
 
 /// Plans the way from `live` to `wanted`. For a new process, `live` has what it was born with.
 pub fn plan(
+    wanted: &ProcessState,
+    live: &ProcessState,
+    world: &dyn FileWorld,
+    options: &Options,
+) -> FilesPlan {
+    let mut plan = plan_of_one(wanted, live, world, options);
+    plan.notes.extend(plan.out_of_reach.iter().map(Watch::lost));
+    plan
+}
+
+/// The same for one of several processes: what is out of its reach is not told, since another one may reach it.
+pub(super) fn plan_of_one(
     wanted: &ProcessState,
     live: &ProcessState,
     world: &dyn FileWorld,
@@ -548,95 +564,4 @@ impl Planner<'_> {
         self.both_of_pairs();
         watches::plan(self.wanted, self.live, kept, &mut self.plan);
     }
-}
-
-/// Kinds whose identity is their own, and not one that all of their kind share.
-fn has_own_identity(file: &OpenFile) -> bool {
-    !matches!(
-        file.detail,
-        Detail::Epoll(_)
-            | Detail::Timerfd(_)
-            | Detail::Signalfd(_)
-            | Detail::Inotify(_)
-            | Detail::Fanotify(_)
-            | Detail::Pidfd(..)
-    ) && !matches!(
-        file.kind,
-        FileKind::IoUring
-            | FileKind::PerfEvent
-            | FileKind::Userfaultfd
-            | FileKind::Bpf
-            | FileKind::Other
-    )
-}
-
-/// Flags that fcntl(2) cannot change.
-const FIXED: u32 =
-    !(libc::O_APPEND | libc::O_ASYNC | libc::O_DIRECT | libc::O_NOATIME | libc::O_NONBLOCK) as u32;
-
-/// Whether a live open file is, or can be made, the wanted one.
-fn is_same(want: &OpenFile, have: &OpenFile) -> bool {
-    if want.kind != have.kind
-        || want.identity != have.identity
-        || want.flags & FIXED != have.flags & FIXED
-    {
-        return false;
-    }
-    match (&want.detail, &have.detail) {
-        (Detail::Eventfd(a), Detail::Eventfd(b)) => a.semaphore == b.semaphore && a.id == b.id,
-        (Detail::Timerfd(a), Detail::Timerfd(b)) => a.clock == b.clock,
-        (Detail::Inotify(a), Detail::Inotify(b)) => a == b,
-        (Detail::Pidfd(a, _), Detail::Pidfd(b, _)) => a == b || *b == -1,
-        (Detail::Memfd(a), Detail::Memfd(b)) => b.seals & !a.seals == 0,
-        (Detail::Socket(a), Detail::Socket(b)) => {
-            let was_idle = a.state == SocketState::Idle;
-            match was_idle || matches!(a.state, SocketState::Listening(_)) {
-                // What it became since cannot be undone.
-                true => {
-                    std::mem::discriminant(&a.state) == std::mem::discriminant(&b.state)
-                        && (!was_idle || a.local == b.local)
-                }
-                false => true,
-            }
-        }
-        _ => true,
-    }
-}
-
-/// Whether state that can be set differs, watches and locks of the process aside.
-fn differs(want: &OpenFile, have: &OpenFile) -> bool {
-    let position = want.is_positioned() && want.position != have.position;
-    let locks = |file: &OpenFile| {
-        let mut locks: Vec<_> = file
-            .locks
-            .iter()
-            .filter(|l| l.kind != LockKind::Posix)
-            .copied()
-            .collect();
-        locks.sort_unstable();
-        locks
-    };
-    let detail = match (&want.detail, &have.detail) {
-        (Detail::Eventfd(a), Detail::Eventfd(b)) => a.count != b.count,
-        (Detail::Timerfd(a), Detail::Timerfd(b)) => a != b,
-        (Detail::Signalfd(a), Detail::Signalfd(b)) => a != b,
-        (Detail::Terminal(a), Detail::Terminal(b)) => a != b,
-        (Detail::Pipe(a), Detail::Pipe(b)) => {
-            a.capacity != b.capacity || a.content != b.content || a.unread != b.unread
-        }
-        (Detail::Memfd(a), Detail::Memfd(b)) => {
-            a.size != b.size
-                || a.seals != b.seals
-                || (!a.left_out && !a.mapped && (b.left_out || b.mapped || a.content != b.content))
-        }
-        (Detail::Socket(a), Detail::Socket(b)) => {
-            a.options != b.options || a.queue != b.queue || a.state != b.state
-        }
-        _ => false,
-    };
-    position
-        || detail
-        || want.flags != have.flags
-        || want.owner != have.owner
-        || locks(want) != locks(have)
 }

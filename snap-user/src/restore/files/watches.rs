@@ -16,6 +16,16 @@ pub struct Watch {
     pub change: bool,
 }
 
+impl Watch {
+    /// That the process cannot add it, and nobody else will.
+    pub(super) fn lost(&self) -> String {
+        format!(
+            "descriptor {}: a file that it watched under number {} is not watched any more, since that number is not its own now",
+            self.epoll, self.watch.fd
+        )
+    }
+}
+
 /// Not changed by `EPOLL_CTL_MOD`.
 const EPOLLEXCLUSIVE: u32 = 1 << 28;
 
@@ -47,7 +57,7 @@ pub(super) fn plan(
     };
     let mut unwatch = Vec::new();
     let mut watch = Vec::new();
-    let mut notes = Vec::new();
+    let mut out_of_reach = Vec::new();
     for (at, file) in wanted.files.iter().enumerate() {
         let Detail::Epoll(want) = &file.detail else {
             continue;
@@ -84,11 +94,13 @@ pub(super) fn plan(
             }
         }
         for one in want {
+            let step = Watch {
+                epoll,
+                watch: *one,
+                change: there.contains_key(&one.fd),
+            };
             if inode(wanted, wanted_at.get(&one.fd)) != Some(one.inode) {
-                notes.push(format!(
-                    "descriptor {epoll}: a file that it watched under number {} is not watched any more, since that number is not its own now",
-                    one.fd
-                ));
+                out_of_reach.push(step);
                 continue;
             }
             let lost = wanted_at
@@ -97,15 +109,11 @@ pub(super) fn plan(
             match there.get(&one.fd) {
                 Some(same) if (same.events, same.data) == (one.events, one.data) => {}
                 _ if lost => {}
-                known => watch.push(Watch {
-                    epoll,
-                    watch: *one,
-                    change: known.is_some(),
-                }),
+                _ => watch.push(step),
             }
         }
     }
     plan.unwatch = unwatch;
     plan.watch = watch;
-    plan.notes.extend(notes);
+    plan.out_of_reach = out_of_reach;
 }

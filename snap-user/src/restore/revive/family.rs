@@ -61,6 +61,16 @@ pub struct Births {
     pub notes: Vec<String>,
 }
 
+impl Births {
+    /// Groups whose first member is gone, each with the process that begins it again.
+    pub fn revived<'a>(&'a self, kin: &'a [Kin]) -> impl Iterator<Item = (i32, i32)> + 'a {
+        self.steps.iter().filter_map(move |step| match *step {
+            Birthstep::Revive { member, group } => Some((kin[member].pid, group)),
+            _ => None,
+        })
+    }
+}
+
 /// A session, by who began it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Origin {
@@ -284,10 +294,9 @@ mod tests {
 
     #[test]
     fn a_group_whose_first_member_is_gone_is_begun_again() {
-        let births = births(
-            &kin(&[(10, None, 5, 5), (12, Some(0), 5, 11), (13, Some(0), 5, 11)]),
-            5,
-        );
+        let kin = kin(&[(10, None, 5, 5), (12, Some(0), 5, 11), (13, Some(0), 5, 11)]);
+        let births = births(&kin, 5);
+        assert_eq!(births.revived(&kin).collect::<Vec<_>>(), [(12, 11)]);
         assert_eq!(
             births.steps[2..],
             [

@@ -264,7 +264,8 @@ impl Newborn {
         *step = "setting its threads";
         fault::point(step);
         threads::queue_all(stub, target, insn)?;
-        let waits = waits::begin_all(stub.pid(), &target.threads, |n| stub.remote(n, insn))?;
+        let remote = |n| stub.remote(n, insn);
+        let waits = waits::begin_all(stub.pid(), &target.threads, remote, &mut self.notes)?;
         // Every call of its own that is left would be measured against them.
         let notes = attributes::set_limits(stub, &plan.limits, insn)?;
         self.notes.extend(notes);

@@ -1,7 +1,8 @@
 //! Mappings as system calls of the new process.
 
 use super::plan::{NewMapping, NewPlan, Origin};
-use crate::model::{Backing, PageRange, Protection, Vma};
+use crate::model::{Backing, PageRange, Vma};
+use crate::restore::apply::bits;
 use crate::sys::StubCall;
 
 /// Descriptors of the new process for what the plan's mappings need.
@@ -10,13 +11,6 @@ pub(super) struct Sources {
     pub(super) files: Vec<i32>,
     /// For each of [`NewPlan::objects`]; `None` where the kernel makes it.
     pub(super) objects: Vec<Option<i32>>,
-}
-
-pub(super) fn bits(prot: Protection) -> u64 {
-    let bit = |on: bool, flag: i32| if on { flag as u64 } else { 0 };
-    bit(prot.read, libc::PROT_READ)
-        | bit(prot.write, libc::PROT_WRITE)
-        | bit(prot.exec, libc::PROT_EXEC)
 }
 
 const READ_WRITE: u64 = (libc::PROT_READ | libc::PROT_WRITE) as u64;

@@ -85,7 +85,7 @@ pub fn start_tree(
         let mut all: Vec<Stub> = stubs.into_iter().flatten().collect();
         for zombie in zombies {
             // What the snapshot has of such signals is queued later.
-            all[zombie.parent as usize].forget_children()?;
+            all[zombie.parent as usize].default_action(libc::SIGCHLD)?;
         }
         Ok(all)
     };
@@ -159,7 +159,7 @@ fn take(
 }
 
 /// Everything else, once their memory is filled; then they run, all of them or none. `keep_ids`: they have the
-/// snapshot's ids. Returns for each what will differ, a sentence each.
+/// snapshot's ids. Returns for each what will differ, a sentence each; `notes` gets that of what they share.
 ///
 /// # Errors
 /// [`RestoreError::Unborn`]; nothing is left of any of them then.
@@ -169,6 +169,7 @@ pub fn finish_tree(
     joint: &mut Joint,
     files: &JointPlan,
     keep_ids: bool,
+    notes: &mut Vec<String>,
 ) -> Result<Vec<(Released, Vec<String>)>> {
     let mut step = "making it";
     let mut at = parts[0].target.pid;
@@ -186,7 +187,7 @@ pub fn finish_tree(
         step,
         source,
     };
-    outcome.map_err(unborn)?;
+    notes.extend(outcome.map_err(unborn)?);
     release(newborns, parts).map_err(|source| RestoreError::Unborn {
         pid: parts[0].target.pid,
         step: "letting the tree go",
@@ -202,7 +203,7 @@ fn complete(
     keep_ids: bool,
     step: &mut &'static str,
     at: &mut i32,
-) -> sys::Result<()> {
+) -> sys::Result<Vec<String>> {
     let nothing = ProcessState::default();
     for (newborn, part) in newborns.iter_mut().zip(parts) {
         *at = newborn.pid;
@@ -227,10 +228,8 @@ fn complete(
         newborn.write_back(part.target, part.opened)?;
     }
     *step = "setting what the files of the tree hold";
-    let notes = made.settle_files(&files.all, joint.view(0), &nothing)?;
-    newborns[0]
-        .notes
-        .extend(made.notes.iter().cloned().chain(notes));
+    let mut shared = made.notes.clone();
+    shared.extend(made.settle_files(&files.all, joint.view(0), &nothing)?);
     for (n, (newborn, part)) in newborns.iter_mut().zip(parts).enumerate() {
         *at = newborn.pid;
         *step = "setting what its files hold";
@@ -245,10 +244,11 @@ fn complete(
         *at = newborn.pid;
         newborn.become_itself(part.target, part.plan, step)?;
     }
-    Ok(())
+    Ok(shared)
 }
 
-/// Lets them go, one after the other: a guard ends all of them if ksnap does not come to the last.
+/// Lets them go, one after the other: a guard ends all of them if ksnap does not come to the last. Children first, since
+/// all processes of a PID namespace of their own end with the first of the tree.
 fn release(
     newborns: Vec<Newborn>,
     parts: &[Part<'_>],
@@ -259,7 +259,7 @@ fn release(
     let guard = Guard::over(&wards)?;
     drop(wards);
     let mut free = Vec::with_capacity(newborns.len());
-    for (newborn, part) in newborns.into_iter().zip(parts) {
+    for (newborn, part) in newborns.into_iter().zip(parts).rev() {
         let Newborn { stub, notes, .. } = newborn;
         if part.stopped {
             stub.stop_when_free()?;
@@ -268,5 +268,6 @@ fn release(
         crate::restore::fault::point("release");
     }
     guard.dismiss()?;
+    free.reverse();
     Ok(free)
 }

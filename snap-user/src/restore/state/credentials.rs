@@ -58,7 +58,10 @@ pub(super) fn plan(plan: &mut StatePlan, tid: i32, want: &Credentials, now: &Cre
             }
         }
         if keeps {
-            keep_caps(plan, tid, true);
+            // Asking for what is so already fails where it is locked.
+            if bits_now.is_none_or(|bits| bits & KEEP_CAPS == 0) {
+                keep_caps(plan, tid, true);
+            }
             bits_now = bits_now.map(|bits| bits | KEEP_CAPS);
         }
         if ids_change {

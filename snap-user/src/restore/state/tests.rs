@@ -175,6 +175,28 @@ fn ids_that_are_still_at_hand_need_no_privilege() {
 }
 
 #[test]
+fn capabilities_that_are_kept_for_good_are_not_kept_again() {
+    const KEPT_AND_LOCKED: u32 = 3 << 4;
+    const SETGID_AND_SETUID: u64 = 3 << 6;
+    let now = Credentials {
+        securebits: Some(KEPT_AND_LOCKED),
+        ..credentials(0, SETGID_AND_SETUID)
+    };
+    let mut wanted = process(&[10]);
+    let mut live = process(&[10]);
+    live.threads[0].attributes.credentials = Some(now.clone());
+    wanted.threads[0].attributes.credentials = Some(Credentials {
+        uids: [1000; 4],
+        ..now
+    });
+    let plan = plan(&wanted, &live);
+    assert!(plan.refused.is_empty(), "{plan:?}");
+    assert!(calls(&plan).contains(&(10, libc::SYS_setresuid)));
+    let keeps = |step: &Step| step.what.starts_with("keeping capabilities");
+    assert!(!plan.steps.iter().any(keeps), "{plan:?}");
+}
+
+#[test]
 fn filters_are_added_to_those_that_are_there() {
     let filter = |n: u8| SeccompFilter {
         flags: 0,

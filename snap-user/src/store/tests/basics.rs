@@ -1,8 +1,9 @@
 //! One session, a few snapshots.
 
+use super::files::TestFiles;
 use super::support::*;
 use crate::model::{Costs, PAGE_SIZE, SnapshotKind};
-use crate::store::{EncodedBatch, PageChange, PageDiff, PageSink, Store, StoreError};
+use crate::store::{EncodedBatch, PageChange, PageDiff, PageSink, Rules, Store, StoreError};
 
 #[test]
 fn deltas_and_branches_read_back() {
@@ -190,4 +191,25 @@ fn a_snapshot_that_is_given_up_takes_no_number() {
     }
     let second = publish(&mut session, Some(first.id), [], [(1, 8)]).expect("a delta");
     assert_eq!((first.seq, second.seq), (1, 2));
+}
+
+#[test]
+fn a_listing_that_pruning_has_overtaken_is_made_again() {
+    let (_dir, store) = new_store();
+    let mut session = store.create_session(&info(7)).expect("a session");
+    let old = publish(&mut session, None, [], [(0, 1)]).expect("a base");
+    let files = TestFiles::default();
+    let reader = Store::open_with(files.shared(), store.dir()).expect("opens");
+    let listed = reader.list().expect("a list");
+    assert_eq!(listed.len(), 1);
+    files.keep_names(listed[0].path.parent().expect("a folder"));
+    let new = publish(&mut session, Some(old.id), [], [(0, 2)]).expect("a delta");
+    let pruner = session.pruner();
+    let rules = Rules {
+        keep_last: Some(1),
+        ..Rules::default()
+    };
+    let plan = pruner.plan(&rules).expect("a plan");
+    assert_eq!(pruner.carry_out(&plan).expect("carried out").snapshots, 1);
+    assert_eq!(reader.resolve("latest", None).expect("one"), new.id);
 }

@@ -39,6 +39,8 @@ struct State {
     written: HashMap<PathBuf, Unsynced>,
     /// Files that cannot be opened, and the errno.
     unreadable: HashMap<PathBuf, i32>,
+    /// What the next listing of a folder says.
+    old_names: HashMap<PathBuf, Vec<String>>,
     /// Renames whose folder is not synced yet.
     renames: Vec<(PathBuf, PathBuf)>,
 }
@@ -107,6 +109,12 @@ impl TestFiles {
             Some(errno) => _ = unreadable.insert(path.to_owned(), errno),
             None => _ = unreadable.remove(path),
         }
+    }
+
+    /// The next listing of this folder is as old as now.
+    pub fn keep_names(&self, dir: &Path) {
+        let names = Disk.names(dir).expect("the folder can be listed");
+        self.state().old_names.insert(dir.to_owned(), names);
     }
 
     /// The machine starts anew, after everything has reached the disk by itself.
@@ -198,7 +206,10 @@ impl Files for TestFiles {
     }
 
     fn names(&self, dir: &Path) -> io::Result<Vec<String>> {
-        Disk.names(dir)
+        match self.state().old_names.remove(dir) {
+            Some(names) => Ok(names),
+            None => Disk.names(dir),
+        }
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {

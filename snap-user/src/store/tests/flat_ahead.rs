@@ -89,3 +89,29 @@ fn an_image_is_made_where_there_is_none_to_follow() {
         &Memory::from([(1, 2), (5, 7)])
     ));
 }
+
+#[test]
+fn an_image_that_is_published_takes_the_place_of_those_used_longest_ago() {
+    let (_folder, store) = new_store();
+    let mut session = store.create_session(&info(7)).expect("a session");
+    let flat = store.dir().join("flat");
+    let images = || -> Vec<String> {
+        let entries = std::fs::read_dir(&flat).expect("the folder").flatten();
+        entries
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect()
+    };
+    let mut ids = Vec::new();
+    for most in [u64::MAX, u64::MAX, 0] {
+        let base = publish(&mut session, None, [], [(1, 2), (5, 7)]).expect("a base");
+        let ahead = store.flat_ahead(&store.snapshot(base.id).expect("it"));
+        let ahead = ahead.expect("an image");
+        assert!(ahead.publish_within(most).expect("published"));
+        ids.push(base.id.to_string());
+        let left = images();
+        match most {
+            0 => assert_eq!(left, ids[2..]),
+            _ => assert_eq!(left.len(), ids.len()),
+        }
+    }
+}

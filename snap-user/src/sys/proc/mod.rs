@@ -26,9 +26,21 @@ pub use status::{
 pub use vdso::own_vdso;
 
 use super::{Result, SysError};
+use std::fs::File;
+use std::io::Read;
 
+/// More than most of these files hold.
+const ROOM: usize = 16 * 1024;
+
+/// The whole file. The standard library asks for its size first, which is 0 here, and then begins with a few bytes:
+/// a stopped process would wait for all of these calls.
 pub(in crate::sys) fn read(path: String) -> Result<Vec<u8>> {
-    std::fs::read(&path).map_err(|e| SysError::new("read", path, e))
+    let mut bytes = Vec::with_capacity(ROOM);
+    let whole = File::open(&path).and_then(|file| file.take(u64::MAX).read_to_end(&mut bytes));
+    match whole {
+        Ok(_) => Ok(bytes),
+        Err(e) => Err(SysError::new("read", path, e)),
+    }
 }
 
 pub(in crate::sys) fn bad(path: &str, what: &str) -> SysError {

@@ -1,9 +1,9 @@
 //! Starting the process: fork with a chosen id, in ksnap's PID namespace or in one of its own.
 
 use super::{Lazy, StubThread, TRACED, init};
-use crate::model::PAGE_SIZE;
+use crate::sys::clone::{CLEAR_SIGHAND, CloneArgs};
 use crate::sys::ptrace::{self, Event, Tid};
-use crate::sys::{Gadgets, PidFd, Remote, Result, SysError, pidfd_open, proc, write_bytes};
+use crate::sys::{Gadgets, PidFd, Remote, Result, SysError, pidfd_open, proc};
 use std::io::Read;
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -28,77 +28,44 @@ pub(super) struct Born {
     pub(super) pidfd: PidFd,
 }
 
-/// `CLONE_CLEAR_SIGHAND` (clone(2)).
-pub(super) const CLEAR_SIGHAND: u64 = 0x1_0000_0000;
-/// Size of `struct clone_args` (include/uapi/linux/sched.h).
-pub(super) const CLONE_ARGS_SIZE: u64 = 80;
-
-/// Arguments of clone3(2), the array of one id right behind them.
-pub(super) struct CloneArgs {
-    flags: u64,
-    exit_signal: u64,
-    choose_id: bool,
-}
-
-pub(super) fn clone_args(flags: u64, exit_signal: u64, choose_id: bool) -> CloneArgs {
-    CloneArgs {
-        flags,
-        exit_signal,
-        choose_id,
-    }
-}
-
-impl CloneArgs {
-    /// As the kernel reads them at `address`, with the id.
-    pub(super) fn bytes(&self, address: u64, id: i32) -> Vec<u8> {
-        let mut words = [0u64; CLONE_ARGS_SIZE as usize / 8];
-        words[0] = self.flags;
-        words[4] = self.exit_signal;
-        if self.choose_id {
-            words[8] = address + CLONE_ARGS_SIZE;
-            words[9] = 1;
-        }
-        let mut bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).collect();
-        bytes.extend_from_slice(&id.to_le_bytes());
-        bytes.extend_from_slice(&[0; 4]);
-        bytes
-    }
-}
-
-/// Starts a child that is no process of a snapshot, and hands it a descriptor and those of its wards.
-pub(super) fn helper(child: fn(Parent) -> !, channel: RawFd, wards: &[RawFd]) -> Result<Tid> {
-    let args = clone_args(CLEAR_SIGHAND, libc::SIGCHLD as u64, false);
-    fork(&args, 0, child, (channel, None), wards)
+/// Starts a child that is no process of a snapshot, and tells it the descriptors that it is to keep; `channel` is one
+/// of them.
+pub(super) fn helper(child: fn(Parent) -> !, channel: RawFd, keep: &[RawFd]) -> Result<Tid> {
+    let args = CloneArgs {
+        flags: CLEAR_SIGHAND,
+        exit_signal: libc::SIGCHLD as u64,
+        id: None,
+    };
+    fork(&args, child, (channel, None), keep)
 }
 
 /// Forks this process. The child runs `child` with all signals blocked, and nothing else of this
 /// program: `child` must confine itself to system calls.
 fn fork(
     args: &CloneArgs,
-    id: i32,
     child: fn(Parent) -> !,
-    (ready, lazy): (RawFd, Option<&Lazy>),
-    wards: &[RawFd],
+    (channel, lazy): (RawFd, Option<&Lazy>),
+    keep: &[RawFd],
 ) -> Result<Tid> {
     // The address must not move between the two steps.
-    let mut bytes = args.bytes(0, id);
+    let mut bytes = args.bytes_at(0);
     let address = bytes.as_ptr() as u64;
-    bytes.copy_from_slice(&args.bytes(address, id));
+    bytes.copy_from_slice(&args.bytes_at(address));
     // SAFETY: the arguments lie in a live buffer, with a null stack as fork has it; the child has a copy
     // of all memory, calls only functions that make system calls, and never returns from here. The
     // signal sets are live locals.
     let result = unsafe {
         let parent = Parent {
             pid: libc::getpid(),
-            ready,
+            channel,
             lazy: lazy.map_or(std::ptr::null(), |lazy| lazy),
-            wards: (wards.as_ptr(), wards.len()),
+            keep: (keep.as_ptr(), keep.len()),
         };
         let mut all: libc::sigset_t = std::mem::zeroed();
         let mut old: libc::sigset_t = std::mem::zeroed();
         libc::sigfillset(&mut all);
         libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut old);
-        let result = libc::syscall(libc::SYS_clone3, address, CLONE_ARGS_SIZE);
+        let result = libc::syscall(libc::SYS_clone3, address, CloneArgs::SIZE);
         if result == 0 {
             child(parent);
         }
@@ -109,22 +76,19 @@ fn fork(
             pid => Ok(pid as Tid),
         }
     };
-    result.map_err(|e| match args.choose_id {
-        true => SysError::new("clone3", format_args!("process {id}"), e),
-        false => SysError::new("clone3", "a new process", e),
-    })
+    result.map_err(|e| SysError::new("clone3", args.what(), e))
 }
 
 /// What a child knows of its parent.
 #[derive(Clone, Copy)]
 pub(super) struct Parent {
     pid: i32,
-    /// Told when the child ends with its parent; -1 for nobody.
-    ready: RawFd,
+    /// Where the child is told, or where it tells; -1 for nowhere.
+    channel: RawFd,
     /// For process 1: what it is to fill memory from. The child has a copy at the same address.
     lazy: *const Lazy,
-    /// For a guard: descriptors of the processes that it is to end. The child has a copy at the same address.
-    wards: (*const RawFd, usize),
+    /// For a guard: its descriptors. The child has a copy at the same address.
+    keep: (*const RawFd, usize),
 }
 
 /// What process 1 of a namespace tells when it is ready: with a /proc of its own, or without.
@@ -139,12 +103,13 @@ impl Parent {
 
     /// Where it is told, or where it tells.
     pub(super) fn channel(&self) -> RawFd {
-        self.ready
+        self.channel
     }
 
-    pub(super) fn wards(&self) -> &[RawFd] {
+    /// The descriptors that the child was told to keep, in the order in which it was.
+    pub(super) fn keep(&self) -> &[RawFd] {
         // SAFETY: the caller of `fork` had a slice of this length, and the child has a copy of all memory.
-        unsafe { std::slice::from_raw_parts(self.wards.0, self.wards.1) }
+        unsafe { std::slice::from_raw_parts(self.keep.0, self.keep.1) }
     }
 
     /// The child ends with its parent from here on, until that has become its tracer.
@@ -162,7 +127,7 @@ impl Parent {
 
     pub(super) fn tell(self, word: u8) {
         // SAFETY: a system call; the byte is a live local.
-        unsafe { libc::write(self.ready, (&raw const word).cast(), 1) };
+        unsafe { libc::write(self.channel, (&raw const word).cast(), 1) };
     }
 }
 
@@ -204,14 +169,13 @@ pub(super) fn start(birth: Birth, lazy: Option<&Lazy>) -> Result<Born> {
         true => libc::CLONE_NEWNET as u64,
         false => 0,
     };
-    let own = clone_args(
-        CLEAR_SIGHAND | network,
-        libc::SIGCHLD as u64,
-        birth.pid.is_some(),
-    );
+    let own = CloneArgs {
+        flags: CLEAR_SIGHAND | network,
+        exit_signal: libc::SIGCHLD as u64,
+        id: birth.pid,
+    };
     if !birth.namespace {
-        let id = birth.pid.unwrap_or(0);
-        let pid = fork(&own, id, wait_for_tracer, (-1, None), &[])?;
+        let pid = fork(&own, wait_for_tracer, (-1, None), &[])?;
         let child = Child(pid);
         hold(pid)?;
         let pidfd = pidfd_open(pid)?;
@@ -224,10 +188,14 @@ pub(super) fn start(birth: Birth, lazy: Option<&Lazy>) -> Result<Born> {
         });
     }
     let namespace = CLEAR_SIGHAND | (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
-    let args = clone_args(namespace, libc::SIGCHLD as u64, false);
+    let args = CloneArgs {
+        flags: namespace,
+        id: None,
+        ..own
+    };
     let pipe = |e| SysError::new("pipe", "this process", e);
     let (mut ready, told) = std::io::pipe().map_err(pipe)?;
-    let init = fork(&args, 0, init::run, (told.as_raw_fd(), lazy), &[])?;
+    let init = fork(&args, init::run, (told.as_raw_fd(), lazy), &[])?;
     // Killed if anything fails below, and all of its namespace with it.
     let child = Child(init);
     drop(told);
@@ -243,7 +211,7 @@ pub(super) fn start(birth: Birth, lazy: Option<&Lazy>) -> Result<Born> {
             std::io::Error::other("no system call instruction in it"),
         )
     })?;
-    let tid = fork_by(init, insn, &own, birth.pid.unwrap_or(0))?;
+    let tid = Remote::with_options(init, insn, TRACED)?.clone_with(&own)?;
     let thread = StubThread {
         tid,
         own: proc::own_id(tid, tid)?,
@@ -258,16 +226,6 @@ pub(super) fn start(birth: Birth, lazy: Option<&Lazy>) -> Result<Born> {
     })
 }
 
-/// Has process 1 fork the process.
-fn fork_by(init: Tid, insn: u64, args: &CloneArgs, id: i32) -> Result<Tid> {
-    let mut remote = Remote::with_options(init, insn, TRACED)?;
-    let page = remote.map_room(PAGE_SIZE)?;
-    write_bytes(init, page, &args.bytes(page, id))?;
-    let tid = remote.clone_thread([page, CLONE_ARGS_SIZE, 0, 0, 0, 0], libc::SYS_clone3)?;
-    remote.unmap_room(page, PAGE_SIZE)?;
-    Ok(tid)
-}
-
 /// A child that is killed unless it is kept.
 pub(super) struct Child(pub(super) Tid);
 
@@ -279,9 +237,7 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // SAFETY: a system call without pointers, on a child that has not been waited for.
-        unsafe { libc::kill(self.0, libc::SIGKILL) };
-        bury(self.0);
+        end(self.0);
     }
 }
 
@@ -295,6 +251,27 @@ pub(super) fn bury(tid: Tid) {
             }
             Err(e) if e.errno() == Some(libc::EINTR) => {}
             Err(_) => return,
+        }
+    }
+}
+
+/// Kills a child and waits for its end, unless that has been met before. Process 1 of a PID namespace ends after all
+/// others there, and those of them that this thread traces end only when it meets their ends.
+pub(super) fn end(pid: Tid) {
+    if matches!(ptrace::try_wait(pid), Ok(Some(Event::Exited(_))) | Err(_)) {
+        return;
+    }
+    // SAFETY: a system call without pointers, on a child that has not been waited for.
+    unsafe { libc::kill(pid, libc::SIGKILL) };
+    loop {
+        match ptrace::try_wait(pid) {
+            Ok(Some(Event::Exited(_))) | Err(_) => return,
+            Ok(Some(_)) => drop(ptrace::cont(pid, 0)),
+            // Its end comes among those of all others.
+            Ok(None) => match ptrace::meet_any_end() {
+                Some(met) if met != pid => {}
+                _ => return,
+            },
         }
     }
 }

@@ -7,7 +7,7 @@
 use super::birth::{self, Parent, bury};
 use super::init::close_all_but;
 use crate::sys::ptrace::Tid;
-use crate::sys::{PidFd, Result, SysError};
+use crate::sys::{PidFd, Result, SysError, pidfd_kill};
 use std::io::{PipeWriter, Write};
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -16,6 +16,7 @@ use std::os::fd::{AsRawFd, RawFd};
 pub struct Guard {
     child: Tid,
     tell: Option<PipeWriter>,
+    wards: Vec<PidFd>,
 }
 
 impl Guard {
@@ -23,11 +24,17 @@ impl Guard {
     pub fn over(wards: &[&PidFd]) -> Result<Self> {
         let pipe = |e| SysError::new("pipe", "this process", e);
         let (told, tell) = std::io::pipe().map_err(pipe)?;
-        let wards: Vec<RawFd> = wards.iter().map(|ward| ward.as_raw_fd()).collect();
-        let child = birth::helper(watch, told.as_raw_fd(), &wards)?;
+        let dup = |ward: &&PidFd| ward.try_clone();
+        let wards: std::io::Result<Vec<PidFd>> = wards.iter().map(dup).collect();
+        let wards = wards.map_err(|e| SysError::new("dup", "descriptors of new processes", e))?;
+        let channel = told.as_raw_fd();
+        let mut keep: Vec<RawFd> = wards.iter().map(|ward| ward.as_raw_fd()).collect();
+        keep.push(channel);
+        keep.sort_unstable();
         Ok(Self {
-            child,
+            child: birth::helper(watch, channel, &keep)?,
             tell: Some(tell),
+            wards,
         })
     }
 
@@ -37,8 +44,13 @@ impl Guard {
     /// The guard is gone, or cannot be told: they are ended.
     pub fn dismiss(mut self) -> Result<()> {
         let mut tell = self.tell.take().expect("until it is told");
-        tell.write_all(&[1])
-            .map_err(|e| SysError::new("write", "the guard of new processes", e))
+        tell.write_all(&[1]).map_err(|e| {
+            for ward in &self.wards {
+                // One that has ended needs no more.
+                let _ = pidfd_kill(ward);
+            }
+            SysError::new("write", "the guard of new processes, which are ended", e)
+        })
     }
 }
 
@@ -50,12 +62,12 @@ impl Drop for Guard {
     }
 }
 
+/// What the guard does. Nothing here allocates: another thread of ksnap may have had the allocator's lock when this
+/// copy of it was made, and will never give it back.
 fn watch(parent: Parent) -> ! {
     let channel = parent.channel();
-    let mut keep = vec![channel];
-    keep.extend(parent.wards());
     // The other end is ksnap's alone: it closes when that ends.
-    close_all_but(&keep);
+    close_all_but(parent.keep());
     let mut word = 0u8;
     // SAFETY: system calls; the byte is a live local, and no structure is passed.
     unsafe {
@@ -63,7 +75,7 @@ fn watch(parent: Parent) -> ! {
         libc::setsid();
         let told = libc::read(channel, (&raw mut word).cast(), 1);
         if told != 1 {
-            for ward in parent.wards() {
+            for ward in parent.keep().iter().filter(|fd| **fd != channel) {
                 let none = std::ptr::null::<libc::siginfo_t>();
                 libc::syscall(libc::SYS_pidfd_send_signal, *ward, libc::SIGKILL, none, 0);
             }
@@ -95,5 +107,17 @@ mod tests {
         assert!(free.try_wait().unwrap().is_none());
         free.kill().unwrap();
         free.wait().unwrap();
+    }
+
+    #[test]
+    fn wards_are_ended_when_the_guard_is_gone() {
+        let (mut ward, pidfd) = sleeper();
+        let guard = Guard::over(&[&pidfd]).unwrap();
+        // SAFETY: a system call without pointers, on a child that has not been waited for.
+        unsafe { libc::kill(guard.child, libc::SIGKILL) };
+        bury(guard.child);
+        let error = guard.dismiss().unwrap_err();
+        assert_eq!(error.errno(), Some(libc::EPIPE));
+        assert_eq!(ward.wait().unwrap().signal(), Some(libc::SIGKILL));
     }
 }

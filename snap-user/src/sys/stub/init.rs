@@ -89,12 +89,10 @@ fn reap(main: i32, options: i32) -> bool {
     }
 }
 
-/// Or whoever reads what ksnap or the process writes would wait for the end of this one as well.
+/// Or whoever reads what ksnap or the process writes would wait for the end of this one as well. `keep` is ascending.
 pub(super) fn close_all_but(keep: &[RawFd]) {
-    let mut keep: Vec<u32> = keep.iter().map(|fd| *fd as u32).collect();
-    keep.sort_unstable();
     let mut next = 0;
-    for fd in keep.into_iter().chain([u32::MAX]) {
+    for fd in keep.iter().map(|fd| *fd as u32).chain([u32::MAX]) {
         if fd > next {
             // SAFETY: a system call without pointers; nothing here uses the descriptors that go.
             unsafe { libc::syscall(libc::SYS_close_range, next, fd - 1, 0) };
@@ -124,7 +122,9 @@ fn page(uffd: RawFd, lazy: &Lazy, main: i32) -> ! {
         }
         OwnedFd::from_raw_fd(fd)
     };
-    close_all_but(&[uffd, signals.as_raw_fd()]);
+    let mut keep = [uffd, signals.as_raw_fd()];
+    keep.sort_unstable();
+    close_all_but(&keep);
     let mut filling = false;
     loop {
         let mut fds = vec![PollFd::new(&signals, PollFlags::IN)];

@@ -1,9 +1,11 @@
 //! Children of a stub: stubs as well, and ones that end at once.
 
-use super::birth::{CLEAR_SIGHAND, CLONE_ARGS_SIZE, Child, clone_args};
+use super::birth::Child;
 use super::{Stub, StubCall, StubThread};
+use crate::model::Limit;
+use crate::sys::clone::{CLEAR_SIGHAND, CloneArgs};
 use crate::sys::ptrace::{self, Event};
-use crate::sys::{Result, SysError, memory, pidfd_open, proc};
+use crate::sys::{Result, SysError, pidfd_open, proc, set_limit};
 
 impl Stub {
     /// Makes a child of this process that is a stub like it, and has its memory, descriptors, session and group; `id`
@@ -13,16 +15,13 @@ impl Stub {
     /// # Errors
     /// EEXIST when the id is taken.
     pub fn fork(&mut self, id: Option<i32>, waited: bool) -> Result<Self> {
-        let signal = if waited { libc::SIGCHLD as u64 } else { 0 };
-        let args = clone_args(CLEAR_SIGHAND, signal, id.is_some());
-        let wanted = id.unwrap_or(0);
-        let place = self.put(&args.bytes(0, wanted))?;
-        memory::write_bytes(self.pid(), place, &args.bytes(place, wanted))?;
-        let call = [place, CLONE_ARGS_SIZE, 0, 0, 0, 0];
-        let made = self
-            .remote(0, self.insn())?
-            .clone_thread(call, libc::SYS_clone3)
-            .map_err(|e| SysError::new("clone3", format_args!("process {wanted}"), e.source));
+        let args = CloneArgs {
+            flags: CLEAR_SIGHAND,
+            exit_signal: if waited { libc::SIGCHLD as u64 } else { 0 },
+            id,
+        };
+        let place = self.put_clone(&args)?;
+        let made = self.remote(0, self.insn())?.clone_from(place, &args);
         self.forget();
         let tid = made?;
         // Ended when anything fails.
@@ -53,10 +52,9 @@ impl Stub {
     /// been told when this returns.
     pub fn end_as(mut self, status: i32) -> Result<()> {
         let tid = self.threads[0].tid;
-        // It leaves no core behind.
-        let args = [libc::PR_SET_DUMPABLE as u64, 0, 0, 0, 0, 0];
-        let call = StubCall::new("prctl", "its core dump", libc::SYS_prctl, args);
-        self.run(&[call])?;
+        // It leaves no core behind: one byte is less than any, and with that limit none is piped to a program either
+        // (fs/coredump.c). Were it made not dumpable instead, ksnap could not have it run calls any more.
+        set_limit(tid, libc::RLIMIT_CORE as usize, Limit { soft: 1, hard: 1 })?;
         match libc::WIFSIGNALED(status) {
             false => {
                 let code = libc::WEXITSTATUS(status) as u64;
@@ -64,13 +62,20 @@ impl Stub {
                 self.start_call(libc::SYS_exit_group, args)?;
             }
             true => {
-                ptrace::set_sigmask(tid, 0)?;
                 let signal = libc::WTERMSIG(status);
+                // What ksnap ignores its children ignore as well.
+                if signal != libc::SIGKILL {
+                    self.default_action(signal)?;
+                }
+                ptrace::set_sigmask(tid, 0)?;
                 // SAFETY: a system call without pointers, on a process that this one holds.
                 if unsafe { libc::kill(tid, signal) } != 0 {
                     return Err(SysError::last("kill", format_args!("process {tid}")));
                 }
-                ptrace::cont(tid, 0)?;
+                // A kill needs no help, and may be over by now.
+                if signal != libc::SIGKILL {
+                    ptrace::cont(tid, 0)?;
+                }
             }
         }
         loop {
@@ -124,14 +129,50 @@ impl Stub {
         self.run(&[call]).map(drop)
     }
 
-    /// Forgets that children have ended: setting what is done about it to the default takes such signals out of the
-    /// queue (`sigaction(2)`).
-    pub fn forget_children(&mut self) -> Result<()> {
+    /// Sets what is done about a signal to the default, which takes SIGCHLD, where it is queued, out of the queue
+    /// (`sigaction(2)`).
+    pub fn default_action(&mut self, signal: i32) -> Result<()> {
         let action = self.put(&[0; 32])?;
-        let args = [libc::SIGCHLD as u64, action, 0, 8, 0, 0];
-        let call = StubCall::new("rt_sigaction", "SIGCHLD", libc::SYS_rt_sigaction, args);
+        let args = [signal as u64, action, 0, 8, 0, 0];
+        let what = format!("signal {signal}");
+        let call = StubCall::new("rt_sigaction", what, libc::SYS_rt_sigaction, args);
         let done = self.run(&[call]).map(drop);
         self.forget();
         done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Birth;
+    use super::*;
+
+    /// What is left of a child that ends like this.
+    fn left_by(status: i32) -> i32 {
+        let mut parent = Stub::start(Birth::default(), &[], None).unwrap();
+        let child = parent.fork(None, true).unwrap();
+        let pid = child.pid();
+        child.end_as(status).unwrap();
+        let left = proc::stat(pid, None).unwrap();
+        assert_eq!((left.state, left.ppid), ('Z', parent.pid()));
+        left.field(52) as i32
+    }
+
+    #[test]
+    fn a_child_ends_as_it_is_told() {
+        for status in [0, 7 << 8, libc::SIGTERM, libc::SIGKILL] {
+            assert_eq!(left_by(status), status);
+        }
+    }
+
+    #[test]
+    fn a_child_ends_by_a_signal_that_this_process_ignores() {
+        // As every Rust program does from its start on.
+        assert_eq!(left_by(libc::SIGPIPE), libc::SIGPIPE);
+    }
+
+    #[test]
+    fn a_child_leaves_no_core() {
+        assert_eq!(left_by(libc::SIGSEGV | 0x80), libc::SIGSEGV);
     }
 }

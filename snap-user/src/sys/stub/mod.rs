@@ -18,7 +18,7 @@ pub use lazy::{Lazy, Loading};
 
 use super::arch::Registers;
 use super::ptrace::{self, Event, Options, Tid};
-use super::{PidFd, Remote, Result, SysError, memory};
+use super::{CloneArgs, PidFd, Remote, Result, SysError, memory, pidfd_kill};
 use crate::model::PageRange;
 use area::Area;
 use std::io;
@@ -170,14 +170,23 @@ impl Stub {
 
     /// Copies bytes to where calls can refer to them. They stay until [`Stub::forget`].
     pub fn put(&mut self, bytes: &[u8]) -> Result<u64> {
-        let at = self.area.reserve(bytes.len() as u64).ok_or_else(|| {
+        self.put_placed(bytes.len() as u64, |_| bytes.to_vec())
+    }
+
+    /// The same for arguments of clone3(2), which tell where they are themselves.
+    fn put_clone(&mut self, args: &CloneArgs) -> Result<u64> {
+        self.put_placed(CloneArgs::LEN, |at| args.bytes_at(at))
+    }
+
+    fn put_placed(&mut self, len: u64, bytes: impl FnOnce(u64) -> Vec<u8>) -> Result<u64> {
+        let at = self.area.reserve(len).ok_or_else(|| {
             SysError::new(
                 "write",
                 format_args!("process {}", self.pid()),
                 io::Error::new(io::ErrorKind::OutOfMemory, "too many arguments at once"),
             )
         })?;
-        memory::write_bytes(self.pid(), at, bytes)?;
+        memory::write_bytes(self.pid(), at, &bytes(at))?;
         Ok(at)
     }
 
@@ -292,19 +301,14 @@ impl Stub {
         for some in ids.chunks(self.area.most_calls().min(256)) {
             let mut calls = Vec::with_capacity(some.len());
             for id in some {
-                let args = birth::clone_args(flags, 0, id.is_some());
-                let place = self.put(&args.bytes(0, id.unwrap_or(0)))?;
-                // The array of ids lies behind the structure, at an address known only now.
-                let args = args.bytes(place, id.unwrap_or(0));
-                memory::write_bytes(self.pid(), place, &args)?;
-                let what = id.map_or("a thread".to_owned(), |id| format!("thread {id}"));
-                let size = birth::CLONE_ARGS_SIZE;
-                calls.push(StubCall::new(
-                    "clone3",
-                    what,
-                    libc::SYS_clone3,
-                    [place, size, 0, 0, 0, 0],
-                ));
+                let args = CloneArgs {
+                    flags,
+                    exit_signal: 0,
+                    id: *id,
+                };
+                let place = self.put_clone(&args)?;
+                let call = [place, CloneArgs::SIZE, 0, 0, 0, 0];
+                calls.push(StubCall::new("clone3", args.what(), libc::SYS_clone3, call));
             }
             let first = self.threads.len();
             let results = self.run(&calls)?;
@@ -404,14 +408,13 @@ impl Drop for Stub {
         if self.released {
             return;
         }
-        // Killing process 1 kills the whole namespace.
-        for pid in self.init.into_iter().chain([self.pid()]) {
-            // SAFETY: a system call without pointers, on a child that has not been waited for.
-            unsafe { libc::kill(pid, libc::SIGKILL) };
+        // Its end may have been met with those of others of its namespace: by now its id may be somebody else's.
+        let _ = pidfd_kill(&self.pidfd);
+        for thread in self.threads.iter().rev() {
+            birth::bury(thread.tid);
         }
-        let others = self.threads.iter().map(|t| t.tid).rev();
-        for tid in others.chain(self.init) {
-            birth::bury(tid);
+        if let Some(init) = self.init {
+            birth::end(init);
         }
     }
 }
@@ -500,5 +503,56 @@ mod tests {
         for gone in [pid, init] {
             assert!(!std::path::Path::new(&format!("/proc/{gone}")).exists());
         }
+    }
+
+    #[test]
+    fn processes_of_a_namespace_are_gone_when_they_are_dropped_first_to_last() {
+        if !is_root() {
+            return eprintln!("skipped: a PID namespace needs root");
+        }
+        // The tracer is the thread that would wait for ever.
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let birth = Birth {
+                namespace: true,
+                ..Birth::default()
+            };
+            let mut first = Stub::start(birth, &[], None).unwrap();
+            let mut second = first.fork(None, true).unwrap();
+            second
+                .make_threads(super::super::THREAD_FLAGS, &[None; 2])
+                .unwrap();
+            let pids = [first.init().unwrap(), first.pid(), second.pid()];
+            drop(vec![first, second]);
+            done.send(pids).unwrap();
+        });
+        let pids = is_done
+            .recv_timeout(std::time::Duration::from_secs(60))
+            .expect("it waits for process 1, which waits for the second");
+        for pid in pids {
+            assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+        }
+    }
+
+    #[test]
+    fn dropping_a_namespace_leaves_other_children_alone() {
+        if !is_root() {
+            return eprintln!("skipped: a PID namespace needs root");
+        }
+        let mut other = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        let birth = Birth {
+            namespace: true,
+            ..Birth::default()
+        };
+        let stub = Stub::start(birth, &[], None).unwrap();
+        // Its process 1 is gone, and waited for, before anything is dropped.
+        birth::end(stub.init().unwrap());
+        drop(stub);
+        assert!(other.try_wait().unwrap().is_none());
+        other.kill().unwrap();
+        other.wait().unwrap();
     }
 }
