@@ -1,10 +1,12 @@
 //! Retention while a process is being watched: rules hold, tags protect, and killing ksnap loses nothing that is kept.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
+use tests::background::Background;
 use tests::victim::rng::Rng;
 use tests::{Footprint, Ksnap, Victim, Watch, require};
 
@@ -183,4 +185,65 @@ fn small_changes_on_changes_outlive_the_snapshots_between_them() -> Result<()> {
     ksnap.ok(&["rollback", &pid, &format!("@{}", left[0]), "-y"])?;
     victim.check()?;
     victim.quit()
+}
+
+/// `ksnap ARGS` where the store's folder cannot be written.
+fn read_only(ksnap: &Ksnap, args: &[&str]) -> Command {
+    let script =
+        r#"mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" || exit 99; shift; exec "$@""#;
+    let mut command = Command::new("unshare");
+    let tool = ksnap.command();
+    command
+        .args(["-m", "sh", "-c", script, "sh"])
+        .arg(ksnap.store())
+        .arg(tool.get_program())
+        .args(tool.get_args())
+        .args(args);
+    command
+}
+
+#[test]
+fn a_store_on_a_read_only_file_system_is_read_and_restored_from() -> Result<()> {
+    require!(Root, Ksnap, Mount);
+    let ksnap = Ksnap::new()?;
+    let mut victim = Victim::spawn("counter", &["--mib", "2"])?;
+    let pid = victim.pid().to_string();
+    for how in [
+        &["snap", &pid][..],
+        &["snap", &pid],
+        &["snap", &pid, "--kill"],
+    ] {
+        ksnap.ok(how)?;
+    }
+    victim.process().wait(LIMIT)?.context("the victim lives")?;
+    let core = ksnap.store().with_extension("core");
+    let core = core.to_str().context("a path in UTF-8")?;
+    for reading in [
+        &["log"][..],
+        &["show", "latest"],
+        &["diff", "latest~", "latest"],
+        &["verify"],
+        &["tag"],
+        &["export", "latest", "--core", core],
+    ] {
+        let output = read_only(&ksnap, reading).output()?;
+        ensure!(output.status.success(), "{reading:?}: {output:?}");
+        ensure!(output.stderr.is_empty(), "{reading:?}: {output:?}");
+    }
+    let restore = read_only(&ksnap, &["restore", "latest", "--wait", "--json"]);
+    let mut victim = Victim::brought_back(Background::start(restore)?)?;
+    victim.check()?;
+    for writing in [&["snap", &pid][..], &["tag", "word", "latest"]] {
+        let output = read_only(&ksnap, writing).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(!output.status.success(), "{writing:?}: {output:?}");
+        ensure!(
+            said.contains("Read-only file system"),
+            "{writing:?}: {said}"
+        );
+    }
+    victim.check()?;
+    victim.quit()?;
+    ensure!(seqs(&ksnap)? == [1, 2, 3]);
+    ksnap.ok(&["verify"]).map(drop)
 }

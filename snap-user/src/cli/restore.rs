@@ -30,20 +30,20 @@ fn restore_watched(
     args: &Restore,
     options: &ReviveOptions,
 ) -> Result<Exit, CliError> {
-    let mut reporter = Reporter::new(context, args.live, args.reviving.json.json, true);
+    let mut reporter = Reporter::new(context, args.watching.live, args.reviving.json.json, true);
     let mut failed = None;
     let filling = Filling::From(&args.reference);
-    let (store, keep) = context.store_to_fill(filling, args.keeping.rules())?;
+    let (store, keep) = context.store_to_fill(filling, args.watching.keeping.rules())?;
     let taking = Options {
         keep,
         bounded: context.is_in_memory(),
-        ..args.taking.options()
+        ..args.watching.taking.options()
     };
     let (process, summary) = session::revive_watched(
         &store,
         &args.reference,
         options,
-        (&args.when.schedule(), &taking),
+        (&args.watching.when.schedule(), &taking),
         &mut |one| failed = say(context, &args.reviving, one).err(),
         &mut |pid, progress| reporter.report(pid, progress),
     )?;

@@ -10,18 +10,18 @@ use crate::session::{self, Ended, Filling, Options, Progress};
 /// Watches processes until the schedule ends, they end, or Ctrl-C.
 pub fn watch(context: &Context, args: &Watch) -> Result<Exit, CliError> {
     let several = args.pids.iter().any(|pid| *pid != args.pids[0]);
-    let reporter = Reporter::new(context, args.live, args.json.json, false);
+    let reporter = Reporter::new(context, args.watching.live, args.json.json, false);
     let mut reporter = reporter.of_several(several);
     let filling = Filling::Processes(&args.pids);
-    let (store, keep) = context.store_to_fill(filling, args.keeping.rules())?;
+    let (store, keep) = context.store_to_fill(filling, args.watching.keeping.rules())?;
     let mut all = session::watch(
         &store,
         &args.pids,
-        &args.when.schedule(),
+        &args.watching.when.schedule(),
         &Options {
             keep,
             bounded: context.is_in_memory(),
-            ..args.taking.options()
+            ..args.watching.taking.options()
         },
         &mut |pid, progress| reporter.report(pid, progress),
     )?;
@@ -45,17 +45,18 @@ pub fn watch(context: &Context, args: &Watch) -> Result<Exit, CliError> {
 
 /// Starts a command under snapshots, and ends as it does.
 pub fn run(context: &Context, args: &Run) -> Result<Exit, CliError> {
-    let mut reporter = Reporter::new(context, args.live, false, true);
+    let mut reporter = Reporter::new(context, args.watching.live, false, true);
     let mut pid = 0;
-    let (store, keep) = context.store_to_fill(Filling::Processes(&[]), args.keeping.rules())?;
+    let (store, keep) =
+        context.store_to_fill(Filling::Processes(&[]), args.watching.keeping.rules())?;
     let (summary, status) = session::run(
         &store,
         &args.command,
-        &args.when.schedule(),
+        &args.watching.when.schedule(),
         &Options {
             keep,
             bounded: context.is_in_memory(),
-            ..args.taking.options()
+            ..args.watching.taking.options()
         },
         &mut |progress| {
             if let Progress::Attached { pid: of, .. } = progress {

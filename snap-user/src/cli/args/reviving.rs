@@ -1,6 +1,6 @@
 //! Verbs that bring a process back.
 
-use super::{Json, Keeping, Live, Taking, Timing, pid};
+use super::{Json, Taking, Watching, pid};
 use crate::session::{FileOptions, Pids, ReviveOptions};
 use clap::{Args, ValueEnum};
 
@@ -107,13 +107,7 @@ pub struct Restore {
     #[command(flatten)]
     pub reviving: Reviving,
     #[command(flatten)]
-    pub when: Timing,
-    #[command(flatten)]
-    pub keeping: Keeping,
-    #[command(flatten)]
-    pub taking: Taking,
-    #[command(flatten)]
-    pub live: Live,
+    pub watching: Watching,
 }
 
 /// What only means something for a process that is watched.

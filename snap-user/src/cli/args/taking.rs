@@ -122,9 +122,9 @@ pub struct Live {
     pub progress: When,
 }
 
-/// `ksnap run`
+/// What there is to say of watching: how often, what is kept, how snapshots are taken, what is shown.
 #[derive(Debug, Args)]
-pub struct Run {
+pub struct Watching {
     #[command(flatten)]
     pub when: Timing,
     #[command(flatten)]
@@ -133,6 +133,13 @@ pub struct Run {
     pub taking: Taking,
     #[command(flatten)]
     pub live: Live,
+}
+
+/// `ksnap run`
+#[derive(Debug, Args)]
+pub struct Run {
+    #[command(flatten)]
+    pub watching: Watching,
     /// The command and its arguments, after `--`
     #[arg(required = true, last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
@@ -145,13 +152,7 @@ pub struct Watch {
     #[arg(required = true, value_name = "PID", value_parser = pid)]
     pub pids: Vec<i32>,
     #[command(flatten)]
-    pub when: Timing,
-    #[command(flatten)]
-    pub keeping: Keeping,
-    #[command(flatten)]
-    pub taking: Taking,
-    #[command(flatten)]
-    pub live: Live,
+    pub watching: Watching,
     #[command(flatten)]
     pub json: Json,
 }

@@ -23,15 +23,15 @@ fn run_keeps_everything_after_the_dashes() {
         panic!("{verb:?}")
     };
     assert_eq!(run.command, ["sh", "-c", "--json"]);
-    let schedule = run.when.schedule();
+    let schedule = run.watching.when.schedule();
     assert_eq!(schedule.every, Duration::from_millis(100));
     assert_eq!((schedule.count, schedule.lasting), (Some(3), None));
-    let memory = run.taking.options().memory;
+    let memory = run.watching.taking.options().memory;
     let usual = Options {
         memory,
         ..Options::default()
     };
-    assert_eq!(run.taking.options(), usual);
+    assert_eq!(run.watching.taking.options(), usual);
     assert!(parse("ksnap run").is_err());
     assert!(parse("ksnap run sleep 5").is_err());
 }
@@ -44,12 +44,12 @@ fn options_reach_the_session() {
     let Ok(Verb::Watch(watch)) = verb else {
         panic!("{verb:?}")
     };
-    let options = watch.taking.options();
+    let options = watch.watching.taking.options();
     assert_eq!(options.tracker, "soft-dirty".parse().unwrap());
     assert!(!options.probes && options.audit);
     assert_eq!((options.memory, options.mirror), (1 << 30, 0));
     assert_eq!(
-        watch.when.schedule().lasting,
+        watch.watching.when.schedule().lasting,
         Some(Duration::from_secs(120))
     );
 }
