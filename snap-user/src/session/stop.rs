@@ -18,8 +18,8 @@ use std::time::Duration;
 /// How long to wait, after a stop, for the scheduler's account of it.
 const STOP_EVENTS: Duration = Duration::from_millis(3);
 
-/// Pages of a process whose page tables take longer to look at than a thread takes to start.
-const MANY_PAGES: u64 = 16 * 1024;
+/// Pages of a process whose page tables take longer to look at (some 5 ns a page) than a thread takes until it runs.
+const MANY_PAGES: u64 = 96 * 1024;
 
 /// What was done ahead of a stop.
 pub(super) struct Ahead {

@@ -9,8 +9,9 @@ use crate::sys::{
 };
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// From here on a walk of the page tables is worth a second thread, in nanoseconds: to start one costs a tenth of it.
-const LONG_WALK: u64 = 400_000;
+/// From here on a walk of the page tables is worth a second thread, in nanoseconds: one that is started takes some 300 µs
+/// until it runs.
+const LONG_WALK: u64 = 800_000;
 /// Pieces of a mapping that threads share.
 const PIECES: u64 = 8;
 /// Mappings below this size are not cut into pieces.
