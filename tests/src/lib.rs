@@ -49,6 +49,8 @@
 //! | [`poke`] | damages a process's memory on purpose |
 //! | [`redis`], [`resp`], [`python`] | real programs under test |
 //! | [`netns`], [`relay`], [`remote`] | two network namespaces as two machines, a bad connection between them, and ksnap on each |
+//! | [`tree`] | trees of processes, captured, ended and brought back |
+//! | [`moving`] | [`moving::Moving`]: redis-server that moves between them |
 //! | [`paths`] | where cargo put the binaries |
 
 pub mod background;
@@ -56,6 +58,7 @@ pub mod bpf;
 pub mod effort;
 pub mod footprint;
 pub mod ksnap;
+pub mod moving;
 pub mod netns;
 pub mod paths;
 pub mod poke;
@@ -66,6 +69,7 @@ pub mod remote;
 pub mod requires;
 pub mod resp;
 pub mod subject;
+pub mod tree;
 pub mod victim;
 pub mod watch;
 

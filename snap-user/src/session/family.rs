@@ -123,23 +123,22 @@ fn zombie(pid: i32, parent: u32) -> Option<Zombie> {
 mod tests {
     use super::*;
     use std::process::{Command, Stdio};
+    use std::time::Instant;
 
     #[test]
     fn all_descendants_are_stopped_and_zombies_are_told() {
+        // What the shell becomes waits for no child. The first ends only then: before, the shell might wait for it.
+        let ends = "while read c </proc/$PPID/comm && [ $c != cat ]; do :; done; exit 7";
+        let script = format!("sh -c '{ends}' & sleep 1000 & sh -c 'sleep 1000; true' & exec cat");
         let mut shell = Command::new("sh")
-            .args([
-                "-c",
-                "sh -c 'exit 7' & sleep 1000 & sh -c 'sleep 1000; true' & echo; exec cat",
-            ])
+            .args(["-c", &script])
             .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let pid = shell.id() as i32;
-        use std::io::Read;
-        shell.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
-        // What the shell becomes waits for no child.
+        let end = Instant::now() + Duration::from_secs(60);
         let family = loop {
+            assert!(Instant::now() < end, "they do not come to be so");
             let family = freeze(pid).unwrap();
             if family.members.len() == 4 && family.zombies.len() == 1 {
                 break family;

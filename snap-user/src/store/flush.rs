@@ -13,6 +13,7 @@ use super::chain::{Listing, SessionFiles};
 use super::directory::{SnapshotMeta, Store};
 use super::encoded::read_wanted;
 use super::error::StoreError;
+use super::flush_order::{order, will_have_set, without};
 use super::headers::{self, Headers};
 use super::names::{self, TEMP_PREFIX};
 use super::needs::{Fate, Needs};
@@ -33,30 +34,6 @@ const MOST_BYTES: u64 = 64 << 20;
 /// Bytes copied at a time.
 const PIECE: usize = 1 << 20;
 
-/// What a flush of a session has to copy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Due {
-    /// The session.
-    pub session: SessionId,
-    /// Its process.
-    pub info: SessionInfo,
-    /// Snapshots that the other store does not have.
-    pub snapshots: u64,
-    /// Bytes of their files, and of the session's pack, whose part that they need is written anew: about so many.
-    pub bytes: u64,
-    /// Time of the newest of them, nanoseconds since 1970.
-    pub newest_ns: u64,
-}
-
-/// What a flush of a store has to copy.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Outstanding {
-    /// Sessions with something to copy, the one with the newest snapshot first.
-    pub sessions: Vec<Due>,
-    /// Sessions that cannot be looked at, and why; a sentence each.
-    pub notes: Vec<String>,
-}
-
 /// What a flush of a session has copied.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Flushed {
@@ -69,56 +46,6 @@ pub struct Flushed {
 }
 
 impl Store {
-    /// What [`Store::flush_session`] would copy to the other store. Without another store: everything. A session that
-    /// cannot be looked at does not keep the others from being copied.
-    pub fn due(&self, to: Option<&Store>) -> Result<Outstanding, StoreError> {
-        let mut all = Outstanding::default();
-        for (session, info) in self.sessions()? {
-            match self.due_of(session, &info, to) {
-                Ok(due) => all.sessions.extend(due),
-                Err(_) if self.is_session_gone(session) => {}
-                Err(error) => all.notes.push(format!(
-                    "session {session} of process {} was not written: {error}",
-                    info.pid
-                )),
-            }
-        }
-        all.sessions
-            .sort_by_key(|due| (std::cmp::Reverse(due.newest_ns), due.session));
-        Ok(all)
-    }
-
-    fn due_of(
-        &self,
-        session: SessionId,
-        info: &SessionInfo,
-        to: Option<&Store>,
-    ) -> Result<Option<Due>, StoreError> {
-        let have = match to {
-            Some(to) => to.session_files_if_there(session)?,
-            None => None,
-        };
-        let have = have.map(|files| files.listing());
-        let missing = self.list_session(session)?.into_iter().filter(|meta| {
-            have.as_ref()
-                .is_none_or(|have| !have.by_seq.contains_key(&meta.seq) && !have.is_gone(meta.seq))
-        });
-        let missing: Vec<SnapshotMeta> = missing.collect();
-        if missing.is_empty() {
-            return Ok(None);
-        }
-        let files = self.session_files(session)?.listing();
-        let pack = files.pack.as_ref().map_or(0, |p| p.header.file_len());
-        let sum: u64 = missing.iter().map(|meta| meta.file_bytes).sum();
-        Ok(Some(Due {
-            session,
-            info: info.clone(),
-            snapshots: missing.len() as u64,
-            bytes: sum + pack,
-            newest_ns: missing.iter().map(|meta| meta.time_ns).max().unwrap_or(0),
-        }))
-    }
-
     /// Copies the snapshots of a session that the other store does not have: the chain of the newest one first, then
     /// what branched off it. Those that the other store has removed are not copied again. `report` is told what is
     /// durable by now.
@@ -489,68 +416,5 @@ impl Flush {
             }
         }
         Ok(())
-    }
-}
-
-fn will_have_set(have: &Listing, missing: &BTreeMap<u32, SnapshotMeta>) -> BTreeSet<u32> {
-    have.by_seq.keys().chain(missing.keys()).copied().collect()
-}
-
-/// Ranges, first and last, without these numbers.
-fn without(ranges: &[(u32, u32)], numbers: &BTreeSet<u32>) -> Vec<(u32, u32)> {
-    let mut left = Vec::new();
-    for &(first, last) in ranges {
-        let mut from = Some(first);
-        for &number in numbers.range(first..=last) {
-            match from {
-                Some(from) if from < number => left.push((from, number - 1)),
-                _ => {}
-            }
-            from = number.checked_add(1);
-        }
-        left.extend(from.filter(|from| *from <= last).map(|from| (from, last)));
-    }
-    left
-}
-
-/// In which order to copy: the chain of the newest first, then those of the others, each from its beginning.
-///
-/// What a snapshot needs is on its way to the root, as far as the other store does not have it. Where that way leads
-/// through one that was removed, it may go on to any that is older: all of them come first then.
-fn order(missing: &BTreeMap<u32, SnapshotMeta>, is_there: &dyn Fn(u32) -> bool) -> Vec<u32> {
-    let mut ordered = Vec::with_capacity(missing.len());
-    let mut placed: BTreeSet<u32> = BTreeSet::new();
-    for &newest in missing.keys().rev() {
-        let mut chain: BTreeSet<u32> = BTreeSet::new();
-        let mut next = Some(newest);
-        while let Some(seq) = next
-            && !placed.contains(&seq)
-        {
-            chain.insert(seq);
-            let parent = missing[&seq].parent_seq;
-            next = missing.contains_key(&parent).then_some(parent);
-            if next.is_none() && parent != 0 && !is_there(parent) {
-                let older = missing.range(..seq).map(|(older, _)| *older);
-                chain.extend(older.filter(|older| !placed.contains(older)));
-            }
-        }
-        placed.extend(&chain);
-        ordered.extend(chain);
-    }
-    ordered
-}
-
-#[cfg(test)]
-mod tests {
-    use super::without;
-
-    #[test]
-    fn numbers_are_taken_out_of_ranges() {
-        let of =
-            |numbers: &[u32]| without(&[(1, 5), (9, u32::MAX)], &numbers.iter().copied().collect());
-        assert_eq!(of(&[]), [(1, 5), (9, u32::MAX)]);
-        assert_eq!(of(&[1, 3, 5, 7]), [(2, 2), (4, 4), (9, u32::MAX)]);
-        assert_eq!(of(&[9, 10, u32::MAX]), [(1, 5), (11, u32::MAX - 1)]);
-        assert_eq!(without(&[(2, 2)], &[2].into()), []);
     }
 }

@@ -18,6 +18,7 @@ mod plan;
 mod same;
 mod settle;
 mod sockets;
+mod sources;
 mod streams;
 mod watches;
 mod world;

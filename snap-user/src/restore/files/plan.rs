@@ -2,10 +2,8 @@
 
 use super::same::{differs, has_own_identity, is_same};
 use super::watches::{self, Watch};
-use super::{Finding, Matter, Options, Replacement};
-use crate::model::{
-    Descriptor, Detail, FileKind, LockKind, OpenFile, ProcessState, Regular, Socket, SocketState,
-};
+use super::{Finding, Options, Replacement};
+use crate::model::{Descriptor, Detail, FileKind, LockKind, OpenFile, ProcessState, Regular};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::RawFd;
 
@@ -133,15 +131,15 @@ fn first_of(state: &ProcessState) -> Vec<i32> {
     first
 }
 
-struct Planner<'a> {
-    wanted: &'a ProcessState,
-    live: &'a ProcessState,
-    world: &'a dyn FileWorld,
-    options: &'a Options,
-    same: bool,
+pub(super) struct Planner<'a> {
+    pub(super) wanted: &'a ProcessState,
+    pub(super) live: &'a ProcessState,
+    pub(super) world: &'a dyn FileWorld,
+    pub(super) options: &'a Options,
+    pub(super) same: bool,
     /// Lowest descriptor of each wanted file.
-    first: Vec<i32>,
-    plan: FilesPlan,
+    pub(super) first: Vec<i32>,
+    pub(super) plan: FilesPlan,
 }
 
 impl Planner<'_> {
@@ -249,219 +247,6 @@ impl Planner<'_> {
                 Some(have) => Source::Live(live_first[*have]),
                 None => self.source(at),
             };
-        }
-    }
-
-    /// Where a file that the process does not have comes from.
-    fn source(&mut self, at: usize) -> Source {
-        let file = &self.wanted.files[at];
-        let fd = self.first[at];
-        match &file.detail {
-            Detail::Terminal(terminal) if terminal.master_of.is_none() => self.terminal(at),
-            Detail::Terminal(_)
-            | Detail::Eventfd(_)
-            | Detail::Epoll(_)
-            | Detail::Timerfd(_)
-            | Detail::Signalfd(_)
-            | Detail::Pidfd(..) => Source::Make,
-            Detail::Inotify(watches) => {
-                for watch in watches.iter().filter(|w| w.path.is_none()) {
-                    self.plan.notes.push(format!(
-                        "descriptor {fd}: the file with inode {} is not watched any more, since its path is not known",
-                        watch.inode
-                    ));
-                }
-                Source::Make
-            }
-            Detail::Memfd(memfd) if memfd.left_out && self.same => {
-                self.lose(at, "its content was too large to be saved")
-            }
-            Detail::Memfd(_) => Source::Make,
-            Detail::Pipe(_) if file.kind == FileKind::Pipe => self.pipe(at),
-            Detail::Socket(socket) => self.socket(at, socket),
-            Detail::Fanotify(_) => self.lose(at, "a fanotify group cannot be made again"),
-            Detail::None | Detail::Regular(_) | Detail::Device(..) | Detail::Pipe(_) => {
-                match file.kind {
-                    FileKind::Regular
-                    | FileKind::Directory
-                    | FileKind::CharDevice
-                    | FileKind::BlockDevice
-                    | FileKind::Symlink
-                    | FileKind::Fifo => self.by_path(at),
-                    kind => {
-                        let kind = format!("{kind:?}").to_lowercase();
-                        self.lose(
-                            at,
-                            &format!("a descriptor of kind {kind} cannot be made again"),
-                        )
-                    }
-                }
-            }
-        }
-    }
-
-    /// A file that cannot be had: the process that runs on would miss it, a new one goes without.
-    fn lose(&mut self, at: usize, why: &str) -> Source {
-        let (fd, link) = (self.first[at], &self.wanted.files[at].link);
-        match self.same {
-            true => self.plan.refusals.push(format!(
-                "descriptor {fd} ({link}) has been closed since: {why}"
-            )),
-            false => self
-                .plan
-                .notes
-                .push(format!("descriptor {fd} ({link}) stays closed: {why}")),
-        }
-        Source::Lost
-    }
-
-    fn finding(&mut self, at: usize, path: &str, what: Matter) {
-        let finding = Finding {
-            fd: self.first[at],
-            path: path.to_owned(),
-            what,
-        };
-        // A file that merely changed is what every program meets that opens it again.
-        let grown = self.wanted.files[at].flags & libc::O_APPEND as u32 != 0;
-        match finding.what {
-            Matter::Changed if self.same || grown || self.options.allow_changed => {
-                self.plan.notes.push(finding.to_string());
-            }
-            _ => self.plan.refusals.push(finding.to_string()),
-        }
-        self.plan.findings.push(finding);
-    }
-
-    fn by_path(&mut self, at: usize) -> Source {
-        let file = &self.wanted.files[at];
-        let path = self.options.mapped(&file.link);
-        let saved = self
-            .wanted
-            .saved
-            .iter()
-            .find(|saved| saved.identity == file.identity);
-        let mode = saved.map(|saved| saved.content.mode & 0o7777);
-        if let (true, Some(mode)) = (file.deleted, mode) {
-            return Source::Unnamed(path, mode);
-        }
-        if file.deleted {
-            self.finding(at, &path, Matter::Deleted);
-            return Source::Lost;
-        }
-        let look = match self.world.look(&path) {
-            Ok(look) => look,
-            Err(why) => {
-                if let Some(mode) = mode {
-                    self.plan
-                        .notes
-                        .push(format!("{path} was not there any more, and is made again"));
-                    return Source::Create(path, mode);
-                }
-                self.finding(at, &path, Matter::Missing(why));
-                return Source::Lost;
-            }
-        };
-        let moved = path != file.link;
-        if self.same && !moved && mode.is_none() && look.identity != file.identity {
-            self.finding(at, &path, Matter::Replaced);
-            return Source::Lost;
-        }
-        if let (Detail::Regular(before), None) = (&file.detail, mode)
-            && (before.size, before.mtime_ns) != (look.content.size, look.content.mtime_ns)
-        {
-            self.finding(at, &path, Matter::Changed);
-        }
-        Source::Path(path)
-    }
-
-    fn terminal(&mut self, at: usize) -> Source {
-        let file = &self.wanted.files[at];
-        // Its master is here, and is made with it.
-        if self.master_of(file).is_some() {
-            return Source::Make;
-        }
-        if let (false, Some(own)) = (self.same, self.options.terminal) {
-            return Source::Own(own);
-        }
-        self.by_path(at)
-    }
-
-    /// The wanted file that is the master side of this terminal.
-    fn master_of(&self, file: &OpenFile) -> Option<usize> {
-        let number: u32 = file.link.strip_prefix("/dev/pts/")?.parse().ok()?;
-        self.wanted.files.iter().position(
-            |other| matches!(&other.detail, Detail::Terminal(t) if t.master_of == Some(number)),
-        )
-    }
-
-    fn pipe(&mut self, at: usize) -> Source {
-        let file = &self.wanted.files[at];
-        let here = |state: &ProcessState| {
-            state
-                .files
-                .iter()
-                .filter(|f| f.identity == file.identity && f.kind == FileKind::Pipe)
-                .count()
-        };
-        // Its other end is in this process, or all that is wanted of it.
-        if (self.same && here(self.live) > 0) || here(self.wanted) > 1 {
-            return Source::Make;
-        }
-        if self.same
-            && let Some(path) = self.world.pipe(file.identity)
-        {
-            return Source::Path(path);
-        }
-        let fd = self.first[at];
-        let end = match file.is_readable() {
-            true => "no one writes into it any more",
-            false => "no one reads from it any more",
-        };
-        self.plan.notes.push(format!(
-            "descriptor {fd} is a pipe with no other end: {end}"
-        ));
-        Source::Make
-    }
-
-    fn socket(&mut self, at: usize, socket: &Socket) -> Source {
-        let fd = self.first[at];
-        match (socket.domain, socket.state) {
-            (libc::AF_UNIX, SocketState::Connected)
-                if self
-                    .wanted
-                    .files
-                    .iter()
-                    .any(|other| Some(other.identity.1) == socket.peer_inode) =>
-            {
-                if socket.passed_descriptors > 0 {
-                    self.plan.notes.push(format!(
-                        "descriptor {fd}: {} descriptors on their way in it are lost",
-                        socket.passed_descriptors
-                    ));
-                }
-                Source::Make
-            }
-            (
-                libc::AF_UNIX | libc::AF_INET | libc::AF_INET6,
-                SocketState::Connected | SocketState::Other,
-            ) if socket.ty != libc::SOCK_DGRAM || socket.domain == libc::AF_UNIX => {
-                self.plan.notes.push(format!(
-                    "descriptor {fd} was a connection, which is gone: the program finds it closed by the other side"
-                ));
-                Source::Make
-            }
-            (
-                libc::AF_UNIX | libc::AF_INET | libc::AF_INET6 | libc::AF_NETLINK | libc::AF_PACKET,
-                _,
-            ) => Source::Make,
-            (libc::AF_ALG, _) => {
-                self.lose(at, "a kernel crypto socket (AF_ALG) cannot be made again")
-            }
-            (libc::AF_VSOCK, _) => self.lose(at, "a connection of AF_VSOCK cannot be made again"),
-            (family, _) => self.lose(
-                at,
-                &format!("a socket of family {family} cannot be made again"),
-            ),
         }
     }
 

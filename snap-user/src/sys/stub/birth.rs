@@ -36,7 +36,7 @@ pub(super) fn helper(child: fn(Parent) -> !, channel: RawFd, keep: &[RawFd]) -> 
         exit_signal: libc::SIGCHLD as u64,
         id: None,
     };
-    fork(&args, child, (channel, None), keep)
+    fork(&args, child, (Some(channel), None), keep)
 }
 
 /// Forks this process. The child runs `child` with all signals blocked, and nothing else of this
@@ -44,7 +44,7 @@ pub(super) fn helper(child: fn(Parent) -> !, channel: RawFd, keep: &[RawFd]) -> 
 fn fork(
     args: &CloneArgs,
     child: fn(Parent) -> !,
-    (channel, lazy): (RawFd, Option<&Lazy>),
+    (channel, lazy): (Option<RawFd>, Option<&Lazy>),
     keep: &[RawFd],
 ) -> Result<Tid> {
     // The address must not move between the two steps.
@@ -83,8 +83,8 @@ fn fork(
 #[derive(Clone, Copy)]
 pub(super) struct Parent {
     pid: i32,
-    /// Where the child is told, or where it tells; -1 for nowhere.
-    channel: RawFd,
+    /// The end of a pipe on which the child is told, or tells.
+    channel: Option<RawFd>,
     /// For process 1: what it is to fill memory from. The child has a copy at the same address.
     lazy: *const Lazy,
     /// For a guard: its descriptors. The child has a copy at the same address.
@@ -101,8 +101,8 @@ impl Parent {
         unsafe { self.lazy.as_ref() }
     }
 
-    /// Where it is told, or where it tells.
-    pub(super) fn channel(&self) -> RawFd {
+    /// Where it is told, or where it tells, if anywhere.
+    pub(super) fn channel(&self) -> Option<RawFd> {
         self.channel
     }
 
@@ -126,8 +126,10 @@ impl Parent {
     }
 
     pub(super) fn tell(self, word: u8) {
-        // SAFETY: a system call; the byte is a live local.
-        unsafe { libc::write(self.channel, (&raw const word).cast(), 1) };
+        if let Some(channel) = self.channel {
+            // SAFETY: a system call; the byte is a live local.
+            unsafe { libc::write(channel, (&raw const word).cast(), 1) };
+        }
     }
 }
 
@@ -175,7 +177,7 @@ pub(super) fn start(birth: Birth, lazy: Option<&Lazy>) -> Result<Born> {
         id: birth.pid,
     };
     if !birth.namespace {
-        let pid = fork(&own, wait_for_tracer, (-1, None), &[])?;
+        let pid = fork(&own, wait_for_tracer, (None, None), &[])?;
         let child = Child(pid);
         hold(pid)?;
         let pidfd = pidfd_open(pid)?;
@@ -195,7 +197,7 @@ pub(super) fn start(birth: Birth, lazy: Option<&Lazy>) -> Result<Born> {
     };
     let pipe = |e| SysError::new("pipe", "this process", e);
     let (mut ready, told) = std::io::pipe().map_err(pipe)?;
-    let init = fork(&args, init::run, (told.as_raw_fd(), lazy), &[])?;
+    let init = fork(&args, init::run, (Some(told.as_raw_fd()), lazy), &[])?;
     // Killed if anything fails below, and all of its namespace with it.
     let child = Child(init);
     drop(told);

@@ -73,9 +73,9 @@ fn watch(parent: Parent) -> ! {
     unsafe {
         // Whoever ends ksnap's whole session does not mean this one, which has its work to do first.
         libc::setsid();
-        let told = libc::read(channel, (&raw mut word).cast(), 1);
+        let told = channel.map_or(0, |from| libc::read(from, (&raw mut word).cast(), 1));
         if told != 1 {
-            for ward in parent.keep().iter().filter(|fd| **fd != channel) {
+            for ward in parent.keep().iter().filter(|fd| Some(**fd) != channel) {
                 let none = std::ptr::null::<libc::siginfo_t>();
                 libc::syscall(libc::SYS_pidfd_send_signal, *ward, libc::SIGKILL, none, 0);
             }

@@ -1,0 +1,136 @@
+//! Stubs from their start to their end.
+
+use super::*;
+use crate::sys::proc;
+
+fn is_root() -> bool {
+    // SAFETY: a system call without arguments.
+    unsafe { libc::geteuid() == 0 }
+}
+
+#[test]
+fn a_stub_is_empty_runs_calls_and_is_gone_when_dropped() {
+    let avoid = [PageRange::new(0x40_0000, 0x80_0000)];
+    let mut stub = Stub::start(Birth::default(), &avoid, None).unwrap();
+    let pid = stub.pid();
+    let maps = proc::maps(pid).unwrap();
+    assert!(maps.iter().all(|v| v.range.intersect(&avoid[0]).is_none()));
+    let own = stub.area.range();
+    for vma in &maps {
+        assert!(
+            own.intersect(&vma.range).is_some() || vma.is_special(),
+            "{vma:?}"
+        );
+    }
+    assert!(
+        stub.kernel_mappings()
+            .iter()
+            .any(|(name, _)| name == "vdso")
+    );
+    let getpid = StubCall::new("getpid", "itself", libc::SYS_getpid, [0; 6]);
+    let bad = StubCall::new(
+        "close",
+        "no descriptor",
+        libc::SYS_close,
+        [u64::from(u32::MAX), 0, 0, 0, 0, 0],
+    );
+    let results = stub
+        .run(&[getpid.clone(), bad.clone().or_not(), getpid])
+        .unwrap();
+    assert_eq!(
+        results,
+        [i64::from(pid), -i64::from(libc::EBADF), i64::from(pid)]
+    );
+    let error = stub.run(&[bad]).unwrap_err();
+    assert_eq!((error.call, error.errno()), ("close", Some(libc::EBADF)));
+    drop(stub);
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+}
+
+#[test]
+fn threads_are_made_and_run_calls_of_their_own() {
+    let mut stub = Stub::start(Birth::default(), &[], None).unwrap();
+    stub.make_threads(super::super::THREAD_FLAGS, &[None; 300])
+        .unwrap();
+    assert_eq!(stub.threads().len(), 301);
+    let gettid = StubCall::new("gettid", "itself", libc::SYS_gettid, [0; 6]);
+    for n in [0, 1, 300] {
+        let got = stub.run_by(n, std::slice::from_ref(&gettid)).unwrap();
+        assert_eq!(got, [i64::from(stub.threads()[n].own)]);
+    }
+    let pid = stub.pid();
+    drop(stub);
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+}
+
+#[test]
+fn a_namespace_gives_the_process_the_id_it_asks_for() {
+    if !is_root() {
+        return eprintln!("skipped: a PID namespace needs root");
+    }
+    let birth = Birth {
+        pid: Some(4711),
+        namespace: true,
+        network: true,
+    };
+    let mut stub = Stub::start(birth, &[], None).unwrap();
+    assert_eq!(stub.threads()[0].own, 4711);
+    let getpid = StubCall::new("getpid", "itself", libc::SYS_getpid, [0; 6]);
+    assert_eq!(stub.run(&[getpid]).unwrap(), [4711]);
+    let (pid, init) = (stub.pid(), stub.init().unwrap());
+    drop(stub);
+    for gone in [pid, init] {
+        assert!(!std::path::Path::new(&format!("/proc/{gone}")).exists());
+    }
+}
+
+#[test]
+fn processes_of_a_namespace_are_gone_when_they_are_dropped_first_to_last() {
+    if !is_root() {
+        return eprintln!("skipped: a PID namespace needs root");
+    }
+    // The tracer is the thread that would wait for ever.
+    let (done, is_done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let birth = Birth {
+            namespace: true,
+            ..Birth::default()
+        };
+        let mut first = Stub::start(birth, &[], None).unwrap();
+        let mut second = first.fork(None, true).unwrap();
+        second
+            .make_threads(super::super::THREAD_FLAGS, &[None; 2])
+            .unwrap();
+        let pids = [first.init().unwrap(), first.pid(), second.pid()];
+        drop(vec![first, second]);
+        done.send(pids).unwrap();
+    });
+    let pids = is_done
+        .recv_timeout(std::time::Duration::from_secs(60))
+        .expect("it waits for process 1, which waits for the second");
+    for pid in pids {
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    }
+}
+
+#[test]
+fn dropping_a_namespace_leaves_other_children_alone() {
+    if !is_root() {
+        return eprintln!("skipped: a PID namespace needs root");
+    }
+    let mut other = std::process::Command::new("sleep")
+        .arg("1000")
+        .spawn()
+        .unwrap();
+    let birth = Birth {
+        namespace: true,
+        ..Birth::default()
+    };
+    let stub = Stub::start(birth, &[], None).unwrap();
+    // Its process 1 is gone, and waited for, before anything is dropped.
+    birth::end(stub.init().unwrap());
+    drop(stub);
+    assert!(other.try_wait().unwrap().is_none());
+    other.kill().unwrap();
+    other.wait().unwrap();
+}

@@ -1,0 +1,177 @@
+//! redis-server with data on the first of two machines, and what becomes of it.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::background::Background;
+use crate::remote::Pair;
+use crate::resp::{Reply, Resp};
+
+const PORT: u16 = 7901;
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A server that is to move from machine 0 to machine 1.
+pub struct Moving {
+    /// The machines.
+    pub pair: Pair,
+    /// The server on machine 0.
+    pub server: Background,
+    /// A connection to it, made before anything moves.
+    pub client: Resp,
+    /// Of its data.
+    pub digest: String,
+    _folder: TempDir,
+}
+
+impl Moving {
+    /// Starts machines that are so patient with each other, and the server, filled with so many values of 4 KiB.
+    pub fn start(timeout: &str, values: u32) -> Result<Self> {
+        Self::on(Pair::new(timeout)?, values)
+    }
+
+    /// The same on machines that are there.
+    pub fn on(pair: Pair, values: u32) -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("ksnap-redis-").tempdir()?;
+        let server = redis(&pair, &folder)?;
+        let mut client = client(&pair, 0)?;
+        fill(&mut client, values)?;
+        Ok(Self {
+            digest: client.digest()?,
+            pair,
+            server,
+            client,
+            _folder: folder,
+        })
+    }
+
+    /// The server's process id.
+    pub fn pid(&self) -> i32 {
+        self.server.pid()
+    }
+
+    /// A connection to the server on a machine, once it answers.
+    pub fn client_on(&self, machine: usize) -> Result<Resp> {
+        client(&self.pair, machine)
+    }
+
+    /// It goes on here with all of its data, and nobody traces it.
+    pub fn is_unharmed(&mut self) -> Result<()> {
+        ensure!(self.client.digest()? == self.digest, "other data here");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
+        ensure!(status.contains("TracerPid:\t0"), "{status}");
+        Ok(())
+    }
+
+    /// No part of it is on the other machine.
+    pub fn is_not_there(&self) -> Result<()> {
+        ensure!(servers_on(&self.pair, 1)? == 0, "half a process");
+        self.pair.tool(1).ok(&["verify"]).map(drop)
+    }
+
+    /// It runs there with all of its data, and has ended here.
+    pub fn has_moved(&self) -> Result<()> {
+        ended(self.pid())?;
+        ensure!(self.client_on(1)?.digest()? == self.digest, "other data");
+        Ok(())
+    }
+}
+
+fn redis(pair: &Pair, folder: &TempDir) -> Result<Background> {
+    let mut command = Command::new("redis-server");
+    command
+        .args([
+            "--port",
+            &PORT.to_string(),
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ])
+        .args([
+            "--enable-debug-command",
+            "yes",
+            "--daemonize",
+            "no",
+            "--logfile",
+        ])
+        .arg(folder.path().join("log"))
+        .arg("--dir")
+        .arg(folder.path())
+        .current_dir(folder.path());
+    Background::start(pair.machines.on(0, &command))
+}
+
+/// A connection to the server on a machine, once it answers.
+fn client(pair: &Pair, machine: usize) -> Result<Resp> {
+    let end = Instant::now() + LIMIT;
+    loop {
+        let answered = pair.machines.client(machine, PORT).and_then(|mut client| {
+            ensure!(
+                client.command(&["PING"])? == Reply::Simple("PONG".into()),
+                "no answer"
+            );
+            Ok(client)
+        });
+        match answered {
+            Ok(client) => return Ok(client),
+            Err(e) if Instant::now() > end => return Err(e.context("redis-server does not answer")),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+/// Fills the server with values that do not compress, so many of 4 KiB.
+fn fill(client: &mut Resp, pages: u32) -> Result<()> {
+    let mut seed = 0x9e37_79b9_7f4a_7c15_u64;
+    for number in 0..pages {
+        let value: String = (0..4096 / 16)
+            .map(|_| {
+                seed ^= seed << 13;
+                seed ^= seed >> 7;
+                seed ^= seed << 17;
+                format!("{seed:016x}")
+            })
+            .collect();
+        client.set(&format!("filling{number}"), &value)?;
+    }
+    Ok(())
+}
+
+/// Waits until a process has ended.
+pub fn ended(pid: i32) -> Result<()> {
+    let end = Instant::now() + LIMIT;
+    let runs = || match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => !stat.contains(") Z "),
+        Err(_) => false,
+    };
+    while runs() {
+        ensure!(Instant::now() < end, "process {pid} still runs");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// How many processes of a machine are called redis-server.
+pub fn servers_on(pair: &Pair, machine: usize) -> Result<usize> {
+    let is_server = |pid: &i32| {
+        let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        comm.trim() == "redis-server"
+    };
+    Ok(pair
+        .machines
+        .processes(machine)?
+        .iter()
+        .filter(|pid| is_server(pid))
+        .count())
+}
+
+/// A number in what ksnap says.
+pub fn number(value: &Value) -> Result<u64> {
+    value
+        .as_u64()
+        .with_context(|| format!("no number: {value}"))
+}

@@ -1,0 +1,100 @@
+//! Trees of processes under test: captured and ended, and brought back.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::Value;
+
+use crate::background::Background;
+use crate::footprint::await_gone;
+use crate::ksnap::Ksnap;
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// The processes of a tree, ended when dropped: they may be nobody's children by then.
+pub struct Pids(pub Vec<i32>);
+
+impl Drop for Pids {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            if let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/cmdline")) {
+                // What has such an id by now may be somebody else.
+                if !stat.is_empty() && self.is_ours(*pid) {
+                    let _ = kill(Pid::from_raw(*pid), Signal::SIGKILL);
+                }
+            }
+        }
+    }
+}
+
+impl Pids {
+    /// Below this process, or handed to process 1.
+    fn is_ours(&self, pid: i32) -> bool {
+        let own = std::process::id() as i32;
+        let mut at = pid;
+        for _ in 0..64 {
+            match parent_of(at) {
+                Some(parent) if parent == own || parent == 1 => return true,
+                Some(parent) => at = parent,
+                None => return false,
+            }
+        }
+        false
+    }
+
+    /// Waits until all of them are gone.
+    pub fn are_gone(&self) -> Result<()> {
+        self.0.iter().try_for_each(|pid| await_gone(*pid, LIMIT))
+    }
+}
+
+/// What is behind the name in `/proc/PID/stat` (proc_pid_stat(5)): the state comes first.
+pub fn stat_of(pid: i32) -> Option<Vec<String>> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let rest = stat.rsplit_once(')')?.1;
+    Some(rest.split_whitespace().map(str::to_owned).collect())
+}
+
+/// The parent of a process that is there.
+pub fn parent_of(pid: i32) -> Option<i32> {
+    stat_of(pid)?.get(1)?.parse().ok()
+}
+
+/// Captures a tree and ends it.
+pub fn end_captured(ksnap: &Ksnap, root: i32) -> Result<Pids> {
+    let ended = ksnap.run(&["snap", &root.to_string(), "--tree", "--kill", "--json"])?;
+    ensure!(matches!(ended.code()?, 0 | 3), "{ended:?}");
+    let said: Value = serde_json::from_str(&ended.stdout)?;
+    let pids = said["processes"].as_array().context("no processes")?;
+    let pids: Vec<i32> = pids
+        .iter()
+        .filter_map(|process| process["pid"].as_i64().map(|pid| pid as i32))
+        .collect();
+    ensure!(pids.first() == Some(&root), "{said}");
+    Ok(Pids(pids))
+}
+
+/// Also gives what ksnap said. The tree runs by then, and writes to the same pipe: `early` takes what it has written.
+pub fn bring_back(
+    ksnap: &Ksnap,
+    early: &mut dyn FnMut(&str) -> Result<()>,
+) -> Result<(Background, Value)> {
+    let mut process = ksnap.start(&["restore", "latest", "--wait", "--json"])?;
+    loop {
+        let line = process
+            .line(LIMIT)
+            .and_then(|line| line.context("ksnap says nothing"))
+            .with_context(|| process.stderr())?;
+        match serde_json::from_str(&line) {
+            Ok(said @ Value::Object(_)) => return Ok((process, said)),
+            _ => early(&line)?,
+        }
+    }
+}
+
+/// For [`bring_back`]: the tree writes nothing.
+pub fn nothing_early(line: &str) -> Result<()> {
+    bail!("{line}")
+}
