@@ -11,14 +11,24 @@ pub struct Marks(BTreeMap<u64, Box<Chunk>>);
 impl Marks {
     /// Marks these pages too.
     pub fn add(&mut self, pages: &PageSet) {
+        for (base, start, end) in in_chunks(pages) {
+            let chunk = self.0.entry(base).or_insert_with(|| Box::new([0; _]));
+            for (word, bits) in words(start, end) {
+                chunk[word] |= bits;
+            }
+        }
+    }
+
+    /// Marks these pages no more.
+    pub fn remove(&mut self, pages: &PageSet) {
         for range in pages.ranges() {
-            let mut start = range.start;
-            while start < range.end {
-                let base = start & !(CHUNK_BYTES - 1);
+            let first = range.start & !(CHUNK_BYTES - 1);
+            for (base, chunk) in self.0.range_mut(first..range.end) {
+                let start = range.start.max(*base);
                 let end = range.end.min(base + CHUNK_BYTES);
-                let chunk = self.0.entry(base).or_insert_with(|| Box::new([0; _]));
-                mark(chunk, start, end);
-                start = end;
+                for (word, bits) in words(start, end) {
+                    chunk[word] &= !bits;
+                }
             }
         }
     }
@@ -29,17 +39,30 @@ impl Marks {
     }
 }
 
-/// Sets the bits of the pages from `start` to `end`, which lie in one chunk.
-fn mark(chunk: &mut Chunk, start: u64, end: u64) {
+/// The parts of a set that lie in one chunk each: where that begins, and the part.
+fn in_chunks(pages: &PageSet) -> impl Iterator<Item = (u64, u64, u64)> {
+    pages.ranges().iter().flat_map(|range| {
+        let first = range.start & !(CHUNK_BYTES - 1);
+        let bases = (first..range.end).step_by(CHUNK_BYTES as usize);
+        bases.map(|base| {
+            let start = range.start.max(base);
+            (base, start, range.end.min(base + CHUNK_BYTES))
+        })
+    })
+}
+
+/// The words of a chunk, and the bits in them, of the pages from `start` to `end`, which lie in it.
+fn words(start: u64, end: u64) -> impl Iterator<Item = (usize, u64)> {
     let mut addr = start;
-    while addr < end {
-        let (word, bit) = chunk_bit(addr);
-        let rest = (end - addr) / PAGE_SIZE;
-        let count = rest.min(64 - u64::from(bit.trailing_zeros()));
-        let ones = u64::MAX >> (64 - count);
-        chunk[word] |= ones << bit.trailing_zeros();
-        addr += count * PAGE_SIZE;
-    }
+    std::iter::from_fn(move || {
+        (addr < end).then(|| {
+            let (word, bit) = chunk_bit(addr);
+            let first = bit.trailing_zeros();
+            let count = ((end - addr) / PAGE_SIZE).min(64 - u64::from(first));
+            addr += count * PAGE_SIZE;
+            (word, (u64::MAX >> (64 - count)) << first)
+        })
+    })
 }
 
 #[cfg(test)]
@@ -80,6 +103,13 @@ mod tests {
         let more = PageSet::from_pages(vec![0x2000, 3 * CHUNK_BYTES]);
         marks.add(&more);
         assert_eq!(marked(&marks), set.union(&more).iter().collect::<Vec<_>>());
+        let gone: PageSet = [(0, 0x4_0000), (2 * CHUNK_BYTES, 6 * CHUNK_BYTES)]
+            .map(|(s, e)| PageRange::new(s, e))
+            .into_iter()
+            .collect();
+        marks.remove(&gone);
+        let left = set.union(&more).subtract(&gone);
+        assert_eq!(marked(&marks), left.iter().collect::<Vec<_>>());
         assert!(marked(&Marks::default()).is_empty());
     }
 }

@@ -115,6 +115,17 @@ impl TrackedProcess {
         lock(&self.hub).probes.close_window(self.tgid)
     }
 
+    /// The same, of a window whose pages nobody wants any more.
+    ///
+    /// # Errors
+    /// Those of [`Probes::close_window`].
+    pub fn give_up_window(&self) -> Result<(), ProbeError> {
+        let mut hub = lock(&self.hub);
+        let closed = hub.probes.close_window(self.tgid);
+        hub.queues.drop_saved(self.tgid);
+        closed
+    }
+
     /// Hands over every page of this process that was saved since the last call. `true` when nothing is under
     /// way any more.
     ///

@@ -65,8 +65,6 @@ pub struct Engine {
     pub(super) covered: PageSet,
     /// Copied for the snapshot under way without a look at their content.
     pub(super) unhashed: PageSet,
-    /// Pages that it had in memory at the last snapshot.
-    pub(super) resident: u64,
     /// Of this machine.
     pub(super) processors: usize,
     cpu_ns: u64,
@@ -149,7 +147,6 @@ impl Engine {
             // What is unmapped since the last snapshot has to leave the chain.
             covered,
             unhashed: PageSet::new(),
-            resident: 0,
             processors: std::thread::available_parallelism().map_or(1, usize::from),
         })
     }

@@ -138,10 +138,10 @@ impl Events {
         self.on().close_window()
     }
 
-    /// The same whether there is a window or none.
+    /// The same whether there is a window or none; what was saved is of no use.
     pub fn stop_saving(&self) {
         if self.saves_pages()
-            && let Err(e) = self.close_window()
+            && let Err(e) = self.on().give_up_window()
         {
             tracing::debug!("{e}");
         }

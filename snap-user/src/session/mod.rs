@@ -23,6 +23,7 @@ mod key;
 mod log;
 mod mirror;
 mod open;
+mod pacer;
 mod pipeline;
 mod postcopy;
 mod precopy;

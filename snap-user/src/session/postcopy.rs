@@ -111,8 +111,16 @@ impl Engine {
         Ok(Some(marks))
     }
 
-    /// In the stop: from now on the target may run, and what is marked and `more` be copied as it is now.
-    pub(super) fn await_copy(&mut self, mut marks: Marks, more: &PageSet) -> Result<Opened> {
+    /// In the stop: from now on the target may run, and what is marked and not `gone` meanwhile, and `more`, be copied
+    /// as it is now.
+    pub(super) fn await_copy(
+        &mut self,
+        mut marks: Marks,
+        gone: &PageSet,
+        more: &PageSet,
+    ) -> Result<Opened> {
+        // Nobody could save a page that is not there.
+        marks.remove(gone);
         marks.add(more);
         Ok(Opened {
             lost: self.events.saved_lost()?,

@@ -11,15 +11,12 @@ use crate::model::{
     Costs, Descriptor, OpenFile, PAGE_SIZE, PageSet, ProcessState, SnapshotKind, Vma,
 };
 use crate::probe::Marks;
-use crate::sys::{Frozen, monotonic_ns, proc, side_by_side};
+use crate::sys::{Frozen, monotonic_ns, proc};
 use crate::track::{Dirty, Epoch, TrackerKind};
 use std::time::Duration;
 
 /// How long to wait, after a stop, for the scheduler's account of it.
 const STOP_EVENTS: Duration = Duration::from_millis(3);
-
-/// Pages of a process whose page tables take longer to look at (some 5 ns a page) than a thread takes until it runs.
-const MANY_PAGES: u64 = 96 * 1024;
 
 /// What was done ahead of a stop.
 pub(super) struct Ahead {
@@ -164,7 +161,7 @@ impl Engine {
         let shared_pages = compared_pages(pid, &vmas);
         let mut removed = self.removed(&vmas, &dirty, &shared_pages, &mut now)?;
         let opened = match behind {
-            Some(marks) => Some(self.await_copy(marks, &dirty.copy)?),
+            Some(marks) => Some(self.await_copy(marks, &removed, &dirty.copy)?),
             None => None,
         };
         let gone = match opened {
@@ -208,7 +205,7 @@ impl Engine {
 
         let phases = &mut costs.phases;
         phases.freeze_ns = frozen_at - stop;
-        // Of what was done side by side, the state counts, and the longer look at page tables by what it took more.
+        // Another processor may have looked at page tables beside the state: then this is what that took more.
         phases.scan_ns = (scanned_at - asked_at).saturating_sub(state_ns);
         phases.copy_ns = copied_at - scanned_at;
         phases.state_ns = state_ns + (state_at - copied_at) + (asked_at - frozen_at);
@@ -216,7 +213,6 @@ impl Engine {
         phases.stop_ns = thawed_at - stop;
         let pages = &mut costs.pages;
         pages.resident = proc::status(pid).map_or(0, |s| s.rss / PAGE_SIZE);
-        self.resident = pages.resident;
         pages.scanned += dirty.examined.pages();
         pages.dirty += dirty.copy.pages();
         pages.copied_stopped = shared_pages.pages();
@@ -260,7 +256,7 @@ impl Engine {
         }))
     }
 
-    /// What is dirty, and the state of the process: side by side where there is much to look at.
+    /// The state of the process, and what is dirty, for which the tracker may use another processor meanwhile.
     fn look(
         &mut self,
         frozen: &Frozen,
@@ -268,27 +264,19 @@ impl Engine {
         behind: Option<Marks>,
         compare_all: bool,
     ) -> Result<Looked> {
-        let much = self.resident > MANY_PAGES && self.processors > 1;
-        let (epoch, before) = (&mut self.epoch, &self.hashes);
-        let rotate = move || rotate(epoch, before, vmas, behind, compare_all);
-        let (live, events, target) = (&mut self.live, &mut self.events, &self.target);
-        let mut read = || -> Result<_> {
-            let begun = monotonic_ns();
-            let told = events.told(frozen.threads()[0]);
-            let state = frozen_state(frozen, target, live, vmas, told)?;
-            Ok((state, monotonic_ns() - begun))
-        };
-        let (rotated, read) = match much {
-            // Only the thread that traces the process can read its registers.
-            true => side_by_side(rotate, read),
-            false => (rotate(), read()),
-        };
-        let (dirty, behind) = rotated?;
-        let (state, state_ns) = read?;
+        if behind.is_some() && !compare_all {
+            self.epoch.begin_protecting(vmas);
+        }
+        let begun = monotonic_ns();
+        let told = self.events.told(frozen.threads()[0]);
+        let state = frozen_state(frozen, &self.target, &mut self.live, vmas, told);
+        let state_ns = monotonic_ns() - begun;
+        // What was begun has to be ended, whatever became of the state.
+        let (dirty, behind) = rotate(&mut self.epoch, &self.hashes, vmas, behind, compare_all)?;
         Ok(Looked {
             dirty,
             behind,
-            state,
+            state: state?,
             state_ns,
         })
     }

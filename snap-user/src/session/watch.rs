@@ -1,7 +1,7 @@
 //! Snapshots of a running process, one after the other, until something ends it.
 
-use super::budget::Budget;
 use super::control::{Reply, Request};
+use super::pacer::Pacer;
 use super::service::Command;
 use super::{Ended, Engine, Progress, Result, Schedule, SessionError, Summary, Taken, Trouble};
 use crate::model::SnapshotId;
@@ -16,8 +16,6 @@ use tokio::sync::oneshot;
 const TICK: Duration = Duration::from_millis(20);
 /// By how much the tracer's thread comes before others, where that is allowed.
 const TRACER_STEPS: i32 = -10;
-/// A change of the interval by less than one in so many is not worth a message.
-const NEWS: u32 = 4;
 /// How often a snapshot on its way is looked after.
 const SETTLE_TICK: Duration = Duration::from_millis(2);
 /// How long a snapshot that is asked for waits until there is room.
@@ -90,36 +88,23 @@ pub(super) fn drive(
         notes: engine.notes(),
     });
     engine.pace(schedule.every);
-    let mut due = Instant::now();
-    let mut begun = due;
+    let mut pacer = Pacer::new(schedule);
     let mut was_late = false;
-    let mut budget = Budget::new(schedule.max_overhead);
-    let mut held = schedule.every;
     // Who waits for a profile, and until when.
     let mut profile: Option<(Instant, oneshot::Sender<Reply>)> = None;
     // Snapshots that were asked for and wait for room, and until when.
     let mut asked: VecDeque<(Instant, Request, oneshot::Sender<Reply>)> = VecDeque::new();
     let ended = loop {
-        if let Some(outcome) = engine.try_settle() {
-            if let Ok(taken) = &outcome {
-                let least = budget.interval(taken.kind, &taken.costs);
-                due = due.max(begun + least);
-                let every = least.max(schedule.every);
-                // Said when it is news.
-                if every.abs_diff(held) > held / NEWS {
-                    held = every;
-                    report(&Progress::Held { every });
-                }
-            }
-            if let Some(ended) = told(outcome, &mut tally, report)? {
-                break ended;
-            }
+        if let Some(outcome) = engine.try_settle()
+            && let Some(ended) = told(outcome, &mut tally, &mut pacer, report)?
+        {
+            break ended;
         }
         while let Some((until, ..)) = asked.front()
             && (!engine.is_busy() && engine.keeper.has_room() || *until <= Instant::now())
             && let Some((_, request, answer)) = asked.pop_front()
         {
-            let reply = answer_to(engine, &request, &mut tally, report)?;
+            let reply = answer_to(engine, &request, &mut tally, &mut pacer, report)?;
             let _ = answer.send(reply);
         }
         let now = Instant::now();
@@ -133,19 +118,19 @@ pub(super) fn drive(
         {
             break Ended::Count;
         }
-        if now >= due {
+        if now >= pacer.due() {
             if engine.is_busy() || !engine.keeper.has_room() {
                 // Storing takes longer than the interval: the next one waits, and that is said once.
                 was_late = true;
             } else {
                 if std::mem::take(&mut was_late) {
-                    report(&Progress::Late { by: now - due });
+                    report(&Progress::Late {
+                        by: now - pacer.due(),
+                    });
                 }
-                due = (due + schedule.every).max(now);
-                begun = now;
-                budget.begin();
+                pacer.begin_due();
                 if let Err(e) = engine.snapshot()
-                    && let Some(ended) = told(Err(e), &mut tally, report)?
+                    && let Some(ended) = told(Err(e), &mut tally, &mut pacer, report)?
                 {
                     break ended;
                 }
@@ -159,7 +144,10 @@ pub(super) fn drive(
         let tick = if engine.is_busy() { SETTLE_TICK } else { TICK };
         let wait = match engine.is_busy() || !engine.keeper.has_room() {
             true => tick,
-            false => due.saturating_duration_since(Instant::now()).min(tick),
+            false => pacer
+                .due()
+                .saturating_duration_since(Instant::now())
+                .min(tick),
         };
         match commands.recv_timeout(wait) {
             Ok(Command::Stop(ended)) => break ended,
@@ -177,12 +165,12 @@ pub(super) fn drive(
                 asked.push_back((Instant::now() + ROOM_PATIENCE, request, answer));
             }
             Ok(Command::Ask(request, answer)) => {
-                let reply = answer_to(engine, &request, &mut tally, report)?;
+                let reply = answer_to(engine, &request, &mut tally, &mut pacer, report)?;
                 let _ = answer.send(reply);
             }
             Err(RecvTimeoutError::Timeout) => {
                 if let Err(e) = engine.tick()
-                    && let Some(ended) = told(Err(e), &mut tally, report)?
+                    && let Some(ended) = told(Err(e), &mut tally, &mut pacer, report)?
                 {
                     break ended;
                 }
@@ -194,7 +182,7 @@ pub(super) fn drive(
         engine.keeper.leave();
     }
     if let Some(outcome) = engine.settle() {
-        told(outcome, &mut tally, report)?;
+        told(outcome, &mut tally, &mut pacer, report)?;
     }
     if let Some((_, answer)) = profile {
         let _ = answer.send(Reply::Profile(Box::new(engine.end_profile())));
@@ -206,10 +194,14 @@ pub(super) fn drive(
 fn told(
     outcome: Result<Taken>,
     tally: &mut Tally,
+    pacer: &mut Pacer,
     report: &mut dyn FnMut(&Progress),
 ) -> Result<Option<Ended>> {
     match outcome {
         Ok(taken) => {
+            if let Some(every) = pacer.stored(&taken) {
+                report(&Progress::Held { every });
+            }
             tally.take(&taken);
             report(&Progress::Taken(taken));
             Ok(None)
@@ -230,10 +222,11 @@ fn answer_to(
     engine: &mut Engine,
     request: &Request,
     tally: &mut Tally,
+    pacer: &mut Pacer,
     report: &mut dyn FnMut(&Progress),
 ) -> Result<Reply> {
     if let Some(outcome) = engine.settle() {
-        told(outcome, tally, report)?;
+        told(outcome, tally, pacer, report)?;
     }
     Ok(match request {
         Request::Profile { .. } | Request::Prune { .. } => {
@@ -245,6 +238,7 @@ fn answer_to(
                 .into(),
         ),
         Request::Snap { then } => {
+            pacer.begin();
             let outcome = match engine.snapshot_then(*then) {
                 Ok(()) => engine.settle().unwrap_or_else(|| {
                     Err(SessionError::Control {
@@ -255,7 +249,7 @@ fn answer_to(
             };
             match outcome {
                 Ok(taken) => {
-                    told(Ok(taken.clone()), tally, report)?;
+                    told(Ok(taken.clone()), tally, pacer, report)?;
                     Reply::Taken(Box::new(taken))
                 }
                 Err(e) => Reply::Failed(e.to_string()),

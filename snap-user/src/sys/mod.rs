@@ -3,7 +3,6 @@
 
 pub mod arch;
 mod batch;
-mod beside;
 mod bpf;
 mod clone;
 mod error;
@@ -35,7 +34,6 @@ mod traps;
 mod uffd;
 
 pub use batch::{Question, ask, ask_values};
-pub use beside::side_by_side;
 pub use bpf::{run_iterator, task_iterator};
 pub use clone::CloneArgs;
 pub use error::SysError;

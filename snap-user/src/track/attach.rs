@@ -38,7 +38,7 @@ pub fn attach(pid: i32, choice: TrackerChoice) -> Result<Attached> {
         match kind {
             TrackerKind::WriteProtect => match make_userfaultfd(pid) {
                 Ok((uffd, brk)) => {
-                    let tracker = Box::new(WriteProtect::new(uffd, pagemap)?);
+                    let tracker = Box::new(WriteProtect::new(uffd, pagemap));
                     return Ok(Attached {
                         tracker,
                         brk,

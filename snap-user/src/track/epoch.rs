@@ -126,8 +126,7 @@ impl Epoch {
         if let Some(log) = &mut self.log {
             log.rearm();
         }
-        // A stack grows without an event, but within its mapping.
-        let unchanged = self.registered && self.log.as_ref().is_some_and(FaultLog::is_whole);
+        let unchanged = self.is_unchanged();
         let found = match self.tracker.rearm(vmas, unchanged, watched) {
             Ok(found) => found,
             Err(e) => {
@@ -144,6 +143,11 @@ impl Epoch {
         self.rearmed = true;
         self.looked = PageSet::new();
         Ok(Some(found))
+    }
+
+    /// The tracker knows all mappings. A stack grows without an event, but within its mapping.
+    fn is_unchanged(&self) -> bool {
+        self.registered && self.log.as_ref().is_some_and(FaultLog::is_whole)
     }
 
     /// While the target is stopped and all events are entered: what is dirty. `known` tells of a
@@ -216,6 +220,13 @@ impl Epoch {
         Ok(())
     }
 
+    /// [`Epoch::rotate_protecting`] comes next: it may begin on another processor.
+    pub fn begin_protecting(&mut self, vmas: &[Vma]) {
+        if self.can_protect() {
+            self.tracker.begin(vmas, self.is_unchanged());
+        }
+    }
+
     /// As [`Epoch::rotate`], for a target of which no page has been copied for this epoch: all that is dirty is
     /// found, and protected again, so that the first write to each page of it is a fault. `None` if that
     /// cannot be told exactly: then [`Epoch::rotate`] can. What was found ahead is a large set, and the target waits:
@@ -254,8 +265,8 @@ impl Epoch {
 
     /// Completes what [`Epoch::rotate_protecting`] told.
     pub fn with_found(&self, dirty: &mut Dirty, vmas: &[Vma]) {
-        add(&mut dirty.copy, self.unsafe_yet.found.clone());
-        dirty.copy = dirty.copy.intersect(&survey::examined(vmas, None));
+        let all = dirty.copy.union(&self.unsafe_yet.found);
+        dirty.copy = all.intersect(&survey::examined(vmas, None));
         let gone = dirty.examined.subtract(&dirty.own);
         if !gone.is_empty() {
             dirty.copy = dirty.copy.subtract(&gone);
@@ -322,6 +333,8 @@ mod tests {
         fails: bool,
         /// What rearms find, one after the other.
         found: Vec<PageSet>,
+        /// Pages that are not there any more.
+        gone: PageSet,
     }
 
     impl Tracker for Writer {
@@ -346,8 +359,8 @@ mod tests {
         fn survey(&mut self, vmas: &[Vma], area: Option<&PageSet>) -> Result<Survey> {
             let examined = survey::examined(vmas, area);
             Ok(Survey {
-                own: examined.clone(),
-                dirty: examined.clone(),
+                own: examined.subtract(&self.gone),
+                dirty: examined.subtract(&self.gone),
                 examined,
             })
         }
@@ -378,6 +391,7 @@ mod tests {
             refused: PageSet::new(),
             fails,
             found: Vec::new(),
+            gone: PageSet::new(),
         };
         Epoch::new(Box::new(tracker), true)
     }
@@ -386,13 +400,18 @@ mod tests {
         PageSet::from_pages(vec![0x20_0000 + n * PAGE_SIZE])
     }
 
-    fn finding(mut found: Vec<PageSet>) -> Epoch {
+    fn finding(found: Vec<PageSet>) -> Epoch {
+        finding_without(found, PageSet::new())
+    }
+
+    fn finding_without(mut found: Vec<PageSet>, gone: PageSet) -> Epoch {
         found.reverse();
         let tracker = Writer {
             every_write_faults: true,
             refused: PageSet::new(),
             fails: false,
             found,
+            gone,
         };
         Epoch::new(Box::new(tracker), true)
     }
@@ -415,6 +434,18 @@ mod tests {
         epoch.commit();
         let dirty = protecting(&mut epoch, &vmas);
         assert!(dirty.copy.is_empty());
+    }
+
+    #[test]
+    fn what_is_gone_or_unmapped_since_it_was_protected_is_not_handed_out() {
+        let mut vmas = mapping();
+        let mut epoch = finding_without(vec![page(1).union(&page(2)).union(&page(900))], page(2));
+        epoch.protect_ahead(&vmas, &mut || {}).unwrap();
+        epoch.remapped(page(2).ranges()[0]);
+        vmas[0].range.end = vmas[0].range.start + 800 * PAGE_SIZE;
+        let dirty = protecting(&mut epoch, &vmas);
+        assert_eq!(dirty.copy, page(1));
+        assert_eq!(dirty.examined.subtract(&dirty.own), page(2));
     }
 
     #[test]

@@ -16,6 +16,7 @@ mod kind;
 mod self_test;
 mod soft_dirty;
 mod survey;
+mod walk;
 mod wp;
 
 pub use attach::{Attached, attach};
@@ -49,6 +50,10 @@ pub trait Tracker: Send {
         unchanged: bool,
         watched: &mut dyn FnMut(),
     ) -> Result<Option<PageSet>>;
+
+    /// The target is stopped, and [`Tracker::rearm`] with the same mappings comes next: what can be done on another
+    /// processor until then may begin.
+    fn begin(&mut self, _vmas: &[Vma], _unchanged: bool) {}
 
     /// Reading and resetting the record are two steps, so that the target has to be stopped for
     /// [`Tracker::rearm`].

@@ -1,49 +1,42 @@
 //! Asynchronous write protection: userfaultfd and `PAGEMAP_SCAN`.
 
 use super::survey::{self, Survey};
+use super::walk::{Walk, Walker};
 use super::{Result, Tracker, TrackerKind};
 use crate::model::{PageRange, PageSet, Vma};
 use crate::sys::arch::USER_END;
-use crate::sys::{
-    MayHold, Pagemap, ScanResult, Userfaultfd, WpRegister, monotonic_ns, side_by_side,
-};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use crate::sys::{MayHold, Pagemap, Userfaultfd, WpRegister};
+use std::sync::Arc;
 
-/// From here on a walk of the page tables is worth a second thread, in nanoseconds: one that is started takes some 300 µs
-/// until it runs.
-const LONG_WALK: u64 = 800_000;
-/// Pieces of a mapping that threads share.
-const PIECES: u64 = 8;
-/// Mappings below this size are not cut into pieces.
-const LARGE: u64 = 64 << 20;
-/// What one page table holds, which two threads would wait for each other at.
-const TABLE: u64 = 2 << 20;
+/// From here on a walk of the page tables of a stopped process is worth waking a second thread, in nanoseconds.
+const LONG_WALK: u64 = 150_000;
 
 pub(super) struct WriteProtect {
     uffd: Userfaultfd,
     pagemap: Pagemap,
-    /// Of the second thread, where there is a processor for it.
-    second: Option<Pagemap>,
-    /// How long walking all page tables took, in nanoseconds, all threads together.
-    walk_ns: u64,
+    /// Started with the first walk that may be long.
+    walker: Option<Walker>,
+    /// The walk that the second thread has begun.
+    begun: Option<Arc<Walk>>,
+    /// How long the last walk of the stopped process took, in nanoseconds, both threads together.
+    walk_ns: Option<u64>,
+    /// The next walk is one of the stopped process.
+    is_stopped: bool,
     refused: PageSet,
 }
 
 impl WriteProtect {
     /// `uffd` belongs to the memory that `pagemap` shows. Nothing is watched before the first rearm.
-    pub(super) fn new(uffd: Userfaultfd, pagemap: Pagemap) -> Result<Self> {
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let second = match processors {
-            1 => None,
-            _ => Some(pagemap.try_clone()?),
-        };
-        Ok(Self {
+    pub(super) fn new(uffd: Userfaultfd, pagemap: Pagemap) -> Self {
+        Self {
             uffd,
             pagemap,
-            second,
-            walk_ns: 0,
+            walker: None,
+            begun: None,
+            walk_ns: None,
+            is_stopped: false,
             refused: PageSet::new(),
-        })
+        }
     }
 
     /// All of them each time: a new mapping at an old address looks the same from outside.
@@ -61,76 +54,6 @@ impl WriteProtect {
     }
 }
 
-impl WriteProtect {
-    /// Protects what was written in `parts`, and tells what that is.
-    fn protect(&mut self, parts: &[(PageRange, MayHold)]) -> Result<Vec<ScanResult>> {
-        self.pagemap.look_for_swap();
-        let long = self.walk_ns > LONG_WALK;
-        let Some(second) = self.second.as_mut().filter(|_| long) else {
-            let next = AtomicUsize::new(0);
-            let done = protect_some(&mut self.pagemap, parts, &next)?;
-            self.walk_ns = done.ns;
-            return Ok(done.scans.into_iter().map(|(_, scan)| scan).collect());
-        };
-        second.look_for_swap();
-        let pieces = pieces(parts);
-        let next = AtomicUsize::new(0);
-        let (theirs, mine) = side_by_side(
-            || protect_some(second, &pieces, &next),
-            || protect_some(&mut self.pagemap, &pieces, &next),
-        );
-        let (mine, theirs) = (mine?, theirs?);
-        self.walk_ns = mine.ns + theirs.ns;
-        let mut scans = mine.scans;
-        scans.extend(theirs.scans);
-        scans.sort_by_key(|(at, _)| *at);
-        Ok(scans.into_iter().map(|(_, scan)| scan).collect())
-    }
-}
-
-/// What one thread has done.
-struct Share {
-    /// By the place of the part.
-    scans: Vec<(usize, ScanResult)>,
-    ns: u64,
-}
-
-/// Takes parts from `next` on, as long as there are any.
-fn protect_some(
-    pagemap: &mut Pagemap,
-    parts: &[(PageRange, MayHold)],
-    next: &AtomicUsize,
-) -> Result<Share> {
-    let begun = monotonic_ns();
-    let mut scans = Vec::new();
-    loop {
-        let at = next.fetch_add(1, Ordering::Relaxed);
-        let Some((part, holds)) = parts.get(at) else {
-            let ns = monotonic_ns() - begun;
-            return Ok(Share { scans, ns });
-        };
-        scans.push((at, pagemap.scan_and_protect(*part, *holds)?));
-    }
-}
-
-/// Cuts large parts where one page table ends and the next begins.
-fn pieces(parts: &[(PageRange, MayHold)]) -> Vec<(PageRange, MayHold)> {
-    let mut pieces = Vec::new();
-    for (part, holds) in parts {
-        let mut start = part.start;
-        if *holds == MayHold::Anonymous && part.len() >= LARGE {
-            let step = (part.len() / PIECES).next_multiple_of(TABLE);
-            while part.end - start > step {
-                let end = (start + step) & !(TABLE - 1);
-                pieces.push((PageRange::new(start, end), *holds));
-                start = end;
-            }
-        }
-        pieces.push((PageRange::new(start, part.end), *holds));
-    }
-    pieces
-}
-
 impl Tracker for WriteProtect {
     fn kind(&self) -> TrackerKind {
         TrackerKind::WriteProtect
@@ -142,17 +65,47 @@ impl Tracker for WriteProtect {
         unchanged: bool,
         watched: &mut dyn FnMut(),
     ) -> Result<Option<PageSet>> {
-        // Registering takes the lock that the target's page faults wait for.
-        if !unchanged {
-            self.register(vmas)?;
+        self.pagemap.look_for_swap();
+        let found = match self.begun.take() {
+            Some(walk) => {
+                let mine = walk.some(&mut self.pagemap);
+                let theirs = self.walker.as_ref().map(Walker::share);
+                match theirs {
+                    Some(theirs) => mine?.with(theirs?),
+                    None => mine?,
+                }
+            }
+            None => {
+                // Registering takes the lock that the target's page faults wait for.
+                if !unchanged {
+                    self.register(vmas)?;
+                }
+                Walk::new(parts(vmas)).some(&mut self.pagemap)?
+            }
+        };
+        if std::mem::take(&mut self.is_stopped) {
+            self.walk_ns = Some(found.ns);
         }
-        let parts = survey::by_holding(vmas, PageRange::new(0, USER_END));
-        let scans = self.protect(&parts)?;
         watched();
         // Whatever was protected is reported, also where `vmas` is out of date by now.
-        let own = scans.into_iter().flatten();
+        let own = found.into_scans().flatten();
         let own = own.filter(|(_, info)| info.is_own());
         Ok(Some(own.map(|(range, _)| range).collect()))
+    }
+
+    fn begin(&mut self, vmas: &[Vma], unchanged: bool) {
+        self.is_stopped = true;
+        let long = self.walk_ns.is_none_or(|ns| ns > LONG_WALK);
+        if !long || self.begun.is_some() || !unchanged && self.register(vmas).is_err() {
+            return;
+        }
+        if self.walker.is_none() {
+            self.walker = Walker::start(&self.pagemap);
+        }
+        let walk = Arc::new(Walk::shared(&parts(vmas)));
+        if self.walker.as_ref().is_some_and(|w| w.begin(&walk)) {
+            self.begun = Some(walk);
+        }
     }
 
     fn flushes_by_table(&self) -> bool {
@@ -161,6 +114,9 @@ impl Tracker for WriteProtect {
 
     fn survey(&mut self, vmas: &[Vma], area: Option<&PageSet>) -> Result<Survey> {
         let examined = survey::examined(vmas, area);
+        if area.is_some() && examined.is_empty() {
+            return Ok(Survey::default());
+        }
         let area = match area {
             None => PageSet::from_ranges(vec![PageRange::new(0, USER_END)]),
             Some(_) => examined.clone(),
@@ -189,28 +145,63 @@ impl Tracker for WriteProtect {
     }
 }
 
+/// All of the address space, by what is in it.
+fn parts(vmas: &[Vma]) -> Vec<(PageRange, MayHold)> {
+    survey::by_holding(vmas, PageRange::new(0, USER_END))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Backing, PAGE_SIZE, Protection};
+    use crate::sys::ScratchMap;
+    use crate::track::{Support, support};
+
+    const PAGES: u64 = 4096;
+
+    fn write(map: &mut ScratchMap, pages: &[u64]) -> PageSet {
+        let start = map.range().start;
+        pages.iter().for_each(|n| map.write(*n, 3));
+        PageSet::from_pages(pages.iter().map(|n| start + n * PAGE_SIZE).collect())
+    }
 
     #[test]
-    fn pieces_cover_the_same_pages_and_end_with_page_tables() {
-        let small = (PageRange::new(0x1000, 0x5000), MayHold::Files);
-        let odd = 0x7000_0000_3000;
-        let large = PageRange::new(odd, odd + (1 << 30) + 0x5000);
-        let next = (PageRange::new(large.end, large.end + LARGE), MayHold::Files);
-        let pieces = pieces(&[small, (large, MayHold::Anonymous), next]);
-        assert_eq!(pieces.first(), Some(&small));
-        assert_eq!(pieces.last(), Some(&next), "what may hold files is not cut");
-        let cut = &pieces[1..pieces.len() - 1];
-        assert!((8..=9).contains(&cut.len()), "{}", cut.len());
-        assert_eq!(
-            (cut[0].0.start, cut[cut.len() - 1].0.end),
-            (large.start, large.end)
-        );
-        for pair in cut.windows(2) {
-            assert_eq!(pair[0].0.end, pair[1].0.start);
-            assert_eq!(pair[0].0.end % TABLE, 0);
+    fn a_walk_that_was_begun_by_another_thread_finds_the_same() {
+        if let Support::No(why) | Support::Unknown(why) = support(TrackerKind::WriteProtect) {
+            return eprintln!("skipped: {why}");
+        }
+        let mut map = ScratchMap::new(PAGES).unwrap();
+        let all: Vec<u64> = (0..PAGES).collect();
+        let all = write(&mut map, &all);
+        let vmas = [Vma {
+            range: map.range(),
+            prot: Protection {
+                read: true,
+                write: true,
+                exec: false,
+            },
+            shared: false,
+            backing: Backing::Anonymous { name: None },
+            flags: Vec::new(),
+            build_id: None,
+        }];
+        let pagemap = Pagemap::open(std::process::id().cast_signed()).unwrap();
+        let mut tracker = WriteProtect::new(Userfaultfd::create().unwrap(), pagemap);
+        let mut rearm = |begin: bool| {
+            if begin {
+                tracker.begin(&vmas, false);
+                // However short it was: it is to be shared.
+                assert_eq!(tracker.begun.is_some(), tracker.walker.is_some());
+                tracker.walk_ns = None;
+            }
+            let found = tracker.rearm(&vmas, false, &mut || {}).unwrap().unwrap();
+            found.intersect(&all)
+        };
+        assert_eq!(rearm(true), all);
+        for round in 0..6 {
+            let written = write(&mut map, &[0, 7 + round, 511, 512, PAGES - 1]);
+            assert_eq!(rearm(round % 2 == 0), written);
+            assert!(rearm(round % 3 == 0).is_empty());
         }
     }
 }

@@ -112,23 +112,12 @@ pub struct Restore {
 
 /// What only means something for a process that is watched.
 pub(super) fn with_watch(arg: clap::Arg) -> clap::Arg {
-    const OF_WATCHING: [&str; 14] = [
-        "every",
-        "count",
-        "lasting",
-        "within",
-        "last",
-        "max_size",
-        "tracker",
-        "no_probes",
-        "audit",
-        "memory",
-        "mirror",
-        "files",
-        "durability",
-        "progress",
-    ];
-    match OF_WATCHING.contains(&arg.get_id().as_str()) {
+    // Its environment variable would ask for watching as well.
+    const ELSEWHERE: &str = "max_overhead";
+    let watching = Watching::augment_args(clap::Command::new("watching"));
+    let id = arg.get_id();
+    let is_of_watching = watching.get_arguments().any(|one| one.get_id() == id);
+    match is_of_watching && id.as_str() != ELSEWHERE {
         true => arg.requires("watch"),
         false => arg,
     }
