@@ -74,7 +74,7 @@ impl Moving {
 
     /// It runs there with all of its data, and has ended here.
     pub fn has_moved(&self) -> Result<()> {
-        ended(self.pid())?;
+        ended(&self.pair, 0, self.pid())?;
         ensure!(self.client_on(1)?.digest()? == self.digest, "other data");
         Ok(())
     }
@@ -141,14 +141,11 @@ fn fill(client: &mut Resp, pages: u32) -> Result<()> {
     Ok(())
 }
 
-/// Waits until a process has ended.
-pub fn ended(pid: i32) -> Result<()> {
+/// Waits until a process of a machine has ended. One on the other machine may have its id by then: they share a PID
+/// namespace.
+pub fn ended(pair: &Pair, machine: usize, pid: i32) -> Result<()> {
     let end = Instant::now() + LIMIT;
-    let runs = || match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(stat) => !stat.contains(") Z "),
-        Err(_) => false,
-    };
-    while runs() {
+    while pair.machines.processes(machine)?.contains(&pid) {
         ensure!(Instant::now() < end, "process {pid} still runs");
         std::thread::sleep(Duration::from_millis(10));
     }

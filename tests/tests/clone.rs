@@ -44,7 +44,7 @@ fn back_and_forth(pair: Pair, moves: usize) -> Result<()> {
             done["ended"] == true && done["downtime_ns"].as_u64().is_some(),
             "{done}"
         );
-        ended(pid)?;
+        ended(pair, from, pid)?;
         pid = i32::try_from(number(&done["running"]["pid"])?)?;
         let mut after = moving.client_on(to)?;
         let acknowledged = counting.join().map_err(|_| anyhow!("no count"))?;
@@ -96,7 +96,7 @@ fn redis_moves_back_and_forth_and_loses_no_key() -> Result<()> {
 #[test]
 fn redis_moves_over_a_bad_cable() -> Result<()> {
     require!(Root, Ksnap, Machines, Netem, Program("redis-server"));
-    let mut pair = Pair::new("30s")?;
+    let pair = Pair::new("30s")?;
     pair.machines
         .disturb(&["delay", "10ms", "3ms", "loss", "1%"])?;
     back_and_forth(pair, effort::times(4))

@@ -85,6 +85,29 @@ fn a_running_tree_is_not_disturbed_and_copies_live_beside_it() -> Result<()> {
     victim.quit()
 }
 
+/// As in a container that was entered from outside: the session has no id there, and the group has one.
+#[test]
+fn trees_go_on_where_their_session_began_outside() -> Result<()> {
+    require!(Root, Ksnap, Mount, Program("bash"));
+    for name in [
+        "a_tree_goes_on_with_its_ids",
+        "a_tree_goes_on_in_a_namespace_of_its_own",
+        "a_running_tree_is_not_disturbed_and_copies_live_beside_it",
+    ] {
+        let mut command = Command::new("unshare");
+        command
+            .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
+            // Each job of it has a group of its own.
+            .args(["bash", "-mc", "\"$@\"; exit $?", "bash"])
+            .arg(std::env::current_exe()?)
+            .args(["--exact", "--nocapture", name]);
+        let done = Background::start(command)?.finish(LIMIT)?;
+        let passed = done.code()? == 0 && done.stdout.contains("1 passed");
+        ensure!(passed, "{name}: {done:?}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_restore_that_is_killed_leaves_a_whole_tree_or_none() -> Result<()> {
     require!(Root, Ksnap);

@@ -130,7 +130,8 @@ impl<'a> Job<'a> {
         let session = kin[0].session;
         let ghost =
             (pids == Pids::Namespace && session > 1 && is_outside(session)).then_some(session);
-        let mut births = births(&kin, ghost.unwrap_or(kin[0].group));
+        let born = born_in(pids, ghost, kin[0].group);
+        let mut births = births(&kin, born);
         for (pid, group) in births.revived(&kin) {
             if let Err(why) = here.can_start_thread(group) {
                 refused.push(format!(
@@ -156,7 +157,10 @@ impl<'a> Job<'a> {
         }
         notes.append(&mut files.all.notes);
         if ghost.is_none() {
-            notes.extend(other_session(&kin[0], is_outside));
+            let begun = births.revived(&kin).map(|(_, group)| group);
+            let begun: Vec<i32> = begun.collect();
+            let is_lost = |id: i32| is_outside(id) && !begun.contains(&id);
+            notes.extend(other_session(pids, &kin[0], is_lost));
         }
         notes.append(&mut births.notes);
         if pids == Pids::New {
@@ -386,11 +390,27 @@ fn kin(tree: &ProcessTree, states: &[&ProcessState]) -> Vec<Kin> {
     members.chain(zombies).collect()
 }
 
-/// What differs where the first process was in a session or group that began outside of the tree.
-fn other_session(first: &Kin, is_outside: impl Fn(i32) -> bool) -> Option<String> {
-    // Both are 0 where ksnap itself is in one that began outside of its PID namespace (pid_namespaces(7)).
-    let own = nix::unistd::getsid(None).map_or(0, |id| id.as_raw());
-    let group = nix::unistd::getpgrp().as_raw();
+/// The group, as the processes number it, in which the first process is made; `group` is the one that it had.
+fn born_in(pids: Pids, ghost: Option<i32>, group: i32) -> i32 {
+    match (ghost, pids) {
+        (Some(session), _) => session,
+        // ksnap's own has no id there (pid_namespaces(7): it is 0); nobody but process 1 can begin group 1.
+        (None, Pids::Namespace) if group > 1 => 0,
+        // What it had is taken for ksnap's.
+        _ => group,
+    }
+}
+
+/// What differs where the first process was in a session or group that began outside of the tree, and is not begun again.
+fn other_session(pids: Pids, first: &Kin, is_outside: impl Fn(i32) -> bool) -> Option<String> {
+    // As the process numbers them: 0 where they began outside of its PID namespace (pid_namespaces(7)).
+    let (own, group) = match pids {
+        Pids::Namespace => (0, 0),
+        _ => (
+            nix::unistd::getsid(None).map_or(0, |id| id.as_raw()),
+            nix::unistd::getpgrp().as_raw(),
+        ),
+    };
     let Kin {
         session,
         group: was,
