@@ -5,7 +5,7 @@ use super::exit::CliError;
 use super::render::Style;
 use super::render::human::clean;
 use super::status;
-use crate::session::{Filling, Rules, SessionError, fill_ram, ram_dir, store_dir};
+use crate::session::{Filling, Ram, Rules, SessionError, fill_ram, ram_dir, store_dir};
 use serde::Serialize;
 use std::fmt::Display;
 use std::io::{self, BufWriter, IsTerminal, StdoutLock, Write};
@@ -52,18 +52,35 @@ impl Context {
         filling: Filling<'_>,
         rules: Rules,
     ) -> Result<(PathBuf, Rules), SessionError> {
+        match self.ram_to_fill(filling, rules)? {
+            Some((ram, rules)) => Ok((ram.dir, rules)),
+            None => Ok((self.disk()?, rules)),
+        }
+    }
+
+    /// With `--ram`, the store in memory, made ready for these snapshots, and by which rules they are kept there.
+    pub fn ram_to_fill(
+        &self,
+        filling: Filling<'_>,
+        rules: Rules,
+    ) -> Result<Option<(Ram, Rules)>, SessionError> {
         let Some(size) = self.global.ram else {
-            return Ok((self.disk()?, rules));
+            return Ok(None);
         };
         let (ram, rules) = fill_ram(size.0, rules, filling)?;
         for note in &ram.notes {
-            self.tell(&format!(
-                "{} {}",
-                self.err_style().yellow("note:"),
-                clean(note)
-            ));
+            self.note(note);
         }
-        Ok((ram.dir, rules))
+        Ok(Some((ram, rules)))
+    }
+
+    /// Says what the user should know on standard error, unless -q.
+    pub fn note(&self, what: &str) {
+        self.tell(&format!(
+            "{} {}",
+            self.err_style().yellow("note:"),
+            clean(what)
+        ));
     }
 
     /// Errors only.

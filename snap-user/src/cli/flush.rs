@@ -59,9 +59,12 @@ fn carry_out(context: &Context, plan: &FlushPlan) -> Result<FlushDone, SessionEr
         ));
     });
     drop(status);
-    let done = done?;
-    for note in &done.notes {
+    let notes = match &done {
+        Ok(done) => &done.notes,
+        Err(failed) => &failed.notes,
+    };
+    for note in notes {
         context.complain(&clean(note));
     }
-    Ok(done)
+    done.map_err(|failed| failed.error)
 }

@@ -11,6 +11,9 @@ use std::io::Write;
 pub fn serve(context: &Context, args: &Serve) -> Result<Exit, CliError> {
     let mut failed = None;
     let mut report = |served: &Served| {
+        if let Served::Note { what } = served {
+            return context.note(what);
+        }
         let mut out = stdout();
         let written = match args.json.json {
             true => write_json(&mut out, served),
@@ -25,8 +28,14 @@ pub fn serve(context: &Context, args: &Serve) -> Result<Exit, CliError> {
         }
     };
     // What comes is kept; where the store is in memory, room is made for it before.
-    let (store, _) = context.store_to_fill(Filling::Processes(&[]), Rules::default())?;
-    session::serve(&store, args.listen.as_deref(), args.timeout, &mut report)?;
+    let ram = context.ram_to_fill(Filling::Processes(&[]), Rules::default())?;
+    let ram = ram.map(|(ram, _)| ram);
+    let store = match &ram {
+        Some(ram) => ram.dir.clone(),
+        None => context.disk()?,
+    };
+    let listen = args.listen.as_deref();
+    session::serve(&store, ram, listen, args.timeout, &mut report)?;
     match failed {
         // Who reads what is printed may go; those who connect come nevertheless.
         Some(e) if e.kind() != std::io::ErrorKind::BrokenPipe => Err(e.into()),

@@ -10,7 +10,8 @@ use std::path::Path;
 
 /// Takes one snapshot.
 pub fn snap(context: &Context, args: &Snap) -> Result<Exit, CliError> {
-    let filling = Filling::Processes(&[args.pid]);
+    let filling = processes(args)?;
+    let filling = Filling::Processes(&filling);
     let (store, keep) = context.store_to_fill(filling, Rules::default())?;
     let options = Options {
         keep,
@@ -40,6 +41,14 @@ pub fn snap(context: &Context, args: &Snap) -> Result<Exit, CliError> {
     })
 }
 
+/// Whose snapshots are going to be in the store: all of these share its room.
+fn processes(args: &Snap) -> Result<Vec<i32>, CliError> {
+    Ok(match args.tree {
+        true => session::look_at_tree(args.pid)?,
+        false => vec![args.pid],
+    })
+}
+
 /// Takes one snapshot of a process and all of its descendants.
 fn tree(context: &Context, args: &Snap, store: &Path, options: &Options) -> Result<Exit, CliError> {
     if args.strict {
@@ -58,4 +67,45 @@ fn tree(context: &Context, args: &Snap, store: &Path, options: &Options) -> Resu
         true => Exit::Done,
         false => Exit::Incomplete,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::args::{Cli, Verb};
+    use super::*;
+    use clap::Parser;
+    use std::process::{Child, Stdio};
+
+    struct Shell(Child);
+
+    impl Drop for Shell {
+        fn drop(&mut self) {
+            // The end of its input ends cat, and so the shell.
+            drop(self.0.stdin.take());
+            let _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    fn all_processes_of_a_tree_share_the_room() {
+        let mut shell = std::process::Command::new("sh");
+        let shell = shell.args(["-c", "cat; true"]).stdin(Stdio::piped());
+        let shell = Shell(shell.spawn().expect("a shell"));
+        let pid = shell.0.id() as i32;
+        let of = |options: &[&str]| {
+            let pid = pid.to_string();
+            let words = [&["ksnap", "snap", &pid], options].concat();
+            match Cli::try_parse_from(words).expect("a command").verb {
+                Verb::Snap(args) => processes(&args).expect("they are there"),
+                other => panic!("{other:?}"),
+            }
+        };
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while of(&["--tree"]).len() < 2 {
+            assert!(std::time::Instant::now() < end, "it has no child");
+            std::thread::yield_now();
+        }
+        assert_eq!(of(&["--tree"])[0], pid);
+        assert_eq!(of(&[]), [pid]);
+    }
 }

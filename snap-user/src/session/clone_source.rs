@@ -86,7 +86,8 @@ impl Source {
 /// Has a watcher take the last snapshot, and takes the process over from it: from a job-control stop, which would
 /// outlive ksnap, into a stop that does not.
 fn hold_watched(watcher: &mut Watcher, pid: i32) -> Result<Held> {
-    let was_stopped = is_job_stopped(pid).map_err(|e| CaptureError::from_sys(pid, e))?;
+    let was_stopped = is_job_stopped(pid)?;
+    let asked = monotonic_ns();
     // Whatever came of it: a watcher that failed or died may have left the process stopped.
     let taken = watcher.snap(Then::Stop);
     let frozen = freeze(pid);
@@ -96,21 +97,31 @@ fn hold_watched(watcher: &mut Watcher, pid: i32) -> Result<Held> {
     let taken = taken?;
     let since_ns = wall_clock_ns().saturating_sub(taken.time_ns);
     Ok(Held {
-        // The time of a snapshot is that of the end of its stop.
+        // The time of a snapshot is that of the end of its stop, by a clock that may be set meanwhile.
         stopped_at: monotonic_ns()
             .saturating_sub(since_ns)
-            .saturating_sub(taken.costs.phases.stop_ns),
+            .saturating_sub(taken.costs.phases.stop_ns)
+            .max(asked),
         taken,
         frozen: frozen.map_err(|e| CaptureError::from_sys(pid, e))?,
     })
 }
 
 /// Whether a process is in a job-control stop, as soon as its watcher, which may be at work, lets one see that.
-fn is_job_stopped(pid: i32) -> sys::Result<bool> {
+///
+/// # Errors
+/// Where it does not for so long: whether the process was stopped before is not known then.
+fn is_job_stopped(pid: i32) -> Result<bool> {
     let end = Instant::now() + LETTING_GO;
     loop {
-        match proc::stat(pid, None)?.state {
+        let stat = proc::stat(pid, None).map_err(|e| CaptureError::from_sys(pid, e))?;
+        match stat.state {
             't' if Instant::now() < end => std::thread::sleep(AGAIN),
+            't' => {
+                return Err(SessionError::Control {
+                    why: format!("keeps process {pid} stopped just now: try again"),
+                });
+            }
             state => return Ok(state == 'T'),
         }
     }
@@ -190,9 +201,9 @@ mod tests {
     }
 
     /// What comes of holding a process whose watcher stops it and then says this.
-    fn hold_by(sleeper: &Sleeper, answer: &'static str) -> Result<Held> {
+    fn hold_by(sleeper: &Sleeper, answer: &str) -> Result<Held> {
         let folder = tempfile::tempdir().unwrap();
-        let pid = sleeper.pid();
+        let (pid, answer) = (sleeper.pid(), answer.to_owned());
         let listener = UnixListener::bind(control::socket_path(folder.path(), pid)).unwrap();
         let watching = std::thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
@@ -216,6 +227,35 @@ mod tests {
             assert!(matches!(error, SessionError::Control { .. }), "{error}");
             sleeper.assert_stopped(false);
         }
+    }
+
+    #[test]
+    fn whether_a_process_was_stopped_is_not_guessed_while_it_is_traced() {
+        let sleeper = Sleeper::start();
+        let frozen = freeze(sleeper.pid()).unwrap();
+        let error = is_job_stopped(sleeper.pid()).expect_err("it is traced");
+        assert!(error.to_string().contains("try again"), "{error}");
+        frozen.thaw();
+        sleeper.assert_stopped(false);
+    }
+
+    #[test]
+    fn a_stop_does_not_begin_before_it_is_asked_for_wherever_the_clock_was_set() {
+        // In 1970.
+        let taken = Taken {
+            id: crate::model::SnapshotId([7; 16]),
+            seq: 1,
+            kind: crate::model::SnapshotKind::Base,
+            time_ns: 0,
+            costs: crate::model::Costs::default(),
+            unsupported: Vec::new(),
+            file_bytes: 0,
+        };
+        let answer = serde_json::to_string(&control::Reply::Taken(Box::new(taken))).unwrap();
+        let sleeper = Sleeper::start();
+        let before = monotonic_ns();
+        let held = hold_by(&sleeper, &(answer + "\n")).unwrap();
+        assert!(held.stopped_at >= before, "{} {before}", held.stopped_at);
     }
 
     #[test]

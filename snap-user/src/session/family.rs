@@ -28,7 +28,7 @@ pub(super) struct Family {
 }
 
 /// The process and its living descendants as they are just now, parents before their children; ksnap itself aside.
-pub(super) fn look(root: i32) -> Result<Vec<i32>> {
+pub fn look(root: i32) -> Result<Vec<i32>> {
     let own = std::process::id() as i32;
     let mut found = vec![root];
     let mut seen = BTreeSet::from([root]);

@@ -8,7 +8,7 @@ use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// How long a session is waited for that another flush writes.
+/// How long a session is waited for that another flush writes, once all others are written.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often it is looked at.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -69,6 +69,24 @@ pub struct FlushDone {
     pub took_ns: u64,
     /// What was not written, and why; a sentence each.
     pub notes: Vec<String>,
+}
+
+/// A flush that could write nothing.
+#[derive(Debug)]
+pub struct FlushFailed {
+    /// What went wrong first.
+    pub error: SessionError,
+    /// What else was not written, and why; a sentence each.
+    pub notes: Vec<String>,
+}
+
+impl<E: Into<SessionError>> From<E> for FlushFailed {
+    fn from(error: E) -> Self {
+        Self {
+            error: error.into(),
+            notes: Vec::new(),
+        }
+    }
 }
 
 /// A store as a whole.
@@ -142,7 +160,18 @@ pub fn plan_flush(from: &Path, to: &Path, measured: bool) -> Result<FlushPlan> {
 ///
 /// # Errors
 /// Where nothing at all could be written. What was written until then stays, and the next flush goes on from there.
-pub fn flush(plan: &FlushPlan, report: &mut dyn FnMut(u64, u64)) -> Result<FlushDone> {
+pub fn flush(
+    plan: &FlushPlan,
+    report: &mut dyn FnMut(u64, u64),
+) -> std::result::Result<FlushDone, FlushFailed> {
+    flush_within(plan, PATIENCE, report)
+}
+
+fn flush_within(
+    plan: &FlushPlan,
+    patience: Duration,
+    report: &mut dyn FnMut(u64, u64),
+) -> std::result::Result<FlushDone, FlushFailed> {
     let start = Instant::now();
     let mut flush = Flush {
         source: Store::open(&plan.from)?,
@@ -164,9 +193,14 @@ pub fn flush(plan: &FlushPlan, report: &mut dyn FnMut(u64, u64)) -> Result<Flush
             busy.push(due);
         }
     }
+    let waiting = Instant::now();
+    if !busy.is_empty() {
+        // Those whose members are there; what goes wrong is told by the last time.
+        flush.source.copy_trees(&flush.target);
+    }
     while !busy.is_empty() {
         std::thread::sleep(PAUSE);
-        let waits = start.elapsed() < PATIENCE;
+        let waits = waiting.elapsed() < patience;
         busy.retain(|due| !flush.session(due, waits, report));
     }
     flush
@@ -175,7 +209,12 @@ pub fn flush(plan: &FlushPlan, report: &mut dyn FnMut(u64, u64)) -> Result<Flush
         .extend(flush.source.copy_trees(&flush.target));
     flush.done.took_ns = start.elapsed().as_nanos() as u64;
     match flush.failed {
-        Some(error) if flush.done.snapshots == 0 => Err(error),
+        Some((error, note)) if flush.done.snapshots == 0 => {
+            let mut notes = flush.done.notes;
+            // That one is the error.
+            notes.remove(note);
+            Err(FlushFailed { error, notes })
+        }
         _ => Ok(flush.done),
     }
 }
@@ -185,8 +224,8 @@ struct Flush {
     source: Store,
     target: Store,
     done: FlushDone,
-    /// What went wrong first.
-    failed: Option<SessionError>,
+    /// What went wrong first, and which note says so.
+    failed: Option<(SessionError, usize)>,
 }
 
 impl Flush {
@@ -204,12 +243,12 @@ impl Flush {
             Ok(written) => written,
             Err(error) if waits && error.is_busy() => return false,
             Err(error) => {
-                let pid = due.info.pid;
+                let (pid, note) = (due.info.pid, self.done.notes.len());
                 self.done.notes.push(format!(
                     "session {} of process {pid} was not written to its end: {error}",
                     due.session
                 ));
-                self.failed.get_or_insert(error.into());
+                self.failed.get_or_insert((error.into(), note));
                 so_far
             }
         };
@@ -256,8 +295,8 @@ pub fn describe_store(dir: &Path, disk: &Path) -> Result<StoreDescription> {
         false => None,
     };
     let bytes_per_second = match &flush {
-        Some(plan) if plan.bytes_per_second.is_some() => plan.bytes_per_second,
         // One that can be read only has no speed.
+        Some(plan) if plan.snapshots > 0 => plan.bytes_per_second,
         Some(_) => measured(disk),
         None => measured(dir),
     };
@@ -324,6 +363,68 @@ mod tests {
         let done = flush_all(&memory, &disk);
         assert_eq!((done.snapshots, done.notes), (0, vec![]));
         assert_eq!(disk.tree(root.id).expect("readable"), Some(tree(root.id)));
+    }
+
+    #[test]
+    fn a_long_flush_waits_as_long_as_a_short_one_and_trees_do_not_wait() {
+        let (_memory, memory) = new_store();
+        let (_disk, disk) = new_store();
+        let mut sessions = [10, 11].map(|pid| memory.create_session(&info(pid)).expect("one"));
+        for session in &mut sessions {
+            publish(session, None, [], [(1, 7)]).expect("published");
+        }
+        assert_eq!(flush_all(&memory, &disk).snapshots, 2);
+        let roots = sessions.each_mut().map(|session| {
+            let parent = session.head();
+            let done = publish(session, parent, [], [(2, 8)]);
+            done.expect("published").id
+        });
+        memory.publish_tree(&tree(roots[0])).expect("a tree");
+        let held = disk.pruner(sessions[1].id()).expect("free");
+        let plan = plan_flush(memory.dir(), disk.dir(), false).expect("a plan");
+        let patience = Duration::from_secs(2);
+        let other = disk.clone();
+        // It goes on being held until the tree is there.
+        let holding = std::thread::spawn(move || {
+            let end = Instant::now() + 4 * patience;
+            let is_there = || other.tree(roots[0]).expect("readable").is_some();
+            while !is_there() && Instant::now() < end {
+                std::thread::sleep(PAUSE);
+            }
+            std::thread::sleep(3 * PAUSE);
+            drop(held);
+        });
+        let mut first = true;
+        let done = flush_within(&plan, patience, &mut |_, _| {
+            if std::mem::take(&mut first) {
+                std::thread::sleep(patience);
+            }
+        });
+        holding.join().expect("no panic");
+        let done = done.expect("flushed");
+        assert_eq!((done.snapshots, done.notes), (2, vec![]));
+    }
+
+    #[test]
+    fn a_flush_that_writes_nothing_tells_of_all_that_was_to_be_written() {
+        let (_memory, memory) = new_store();
+        let (_disk, disk) = new_store();
+        for pid in [10, 11] {
+            let mut session = memory.create_session(&info(pid)).expect("a session");
+            publish(&mut session, None, [], [(1, 7)]).expect("published");
+        }
+        let plan = plan_flush(memory.dir(), disk.dir(), false).expect("a plan");
+        for meta in memory.list().expect("a listing") {
+            std::fs::write(&meta.path, "").expect("written");
+        }
+        let failed = flush(&plan, &mut |_, _| {}).expect_err("nothing is whole");
+        assert_eq!(failed.notes.len(), 1, "{failed:?}");
+        for (said, due) in [failed.error.to_string(), failed.notes[0].clone()]
+            .iter()
+            .zip(&plan.sessions)
+        {
+            assert!(said.contains(&due.session), "{failed:?}");
+        }
     }
 
     fn tree(root: SnapshotId) -> ProcessTree {

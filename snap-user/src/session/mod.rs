@@ -46,6 +46,7 @@ mod serve_incoming;
 mod serve_known;
 mod serve_link;
 mod serve_restore;
+mod serve_room;
 mod service;
 mod several;
 mod show;
@@ -73,8 +74,10 @@ pub use doctor::{Check, Diagnosis, Outcome, doctor};
 pub use engine::Engine;
 pub use error::{AuditPage, SessionError, Trouble};
 pub use export::{ExportedCore, export_core, unnamed_core};
+pub use family::look as look_at_tree;
 pub use flush::{
-    FlushDone, FlushPlan, FlushSession, StoreDescription, describe_store, flush, plan_flush,
+    FlushDone, FlushFailed, FlushPlan, FlushSession, StoreDescription, describe_store, flush,
+    plan_flush,
 };
 pub use inspect::{
     Inspection, Judged, inspect, inspect_tree, refuse_incomplete, refuse_incomplete_tree,

@@ -85,7 +85,7 @@ impl Ram {
 
     /// Keeps all sessions but these within half of the room. Gives what they take then. One that is damaged is no
     /// reason to take no snapshots.
-    fn make_room(&mut self, store: &Store, own: &[SessionId]) -> Result<u64> {
+    pub(super) fn make_room(&mut self, store: &Store, own: &[SessionId]) -> Result<u64> {
         let mut others: Vec<(SessionId, i32)> = Vec::new();
         let mut used = 0;
         for (id, info) in store.sessions()? {

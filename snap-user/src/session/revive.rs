@@ -10,7 +10,7 @@ use crate::model::{ProcessState, SnapshotId, ThreadState};
 use crate::restore::RestoreError;
 use crate::restore::files::{self, Replacement, SavedContents, System};
 use crate::restore::revive::{NewPlan, Newborn, plan, plan_attributes};
-use crate::store::{Snapshot, Store};
+use crate::store::{Flat, Snapshot, Store};
 use crate::sys::{Birth, Released, monotonic_ns};
 use serde::Serialize;
 use std::os::unix::process::ExitStatusExt;
@@ -126,10 +126,35 @@ pub fn revive(
     options: &ReviveOptions,
     each: &mut dyn FnMut(&Revived),
 ) -> Result<Vec<Revived>> {
+    let prepared = Prepared {
+        flat: None,
+        is_wanted: &|| Ok(()),
+    };
+    revive_prepared(dir, reference, copies, options, prepared, each)
+}
+
+/// What whoever has a snapshot brought back has made ready for it.
+pub(super) struct Prepared<'a> {
+    /// Its flat image.
+    pub(super) flat: Option<Flat>,
+    /// Asked when all that takes long is done, and nothing is started yet. An error ends it there.
+    pub(super) is_wanted: &'a dyn Fn() -> Result<()>,
+}
+
+/// As [`revive`], with what has been made ready.
+pub(super) fn revive_prepared(
+    dir: &Path,
+    reference: &str,
+    copies: u32,
+    options: &ReviveOptions,
+    prepared: Prepared<'_>,
+    each: &mut dyn FnMut(&Revived),
+) -> Result<Vec<Revived>> {
     let mut begun = monotonic_ns();
     let store = Store::open(dir)?;
     let id = store.resolve(reference, None)?;
     if let Some(tree) = store.tree(id)?.filter(|_| !options.alone) {
+        (prepared.is_wanted)()?;
         return revive_tree::revive(&store, &tree, copies, options, each);
     }
     let snapshot = store.snapshot(id)?;
@@ -150,7 +175,10 @@ pub fn revive(
         &files,
     )?);
     // Read, and so verified, before anything is started.
-    let flat = store.flat(&snapshot)?;
+    let flat = match prepared.flat {
+        Some(flat) => flat,
+        None => store.flat(&snapshot)?,
+    };
     let written = &mut Written::default();
     let memory = Memory::new(&flat, &state, &planned, options.eager, written)?;
     let job = Job {
@@ -164,6 +192,7 @@ pub fn revive(
         pids,
         strict: options.strict,
     };
+    (prepared.is_wanted)()?;
     let mut all = Vec::new();
     let mut failed = None;
     for _ in 0..copies {

@@ -1,8 +1,10 @@
 //! `serve`: receives snapshots from other machines, and brings them back when asked.
 
 use super::key::keys;
+use super::ram::Ram;
 use super::remote::{DEFAULT_PORT, resolve};
-use super::serve_link::serve_one;
+use super::serve_link::{Place, serve_one};
+use super::serve_room::Room;
 use super::types::hex;
 use super::{Result, SessionError};
 use crate::model::SnapshotId;
@@ -66,6 +68,11 @@ pub enum Served {
         /// What differs from what it was, a sentence each.
         notes: Vec<String>,
     },
+    /// Something that the user should know.
+    Note {
+        /// A sentence.
+        what: String,
+    },
     /// A connection came to nothing, or ended early.
     Failed {
         /// Who.
@@ -76,9 +83,10 @@ pub enum Served {
 }
 
 /// Listens until it is interrupted; without an address, on all of them. A source may be without a sign of life for
-/// `stall`, unless it has nothing to send.
+/// `stall`, unless it has nothing to send. Where the store is in memory, `ram`, room is made for each that sends something.
 pub fn serve(
     dir: &Path,
+    ram: Option<Ram>,
     listen: Option<&str>,
     stall: Duration,
     report: &mut dyn FnMut(&Served),
@@ -87,6 +95,7 @@ pub fn serve(
     let own = keys.pair()?.public;
     // Said now rather than to the first who connects.
     Store::open_or_create(dir)?;
+    let room = Arc::new(Room::new(ram));
     let (listener, address) = bind(listen)?;
     report(&Served::Listening {
         address: address.to_string(),
@@ -125,12 +134,16 @@ pub fn serve(
                         continue;
                     }
                     connections.fetch_add(1, Ordering::AcqRel);
-                    let (dir, keys, tell) = (dir.to_owned(), keys.clone(), tell.clone());
+                    let (keys, tell) = (keys.clone(), tell.clone());
+                    let place = Place {
+                        dir: dir.to_owned(),
+                        room: Arc::clone(&room),
+                    };
                     let open = Open(Arc::clone(&connections));
                     let started = std::thread::Builder::new().name("ksnap-serve".into()).spawn(move || {
                         let _open = open;
                         if stream.set_nonblocking(false).is_ok() {
-                            serve_one(stream, &dir, &keys, stall, &|served| drop(tell.send(served)));
+                            serve_one(stream, &place, &keys, stall, &|served| drop(tell.send(served)));
                         }
                     });
                     if let Err(e) = started {

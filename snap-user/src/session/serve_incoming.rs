@@ -3,15 +3,17 @@
 use super::remote::Transferred;
 use super::serve_known::Known;
 use super::serve_link::while_alive;
+use super::serve_room::{Occupied, Room};
 use super::{Result, SessionError};
 use crate::codec::Scratch;
 use crate::image::{EncodedBatch, MAX_MANIFEST, Manifest, PageSink};
 use crate::model::{PAGE_SIZE, Page, PageRange, SnapshotId, SnapshotKind};
 use crate::restore::fault;
-use crate::store::{FlatAhead, Published, Received, Session, SessionInfo, Store};
+use crate::store::{Flat, FlatAhead, Published, Received, Session, SessionInfo, Store};
 use crate::wire::{Begin, Digest, Encoded, Link, Message, Offered, Stored};
 use rustc_hash::FxHashSet;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// Most pages of a snapshot: 1 TiB of memory.
 const MOST_PAGES: u64 = 1 << 28;
@@ -25,6 +27,9 @@ pub(super) struct Incoming {
     store: Store,
     known: Known,
     received: Received,
+    room: Arc<Room>,
+    /// That the session stays until all is done.
+    taken: Option<Occupied>,
     session: Option<Session>,
     last: Option<SnapshotId>,
     /// What the last one is brought back from, if it is to be.
@@ -46,7 +51,12 @@ struct Arriving {
 
 impl Incoming {
     /// Ready for the first snapshot of a connection.
-    pub(super) fn new(store: &Store, link: &mut Link, begin: &Begin) -> Result<Self> {
+    pub(super) fn new(
+        store: &Store,
+        room: &Arc<Room>,
+        link: &mut Link,
+        begin: &Begin,
+    ) -> Result<Self> {
         // The same process of the same peer goes on where it stopped.
         let mut transfer = link.key().0.to_vec();
         transfer.extend_from_slice(&begin.pid.to_le_bytes());
@@ -61,6 +71,8 @@ impl Incoming {
             known,
             received,
             store: store.clone(),
+            room: Arc::clone(room),
+            taken: None,
             session: None,
             last: None,
             flat: None,
@@ -198,6 +210,8 @@ impl Incoming {
                 continued: Vec::new(),
             })?,
         };
+        self.taken
+            .get_or_insert_with(|| self.room.take(session.id()));
         let published = self.write(&mut session, arriving, &manifest);
         self.session = Some(session);
         let published = published?;
@@ -250,14 +264,14 @@ impl Incoming {
         Ok(())
     }
 
-    /// No more snapshots come: the last one is going to be brought back, and others may write the session.
-    pub(super) fn close(&mut self) {
+    /// No more snapshots come: the last one is going to be brought back, and others may write the session. Gives what
+    /// has been prepared for that.
+    pub(super) fn close(&mut self) -> Option<Flat> {
         self.session = None;
-        if let Some(flat) = self.flat.take()
-            && let Err(e) = flat.publish()
-        {
-            tracing::debug!("nothing is prepared: {e}");
-        }
+        let published = self.flat.take()?.publish();
+        published
+            .inspect_err(|e| tracing::debug!("nothing is prepared: {e}"))
+            .ok()
     }
 
     /// All is done: what was kept to go on with is not needed.

@@ -3,14 +3,16 @@
 use super::remote::{greet, is_lost};
 use super::serve::Served;
 use super::serve_incoming::Incoming;
-use super::serve_restore::restore;
+use super::serve_restore::{Last, restore};
+use super::serve_room::Room;
 use super::{Result, SessionError};
 use crate::store::Store;
 use crate::wire::{Keys, Link, Message, Running, WAIT, address_of};
 use std::any::Any;
 use std::convert::Infallible;
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
@@ -59,10 +61,17 @@ pub(super) fn lost(panic: &(dyn Any + Send)) -> SessionError {
     ))
 }
 
+/// Where what comes is put.
+pub(super) struct Place {
+    /// The store's folder.
+    pub(super) dir: PathBuf,
+    pub(super) room: Arc<Room>,
+}
+
 /// Serves one connection to its end. Whoever is not trusted gets nothing.
 pub(super) fn serve_one(
     stream: TcpStream,
-    dir: &Path,
+    place: &Place,
     keys: &Keys,
     stall: Duration,
     report: &(dyn Fn(Served) + Sync),
@@ -82,7 +91,7 @@ pub(super) fn serve_one(
         Ok(link) => link,
         Err(e) => return fail(e.to_string()),
     };
-    let done = greet(&mut link).and_then(|()| converse(&mut link, dir, &peer, report));
+    let done = greet(&mut link).and_then(|()| converse(&mut link, place, &peer, report));
     if let Err(e) = done {
         if !is_lost(&e) {
             link.refuse(&e.to_string());
@@ -93,18 +102,24 @@ pub(super) fn serve_one(
 
 fn converse(
     link: &mut Link,
-    dir: &Path,
+    place: &Place,
     peer: &str,
     report: &(dyn Fn(Served) + Sync),
 ) -> Result<()> {
-    let store = Store::open_or_create(dir)?;
+    let store = Store::open_or_create(&place.dir)?;
     let mut incoming: Option<Incoming> = None;
     loop {
         match link.receive(WAIT)? {
             Message::Begin(begin) => {
                 let into = match incoming.as_mut() {
                     Some(into) => into,
-                    None => incoming.insert(Incoming::new(&store, link, &begin)?),
+                    None => {
+                        let room = &place.room;
+                        for what in while_alive(link, || room.make(&store))?? {
+                            report(Served::Note { what });
+                        }
+                        incoming.insert(Incoming::new(&store, room, link, &begin)?)
+                    }
                 };
                 let (pid, comm, restore) = (begin.pid, begin.comm.clone(), begin.restore);
                 let taken = into.take(link, begin)?;
@@ -129,7 +144,10 @@ fn converse(
                         .breach("nothing was sent that can be brought back")
                         .into());
                 };
-                into.close();
+                let last = Last {
+                    id,
+                    flat: into.close(),
+                };
                 let mut runs = |running: &Running| {
                     report(Served::Running {
                         peer: peer.to_owned(),
@@ -140,7 +158,7 @@ fn converse(
                         notes: running.notes.clone(),
                     });
                 };
-                restore(link, &store, id, &order, &mut runs)?;
+                restore(link, &store, last, &order, &mut runs)?;
             }
             Message::Done => {
                 if let Some(incoming) = incoming {

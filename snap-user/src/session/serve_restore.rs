@@ -1,19 +1,28 @@
 //! Brings a snapshot that was received back, while its source waits.
 
-use super::revive::{Pids, ReviveOptions, Revived, revive};
+use super::revive::{Pids, Prepared, ReviveOptions, Revived, revive_prepared};
 use super::serve_link::{await_alive, lost, while_alive};
 use super::{Result, SessionError};
 use crate::model::{ProcessState, SnapshotId};
 use crate::restore::fault;
-use crate::store::Store;
+use crate::store::{Flat, Store};
 use crate::sys::proc;
 use crate::wire::{self, Link, Message, Order, Running};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
 
 enum Said {
     Runs(Running),
     Over(Result<()>),
+}
+
+/// A snapshot that is to be brought back.
+pub(super) struct Last {
+    /// Its name.
+    pub(super) id: SnapshotId,
+    /// Its flat image, where one was made while it came.
+    pub(super) flat: Option<Flat>,
 }
 
 /// Brings a snapshot back, and tells the source when it runs, and when it needs this program no more. `runs` is told
@@ -21,15 +30,12 @@ enum Said {
 pub(super) fn restore(
     link: &mut Link,
     store: &Store,
-    id: SnapshotId,
+    last: Last,
     order: &Order,
     runs: &mut dyn FnMut(&Running),
 ) -> Result<()> {
-    // What takes long comes before anything is started, so that nothing is for a source that has gone meanwhile.
     let state = while_alive(link, || -> Result<ProcessState> {
-        let snapshot = store.snapshot(id)?;
-        store.flat(&snapshot)?;
-        Ok(snapshot.manifest()?.state)
+        Ok(store.snapshot(last.id)?.manifest()?.state)
     })??;
     let options = ReviveOptions {
         pids: pids(order.pids, &state),
@@ -40,13 +46,15 @@ pub(super) fn restore(
     };
     let (say, said) = channel();
     let dir = store.dir().to_owned();
+    let lost_source = Arc::new(OnceLock::new());
+    let gone = Arc::clone(&lost_source);
     // A thread of its own for as long as the process lives: it is its parent.
     let thread = std::thread::Builder::new()
         .name("ksnap-restore".into())
-        .spawn(move || bring_back(dir, id, &options, &say))
+        .spawn(move || bring_back(dir, last, &options, &gone, &say))
         .map_err(SessionError::io("start a thread for a process"))?;
     fault::point("serve-restoring");
-    match follow(link, &said, runs)? {
+    match follow(link, &said, &lost_source, runs)? {
         true => Ok(link.send(&Message::Settled)?),
         false => Err(match thread.join() {
             Err(panic) => lost(&*panic),
@@ -55,9 +63,14 @@ pub(super) fn restore(
     }
 }
 
-/// Hears a process out that is brought back, also when the source has gone: it may run all the same. `false` when
-/// the thread that brings it back has ended without a word.
-fn follow(link: &mut Link, said: &Receiver<Said>, runs: &mut dyn FnMut(&Running)) -> Result<bool> {
+/// Hears a process out that is brought back, also when the source has gone: it may run all the same. `lost_source` is
+/// told why it has. `false` when the thread that brings it back has ended without a word.
+fn follow(
+    link: &mut Link,
+    said: &Receiver<Said>,
+    lost_source: &OnceLock<String>,
+    runs: &mut dyn FnMut(&Running),
+) -> Result<bool> {
     let mut gone = None;
     loop {
         let next = match gone {
@@ -65,6 +78,7 @@ fn follow(link: &mut Link, said: &Receiver<Said>, runs: &mut dyn FnMut(&Running)
             None => match await_alive(link, said) {
                 Ok(next) => next,
                 Err(e) => {
+                    let _ = lost_source.set(e.to_string());
                     gone = Some(e);
                     continue;
                 }
@@ -87,7 +101,13 @@ fn follow(link: &mut Link, said: &Receiver<Said>, runs: &mut dyn FnMut(&Running)
     }
 }
 
-fn bring_back(dir: PathBuf, id: SnapshotId, options: &ReviveOptions, say: &Sender<Said>) {
+fn bring_back(
+    dir: PathBuf,
+    last: Last,
+    options: &ReviveOptions,
+    lost_source: &OnceLock<String>,
+    say: &Sender<Said>,
+) {
     let mut begun = None;
     let mut each = |one: &Revived| {
         begun = Some(one.init.unwrap_or(one.pid));
@@ -98,7 +118,13 @@ fn bring_back(dir: PathBuf, id: SnapshotId, options: &ReviveOptions, say: &Sende
             notes: one.notes.clone(),
         }));
     };
-    match revive(&dir, &id.to_string(), 1, options, &mut each) {
+    let prepared = Prepared {
+        flat: last.flat,
+        // What takes long comes before anything is started, so that nothing is for a source that has gone meanwhile.
+        is_wanted: &|| has_source(lost_source),
+    };
+    let reference = last.id.to_string();
+    match revive_prepared(&dir, &reference, 1, options, prepared, &mut each) {
         Err(e) => {
             // Not all of its memory has come: the one at the source is going to go on.
             if let Some(pid) = begun.and_then(rustix::process::Pid::from_raw) {
@@ -114,6 +140,15 @@ fn bring_back(dir: PathBuf, id: SnapshotId, options: &ReviveOptions, say: &Sende
                 }
             }
         }
+    }
+}
+
+fn has_source(lost_source: &OnceLock<String>) -> Result<()> {
+    match lost_source.get() {
+        None => Ok(()),
+        Some(why) => Err(SessionError::Remote(format!(
+            "{why}. Nothing was brought back"
+        ))),
     }
 }
 
@@ -165,7 +200,10 @@ mod tests {
                 say.send(Said::Over(Ok(()))).unwrap();
             });
             let mut told = Vec::new();
-            let done = follow(&mut target, &said, &mut |running| told.push(running.pid));
+            let lost = OnceLock::new();
+            let done = follow(&mut target, &said, &lost, &mut |running| {
+                told.push(running.pid);
+            });
             assert!(matches!(done, Err(SessionError::Wire(_))), "{done:?}");
             assert_eq!(told, [12]);
             bringing.join().unwrap();
@@ -181,10 +219,35 @@ mod tests {
             std::thread::sleep(Duration::from_secs(1));
             say.send(Said::Over(Err(SessionError::Usage("no room".into()))))
         });
-        let done = follow(&mut target, &said, &mut |_| panic!("nothing runs"));
+        let lost = OnceLock::new();
+        let none = &mut |_: &Running| panic!("nothing runs");
+        let done = follow(&mut target, &said, &lost, none);
         assert!(matches!(done, Err(SessionError::Usage(_))), "{done:?}");
         let (_, said) = channel();
-        let done = follow(&mut target, &said, &mut |_| panic!("nothing runs"));
+        let done = follow(&mut target, &said, &lost, none);
         assert!(matches!(done, Ok(false)), "{done:?}");
+    }
+
+    #[test]
+    fn a_source_that_goes_before_anything_is_started_has_nothing_started() {
+        let (source, mut target) = Link::pair(Duration::from_millis(400));
+        let (say, said) = channel();
+        let lost_source = Arc::new(OnceLock::new());
+        assert!(has_source(&lost_source).is_ok());
+        let lost = Arc::clone(&lost_source);
+        let preparing = std::thread::spawn(move || {
+            drop(source);
+            std::thread::sleep(Duration::from_secs(1));
+            say.send(Said::Over(has_source(&lost))).unwrap();
+        });
+        let done = follow(&mut target, &said, &lost_source, &mut |_| {
+            panic!("nothing runs");
+        });
+        let error = done.expect_err("nobody waits for it");
+        assert!(
+            error.to_string().contains("Nothing was brought back"),
+            "{error}"
+        );
+        preparing.join().unwrap();
     }
 }

@@ -86,14 +86,23 @@ impl Store {
         {
             return Ok(flat);
         }
-        let memory = |e: io::Error| StoreError::io("make in memory the flat image", &path)(e);
-        let flags = rustix::fs::MemfdFlags::CLOEXEC;
-        let file = rustix::fs::memfd_create("ksnap-flat", flags).map_err(|e| memory(e.into()))?;
-        fill(file.into(), &pieces, snapshot, &boot).map_err(|e| match e {
+        let file = memory_file(&path)?;
+        fill(file, &pieces, snapshot, &boot).map_err(|e| match e {
             FillError::Store(e) => e,
-            FillError::File(e) => memory(e),
+            FillError::File(e) => in_memory(&path)(e),
         })
     }
+}
+
+fn in_memory(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    StoreError::io("make in memory the flat image", path)
+}
+
+/// A file in memory without a name, for the image that would be `path`.
+pub(super) fn memory_file(path: &Path) -> Result<File, StoreError> {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let file = rustix::fs::memfd_create("ksnap-flat", flags);
+    Ok(file.map_err(|e| in_memory(path)(e.into()))?.into())
 }
 
 /// Makes an image in the folder. `None`: there is no room for one.

@@ -4,7 +4,8 @@
 use super::directory::Store;
 use super::error::StoreError;
 use super::flat::{
-    FOLDER, HEAD, MOST_BYTES, PIECE, Run, evict, head, make_file, memory_runs, runs,
+    FOLDER, Flat, FlatPiece, HEAD, MOST_BYTES, PIECE, Run, evict, head, make_file, memory_file,
+    memory_runs, runs,
 };
 use super::snapshot::Snapshot;
 use crate::image::{Location, PageSource};
@@ -28,7 +29,9 @@ const LEAST_ROOM: usize = 4096;
 pub struct FlatAhead {
     store: Store,
     file: File,
+    /// Its file, until it is published. In memory it has none, and this is where one would be.
     temp: PathBuf,
+    has_name: bool,
     /// Where each page is in the file.
     offsets: PageTable<u64>,
     /// Pages of the snapshot that it is at.
@@ -44,19 +47,37 @@ fn io(path: &Path) -> impl FnOnce(io::Error) -> StoreError {
 }
 
 impl Store {
-    /// Begins a flat image that is to follow the snapshots after this one.
+    /// Begins a flat image that is to follow the snapshots after this one. Images used longest ago go where all of them
+    /// take up too much: now, since nothing waits for this one yet.
     pub fn flat_ahead(&self, snapshot: &Snapshot) -> Result<FlatAhead, StoreError> {
+        self.flat_ahead_within(snapshot, MOST_BYTES)
+    }
+
+    pub(super) fn flat_ahead_within(
+        &self,
+        snapshot: &Snapshot,
+        most: u64,
+    ) -> Result<FlatAhead, StoreError> {
         let folder = self.dir().join(FOLDER);
-        sweep(&folder);
         let number = RandomState::new().hash_one(std::process::id());
         let temp = folder.join(format!("{PREFIX}{number:016x}"));
-        let file = make_file(&folder, &temp).map_err(io(&temp))?;
-        // Whose maker lives: see below.
-        let _ = flock(&file, FlockOperation::NonBlockingLockExclusive);
+        // A store in memory has its room for snapshots.
+        let has_name = !self.files.is_in_memory(self.dir());
+        let file = match has_name {
+            true => {
+                sweep(&folder);
+                let file = make_file(&folder, &temp).map_err(io(&temp))?;
+                // Whose maker lives: see below.
+                let _ = flock(&file, FlockOperation::NonBlockingLockExclusive);
+                file
+            }
+            false => memory_file(&temp)?,
+        };
         let mut ahead = FlatAhead {
             store: self.clone(),
             file,
             temp,
+            has_name,
             offsets: PageTable::new(),
             table: PageTable::new(),
             id: snapshot.id(),
@@ -66,6 +87,9 @@ impl Store {
         ahead.room = (memory_runs(snapshot)?.len() * ROOM).max(LEAST_ROOM);
         ahead.end = ((HEAD + ahead.room * PIECE) as u64).next_multiple_of(PAGE_SIZE);
         ahead.follow(snapshot)?;
+        if has_name {
+            evict(&folder, &ahead.temp, most);
+        }
         Ok(ahead)
     }
 }
@@ -122,35 +146,35 @@ impl FlatAhead {
         Ok(())
     }
 
-    /// Puts it in the place where [`Store::flat`] finds it. `false` when that cannot be: it has become too ragged, or the
-    /// kernel's boot has no name. Images used longest ago go where all of them take up too much.
-    pub fn publish(self) -> Result<bool, StoreError> {
-        self.publish_within(MOST_BYTES)
+    /// Ends the making: the image, which [`Store::flat`] finds from now on as well, unless it lies in memory, has become
+    /// too ragged, or the kernel's boot has no name.
+    pub fn publish(mut self) -> Result<Flat, StoreError> {
+        let pieces = runs(self.offsets.iter());
+        if let Err(e) = self.put_in_place(&pieces) {
+            tracing::debug!("{e}");
+        }
+        let file = self.file.try_clone().map_err(io(&self.temp))?;
+        Ok(Flat { file, pieces })
     }
 
-    pub(super) fn publish_within(mut self, most: u64) -> Result<bool, StoreError> {
+    fn put_in_place(&mut self, pieces: &[FlatPiece]) -> Result<(), StoreError> {
         // Of a boot without a name none can be trusted.
-        let Some(boot) = self.store.files.boot() else {
-            return Ok(false);
+        let boot = self.store.files.boot();
+        let Some(boot) = boot.filter(|_| self.has_name && pieces.len() <= self.room) else {
+            return Ok(());
         };
-        let pieces = runs(self.offsets.iter());
-        if pieces.len() > self.room {
-            return Ok(false);
-        }
-        let head = head(self.id, &boot, &pieces);
+        let head = head(self.id, &boot, pieces);
         self.file.write_all_at(&head, 0).map_err(io(&self.temp))?;
-        let folder = self.store.dir().join(FOLDER);
-        let path = folder.join(self.id.to_string());
+        let path = self.store.dir().join(FOLDER).join(self.id.to_string());
         std::fs::rename(&self.temp, &path).map_err(io(&path))?;
-        self.temp = PathBuf::new();
-        evict(&folder, &path, most);
-        Ok(true)
+        self.has_name = false;
+        Ok(())
     }
 }
 
 impl Drop for FlatAhead {
     fn drop(&mut self) {
-        if !self.temp.as_os_str().is_empty() {
+        if self.has_name {
             let _ = std::fs::remove_file(&self.temp);
         }
     }

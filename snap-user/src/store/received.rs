@@ -27,6 +27,22 @@ struct Part {
     file: File,
 }
 
+impl Part {
+    /// Has no later attempt find a record again: where it cannot be overwritten, nothing of this file.
+    fn forget(&self, place: Place) {
+        let path = self.path.display();
+        let Err(error) = forget(&self.file, place) else {
+            return;
+        };
+        tracing::warn!(
+            "{path}: a damaged page cannot be overwritten, and the file is removed: {error}"
+        );
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::warn!("{path}: cannot be removed: remove it before cloning again: {error}");
+        }
+    }
+}
+
 /// The pages of one transfer: those that come in now, and those that earlier attempts left.
 #[derive(Debug)]
 pub struct Received {
@@ -87,11 +103,15 @@ impl Received {
     fn adopt(&mut self, path: PathBuf) -> io::Result<()> {
         let file = File::options().read(true).write(true).open(&path)?;
         let number = self.parts.len() as u32;
-        records(&file, number, &mut |hash, place| {
-            self.places.entry(hash).or_insert(place);
-        })?;
+        // Before its records, which are found by its number also where not all of them can be read.
         self.parts.push(Part { path, file });
-        Ok(())
+        records(
+            &self.parts[number as usize].file,
+            number,
+            &mut |hash, place| {
+                self.places.entry(hash).or_insert(place);
+            },
+        )
     }
 
     /// Whether there is a record of a page. Only reading it shows that it is whole.
@@ -151,7 +171,7 @@ impl Received {
             && blake3::hash(page) == *hash;
         if !whole {
             self.places.remove(hash);
-            forget(&part.file, place).map_err(StoreError::io("write", &part.path))?;
+            part.forget(place);
             return Ok(None);
         }
         Ok(Some((place.encoding, &self.scratch)))
@@ -268,6 +288,28 @@ mod tests {
         let received = store.receive_pages(b"one").unwrap();
         let has = pages.each_ref().map(|page| received.has(&page.1));
         assert_eq!(has, [false, true, true, false]);
+    }
+
+    #[test]
+    fn a_damaged_record_that_cannot_be_overwritten_fails_nothing_and_is_not_found_again() {
+        let (store, _folder) = store();
+        let mut received = store.receive_pages(b"one").unwrap();
+        let path = received.parts[0].path.clone();
+        let pages = [1, 2].map(page);
+        for (_, hash, encoding, bytes) in &pages {
+            assert!(received.add(hash, *encoding, bytes).unwrap());
+        }
+        drop(received);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[HEAD] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let mut received = store.receive_pages(b"one").unwrap();
+        received.parts[1].file = File::open(&path).unwrap();
+        let mut found = [0; PAGE_SIZE as usize];
+        let mut read = |n: usize| received.read(&pages[n].1, &mut found).unwrap().is_some();
+        assert_eq!([read(0), read(1)], [false, true]);
+        drop(received);
+        assert!(!store.receive_pages(b"one").unwrap().has(&pages[0].1));
     }
 
     #[test]

@@ -81,6 +81,7 @@ pub fn served(served: &Served) -> String {
                 n => format!("with {}", count(n as u64, "difference")),
             }
         ),
+        Served::Note { what } => clean(what),
         Served::Failed { peer, why } => format!("{peer}: {}", clean(why)),
     }
 }

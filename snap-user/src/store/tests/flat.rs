@@ -1,6 +1,7 @@
 //! Flat images: where they are, and when they go.
 
 use super::evolve::remove;
+use super::flat_ahead::assert_image;
 use super::support::*;
 use crate::store::{Disk, Files, Store};
 use std::path::Path;
@@ -48,5 +49,15 @@ fn a_store_in_memory_keeps_its_room_for_snapshots() {
         .map(|piece| piece.range.start / 4096)
         .collect();
     assert_eq!(starts, [3, 9]);
+    assert!(!store.dir().join("flat").exists());
+    // Nor is one that follows snapshots in its way.
+    let ahead = store.flat_ahead(&store.snapshot(done.id).expect("just published"));
+    let mut ahead = ahead.expect("an image");
+    let next = publish(&mut session, Some(done.id), [3], [(9, 1), (11, 2)]).expect("published");
+    let followed = ahead.follow(&store.snapshot(next.id).expect("just published"));
+    followed.expect("it follows");
+    assert!(!store.dir().join("flat").exists());
+    let image = ahead.publish().expect("an image");
+    assert_image(&image, &Memory::from([(9, 1), (11, 2)]));
     assert!(!store.dir().join("flat").exists());
 }
