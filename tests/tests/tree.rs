@@ -1,5 +1,6 @@
 //! Trees of processes: captured at one moment, and brought back as a whole or not at all.
 
+use std::io::ErrorKind;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::time::Duration;
@@ -160,12 +161,47 @@ fn a_restore_that_is_killed_leaves_a_whole_tree_or_none() -> Result<()> {
 fn lives_on(pids: &Pids, process: &mut Background, id: usize) -> Result<bool> {
     // Whoever writes to one that is ended with ksnap finds that nobody reads, sooner or later.
     let reply = request(process, "quit", id, LIMIT);
-    if let Ok(reply) = &reply {
-        ensure!(reply["ok"] == true, "{reply}");
+    match &reply {
+        Ok(reply) => ensure!(reply["ok"] == true, "{reply}"),
+        Err(e) => ensure!(finds_nobody(e), "asked to quit: {e:?}"),
     }
     pids.are_gone()
         .with_context(|| format!("asked to quit: {reply:?}"))?;
+    let said = process.finish(LIMIT)?.stderr;
+    let broken = said.lines().find(|line| is_other_break(line));
+    ensure!(broken.is_none(), "{broken:?}, asked to quit: {reply:?}");
     Ok(reply.is_ok())
+}
+
+/// Whether a request failed since none has the other ends of the streams any more.
+fn finds_nobody(error: &anyhow::Error) -> bool {
+    let is_pipe = |e: &std::io::Error| e.kind() == ErrorKind::BrokenPipe;
+    let root = error.root_cause();
+    root.downcast_ref().is_some_and(is_pipe) || root.to_string().contains("closed its output")
+}
+
+/// Whether a line tells of a break that is not the end of those whom the process speaks with, as each of a tree that is
+/// being ended may still find.
+fn is_other_break(line: &str) -> bool {
+    let of_others = ["Broken pipe", "Connection reset", ": 0 bytes, 0 instead of"];
+    line.contains("BROKEN") && !of_others.iter().any(|why| line.contains(why))
+}
+
+#[test]
+fn only_the_end_of_others_excuses_a_victim() {
+    let socket = "BROKEN tree (pid 7): the socket";
+    assert!(!is_other_break(&format!(
+        "{socket}: 0 bytes, 0 instead of 9"
+    )));
+    assert!(is_other_break(&format!(
+        "{socket}: 8 bytes, 8 instead of 9"
+    )));
+    assert!(!finds_nobody(&anyhow::anyhow!("no answer to quit 3")));
+    let closed = Background::start(Command::new("true")).and_then(|mut gone| {
+        gone.wait(LIMIT)?;
+        request(&mut gone, "quit", 0, LIMIT)
+    });
+    assert!(finds_nobody(&closed.unwrap_err()));
 }
 
 /// The children of a process that has one thread.

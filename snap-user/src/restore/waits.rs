@@ -39,21 +39,21 @@ fn interrupted(thread: &ThreadState) -> Option<Interrupted> {
 /// can.
 fn begin(mut remote: Remote, pid: i32, room: u64, wait: &Interrupted) -> sys::Result<Option<Wait>> {
     let left = wait.left_ns;
+    let Some(args) = shortened(wait.call, wait.args, room, left) else {
+        return Ok(None);
+    };
     let time: Vec<u8> = [left / 1_000_000_000, left % 1_000_000_000]
         .iter()
         .flat_map(|word| word.to_ne_bytes())
         .collect();
     sys::write_bytes(pid, room, &time)?;
-    let Some(args) = shortened(wait.call, wait.args, room, left) else {
-        return Ok(None);
-    };
     let result = remote.begin_wait(wait.call as i64, args)?;
     Ok(Some(result.map_or(Wait::Goes, Wait::Over)))
 }
 
 /// Has each thread of a process that was in the middle of a wait, run by what `remote` gives for its place, wait for the
-/// rest of the time. `None` for the others, and for those that cannot: their calls are issued again, which `notes` tells.
-/// The memory must be the snapshot's.
+/// rest of the time. `None` for the others: what of them was in the middle of a call issues it again. `notes` tells of
+/// those whose rest of the time is known and could not be had. The memory must be the snapshot's.
 ///
 /// # Errors
 /// The process has a page more than it had.

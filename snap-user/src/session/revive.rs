@@ -2,7 +2,7 @@
 
 use super::revive_contents::{contents_to_write, only_own};
 use super::revive_here::{Here, check_processor};
-use super::revive_memory::{Memory, Written};
+use super::revive_memory::{Memory, SegmentsInUse, Written};
 use super::revive_open::{Commons, open};
 use super::types::hex;
 use super::{Result, SessionError, revive_tree};
@@ -262,9 +262,12 @@ impl Job<'_> {
             network: self.network,
         };
         let lazy = self.memory.lazy.as_ref();
+        let in_use = SegmentsInUse::of([self.memory]);
         let mut newborn = Newborn::start(birth, planned, &opened, lazy, own_pid)?;
         let change_files = self.pids == Pids::Same;
-        let pages = self.memory.fill(&mut newborn, change_files, &mut notes)?;
+        let pages = self
+            .memory
+            .fill(&mut newborn, change_files, &in_use, &mut notes)?;
         let (released, more) = newborn.finish(state, planned, &opened, keep_ids)?;
         let took_ns = monotonic_ns() - begun;
         notes.extend(more);

@@ -53,7 +53,7 @@ pub(super) struct Here<'a> {
     pids: Pids,
     /// Files behind private mappings, as they were.
     mapped: &'a [MappedFile],
-    /// What the kernel provides to every process: name, length, build id.
+    /// What the kernel provides to every process: name and length.
     kernel: Vec<(String, u64)>,
     vdso: Option<Vec<u8>>,
 }

@@ -7,7 +7,7 @@ use crate::restore::revive::{NewPlan, Newborn, Origin};
 use crate::store::Flat;
 use crate::sys::arch::Registers;
 use crate::sys::{self, FileMap, Lazy, Piece};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Fewer pages than these are not worth waiting for one by one.
 const FEW_PAGES: u64 = 2048;
@@ -24,10 +24,10 @@ pub(super) struct Memory {
     image: FileMap,
     /// Written before the first instruction, ascending.
     eager: Vec<Piece>,
-    /// What shared mappings of files and segments hold: their content as it was.
+    /// What shared mappings of files hold: their content as it was.
     files: Vec<Piece>,
-    /// What segments hold that other processes are attached to.
-    in_use: Vec<Piece>,
+    /// What segments of System V shared memory hold, by their ids.
+    segments: Vec<(i32, Vec<Piece>)>,
     /// What comes later, if anything does.
     pub(super) lazy: Option<Lazy>,
 }
@@ -45,7 +45,7 @@ impl Memory {
         let mut found = Vec::new();
         let mut eager = Vec::new();
         let mut files = Vec::new();
-        let mut in_use = Vec::new();
+        let mut segments = Vec::new();
         let mut ranges = Vec::new();
         for mapping in &planned.mappings {
             if matches!(mapping.origin, Origin::Kernel(_)) {
@@ -58,11 +58,7 @@ impl Memory {
             }
             let may_wait = mapping.origin == Origin::Anonymous && may_wait(&mapping.vma);
             if let Origin::Segment(id) = mapping.origin {
-                // None of those that are brought back is yet.
-                match sys::attached_to_segment(id) {
-                    0 => files.extend(pieces),
-                    _ => in_use.extend(pieces),
-                }
+                segments.push((id, pieces));
             } else if mapping.vma.shared && matches!(mapping.origin, Origin::File(_)) {
                 files.extend(pieces);
             } else if may_wait && pages_in(&pieces) >= LARGE {
@@ -91,29 +87,34 @@ impl Memory {
             image,
             eager,
             files,
-            in_use,
+            segments,
             lazy,
         })
     }
 
-    /// Writes what comes first, and sees to it that the rest comes. Returns the pages written. Files that
-    /// are mapped shared, and are not what they were, are put back only if `change_files`: others may have
-    /// them as well. Segments that others are attached to never are. Tells what differs, a sentence each.
+    /// Writes what comes first, and sees to it that the rest comes. Returns the pages written. Files and segments
+    /// that are mapped shared, and are not what they were, are put back only if `change_files`: others may have
+    /// them as well. The segments `in_use` never are. Tells what differs, a sentence each.
     pub(super) fn fill(
         &self,
         newborn: &mut Newborn,
         change_files: bool,
+        in_use: &SegmentsInUse,
         notes: &mut Vec<String>,
     ) -> Result<u64> {
         let mut written = self.write(newborn.pid(), &self.eager)?;
-        let in_use = self.differing(newborn.pid(), &self.in_use)?;
+        let segments = self.segments.iter();
+        let (used, free): (Vec<_>, Vec<_>) = segments.partition(|(id, _)| in_use.0.contains(id));
+        let pieces = used.into_iter().flat_map(|(_, pieces)| pieces);
+        let in_use = self.differing(newborn.pid(), pieces)?;
         if !in_use.is_empty() {
             notes.push(format!(
                 "the content of segments of System V shared memory has changed since ({} pages), and stays as it is: other processes are attached to them",
                 pages_in(&in_use)
             ));
         }
-        let differing = self.differing(newborn.pid(), &self.files)?;
+        let free = free.into_iter().flat_map(|(_, pieces)| pieces);
+        let differing = self.differing(newborn.pid(), self.files.iter().chain(free))?;
         if !differing.is_empty() {
             let what = match change_files {
                 true => "has been put back",
@@ -141,7 +142,11 @@ impl Memory {
     }
 
     /// Pages of these pieces whose content is not what it was.
-    fn differing(&self, pid: i32, pieces: &[Piece]) -> Result<Vec<Piece>> {
+    fn differing<'a>(
+        &self,
+        pid: i32,
+        pieces: impl IntoIterator<Item = &'a Piece>,
+    ) -> Result<Vec<Piece>> {
         let mut found = Vec::new();
         let mut buffer = Vec::new();
         for piece in pieces {
@@ -176,6 +181,19 @@ impl Memory {
             }
         }
         Ok(pages)
+    }
+}
+
+/// Segments of System V shared memory that processes are attached to, other than those that are brought back.
+pub(super) struct SegmentsInUse(BTreeSet<i32>);
+
+impl SegmentsInUse {
+    /// Those of all segments of these processes, none of which has been started.
+    pub(super) fn of<'a>(all: impl IntoIterator<Item = &'a Memory>) -> Self {
+        let segments = all.into_iter().flat_map(|memory| &memory.segments);
+        let ids: BTreeSet<i32> = segments.map(|(id, _)| *id).collect();
+        let used = |id: &i32| sys::attached_to_segment(*id) > 0;
+        Self(ids.into_iter().filter(used).collect())
     }
 }
 

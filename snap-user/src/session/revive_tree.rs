@@ -3,7 +3,7 @@
 use super::revive::{Pids, ReviveOptions, Revived, RevivedMember, refuse_differences};
 use super::revive_contents::{contents_to_write, only_own};
 use super::revive_here::{Here, check_processor};
-use super::revive_memory::{Memory, Written};
+use super::revive_memory::{Memory, SegmentsInUse, Written};
 use super::revive_open::{Commons, length, open};
 use super::{Result, SessionError};
 use crate::model::{ProcessState, ProcessTree};
@@ -238,6 +238,7 @@ impl<'a> Job<'a> {
             .iter()
             .flat_map(|m| m.planned.space())
             .collect();
+        let in_use = SegmentsInUse::of(self.members.iter().map(|m| &m.memory));
         let stubs = start_tree(
             birth,
             &self.kin,
@@ -264,7 +265,8 @@ impl<'a> Job<'a> {
             let pid = member.state.pid;
             let mut newborn = Newborn::adopt(stub, &member.planned, opened, pid)?;
             let mut more = Vec::new();
-            pages += member.memory.fill(&mut newborn, change_files, &mut more)?;
+            let memory = &member.memory;
+            pages += memory.fill(&mut newborn, change_files, &in_use, &mut more)?;
             notes.extend(member.named(more));
             newborns.push(newborn);
         }

@@ -3,13 +3,12 @@
 use super::engine::{Captured, Engine, covered, wall_clock_ns};
 use super::flight::{Flight, InFlight};
 use super::pipeline::Hashes;
+use super::tree_files::{HeldFile, held_files};
 use super::{AuditPage, Result, Taken, audit};
 use crate::capture::{
     Stamps, compared, compared_pages, frozen_state, nameless, saved_ranges, without_files,
 };
-use crate::model::{
-    Costs, Descriptor, OpenFile, PAGE_SIZE, PageSet, ProcessState, SnapshotKind, Vma,
-};
+use crate::model::{Costs, PAGE_SIZE, PageSet, ProcessState, SnapshotKind, Vma};
 use crate::probe::Marks;
 use crate::sys::{Frozen, monotonic_ns, proc};
 use crate::track::{Dirty, Epoch, TrackerKind};
@@ -39,10 +38,8 @@ pub(super) struct Ahead {
 pub(super) struct Caught {
     /// It is still stopped.
     pub(super) frozen: Option<Frozen>,
-    /// Its descriptors, where it is held.
-    pub(super) descriptors: Vec<Descriptor>,
     /// Its open files, where it is held.
-    pub(super) files: Vec<OpenFile>,
+    pub(super) files: Vec<HeldFile>,
     pub(super) audit: Audit,
 }
 
@@ -229,9 +226,9 @@ impl Engine {
         costs.target_cpu_ns = self.cpu_since_last();
 
         let unsupported = state.unsupported.clone();
-        let (descriptors, files) = match hold {
-            true => (state.descriptors.clone(), state.files.clone()),
-            false => Default::default(),
+        let files = match hold {
+            true => held_files(&state),
+            false => Vec::new(),
         };
         let answer = self.pipeline.publish(state, costs);
         self.flight = Some(Flight::Writing(InFlight {
@@ -244,7 +241,6 @@ impl Engine {
         }));
         Ok(Ok(Caught {
             frozen: held,
-            descriptors,
             files,
             audit: Audit {
                 memory,

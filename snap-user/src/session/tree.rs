@@ -138,7 +138,6 @@ pub fn snap_tree(dir: &Path, pid: i32, options: &Options) -> Result<TakenTree> {
     }
     let holders = members.0.iter().map(|member| Holder {
         pid: member.pid,
-        descriptors: &member.caught.descriptors,
         files: &member.caught.files,
     });
     let shared = shared_files(&holders.collect::<Vec<_>>(), &mut unsupported);

@@ -1,6 +1,6 @@
 //! Open files that several processes of a tree share.
 
-use crate::model::{Descriptor, FileKind, OpenFile, SharedFile};
+use crate::model::{FileKind, ProcessState, SharedFile};
 use crate::sys::{SysError, compare_files_of};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -8,8 +8,30 @@ use std::collections::BTreeMap;
 /// A stopped process and what it has open.
 pub(super) struct Holder<'a> {
     pub(super) pid: i32,
-    pub(super) descriptors: &'a [Descriptor],
-    pub(super) files: &'a [OpenFile],
+    pub(super) files: &'a [HeldFile],
+}
+
+/// An open file of a stopped process, as far as it matters to whether others have it too.
+pub(super) struct HeldFile {
+    /// Its place among the open files of the process.
+    file: u32,
+    /// A descriptor of it.
+    fd: i32,
+    like: Likeness,
+}
+
+/// The open files that a process has descriptors of, each by the first of them.
+pub(super) fn held_files(state: &ProcessState) -> Vec<HeldFile> {
+    let mut seen = vec![false; state.files.len()];
+    let open = state.open_files();
+    let first = open.filter(|(d, _)| !std::mem::replace(&mut seen[d.file as usize], true));
+    first
+        .map(|(descriptor, file)| HeldFile {
+            file: descriptor.file,
+            fd: descriptor.fd,
+            like: (file.kind, file.identity),
+        })
+        .collect()
 }
 
 /// What open files must agree in to be one. Their positions and flags are read of one process after the other, and may
@@ -27,18 +49,13 @@ pub(super) fn shared_files(
     // Each open file by a descriptor of it.
     let mut alike: BTreeMap<Likeness, Vec<(SharedFile, Held)>> = BTreeMap::new();
     for (at, holder) in holders.iter().enumerate() {
-        for (n, file) in holder.files.iter().enumerate() {
-            let mut descriptors = holder.descriptors.iter();
-            if let Some(descriptor) = descriptors.find(|d| d.file as usize == n) {
-                let place = SharedFile {
-                    member: at as u32,
-                    file: n as u32,
-                };
-                alike
-                    .entry((file.kind, file.identity))
-                    .or_default()
-                    .push((place, (holder.pid, descriptor.fd)));
-            }
+        for held in holder.files {
+            let place = SharedFile {
+                member: at as u32,
+                file: held.file,
+            };
+            let alike = alike.entry(held.like).or_default();
+            alike.push((place, (holder.pid, held.fd)));
         }
     }
     let mut shared = Vec::new();
@@ -74,22 +91,46 @@ pub(super) fn shared_files(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Descriptor, OpenFile};
     use std::os::fd::AsRawFd;
     use std::process::{Command, Stdio};
 
     /// What was read of a file at this position, in a process that has it as this descriptor.
-    fn read_at(position: u64, fd: i32) -> (Vec<Descriptor>, Vec<OpenFile>) {
-        let descriptor = Descriptor {
-            fd,
-            file: 0,
-            cloexec: false,
-        };
+    fn read_at(position: u64, fd: i32) -> Vec<HeldFile> {
         let file = OpenFile {
             identity: (1, 2),
             position,
             ..OpenFile::default()
         };
-        (vec![descriptor], vec![file])
+        held_files(&ProcessState {
+            descriptors: vec![descriptor(fd, 0)],
+            files: vec![file],
+            ..ProcessState::default()
+        })
+    }
+
+    fn descriptor(fd: i32, file: u32) -> Descriptor {
+        Descriptor {
+            fd,
+            file,
+            cloexec: false,
+        }
+    }
+
+    #[test]
+    fn each_open_file_is_held_by_its_first_descriptor() {
+        let file = |inode| OpenFile {
+            identity: (1, inode),
+            ..OpenFile::default()
+        };
+        let open = [(0, 2), (1, 0), (2, 2), (3, 0), (4, 9)];
+        let held = held_files(&ProcessState {
+            descriptors: open.map(|(fd, at)| descriptor(fd, at)).to_vec(),
+            files: vec![file(10), file(11), file(12)],
+            ..ProcessState::default()
+        });
+        let told: Vec<_> = held.iter().map(|h| (h.file, h.fd, h.like.1.1)).collect();
+        assert_eq!(told, [(2, 0, 12), (0, 1, 10)]);
     }
 
     #[test]
@@ -107,11 +148,7 @@ mod tests {
         let shared_with = |fd: i32, position: u64| {
             let other = read_at(position, fd);
             let holders = [(own, &mine), (child.id() as i32, &other)];
-            let holders = holders.map(|(pid, (descriptors, files))| Holder {
-                pid,
-                descriptors,
-                files,
-            });
+            let holders = holders.map(|(pid, files)| Holder { pid, files });
             let mut notes = Vec::new();
             let shared = shared_files(&holders, &mut notes);
             assert!(notes.is_empty(), "{notes:?}");

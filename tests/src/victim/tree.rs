@@ -265,6 +265,9 @@ fn receive(fd: RawFd, n: u64, what: &str) {
     let mut bytes = [0u8; 8];
     // SAFETY: the buffer is valid for its length.
     let got = unsafe { libc::read(fd, bytes.as_mut_ptr().cast(), bytes.len()) };
+    if got < 0 {
+        broken(os_error(what));
+    }
     let number = u64::from_ne_bytes(bytes);
     if got != bytes.len() as isize || number != n {
         broken(format_args!("{what}: {got} bytes, {number} instead of {n}"));

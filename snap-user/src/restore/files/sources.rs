@@ -1,8 +1,9 @@
 //! Where each kind of open file comes from, in a process that does not have it. Pure.
 
 use super::plan::{Planner, Source};
+use super::streams::other_end;
 use super::{Finding, Matter};
-use crate::model::{Detail, FileKind, OpenFile, ProcessState, Socket, SocketState};
+use crate::model::{Detail, FileKind, Socket, SocketState};
 
 impl Planner<'_> {
     /// Where a file that the process does not have comes from.
@@ -128,9 +129,8 @@ impl Planner<'_> {
     }
 
     fn terminal(&mut self, at: usize) -> Source {
-        let file = &self.wanted.files[at];
         // Its master is here, and is made with it.
-        if self.master_of(file).is_some() {
+        if other_end(&self.wanted.files, at).is_some() {
             return Source::Make;
         }
         if let (false, Some(own)) = (self.same, self.options.terminal) {
@@ -139,25 +139,13 @@ impl Planner<'_> {
         self.by_path(at)
     }
 
-    /// The wanted file that is the master side of this terminal.
-    fn master_of(&self, file: &OpenFile) -> Option<usize> {
-        let number: u32 = file.link.strip_prefix("/dev/pts/")?.parse().ok()?;
-        self.wanted.files.iter().position(
-            |other| matches!(&other.detail, Detail::Terminal(t) if t.master_of == Some(number)),
-        )
-    }
-
     fn pipe(&mut self, at: usize) -> Source {
         let file = &self.wanted.files[at];
-        let here = |state: &ProcessState| {
-            state
-                .files
-                .iter()
-                .filter(|f| f.identity == file.identity && f.kind == FileKind::Pipe)
-                .count()
-        };
-        // Its other end is in this process, or all that is wanted of it.
-        if (self.same && here(self.live) > 0) || here(self.wanted) > 1 {
+        // An end of it is in the process, or its other end is wanted as well.
+        let mut live = self.live.files.iter();
+        let is_here =
+            self.same && live.any(|f| f.kind == FileKind::Pipe && f.identity == file.identity);
+        if is_here || other_end(&self.wanted.files, at).is_some() {
             return Source::Make;
         }
         if self.same
@@ -180,11 +168,7 @@ impl Planner<'_> {
         let fd = self.first[at];
         match (socket.domain, socket.state) {
             (libc::AF_UNIX, SocketState::Connected)
-                if self
-                    .wanted
-                    .files
-                    .iter()
-                    .any(|other| Some(other.identity.1) == socket.peer_inode) =>
+                if other_end(&self.wanted.files, at).is_some() =>
             {
                 if socket.passed_descriptors > 0 {
                     self.plan.notes.push(format!(

@@ -1,33 +1,43 @@
-//! Files whose other end was somebody else's.
+//! Terminals, pipes and connections, and where their other ends are.
 
 use crate::model::{Detail, FileKind, OpenFile, SocketState};
+
+/// The one of these open files that is the other end of this terminal, pipe or socket, if any is: the master side of a
+/// terminal, another open file of a pipe, what a socket is connected with.
+pub(super) fn other_end(files: &[OpenFile], at: usize) -> Option<usize> {
+    let file = &files[at];
+    let number = |file: &OpenFile| file.link.strip_prefix("/dev/pts/")?.parse::<u32>().ok();
+    let is_it = |other: &OpenFile| match (&file.detail, &other.detail) {
+        (Detail::Terminal(side), Detail::Terminal(master)) => {
+            side.master_of.is_none()
+                && master.master_of.is_some()
+                && master.master_of == number(file)
+        }
+        (Detail::Socket(socket), _) => {
+            other.kind == FileKind::Socket && Some(other.identity.1) == socket.peer_inode
+        }
+        _ => {
+            file.kind == FileKind::Pipe
+                && other.kind == file.kind
+                && other.identity == file.identity
+        }
+    };
+    let mut all = files.iter().enumerate();
+    all.position(|(n, other)| n != at && is_it(other))
+}
 
 /// Whether one of these open files is a terminal, or one end of a pipe or connection, and none of the others is the other
 /// end of it.
 pub fn is_from_elsewhere(files: &[OpenFile], at: usize) -> bool {
     let file = &files[at];
-    let others = || {
-        let all = files.iter().enumerate();
-        all.filter(|(n, _)| *n != at).map(|(_, f)| f)
-    };
-    match (&file.detail, file.kind) {
-        (Detail::Terminal(terminal), _) => {
-            let number = file.link.strip_prefix("/dev/pts/");
-            let number = number.and_then(|n| n.parse::<u32>().ok());
-            let is_master = |other: &OpenFile| matches!(&other.detail, Detail::Terminal(t) if t.master_of == number);
-            terminal.master_of.is_none() && !(number.is_some() && others().any(is_master))
-        }
-        (_, FileKind::Pipe) => {
-            !others().any(|o| o.kind == FileKind::Pipe && o.identity == file.identity)
-        }
-        (Detail::Socket(socket), _) if socket.state == SocketState::Connected => {
-            let is_peer = |other: &OpenFile| {
-                other.kind == FileKind::Socket && Some(other.identity.1) == socket.peer_inode
-            };
-            !others().any(is_peer)
-        }
+    let has_other_end = match (&file.detail, file.kind) {
+        // A master has its other end wherever that is.
+        (Detail::Terminal(terminal), _) => terminal.master_of.is_none(),
+        (_, FileKind::Pipe) => true,
+        (Detail::Socket(socket), _) => socket.state == SocketState::Connected,
         _ => false,
-    }
+    };
+    has_other_end && other_end(files, at).is_none()
 }
 
 #[cfg(test)]
@@ -72,9 +82,12 @@ mod tests {
         ] {
             assert!(!is_from_elsewhere(&pair, 0), "{pair:?}");
             assert!(is_from_elsewhere(&pair[..1], 0), "{pair:?}");
+            assert_eq!(other_end(&pair, 0), Some(1), "{pair:?}");
+            assert_eq!(other_end(&pair[..1], 0), None, "{pair:?}");
         }
         let strange = [connected(20, 30), connected(21, 20)];
         assert!(is_from_elsewhere(&strange, 0));
+        assert_eq!(other_end(&strange, 1), Some(0));
         // A master has its other end wherever that is.
         assert!(!is_from_elsewhere(&[terminal(Some(4))], 0));
     }

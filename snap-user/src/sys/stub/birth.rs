@@ -6,6 +6,7 @@ use crate::sys::ptrace::{self, Event, Tid};
 use crate::sys::{Gadgets, PidFd, Remote, Result, SysError, pidfd_open, proc};
 use std::io::Read;
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
 
 /// How a process is to be started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -19,10 +20,17 @@ pub struct Birth {
     pub network: bool,
 }
 
+/// Process 1 of a PID namespace.
+#[derive(Debug)]
+pub(super) struct Init {
+    pub(super) tid: Tid,
+    pub(super) pidfd: PidFd,
+}
+
 /// A started process: stopped, traced, a copy of ksnap.
 pub(super) struct Born {
     pub(super) thread: StubThread,
-    pub(super) init: Option<Tid>,
+    pub(super) init: Option<Init>,
     /// It sees a /proc with the ids that it knows.
     pub(super) right_proc: bool,
     pub(super) pidfd: PidFd,
@@ -219,6 +227,10 @@ pub(super) fn start(birth: Birth, lazy: Option<&Lazy>) -> Result<Born> {
         own: proc::own_id(tid, tid)?,
     };
     let pidfd = pidfd_open(tid)?;
+    let init = Init {
+        tid: init,
+        pidfd: pidfd_open(init)?,
+    };
     child.keep();
     Ok(Born {
         thread,
@@ -254,6 +266,16 @@ pub(super) fn bury(tid: Tid) {
             Err(e) if e.errno() == Some(libc::EINTR) => {}
             Err(_) => return,
         }
+    }
+}
+
+/// Waits for the end of a tracee that has been killed, so that its parent is told of it. Where another thread of it
+/// executed a program in that moment (execve(2)), there is no end to wait for: whoever has its id then is not traced.
+pub(super) fn bury_killed(tid: Tid) {
+    let own = nix::unistd::gettid().as_raw();
+    while proc::status(tid).is_ok_and(|status| status.tracer == own) {
+        ptrace::meet_end(tid);
+        std::thread::sleep(Duration::from_micros(100));
     }
 }
 

@@ -5,7 +5,7 @@ use super::{Stub, StubCall, StubThread};
 use crate::model::Limit;
 use crate::sys::clone::{CLEAR_SIGHAND, CloneArgs};
 use crate::sys::ptrace::{self, Event};
-use crate::sys::{Result, SysError, pidfd_open, proc, set_limit};
+use crate::sys::{Result, SysError, limits, pidfd_open, proc, set_limit};
 
 impl Stub {
     /// Makes a child of this process that is a stub like it, and has its memory, descriptors, session and group; `id`
@@ -52,9 +52,6 @@ impl Stub {
     /// been told when this returns.
     pub fn end_as(mut self, status: i32) -> Result<()> {
         let tid = self.threads[0].tid;
-        // It leaves no core behind: one byte is less than any, and with that limit none is piped to a program either
-        // (fs/coredump.c). Were it made not dumpable instead, ksnap could not have it run calls any more.
-        set_limit(tid, libc::RLIMIT_CORE as usize, Limit { soft: 1, hard: 1 })?;
         match libc::WIFSIGNALED(status) {
             false => {
                 let code = libc::WEXITSTATUS(status) as u64;
@@ -66,6 +63,7 @@ impl Stub {
                 // What ksnap ignores its children ignore as well.
                 if signal != libc::SIGKILL {
                     self.default_action(signal)?;
+                    leave_no_core(tid)?;
                 }
                 ptrace::set_sigmask(tid, 0)?;
                 // SAFETY: a system call without pointers, on a process that this one holds.
@@ -142,6 +140,18 @@ impl Stub {
     }
 }
 
+/// Whatever signal ends the process, it leaves no core behind: one byte is less than any, and with that limit none is
+/// piped to a program either (fs/coredump.c). Were it made not dumpable instead, ksnap could not have it run calls any
+/// more.
+fn leave_no_core(tid: i32) -> Result<()> {
+    const CORE: usize = libc::RLIMIT_CORE as usize;
+    match set_limit(tid, CORE, Limit { soft: 1, hard: 1 }) {
+        // To raise a limit takes CAP_SYS_RESOURCE; where it is nothing, no file is written either.
+        Err(e) if e.is_denied() && limits(tid)?[CORE].hard < 1 => Ok(()),
+        done => done,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Birth;
@@ -149,7 +159,10 @@ mod tests {
 
     /// What is left of a child that ends like this.
     fn left_by(status: i32) -> i32 {
-        let mut parent = Stub::start(Birth::default(), &[], None).unwrap();
+        left_below(Stub::start(Birth::default(), &[], None).unwrap(), status)
+    }
+
+    fn left_below(mut parent: Stub, status: i32) -> i32 {
         let child = parent.fork(None, true).unwrap();
         let pid = child.pid();
         child.end_as(status).unwrap();
@@ -174,5 +187,16 @@ mod tests {
     #[test]
     fn a_child_leaves_no_core() {
         assert_eq!(left_by(libc::SIGSEGV | 0x80), libc::SIGSEGV);
+    }
+
+    #[test]
+    fn a_child_that_may_leave_no_core_at_all_ends_as_it_is_told() {
+        for status in [7 << 8, libc::SIGTERM, libc::SIGKILL, libc::SIGSEGV] {
+            let parent = Stub::start(Birth::default(), &[], None).unwrap();
+            let none = Limit { soft: 0, hard: 0 };
+            set_limit(parent.pid(), libc::RLIMIT_CORE as usize, none).unwrap();
+            // A program that cores are piped to gets one of it even so.
+            assert_eq!(left_below(parent, status) & !0x80, status);
+        }
     }
 }

@@ -44,7 +44,7 @@ pub struct StubThread {
 pub struct Stub {
     threads: Vec<StubThread>,
     /// Process 1 of its own PID namespace.
-    init: Option<Tid>,
+    init: Option<birth::Init>,
     right_proc: bool,
     pidfd: PidFd,
     area: Area,
@@ -109,7 +109,7 @@ impl Stub {
 
     /// Process 1 of its own PID namespace, where it has one.
     pub fn init(&self) -> Option<i32> {
-        self.init
+        self.init.as_ref().map(|init| init.tid)
     }
 
     /// Whether the /proc that it sees has the ids that it knows.
@@ -157,17 +157,21 @@ impl Stub {
     /// # Errors
     /// When a thread cannot be let go; what has been started is killed then.
     pub fn release(mut self) -> Result<Released> {
-        if let Some(init) = self.init {
+        if let Some(init) = self.init() {
             init::set_free(init, self.threads[0].own, self.init_runs)?;
         }
         // The first thread last: while one is held, the death of ksnap is the death of all.
         for thread in self.threads.iter().rev() {
-            ptrace::detach(thread.tid)?;
+            match ptrace::detach(thread.tid) {
+                // One that was let go before has killed it.
+                Err(e) if e.is_vanished() => birth::bury_killed(thread.tid),
+                done => done?,
+            }
         }
         self.released = true;
         Ok(Released {
             pid: self.pid(),
-            child: self.init.unwrap_or(self.pid()),
+            child: self.init().unwrap_or(self.pid()),
             loading: self.loading.take(),
         })
     }
@@ -216,13 +220,15 @@ impl Drop for Stub {
         if self.released {
             return;
         }
-        // Its end may have been met with those of others of its namespace: by now its id may be somebody else's.
-        let _ = pidfd_kill(&self.pidfd);
-        for thread in self.threads.iter().rev() {
-            birth::bury(thread.tid);
+        // Their ends may have been met with those of others of the namespace: by now their ids may be somebody else's.
+        let is_there = |pidfd: &PidFd| !matches!(pidfd_kill(pidfd), Err(e) if e.is_vanished());
+        if is_there(&self.pidfd) {
+            for thread in self.threads.iter().rev() {
+                birth::bury(thread.tid);
+            }
         }
-        if let Some(init) = self.init {
-            birth::end(init);
+        if let Some(init) = self.init.as_ref().filter(|init| is_there(&init.pidfd)) {
+            birth::end(init.tid);
         }
     }
 }

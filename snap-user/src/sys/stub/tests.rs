@@ -118,19 +118,38 @@ fn dropping_a_namespace_leaves_other_children_alone() {
     if !is_root() {
         return eprintln!("skipped: a PID namespace needs root");
     }
-    let mut other = std::process::Command::new("sleep")
-        .arg("1000")
-        .spawn()
-        .unwrap();
     let birth = Birth {
         namespace: true,
         ..Birth::default()
     };
     let stub = Stub::start(birth, &[], None).unwrap();
-    // Its process 1 is gone, and waited for, before anything is dropped.
-    birth::end(stub.init().unwrap());
+    let ids = [stub.init().unwrap(), stub.pid()];
+    // Both are gone, and waited for, before anything is dropped.
+    birth::end(ids[0]);
+    let mut others = ids.map(|id| {
+        let birth = Birth {
+            pid: Some(id),
+            ..Birth::default()
+        };
+        Stub::start(birth, &[], None).unwrap()
+    });
     drop(stub);
-    assert!(other.try_wait().unwrap().is_none());
-    other.kill().unwrap();
-    other.wait().unwrap();
+    for (other, id) in others.iter_mut().zip(ids) {
+        let getpid = StubCall::new("getpid", "itself", libc::SYS_getpid, [0; 6]);
+        assert_eq!(other.run(&[getpid]).unwrap(), [i64::from(id)]);
+    }
+}
+
+#[test]
+fn one_that_is_killed_before_it_is_let_go_is_left_to_its_parent() {
+    let mut parent = Stub::start(Birth::default(), &[], None).unwrap();
+    let mut child = parent.fork(None, true).unwrap();
+    child
+        .make_threads(super::super::THREAD_FLAGS, &[None; 2])
+        .unwrap();
+    let own = child.threads()[0].own;
+    // SAFETY: a system call without pointers, on a process that this one holds.
+    assert_eq!(unsafe { libc::kill(child.pid(), libc::SIGKILL) }, 0);
+    child.release().unwrap();
+    parent.reap(own).unwrap();
 }
