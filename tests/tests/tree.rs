@@ -89,7 +89,16 @@ fn a_running_tree_is_not_disturbed_and_copies_live_beside_it() -> Result<()> {
 /// As in a container that was entered from outside: the session has no id there, and the group has one.
 #[test]
 fn trees_go_on_where_their_session_began_outside() -> Result<()> {
-    require!(Root, Ksnap, Mount, Program("bash"));
+    require!(Root, Ksnap, Mount, Program("python3"));
+    // Process 1, which buries whoever is left to it.
+    let in_a_group = "import os, sys\n\
+                      child = os.fork()\n\
+                      if child == 0:\n\
+                      \x20   os.setpgid(0, 0)\n\
+                      \x20   os.execv(sys.argv[1], sys.argv[1:])\n\
+                      ended = 0\n\
+                      while ended != child: ended, status = os.wait()\n\
+                      sys.exit(os.waitstatus_to_exitcode(status))";
     for name in [
         "a_tree_goes_on_with_its_ids",
         "a_tree_goes_on_in_a_namespace_of_its_own",
@@ -98,8 +107,7 @@ fn trees_go_on_where_their_session_began_outside() -> Result<()> {
         let mut command = Command::new("unshare");
         command
             .args(["--pid", "--fork", "--kill-child", "--mount-proc"])
-            // Each job of it has a group of its own.
-            .args(["bash", "-mc", "\"$@\"; exit $?", "bash"])
+            .args(["python3", "-c", in_a_group])
             .arg(std::env::current_exe()?)
             .args(["--exact", "--nocapture", name]);
         let done = Background::start(command)?.finish(LIMIT)?;

@@ -409,15 +409,19 @@ mod tests {
     fn a_flush_that_writes_nothing_tells_of_all_that_was_to_be_written() {
         let (_memory, memory) = new_store();
         let (_disk, disk) = new_store();
-        for pid in [10, 11] {
-            let mut session = memory.create_session(&info(pid)).expect("a session");
-            publish(&mut session, None, [], [(1, 7)]).expect("published");
+        let mut sessions = [10, 11].map(|pid| memory.create_session(&info(pid)).expect("one"));
+        for session in &mut sessions {
+            publish(session, None, [], [(1, 7)]).expect("published");
+        }
+        assert_eq!(flush_all(&memory, &disk).snapshots, 2);
+        for session in &mut sessions {
+            let parent = session.head();
+            publish(session, parent, [], [(2, 8)]).expect("published");
         }
         let plan = plan_flush(memory.dir(), disk.dir(), false).expect("a plan");
-        for meta in memory.list().expect("a listing") {
-            std::fs::write(&meta.path, "").expect("written");
-        }
-        let failed = flush(&plan, &mut |_, _| {}).expect_err("nothing is whole");
+        let _held = sessions.map(|session| disk.pruner(session.id()).expect("free"));
+        let failed = flush_within(&plan, Duration::ZERO, &mut |_, _| {});
+        let failed = failed.expect_err("others write both");
         assert_eq!(failed.notes.len(), 1, "{failed:?}");
         for (said, due) in [failed.error.to_string(), failed.notes[0].clone()]
             .iter()

@@ -189,10 +189,10 @@ mod tests {
         let mut tracker = WriteProtect::new(Userfaultfd::create().unwrap(), pagemap);
         let mut rearm = |begin: bool| {
             if begin {
-                tracker.begin(&vmas, false);
-                // However short it was: it is to be shared.
-                assert_eq!(tracker.begun.is_some(), tracker.walker.is_some());
+                // However short the last one was: it is to be shared.
                 tracker.walk_ns = None;
+                tracker.begin(&vmas, false);
+                assert_eq!(tracker.begun.is_some(), tracker.walker.is_some());
             }
             let found = tracker.rearm(&vmas, false, &mut || {}).unwrap().unwrap();
             found.intersect(&all)
