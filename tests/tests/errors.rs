@@ -176,6 +176,22 @@ fn two_stores_may_watch_one_process_in_turns() -> Result<()> {
 }
 
 #[test]
+fn two_stores_may_watch_one_process_at_once() -> Result<()> {
+    require!(Root, Ksnap);
+    let (one, other) = (Ksnap::new()?, Ksnap::new()?);
+    let mut victim = Victim::spawn("counter", &["--mib", "4"])?;
+    let options = ["--every", "100ms", "--count", "20", "--audit"];
+    let first = Watch::start(&one, victim.pid(), &options)?;
+    let second = Watch::start(&other, victim.pid(), &options)?;
+    other.ok(&["snap", &victim.pid().to_string()])?;
+    for watch in [first, second] {
+        watch.finish(LIMIT)?.took(20)?;
+    }
+    victim.check()?;
+    victim.quit()
+}
+
+#[test]
 fn what_is_not_there_has_a_code_of_its_own() -> Result<()> {
     require!(Root, Ksnap);
     let ksnap = Ksnap::new()?;

@@ -71,6 +71,7 @@ victims! {
     avx: "avx" [], needs Cpu("avx2");
     rseq: "rseq" [], needs Rseq;
     sparse: "sparse" [];
+    uffd: "uffd" [], needs Tracker("wp");
     attributes_signals: "attributes" ["signals"];
     attributes_timers: "attributes" ["timers"];
     attributes_process: "attributes" ["process"];

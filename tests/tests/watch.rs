@@ -65,6 +65,7 @@ watched! {
     avx: "avx" [], 40, needs Cpu("avx2");
     rseq: "rseq" [], 40, needs Rseq;
     sparse: "sparse" [], 40;
+    uffd: "uffd" [], 40, needs Tracker("wp");
     nanosleep: "blocked" ["nanosleep"], 40;
     clock_nanosleep: "blocked" ["clock_nanosleep"], 40;
     poll: "blocked" ["poll"], 40;

@@ -12,6 +12,8 @@ use std::time::{Duration, Instant};
 const LOOK_AROUND: Duration = Duration::from_millis(5);
 /// How long to wait for a thread that must stop before it can be let go.
 const LETTING_GO: Duration = Duration::from_millis(250);
+/// How long to wait for another tracer that may be gone in a moment, as another ksnap is.
+const TURN: Duration = Duration::from_millis(100);
 
 /// How the process is held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,12 +60,14 @@ impl Frozen {
     /// Stops every thread of the process.
     ///
     /// # Errors
-    /// EPERM when it may not be traced or something traces it already, ESRCH when it is gone,
+    /// EPERM when it may not be traced or something traces it already, and for more than a moment, ESRCH when it is gone,
     /// `TimedOut` when a thread does not stop. Nothing stays stopped after an error.
     pub fn freeze(pid: i32, options: Freeze) -> Result<Self> {
         release_strays();
         // Outlives the frozen set when an error drops it: letting go waits as well.
         let alarm = Alarm::start(options.timeout)?;
+        let turn = Instant::now() + TURN;
+        let mut denied = false;
         loop {
             let mut frozen = Self {
                 pid,
@@ -76,6 +80,14 @@ impl Frozen {
                 Ok(()) => return Ok(frozen),
                 // Every thread that was there is gone, but one took over the process: execve(2).
                 Err(e) if e.is_vanished() && Instant::now() < alarm.end && proc::is_alive(pid) => {}
+                Err(e) if e.is_denied() && Instant::now() < turn => {
+                    drop(frozen);
+                    // One that was there then may be gone by now.
+                    if std::mem::replace(&mut denied, true) && !is_traced(pid) {
+                        return Err(e);
+                    }
+                    std::thread::sleep(Duration::from_millis(1));
+                }
                 Err(e) => return Err(e),
             }
         }
@@ -316,6 +328,13 @@ fn is_ours(tid: Tid) -> bool {
     // SAFETY: a system call without arguments.
     let own = unsafe { libc::gettid() };
     proc::status(tid).is_ok_and(|status| status.tracer == own)
+}
+
+/// Whether anybody traces a thread of the process.
+fn is_traced(pid: i32) -> bool {
+    let threads = proc::threads(pid).unwrap_or_default();
+    let mut tracers = threads.iter().filter_map(|tid| proc::status(*tid).ok());
+    tracers.any(|status| status.tracer != 0)
 }
 
 /// Waits until a thread that is about to end has left the memory: on its way out it clears the word that

@@ -53,7 +53,7 @@ pub use namespace::{bring_up_loopback, in_network_of};
 pub use open::{
     create_in_root, duplicate_number, open_in_root, open_link, open_own_link, unnamed_in_root,
 };
-pub use pagemap::{MayHold, PageInfo, Pagemap, ScanResult, clear_soft_dirty};
+pub use pagemap::{MayHold, PageInfo, Pagemap, ScanResult, SoftDirtyBits, clear_soft_dirty};
 pub use pager::{FileMap, PAGER_FLAGS, Pager, Piece, arm as arm_pager};
 pub use pidfd::{PidFd, ended_pidfd, pidfd_getfd, pidfd_kill, pidfd_open};
 pub use remote::{Remote, THREAD_FLAGS};

@@ -3,7 +3,9 @@
 
 use super::{Result, SysError};
 use crate::model::{PAGE_SIZE, PageRange};
+use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
@@ -327,6 +329,33 @@ impl Pagemap {
     }
 }
 
+/// The soft-dirty bits of a process: one record, which whoever clears it takes from everybody else.
+pub struct SoftDirtyBits {
+    file: File,
+    pid: i32,
+}
+
+impl SoftDirtyBits {
+    /// Takes them for this ksnap alone, among those that see the same /proc. `None` when another one has them.
+    pub fn take(pid: i32) -> Result<Option<Self>> {
+        let path = format!("/proc/{pid}/clear_refs");
+        let opened = File::options().write(true).open(&path);
+        let file = opened.map_err(|e| SysError::new("open", &path, e))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Self { file, pid })),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(e) => Err(SysError::new("flock", path, e)),
+        }
+    }
+
+    /// As [`clear_soft_dirty`].
+    pub fn clear(&self) -> Result<()> {
+        let written = (&self.file).write_all(b"4");
+        written
+            .map_err(|e| SysError::new("write", format_args!("/proc/{}/clear_refs", self.pid), e))
+    }
+}
+
 /// Clears the soft-dirty bits of a process. Succeeds without any effect where the kernel was built
 /// without `CONFIG_MEM_SOFT_DIRTY`: probe by a round trip.
 pub fn clear_soft_dirty(pid: i32) -> Result<()> {
@@ -338,6 +367,22 @@ pub fn clear_soft_dirty(pid: i32) -> Result<()> {
 mod tests {
     use super::*;
     use crate::sys::{ScratchMap, read_bytes};
+
+    #[test]
+    fn soft_dirty_bits_belong_to_one_at_a_time() {
+        let mut child = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        let pid = child.id() as i32;
+        let bits = SoftDirtyBits::take(pid).unwrap().expect("nobody has them");
+        assert!(SoftDirtyBits::take(pid).unwrap().is_none());
+        bits.clear().unwrap();
+        drop(bits);
+        assert!(SoftDirtyBits::take(pid).unwrap().is_some());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
 
     #[test]
     fn entries_tell_that_a_page_may_be_the_one_of_zeroes() {

@@ -5,8 +5,8 @@ use super::soft_dirty::SoftDirty;
 use super::wp::WriteProtect;
 use super::{Result, Support, TrackError, Tracker, TrackerChoice, TrackerKind, support};
 use crate::sys::{
-    Call, Freeze, Frozen, Gadgets, Guarded, Pagemap, Remote, SysError, USERFAULTFD_FLAGS,
-    Userfaultfd, pidfd_getfd, pidfd_open, proc,
+    Call, Freeze, Frozen, Gadgets, Guarded, Pagemap, Remote, SoftDirtyBits, SysError,
+    USERFAULTFD_FLAGS, Userfaultfd, pidfd_getfd, pidfd_open, proc,
 };
 use std::os::fd::OwnedFd;
 
@@ -54,13 +54,23 @@ pub fn attach(pid: i32, choice: TrackerChoice) -> Result<Attached> {
                     });
                 }
             },
-            TrackerKind::SoftDirty => {
-                return Ok(Attached {
-                    tracker: Box::new(SoftDirty::new(pid, pagemap)),
-                    brk: None,
-                    instead,
-                });
-            }
+            TrackerKind::SoftDirty => match SoftDirtyBits::take(pid)? {
+                Some(bits) => {
+                    return Ok(Attached {
+                        tracker: Box::new(SoftDirty::new(bits, pagemap)),
+                        brk: None,
+                        instead,
+                    });
+                }
+                None => {
+                    let why = "another ksnap tracks this process by it";
+                    instead.get_or_insert_with(|| format!("not by {kind}: {why}"));
+                    reason.get_or_insert(TrackError::Unavailable {
+                        kind,
+                        why: why.into(),
+                    });
+                }
+            },
             TrackerKind::Hash => {
                 return Ok(Attached {
                     tracker: Box::new(Hash::new(pagemap)),

@@ -3,10 +3,10 @@
 use super::survey::{self, Survey};
 use super::{Result, Tracker, TrackerKind};
 use crate::model::{PageSet, Vma};
-use crate::sys::{Pagemap, clear_soft_dirty};
+use crate::sys::{Pagemap, SoftDirtyBits};
 
 pub(super) struct SoftDirty {
-    pid: i32,
+    bits: SoftDirtyBits,
     pagemap: Pagemap,
     scans: bool,
     refused: PageSet,
@@ -14,10 +14,10 @@ pub(super) struct SoftDirty {
 }
 
 impl SoftDirty {
-    pub(super) fn new(pid: i32, mut pagemap: Pagemap) -> Self {
+    pub(super) fn new(bits: SoftDirtyBits, mut pagemap: Pagemap) -> Self {
         let scans = pagemap.can_scan();
         Self {
-            pid,
+            bits,
             pagemap,
             scans,
             refused: PageSet::new(),
@@ -38,7 +38,7 @@ impl Tracker for SoftDirty {
         watched: &mut dyn FnMut(),
     ) -> Result<Option<PageSet>> {
         let found = self.survey(vmas, None)?.dirty;
-        clear_soft_dirty(self.pid)?;
+        self.bits.clear()?;
         watched();
         self.cleared = true;
         Ok(Some(found))

@@ -5,7 +5,7 @@ use crate::model::PageRange;
 use crate::sys::{MayHold, Pagemap, ScanResult, SysError, monotonic_ns};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::{self, JoinHandle};
 
@@ -20,6 +20,8 @@ const TABLE: u64 = 2 << 20;
 pub(super) struct Walk {
     parts: Vec<(PageRange, MayHold)>,
     next: AtomicUsize,
+    /// Whoever is first to set it: the other thread, which takes part then, or the one that has done all without it.
+    is_settled: AtomicBool,
 }
 
 /// What one thread has found.
@@ -36,12 +38,18 @@ impl Walk {
         Self {
             parts,
             next: AtomicUsize::new(0),
+            is_settled: AtomicBool::new(false),
         }
     }
 
     /// The same, for two: large parts are cut.
     pub(super) fn shared(parts: &[(PageRange, MayHold)]) -> Self {
         Self::new(pieces(parts))
+    }
+
+    /// Settles whether the other thread takes part. `true` for the first who asks.
+    fn settle(&self) -> bool {
+        !self.is_settled.swap(true, Ordering::AcqRel)
     }
 
     /// Takes parts as long as there are any.
@@ -113,7 +121,7 @@ impl Walker {
             .spawn(move || {
                 for walk in to_walk {
                     pagemap.look_for_swap();
-                    if found.send(walk.some(&mut pagemap)).is_err() {
+                    if walk.settle() && found.send(walk.some(&mut pagemap)).is_err() {
                         return;
                     }
                 }
@@ -125,18 +133,23 @@ impl Walker {
         })
     }
 
-    /// Takes part in a walk from now on, of which [`Walker::share`] must be asked before the next. `false` if it cannot.
+    /// Takes part in a walk as soon as it can, of which [`Walker::share`] must be asked before the next. `false` if
+    /// it never can.
     pub(super) fn begin(&self, walk: &Arc<Walk>) -> bool {
         let walks = self.walks.as_ref().expect("until drop");
         walks.send(walk.clone()).is_ok()
     }
 
-    /// What it has found, once the walk is over.
-    pub(super) fn share(&self) -> Result<Share> {
-        self.shares.recv().unwrap_or_else(|_| {
+    /// What it has found, once the walk is over for whoever asks. `None` where all was done before it got a processor:
+    /// the stopped process does not wait for one.
+    pub(super) fn share(&self, walk: &Walk) -> Option<Result<Share>> {
+        if walk.settle() {
+            return None;
+        }
+        Some(self.shares.recv().unwrap_or_else(|_| {
             let ended = io::Error::other("the thread that shares the walk has ended");
             Err(SysError::new("PAGEMAP_SCAN", "the second thread", ended).into())
-        })
+        }))
     }
 }
 

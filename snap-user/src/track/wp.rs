@@ -52,6 +52,15 @@ impl WriteProtect {
         self.refused = PageSet::from_ranges(refused);
         Ok(())
     }
+
+    /// All of the address space, by what is in it, without what others may watch: a walk would take their record of
+    /// writes away. Those are mappings that were refused, and shared ones, which nobody watches here.
+    fn parts(&self, vmas: &[Vma]) -> Vec<(PageRange, MayHold)> {
+        let shared = vmas.iter().filter(|v| v.shared).map(|v| v.range);
+        let others = PageSet::from_ranges(shared.collect()).union(&self.refused);
+        let all = PageSet::from_ranges(vec![PageRange::new(0, USER_END)]);
+        survey::by_holding_all(vmas, &all.subtract(&others)).collect()
+    }
 }
 
 impl Tracker for WriteProtect {
@@ -69,8 +78,8 @@ impl Tracker for WriteProtect {
         let found = match self.begun.take() {
             Some(walk) => {
                 let mine = walk.some(&mut self.pagemap);
-                let theirs = self.walker.as_ref().map(Walker::share);
-                match theirs {
+                let theirs = self.walker.as_ref().map(|walker| walker.share(&walk));
+                match theirs.flatten() {
                     Some(theirs) => mine?.with(theirs?),
                     None => mine?,
                 }
@@ -80,13 +89,18 @@ impl Tracker for WriteProtect {
                 if !unchanged {
                     self.register(vmas)?;
                 }
-                Walk::new(parts(vmas)).some(&mut self.pagemap)?
+                Walk::new(self.parts(vmas)).some(&mut self.pagemap)?
             }
         };
-        if std::mem::take(&mut self.is_stopped) {
+        let is_stopped = std::mem::take(&mut self.is_stopped);
+        if is_stopped {
             self.walk_ns = Some(found.ns);
         }
         watched();
+        if !is_stopped && found.ns > LONG_WALK && self.walker.is_none() {
+            // So that it need not be started in a stop.
+            self.walker = Walker::start(&self.pagemap);
+        }
         // Whatever was protected is reported, also where `vmas` is out of date by now.
         let own = found.into_scans().flatten();
         let own = own.filter(|(_, info)| info.is_own());
@@ -95,14 +109,17 @@ impl Tracker for WriteProtect {
 
     fn begin(&mut self, vmas: &[Vma], unchanged: bool) {
         self.is_stopped = true;
-        let long = self.walk_ns.is_none_or(|ns| ns > LONG_WALK);
-        if !long || self.begun.is_some() || !unchanged && self.register(vmas).is_err() {
+        let is_long = match self.walk_ns {
+            Some(ns) => ns > LONG_WALK,
+            None => self.walker.is_some(),
+        };
+        if !is_long || self.begun.is_some() || !unchanged && self.register(vmas).is_err() {
             return;
         }
         if self.walker.is_none() {
             self.walker = Walker::start(&self.pagemap);
         }
-        let walk = Arc::new(Walk::shared(&parts(vmas)));
+        let walk = Arc::new(Walk::shared(&self.parts(vmas)));
         if self.walker.as_ref().is_some_and(|w| w.begin(&walk)) {
             self.begun = Some(walk);
         }
@@ -145,11 +162,6 @@ impl Tracker for WriteProtect {
     }
 }
 
-/// All of the address space, by what is in it.
-fn parts(vmas: &[Vma]) -> Vec<(PageRange, MayHold)> {
-    survey::by_holding(vmas, PageRange::new(0, USER_END))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,10 +171,50 @@ mod tests {
 
     const PAGES: u64 = 4096;
 
+    fn anonymous(range: PageRange) -> Vma {
+        Vma {
+            range,
+            prot: Protection {
+                read: true,
+                write: true,
+                exec: false,
+            },
+            shared: false,
+            backing: Backing::Anonymous { name: None },
+            flags: Vec::new(),
+            build_id: None,
+        }
+    }
+
     fn write(map: &mut ScratchMap, pages: &[u64]) -> PageSet {
         let start = map.range().start;
         pages.iter().for_each(|n| map.write(*n, 3));
         PageSet::from_pages(pages.iter().map(|n| start + n * PAGE_SIZE).collect())
+    }
+
+    #[test]
+    fn a_second_tracker_leaves_the_record_of_the_first_alone() {
+        if let Support::No(why) | Support::Unknown(why) = support(TrackerKind::WriteProtect) {
+            return eprintln!("skipped: {why}");
+        }
+        let mut map = ScratchMap::new(8).unwrap();
+        let all = write(&mut map, &[0, 1, 2, 3, 4, 5, 6, 7]);
+        let vmas = [anonymous(map.range())];
+        let [mut first, mut second] = [(); 2].map(|()| {
+            let pagemap = Pagemap::open(std::process::id().cast_signed()).unwrap();
+            WriteProtect::new(Userfaultfd::create().unwrap(), pagemap)
+        });
+        let rearm = |tracker: &mut WriteProtect| {
+            let found = tracker.rearm(&vmas, false, &mut || {}).unwrap().unwrap();
+            found.intersect(&all)
+        };
+        assert_eq!(rearm(&mut first), all);
+        assert!(rearm(&mut second).is_empty());
+        assert_eq!(second.refused(), &all);
+        let written = write(&mut map, &[1, 5]);
+        assert!(rearm(&mut second).is_empty());
+        assert_eq!(second.survey(&vmas, None).unwrap().dirty, all);
+        assert_eq!(rearm(&mut first), written);
     }
 
     #[test]
@@ -173,24 +225,13 @@ mod tests {
         let mut map = ScratchMap::new(PAGES).unwrap();
         let all: Vec<u64> = (0..PAGES).collect();
         let all = write(&mut map, &all);
-        let vmas = [Vma {
-            range: map.range(),
-            prot: Protection {
-                read: true,
-                write: true,
-                exec: false,
-            },
-            shared: false,
-            backing: Backing::Anonymous { name: None },
-            flags: Vec::new(),
-            build_id: None,
-        }];
+        let vmas = [anonymous(map.range())];
         let pagemap = Pagemap::open(std::process::id().cast_signed()).unwrap();
         let mut tracker = WriteProtect::new(Userfaultfd::create().unwrap(), pagemap);
         let mut rearm = |begin: bool| {
             if begin {
                 // However short the last one was: it is to be shared.
-                tracker.walk_ns = None;
+                tracker.walk_ns = Some(LONG_WALK + 1);
                 tracker.begin(&vmas, false);
                 assert_eq!(tracker.begun.is_some(), tracker.walker.is_some());
             }

@@ -46,6 +46,7 @@ pub mod sparse;
 pub mod table;
 pub mod threads;
 pub mod tree;
+pub mod uffd;
 pub mod workers;
 
 use anyhow::{Result, bail};
@@ -126,6 +127,7 @@ pub const VICTIMS: &[(&str, &str, Start)] = &[
         files::start,
     ),
     ("sparse", "much address space and few pages", sparse::start),
+    ("uffd", "a record of its own writes", uffd::start),
     (
         "tree",
         "a parent, a child, a grandchild and a zombie",
