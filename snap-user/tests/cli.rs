@@ -201,6 +201,74 @@ fn no_store_is_10_and_says_what_to_do() {
 }
 
 #[test]
+fn what_is_no_store_is_called_what_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "text").unwrap();
+    let sleeper = Sleeper::start();
+    let pid = sleeper.pid();
+    for store in [&file, &file.join("below")] {
+        for verb in [&["log"][..], &["snap", &pid], &["watch", &pid]] {
+            let ran = ksnap(store, verb).fails(10);
+            assert!(ran.err.contains("not a folder"), "{verb:?}: {}", ran.err);
+            assert!(ran.err.contains("--store"), "{verb:?}: {}", ran.err);
+        }
+    }
+    for verb in [&["log"][..], &["snap", &pid]] {
+        let ran = ksnap(dir.path(), verb).fails(10);
+        assert!(ran.err.contains("other things"), "{verb:?}: {}", ran.err);
+    }
+    let ran = Ran::new(
+        std::process::Command::new(env!("CARGO_BIN_EXE_ksnap"))
+            .args(["flush", "--to"])
+            .arg(dir.path().join("to"))
+            .env("KSNAP_RAM", dir.path().join("ram"))
+            .output()
+            .unwrap(),
+    )
+    .fails(10);
+    assert!(
+        ran.err.contains("KSNAP_RAM") && !ran.err.contains("--store"),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
+fn verify_tells_of_a_damaged_marker_and_what_to_do() {
+    let fixture = Fixture::new();
+    let marker = std::fs::read_dir(&fixture.store)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| std::fs::read_to_string(path).is_ok_and(|t| t.starts_with("ksnap store ")))
+        .expect("a marker");
+    std::fs::write(&marker, "ksnap stoer 1\n").unwrap();
+    let ran = fixture.ksnap(&["verify"]).fails(15);
+    assert!(ran.out.starts_with("damaged: 1 problem"), "{ran:?}");
+    assert!(ran.out.contains(marker.to_str().unwrap()), "{ran:?}");
+    assert!(!format!("{ran:?}").contains("lists all damage"), "{ran:?}");
+    // As it says.
+    assert!(ran.out.contains("`ksnap store 1`"), "{ran:?}");
+    std::fs::write(&marker, "ksnap store 1\n").unwrap();
+    fixture.ksnap(&["verify"]).ok();
+}
+
+#[test]
+fn key_show_says_when_it_makes_a_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let show = || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ksnap"));
+        command
+            .args(["key", "show"])
+            .env("KSNAP_CONFIG", dir.path());
+        Ran::new(command.output().unwrap()).ok()
+    };
+    let (first, second) = (show(), show());
+    assert!(first.err.contains("a new pair was made"), "{first:?}");
+    assert_eq!((second.err.as_str(), &first.out), ("", &second.out));
+}
+
+#[test]
 fn references_that_mean_nothing_or_too_much_are_explained() {
     let fixture = Fixture::new();
     let unknown = fixture.ksnap(&["show", "dead"]).fails(1);
@@ -261,12 +329,14 @@ fn rollback_is_refused_without_consent_before_anything_is_touched() {
     let fixture = Fixture::new();
     let ran = fixture.ksnap(&["rollback", "4242", "@1"]).fails(2);
     assert!(ran.err.contains("confirm with -y"), "{}", ran.err);
-    let ran = fixture.ksnap(&["rollback", "7", "latest", "-y"]).fails(1);
-    assert!(
-        ran.err.contains("not found: snapshot latest of process 7"),
-        "{}",
-        ran.err
-    );
+    let sleeper = Sleeper::start();
+    let pid = sleeper.pid();
+    let ran = fixture.ksnap(&["rollback", &pid, "latest", "-y"]).fails(1);
+    let not_found = format!("not found: snapshot latest of process {pid}");
+    assert!(ran.err.contains(&not_found), "{}", ran.err);
+    drop(sleeper);
+    let ran = fixture.ksnap(&["rollback", &pid, "latest", "-y"]).fails(14);
+    assert!(ran.err.contains("is gone"), "{}", ran.err);
 }
 
 #[test]

@@ -4,9 +4,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use tests::{Background, Footprint, Ksnap, Python, Victim, Watch, require};
+use tests::{Background, Footprint, Ksnap, Need, Python, Victim, Watch, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
+const NOBODY: u32 = 65534;
 
 /// Each verb that takes a process ends with this code and says all of these words on stderr.
 fn refused(ksnap: &Ksnap, pid: i32, code: i32, words: &[&str]) -> Result<()> {
@@ -232,6 +233,8 @@ fn run_ends_as_its_command_and_says_what_cannot_be_started() -> Result<()> {
     for (script, code) in [("exit 0", 0), ("exit 7", 7), ("sleep 0.3; exit 9", 9)] {
         let ended = ksnap.run(&["run", "--every", "50ms", "--", "sh", "-c", script])?;
         ensure!(ended.code()? == code, "{script}: {ended:?}");
+        // How many there are, or why there is none.
+        ensure!(ended.stderr.contains("snapshot"), "{script}: {ended:?}");
     }
     let ended = ksnap.run(&["run", "--", "sh", "-c", "sleep 0.2; kill -9 $$"])?;
     ensure!(ended.code()? == 137, "{ended:?}");
@@ -258,4 +261,109 @@ fn a_process_that_ends_during_attach_or_snapshot_is_no_crash() -> Result<()> {
         ensure!(!ended.stderr.contains("panicked"), "{ended:?}");
     }
     Ok(())
+}
+
+#[test]
+fn a_command_is_not_started_for_a_tracker_that_does_not_work_here() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    for tracker in ["wp", "soft-dirty"] {
+        if Need::Tracker(tracker).missing().is_none() {
+            continue;
+        }
+        let ended = ksnap.run(&["run", "--tracker", tracker, "--", "echo", "started"])?;
+        ensure!(ended.code()? == 12, "{ended:?}");
+        ensure!(ended.stdout.is_empty(), "{ended:?}");
+        ensure!(ended.stderr.contains(tracker), "{ended:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_command_that_cannot_be_watched_goes_on_and_its_status_counts() -> Result<()> {
+    require!(Root, Ksnap);
+    use std::os::unix::fs::PermissionsExt;
+    let ksnap = Ksnap::as_user(NOBODY)?;
+    ksnap.ok(&["run", "--", "true"])?;
+    // Nothing can be put there any more: neither the watcher's socket nor a session.
+    std::fs::set_permissions(ksnap.store(), std::fs::Permissions::from_mode(0o555))?;
+    let script = "sleep 1; echo done; exit 7";
+    let ended = ksnap.run(&["run", "--", "sh", "-c", script])?;
+    ensure!(ended.code()? == 7, "{ended:?}");
+    ensure!(ended.stdout == "done\n", "{ended:?}");
+    ensure!(ended.stderr.contains("Permission denied"), "{ended:?}");
+    ensure!(
+        ended.stderr.contains("goes on without snapshots"),
+        "{ended:?}"
+    );
+    Ok(())
+}
+
+/// The watcher takes over what can be asked of it; the rest is refused rather than forgotten.
+#[test]
+fn options_for_a_watched_process_are_followed_or_refused() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"));
+    let ksnap = Ksnap::new()?;
+    let script = "import tempfile\n\
+                  f = tempfile.NamedTemporaryFile()\n\
+                  f.write(b'x' * 20000)\n\
+                  f.flush()\n\
+                  print('ready', flush=True)\n\
+                  input()\n";
+    let mut python = Python::script(script)?;
+    ensure!(python.line(LIMIT)? == "ready");
+    let pid = python.pid().to_string();
+    let mut watch = Watch::start(&ksnap, python.pid(), &["--every", "1h"])?;
+    watch.wait_taken(1, LIMIT)?;
+    let first = watch.ids()?.remove(0);
+    for words in [
+        &["snap", &pid, "--tracker", "hash"][..],
+        &["snap", &pid, "--audit", "--no-probes"],
+        &["snap", &pid, "--memory", "64M"],
+        &["rollback", &pid, &first, "-y", "--no-probes"],
+        &["profile", &pid, "--for", "100ms", "--every", "20ms"],
+        &["profile", &pid, "--for", "100ms", "--audit"],
+    ] {
+        let ended = ksnap.run(words)?;
+        ensure!(ended.code()? == 2, "{words:?}: {ended:?}");
+        ensure!(
+            ended.stderr.contains("being watched"),
+            "{words:?}: {ended:?}"
+        );
+    }
+    let stored = |words: &[&str]| -> Result<u64> {
+        let taken = ksnap.json(words)?.remove(0);
+        let shown = ksnap.json(&["show", taken["id"].as_str().context("no id")?])?;
+        shown[0]["snapshot"]["pages"].as_u64().context("no pages")
+    };
+    let without = stored(&["snap", &pid])?;
+    let with = stored(&["snap", &pid, "--audit", "--files"])?;
+    ensure!(with >= without + 5, "{without} pages, with files {with}");
+    ksnap.ok(&["profile", &pid, "--for", "100ms"])?;
+    watch.interrupt(LIMIT)?.none_failed()?;
+    drop(python);
+    Ok(())
+}
+
+#[test]
+fn a_rollback_of_what_cannot_go_back_says_why_before_it_looks_for_snapshots() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    let rollback =
+        |ksnap: &Ksnap, pid: i32| ksnap.run(&["rollback", &pid.to_string(), "latest", "-y"]);
+    let mut child = Command::new("true").spawn()?;
+    child.wait()?;
+    let ended = rollback(&ksnap, child.id() as i32)?;
+    ensure!(ended.code()? == 14, "{ended:?}");
+    let comm = std::fs::read_to_string("/proc/2/comm").unwrap_or_default();
+    if comm.trim() == "kthreadd" {
+        let ended = rollback(&ksnap, 2)?;
+        ensure!(ended.code()? == 1, "{ended:?}");
+        ensure!(ended.stderr.contains("kernel thread"), "{ended:?}");
+    }
+    let mut victim = Victim::spawn("counter", &["--mib", "1"])?;
+    let ended = rollback(&Ksnap::as_user(NOBODY)?, victim.pid())?;
+    ensure!(ended.code()? == 13, "{ended:?}");
+    victim.check()?;
+    victim.quit()
 }

@@ -174,6 +174,49 @@ fn an_ordinary_user_rolls_back_an_own_process() -> Result<()> {
     goes_back_and_forth(&ksnap, victim, 6, &["--audit"], false)
 }
 
+/// Ids are given out by whoever has the privilege. Without it that is known beforehand, and nothing is touched.
+#[test]
+fn threads_that_an_ordinary_user_cannot_make_again_are_refused_before_anything_is_touched()
+-> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::as_user(NOBODY)?;
+    let mut victim = Victim::spawn_as(NOBODY, "threads", &["--rollbacks"])?;
+    let pid = victim.pid().to_string();
+    let end = Instant::now() + LIMIT;
+    let id = loop {
+        ensure!(Instant::now() < end, "no snapshot has a thread that ends");
+        let (id, _, high) = snapshot(&ksnap, &mut victim)?;
+        victim.wait_beyond(high + 50, LIMIT)?;
+        let shown = ksnap.json(&["show", &id])?.remove(0);
+        let threads = shown["threads"].as_array().context("no threads")?;
+        let has_ended = |thread: &serde_json::Value| {
+            let tid = &thread["tid"];
+            !std::path::Path::new(&format!("/proc/{pid}/task/{tid}")).exists()
+        };
+        if threads.iter().any(has_ended) {
+            break id;
+        }
+    };
+    let before = Footprint::of(victim.pid())?;
+    let then = victim.status()?.counter;
+    let ended = ksnap.run(&["rollback", &pid, &id, "-y"])?;
+    ensure!(ended.code()? == 1, "{ended:?}");
+    ensure!(ended.stderr.contains("cannot be made again"), "{ended:?}");
+    ensure!(ended.stderr.contains("CAP_CHECKPOINT_RESTORE"), "{ended:?}");
+    Footprint::of(victim.pid())?.nothing_left_since(&before)?;
+    victim.wait_beyond(then + 10, LIMIT)?;
+    victim.check()?;
+    let told = ksnap.run(&["doctor", "--json"])?.stdout;
+    let told: serde_json::Value = serde_json::from_str(&told)?;
+    let checks = told["checks"].as_array().context("no checks")?;
+    let ids = checks.iter().find(|check| check["name"] == "thread_ids");
+    ensure!(
+        ids.is_some_and(|check| check["outcome"] == "unsupported"),
+        "{ids:?}"
+    );
+    victim.quit()
+}
+
 /// A snapshot, with the counter's bounds at its moment.
 fn snapshot(ksnap: &Ksnap, victim: &mut Victim) -> Result<(String, u64, u64)> {
     let low = victim.status()?.counter;
@@ -528,12 +571,18 @@ fn a_stopped_process_is_rolled_back_and_stays_stopped() -> Result<()> {
         ensure!(Instant::now() < end, "not stopped");
         std::thread::sleep(Duration::from_millis(1));
     }
-    roll_back(&ksnap, victim.pid(), &first)?;
+    let done = roll_back(&ksnap, victim.pid(), &first)?;
+    ensure!(done["stopped"] == true, "{done}");
     std::thread::sleep(Duration::from_millis(50));
     let state = tests::footprint::state_of(victim.pid());
     ensure!(state == 'T', "state {state} after a rollback");
+    let pid = victim.pid().to_string();
+    let said = ksnap.ok(&["rollback", &pid, &first, "-y"])?;
+    ensure!(said.contains(&format!("kill -CONT {pid}")), "{said}");
     kill(process, Signal::SIGCONT)?;
     counter_is_back(&mut victim, low, high + FAR)?;
+    let done = roll_back(&ksnap, victim.pid(), &first)?;
+    ensure!(done["stopped"] == false, "{done}");
     victim.quit()
 }
 

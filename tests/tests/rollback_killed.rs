@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tests::footprint::state_of;
-use tests::{Background, Footprint, Ksnap, Victim, require};
+use tests::{Background, Footprint, Ksnap, Victim, Watch, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// The process is stopped, and nothing of it has been touched.
@@ -162,4 +162,46 @@ fn a_watcher_killed_in_a_rollback_leaves_the_process_stopped_until_another_puts_
 fn so_does_one_that_changes_mappings() -> Result<()> {
     require!(Root, Ksnap);
     killed_at_every_point("maps", &[], false)
+}
+
+/// What it holds then is no moment of the process, and must not be taken for one.
+#[test]
+fn a_watcher_takes_no_snapshot_between_a_rollback_that_failed_and_one_that_succeeds() -> Result<()>
+{
+    require!(Root, Ksnap);
+    // Once, in the middle, where the memory is written already.
+    let ksnap = Ksnap::new()?.with_variable("KSNAP_FAIL_AT", "making threads".into());
+    let mut victim = Victim::spawn("counter", &["--mib", "4", "--rollbacks"])?;
+    let pid = victim.pid();
+    let word = pid.to_string();
+    let mut watch = Watch::start(&ksnap, pid, &["--every", "30ms", "--audit"])?;
+    watch.wait_taken(3, LIMIT)?;
+    let ids = watch.ids()?;
+    let then = victim.status()?.counter;
+    victim.wait_beyond(then + 20, LIMIT)?;
+    let failed = ksnap.run(&["rollback", &word, &ids[0], "-y"])?;
+    ensure!(
+        failed.code()? == 1 && failed.stderr.contains("mixed state"),
+        "it did not fail in the middle (not a debug build?): {failed:?}"
+    );
+    watch.next("mixed", LIMIT)?.context("it is not told")?;
+    let so_far = watch.ids()?.len();
+    std::thread::sleep(Duration::from_millis(300));
+    ensure!(watch.ids()?.len() == so_far, "snapshots of a mixed state");
+    let refused = ksnap.run(&["snap", &word])?;
+    ensure!(refused.code()? == 1, "{refused:?}");
+    ensure!(refused.stderr.contains("roll it back again"), "{refused:?}");
+    ensure!(state_of(pid) == 'T', "{}", state_of(pid));
+    // To another one than the one whose memory it has by now.
+    ksnap.ok(&["rollback", &word, &ids[1], "-y"])?;
+    kill(Pid::from_raw(pid), Signal::SIGCONT)?;
+    watch.wait_taken(so_far + 3, LIMIT)?;
+    let then = victim.check()?.counter;
+    victim.wait_beyond(then, LIMIT)?;
+    let watched = watch.interrupt(LIMIT)?;
+    watched.none_failed()?;
+    ensure!(watched.ended["mixed"] == false, "{}", watched.ended);
+    ksnap.ok(&["verify"])?;
+    victim.check()?;
+    victim.quit()
 }

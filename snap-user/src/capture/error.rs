@@ -24,7 +24,7 @@ pub enum CaptureError {
     },
     /// Not allowed to trace it.
     #[error(
-        "process {pid} may not be traced ({why}); run ksnap as root or as the process's own user, and see ptrace(2) on `Yama` and dumpable processes"
+        "process {pid} may not be traced ({why}); {}", way_out(rustix::process::geteuid().is_root())
     )]
     Permission {
         /// Its id.
@@ -35,6 +35,18 @@ pub enum CaptureError {
     /// A system call failed.
     #[error(transparent)]
     Sys(SysError),
+}
+
+/// What to do where a process may not be traced.
+fn way_out(is_root: bool) -> &'static str {
+    match is_root {
+        true => {
+            "root has not all it needs here: CAP_SYS_PTRACE is missing or does not reach the process (a container, a user namespace), or kernel.yama.ptrace_scope is 3; see ptrace(2) and `ksnap doctor`"
+        }
+        false => {
+            "run ksnap as root or as the process's own user, and see ptrace(2) on `Yama` and dumpable processes"
+        }
+    }
 }
 
 impl CaptureError {
@@ -61,6 +73,13 @@ impl CaptureError {
 mod tests {
     use super::*;
     use std::io;
+
+    #[test]
+    fn root_is_not_told_to_be_root() {
+        assert!(way_out(true).contains("CAP_SYS_PTRACE"));
+        assert!(!way_out(true).contains("as root"));
+        assert!(way_out(false).contains("as root"));
+    }
 
     #[test]
     fn a_process_is_gone_only_when_it_does_not_live() {

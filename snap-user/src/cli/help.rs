@@ -27,7 +27,8 @@ Snapshots are of the process that the command starts as, with all of its threads
 turn are not followed: watch those with `ksnap watch`.
 
 The command keeps the terminal, and ksnap ends with its exit status (128 and the signal's number if a signal \
-ended it). When the snapshots end before the command, it runs on, and ksnap waits for it.
+ended it). When the snapshots end before the command, or it cannot be snapshotted, which is said on standard error, it \
+runs on, and ksnap waits for it. Of a command that ends within milliseconds there may be no snapshot.
 
 Examples:
   ksnap run -- ./server --port 8080
@@ -35,7 +36,7 @@ Examples:
 
 pub(super) const WATCH: &str = "\
 Ctrl-C ends the watching, not the processes. While it goes on, `ksnap snap` and `ksnap rollback` on one of \
-them go through it.
+them go through it: --audit and --files are added to how it takes snapshots, what else it was started with stays.
 
 Each process is watched for itself, with all of its threads: they are stopped at different moments, and one \
 that ends or cannot be watched does not end the others. Its children are not followed; name them as well. \
@@ -268,6 +269,8 @@ Examples:
 );
 
 pub(super) const PROFILE: &str = "\
+Where the process is being watched, the snapshots of its watcher are measured, as often as it takes them.
+
 Examples:
   ksnap profile 1234
   ksnap profile 1234 --every 50ms --for 30s --json";

@@ -11,6 +11,12 @@ pub fn key(context: &Context, args: &Key) -> Result<Exit, CliError> {
     match &args.what {
         KeyVerb::Show(args) => {
             let own = session::own_key()?;
+            if own.made {
+                context.note(&format!(
+                    "there was no key: a new pair was made in {}",
+                    own.folder.display()
+                ));
+            }
             context.print(args.json, &own, |out, _| writeln!(out, "{}", own.key))?;
         }
         KeyVerb::Trust(args) => {

@@ -5,12 +5,16 @@ use super::context::Context;
 use super::exit::{CliError, Exit};
 use super::reporter::Reporter;
 use crate::session::{self, Ended, Filling, Options, Rules, Schedule};
+use std::time::Duration;
+
+/// From one snapshot to the next, unless said otherwise.
+const EVERY: Duration = Duration::from_millis(100);
 
 /// Takes snapshots of a process for a while, and tells what they cost it.
 pub fn profile(context: &Context, args: &Profile) -> Result<Exit, CliError> {
     let schedule = Schedule {
         max_overhead: None,
-        every: args.every,
+        every: args.every.unwrap_or(EVERY),
         count: None,
         lasting: Some(args.lasting),
     };
@@ -20,6 +24,7 @@ pub fn profile(context: &Context, args: &Profile) -> Result<Exit, CliError> {
     let mut reporter = Reporter::new(context, live, false, false);
     let filling = Filling::Processes(&[args.pid]);
     let (store, keep) = context.store_to_fill(filling, Rules::default())?;
+    let taking = args.taking.options();
     let (report, summary) = session::profile(
         &store,
         args.pid,
@@ -27,7 +32,8 @@ pub fn profile(context: &Context, args: &Profile) -> Result<Exit, CliError> {
         &Options {
             keep,
             bounded: context.is_in_memory(),
-            ..args.taking.options()
+            own: args.every.map(|_| "--every").or(taking.own),
+            ..taking
         },
         &mut |progress| reporter.report(args.pid, progress),
     )?;

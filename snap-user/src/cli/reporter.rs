@@ -130,10 +130,17 @@ impl<'a> Reporter<'a> {
             }
             Progress::RolledBack(done) => {
                 let about = self.about(pid);
-                for (n, line) in taken::rolled_back(done).iter().enumerate() {
+                for (n, line) in taken::rolled_back(pid, done).iter().enumerate() {
                     let about = if n == 0 { about.as_str() } else { "" };
                     self.context.tell(&format!("{about}{line}"));
                 }
+            }
+            Progress::Mixed { why } => {
+                let about = self.about(pid);
+                let text = format!(
+                    "{about}{why}; no snapshots of it are taken until a rollback has succeeded"
+                );
+                self.context.complain(&text);
             }
         }
     }
@@ -230,6 +237,9 @@ impl<'a> Reporter<'a> {
                 &mut out,
                 &json!({"event": "failed", "pid": pid, "why": why}),
             ),
+            Progress::Mixed { why } => {
+                write_json(&mut out, &json!({"event": "mixed", "pid": pid, "why": why}))
+            }
             Progress::Late { by } => write_json(
                 &mut out,
                 &json!({"event": "late", "pid": pid, "by_ns": by.as_nanos() as u64}),
@@ -332,7 +342,7 @@ fn exit(summary: &Summary, all_saved: bool) -> Exit {
         Ended::Interrupted | Ended::Terminated => Exit::Interrupted,
         _ if summary.taken == 0 && summary.failed > 0 => Exit::Failed,
         Ended::TargetExited(_) if summary.taken == 0 => Exit::Vanished,
-        _ if summary.failed > 0 || !all_saved => Exit::Incomplete,
+        _ if summary.failed > 0 || !all_saved || summary.is_left_mixed() => Exit::Incomplete,
         _ => Exit::Done,
     }
 }

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 /// Puts a live process back to a snapshot, when the user is sure.
 pub fn rollback(context: &Context, args: &Rollback) -> Result<Exit, CliError> {
     let store = context.store()?;
-    let entry = session::find(&store, &args.reference, Some(args.pid))?;
+    let entry = session::find_to_go_back_to(&store, args.pid, &args.reference)?;
     if !args.yes {
         confirm(context, &entry)?;
     }
@@ -23,7 +23,7 @@ pub fn rollback(context: &Context, args: &Rollback) -> Result<Exit, CliError> {
         &args.taking.options(),
     )?;
     context.print(args.json, &done, |out, _| {
-        taken::rolled_back(&done)
+        taken::rolled_back(args.pid, &done)
             .iter()
             .try_for_each(|line| writeln!(out, "{line}"))
     })?;

@@ -5,7 +5,7 @@ use super::context::Context;
 use super::exit::{CliError, Exit};
 use super::flush;
 use super::reporter::Reporter;
-use crate::session::{self, Ended, Filling, Options, Progress};
+use crate::session::{self, Ended, Filling, Options, Progress, Unwatched};
 
 /// Watches processes until the schedule ends, they end, or Ctrl-C.
 pub fn watch(context: &Context, args: &Watch) -> Result<Exit, CliError> {
@@ -49,7 +49,7 @@ pub fn run(context: &Context, args: &Run) -> Result<Exit, CliError> {
     let mut pid = 0;
     let (store, keep) =
         context.store_to_fill(Filling::Processes(&[]), args.watching.keeping.rules())?;
-    let (summary, status) = session::run(
+    let (outcome, status) = session::run(
         &store,
         &args.command,
         &args.watching.when.schedule(),
@@ -64,16 +64,29 @@ pub fn run(context: &Context, args: &Run) -> Result<Exit, CliError> {
             }
             reporter.report(pid, progress);
         },
-        &mut |summary| {
-            // Before the command ends, which may take as long as it likes.
-            if context.is_in_memory()
-                && summary.ended == Ended::Terminated
-                && let Err(error) = flush::at_the_end(context)
-            {
-                context.complain(&error);
+        // Before the command ends, which may take as long as it likes.
+        &mut |outcome| match outcome {
+            Unwatched::Over(summary) => {
+                if context.is_in_memory()
+                    && summary.ended == Ended::Terminated
+                    && let Err(error) = flush::at_the_end(context)
+                {
+                    context.complain(&error);
+                }
+            }
+            Unwatched::TooShort => {
+                context.note(
+                    "the command ended before ksnap was attached: there is no snapshot of it",
+                );
+            }
+            Unwatched::Failed(error) => {
+                context.complain(error);
+                context.note("the command goes on without snapshots");
             }
         },
     )?;
-    reporter.finish(None, &summary);
+    if let Unwatched::Over(summary) = &outcome {
+        reporter.finish(None, summary);
+    }
     Ok(Exit::of_command(status))
 }

@@ -50,7 +50,7 @@ impl Report {
             ("         copy them", Some(&p.copy)),
             ("         registers and files", Some(&p.state)),
             ("         let it run again", Some(&p.thaw)),
-            ("while it runs: copy ahead", Some(&p.precopy)),
+            ("while it runs: copy", Some(&p.precopy)),
             ("         with pauses, in all", Some(&p.pauses)),
             ("               compress", Some(&p.encode)),
             ("               write", Some(&p.write)),
@@ -154,7 +154,8 @@ impl Report {
                 "  {name:<42}{:>12}{:>12}{:>12}",
                 duration(part.time_ns),
                 per_cent(part.of_elapsed),
-                per_cent(part.of_cpu)
+                // A process that hardly runs has no time that this could be a part of.
+                per_cent(part.of_cpu.filter(|share| *share <= 1.0))
             )?;
         }
         Ok(())

@@ -99,6 +99,7 @@ pub fn apply(
         }
         step = "making threads";
         fault::point(step);
+        fault::failure(step)?;
         for thread in &plan.start_threads {
             threads::start(frozen, worker, insn, thread)?;
         }

@@ -5,8 +5,8 @@ use super::waits::{self, Wait};
 use crate::model::{RobustList, Rseq, ThreadState, page_down};
 use crate::sys::arch::{Registers, fit_extended};
 use crate::sys::ptrace::{self, Tid};
-use crate::sys::{self, CloneArgs, Frozen, Remote, SysError, THREAD_FLAGS};
-use std::io;
+use crate::sys::{self, CloneArgs, Frozen, Remote, SysError, THREAD_FLAGS, proc};
+use std::io::{self, Write};
 use std::time::Duration;
 use zerocopy::IntoBytes;
 
@@ -16,18 +16,49 @@ const ATTEMPTS: u32 = 50;
 const GONE_SOON: Duration = Duration::from_millis(2);
 const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
 
-/// Whether a thread with this id can be made in this PID namespace, or why not.
-pub fn can_start(tid: i32) -> Result<(), String> {
+/// No id: the kernel looks at the privilege first, and then refuses the value, so that nothing is set.
+const NO_ID: &[u8] = b"-1";
+/// Either lets a process choose ids (capabilities(7)).
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+const CAP_CHECKPOINT_RESTORE: u64 = 1 << 40;
+
+/// Whether a thread with this id can be made in this PID namespace, or why not. `maker` is the process that is to
+/// make it, where there is one yet: its privilege is as good as ours.
+pub fn can_start(tid: i32, maker: Option<i32>) -> Result<(), String> {
     if std::path::Path::new(&format!("/proc/{tid}")).exists() {
         return Err("another process has its id now".into());
     }
-    std::fs::File::options()
-        .write(true)
-        .open(LAST_PID)
-        .map(drop)
-        .map_err(|e| {
+    match can_choose_next() {
+        Err(_) if maker.is_some_and(chooses_ids) => Ok(()),
+        done => done.map_err(|e| {
             format!("choosing a thread's id needs CAP_CHECKPOINT_RESTORE ({LAST_PID}: {e})")
-        })
+        }),
+    }
+}
+
+/// Whether this process may say which id comes next. That the file can be opened says nothing: everyone may.
+fn can_choose_next() -> io::Result<()> {
+    let mut file = std::fs::File::options().write(true).open(LAST_PID)?;
+    match file.write_all(NO_ID) {
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+        done => done,
+    }
+}
+
+/// Whether a process may choose the ids of its threads itself, in the PID namespace that is also ours.
+fn chooses_ids(pid: i32) -> bool {
+    let own = std::process::id() as i32;
+    let same = |name: &str| {
+        let of = |pid| {
+            let all = proc::namespaces(pid).ok()?;
+            all.into_iter().find(|(found, _)| found == name)
+        };
+        of(pid).is_some_and(|namespace| of(own) == Some(namespace))
+    };
+    let has = |status: proc::TaskStatus| {
+        status.credentials.capabilities[2] & (CAP_SYS_ADMIN | CAP_CHECKPOINT_RESTORE) != 0
+    };
+    same("pid") && same("user") && proc::task_status(pid, pid).is_ok_and(has)
 }
 
 /// Ends a thread of a held process.
@@ -209,4 +240,25 @@ pub(super) fn set_registers(tid: Tid, thread: &ThreadState, wait: Option<Wait>) 
     })?;
     let regs = waits::registers(&regs, thread, wait);
     ptrace::set_general(tid, regs.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn asking_whether_an_id_can_be_chosen_moves_none() {
+        let last = || std::fs::read_to_string(LAST_PID).unwrap_or_default();
+        // Others start processes meanwhile, but what was asked for would show at once.
+        for _ in 0..3 {
+            let before = last();
+            let asked = can_choose_next();
+            let after = last();
+            let number = |text: &str| text.trim().parse::<i64>().unwrap_or_default();
+            assert!(
+                (number(&after) - number(&before)).rem_euclid(1 << 22) < 1000,
+                "{before} {after} {asked:?}"
+            );
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! A running process as the source of a clone: snapshots while it runs, and a last one that it does not run on from.
 
-use super::control::{self, Watcher};
+use super::control::{self, Also, Watcher};
 use super::engine::wall_clock_ns;
 use super::{Engine, Options, Result, SessionError, Taken, Then};
 use crate::capture::CaptureError;
@@ -18,7 +18,7 @@ pub(super) enum Source {
     /// This program.
     Own(Box<Engine>),
     /// The ksnap that watches the process.
-    Watched(Watcher, i32),
+    Watched(Watcher, i32, Also),
 }
 
 /// A process that stands still after its last snapshot. It goes on when this is dropped, or when ksnap ends; one that
@@ -35,7 +35,7 @@ impl Source {
     /// Begins with a process.
     pub(super) fn new(store: &Store, pid: i32, options: &Options) -> Result<Self> {
         match control::connect(store.dir(), pid)? {
-            Some(watcher) => Ok(Self::Watched(watcher, pid)),
+            Some(watcher) => Ok(Self::Watched(watcher, pid, Also::of(options)?)),
             None => Ok(Self::Own(Box::new(Engine::attach(store, pid, options)?))),
         }
     }
@@ -53,7 +53,7 @@ impl Source {
     /// A snapshot, after which the process runs on.
     pub(super) fn snap(&mut self) -> Result<Taken> {
         match self {
-            Self::Watched(watcher, _) => watcher.snap(Then::GoOn),
+            Self::Watched(watcher, _, also) => watcher.snap(Then::GoOn, *also),
             Self::Own(engine) => {
                 engine.snapshot()?;
                 engine.settle().unwrap_or_else(|| {
@@ -78,18 +78,18 @@ impl Source {
                     stopped_at,
                 })
             }
-            Self::Watched(watcher, pid) => hold_watched(watcher, *pid),
+            Self::Watched(watcher, pid, also) => hold_watched(watcher, *pid, *also),
         }
     }
 }
 
 /// Has a watcher take the last snapshot, and takes the process over from it: from a job-control stop, which would
 /// outlive ksnap, into a stop that does not.
-fn hold_watched(watcher: &mut Watcher, pid: i32) -> Result<Held> {
+fn hold_watched(watcher: &mut Watcher, pid: i32, also: Also) -> Result<Held> {
     let was_stopped = is_job_stopped(pid)?;
     let asked = monotonic_ns();
     // Whatever came of it: a watcher that failed or died may have left the process stopped.
-    let taken = watcher.snap(Then::Stop);
+    let taken = watcher.snap(Then::Stop, also);
     let frozen = freeze(pid);
     if !was_stopped {
         go_on(pid)?;
@@ -214,7 +214,7 @@ mod tests {
             (&stream).write_all(answer.as_bytes()).unwrap();
         });
         let watcher = control::connect(folder.path(), pid).unwrap().unwrap();
-        let held = Source::Watched(watcher, pid).hold();
+        let held = Source::Watched(watcher, pid, Also::default()).hold();
         watching.join().unwrap();
         held
     }

@@ -4,7 +4,7 @@
 //! owner alone.
 
 use super::prune::{PrunedSession, What};
-use super::{Result, RolledBack, SessionError, Taken, Then};
+use super::{Options, Result, RolledBack, SessionError, Taken, Then};
 use crate::model::SnapshotId;
 use crate::profile::Report;
 use serde::{Deserialize, Serialize};
@@ -22,6 +22,9 @@ pub enum Request {
     Snap {
         /// What becomes of the process then.
         then: Then,
+        /// What is done in addition to what the watcher does.
+        #[serde(default)]
+        also: Also,
     },
     /// Roll the process back.
     Rollback {
@@ -40,6 +43,41 @@ pub enum Request {
         /// Only say which.
         dry_run: bool,
     },
+}
+
+/// What a snapshot that is asked for has beyond those that the watcher takes by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Also {
+    /// All memory is compared with what the store gives back.
+    pub audit: bool,
+    /// Contents of files are saved.
+    pub files: bool,
+}
+
+impl Also {
+    /// What these options ask for of a watcher.
+    ///
+    /// # Errors
+    /// Where they ask for what it cannot do otherwise than it does.
+    pub fn of(options: &Options) -> Result<Self> {
+        refuse_own(options.own)?;
+        Ok(Self {
+            audit: options.audit,
+            files: options.files,
+        })
+    }
+}
+
+/// Refuses an option of which the watcher has its own.
+pub(super) fn refuse_own(option: Option<&str>) -> Result<()> {
+    match option {
+        None => Ok(()),
+        Some(option) => Err(SessionError::Usage(format!(
+            "{option} has no effect here: the process is being watched, and the watcher has its own; leave the option \
+             out, or end that watch and give it to a new one"
+        ))),
+    }
 }
 
 /// What it answers.
@@ -83,11 +121,13 @@ pub fn connect(store: &Path, pid: i32) -> Result<Option<Watcher>> {
         Ok(stream) => Ok(Some(Watcher {
             stream: BufReader::new(stream),
         })),
-        // A socket whose watcher was killed refuses.
+        // A socket whose watcher was killed refuses. What is no folder at all whoever opens the store tells better.
         Err(e)
             if matches!(
                 e.kind(),
-                std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused
+                std::io::ErrorKind::NotFound
+                    | std::io::ErrorKind::ConnectionRefused
+                    | std::io::ErrorKind::NotADirectory
             ) =>
         {
             Ok(None)
@@ -135,8 +175,8 @@ impl Watcher {
     }
 
     /// Has a snapshot taken.
-    pub fn snap(&mut self, then: Then) -> Result<Taken> {
-        match self.ask(&Request::Snap { then })? {
+    pub fn snap(&mut self, then: Then, also: Also) -> Result<Taken> {
+        match self.ask(&Request::Snap { then, also })? {
             Reply::Taken(taken) => Ok(*taken),
             other => Err(unexpected(&other)),
         }
@@ -172,5 +212,25 @@ impl Watcher {
 fn unexpected(reply: &Reply) -> SessionError {
     SessionError::Control {
         why: format!("answered something else: {reply:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_of_before_there_was_more_to_ask_for_is_understood() {
+        let old: Request = serde_json::from_str(r#"{"snap":{"then":"stop"}}"#).unwrap();
+        let also = Also::default();
+        let then = Then::Stop;
+        assert_eq!(old, Request::Snap { then, also });
+        let part: Request =
+            serde_json::from_str(r#"{"snap":{"then":"stop","also":{"files":true}}}"#).unwrap();
+        let also = Also {
+            files: true,
+            ..also
+        };
+        assert_eq!(part, Request::Snap { then, also });
     }
 }

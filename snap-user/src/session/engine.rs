@@ -73,6 +73,8 @@ pub struct Engine {
     hold: bool,
     /// It does, and when that stop began, in nanoseconds of the monotonic clock.
     held: Option<(Frozen, u64)>,
+    /// A rollback failed in the middle: the process is as no moment had it, until another one succeeds.
+    pub(super) mixed: bool,
 }
 
 impl Engine {
@@ -126,6 +128,7 @@ impl Engine {
             session: session.id(),
             hold: false,
             held: None,
+            mixed: false,
             layout: layout(pid)?,
             epoch: Epoch::new(attached.tracker, events.is_on()),
             cpu_ns: proc::cpu_time_ns(pid).unwrap_or(0),

@@ -30,9 +30,20 @@ impl LazyProbes {
         }
     }
 
+    /// Loads them now: before a process that may not live for as long as that takes.
+    pub fn load(&self) {
+        if self.wanted {
+            self.loaded();
+        }
+    }
+
+    fn loaded(&self) -> &Result<SharedProbes, String> {
+        self.loaded
+            .get_or_init(|| SharedProbes::load(&ProbeOptions::default()).map_err(|e| e.to_string()))
+    }
+
     fn track(&self, pid: u32) -> Option<Result<TrackedProcess, String>> {
-        let load = || SharedProbes::load(&ProbeOptions::default()).map_err(|e| e.to_string());
-        self.wanted.then(|| match self.loaded.get_or_init(load) {
+        self.wanted.then(|| match self.loaded() {
             Ok(probes) => probes.track(pid).map_err(|e| e.to_string()),
             Err(why) => Err(why.clone()),
         })

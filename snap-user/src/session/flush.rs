@@ -125,7 +125,16 @@ fn described(due: &Due) -> FlushSession {
 /// What a flush would write; with `measured`, also how long it would take, which takes up to a second to find out.
 pub fn plan_flush(from: &Path, to: &Path, measured: bool) -> Result<FlushPlan> {
     refuse_same(from, to)?;
-    let source = Store::open(from)?;
+    let source = match Store::open(from) {
+        // It is not --store that says where that one is.
+        Err(StoreError::NoStore { dir, .. }) => {
+            let why = "nothing lies in memory there: `ksnap run`, `watch` and `snap` put snapshots there with --ram; \
+                       KSNAP_RAM names another folder";
+            let why = why.into();
+            return Err(StoreError::NoStore { dir, why }.into());
+        }
+        opened => opened?,
+    };
     let found = match Store::open(to) {
         Ok(target) => source.due(Some(&target))?,
         Err(StoreError::NoStore { .. }) => source.due(None)?,

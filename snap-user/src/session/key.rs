@@ -21,6 +21,9 @@ pub struct OwnKey {
     pub key: String,
     /// The folder with the private key and the trusted ones.
     pub folder: PathBuf,
+    /// It was made just now.
+    #[serde(skip)]
+    pub made: bool,
 }
 
 /// The keys of this user.
@@ -44,6 +47,7 @@ fn entry(trusted: Trusted) -> KeyEntry {
 pub fn own_key() -> Result<OwnKey> {
     let keys = keys()?;
     Ok(OwnKey {
+        made: !keys.has_pair()?,
         key: keys.pair()?.public.to_string(),
         folder: keys.dir().to_owned(),
     })

@@ -33,6 +33,13 @@ pub fn profile(
 ) -> Result<(Report, Option<Summary>)> {
     let lasting = schedule.lasting.unwrap_or(LASTING);
     if let Some(mut watcher) = control::connect(dir, pid)? {
+        // It goes on as it does.
+        let added = match (options.audit, options.files) {
+            (true, _) => Some("--audit"),
+            (_, true) => Some("--files"),
+            _ => options.own,
+        };
+        control::refuse_own(added)?;
         return Ok((watcher.profile(lasting)?, None));
     }
     let store = Store::open_or_create(dir)?;

@@ -2,10 +2,10 @@
 
 use super::engine::{Engine, covered};
 use super::staging::CHUNK;
-use super::{Options, Result, RolledBack, SessionError, control};
+use super::{LogEntry, Options, Result, RolledBack, SessionError, control, find};
 use crate::capture::{
-    CaptureError, changed_files, compared, compared_pages, frozen_state, inspect, saved_ranges,
-    without_files,
+    CaptureError, changed_files, compared, compared_pages, frozen_state, inspect, preflight,
+    saved_ranges, without_files,
 };
 use crate::image::{PageSource, SessionId};
 use crate::model::{
@@ -15,8 +15,8 @@ use crate::restore::{
     Applied, Content, Pages, RestoreError, RestorePlan, TimerIds, World, apply, can_start_thread,
     fault, files, plan,
 };
-use crate::store::{Snapshot, Store};
-use crate::sys::arch::Registers;
+use crate::store::{Snapshot, Store, StoreError};
+use crate::sys::arch::{Registers, USER_END};
 use crate::sys::{Freeze, Frozen, Hold, chooses_timer_ids, monotonic_ns};
 use crate::track::TrackerKind;
 use std::os::unix::fs::MetadataExt;
@@ -35,9 +35,25 @@ pub fn rollback(dir: &Path, pid: i32, reference: &str, options: &Options) -> Res
     let store = Store::open(dir)?;
     let id = store.resolve(reference, Some(pid))?;
     if let Some(mut watcher) = control::connect(dir, pid)? {
+        control::refuse_own(options.own)?;
         return watcher.rollback(id);
     }
     Engine::attach(&store, pid, options)?.rollback(id)
+}
+
+/// The snapshot that a process is to go back to. Where there is none, a process that could not go back to any is the
+/// better reason.
+pub fn find_to_go_back_to(dir: &Path, pid: i32, reference: &str) -> Result<LogEntry> {
+    find(dir, reference, Some(pid)).map_err(|error| {
+        let nothing = matches!(
+            error,
+            SessionError::Store(StoreError::NotFound { .. } | StoreError::NoStore { .. })
+        );
+        match nothing && !matches!(control::connect(dir, pid), Ok(Some(_))) {
+            true => preflight(pid).err().map_or(error, SessionError::from),
+            false => error,
+        }
+    })
 }
 
 /// The world that a plan for a live process depends on.
@@ -70,7 +86,7 @@ impl World for Live {
     }
 
     fn can_start_thread(&self, tid: i32) -> std::result::Result<(), String> {
-        can_start_thread(tid)
+        can_start_thread(tid, Some(self.pid))
     }
 
     fn timer_ids(&self) -> TimerIds {
@@ -100,6 +116,8 @@ impl files::FileWorld for Live {
 struct Ahead {
     /// Pages that are not as in the snapshot.
     differing: PageSet,
+    /// Pages of which the head has not what the snapshot has, however the process has them.
+    not_as_head: PageSet,
     content: Content,
 }
 
@@ -123,6 +141,12 @@ impl Engine {
         if done.is_err() {
             // Pages may have been looked at or protected for it, which no snapshot has.
             self.epoch.abort();
+        }
+        if self.mixed {
+            // What was written until it failed nobody has told.
+            self.synced = false;
+            self.epoch.distrust();
+            self.epoch.remapped(PageRange::new(0, USER_END));
         }
         done.map_err(|e| e.of_process(pid))
     }
@@ -173,11 +197,14 @@ impl Engine {
             Ok(done) => done,
             Err(e) => {
                 if matches!(e, SessionError::Restore(RestoreError::Halfway { .. })) {
+                    self.mixed = true;
                     frozen.leave_stopped();
                 }
                 return Err(e);
             }
         };
+        self.mixed = false;
+        let stopped = frozen.is_job_stopped();
         let applied_at = monotonic_ns();
         frozen.thaw();
         let stop_ns = monotonic_ns() - stop;
@@ -187,13 +214,14 @@ impl Engine {
             stop_us = stop_ns / 1000,
             "rolled back"
         );
-        self.follow(to, &target, &done.pages, &ahead.content, &snapshot)?;
+        self.follow(to, &target, &done.pages, &ahead, &snapshot)?;
         Ok(RolledBack {
             to,
             seq: snapshot.header().seq,
             written: done.applied.written,
             discarded: done.applied.discarded,
             stop_ns,
+            stopped,
             notes: done.notes,
         })
     }
@@ -206,6 +234,7 @@ impl Engine {
             Some(head) => PageSet::from_pages(self.store.snapshot(head)?.page_table()?.diff(table)),
             None => PageSet::from_pages(table.iter().map(|(addr, _)| addr).collect()),
         };
+        ahead.not_as_head = ahead.differing.clone();
         let shared = held(
             snapshot,
             &compared(&self.maps()?).map(|v| v.range).collect(),
@@ -397,17 +426,18 @@ impl Engine {
         to: SnapshotId,
         target: &ProcessState,
         pages: &PageSet,
-        content: &Content,
+        ahead: &Ahead,
         snapshot: &Snapshot,
     ) -> Result<()> {
         let (vmas, saved) = (&target.vmas, &target.saved);
         let table = snapshot.page_table()?;
         let hashes = Arc::make_mut(&mut self.hashes);
-        for range in pages.ranges() {
+        let changed = pages.union(&ahead.not_as_head);
+        for range in changed.ranges() {
             hashes.remove_range(*range);
         }
-        for addr in pages.iter() {
-            if let Some(page) = content.get(addr) {
+        for addr in changed.iter() {
+            if let Some(page) = ahead.content.get(addr) {
                 hashes.insert(addr, xxh3_128(page));
             }
         }

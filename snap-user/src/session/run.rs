@@ -1,11 +1,16 @@
 //! `run`: a command under snapshots from its start.
 
+use super::events::LazyProbes;
 use super::service::Service;
 use super::watch::drive;
-use super::{Ended, Engine, Options, Progress, Result, Schedule, SessionError, Summary, Trouble};
+use super::{
+    Ended, Engine, Options, Progress, Result, Schedule, SessionError, Summary, TrackerChoice,
+    Trouble,
+};
 use crate::capture::CaptureError;
 use crate::store::Store;
 use crate::sys::{pidfd_open, ptrace};
+use crate::track::{Support, TrackError, support};
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -13,20 +18,42 @@ use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-/// Starts a command, watches it, and waits for its end. When the schedule ends first, the command
+/// Why a command is watched no more, or never was.
+#[derive(Debug)]
+pub enum Unwatched {
+    /// The schedule ended, or the command did.
+    Over(Summary),
+    /// It ended before it was attached to.
+    TooShort,
+    /// It cannot be watched, or not any longer. It goes on.
+    Failed(SessionError),
+}
+
+/// Starts a command, watches it, and waits for its end. When the watching ends first, for whatever reason, the command
 /// goes on unwatched. `unwatched` is called between the two.
+///
+/// # Errors
+/// What is wrong before the command starts; what is wrong afterwards leaves it alone, and is told.
 pub fn run(
     dir: &Path,
     command: &[OsString],
     schedule: &Schedule,
     options: &Options,
     report: &mut dyn FnMut(&Progress),
-    unwatched: &mut dyn FnMut(&Summary),
-) -> Result<(Summary, ExitStatus)> {
+    unwatched: &mut dyn FnMut(&Unwatched),
+) -> Result<(Unwatched, ExitStatus)> {
+    if let TrackerChoice::Only(kind) = options.tracker
+        && let Support::No(why) | Support::Unknown(why) = support(kind)
+    {
+        return Err(TrackError::Unavailable { kind, why }.into());
+    }
     let store = Store::open_or_create(dir)?;
     let Some((program, arguments)) = command.split_first() else {
         return Err(SessionError::Usage("no command to run".into()));
     };
+    // They take longer to load than many a command takes.
+    let probes = LazyProbes::new(options.probes);
+    probes.load();
     let mut child =
         Command::new(program)
             .args(arguments)
@@ -36,25 +63,33 @@ pub fn run(
                 source: e,
             })?;
     let pid = child.id() as i32;
+    let mut attached = false;
     let watched = (|| {
         let (send, commands) = channel();
         let pidfd = pidfd_open(pid).map_err(|e| CaptureError::from_sys(pid, e))?;
         let _service = Service::start(store.dir(), pid, pidfd, true, send)?;
-        let mut engine = Engine::attach(&store, pid, options)?;
+        let mut engine = Engine::attach_sharing(&store, pid, options, &probes)?;
+        attached = true;
         drive(&mut engine, schedule, &commands, report)
     })();
-    let mut summary = match watched {
-        Ok(summary) => summary,
-        // It ended before the first look at it: nothing to watch, but its status counts.
-        Err(e) if e.trouble() == Trouble::Vanished || has_ended(&mut child) => nothing(),
-        Err(e) => return Err(e),
+    drop(probes);
+    let mut outcome = match watched {
+        Ok(summary) => Unwatched::Over(summary),
+        Err(e @ SessionError::Audit { .. }) => Unwatched::Failed(e),
+        Err(e) if e.trouble() == Trouble::Vanished || has_ended(&mut child) => match attached {
+            true => Unwatched::Over(nothing()),
+            false => Unwatched::TooShort,
+        },
+        Err(e) => Unwatched::Failed(e),
     };
-    unwatched(&summary);
+    unwatched(&outcome);
     let status = wait(&mut child).map_err(SessionError::io(format!("wait for process {pid}")))?;
-    if matches!(summary.ended, Ended::TargetExited(_)) {
+    if let Unwatched::Over(summary) = &mut outcome
+        && matches!(summary.ended, Ended::TargetExited(_))
+    {
         summary.ended = Ended::TargetExited(status.code());
     }
-    Ok((summary, status))
+    Ok((outcome, status))
 }
 
 fn has_ended(child: &mut Child) -> bool {
@@ -83,5 +118,6 @@ fn nothing() -> Summary {
         stop_max_ns: 0,
         lasted: Duration::ZERO,
         ended: Ended::TargetExited(None),
+        mixed: false,
     }
 }

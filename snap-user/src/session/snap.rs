@@ -7,7 +7,7 @@ use std::path::Path;
 /// Takes one snapshot: through the ksnap that watches the process, or right here.
 pub fn snap(dir: &Path, pid: i32, options: &Options) -> Result<Taken> {
     if let Some(mut watcher) = control::connect(dir, pid)? {
-        return watcher.snap(options.then);
+        return watcher.snap(options.then, control::Also::of(options)?);
     }
     let store = Store::open_or_create(dir)?;
     let mut engine = Engine::attach(&store, pid, options)?;

@@ -42,6 +42,9 @@ pub struct Options {
     pub durability: Durability,
     /// What becomes of the process after a snapshot that is asked for.
     pub then: Then,
+    /// An option that the user gave and that only whoever begins to track the process can follow: refused where
+    /// a watcher does already.
+    pub own: Option<&'static str>,
 }
 
 /// What becomes of a process once its snapshot is stored. It does not run in between.
@@ -70,6 +73,7 @@ impl Default for Options {
             bounded: false,
             then: Then::GoOn,
             durability: Durability::Each,
+            own: None,
         }
     }
 }
@@ -122,6 +126,9 @@ pub struct RolledBack {
     pub discarded: u64,
     /// How long the process was stopped, in nanoseconds.
     pub stop_ns: u64,
+    /// The process is in a job-control stop, as it was before.
+    #[serde(default)]
+    pub stopped: bool,
     /// What the user should know, a sentence each.
     pub notes: Vec<String>,
 }
@@ -165,6 +172,11 @@ pub enum Progress {
     },
     /// The process was rolled back on someone's request.
     RolledBack(RolledBack),
+    /// A rollback failed in the middle: no snapshots of the process are taken until another one has put it right.
+    Mixed {
+        /// What failed, and how the process was left.
+        why: String,
+    },
 }
 
 /// What a watch did, when it is over.
@@ -190,6 +202,15 @@ pub struct Summary {
     pub lasted: Duration,
     /// What ended it.
     pub ended: Ended,
+    /// The process was left in the middle of a rollback that failed, and no other one has put it right.
+    pub mixed: bool,
+}
+
+impl Summary {
+    /// The process stands still in the middle of a rollback: it has not ended since.
+    pub fn is_left_mixed(&self) -> bool {
+        self.mixed && !matches!(self.ended, Ended::TargetExited(_))
+    }
 }
 
 /// What ended a watch.

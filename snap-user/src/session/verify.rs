@@ -3,7 +3,7 @@
 use super::SessionError;
 use super::types::hex_option;
 use crate::model::SnapshotId;
-use crate::store::Store;
+use crate::store::{Store, StoreError};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -65,7 +65,24 @@ pub fn rebuild(store: &Path) -> Result<Rebuilt, SessionError> {
 
 /// Checks one snapshot and the files it needs, or everything in the store. Damage is a result, not an error.
 pub fn verify(store: &Path, reference: Option<&str>) -> Result<Verification, SessionError> {
-    let store = Store::open(store)?;
+    let store = match Store::open(store) {
+        Err(StoreError::Corrupt { path, source }) => {
+            // Nothing below it is looked at: who knows in which form it is.
+            let what = format!(
+                "damaged {source}; nothing else was checked: where this is a store of this ksnap, write the line \
+                 `ksnap store 1` into that file, and verify again"
+            );
+            return Ok(Verification {
+                problems: vec![Damage {
+                    id: None,
+                    path,
+                    what,
+                }],
+                ..Verification::default()
+            });
+        }
+        opened => opened?,
+    };
     let only = match reference {
         None => None,
         // A snapshot whose header is damaged is in no listing; its whole name still finds it.

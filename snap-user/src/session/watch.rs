@@ -5,6 +5,7 @@ use super::pacer::Pacer;
 use super::service::Command;
 use super::{Ended, Engine, Progress, Result, Schedule, SessionError, Summary, Taken, Trouble};
 use crate::model::SnapshotId;
+use crate::restore::RestoreError;
 use crate::sys::renice;
 use hdrhistogram::Histogram;
 use std::collections::VecDeque;
@@ -53,7 +54,7 @@ impl Tally {
         let _ = self.stops.record(taken.costs.phases.stop_ns.max(1));
     }
 
-    fn end(self, ended: Ended) -> Summary {
+    fn end(self, ended: Ended, mixed: bool) -> Summary {
         Summary {
             taken: self.taken,
             failed: self.failed,
@@ -65,6 +66,7 @@ impl Tally {
             stop_max_ns: self.stops.max(),
             lasted: self.start.elapsed(),
             ended,
+            mixed,
         }
     }
 }
@@ -118,7 +120,7 @@ pub(super) fn drive(
         {
             break Ended::Count;
         }
-        if now >= pacer.due() {
+        if now >= pacer.due() && !engine.mixed {
             if engine.is_busy() || !engine.keeper.has_room() {
                 // Storing takes longer than the interval: the next one waits, and that is said once.
                 was_late = true;
@@ -142,7 +144,7 @@ pub(super) fn drive(
             let _ = answer.send(Reply::Profile(Box::new(engine.end_profile())));
         }
         let tick = if engine.is_busy() { SETTLE_TICK } else { TICK };
-        let wait = match engine.is_busy() || !engine.keeper.has_room() {
+        let wait = match engine.is_busy() || engine.mixed || !engine.keeper.has_room() {
             true => tick,
             false => pacer
                 .due()
@@ -187,7 +189,7 @@ pub(super) fn drive(
     if let Some((_, answer)) = profile {
         let _ = answer.send(Reply::Profile(Box::new(engine.end_profile())));
     }
-    Ok(tally.end(ended))
+    Ok(tally.end(ended, engine.mixed))
 }
 
 /// Reports an outcome. `Some` when it ends the watching, an error when it must not go on.
@@ -232,14 +234,24 @@ fn answer_to(
         Request::Profile { .. } | Request::Prune { .. } => {
             unreachable!("answered when it is over")
         }
+        Request::Snap { .. } if engine.mixed => Reply::Failed(
+            "a rollback of the process has failed in the middle, and left it stopped on a mixed state, of which no \
+             snapshot is taken: roll it back again, to this snapshot or another one"
+                .into(),
+        ),
         Request::Snap { .. } if !engine.keeper.has_room() => Reply::Failed(
             "no room for another snapshot until older ones are merged, which needs room itself: free some, or prune \
              or flush what is there"
                 .into(),
         ),
-        Request::Snap { then } => {
+        Request::Snap { then, also } => {
             pacer.begin();
-            let outcome = match engine.snapshot_then(*then) {
+            let usual = engine.options;
+            engine.options.audit |= also.audit;
+            engine.options.files |= also.files;
+            let begun = engine.snapshot_then(*then);
+            engine.options = usual;
+            let outcome = match begun {
                 Ok(()) => engine.settle().unwrap_or_else(|| {
                     Err(SessionError::Control {
                         why: "took no snapshot".into(),
@@ -262,7 +274,13 @@ fn answer_to(
                     report(&Progress::RolledBack(done.clone()));
                     Reply::RolledBack(done)
                 }
-                Err(e) => Reply::Failed(e.to_string()),
+                Err(e) => {
+                    let why = e.to_string();
+                    if matches!(e, SessionError::Restore(RestoreError::Halfway { .. })) {
+                        report(&Progress::Mixed { why: why.clone() });
+                    }
+                    Reply::Failed(why)
+                }
             },
         },
     })

@@ -23,6 +23,9 @@ const MAX_TEXT: u64 = 16 << 20;
 /// Listings of a session of which everything is pruned meanwhile, until it is taken for empty.
 const MOST_LISTINGS: usize = 16;
 
+/// Why a folder without a marker is no place for a store.
+const OTHER_THINGS: &str = "the folder holds other things; name another one with --store, which for a new store is new or empty";
+
 /// A folder of snapshots.
 ///
 /// Opening takes no lock: any number of processes may read one store, and write different sessions of it, at
@@ -101,6 +104,20 @@ impl SnapshotMeta {
     }
 }
 
+/// Whether there is something in a folder that no store puts there before its marker.
+fn holds_other_things(files: &dyn Files, dir: &Path) -> io::Result<bool> {
+    let names = files.names(dir)?;
+    Ok(names
+        .iter()
+        .any(|name| !name.starts_with(TEMP_PREFIX) && name != MARKER))
+}
+
+/// Whether a file is where this folder, or one above it, would have to be.
+fn is_below_a_file(dir: &Path) -> bool {
+    let there = dir.ancestors().find(|path| path.exists());
+    there.is_some_and(|path| !path.is_dir())
+}
+
 impl Store {
     /// Opens a store to read from, or to add sessions to.
     pub fn open(dir: &Path) -> Result<Self, StoreError> {
@@ -122,6 +139,9 @@ impl Store {
         let text = match read_text(&*files, &marker) {
             Ok(text) => text,
             Err(StoreError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                if holds_other_things(&*files, dir).unwrap_or(false) {
+                    return Err(no_store(OTHER_THINGS));
+                }
                 return Err(no_store(
                     "nothing has been stored there yet; take a snapshot first, or name another folder with --store",
                 ));
@@ -156,6 +176,7 @@ impl Store {
     /// [`Store::open_or_create`] on other files.
     pub fn open_or_create_with(files: Arc<dyn Files>, dir: &Path) -> Result<Self, StoreError> {
         match Self::open_with(Arc::clone(&files), dir) {
+            Err(error @ StoreError::NoStore { .. }) if is_below_a_file(dir) => return Err(error),
             Err(StoreError::NoStore { .. }) => {}
             done => return done.inspect(Store::sweep),
         }
@@ -173,14 +194,10 @@ impl Store {
             }
             _ => {}
         }
-        let names = files.names(dir).map_err(StoreError::io("list", dir))?;
-        if names
-            .iter()
-            .any(|name| !name.starts_with(TEMP_PREFIX) && name != MARKER)
-        {
+        if holds_other_things(&*files, dir).map_err(StoreError::io("list", dir))? {
             return Err(StoreError::NoStore {
                 dir: dir.to_owned(),
-                why: "the folder holds other things; name a new or empty one with --store".into(),
+                why: OTHER_THINGS.into(),
             });
         }
         // Two processes may get here at once: both publish the same text, and either may be last.

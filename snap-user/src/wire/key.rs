@@ -203,6 +203,11 @@ impl Keys {
         }
     }
 
+    /// Whether there is a pair already.
+    pub fn has_pair(&self) -> Result<bool> {
+        Ok(self.read_pair()?.is_some())
+    }
+
     /// This user's own pair, made when it is asked for first.
     pub fn pair(&self) -> Result<KeyPair> {
         if let Some(pair) = self.read_pair()? {

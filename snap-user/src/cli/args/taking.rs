@@ -52,7 +52,23 @@ impl Taking {
             bounded: false,
             then: Then::GoOn,
             durability: self.durability,
+            own: self.own(),
         }
+    }
+
+    /// An option that a watcher which is there already cannot follow. The usual value asks for nothing.
+    fn own(&self) -> Option<&'static str> {
+        let usual = Options::default();
+        let given = [
+            ("--tracker", self.tracker != usual.tracker),
+            ("--no-probes", self.no_probes),
+            ("--memory", self.memory.is_some()),
+            ("--mirror", self.mirror != usual.mirror),
+            ("--durability", self.durability != usual.durability),
+        ];
+        given
+            .into_iter()
+            .find_map(|(name, given)| given.then_some(name))
     }
 }
 
@@ -200,9 +216,9 @@ pub struct Profile {
     /// The process
     #[arg(value_parser = pid)]
     pub pid: i32,
-    /// From one snapshot to the next: 100ms, 2s, 1m
-    #[arg(long, value_name = "D", default_value = "100ms", value_parser = units::duration)]
-    pub every: Duration,
+    /// From one snapshot to the next: 100ms, 2s, 1m [default: 100ms]
+    #[arg(long, value_name = "D", value_parser = units::duration)]
+    pub every: Option<Duration>,
     /// How long to measure
     #[arg(long = "for", value_name = "D", default_value = "10s", value_parser = units::duration)]
     pub lasting: Duration,

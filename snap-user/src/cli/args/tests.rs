@@ -47,6 +47,7 @@ fn options_reach_the_session() {
     let options = watch.watching.taking.options();
     assert_eq!(options.tracker, "soft-dirty".parse().unwrap());
     assert!(!options.probes && options.audit);
+    assert_eq!(options.own, Some("--tracker"));
     assert_eq!((options.memory, options.mirror), (1 << 30, 0));
     assert_eq!(
         watch.watching.when.schedule().lasting,

@@ -30,16 +30,21 @@ pub fn json(pid: i32, summary: &Summary) -> serde_json::Value {
         "stop_p99_ns": summary.stop_p99_ns,
         "stop_max_ns": summary.stop_max_ns,
         "lasted_ns": summary.lasted.as_nanos() as u64,
+        "mixed": summary.is_left_mixed(),
     })
 }
 
 /// Lines on one process; without `pid` it is the command of `run`.
 pub fn text(pid: Option<i32>, summary: &Summary, late: u64) -> Vec<String> {
     let who = pid.map_or("the command".into(), |pid| format!("process {pid}"));
+    let runs_on = match summary.is_left_mixed() {
+        true => "stays stopped",
+        false => "runs on",
+    };
     let ended = match summary.ended {
-        Ended::Count | Ended::Time => format!("{who} runs on"),
-        Ended::Interrupted => format!("interrupted; {who} runs on"),
-        Ended::Terminated => format!("told to end; {who} runs on"),
+        Ended::Count | Ended::Time => format!("{who} {runs_on}"),
+        Ended::Interrupted => format!("interrupted; {who} {runs_on}"),
+        Ended::Terminated => format!("told to end; {who} {runs_on}"),
         Ended::TargetExited(Some(code)) => format!("{who} ended with exit code {code}"),
         Ended::TargetExited(None) => format!("{who} ended"),
     };
@@ -72,6 +77,11 @@ pub fn text(pid: Option<i32>, summary: &Summary, late: u64) -> Vec<String> {
         lines.push(format!(
             "{} failed",
             human::count(summary.failed, "snapshot")
+        ));
+    }
+    if summary.is_left_mixed() {
+        lines.push(format!(
+            "{who} is stopped in the middle of a rollback that failed; no snapshots were taken since: roll it back again"
         ));
     }
     if late > 0 {
@@ -135,6 +145,9 @@ pub fn table(rows: &[Row<'_>], out: &mut dyn Write, style: Style) -> io::Result<
                     id(summary.first),
                     id(summary.last),
                     match summary.ended {
+                        _ if summary.is_left_mixed() => {
+                            "stopped in the middle of a rollback".into()
+                        }
                         Ended::Count | Ended::Time => "runs on".into(),
                         Ended::Interrupted => "interrupted, runs on".into(),
                         Ended::Terminated => "told to end, runs on".into(),
@@ -167,7 +180,25 @@ pub(in crate::cli) mod tests {
             stop_max_ns: 2_000_000,
             lasted: Duration::from_millis(5100),
             ended,
+            mixed: false,
         }
+    }
+
+    #[test]
+    fn a_process_left_in_the_middle_of_a_rollback_does_not_run_on() {
+        let left = |ended| Summary {
+            mixed: true,
+            ..summary(50, 0, ended)
+        };
+        let lines = text(Some(7), &left(Ended::Interrupted), 0);
+        assert!(lines[0].ends_with("process 7 stays stopped"), "{lines:?}");
+        assert!(
+            lines[3].contains("in the middle of a rollback"),
+            "{lines:?}"
+        );
+        assert_eq!(json(7, &left(Ended::Time))["mixed"], true);
+        let ended = text(Some(7), &left(Ended::TargetExited(None)), 0);
+        assert_eq!(ended.len(), 3, "{ended:?}");
     }
 
     #[test]

@@ -47,8 +47,8 @@ pub fn short(pid: i32, taken: &Taken) -> String {
 /// Notes printed at most: a server whose clients have gone has one for each connection.
 const NOTES: usize = 8;
 
-/// One line on a rollback, and one for each of the first notes.
-pub fn rolled_back(done: &RolledBack) -> Vec<String> {
+/// One line on a rollback, one where the process does not run, and one for each of the first notes.
+pub fn rolled_back(pid: i32, done: &RolledBack) -> Vec<String> {
     let mut lines = vec![format!(
         "back at {} (@{}): {} written, {} thrown away, stopped for {}",
         done.to.short(),
@@ -57,6 +57,9 @@ pub fn rolled_back(done: &RolledBack) -> Vec<String> {
         done.discarded,
         nanos(done.stop_ns)
     )];
+    if done.stopped {
+        lines.push(format!("  it is still stopped: kill -CONT {pid}"));
+    }
     let shown = done.notes.iter().take(NOTES);
     lines.extend(shown.map(|note| format!("  {}", clean(note))));
     if done.notes.len() > NOTES {

@@ -111,6 +111,18 @@ fn report() -> Report {
 }
 
 #[test]
+fn of_a_process_that_hardly_runs_nothing_is_a_share() {
+    let report = Report {
+        overhead: Overhead::new(45_524_000, 0, 0, 1_000_000, 4_020_000_000),
+        ..report()
+    };
+    let text = report.text();
+    let line = text.lines().find(|line| line.contains("being stopped"));
+    let line = line.expect("a line on stops");
+    assert!(line.contains("1.1 %") && line.ends_with('–'), "{line}");
+}
+
+#[test]
 fn the_table_reads_like_this() {
     let expected = include_str!("expected.txt");
     let text = report().text();

@@ -81,7 +81,7 @@ pub(super) fn yama() -> Check {
 
 pub(super) fn thread_ids() -> Check {
     // No process has this id: pid_max is at most 4 Mi.
-    match crate::restore::can_start_thread(i32::MAX) {
+    match crate::restore::can_start_thread(i32::MAX, None) {
         Ok(()) => THREAD_IDS.yes("the id of the next thread can be set"),
         Err(why) => THREAD_IDS.no(why),
     }
