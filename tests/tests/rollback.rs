@@ -155,6 +155,7 @@ rolled! {
     pipe: "blocked" ["pipe"], ["--audit"];
     epoll_wait: "blocked" ["epoll_wait"], ["--audit"];
     sigtimedwait: "blocked" ["sigtimedwait"], ["--audit"];
+    wait4: "blocked" ["wait4"], ["--audit"];
     accept: "blocked" ["accept"], ["--audit"];
     recv: "blocked" ["recv"], ["--audit"];
     recv_timeout: "blocked" ["recv-timeout"], ["--audit"];
@@ -171,6 +172,15 @@ fn an_ordinary_user_rolls_back_an_own_process() -> Result<()> {
     require!(Root, Ksnap);
     let ksnap = Ksnap::as_user(NOBODY)?;
     let victim = Victim::spawn_as(NOBODY, "counter", &["--mib", "4", "--rollbacks"])?;
+    goes_back_and_forth(&ksnap, victim, 6, &["--audit"], false)
+}
+
+#[test]
+fn root_of_a_user_namespace_rolls_back_a_process_in_it() -> Result<()> {
+    require!(Root, Ksnap, UserNamespace);
+    let args = ["--mib", "4", "--rollbacks"];
+    let victim = Victim::spawn_in_user_namespace("counter", &args)?;
+    let ksnap = Ksnap::in_user_namespace_of(victim.pid())?;
     goes_back_and_forth(&ksnap, victim, 6, &["--audit"], false)
 }
 
