@@ -4,6 +4,8 @@
     reason = "raw system calls that change this process's own attributes"
 )]
 
+mod skip;
+
 use snap_user::model::Observed;
 use snap_user::probe::{ProbeError, ProbeOptions, Probes};
 use std::mem::zeroed;
@@ -15,11 +17,17 @@ fn observe() -> Option<Observed> {
     let mut probes = match Probes::load(&ProbeOptions::default()) {
         Ok(probes) => probes,
         Err(error @ (ProbeError::NotPermitted { .. } | ProbeError::PidNamespace { .. })) => {
-            eprintln!("skipped (permission): {error}");
+            skip::skip(
+                &format!("the right to load the probes ({error})"),
+                "run the tests as root",
+            );
             return None;
         }
         Err(error @ ProbeError::NoBtf { .. }) => {
-            eprintln!("skipped (kernel feature): {error}");
+            skip::skip(
+                &format!("what the probes need of the kernel ({error})"),
+                "use a kernel with CONFIG_DEBUG_INFO_BTF",
+            );
             return None;
         }
         Err(error) => panic!("{error}"),

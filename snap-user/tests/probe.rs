@@ -7,6 +7,8 @@
     reason = "victims make raw system calls on memory of their own"
 )]
 
+mod skip;
+
 use snap_user::model::{PAGE_SIZE, PageRange};
 use snap_user::probe::{
     Drained, Event, FaultSource, HazardKind, MappingKind, ProbeError, ProbeOptions, Probes,
@@ -31,11 +33,17 @@ fn probes_with(options: &ProbeOptions) -> Option<Probes> {
     match Probes::load(&options) {
         Ok(probes) => Some(probes),
         Err(error @ (ProbeError::NotPermitted { .. } | ProbeError::PidNamespace { .. })) => {
-            eprintln!("skipped (permission): {error}");
+            skip::skip(
+                &format!("the right to load the probes ({error})"),
+                "run the tests as root",
+            );
             None
         }
         Err(error @ ProbeError::NoBtf { .. }) => {
-            eprintln!("skipped (kernel feature): {error}");
+            skip::skip(
+                &format!("what the probes need of the kernel ({error})"),
+                "use a kernel with CONFIG_DEBUG_INFO_BTF",
+            );
             None
         }
         Err(error) => panic!("{error}"),
@@ -400,7 +408,10 @@ fn a_ptrace_stop_is_timed_as_the_thread_saw_it() {
     use nix::sys::{ptrace, wait};
     let Some(mut probes) = probes() else { return };
     if !probes.times_stops() {
-        eprintln!("skipped (kernel feature): sched_switch does not tell the state of the task");
+        skip::skip(
+            "the state of a task in sched_switch",
+            "use Linux 5.18 or newer",
+        );
         return;
     }
     let mut victim = Victim::start("idle");

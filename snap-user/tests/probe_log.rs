@@ -1,5 +1,7 @@
 //! Messages of the programs reach the ordinary log. Alone in its process: there is one logger.
 
+mod skip;
+
 use snap_user::probe::{ProbeError, ProbeOptions, Probes};
 use std::process::Command;
 use std::sync::Mutex;
@@ -36,7 +38,10 @@ fn the_end_of_a_tracked_process_is_in_the_log_at_debug_level() {
             | ProbeError::PidNamespace { .. }
             | ProbeError::NoBtf { .. }),
         ) => {
-            eprintln!("skipped (permission): {error}");
+            skip::skip(
+                &format!("the right to load the probes ({error})"),
+                "run the tests as root",
+            );
             return;
         }
         Err(error) => panic!("{error}"),

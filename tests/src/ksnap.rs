@@ -21,6 +21,7 @@ pub struct Ksnap {
     binary: PathBuf,
     store: PathBuf,
     user: Option<u32>,
+    namespace_of: Option<i32>,
     variables: Vec<(&'static str, PathBuf)>,
     folder: TempDir,
 }
@@ -39,6 +40,7 @@ impl Ksnap {
             binary,
             store,
             user: None,
+            namespace_of: None,
             variables: Vec::new(),
             folder,
         })
@@ -64,6 +66,13 @@ impl Ksnap {
         Ok(ksnap)
     }
 
+    /// The same in the user namespace of a process.
+    pub fn in_user_namespace_of(pid: i32) -> Result<Self> {
+        let mut ksnap = Self::new()?;
+        ksnap.namespace_of = Some(pid);
+        Ok(ksnap)
+    }
+
     /// The same with a variable in its environment.
     pub fn with_variable(mut self, name: &'static str, value: PathBuf) -> Self {
         self.variables.push((name, value));
@@ -77,7 +86,19 @@ impl Ksnap {
 
     /// `ksnap --store DIR`, to add a verb and arguments to. The caller's own settings are kept out.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(&self.binary);
+        let mut command = match self.namespace_of {
+            // It becomes ksnap.
+            Some(pid) => {
+                let mut command = Command::new("nsenter");
+                command
+                    .args(["--user", "--preserve-credentials", "--target"])
+                    .arg(pid.to_string())
+                    .arg("--")
+                    .arg(&self.binary);
+                command
+            }
+            None => Command::new(&self.binary),
+        };
         command
             .env_remove("KSNAP_STORE")
             .env_remove("KSNAP_CONFIG")

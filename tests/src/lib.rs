@@ -45,6 +45,7 @@
 //! | [`requires`] | [`require!`], [`Need`]: typed skips |
 //! | [`footprint`] | [`Footprint`]: what a process looks like from outside, to find what was left behind |
 //! | [`effort`] | how often a test does what it does, and how long it waits: `KSNAP_TESTS_SLOW` |
+//! | [`elf32`] | a 32-bit program |
 //! | [`bpf`] | the BPF programs in the kernel, to find those left behind |
 //! | [`poke`] | damages a process's memory on purpose |
 //! | [`redis`], [`resp`], [`python`] | real programs under test |
@@ -56,6 +57,7 @@
 pub mod background;
 pub mod bpf;
 pub mod effort;
+pub mod elf32;
 pub mod footprint;
 pub mod ksnap;
 pub mod moving;

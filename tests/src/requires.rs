@@ -29,6 +29,14 @@ pub enum Need {
     Machines,
     /// `tc netem`.
     Netem,
+    /// User namespaces, and the programs that make and enter them.
+    UserNamespace,
+    /// Threads of the kernel among the processes.
+    KernelThreads,
+    /// A kernel that runs 32-bit programs.
+    Ia32,
+    /// The `xtask` binary of this build.
+    Xtask,
     /// A build folder from which other users can run programs.
     BuildForAll,
 }
@@ -69,6 +77,27 @@ impl Need {
                 kernel() >= (major, minor),
                 format!("Linux {major}.{minor}"),
                 "cargo xtask test --vm".to_owned(),
+            ),
+            Self::UserNamespace => (
+                paths::program("nsenter").is_some() && can_unshare_users(),
+                "user namespaces".to_owned(),
+                "apt-get install util-linux, and raise user.max_user_namespaces (sysctl)".to_owned(),
+            ),
+            Self::KernelThreads => (
+                // kthreadd, unless this is a PID namespace of its own.
+                std::fs::read_to_string("/proc/2/comm").is_ok_and(|comm| comm.trim() == "kthreadd"),
+                "kernel threads".to_owned(),
+                "run the tests outside of containers, or cargo xtask test --vm".to_owned(),
+            ),
+            Self::Ia32 => (
+                crate::elf32::Paused::start().is_ok(),
+                "a kernel that runs 32-bit programs".to_owned(),
+                "use an x86-64 kernel with CONFIG_IA32_EMULATION, without ia32_emulation=off".to_owned(),
+            ),
+            Self::Xtask => (
+                paths::binaries().is_ok_and(|folder| folder.join("xtask").is_file()),
+                "the xtask of this build".to_owned(),
+                "cargo build -p xtask".to_owned(),
             ),
             Self::BuildForAll => (
                 build_is_open(),
@@ -173,6 +202,13 @@ fn build_is_open() -> bool {
 fn can_mount() -> bool {
     std::process::Command::new("unshare")
         .args(["-m", "mount", "-t", "tmpfs", "ksnap-test", "/mnt"])
+        .output()
+        .is_ok_and(|output| output.status.success())
+}
+
+fn can_unshare_users() -> bool {
+    std::process::Command::new("unshare")
+        .args(["-U", "-r", "true"])
         .output()
         .is_ok_and(|output| output.status.success())
 }

@@ -81,6 +81,17 @@ impl Victim {
         Ok(victim)
     }
 
+    /// The same as root of a user namespace of its own.
+    pub fn spawn_in_user_namespace(name: &str, args: &[&str]) -> Result<Self> {
+        let mut command = Command::new("unshare");
+        command
+            .args(["-U", "-r", "--"])
+            .arg(paths::victim()?)
+            .arg(name)
+            .args(args);
+        Self::from_command(command)
+    }
+
     /// Starts a command that starts a victim and passes its stdin and stdout through
     /// (`ksnap … run -- victim …`), and waits until the victim is ready.
     pub fn from_command(mut command: Command) -> Result<Self> {

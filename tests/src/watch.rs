@@ -193,6 +193,10 @@ impl Watched {
     /// Demands that the target is as it was, and that the kernel has none of this watch's BPF programs any more.
     pub fn left_nothing(&self, before: &Footprint) -> Result<()> {
         Footprint::of(before.pid)?.nothing_left_since(before)?;
+        ensure!(
+            self.attached["faults"].is_null() || !self.programs.is_empty(),
+            "a fault log without programs"
+        );
         programs_are_gone(&self.programs)
     }
 

@@ -1,6 +1,7 @@
 //! ksnap is killed at random moments, or its disk is full: the process is alive and right, the store whole.
 
 use std::collections::BTreeSet;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -15,8 +16,10 @@ use tests::{Background, Footprint, Ksnap, Victim, Watch, require};
 const LIMIT: Duration = Duration::from_secs(60);
 /// Killed ksnap processes in all, over the ways of using it.
 const KILLS: usize = 200;
-/// The longest time from a start to the kill: attaching, the first snapshot and a few more are in it.
+/// The longest time from when the victim is first traced to the kill: attaching, the first snapshot and a few more are in it.
 const LONGEST_MS: u64 = 120;
+/// The same of every other kill: what a single snapshot or rollback does is over soon.
+const SHORT_MS: u64 = 20;
 
 /// What is being killed.
 #[derive(Clone, Copy, Debug)]
@@ -41,6 +44,10 @@ struct Trial {
     rng: Rng,
     programs: BTreeSet<u32>,
     stopped: usize,
+    /// Kills that came after ksnap had begun with the victim, or was asked to.
+    reached: usize,
+    /// Those of them that ended a ksnap which was not done.
+    cut: usize,
 }
 
 impl Trial {
@@ -61,6 +68,8 @@ impl Trial {
             rng: Rng::new(seed),
             programs: BTreeSet::new(),
             stopped: 0,
+            reached: 0,
+            cut: 0,
         })
     }
 
@@ -82,11 +91,16 @@ impl Trial {
         }
     }
 
-    /// Starts ksnap and kills it after a random time.
-    fn kill(&mut self, way: Way) -> Result<()> {
+    /// Starts ksnap, and kills it a random time after it has begun with the victim.
+    fn kill(&mut self, way: Way, round: usize) -> Result<()> {
         let mut process = self.start(way)?;
         process.close_stdin();
-        let wait = Duration::from_micros(self.rng.word() % (LONGEST_MS * 1000));
+        let most = if round.is_multiple_of(2) {
+            LONGEST_MS
+        } else {
+            SHORT_MS
+        };
+        let wait = Duration::from_micros(self.rng.word() % (most * 1000));
         let asker = match way {
             Way::WatchRollingBack => {
                 // The time counts from when it is attached: its first snapshot is there.
@@ -94,18 +108,24 @@ impl Trial {
                 let id = self.some_id()?;
                 let mut asker = self.ksnap.start(&["rollback", &self.pid, &id, "-y"])?;
                 asker.close_stdin();
+                self.reached += usize::from(self.asked(&mut asker)?);
                 Some(asker)
             }
-            _ => None,
+            _ => {
+                self.reached += usize::from(self.traced(&mut process)?);
+                None
+            }
         };
         std::thread::sleep(wait);
         self.programs.extend(programs_of(process.pid()));
         process.signal(Signal::SIGKILL)?;
-        process.finish(LIMIT)?;
-        if let Some(mut asker) = asker {
+        let killed = process.finish(LIMIT)?.status.signal().is_some();
+        let cut = match asker {
             // It may find itself without a watcher, and do the work itself; it is not to be killed here.
-            asker.finish(LIMIT)?;
-        }
+            Some(mut asker) => killed && !asker.finish(LIMIT)?.status.success(),
+            None => killed,
+        };
+        self.cut += usize::from(cut);
         self.recover(way)
     }
 
@@ -120,11 +140,46 @@ impl Trial {
         Ok(())
     }
 
+    /// Waits until ksnap traces the victim for the first time; `false` where it ended unseen.
+    fn traced(&self, process: &mut Background) -> Result<bool> {
+        self.await_sight(process, || Ok(tracer_of(self.victim.pid())? != 0))
+    }
+
+    /// Waits until the watcher has the connection of whoever asks it; `false` where that one ended unseen.
+    fn asked(&self, asker: &mut Background) -> Result<bool> {
+        let name = format!("{}.sock", self.pid);
+        // Sockets of accepted connections have the name of the one that listens.
+        self.await_sight(asker, || {
+            let sockets = std::fs::read_to_string("/proc/net/unix")?;
+            Ok(sockets.lines().filter(|line| line.ends_with(&name)).count() > 1)
+        })
+    }
+
+    fn await_sight(
+        &self,
+        process: &mut Background,
+        seen: impl Fn() -> Result<bool>,
+    ) -> Result<bool> {
+        let end = Instant::now() + LIMIT;
+        while !seen()? {
+            if !process.running()? {
+                return Ok(false);
+            }
+            ensure!(
+                Instant::now() < end,
+                "it does not begin: {}",
+                process.stderr()
+            );
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        Ok(true)
+    }
+
     /// The victim runs and is right. Only a rollback may have left it stopped: then another one helps.
     fn recover(&mut self, way: Way) -> Result<()> {
         let pid = self.victim.pid();
         ensure!(self.victim.alive(), "the victim is dead");
-        if is_stopped(pid)? {
+        if self.is_stopped()? {
             ensure!(
                 matches!(way, Way::Rollback | Way::WatchRollingBack),
                 "stopped by a ksnap that only took snapshots"
@@ -132,13 +187,61 @@ impl Trial {
             self.stopped += 1;
             let id = self.some_id()?;
             self.ksnap.ok(&["rollback", &self.pid, &id, "-y"])?;
-            if is_stopped(pid)? {
+            if self.is_stopped()? {
                 // It was stopped when the second rollback came, which cannot know by whom.
                 nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGCONT)?;
             }
         }
         self.victim.check()?;
         Footprint::of(pid)?.nothing_left_since(&self.before)
+    }
+
+    /// Whether the victim is in a job-control stop. A tracer that was just killed lets go a moment later, and a stop
+    /// that is under way then comes later still: the victim runs when it answers.
+    fn is_stopped(&mut self) -> Result<bool> {
+        let pid = self.victim.pid();
+        let end = Instant::now() + LIMIT;
+        loop {
+            match state_of(pid) {
+                'T' => return Ok(true),
+                't' => {
+                    ensure!(
+                        Instant::now() < end,
+                        "process {pid} is traced by nobody and stopped"
+                    );
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                _ => match self.victim.ask("status", Duration::from_secs(1)) {
+                    Ok(_) => return Ok(false),
+                    Err(e) if Instant::now() > end => return Err(e),
+                    Err(_) => {}
+                },
+            }
+        }
+    }
+
+    /// Demands that the kills came when there was something to harm.
+    fn was_at_work(&self, way: Way, probes: bool) -> Result<()> {
+        let (rounds, reached, cut) = (KILLS / WAYS.len(), self.reached, self.cut);
+        ensure!(
+            reached * 2 > rounds,
+            "only {reached} of {rounds} kills came after {way:?} had begun"
+        );
+        ensure!(
+            cut * 5 > rounds,
+            "only {cut} of {rounds} kills came before {way:?} was done"
+        );
+        // Each trial begins with two.
+        let listed = self.ksnap.json(&["log"])?.len();
+        ensure!(
+            listed > 2 || matches!(way, Way::Rollback),
+            "no snapshot was taken by {way:?}"
+        );
+        ensure!(
+            !probes || !self.programs.is_empty(),
+            "no program of {way:?} was seen"
+        );
+        Ok(())
     }
 
     fn end(mut self) -> Result<()> {
@@ -157,17 +260,20 @@ impl Trial {
     }
 }
 
-/// Whether a process is in a job-control stop. A tracer that was just killed lets go a moment later.
-fn is_stopped(pid: i32) -> Result<bool> {
-    let end = Instant::now() + Duration::from_secs(5);
-    while state_of(pid) == 't' {
-        ensure!(
-            Instant::now() < end,
-            "process {pid} is traced by nobody and stopped"
-        );
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    Ok(state_of(pid) == 'T')
+/// Whether the probes can be loaded here.
+fn has_probes(ksnap: &Ksnap) -> Result<bool> {
+    let doctor = ksnap.json(&["doctor"])?.remove(0);
+    let checks = doctor["checks"].as_array().context("no checks")?;
+    Ok(checks
+        .iter()
+        .any(|check| check["name"] == "probes" && check["outcome"] == "supported"))
+}
+
+/// The thread that traces a process, 0 if there is none.
+fn tracer_of(pid: i32) -> Result<i32> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|l| l.strip_prefix("TracerPid:"));
+    Ok(line.context("no TracerPid")?.trim().parse()?)
 }
 
 /// A killed ksnap may leave what it had not published; the next one clears that away.
@@ -187,13 +293,17 @@ fn killed(way: Way, seed: u64) -> Result<()> {
     let mut trial = Trial::new(seed)?;
     for round in 0..KILLS / WAYS.len() {
         trial
-            .kill(way)
+            .kill(way, round)
             .with_context(|| format!("after kill {round} of {way:?}"))?;
         if round % 16 == 15 {
             trial.ksnap.ok(&["verify"])?;
         }
     }
-    eprintln!("{way:?}: found stopped {} times", trial.stopped);
+    eprintln!(
+        "{way:?}: {} reached, {} cut, found stopped {} times",
+        trial.reached, trial.cut, trial.stopped
+    );
+    trial.was_at_work(way, has_probes(&trial.ksnap)?)?;
     trial.end()
 }
 

@@ -69,14 +69,52 @@ fn a_process_whose_main_thread_has_ended_is_refused() -> Result<()> {
 
 #[test]
 fn a_kernel_thread_is_refused() -> Result<()> {
-    require!(Root, Ksnap);
-    // kthreadd, unless this is a PID namespace of its own.
-    let comm = std::fs::read_to_string("/proc/2/comm").unwrap_or_default();
-    if comm.trim() != "kthreadd" {
-        eprintln!("no kernel threads are visible here");
-        return Ok(());
-    }
+    require!(Root, Ksnap, KernelThreads);
     refused(&Ksnap::new()?, 2, 1, &["kernel thread"])
+}
+
+#[test]
+fn a_32_bit_program_is_refused_and_not_touched() -> Result<()> {
+    require!(Root, Ksnap, Ia32);
+    let ksnap = Ksnap::new()?;
+    let program = tests::elf32::Paused::start()?;
+    let before = Footprint::of(program.pid())?;
+    refused(&ksnap, program.pid(), 1, &["32-bit"])?;
+    let pid = program.pid().to_string();
+    for verb in ["profile", "inspect"] {
+        let ended = ksnap.run(&[verb, &pid])?;
+        ensure!(ended.code()? == 1, "{verb}: {ended:?}");
+        ensure!(ended.stderr.contains("32-bit"), "{verb}: {ended:?}");
+    }
+    // There is no snapshot of it to go back to, and another's is not for it.
+    let mut victim = Victim::spawn("counter", &["--mib", "1"])?;
+    ksnap.ok(&["snap", &victim.pid().to_string()])?;
+    let ended = ksnap.run(&["rollback", &pid, "latest", "-y"])?;
+    ensure!(ended.code()? != 0, "{ended:?}");
+    Footprint::of(program.pid())?.nothing_left_since(&before)?;
+    victim.check()?;
+    victim.quit()
+}
+
+#[test]
+fn doctor_ends_with_12_where_no_process_can_be_stopped() -> Result<()> {
+    require!(Root, Ksnap, Program("strace"));
+    let ksnap = Ksnap::new()?;
+    let mut command = Command::new("strace");
+    command
+        .args(["-f", "-o", "/dev/null", "-e", "trace=ptrace"])
+        .args(["-e", "inject=ptrace:error=EPERM"])
+        .arg(tests::paths::ksnap()?)
+        .arg("--store")
+        .arg(ksnap.store())
+        .args(["doctor", "--json"]);
+    let ended = Background::start(command)?.finish(LIMIT)?;
+    ensure!(ended.code()? == 12, "{ended:?}");
+    let said: serde_json::Value = serde_json::from_str(&ended.stdout)?;
+    ensure!(said["ready"] == false, "{said}");
+    let verdict = said["verdict"].as_str().context("no verdict")?;
+    ensure!(verdict.contains("ksnap cannot work here"), "{verdict}");
+    Ok(())
 }
 
 #[test]

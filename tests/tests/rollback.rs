@@ -155,6 +155,7 @@ rolled! {
     pipe: "blocked" ["pipe"], ["--audit"];
     epoll_wait: "blocked" ["epoll_wait"], ["--audit"];
     sigtimedwait: "blocked" ["sigtimedwait"], ["--audit"];
+    wait4: "blocked" ["wait4"], ["--audit"];
     accept: "blocked" ["accept"], ["--audit"];
     recv: "blocked" ["recv"], ["--audit"];
     recv_timeout: "blocked" ["recv-timeout"], ["--audit"];
@@ -215,6 +216,15 @@ fn threads_that_an_ordinary_user_cannot_make_again_are_refused_before_anything_i
         "{ids:?}"
     );
     victim.quit()
+}
+
+#[test]
+fn root_of_a_user_namespace_rolls_back_a_process_in_it() -> Result<()> {
+    require!(Root, Ksnap, UserNamespace);
+    let args = ["--mib", "4", "--rollbacks"];
+    let victim = Victim::spawn_in_user_namespace("counter", &args)?;
+    let ksnap = Ksnap::in_user_namespace_of(victim.pid())?;
+    goes_back_and_forth(&ksnap, victim, 6, &["--audit"], false)
 }
 
 /// A snapshot, with the counter's bounds at its moment.

@@ -222,9 +222,12 @@ mod an_ordinary_user {
 
     fn watches_an_own(name: &str, args: &[&str], options: &[&str]) -> Result<()> {
         let ksnap = Ksnap::as_user(NOBODY)?;
-        let victim = Victim::spawn_as(NOBODY, name, args)?;
+        watches(&ksnap, Victim::spawn_as(NOBODY, name, args)?, options)
+    }
+
+    pub fn watches(ksnap: &Ksnap, victim: Victim, options: &[&str]) -> Result<()> {
         let options = [&["--audit"], options].concat();
-        let attached = lives_through(&ksnap, victim, 30, &options)?;
+        let attached = lives_through(ksnap, victim, 30, &options)?;
         // One line says what is missing.
         ensure!(attached["faults"].is_null(), "{attached}");
         ensure!(
@@ -273,6 +276,30 @@ mod an_ordinary_user {
         Footprint::of(victim.pid())?.nothing_left_since(&before)?;
         victim.check()?;
         victim.quit()
+    }
+}
+
+mod root_of_a_user_namespace {
+    use super::*;
+
+    fn with(name: &str, args: &[&str]) -> Result<()> {
+        let mut victim = Victim::spawn_in_user_namespace(name, args)?;
+        let ksnap = Ksnap::in_user_namespace_of(victim.pid())?;
+        ksnap.ok(&["snap", &victim.pid().to_string(), "--audit"])?;
+        victim.check()?;
+        an_ordinary_user::watches(&ksnap, victim, &[])
+    }
+
+    #[test]
+    fn snapshots_and_watches_a_counter() -> Result<()> {
+        require!(Root, Ksnap, UserNamespace);
+        with("counter", &["--mib", "4"])
+    }
+
+    #[test]
+    fn snapshots_and_watches_threads() -> Result<()> {
+        require!(Root, Ksnap, UserNamespace);
+        with("threads", &[])
     }
 }
 
