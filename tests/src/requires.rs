@@ -29,6 +29,8 @@ pub enum Need {
     Machines,
     /// `tc netem`.
     Netem,
+    /// An S3 server, `moto_server`.
+    S3,
     /// A build folder from which other users can run programs.
     BuildForAll,
 }
@@ -69,6 +71,11 @@ impl Need {
                 kernel() >= (major, minor),
                 format!("Linux {major}.{minor}"),
                 "cargo xtask test --vm".to_owned(),
+            ),
+            Self::S3 => (
+                crate::Moto::program().is_some(),
+                "the program moto_server".to_owned(),
+                "pip install 'moto[server,s3]', and have it on PATH".to_owned(),
             ),
             Self::BuildForAll => (
                 build_is_open(),
