@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+/// The call of an error about an object that cannot be written.
+pub(super) const WRITE: &str = "write";
 /// Longest text of a service that is passed on.
 const LONGEST: usize = 500;
 
@@ -76,16 +78,28 @@ impl BucketError {
     /// An error of the service. One about a missing object is [`BucketError::Missing`].
     pub(super) fn service(call: &'static str, object: &str, error: &object_store::Error) -> Self {
         use object_store::Error;
-        if matches!(error, Error::NotFound { .. }) {
-            return Self::Missing {
-                object: object.to_owned(),
-            };
+        match error {
+            // What is written need not be there, but what it is written into.
+            Error::NotFound { .. } if call == WRITE => {
+                return Self::Service {
+                    call,
+                    object: object.to_owned(),
+                    why: "there is no such bucket or container: make it first".into(),
+                    denied: false,
+                };
+            }
+            Error::NotFound { .. } => {
+                return Self::Missing {
+                    object: object.to_owned(),
+                };
+            }
+            _ => {}
         }
         let denied = matches!(
             error,
             Error::PermissionDenied { .. } | Error::Unauthenticated { .. }
         );
-        let mut why = redact(&error.to_string());
+        let mut why = redact(&with_causes(error));
         if denied {
             why.push_str(
                 ". The keys come from the environment: docs/bucket.md says from which variables",
@@ -103,6 +117,20 @@ impl BucketError {
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Missing { .. })
     }
+}
+
+/// An error and what it comes from, as far as that is not said yet.
+pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let more = cause.to_string();
+        if !text.contains(&more) {
+            let _ = write!(text, ": {more}");
+        }
+        next = cause.source();
+    }
+    text
 }
 
 /// Takes out of a text what follows the `?` of a URL, where signatures are, and line breaks; and cuts it.
@@ -139,6 +167,17 @@ mod tests {
         assert!(!redacted.contains("SECRET"), "{redacted}");
         assert!(redacted.ends_with("x?… why?"), "{redacted}");
         assert!(!redact("PUT /c/x?sig=SECRET").contains("SECRET"));
+    }
+
+    #[test]
+    fn a_bucket_that_is_not_there_is_told_from_an_object_that_is_not() {
+        let missing = object_store::Error::NotFound {
+            path: "p".into(),
+            source: "no".into(),
+        };
+        let of = |call| BucketError::service(call, "s3://b/p", &missing);
+        assert!(of("read").is_missing());
+        assert!(of(WRITE).to_string().contains("make it first"));
     }
 
     #[test]

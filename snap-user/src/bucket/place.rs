@@ -111,7 +111,9 @@ impl Place {
 
     /// Gets ready to talk to the service; `create` makes a folder that is not there. Nothing is sent yet.
     pub(super) fn open(&self, create: bool) -> Result<Opened> {
-        let failed = |error: object_store::Error| refused(&self.url(), redact(&error.to_string()));
+        // Settings that lack something, or certificates that are not there.
+        let failed =
+            |error: object_store::Error| BucketError::service("get ready for", &self.url(), &error);
         let prefix = match self.kind {
             Kind::File => Path::default(),
             _ => Path::parse(&self.prefix)
@@ -220,6 +222,17 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn services_are_got_ready_for_without_a_word_to_them() {
+        for url in ["s3://b/p", "gs://b/p"] {
+            if let Err(error) = Place::parse(url).unwrap().open(false) {
+                // Where there are none, nobody can be talked to.
+                assert!(error.to_string().contains("certificate"), "{error}");
+            }
+        }
+        assert!(Place::parse("s3://b/a//c").unwrap().open(false).is_err());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Objects in and out, one at a time.
 
+use super::error::WRITE;
 use super::name::{CLOCK, DOOMED, DoomedName, MARKER, SNAPSHOTS, SWEPT, SnapshotName};
 use super::place::{Opened, Place};
 use super::{
@@ -145,7 +146,7 @@ impl Bucket {
         let put = self.objects.put(&path, PutPayload::from(bytes));
         let put = self.runtime.block_on(put);
         put.map(drop)
-            .map_err(|error| BucketError::service("write", &self.about(key), &error))
+            .map_err(|error| BucketError::service(WRITE, &self.about(key), &error))
     }
 
     /// Writes an index, given in parts one behind the other, in one request or in several. It is there as a whole
@@ -153,7 +154,7 @@ impl Bucket {
     pub fn put_index(&self, name: &SnapshotName, parts: [Vec<u8>; 3]) -> Result<()> {
         let key = name.key();
         let (path, about) = (self.path(&key), self.about(&key));
-        let failed = |error| BucketError::service("write", &about, &error);
+        let failed = |error| BucketError::service(WRITE, &about, &error);
         let total: usize = parts.iter().map(Vec::len).sum();
         let parts = parts.map(Bytes::from);
         self.runtime.block_on(async {

@@ -1,6 +1,7 @@
 //! Many objects at a time: what comes from the caller goes out, and the other way round, with a bound for what is
 //! under way.
 
+use super::error::WRITE;
 use super::service::{AT_ONCE, Bucket, read};
 use super::{BucketError, ChunkName, MAX_CHUNK, Result};
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -97,7 +98,7 @@ impl Uploads<'_> {
             }
             match objects.put(&path, PutPayload::from(bytes)).await {
                 Ok(_) => Ok(Some(len)),
-                Err(error) => Err(BucketError::service("write", &about, &error)),
+                Err(error) => Err(BucketError::service(WRITE, &about, &error)),
             }
         };
         self.under_way.spawn_on(task, self.bucket.runtime.handle());

@@ -104,11 +104,11 @@ mod tests {
             name(2, [0xab, 0xcd, 2]),
             name(3, [9, 9, 9]),
         ];
-        let of = |text| find("file:///b", &names, text);
+        let of = |text: &str| find("file:///b", &names, text);
         assert_eq!(of("latest").unwrap(), names[2]);
         assert_eq!(of("ABCD01").unwrap(), names[0]);
         assert_eq!(of(&names[1].id.to_string()).unwrap(), names[1]);
-        let text = |reference| of(reference).unwrap_err().to_string();
+        let text = |reference: &str| of(reference).unwrap_err().to_string();
         assert!(text("abcd").contains("more digits"), "{}", text("abcd"));
         assert!(text("abc").contains("--list"));
         assert!(text("latest~1").contains("--list"));
