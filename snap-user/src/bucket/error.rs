@@ -1,5 +1,6 @@
 //! What can go wrong with object storage.
 
+use super::bytes::cut;
 use std::fmt::Write as _;
 
 /// The call of an error about an object that cannot be written.
@@ -147,8 +148,7 @@ pub(super) fn redact(text: &str) -> String {
             _ => out.push_str(word),
         }
         if out.len() > LONGEST {
-            let end = out.floor_char_boundary(LONGEST);
-            out.truncate(end);
+            out.truncate(cut(&out, LONGEST).len());
             out.push('…');
             break;
         }

@@ -1,6 +1,6 @@
 //! One object for each snapshot: what it is of, its process state, and in which chunk each of its pages is.
 
-use super::bytes::Fields;
+use super::bytes::{Fields, cut};
 use super::name::{ChunkName, Kin, SnapshotName};
 use super::{BucketError, MAX_CHUNK, MAX_CHUNK_PAGES, Result};
 use crate::image::{MAX_MANIFEST, SessionId};
@@ -367,14 +367,13 @@ impl IndexBuilder {
             table.extend_from_slice(&chunk.len.to_le_bytes());
             table.extend_from_slice(&chunk.pages.to_le_bytes());
         }
-        let comm = &about.comm[..about.comm.floor_char_boundary(COMM)];
         let header = IndexHeader {
             arch: about.arch,
             id: about.id,
             session: about.session,
             time_ns: about.time_ns,
             pid: about.pid,
-            comm: comm.to_owned(),
+            comm: cut(about.comm, COMM).to_owned(),
             stop_ns: about.stop_ns,
             pages: (self.entries.len() / ENTRY) as u64,
             chunks: self.chunks.len() as u32,
