@@ -70,7 +70,7 @@ fn redis_comes_back_from(url: &str, equip: impl Fn(Ksnap) -> Ksnap) -> Result<()
     redis.ended(LIMIT)?;
     await_gone(pid, LIMIT)?;
     let pushed = one(here.json(&["push", "latest", url])?)?;
-    ensure!(number(&pushed["sent_bytes"])? > 1 << 20, "{pushed}");
+    ensure!(number(&pushed["sent_bytes"])? > 256 << 10, "{pushed}");
     // Again: nothing has to be sent.
     let again = one(here.json(&["push", "latest", url])?)?;
     ensure!(
@@ -226,9 +226,10 @@ fn a_push_that_was_killed_is_nowhere_and_goes_on() -> Result<()> {
     ensure!(!command.status()?.success(), "it was not killed");
     ensure!(other.ok(&["log", "--json"])?.is_empty());
     let pulled = one(other.json(&["pull", &place.url()])?)?;
+    // What was still in a buffer when it was killed comes again.
     ensure!(
-        pulled["chunks"] == 0 && pulled["was_there"] == false,
-        "{pulled}"
+        number(&pulled["chunks"])? < number(&pushed["chunks"])? && pulled["was_there"] == false,
+        "{pulled} {pushed}"
     );
     other.ok(&["verify"])?;
     victim.check()?;
@@ -340,7 +341,7 @@ fn a_victim_goes_on_from_a_folder_and_passes_its_own_check() -> Result<()> {
     drop(here);
     let there = Ksnap::new()?;
     there.ok(&["pull", &place.url()])?;
-    let back = there.start(&["restore", "latest", "--wait"])?;
+    let back = there.start(&["restore", "latest", "--wait", "--json"])?;
     let mut victim = Victim::brought_back(back)?;
     let beyond = victim.check()?.counter + 100;
     victim.wait_beyond(beyond, LIMIT)?;

@@ -90,7 +90,7 @@ fn the_names_of_the_golden_objects_stay() {
     let (chunk, _, index, _) = objects();
     assert_eq!(
         index.key(),
-        "snapshots/01700000000123456789-2c30afbe-22222222222222222222222222222222-11111111111111111111111111111111"
+        "snapshots/01700000000123456789-d65a0625-22222222222222222222222222222222-11111111111111111111111111111111"
     );
     assert!(chunk.key().starts_with("chunks/"));
 }
