@@ -2,6 +2,10 @@
 //!
 //! The targets of `cargo fuzz` call these, and so does a test on stable Rust, with mutations of the corpus.
 
+#[cfg(feature = "object-storage")]
+use snap_user::bucket::{
+    Chunk, ChunkName, DoomedName, INDEX_HEADER_LEN, Index, IndexHeader, decode_doomed,
+};
 use snap_user::codec::{self, Encoding, LONGEST, Scratch};
 use snap_user::image::{
     HEADER_LEN, Header, IndexEntry, LATE_OFFSET, Manifest, PACK_HEADER_LEN, PackHeader, Section,
@@ -14,7 +18,7 @@ use snap_user::wire::{MAX_BODY, Message, encode_frame, read_frame};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: &[Target] = &[
     ("page", page),
     ("pair", pair),
     ("block", block),
@@ -25,6 +29,8 @@ pub const TARGETS: [Target; 10] = [
     ("manifest", manifest),
     ("message", message),
     ("pack", pack),
+    #[cfg(feature = "object-storage")]
+    ("bucket", bucket),
 ];
 
 /// A snapshot file to take headers from.
@@ -261,5 +267,63 @@ pub fn pack(data: &[u8]) {
         for run in ghosts.iter().flat_map(|ghost| &ghost.runs) {
             assert!(run.range().start < run.range().end);
         }
+    }
+}
+
+/// Reads the same bytes as an index, a chunk and a list of chunks: as they are, and with all checksums made to match.
+#[cfg(feature = "object-storage")]
+pub fn bucket(data: &[u8]) {
+    read_index(data);
+    let mut bytes = data.to_vec();
+    if bytes.len() >= INDEX_HEADER_LEN {
+        // Lengths first, where the header is believed; then the checksums of what they say.
+        seal_header(&mut bytes);
+        if let Ok(header) = IndexHeader::decode("fuzz", &bytes, bytes.len() as u64) {
+            let table = INDEX_HEADER_LEN + header.table_len() as usize;
+            let entries = table + header.manifest_len as usize;
+            for (at, from, to) in [
+                (92, INDEX_HEADER_LEN, table),
+                (96, table, entries),
+                (100, entries, bytes.len()),
+            ] {
+                let crc = crc32c::crc32c(&bytes[from..to]);
+                bytes[at..at + 4].copy_from_slice(&crc.to_le_bytes());
+            }
+            seal_header(&mut bytes);
+        }
+        read_index(&bytes);
+    }
+    let hash = *blake3::hash(data).as_bytes();
+    if let Ok(chunk) = Chunk::decode(ChunkName(hash), data) {
+        let lengths =
+            (0..chunk.pages()).map(|slot| chunk.page(slot).map_or(0, |page| page.1.len()));
+        assert!(lengths.sum::<usize>() <= data.len());
+        assert!(chunk.page(chunk.pages()).is_none());
+    }
+    if let Ok(chunks) = decode_doomed(DoomedName(hash), data) {
+        assert!(chunks.len() * 32 < data.len());
+    }
+}
+
+#[cfg(feature = "object-storage")]
+fn seal_header(bytes: &mut [u8]) {
+    let crc = crc32c::crc32c(&bytes[..INDEX_HEADER_LEN - 4]);
+    bytes[INDEX_HEADER_LEN - 4..INDEX_HEADER_LEN].copy_from_slice(&crc.to_le_bytes());
+}
+
+#[cfg(feature = "object-storage")]
+fn read_index(bytes: &[u8]) {
+    let Ok(index) = Index::decode("fuzz", bytes.to_vec()) else {
+        return;
+    };
+    // What readers rely on.
+    assert_eq!(index.header.index_len(), bytes.len() as u64);
+    assert_eq!(index.entries().len() as u64, index.header.pages);
+    assert_eq!(index.manifest().len(), index.header.manifest_len as usize);
+    let mut before = None;
+    for entry in index.entries() {
+        assert!(before < Some(entry.addr) && entry.addr.is_multiple_of(PAGE_SIZE));
+        assert!(entry.slot < index.chunks[entry.chunk as usize].pages);
+        before = Some(entry.addr);
     }
 }

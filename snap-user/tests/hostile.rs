@@ -78,6 +78,12 @@ fn write_seeds(fuzz: &Path) {
         ("span", "golden".into(), part(&header.span)),
         ("manifest", "golden".into(), part(&header.manifest)),
     ];
+    for (name, bytes) in [
+        ("chunk", &include_bytes!("data/chunk-v1.ksnap")[..]),
+        ("index", include_bytes!("data/index-v1.ksnap")),
+    ] {
+        files.push(("bucket", name.into(), bytes.to_vec()));
+    }
     files.push(("pack", "two-ghosts".into(), a_pack()));
     files.push(("pack", "empty".into(), {
         let (head, tail) = finish_pack(SessionId([4; 16]), 1, 0, &[], &[], &[]);
@@ -388,6 +394,12 @@ fn any_section_is_sound_or_an_error() {
 #[test]
 fn any_pack_is_sound_or_an_error() {
     run(named("pack"));
+}
+
+#[cfg(feature = "object-storage")]
+#[test]
+fn any_object_of_a_bucket_is_sound_or_an_error() {
+    run(named("bucket"));
 }
 
 #[test]

@@ -49,6 +49,7 @@
 //! | [`bpf`] | the BPF programs in the kernel, to find those left behind |
 //! | [`poke`] | damages a process's memory on purpose |
 //! | [`redis`], [`resp`], [`python`] | real programs under test |
+//! | [`moto`] | [`Moto`]: an S3 server |
 //! | [`netns`], [`relay`], [`remote`] | two network namespaces as two machines, a bad connection between them, and ksnap on each |
 //! | [`tree`] | trees of processes, captured, ended and brought back |
 //! | [`moving`] | [`moving::Moving`]: redis-server that moves between them |
@@ -60,6 +61,7 @@ pub mod effort;
 pub mod elf32;
 pub mod footprint;
 pub mod ksnap;
+pub mod moto;
 pub mod moving;
 pub mod netns;
 pub mod paths;
@@ -78,6 +80,7 @@ pub mod watch;
 pub use background::{Background, Finished};
 pub use footprint::Footprint;
 pub use ksnap::Ksnap;
+pub use moto::Moto;
 pub use netns::Machines;
 pub use python::Python;
 pub use redis::Redis;

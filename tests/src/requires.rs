@@ -37,6 +37,8 @@ pub enum Need {
     Ia32,
     /// The `xtask` binary of this build.
     Xtask,
+    /// An S3 server, `moto_server`.
+    S3,
     /// A build folder from which other users can run programs.
     BuildForAll,
 }
@@ -98,6 +100,11 @@ impl Need {
                 paths::binaries().is_ok_and(|folder| folder.join("xtask").is_file()),
                 "the xtask of this build".to_owned(),
                 "cargo build -p xtask".to_owned(),
+            ),
+            Self::S3 => (
+                crate::Moto::program().is_some(),
+                "the program moto_server".to_owned(),
+                "pip install 'moto[server,s3]', and have it on PATH".to_owned(),
             ),
             Self::BuildForAll => (
                 build_is_open(),

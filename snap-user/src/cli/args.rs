@@ -1,5 +1,7 @@
 //! What can be said on the command line.
 
+#[cfg(feature = "object-storage")]
+mod bucket;
 mod keeping;
 mod reading;
 mod remote;
@@ -8,6 +10,8 @@ mod taking;
 #[cfg(test)]
 mod tests;
 
+#[cfg(feature = "object-storage")]
+pub use bucket::{Pull, Push};
 pub use keeping::{Flush, Prune, Removing, Squash, Tag};
 pub use reading::{Diff, Export, Gdb, Log, Show, Verify};
 pub use remote::{Clone, Key, KeyVerb, Serve};
@@ -146,6 +150,14 @@ pub enum Verb {
     /// Show this user's key, and say whose keys are trusted
     #[command(after_help = help::KEY)]
     Key(Key),
+    /// Copy a snapshot to object storage: S3, Google Cloud Storage, Azure or a folder
+    #[cfg(feature = "object-storage")]
+    #[command(after_help = help::PUSH)]
+    Push(Push),
+    /// Bring a snapshot from object storage into the store
+    #[cfg(feature = "object-storage")]
+    #[command(after_help = help::PULL)]
+    Pull(Pull),
     /// Put a live process back to a snapshot, in place
     #[command(after_help = help::ROLLBACK)]
     Rollback(Rollback),

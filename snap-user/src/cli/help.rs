@@ -146,9 +146,14 @@ newest one. What kept snapshots need of those that go is merged first, so that t
 leaves all of them or only what is kept. A session whose process is being watched is pruned by its watcher. Without a \
 rule nothing goes but what an interrupted prune has left behind. Asks first; without a terminal, -y is needed.
 
+With --bucket it is about what `ksnap push` has put into object storage. What no snapshot there needs any more is first \
+marked, and deleted by a prune that comes at least --grace later: so it is never taken from under a push. \
+Run it regularly, from anywhere.
+
 Examples:
   ksnap prune --keep-last 100 --dry-run
-  ksnap prune --keep-within 7d --max-size 4G -y";
+  ksnap prune --keep-within 7d --max-size 4G -y
+  ksnap prune --bucket s3://snapshots/fleet --keep-within 30d -y";
 
 pub(super) const SQUASH: &str = concat!(
     "\
@@ -253,6 +258,38 @@ Examples:
   ksnap key trust ed25519:8a88…e2 --name other
   ksnap key list
   ksnap key forget other";
+
+#[cfg(feature = "object-storage")]
+pub(super) const PUSH: &str = concat!(
+    "\
+What arrives there is the snapshot as a whole: it needs no other one, and no store. Pages are sent once, whatever the \
+number of snapshots and machines that have them; only those are sent that are not there. A push that was cut off goes \
+on where it ended, and until it is done nothing of the snapshot is there. Any number of machines may push to one place \
+at the same time.
+
+Keys come from the environment, as the services' own tools read them: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, \
+AWS_REGION and AWS_ENDPOINT_URL for s3; GOOGLE_APPLICATION_CREDENTIALS for gs; AZURE_STORAGE_ACCOUNT_NAME and \
+AZURE_STORAGE_ACCOUNT_KEY for az. docs/bucket.md has more of them, and what is written there.
+
+Examples:
+  ksnap push latest s3://snapshots/fleet
+  ksnap push before-upgrade gs://snapshots
+  ksnap push latest file:///mnt/nas/snapshots
+  ksnap prune --bucket s3://snapshots/fleet --keep-last 10 -y",
+    references!()
+);
+
+#[cfg(feature = "object-storage")]
+pub(super) const PULL: &str = "\
+Without REF it is the newest snapshot that is there, whoever pushed it. It becomes a snapshot of a session of its own, \
+with an id of its own, or of the store nothing changes. Each page is compared with its hash. Pages that the store \
+has are not fetched, and a pull that was cut off goes on where it ended. One that is in the store already is not \
+pulled again. Keys are those of `ksnap push`.
+
+Examples:
+  ksnap pull s3://snapshots/fleet --list
+  ksnap pull s3://snapshots/fleet && ksnap restore latest
+  ksnap pull s3://snapshots/fleet 3f9a --json | jq -r .stored_id";
 
 pub(super) const ROLLBACK: &str = concat!(
     "\

@@ -6,6 +6,15 @@ use std::io::{self, Write};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
+/// Those who talk to object storage say no more than this, whatever is asked for.
+const QUIET: [&str; 5] = [
+    "object_store=error",
+    "reqwest=error",
+    "hyper=error",
+    "hyper_util=error",
+    "h2=error",
+];
+
 /// Lets messages through: -q errors, else warnings, -v what happens, -vv what the probes say, -vvv everything.
 /// KSNAP_LOG says it in full (`ksnap=debug,aya=info`).
 ///
@@ -27,6 +36,10 @@ pub fn init(context: &Context) {
         }
         _ => EnvFilter::new(level),
     };
+    // What they say of requests has keys and signatures in it.
+    let filter = QUIET.iter().fold(filter, |filter, target| {
+        filter.add_directive(target.parse().expect("a directive"))
+    });
     let format = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(Stderr)

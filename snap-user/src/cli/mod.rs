@@ -11,6 +11,8 @@
 //! | `exit` | exit codes |
 
 mod args;
+#[cfg(feature = "object-storage")]
+mod bucket;
 mod clone;
 mod context;
 mod diff;
@@ -99,6 +101,10 @@ fn dispatch(context: &Context, verb: &Verb) -> Result<Exit, CliError> {
         Verb::Clone(args) => clone::clone(context, args),
         Verb::Serve(args) => serve::serve(context, args),
         Verb::Key(args) => key::key(context, args),
+        #[cfg(feature = "object-storage")]
+        Verb::Push(args) => bucket::push(context, args),
+        #[cfg(feature = "object-storage")]
+        Verb::Pull(args) => bucket::pull(context, args),
         Verb::Rollback(args) => rollback::rollback(context, args),
         Verb::Profile(args) => profile::profile(context, args),
         Verb::Doctor(args) => doctor::doctor(context, args),

@@ -9,6 +9,10 @@ use std::io::{self, Write};
 
 /// Removes snapshots by rule.
 pub fn prune(context: &Context, args: &Prune) -> Result<Exit, CliError> {
+    #[cfg(feature = "object-storage")]
+    if let Some(url) = &args.bucket {
+        return super::bucket::prune(context, args, url);
+    }
     let store = context.store()?;
     let remove = |dry_run| session::prune(&store, &args.rules(), args.pid, dry_run);
     removal(context, args.removing, args.json, &remove)

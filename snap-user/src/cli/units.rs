@@ -39,6 +39,15 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     Ok(duration)
 }
 
+/// As [`duration`], or 0.
+#[cfg(feature = "object-storage")]
+pub fn duration_or_none(text: &str) -> Result<Duration, String> {
+    match text.trim() {
+        "0" | "0s" => Ok(Duration::ZERO),
+        text => duration(text),
+    }
+}
+
 /// As [`size`], or 0 for none.
 pub fn size_or_none(text: &str) -> Result<u64, String> {
     match text.trim() {

@@ -1,5 +1,7 @@
 //! Errors of the verbs, complete for the user, and what kind of trouble each is.
 
+#[cfg(feature = "object-storage")]
+use crate::bucket::BucketError;
 use crate::capture::CaptureError;
 use crate::probe::ProbeError;
 use crate::restore::RestoreError;
@@ -36,6 +38,10 @@ pub enum SessionError {
     /// Another machine.
     #[error(transparent)]
     Wire(#[from] WireError),
+    /// Object storage.
+    #[cfg(feature = "object-storage")]
+    #[error(transparent)]
+    Bucket(#[from] BucketError),
     /// What was to be done with another machine came to nothing.
     #[error("{0}")]
     Remote(String),
@@ -171,6 +177,17 @@ impl SessionError {
             Self::Wire(error) => match error {
                 WireError::Untrusted { .. } => Trouble::Permission,
                 _ => Trouble::Failed,
+            },
+            #[cfg(feature = "object-storage")]
+            Self::Bucket(error) => match error {
+                BucketError::Url { .. } => Trouble::Usage,
+                BucketError::Empty { .. } => Trouble::NoStore,
+                BucketError::Service { denied: true, .. } => Trouble::Permission,
+                BucketError::Corrupt { .. } => Trouble::Corrupt,
+                BucketError::Service { .. }
+                | BucketError::Missing { .. }
+                | BucketError::NewerVersion { .. }
+                | BucketError::TooLarge(_) => Trouble::Failed,
             },
             Self::Io { source, .. } => io_trouble(source),
             Self::Audit { .. } | Self::Control { .. } | Self::Remote(_) => Trouble::Failed,

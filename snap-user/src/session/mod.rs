@@ -1,6 +1,15 @@
 //! The verbs, each a short function over the other rooms, and the continuous scheduler.
 
+mod arrival;
 mod audit;
+#[cfg(feature = "object-storage")]
+mod bucket_known;
+#[cfg(feature = "object-storage")]
+mod bucket_list;
+#[cfg(feature = "object-storage")]
+mod bucket_prune;
+#[cfg(all(test, feature = "object-storage"))]
+mod bucket_tests;
 mod budget;
 mod clone;
 mod clone_send;
@@ -29,6 +38,10 @@ mod postcopy;
 mod precopy;
 mod profile;
 mod prune;
+#[cfg(feature = "object-storage")]
+mod pull;
+#[cfg(feature = "object-storage")]
+mod push;
 mod ram;
 mod ram_room;
 mod remote;
@@ -64,6 +77,10 @@ mod writer;
 
 pub use crate::capture::Verdict;
 pub use crate::restore::files::Options as FileOptions;
+#[cfg(feature = "object-storage")]
+pub use bucket_list::{BucketEntry, list_bucket};
+#[cfg(feature = "object-storage")]
+pub use bucket_prune::{BucketPruning, BucketRules, prune_bucket};
 pub use clone::{CloneOptions, Cloned, Round, RunsThere, clone_live, clone_stored, is_process};
 pub use descriptor::OpenDescriptor;
 pub use diff::{
@@ -86,6 +103,10 @@ pub use key::{KeyEntry, OwnKey, forget_key, own_key, trust_key, trusted_keys};
 pub use log::{LogEntry, find, log, store_dir};
 pub use profile::profile;
 pub use prune::{Gone, PrunedSession, Pruning, What, prune};
+#[cfg(feature = "object-storage")]
+pub use pull::{Pulled, Pulling, pull};
+#[cfg(feature = "object-storage")]
+pub use push::{Pushed, Pushing, push};
 pub use ram::{Ram, ram_dir};
 pub use ram_room::{Filling, fill_ram};
 pub use remote::DEFAULT_PORT;

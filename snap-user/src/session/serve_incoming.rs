@@ -1,13 +1,13 @@
 //! Takes snapshots from a source into the store: asks only for pages that are not there, and publishes what is whole.
 
+use super::arrival::Arrival;
 use super::remote::Transferred;
 use super::serve_known::Known;
 use super::serve_link::while_alive;
 use super::serve_room::{Occupied, Room};
 use super::{Result, SessionError};
-use crate::codec::Scratch;
-use crate::image::{EncodedBatch, MAX_MANIFEST, Manifest, PageSink};
-use crate::model::{PAGE_SIZE, Page, PageRange, SnapshotId, SnapshotKind};
+use crate::image::{MAX_MANIFEST, Manifest, PageSink};
+use crate::model::{PageRange, SnapshotId, SnapshotKind};
 use crate::restore::fault;
 use crate::store::{Flat, FlatAhead, Published, Received, Session, SessionInfo, Store};
 use crate::wire::{Begin, Digest, Encoded, Link, Message, Offered, Stored};
@@ -19,8 +19,6 @@ use std::sync::Arc;
 const MOST_PAGES: u64 = 1 << 28;
 /// Ranges that are gone, at most.
 const MOST_DROPPED: usize = 1 << 22;
-/// Pages written in one go.
-const PIECE: usize = 1024;
 
 /// The snapshots of one connection: one session of the store.
 pub(super) struct Incoming {
@@ -206,8 +204,7 @@ impl Incoming {
                     .iter()
                     .map(|a| String::from_utf8_lossy(a).into_owned())
                     .collect(),
-                created_ns: 0,
-                continued: Vec::new(),
+                ..SessionInfo::default()
             })?,
         };
         self.taken
@@ -233,18 +230,11 @@ impl Incoming {
         let mut pending = session.begin(begin.kind, parent)?;
         pending.set_time_ns(begin.time_ns);
         pending.drop_ranges(&arriving.dropped.iter().copied().collect());
-        let mut pages = Pages {
-            received: &mut self.received,
-            known: &self.known,
-            kind: begin.kind,
-            batch: EncodedBatch::new(0),
-            scratch: Scratch::default(),
-        };
-        for piece in arriving.pages.chunks(PIECE) {
-            pages.batch.reset(0);
-            piece.iter().try_for_each(|offered| pages.put(offered))?;
-            pending.append(&pages.batch)?;
-        }
+        let mut pages = Arrival::new(&mut self.received, &self.known, "Clone again");
+        // A process may be waiting for a delta.
+        pages.quick = begin.kind == SnapshotKind::Delta;
+        let offered = arriving.pages.iter();
+        pages.put_all(offered.map(|page| (page.addr, page.hash)), &mut pending)?;
         Ok(pending.publish(&manifest.state, &manifest.costs)?)
     }
 
@@ -307,38 +297,4 @@ fn follow(store: &Store, last: Option<SnapshotId>, flat: Option<FlatAhead>) -> R
             flat
         }
     })
-}
-
-/// Pages on their way into a snapshot, from wherever their content is.
-struct Pages<'a> {
-    received: &'a mut Received,
-    known: &'a Known,
-    kind: SnapshotKind,
-    batch: EncodedBatch,
-    scratch: Scratch,
-}
-
-impl Pages<'_> {
-    fn put(&mut self, offered: &Offered) -> Result<()> {
-        let (addr, hash) = (offered.addr, &offered.hash);
-        let mut page: Page = [0; PAGE_SIZE as usize];
-        if let Some((encoding, bytes)) = self.received.read(hash, &mut page)? {
-            // As short as its source has made it.
-            self.batch.push_encoded(addr, &page, encoding, bytes);
-            return Ok(());
-        }
-        if !self.known.read(hash, &mut page) {
-            return Err(SessionError::Remote(
-                "a page that the store had is gone: a snapshot may have been pruned meanwhile. Clone again: what was sent is kept".into(),
-            ));
-        }
-        match self.kind {
-            SnapshotKind::Base => self.batch.push(addr, &page, &mut self.scratch),
-            // The process may be waiting for it.
-            SnapshotKind::Delta => {
-                self.batch.push_fast(addr, &page, None);
-            }
-        }
-        Ok(())
-    }
 }

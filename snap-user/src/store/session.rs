@@ -37,6 +37,9 @@ pub struct SessionInfo {
     /// Processes that were brought back from snapshots of it and go on in it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub continued: Vec<Continuation>,
+    /// The snapshot that was pulled from object storage into it, in hex digits.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub pulled: String,
 }
 
 /// A process that was brought back from a snapshot, and whose own snapshots follow that one.

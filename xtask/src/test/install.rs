@@ -1,7 +1,7 @@
 //! The programs that the end-to-end tests work on.
 
 use super::stage::Stages;
-use crate::host;
+use crate::{cargo, host};
 use std::process::Command;
 
 /// Program and Debian package.
@@ -58,5 +58,29 @@ pub fn programs(stages: &mut Stages) {
             &list,
             "apt-get could not install them; see above",
         );
+    }
+}
+
+/// The S3 server that object storage is tested against, from Python's package index, into a folder of the build.
+pub fn s3(stages: &mut Stages) {
+    let folder = cargo::target().join("moto");
+    let how = "pip install 'moto[server,s3]', and have moto_server on PATH";
+    if host::find("moto_server").is_some() || folder.join("bin/moto_server").is_file() {
+        return;
+    }
+    println!("installing moto");
+    let run = |program: &std::path::Path, arguments: &[&str]| {
+        Command::new(program)
+            .args(arguments)
+            .stdin(std::process::Stdio::null())
+            .stdout(std::process::Stdio::null())
+            .status()
+            .is_ok_and(|status| status.success())
+    };
+    let made = host::find("python3")
+        .is_some_and(|python| run(&python, &["-m", "venv", &folder.to_string_lossy()]));
+    let pip = folder.join("bin/pip");
+    if !made || !run(&pip, &["install", "--quiet", "moto[server,s3]"]) {
+        stages.skip("an S3 server", "moto_server", how);
     }
 }

@@ -65,6 +65,15 @@ pub struct Prune {
     /// Only snapshots of this process
     #[arg(long, value_parser = pid)]
     pub pid: Option<i32>,
+    /// Prune object storage rather than the store: the URL that `ksnap push` is given
+    #[cfg(feature = "object-storage")]
+    #[arg(long, value_name = "URL", conflicts_with_all = ["pid", "max_size"])]
+    pub bucket: Option<String>,
+    /// With --bucket, how long what no snapshot needs is left alone: longer than any push takes. 0 if nobody else uses
+    /// the place now
+    #[cfg(feature = "object-storage")]
+    #[arg(long, value_name = "D", default_value = "24h", requires = "bucket", value_parser = units::duration_or_none)]
+    pub grace: Duration,
     #[command(flatten)]
     pub removing: Removing,
     #[command(flatten)]

@@ -100,3 +100,30 @@ fn the_default_memory_is_the_sessions() {
     assert_eq!(units::size("512M"), Ok(crate::session::LEAST_MEMORY));
     assert_eq!(units::size("256M"), Ok(crate::session::DEFAULT_MIRROR));
 }
+
+#[cfg(feature = "object-storage")]
+#[test]
+fn a_pull_without_a_reference_is_of_the_newest_and_a_list_takes_none() {
+    let Ok(Verb::Pull(pull)) = parse("ksnap pull file:///b") else {
+        panic!("no pull")
+    };
+    assert_eq!((pull.reference.as_str(), pull.list), ("latest", false));
+    assert!(parse("ksnap pull file:///b --list").is_ok());
+    assert!(parse("ksnap pull file:///b 3f9a --list").is_err());
+    assert!(parse("ksnap push file:///b").is_err());
+    let Ok(Verb::Prune(prune)) = parse("ksnap prune --bucket file:///b --grace 0") else {
+        panic!("no prune")
+    };
+    assert_eq!(prune.grace, Duration::ZERO);
+    let Ok(Verb::Prune(prune)) = parse("ksnap prune --bucket file:///b --keep-last 3") else {
+        panic!("no prune")
+    };
+    assert_eq!(prune.grace, Duration::from_secs(24 * 3600));
+    for words in [
+        "ksnap prune --grace 1h",
+        "ksnap prune --bucket file:///b --max-size 1G",
+        "ksnap prune --bucket file:///b --pid 7",
+    ] {
+        assert!(parse(words).is_err(), "{words}");
+    }
+}

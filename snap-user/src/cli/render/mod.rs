@@ -1,5 +1,7 @@
 //! Data as text for people.
 
+#[cfg(feature = "object-storage")]
+pub mod bucket;
 pub mod cloned;
 pub mod diagnosis;
 pub mod diff;

@@ -1,0 +1,506 @@
+//! One object for each snapshot: what it is of, its process state, and in which chunk each of its pages is.
+
+use super::bytes::{Fields, cut};
+use super::name::{ChunkName, Kin, SnapshotName};
+use super::{BucketError, MAX_CHUNK, MAX_CHUNK_PAGES, Result};
+use crate::image::{MAX_MANIFEST, SessionId};
+use crate::model::{PAGE_SIZE, SnapshotId};
+
+const MAGIC: [u8; 8] = *b"\x89KSIDX\r\n";
+const VERSION: u16 = 1;
+/// Length of the header, in bytes. It can be read alone.
+pub const INDEX_HEADER_LEN: usize = 256;
+const COMM: usize = 64;
+const REF: usize = 40;
+const ENTRY: usize = 48;
+/// Most pages of a snapshot: 256 GiB of memory. Its index then has 3 GiB.
+pub const MAX_PAGES: u64 = 1 << 26;
+/// Most chunks of a snapshot.
+pub const MAX_CHUNKS: u32 = 1 << 20;
+/// Longest index, in bytes.
+pub(super) const MAX_INDEX: u64 = INDEX_HEADER_LEN as u64
+    + MAX_CHUNKS as u64 * REF as u64
+    + MAX_MANIFEST
+    + MAX_PAGES * ENTRY as u64;
+
+/// What the first bytes of an index say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IndexHeader {
+    /// ELF's number of the architecture.
+    pub arch: u16,
+    /// The snapshot.
+    pub id: SnapshotId,
+    /// Its session, in the store that it was pushed from.
+    pub session: SessionId,
+    /// When it was taken, in nanoseconds since 1970.
+    pub time_ns: u64,
+    /// Process id.
+    pub pid: i32,
+    /// Command name, 64 bytes at most.
+    pub comm: String,
+    /// How long the process was stopped, in nanoseconds.
+    pub stop_ns: u64,
+    /// Its pages.
+    pub pages: u64,
+    /// Chunks that have them.
+    pub chunks: u32,
+    /// Bytes of the process state.
+    pub manifest_len: u32,
+    /// Bytes of all of these chunks.
+    pub chunk_bytes: u64,
+    chunks_crc: u32,
+    manifest_crc: u32,
+    pages_crc: u32,
+}
+
+/// A chunk that a snapshot needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkRef {
+    /// Which one.
+    pub name: ChunkName,
+    /// Its length in bytes.
+    pub len: u32,
+    /// Its pages.
+    pub pages: u32,
+}
+
+/// Where a page is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Page address.
+    pub addr: u64,
+    /// BLAKE3 of the page.
+    pub hash: [u8; 32],
+    /// Place of its chunk among those of the snapshot.
+    pub chunk: u32,
+    /// Its slot in the chunk.
+    pub slot: u32,
+}
+
+impl Entry {
+    fn read(bytes: &[u8; ENTRY]) -> Self {
+        let mut fields = Fields::new(bytes);
+        Self {
+            addr: fields.u64(),
+            hash: fields.array(),
+            chunk: fields.u32(),
+            slot: fields.u32(),
+        }
+    }
+}
+
+impl IndexHeader {
+    /// How the index is named.
+    pub fn name(&self) -> SnapshotName {
+        SnapshotName {
+            time_ns: self.time_ns,
+            kin: Kin::of(&self.comm),
+            session: self.session,
+            id: self.id,
+        }
+    }
+
+    /// Bytes of the table of chunks, which follows the header.
+    pub fn table_len(&self) -> u64 {
+        u64::from(self.chunks) * REF as u64
+    }
+
+    /// Bytes of the whole index.
+    pub fn index_len(&self) -> u64 {
+        INDEX_HEADER_LEN as u64
+            + self.table_len()
+            + u64::from(self.manifest_len)
+            + self.pages * ENTRY as u64
+    }
+
+    fn encode(&self) -> [u8; INDEX_HEADER_LEN] {
+        let mut out = [0; INDEX_HEADER_LEN];
+        let mut at = 0;
+        let mut put = |bytes: &[u8]| {
+            out[at..at + bytes.len()].copy_from_slice(bytes);
+            at += bytes.len();
+        };
+        put(&MAGIC);
+        put(&VERSION.to_le_bytes());
+        put(&self.arch.to_le_bytes());
+        put(&(INDEX_HEADER_LEN as u32).to_le_bytes());
+        put(&self.id.0);
+        put(&self.session.0);
+        put(&self.time_ns.to_le_bytes());
+        put(&self.pid.to_le_bytes());
+        put(&self.chunks.to_le_bytes());
+        put(&self.pages.to_le_bytes());
+        put(&self.chunk_bytes.to_le_bytes());
+        put(&self.stop_ns.to_le_bytes());
+        put(&self.manifest_len.to_le_bytes());
+        put(&self.chunks_crc.to_le_bytes());
+        put(&self.manifest_crc.to_le_bytes());
+        put(&self.pages_crc.to_le_bytes());
+        put(&(self.comm.len() as u32).to_le_bytes());
+        put(self.comm.as_bytes());
+        let sum = crc32c::crc32c(&out[..INDEX_HEADER_LEN - 4]);
+        out[INDEX_HEADER_LEN - 4..].copy_from_slice(&sum.to_le_bytes());
+        out
+    }
+
+    /// Reads a header, which is that of an object of `len` bytes.
+    pub fn decode(object: &str, bytes: &[u8], len: u64) -> Result<Self> {
+        let corrupt = |why: String| BucketError::corrupt(object, why);
+        let Some(header) = bytes.first_chunk::<INDEX_HEADER_LEN>() else {
+            return Err(corrupt(format!("{} bytes are no index", bytes.len())));
+        };
+        let mut fields = Fields::new(header);
+        if fields.array() != MAGIC {
+            return Err(corrupt("it does not begin as an index does".into()));
+        }
+        let version = fields.u16();
+        if version > VERSION {
+            return Err(BucketError::NewerVersion {
+                object: object.to_owned(),
+                found: version.into(),
+                supported: VERSION.into(),
+            });
+        }
+        let (sum, tail) = header.split_at(INDEX_HEADER_LEN - 4);
+        if crc32c::crc32c(sum).to_le_bytes() != tail {
+            return Err(corrupt("the checksum of its header does not match".into()));
+        }
+        let arch = fields.u16();
+        let header_len = fields.u32();
+        let id = SnapshotId(fields.array());
+        let session = SessionId(fields.array());
+        let time_ns = fields.u64();
+        let pid = fields.u32() as i32;
+        let chunks = fields.u32();
+        let pages = fields.u64();
+        let chunk_bytes = fields.u64();
+        let stop_ns = fields.u64();
+        let manifest_len = fields.u32();
+        let (chunks_crc, manifest_crc, pages_crc) = (fields.u32(), fields.u32(), fields.u32());
+        let comm_len = fields.u32() as usize;
+        let comm: [u8; COMM] = fields.array();
+        let comm = comm
+            .get(..comm_len)
+            .and_then(|comm| std::str::from_utf8(comm).ok());
+        let bounded = version == VERSION
+            && header_len as usize == INDEX_HEADER_LEN
+            && pages <= MAX_PAGES
+            && chunks <= MAX_CHUNKS
+            && u64::from(manifest_len) <= MAX_MANIFEST;
+        let (true, Some(comm)) = (bounded, comm) else {
+            return Err(corrupt("its header has values that no version has".into()));
+        };
+        let header = Self {
+            arch,
+            id,
+            session,
+            time_ns,
+            pid,
+            comm: comm.to_owned(),
+            stop_ns,
+            pages,
+            chunks,
+            manifest_len,
+            chunk_bytes,
+            chunks_crc,
+            manifest_crc,
+            pages_crc,
+        };
+        if header.index_len() != len {
+            return Err(corrupt(format!(
+                "{len} bytes, {} according to its header",
+                header.index_len()
+            )));
+        }
+        Ok(header)
+    }
+}
+
+/// Reads the table of chunks, which follows the header.
+pub fn decode_chunks(object: &str, header: &IndexHeader, bytes: &[u8]) -> Result<Vec<ChunkRef>> {
+    if bytes.len() as u64 != header.table_len() || crc32c::crc32c(bytes) != header.chunks_crc {
+        return Err(BucketError::corrupt(
+            object,
+            "the checksum of its table of chunks does not match",
+        ));
+    }
+    let chunks = bytes.as_chunks::<REF>().0.iter().map(|bytes| {
+        let mut fields = Fields::new(bytes);
+        ChunkRef {
+            name: ChunkName(fields.array()),
+            len: fields.u32(),
+            pages: fields.u32(),
+        }
+    });
+    let chunks: Vec<ChunkRef> = chunks.collect();
+    let bounded = chunks
+        .iter()
+        .all(|chunk| u64::from(chunk.len) <= MAX_CHUNK && chunk.pages as usize <= MAX_CHUNK_PAGES);
+    match bounded {
+        true => Ok(chunks),
+        false => Err(BucketError::corrupt(
+            object,
+            "it names a chunk that is too long",
+        )),
+    }
+}
+
+/// An index that has been read and is whole.
+#[derive(Debug)]
+pub struct Index {
+    /// Its header.
+    pub header: IndexHeader,
+    /// The chunks that its pages are in.
+    pub chunks: Vec<ChunkRef>,
+    bytes: Vec<u8>,
+    manifest: usize,
+    entries: usize,
+}
+
+impl Index {
+    /// Looks at an index: version, checksums and lengths, then every entry.
+    pub fn decode(object: &str, bytes: Vec<u8>) -> Result<Self> {
+        let corrupt = |why: String| Err(BucketError::corrupt(object, why));
+        let header = IndexHeader::decode(object, &bytes, bytes.len() as u64)?;
+        // Its header says that all of this is there.
+        let manifest = INDEX_HEADER_LEN + header.table_len() as usize;
+        let entries = manifest + header.manifest_len as usize;
+        let chunks = decode_chunks(object, &header, &bytes[INDEX_HEADER_LEN..manifest])?;
+        if crc32c::crc32c(&bytes[manifest..entries]) != header.manifest_crc {
+            return corrupt("the checksum of its process state does not match".into());
+        }
+        if crc32c::crc32c(&bytes[entries..]) != header.pages_crc {
+            return corrupt("the checksum of its pages does not match".into());
+        }
+        let index = Self {
+            header,
+            chunks,
+            bytes,
+            manifest,
+            entries,
+        };
+        let mut next = 0;
+        for entry in index.entries() {
+            let chunk = index.chunks.get(entry.chunk as usize);
+            let inside = chunk.is_some_and(|chunk| entry.slot < chunk.pages);
+            let ordered = entry.addr >= next && entry.addr.is_multiple_of(PAGE_SIZE);
+            if !inside || !ordered {
+                return corrupt(format!(
+                    "page {:#x} is out of order, or in no chunk",
+                    entry.addr
+                ));
+            }
+            next = entry.addr.saturating_add(PAGE_SIZE);
+        }
+        Ok(index)
+    }
+
+    /// Its pages, ascending by address.
+    pub fn entries(&self) -> impl ExactSizeIterator<Item = Entry> {
+        self.raw().iter().map(Entry::read)
+    }
+
+    /// A page by its place, which must be one.
+    pub fn entry(&self, at: usize) -> Entry {
+        Entry::read(&self.raw()[at])
+    }
+
+    fn raw(&self) -> &[[u8; ENTRY]] {
+        self.bytes[self.entries..].as_chunks().0
+    }
+
+    /// Process state and costs, as a snapshot file has them.
+    pub fn manifest(&self) -> &[u8] {
+        &self.bytes[self.manifest..self.entries]
+    }
+}
+
+/// An index in the making.
+#[derive(Debug, Default)]
+pub struct IndexBuilder {
+    chunks: Vec<ChunkRef>,
+    entries: Vec<u8>,
+}
+
+impl IndexBuilder {
+    /// Gives a place to a chunk, which may not be known yet.
+    pub fn add_chunk(&mut self, chunk: ChunkRef) -> Result<u32> {
+        let place = self.chunks.len() as u32;
+        if place == MAX_CHUNKS {
+            return Err(BucketError::TooLarge(format!(
+                "the snapshot needs more than {MAX_CHUNKS} chunks"
+            )));
+        }
+        self.chunks.push(chunk);
+        Ok(place)
+    }
+
+    /// Says what is at the place of a chunk.
+    pub fn set_chunk(&mut self, place: u32, chunk: ChunkRef) {
+        self.chunks[place as usize] = chunk;
+    }
+
+    /// The chunks.
+    pub fn chunks(&self) -> &[ChunkRef] {
+        &self.chunks
+    }
+
+    /// Adds a page; they come ascending by address.
+    pub fn push(&mut self, entry: &Entry) -> Result<()> {
+        if (self.entries.len() / ENTRY) as u64 == MAX_PAGES {
+            return Err(BucketError::TooLarge(format!(
+                "the snapshot has more than {MAX_PAGES} pages"
+            )));
+        }
+        self.entries.extend_from_slice(&entry.addr.to_le_bytes());
+        self.entries.extend_from_slice(&entry.hash);
+        self.entries.extend_from_slice(&entry.chunk.to_le_bytes());
+        self.entries.extend_from_slice(&entry.slot.to_le_bytes());
+        Ok(())
+    }
+
+    /// The parts of the object, one behind the other, and its name. Of `about`, what the parts say is filled in.
+    pub fn finish(self, about: &About<'_>, manifest: Vec<u8>) -> (SnapshotName, [Vec<u8>; 3]) {
+        let mut table = Vec::with_capacity(self.chunks.len() * REF);
+        for chunk in &self.chunks {
+            table.extend_from_slice(&chunk.name.0);
+            table.extend_from_slice(&chunk.len.to_le_bytes());
+            table.extend_from_slice(&chunk.pages.to_le_bytes());
+        }
+        let header = IndexHeader {
+            arch: about.arch,
+            id: about.id,
+            session: about.session,
+            time_ns: about.time_ns,
+            pid: about.pid,
+            comm: cut(about.comm, COMM).to_owned(),
+            stop_ns: about.stop_ns,
+            pages: (self.entries.len() / ENTRY) as u64,
+            chunks: self.chunks.len() as u32,
+            manifest_len: manifest.len() as u32,
+            chunk_bytes: self.chunks.iter().map(|chunk| u64::from(chunk.len)).sum(),
+            chunks_crc: crc32c::crc32c(&table),
+            manifest_crc: crc32c::crc32c(&manifest),
+            pages_crc: crc32c::crc32c(&self.entries),
+        };
+        let mut head = Vec::with_capacity(INDEX_HEADER_LEN + table.len() + manifest.len());
+        head.extend_from_slice(&header.encode());
+        head.append(&mut table);
+        (header.name(), [head, manifest, self.entries])
+    }
+}
+
+/// What is known of a snapshot besides its pages.
+#[derive(Clone, Copy, Debug)]
+#[allow(missing_docs, reason = "as in IndexHeader")]
+pub struct About<'a> {
+    pub arch: u16,
+    pub id: SnapshotId,
+    pub session: SessionId,
+    pub time_ns: u64,
+    pub pid: i32,
+    pub comm: &'a str,
+    pub stop_ns: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::golden;
+    use super::*;
+    use proptest::prelude::*;
+
+    fn hash(n: u64) -> [u8; 32] {
+        *blake3::hash(&n.to_le_bytes()).as_bytes()
+    }
+
+    fn build(addrs: &[u64], chunks: u32, manifest: &[u8]) -> Vec<u8> {
+        let mut builder = IndexBuilder::default();
+        for n in 0..chunks {
+            let chunk = ChunkRef {
+                name: ChunkName(hash(n.into())),
+                len: 100 + n,
+                pages: 10,
+            };
+            builder.add_chunk(chunk).unwrap();
+        }
+        for (n, addr) in (0..).zip(addrs) {
+            let entry = Entry {
+                addr: *addr,
+                hash: hash(*addr),
+                chunk: n % chunks,
+                slot: n % 10,
+            };
+            builder.push(&entry).unwrap();
+        }
+        builder
+            .finish(&golden::about(), manifest.to_vec())
+            .1
+            .concat()
+    }
+
+    proptest! {
+        #[test]
+        fn an_index_comes_back_as_it_was(
+            pages in prop::collection::btree_set(0u64..1 << 40, 0..60), chunks in 1u32..8,
+            manifest in prop::collection::vec(any::<u8>(), 0..200)
+        ) {
+            let addrs: Vec<u64> = pages.iter().map(|page| page * PAGE_SIZE).collect();
+            let index = Index::decode("i", build(&addrs, chunks, &manifest)).unwrap();
+            prop_assert_eq!(index.manifest(), &manifest[..]);
+            prop_assert_eq!(index.chunks.len() as u32, chunks);
+            let found: Vec<u64> = index.entries().map(|entry| entry.addr).collect();
+            prop_assert_eq!(&found, &addrs);
+            prop_assert!(index.entries().all(|entry| entry.hash == hash(entry.addr)));
+        }
+
+        #[test]
+        fn damage_anywhere_is_seen(at in 0usize..2000, bit in 0u8..8) {
+            let bytes = build(&[0x1000, 0x3000, 0x4000], 2, b"state");
+            let mut damaged = bytes.clone();
+            let at = at % damaged.len();
+            damaged[at] ^= 1 << bit;
+            prop_assert!(Index::decode("i", damaged).is_err());
+            prop_assert!(Index::decode("i", bytes[..at].to_vec()).is_err());
+        }
+    }
+
+    #[test]
+    fn pages_out_of_order_or_in_no_chunk_are_refused() {
+        for addrs in [&[0x2000, 0x1000][..], &[0x1000, 0x1000], &[0x1001]] {
+            assert!(
+                Index::decode("i", build(addrs, 1, b"")).is_err(),
+                "{addrs:x?}"
+            );
+        }
+        let mut builder = IndexBuilder::default();
+        let entry = Entry {
+            addr: 0,
+            hash: [0; 32],
+            chunk: 0,
+            slot: 0,
+        };
+        builder.push(&entry).unwrap();
+        let bytes = builder.finish(&golden::about(), Vec::new()).1.concat();
+        let error = Index::decode("i", bytes).unwrap_err().to_string();
+        assert!(error.contains("in no chunk"), "{error}");
+    }
+
+    #[test]
+    fn sizes_that_no_snapshot_has_are_refused_before_anything_is_asked_for() {
+        let mut bytes = build(&[], 1, b"");
+        // Pages, of which 2^60 would take more memory than there is.
+        bytes[64..72].copy_from_slice(&(1u64 << 60).to_le_bytes());
+        let sum = crc32c::crc32c(&bytes[..252]);
+        bytes[252..256].copy_from_slice(&sum.to_le_bytes());
+        let error = Index::decode("i", bytes).unwrap_err().to_string();
+        assert!(error.contains("no version has"), "{error}");
+    }
+
+    #[test]
+    fn a_newer_version_is_told_from_damage() {
+        let mut bytes = build(&[], 1, b"");
+        bytes[8] = 3;
+        let error = Index::decode("i", bytes).unwrap_err();
+        assert!(matches!(error, BucketError::NewerVersion { found: 3, .. }));
+    }
+}

@@ -1,0 +1,39 @@
+//! Snapshots in object storage: S3, Google Cloud Storage, Azure, or a folder. `docs/bucket.md` describes every byte, and
+//! why several may write and remove at the same time without a lock.
+//!
+//! | file | what |
+//! |---|---|
+//! | `bytes` | numbers out of bytes, with a bound for each |
+//! | `chunk` | many pages in one object, named by its content |
+//! | `index` | one object for each snapshot: which page is where |
+//! | `doomed` | chunks that are going to be deleted, and that nobody may refer to any more |
+//! | `name` | how objects are named |
+//! | `place` | a URL → a service, with the keys of the environment |
+//! | `service` | objects in and out, one at a time |
+//! | `transfer` | many at a time |
+
+mod bytes;
+mod chunk;
+mod doomed;
+mod error;
+#[cfg(test)]
+mod golden;
+mod index;
+mod name;
+mod place;
+mod service;
+mod transfer;
+
+pub use chunk::{Chunk, ChunkBuilder, MAX_CHUNK, MAX_CHUNK_PAGES};
+pub use doomed::{MAX_DOOMED, decode_doomed, encode_doomed};
+pub use error::BucketError;
+pub use index::{
+    About, ChunkRef, Entry, INDEX_HEADER_LEN, Index, IndexBuilder, IndexHeader, MAX_CHUNKS,
+    MAX_PAGES, decode_chunks,
+};
+pub use name::{ChunkName, DoomedName, Kin, SnapshotName};
+pub use service::{Bucket, Object};
+pub use transfer::Uploads;
+
+/// Result of this room.
+pub type Result<T> = std::result::Result<T, BucketError>;

@@ -1,0 +1,117 @@
+//! What went to object storage, what came from there, and what is there.
+
+use super::human::{bytes, clean, count, nanos, utc};
+use super::{Align, Style, Table};
+use crate::session::{BucketEntry, BucketPruning, Pulled, Pulling, Pushed, Pushing};
+use std::io::{self, Write};
+
+/// While a push goes on.
+pub fn pushing(pushing: &Pushing) -> String {
+    format!(
+        "{} of {} looked at, {} sent",
+        pushing.done,
+        count(pushing.pages, "page"),
+        bytes(pushing.bytes)
+    )
+}
+
+/// One line on a push.
+pub fn pushed(done: &Pushed) -> String {
+    format!(
+        "{} of process {} ({}) is in {}: {}, {} of them new; {} sent in {}",
+        done.id.short(),
+        done.pid,
+        clean(&done.comm),
+        clean(&done.url),
+        count(done.pages, "page"),
+        done.new_pages,
+        bytes(done.sent_bytes),
+        nanos(done.took_ns)
+    )
+}
+
+/// While a pull goes on.
+pub fn pulling(pulling: &Pulling) -> String {
+    format!(
+        "{} of {}, {}",
+        pulling.done,
+        count(pulling.chunks, "chunk"),
+        bytes(pulling.bytes)
+    )
+}
+
+/// One line on a pull.
+pub fn pulled(done: &Pulled) -> String {
+    let (id, stored) = (done.id.short(), done.stored_id.short());
+    if done.was_there {
+        return match id == stored {
+            true => format!("{id} is in the store already"),
+            false => format!("{id} is in the store already, as {stored}"),
+        };
+    }
+    format!(
+        "{stored}: {id} of process {} ({}): {}, {} in {}",
+        done.pid,
+        clean(&done.comm),
+        count(done.pages, "page"),
+        bytes(done.bytes),
+        nanos(done.took_ns)
+    )
+}
+
+/// The snapshots in a bucket.
+pub fn list(out: &mut dyn Write, style: Style, entries: &[BucketEntry]) -> io::Result<()> {
+    let mut table = Table::new([
+        ("id", Align::Left),
+        ("when (UTC)", Align::Left),
+        ("pid", Align::Right),
+        ("command", Align::Left),
+        ("stop", Align::Right),
+        ("pages", Align::Right),
+        ("chunks", Align::Right),
+    ]);
+    for entry in entries {
+        table.row([
+            entry.id.short(),
+            utc(entry.time_ns),
+            entry.pid.to_string(),
+            entry.comm.clone(),
+            nanos(entry.stop_ns),
+            entry.pages.to_string(),
+            bytes(entry.chunk_bytes),
+        ]);
+    }
+    table.write(out, style, "")
+}
+
+/// What is asked before snapshots are removed.
+pub fn question(planned: &BucketPruning) -> String {
+    format!(
+        "Remove {} of {} from {}?",
+        count(planned.removed.len() as u64, "snapshot"),
+        planned.removed.len() as u64 + planned.kept,
+        clean(&planned.url)
+    )
+}
+
+/// What was removed from a bucket.
+pub fn pruned(out: &mut dyn Write, done: &BucketPruning) -> io::Result<()> {
+    for gone in &done.removed {
+        writeln!(out, "{}  {}", gone.id.short(), utc(gone.time_ns))?;
+    }
+    let (removed, deleted) = match done.dry_run {
+        true => ("would remove", "would delete"),
+        false => ("removed", "deleted"),
+    };
+    writeln!(
+        out,
+        "{removed} {}, {} kept; {deleted} {} ({}), {} wait for the grace time, {} ({}) are needed",
+        count(done.removed.len() as u64, "snapshot"),
+        done.kept,
+        count(done.deleted_chunks, "chunk"),
+        bytes(done.deleted_bytes),
+        done.waiting_chunks,
+        done.kept_chunks,
+        bytes(done.kept_bytes)
+    )
+}

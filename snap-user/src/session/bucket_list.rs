@@ -1,0 +1,118 @@
+//! What snapshots there are in a bucket, and which one a reference means.
+
+use super::types::hex;
+use super::{Result, SessionError};
+use crate::bucket::{Bucket, SnapshotName};
+use crate::model::SnapshotId;
+use crate::store::StoreError;
+use serde::Serialize;
+
+/// Fewest digits of an id.
+const FEWEST: usize = 4;
+
+/// A snapshot in a bucket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct BucketEntry {
+    /// Its name, in the store that it was pushed from and in the bucket.
+    #[serde(serialize_with = "hex")]
+    pub id: SnapshotId,
+    /// Its session there.
+    pub session: String,
+    /// Wall-clock time, nanoseconds since 1970.
+    pub time_ns: u64,
+    /// Process id.
+    pub pid: i32,
+    /// Command name.
+    pub comm: String,
+    /// How long the process was stopped, in nanoseconds.
+    pub stop_ns: u64,
+    /// Its pages.
+    pub pages: u64,
+    /// Chunks that have them.
+    pub chunks: u32,
+    /// Bytes of these chunks; other snapshots may need them too.
+    pub chunk_bytes: u64,
+}
+
+/// The snapshots in a bucket, oldest first.
+pub fn list_bucket(url: &str) -> Result<Vec<BucketEntry>> {
+    let bucket = Bucket::open(url)?;
+    let headers = bucket.headers(&bucket.snapshots()?)?;
+    let entries = headers.into_iter().map(|(header, _)| BucketEntry {
+        id: header.id,
+        session: header.session.to_string(),
+        time_ns: header.time_ns,
+        pid: header.pid,
+        comm: header.comm,
+        stop_ns: header.stop_ns,
+        pages: header.pages,
+        chunks: header.chunks,
+        chunk_bytes: header.chunk_bytes,
+    });
+    Ok(entries.collect())
+}
+
+/// The snapshot that a reference means: `latest`, or an id, or its first digits. `names` are oldest first.
+pub(super) fn find(url: &str, names: &[SnapshotName], reference: &str) -> Result<SnapshotName> {
+    let missing = |what: String| SessionError::from(StoreError::NotFound { what });
+    if reference == "latest" {
+        let newest = names.last().copied();
+        return newest.ok_or_else(|| missing(format!("a snapshot in {url}")));
+    }
+    let digits = reference.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if !digits || reference.len() < FEWEST {
+        return Err(SessionError::Usage(format!(
+            "{reference}: in a bucket a snapshot is named by latest, or by its id or the first {FEWEST} digits of it or more: `ksnap pull {url} --list` has them"
+        )));
+    }
+    let reference = reference.to_ascii_lowercase();
+    let mut found = names
+        .iter()
+        .filter(|name| name.id.to_string().starts_with(&reference));
+    match (found.next(), found.next()) {
+        (None, _) => Err(missing(format!("snapshot {reference} in {url}"))),
+        (Some(one), None) => Ok(*one),
+        // The same snapshot is there once, so these are two.
+        (Some(one), Some(other)) => Err(SessionError::Usage(format!(
+            "{reference} may mean {} or {}: give more digits",
+            one.id, other.id
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bucket::Kin;
+    use crate::image::SessionId;
+
+    fn name(time_ns: u64, first: [u8; 3]) -> SnapshotName {
+        let mut id = [0; 16];
+        id[..3].copy_from_slice(&first);
+        SnapshotName {
+            time_ns,
+            kin: Kin::of("a"),
+            session: SessionId([0; 16]),
+            id: SnapshotId(id),
+        }
+    }
+
+    #[test]
+    fn a_reference_means_one_snapshot_or_none() {
+        let names = [
+            name(1, [0xab, 0xcd, 1]),
+            name(2, [0xab, 0xcd, 2]),
+            name(3, [9, 9, 9]),
+        ];
+        let of = |text: &str| find("file:///b", &names, text);
+        assert_eq!(of("latest").unwrap(), names[2]);
+        assert_eq!(of("ABCD01").unwrap(), names[0]);
+        assert_eq!(of(&names[1].id.to_string()).unwrap(), names[1]);
+        let text = |reference: &str| of(reference).unwrap_err().to_string();
+        assert!(text("abcd").contains("more digits"), "{}", text("abcd"));
+        assert!(text("abc").contains("--list"));
+        assert!(text("latest~1").contains("--list"));
+        assert!(text("ffff").contains("ffff"));
+        assert!(find("file:///b", &[], "latest").is_err());
+    }
+}

@@ -1,0 +1,350 @@
+//! `ksnap push` and `ksnap pull`: processes that come back from object storage, on a machine that has nothing else.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tests::footprint::await_gone;
+use tests::{Ksnap, Moto, Redis, Resp, Victim, effort, require};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A folder as a bucket.
+struct Place {
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    fn new() -> Result<Self> {
+        let folder = tempfile::Builder::new().prefix("ksnap-bucket-").tempdir()?;
+        Ok(Self { folder })
+    }
+
+    fn url(&self) -> String {
+        format!("file://{}", self.folder.path().display())
+    }
+
+    fn objects(&self, folder: &str) -> Vec<PathBuf> {
+        fn below(folder: &Path, found: &mut Vec<PathBuf>) {
+            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+                match entry.path().is_dir() {
+                    true => below(&entry.path(), found),
+                    false => found.push(entry.path()),
+                }
+            }
+        }
+        let mut found = Vec::new();
+        below(&self.folder.path().join(folder), &mut found);
+        found
+    }
+}
+
+fn one(mut values: Vec<Value>) -> Result<Value> {
+    ensure!(values.len() == 1, "{values:?}");
+    Ok(values.remove(0))
+}
+
+fn number(value: &Value) -> Result<u64> {
+    value
+        .as_u64()
+        .with_context(|| format!("{value} is no number"))
+}
+
+fn snap(ksnap: &Ksnap, pid: i32) -> Result<String> {
+    let taken = one(ksnap.json(&["snap", &pid.to_string()])?)?;
+    Ok(taken["id"].as_str().context("no id")?.to_owned())
+}
+
+/// Pushes redis-server's last snapshot, forgets the store, and has it come back from the URL alone.
+fn redis_comes_back_from(url: &str, equip: impl Fn(Ksnap) -> Ksnap) -> Result<()> {
+    let here = equip(Ksnap::new()?);
+    let mut redis = Redis::start()?;
+    redis.populate(20_000, 200)?;
+    let mut client = redis.client()?;
+    client.set("answer", "42")?;
+    let (digest, port, pid) = (client.digest()?, redis.port(), redis.pid());
+    drop(client);
+    let ended = here.run(&["snap", &pid.to_string(), "--kill"])?;
+    ensure!(matches!(ended.code()?, 0 | 3), "{ended:?}");
+    redis.ended(LIMIT)?;
+    await_gone(pid, LIMIT)?;
+    let pushed = one(here.json(&["push", "latest", url])?)?;
+    ensure!(number(&pushed["sent_bytes"])? > 256 << 10, "{pushed}");
+    // Again: nothing has to be sent.
+    let again = one(here.json(&["push", "latest", url])?)?;
+    ensure!(
+        again["new_pages"] == 0 && again["sent_chunks"] == 0,
+        "{again}"
+    );
+    // The other machine has neither this store nor its folder.
+    drop(here);
+    let there = equip(Ksnap::new()?);
+    let listed = one(there.json(&["pull", url, "--list"])?)?;
+    ensure!(
+        listed["id"] == pushed["id"] && listed["comm"] == "redis-server",
+        "{listed}"
+    );
+    let pulled = one(there.json(&["pull", url])?)?;
+    ensure!(pulled["pages"] == pushed["pages"], "{pulled} {pushed}");
+    there.ok(&["verify"])?;
+    let shown = one(there.json(&["show", "latest"])?)?;
+    ensure!(shown["process"]["pid"] == pid, "{}", shown["process"]);
+    let restored = there.run(&["restore", "latest", "--json"])?;
+    ensure!(matches!(restored.code()?, 0 | 3), "{restored:?}");
+    let back: Value = serde_json::from_str(restored.stdout.trim())?;
+    let _ended = EndedRedis(i32::try_from(number(&back["pid"])?)?);
+    let mut client = Resp::connect(port)?;
+    ensure!(client.digest()? == digest, "other data");
+    ensure!(client.get("answer")?.as_deref() == Some("42"));
+    client.set("answer", "43")?;
+    ensure!(client.get("answer")?.as_deref() == Some("43"));
+    Ok(())
+}
+
+/// A server that was brought back: nobody's child, and ended with the test.
+struct EndedRedis(i32);
+
+impl Drop for EndedRedis {
+    fn drop(&mut self) {
+        let comm = std::fs::read_to_string(format!("/proc/{}/comm", self.0)).unwrap_or_default();
+        if comm.starts_with("redis") {
+            let pid = nix::unistd::Pid::from_raw(self.0);
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+    }
+}
+
+#[test]
+fn redis_comes_back_from_a_folder() -> Result<()> {
+    require!(Root, Ksnap, Program("redis-server"));
+    redis_comes_back_from(&Place::new()?.url(), |ksnap| ksnap)
+}
+
+#[test]
+fn redis_comes_back_from_s3() -> Result<()> {
+    require!(Root, Ksnap, Program("redis-server"), S3);
+    let moto = Moto::start("snapshots")?;
+    redis_comes_back_from("s3://snapshots/some/fleet", |ksnap| moto.equip(ksnap))
+}
+
+#[test]
+fn a_prune_of_s3_leaves_what_is_needed() -> Result<()> {
+    require!(Root, Ksnap, S3);
+    let moto = Moto::start("snapshots")?;
+    let ksnap = moto.equip(Ksnap::new()?);
+    let url = "s3://snapshots/fleet";
+    let mut victim = Victim::spawn("counter", &["--mib", "16"])?;
+    for _ in 0..3 {
+        let beyond = victim.status()?.counter + 100;
+        victim.wait_beyond(beyond, LIMIT)?;
+        snap(&ksnap, victim.pid())?;
+        ksnap.ok(&["push", "latest", url])?;
+    }
+    let prune = ["prune", "--bucket", url, "--keep-last", "1", "--grace", "0"];
+    let refused = ksnap.run(&prune)?;
+    ensure!(refused.code()? == 2, "{refused:?}");
+    let pruned = one(ksnap.json(&[&prune[..], &["-y"]].concat())?)?;
+    ensure!(
+        pruned["removed"].as_array().map(Vec::len) == Some(2),
+        "{pruned}"
+    );
+    ensure!(pruned["kept"] == 1, "{pruned}");
+    let other = moto.equip(Ksnap::new()?);
+    other.ok(&["pull", url])?;
+    other.ok(&["verify"])?;
+    victim.check()?;
+    victim.quit()
+}
+
+#[test]
+fn a_wrong_key_is_told_and_never_shown() -> Result<()> {
+    require!(Ksnap);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let port = listener.local_addr()?.port();
+    // Says that the key is wrong, to all who come.
+    std::thread::spawn(move || {
+        use std::io::{Read, Write};
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request);
+            let _ = stream.write_all(
+                b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n",
+            );
+        }
+    });
+    let ksnap = Ksnap::new()?
+        .with_variable(
+            "AWS_ENDPOINT_URL",
+            format!("http://127.0.0.1:{port}").into(),
+        )
+        .with_variable("AWS_ALLOW_HTTP", "true".into())
+        .with_variable("AWS_ACCESS_KEY_ID", "WHOAMI".into())
+        .with_variable("AWS_SECRET_ACCESS_KEY", "HUSHHUSH".into())
+        .with_variable("AWS_SESSION_TOKEN", "TOKENTOKEN".into());
+    for verbose in ["-q", "-vvv"] {
+        let refused = ksnap.run(&["pull", "s3://bucket/prefix", verbose])?;
+        ensure!(refused.code()? == 13, "{refused:?}");
+        let said = format!("{}{}", refused.stdout, refused.stderr);
+        ensure!(said.contains("s3://bucket/prefix"), "{said}");
+        for secret in ["WHOAMI", "HUSHHUSH", "TOKENTOKEN", "Signature"] {
+            ensure!(!said.contains(secret), "{said}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_push_that_was_killed_is_nowhere_and_goes_on() -> Result<()> {
+    require!(Root, Ksnap);
+    let place = Place::new()?;
+    let ksnap = Ksnap::new()?;
+    let mut victim = Victim::spawn("counter", &["--mib", "32"])?;
+    snap(&ksnap, victim.pid())?;
+    let mut command = ksnap.command();
+    command.args(["push", "latest", &place.url()]);
+    command.env("KSNAP_KILL_AT", "push-publishing");
+    let killed = command.status()?;
+    if killed.success() {
+        // A release build has no points to die at.
+        return victim.quit();
+    }
+    ensure!(!place.objects("chunks").is_empty());
+    ensure!(place.objects("snapshots").is_empty());
+    let nothing = ksnap.run(&["pull", &place.url()])?;
+    ensure!(nothing.code()? == 1, "{nothing:?}");
+    let pushed = one(ksnap.json(&["push", "latest", &place.url()])?)?;
+    ensure!(
+        pushed["sent_chunks"] == 0 && number(&pushed["chunks"])? > 0,
+        "{pushed}"
+    );
+    // The same with what is on its way back.
+    let other = Ksnap::new()?;
+    let mut command = other.command();
+    command.args(["pull", &place.url()]);
+    command.env("KSNAP_KILL_AT", "pull-publishing");
+    ensure!(!command.status()?.success(), "it was not killed");
+    ensure!(other.ok(&["log", "--json"])?.is_empty());
+    let pulled = one(other.json(&["pull", &place.url()])?)?;
+    // What was still in a buffer when it was killed comes again.
+    ensure!(
+        number(&pulled["chunks"])? < number(&pushed["chunks"])? && pulled["was_there"] == false,
+        "{pulled} {pushed}"
+    );
+    other.ok(&["verify"])?;
+    victim.check()?;
+    victim.quit()
+}
+
+#[test]
+fn a_victim_goes_on_from_what_two_machines_pushed_at_once() -> Result<()> {
+    require!(Root, Ksnap);
+    let place = Place::new()?;
+    let mut machines = Vec::new();
+    for _ in 0..2 {
+        let victim = Victim::spawn("counter", &["--mib", "16"])?;
+        machines.push((Ksnap::new()?, victim));
+    }
+    let mut ids = Vec::new();
+    for round in 0..3 {
+        for (ksnap, victim) in &mut machines {
+            let beyond = victim.status()?.counter + 100;
+            victim.wait_beyond(beyond, LIMIT)?;
+            ids.push(snap(ksnap, victim.pid())?);
+        }
+        let mut pushes = machines
+            .iter()
+            .map(|(ksnap, _)| ksnap.start(&["push", "latest", &place.url()]))
+            .collect::<Result<Vec<_>>>()?;
+        for push in &mut pushes {
+            let status = push.wait(LIMIT)?.context("it does not end")?;
+            ensure!(status.success(), "round {round}: {}", push.stderr());
+        }
+    }
+    let there = Ksnap::new()?;
+    let listed = there.json(&["pull", &place.url(), "--list"])?;
+    ensure!(listed.len() == 6, "{listed:?}");
+    for id in &ids {
+        there.ok(&["pull", &place.url(), id])?;
+    }
+    there.ok(&["verify"])?;
+    for (_, victim) in &mut machines {
+        victim.check()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_prune_beside_pushes_takes_nothing_from_them() -> Result<()> {
+    require!(Root, Ksnap);
+    // Longer than a push of this size takes on any machine.
+    const GRACE: Duration = Duration::from_secs(8);
+    let place = Place::new()?;
+    let (url, grace) = (place.url(), format!("{}s", GRACE.as_secs()));
+    let ksnap = Ksnap::new()?;
+    let pruner = Ksnap::new()?;
+    let mut victim = Victim::spawn("counter", &["--mib", "8"])?;
+    let end = Instant::now() + effort::patience(GRACE * 5);
+    let mut deleted = 0;
+    let mut pushes = 0;
+    while Instant::now() < end {
+        snap(&ksnap, victim.pid())?;
+        let mut prune = pruner.start(&[
+            "prune",
+            "--bucket",
+            &url,
+            "--keep-last",
+            "2",
+            "--grace",
+            &grace,
+            "-y",
+            "--json",
+        ])?;
+        let start = Instant::now();
+        ksnap.ok(&["push", "latest", &url])?;
+        ensure!(start.elapsed() < GRACE, "a push took {:?}", start.elapsed());
+        pushes += 1;
+        prune.wait(LIMIT)?.context("prune does not end")?;
+        // The first one may find nothing there yet.
+        if let Ok(Some(line)) = prune.line(Duration::ZERO) {
+            let pruned: Value = serde_json::from_str(&line)?;
+            deleted += number(&pruned["deleted_chunks"])?;
+        }
+        let other = Ksnap::new()?;
+        other.ok(&["pull", &url])?;
+        other.ok(&["verify"])?;
+    }
+    ensure!(
+        pushes > 3 && deleted > 0,
+        "{pushes} pushes, {deleted} deleted"
+    );
+    victim.check()?;
+    victim.quit()
+}
+
+#[test]
+fn a_victim_goes_on_from_a_folder_and_passes_its_own_check() -> Result<()> {
+    require!(Root, Ksnap);
+    let place = Place::new()?;
+    let here = Ksnap::new()?;
+    let mut victim = Victim::spawn("threads", &[])?;
+    let pid = victim.pid();
+    // The second one is a delta, and is pushed as a whole.
+    snap(&here, pid)?;
+    let beyond = victim.status()?.counter + 100;
+    victim.wait_beyond(beyond, LIMIT)?;
+    let ended = here.run(&["snap", &pid.to_string(), "--kill"])?;
+    ensure!(matches!(ended.code()?, 0 | 3), "{ended:?}");
+    drop(victim);
+    await_gone(pid, LIMIT)?;
+    here.ok(&["push", "latest", &place.url()])?;
+    drop(here);
+    let there = Ksnap::new()?;
+    there.ok(&["pull", &place.url()])?;
+    let back = there.start(&["restore", "latest", "--wait", "--json"])?;
+    let mut victim = Victim::brought_back(back)?;
+    let beyond = victim.check()?.counter + 100;
+    victim.wait_beyond(beyond, LIMIT)?;
+    victim.check()?;
+    victim.quit()
+}
