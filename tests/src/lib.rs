@@ -49,6 +49,7 @@
 //! | [`poke`] | damages a process's memory on purpose |
 //! | [`redis`], [`resp`], [`python`] | real programs under test |
 //! | [`netns`], [`relay`], [`remote`] | two network namespaces as two machines, a bad connection between them, and ksnap on each |
+//! | [`stream`] | two programs that send each other a stream of bytes that both know |
 //! | [`tree`] | trees of processes, captured, ended and brought back |
 //! | [`moving`] | [`moving::Moving`]: redis-server that moves between them |
 //! | [`paths`] | where cargo put the binaries |
@@ -68,6 +69,7 @@ pub mod relay;
 pub mod remote;
 pub mod requires;
 pub mod resp;
+pub mod stream;
 pub mod subject;
 pub mod tree;
 pub mod victim;
