@@ -11,8 +11,8 @@ mod syscall;
 
 pub use event::{EventHeader, EventKind, FaultEvent, SystemEvent, flag};
 pub use save::{
-    BEGUN, BREAK, CHUNK_BYTES, COPIED_TO, COUNTERS, Chunk, LOST, MAX_CHUNKS, ORDER, SavedPage,
-    Tracked, WINDOW, chunk_bit, chunk_key,
+    BEGUN, BREAK, CHUNK_BYTES, COPIED_TO, COUNTERS, Chunk, LOSSES, LOST, Loss, MAX_CHUNKS, ORDER,
+    SavedPage, Tracked, WINDOW, chunk_bit, chunk_key,
 };
 pub use state::{
     FieldRef, MAX_FIELDS, MAX_OBJECTS, MAX_RECORD, MAX_TIMERS, ObjectRef, RecordHeader, RecordKind,
@@ -21,7 +21,7 @@ pub use state::{
 pub use syscall::{Effect, SYSCALL_TABLE, SyscallClass};
 
 /// Layout version of everything in this crate. The loader refuses an object built with another one.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Section of the object that holds [`ABI_VERSION`] as four bytes, in the byte order of the object.
 pub const ABI_SECTION: &str = "ksnap_abi";

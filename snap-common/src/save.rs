@@ -41,12 +41,55 @@ pub const fn chunk_bit(addr: u64) -> (usize, u64) {
 
 /// Index into the counters: pages that were to be saved.
 pub const BEGUN: u32 = 0;
-/// Index into the counters: those of them that were not, for lack of room or because they could not be read.
+/// Index into the counters: those of them that were not, and changes that could not be followed; see [`Loss`].
 pub const LOST: u32 = 1;
 /// Index into the counters: [`SavedPage::order`] of the next one.
 pub const ORDER: u32 = 2;
+/// Index into the counters: of what was lost by the first [`Loss`]; the others follow.
+pub const LOSSES: u32 = 3;
 /// Number of counters.
-pub const COUNTERS: u32 = 3;
+pub const COUNTERS: u32 = LOSSES + Loss::ALL.len() as u32;
+
+/// Why a page that was to be saved is lost, or may be.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Loss {
+    /// The ring has no room.
+    Full = 0,
+    /// The page cannot be read.
+    Unreadable = 1,
+    /// Another process writes to it.
+    Other = 2,
+    /// A call changes too many pages, or ones that are not known.
+    Call = 3,
+    /// The process itself took the lock that get_user_pages takes.
+    OwnLock = 4,
+    /// Another process took it.
+    OtherLock = 5,
+    /// A 32-bit system call.
+    Compat = 6,
+}
+
+impl Loss {
+    /// All of them, in the order of their numbers.
+    pub const ALL: [Self; 7] = [
+        Self::Full,
+        Self::Unreadable,
+        Self::Other,
+        Self::Call,
+        Self::OwnLock,
+        Self::OtherLock,
+        Self::Compat,
+    ];
+}
+
+const _: () = {
+    let mut at = 0;
+    while at < Loss::ALL.len() {
+        assert!(Loss::ALL[at] as usize == at);
+        at += 1;
+    }
+};
 
 /// A page as it was before its first write.
 #[repr(C)]

@@ -12,7 +12,7 @@ use aya_ebpf::macros::{btf_tracepoint, map};
 use aya_ebpf::maps::PerCpuArray;
 use aya_ebpf::programs::BtfTracePointContext;
 use core::arch::asm;
-use snap_common::{EventKind, SyscallClass, flag};
+use snap_common::{EventKind, Loss, SyscallClass, flag};
 
 /// A fault in kernel mode that has not taken its lock yet.
 #[repr(C)]
@@ -97,7 +97,7 @@ pub fn mmap_lock_start_locking(ctx: BtfTracePointContext) -> i32 {
         if own != tgid {
             let header = maps::header(EventKind::MmLock, flag::REMOTE, tgid, tid, u32::MAX);
             maps::emit(header, [0; 5]);
-            save::spoil_of(tgid);
+            save::spoil_of(tgid, Loss::OtherLock);
         }
         return 0;
     }
@@ -112,7 +112,7 @@ pub fn mmap_lock_start_locking(ctx: BtfTracePointContext) -> i32 {
             maps::header(EventKind::MmLock, 0, tgid, tid, nr as u32),
             [0; 5],
         );
-        save::spoil_of(tgid);
+        save::spoil_of(tgid, Loss::OwnLock);
     }
     0
 }

@@ -2,14 +2,15 @@
 
 use crate::maps;
 use aya_ebpf::bindings::{BPF_F_NO_PREALLOC, BPF_RB_NO_WAKEUP};
-use aya_ebpf::helpers::generated::bpf_probe_read_user;
+use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_user};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, RingBuf};
 use core::arch::asm;
+use core::ffi::c_void;
 use core::ptr;
 use snap_common::{
-    BEGUN, BREAK, COPIED_TO, COUNTERS, Chunk, LOST, MAX_CHUNKS, ORDER, PAGE_SIZE, SavedPage,
-    Tracked, WINDOW, chunk_bit, chunk_key,
+    BEGUN, BREAK, COPIED_TO, COUNTERS, Chunk, LOSSES, LOST, Loss, MAX_CHUNKS, ORDER, PAGE_SIZE,
+    SavedPage, Tracked, WINDOW, chunk_bit, chunk_key,
 };
 
 /// Pages that are to be saved before they are written, in chunks; see [`chunk_key`].
@@ -24,8 +25,8 @@ static SAVED: RingBuf = RingBuf::with_byte_size(64 << 20, 0);
 #[map]
 static COUNTS: Array<u64> = Array::with_max_entries(COUNTERS, 0);
 
-/// Pages that a call may change, at most: saving them takes the caller some time.
-const MOST_CHANGED: u64 = 256;
+/// Pages that a call may change, at most: saving them takes the caller a millisecond or two.
+const MOST_CHANGED: u32 = 2048;
 
 /// What user space says of a process whose pages it is copying.
 pub struct Window {
@@ -55,15 +56,16 @@ fn opened(tracked: *const Tracked) -> Option<Window> {
 
 /// Pages may change unsaved: what is being copied must not be used.
 #[inline(always)]
-pub fn spoil() {
+pub fn spoil(why: Loss) {
     count(LOST);
+    count(LOSSES + why as u32);
 }
 
 /// The same, of this process.
 #[inline(always)]
-pub fn spoil_of(tgid: u32) {
+pub fn spoil_of(tgid: u32, why: Loss) {
     if window(tgid).is_some() {
-        spoil();
+        spoil(why);
     }
 }
 
@@ -81,41 +83,71 @@ pub fn before_write(tracked: *const Tracked, tgid: u32, address: u64, here: bool
         return;
     }
     if here {
-        save(&window, tgid, page);
+        save(window.number, tgid, page);
     } else {
-        spoil();
+        spoil(Loss::Other);
     }
+}
+
+/// Pages that a call is about to change.
+struct Change {
+    window: u64,
+    tgid: u32,
+    /// The next one.
+    page: u64,
+    end: u64,
 }
 
 /// A call of the running task is about to change the pages from `start` to `end`, or who may write them unseen.
 #[inline(always)]
 pub fn before_change(window: &Window, tgid: u32, start: u64, end: u64) {
-    let mut page = start.max(window.copied_to) & !(PAGE_SIZE - 1);
-    for _ in 0..MOST_CHANGED {
-        if page >= end {
-            return;
-        }
-        if awaited(tgid, page) {
-            save(window, tgid, page);
-        }
-        page += PAGE_SIZE;
+    let mut change = Change {
+        window: window.number,
+        tgid,
+        page: start.max(window.copied_to) & !(PAGE_SIZE - 1),
+        end,
+    };
+    // The verifier follows one round of it, where it would follow each round of a loop.
+    let round: extern "C" fn(u32, *mut Change) -> i64 = save_next;
+    // SAFETY: `round` takes what it is given, which lives until the call returns.
+    unsafe {
+        bpf_loop(
+            MOST_CHANGED,
+            round as *mut c_void,
+            (&raw mut change).cast(),
+            0,
+        );
     }
-    if page < end {
-        spoil();
+    if change.page < end {
+        spoil(Loss::Call);
     }
 }
 
+/// A round of `bpf_loop`: 1 ends it.
+extern "C" fn save_next(_: u32, change: *mut Change) -> i64 {
+    // SAFETY: the one that the helper was given; nothing else uses it meanwhile.
+    let change = unsafe { &mut *change };
+    if change.page >= change.end {
+        return 1;
+    }
+    if awaited(change.tgid, change.page) {
+        save(change.window, change.tgid, change.page);
+    }
+    change.page += PAGE_SIZE;
+    0
+}
+
 #[inline(always)]
-fn save(window: &Window, tgid: u32, page: u64) {
+fn save(window: u64, tgid: u32, page: u64) {
     count(BEGUN);
     let Some(mut slot) = SAVED.reserve::<SavedPage>(0) else {
-        count(LOST);
+        spoil(Loss::Full);
         return;
     };
     let saved = slot.as_mut_ptr();
     // SAFETY: `saved` is room for one record; the helper checks the address that it reads from.
     let read = unsafe {
-        (*saved).window = window.number;
+        (*saved).window = window;
         (*saved).page = page;
         (*saved).tgid = tgid;
         (*saved).reserved = 0;
@@ -131,7 +163,7 @@ fn save(window: &Window, tgid: u32, page: u64) {
         slot.submit(u64::from(BPF_RB_NO_WAKEUP));
     } else {
         slot.discard(u64::from(BPF_RB_NO_WAKEUP));
-        count(LOST);
+        spoil(Loss::Unreadable);
     }
 }
 

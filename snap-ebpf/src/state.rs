@@ -6,7 +6,7 @@
 use crate::config::off_task_signal;
 use crate::kernel::{self, Kptr, field};
 use aya_ebpf::bindings::seq_file;
-use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_seq_write};
+use aya_ebpf::helpers::generated::{bpf_loop, bpf_probe_read_kernel, bpf_seq_write};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, PerCpuArray};
 use core::ffi::c_void;
@@ -101,9 +101,9 @@ macro_rules! report {
                     if parent != 0 {
                         let pointer = read_pointer(parent + u64::from(object.offset));
                         objects[index] = pointer;
-                        if pointer != 0 {
-                            there |= 1 << index;
-                        }
+                        // Without a branch, each of which the verifier would follow.
+                        let is_there = (pointer | pointer.wrapping_neg()) >> 63;
+                        there |= (is_there as u32) << index;
                     }
                 }
             }
@@ -177,18 +177,44 @@ fn state(context: *const Context) -> i32 {
     0
 }
 
-/// A list of either kind ends with null or where it began.
+/// A walk along the timers of a process.
+struct Timers {
+    seq: *mut seq_file,
+    tid: u32,
+    head: u64,
+    /// The next one.
+    node: u64,
+}
+
+impl Timers {
+    /// A list of either kind ends with null or where it began.
+    #[inline(always)]
+    fn is_over(&self) -> bool {
+        self.node == 0 || self.node == self.head
+    }
+}
+
 #[inline(always)]
 fn timers(seq: *mut seq_file, tid: u32, signal: u64) {
     let head = signal + u64::from(constant!(OFF_SIGNAL_TIMERS));
-    let list = u64::from(constant!(OFF_TIMER_LIST));
-    let mut node = read_pointer(head);
-    for _ in 0..MAX_TIMERS {
-        if node == 0 || node == head {
-            return;
-        }
-        report!(STATE_TIMER, RecordKind::Timer, seq, tid, node - list);
-        node = read_pointer(node);
+    let mut timers = Timers {
+        seq,
+        tid,
+        head,
+        node: read_pointer(head),
+    };
+    let round: extern "C" fn(u32, *mut Timers) -> i64 = next_timer;
+    // SAFETY: `round` takes what it is given, which lives until the call returns.
+    unsafe {
+        bpf_loop(
+            MAX_TIMERS,
+            round as *mut c_void,
+            (&raw mut timers).cast(),
+            0,
+        );
+    }
+    if timers.is_over() {
+        return;
     }
     let more = RecordHeader {
         kind: RecordKind::MoreTimers as u32,
@@ -198,4 +224,23 @@ fn timers(seq: *mut seq_file, tid: u32, signal: u64) {
     };
     // SAFETY: a live local of the length given.
     unsafe { bpf_seq_write(seq, (&raw const more).cast(), HEADER as u32) };
+}
+
+/// A round of `bpf_loop`, of which the verifier follows one: 1 ends it.
+extern "C" fn next_timer(_: u32, timers: *mut Timers) -> i64 {
+    // SAFETY: the one that the helper was given; nothing else uses it meanwhile.
+    let timers = unsafe { &mut *timers };
+    if timers.is_over() {
+        return 1;
+    }
+    let timer = timers.node - u64::from(constant!(OFF_TIMER_LIST));
+    report!(
+        STATE_TIMER,
+        RecordKind::Timer,
+        timers.seq,
+        timers.tid,
+        timer
+    );
+    timers.node = read_pointer(timers.node);
+    0
 }

@@ -7,7 +7,7 @@ use crate::{config, maps, save};
 use aya_ebpf::helpers::{bpf_probe_read_kernel, bpf_probe_read_user};
 use aya_ebpf::macros::btf_tracepoint;
 use aya_ebpf::programs::BtfTracePointContext;
-use snap_common::{Effect, EventKind, SyscallClass, flag};
+use snap_common::{Effect, EventKind, Loss, SyscallClass, flag};
 
 /// `PTRACE_POKETEXT` and `PTRACE_POKEDATA` (include/uapi/linux/ptrace.h).
 const PTRACE_POKES: [u64; 2] = [4, 5];
@@ -105,7 +105,7 @@ pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
         return 0;
     };
     if config::has_compat() != 0 && field::<u32>(task, config::off_task_status()) & TS_COMPAT != 0 {
-        save::spoil();
+        save::spoil(Loss::Compat);
         return 0;
     }
     let regs: Kptr = ctx.arg(0);
@@ -120,11 +120,11 @@ pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
         MADVISE if third >= 64 || config::harmless_advice() >> third & 1 == 0 => {
             save::before_change(&window, tgid, start, end);
         }
-        MREMAP if flags & MREMAP_FIXED != 0 => save::spoil(),
+        MREMAP if flags & MREMAP_FIXED != 0 => save::spoil(Loss::Call),
         MREMAP => save::before_change(&window, tgid, start, end),
         // Zero asks where it ends.
         BRK if start != 0 => save::before_change(&window, tgid, start, window.heap_end),
-        ALL | EXEC => save::spoil(),
+        ALL | EXEC => save::spoil(Loss::Call),
         _ => {}
     }
     0

@@ -193,6 +193,40 @@ pub fn await_gone(pid: i32, limit: Duration) -> Result<()> {
     Ok(())
 }
 
+/// Waits until a process that is being killed is gone. `false` where there is none then.
+pub fn outlives_kills(pid: i32, limit: Duration) -> Result<bool> {
+    let end = Instant::now() + limit;
+    while is_dying(pid) {
+        ensure!(
+            Instant::now() < end,
+            "process {pid} is still dying ({})",
+            state_of(pid)
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(!matches!(state_of(pid), '?' | 'Z' | 'X'))
+}
+
+/// Whether a process has a SIGKILL pending, which whoever sends it sees to at once, or is exiting.
+fn is_dying(pid: i32) -> bool {
+    /// include/linux/sched.h
+    const PF_EXITING: u64 = 4;
+    let read = |name| std::fs::read_to_string(format!("/proc/{pid}/{name}"));
+    let (Ok(stat), Ok(status)) = (read("stat"), read("status")) else {
+        return false;
+    };
+    let flags = stat.rsplit_once(')').and_then(|(_, rest)| {
+        let flags = rest.split_whitespace().nth(6)?;
+        flags.parse::<u64>().ok()
+    });
+    let pending = |name| {
+        let set = field(&status, name).and_then(|set| u64::from_str_radix(set, 16).ok());
+        set.unwrap_or(0) >> (libc::SIGKILL - 1) & 1 != 0
+    };
+    let exiting = flags.unwrap_or(0) & PF_EXITING != 0 && !matches!(state_of(pid), 'Z' | 'X');
+    exiting || pending("SigPnd:") || pending("ShdPnd:")
+}
+
 fn field<'a>(status: &'a str, name: &str) -> Option<&'a str> {
     status
         .lines()

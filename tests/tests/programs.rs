@@ -133,6 +133,8 @@ def work(me):
     ends[me] = link
 threads = [threading.Thread(target=work, args=(n,)) for n in range(THREADS)]
 print("started")
+# Until somebody watches.
+sys.stdin.readline()
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 whole = hashlib.sha256(repr((ends, sorted(table.items()))).encode()).hexdigest()
@@ -146,9 +148,15 @@ fn computation(rounds: u64) -> Result<Python> {
     Ok(python)
 }
 
+fn go(python: &mut Python) -> Result<()> {
+    Ok(writeln!(python.process().stdin()?, "go")?)
+}
+
 /// What the computation gives without ksnap.
 fn expected(rounds: u64) -> Result<String> {
-    computation(rounds)?.line(LIMIT)
+    let mut python = computation(rounds)?;
+    go(&mut python)?;
+    python.line(LIMIT)
 }
 
 #[test]
@@ -160,6 +168,7 @@ fn a_computation_with_threads_in_python_comes_to_its_result_under_snapshots() ->
     let mut python = computation(ROUNDS)?;
     // Ends with its process.
     let watched = Watch::start(&ksnap, python.pid(), &["--every", "15ms", "--audit"])?;
+    go(&mut python)?;
     ensure!(python.line(LIMIT)? == expected);
     ensure!(python.finish(LIMIT)?.code()? == 0);
     let watched = watched.finish(LIMIT)?;
@@ -181,11 +190,14 @@ fn a_computation_in_python_that_goes_back_and_forth_comes_to_its_result() -> Res
     let expected = expected(ROUNDS)?;
     let mut python = computation(ROUNDS)?;
     let mut watch = Watch::start(&ksnap, python.pid(), &["--every", "30ms", "--audit"])?;
-    watch.wait_taken(2, LIMIT)?;
+    go(&mut python)?;
+    // From one taken before that it would wait again, and some of those are yet to be told of.
+    let waiting = watch.ids()?.len() + 3;
+    watch.wait_taken(waiting + 2, LIMIT)?;
     let mut rng = Rng::new(8);
     for _ in 0..15 {
         std::thread::sleep(Duration::from_millis(10 + rng.word() % 60));
-        let ids = watch.ids()?;
+        let ids = watch.ids()?.split_off(waiting);
         roll_back(&ksnap, python.pid(), &ids[rng.below(ids.len())])?;
     }
     ensure!(python.line(LIMIT)? == expected);

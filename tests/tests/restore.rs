@@ -1,5 +1,6 @@
 //! `ksnap restore` and `ksnap fork`: a snapshot goes on as new processes, when the old one is gone.
 
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use tests::footprint::{await_gone, state_of};
+use tests::footprint::{await_gone, outlives_kills, state_of};
 use tests::subject::request;
 use tests::victim::rng::Rng;
 use tests::{Ksnap, Python, Redis, Victim, require};
@@ -283,8 +284,7 @@ fn a_restore_that_is_killed_leaves_a_whole_process_or_none() -> Result<()> {
         process.signal(Signal::SIGKILL)?;
         ensure!(process.wait(LIMIT)?.is_some(), "ksnap does not end");
         // What the kernel kills with ksnap takes a moment to be gone.
-        std::thread::sleep(Duration::from_millis(30));
-        if matches!(state_of(pid), '?' | 'Z' | 'X') {
+        if !outlives_kills(pid, LIMIT)? {
             none += 1;
         } else {
             ensure!(state_of(pid) != 't', "still traced {}", what());
@@ -307,13 +307,16 @@ fn python_finishes_what_its_threads_had_begun() -> Result<()> {
     let mut python = Python::script(
         "import sys, threading, hashlib\n\
          def work(n):\n\
-         \x20   h = hashlib.sha256(str(n).encode())\n\
-         \x20   for i in range(400000):\n\
-         \x20       h.update(h.digest()); results[n] = h.hexdigest()\n\
-         results = {}\n\
+         \x20   h, i = hashlib.sha256(str(n).encode()), 0\n\
+         \x20   while i < 1000 or not over.is_set():\n\
+         \x20       h.update(h.digest()); i += 1\n\
+         \x20   results[n] = f'{i}:{h.hexdigest()}'\n\
+         results, over = {}, threading.Event()\n\
          threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]\n\
          [t.start() for t in threads]\n\
          print('working')\n\
+         sys.stdin.readline()\n\
+         over.set()\n\
          [t.join() for t in threads]\n\
          print(' '.join(results[n] for n in range(4)))\n",
     )?;
@@ -323,23 +326,24 @@ fn python_finishes_what_its_threads_had_begun() -> Result<()> {
     ensure!(matches!(ended.code()?, 0 | 3), "{ended:?}");
     python.process().wait(LIMIT)?.context("python lives")?;
     let mut back = ksnap.start(&["restore", "latest", "--wait"])?;
+    // Long enough for more work.
+    std::thread::sleep(Duration::from_millis(200));
+    back.stdin()?.write_all(b"over\n")?;
     let finished = back.finish(LIMIT)?;
     ensure!(finished.code()? == 0, "{finished:?}");
-    let last = finished
-        .stdout
-        .lines()
-        .last()
-        .unwrap_or_default()
-        .to_owned();
-    let expected = Python::script(
-        "import hashlib\n\
-         def work(n):\n\
+    let last = finished.stdout.lines().last().unwrap_or_default();
+    ensure!(last.split(' ').count() == 4, "{finished:?}");
+    let mut again = Python::script(
+        "import hashlib, sys\n\
+         def work(n, rounds):\n\
          \x20   h = hashlib.sha256(str(n).encode())\n\
-         \x20   for i in range(400000): h.update(h.digest())\n\
-         \x20   return h.hexdigest()\n\
-         print(' '.join(work(n) for n in range(4)))\n",
-    )?
-    .line(LIMIT)?;
+         \x20   for i in range(rounds): h.update(h.digest())\n\
+         \x20   return f'{rounds}:{h.hexdigest()}'\n\
+         counts = [int(one.split(':')[0]) for one in sys.stdin.readline().split()]\n\
+         print(' '.join(work(n, rounds) for n, rounds in enumerate(counts)))\n",
+    )?;
+    writeln!(again.process().stdin()?, "{last}")?;
+    let expected = again.line(LIMIT)?;
     ensure!(last == expected, "{last} instead of {expected}");
     Ok(())
 }

@@ -32,3 +32,4 @@ pub use probes::{Drained, Probes, ProgramStats};
 pub use programs::FaultSource;
 pub use saver::{Saved, Window};
 pub use shared::{SharedProbes, TrackedProcess};
+pub use snap_common::Loss;

@@ -13,7 +13,7 @@ use aya::maps::{HashMap, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::ProgramError;
 use aya::sys::{Stats, enable_stats};
 use aya_log::EbpfLogger;
-use snap_common::Tracked;
+use snap_common::{Loss, Tracked};
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -198,6 +198,14 @@ impl Probes {
     /// [`ProbeError::Kernel`] when the kernel does not tell.
     pub fn saved_lost(&self) -> Result<u64, ProbeError> {
         self.saver.lost()
+    }
+
+    /// Why pages were lost since the last call.
+    ///
+    /// # Errors
+    /// [`ProbeError::Kernel`] when the kernel does not tell.
+    pub fn losses(&mut self) -> Result<Vec<Loss>, ProbeError> {
+        self.saver.losses()
     }
 
     /// The processes tracked now, the children that forks added included.

@@ -6,7 +6,9 @@ use super::probes::{map_error, take};
 use crate::model::Page;
 use aya::Ebpf;
 use aya::maps::{Array, HashMap, MapData, MapError, RingBuf};
-use snap_common::{BEGUN, BREAK, COPIED_TO, Chunk, LOST, SavedPage, Tracked, WINDOW, chunk_key};
+use snap_common::{
+    BEGUN, BREAK, COPIED_TO, Chunk, LOSSES, LOST, Loss, SavedPage, Tracked, WINDOW, chunk_key,
+};
 use std::collections::BTreeMap;
 use std::mem::offset_of;
 
@@ -47,6 +49,8 @@ pub struct Saver {
     open: BTreeMap<u32, Vec<u64>>,
     last: u64,
     received: u64,
+    /// By [`Loss`], as they were when they were told of last.
+    told: [u64; Loss::ALL.len()],
 }
 
 impl Saver {
@@ -58,6 +62,7 @@ impl Saver {
             open: BTreeMap::new(),
             last: 0,
             received: 0,
+            told: [0; Loss::ALL.len()],
         })
     }
 
@@ -135,6 +140,18 @@ impl Saver {
     /// Pages that could not be saved, since the probes were loaded.
     pub(super) fn lost(&self) -> Result<u64, ProbeError> {
         self.count(LOST)
+    }
+
+    /// Why, as far as it was not told before.
+    pub(super) fn losses(&mut self) -> Result<Vec<Loss>, ProbeError> {
+        let mut new = Vec::new();
+        for (index, why) in (LOSSES..).zip(Loss::ALL) {
+            let count = self.count(index)?;
+            if std::mem::replace(&mut self.told[why as usize], count) != count {
+                new.push(why);
+            }
+        }
+        Ok(new)
     }
 
     fn count(&self, index: u32) -> Result<u64, ProbeError> {

@@ -11,6 +11,7 @@ use super::probes::{Drained, Probes, ProgramStats};
 use super::saver::{Saved, Window};
 use super::{FaultSource, ProbeOptions};
 use crate::model::{Observed, Page};
+use snap_common::Loss;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -148,6 +149,14 @@ impl TrackedProcess {
     pub fn saved_lost(&self) -> Result<u64, ProbeError> {
         let hub = lock(&self.hub);
         Ok(hub.probes.saved_lost()? + hub.queues.lost_saved)
+    }
+
+    /// Why, since somebody asked last.
+    ///
+    /// # Errors
+    /// Those of [`Probes::losses`].
+    pub fn losses(&self) -> Result<Vec<Loss>, ProbeError> {
+        lock(&self.hub).probes.losses()
     }
 
     /// Stops tracking a child; a process with a watcher of its own stays tracked.

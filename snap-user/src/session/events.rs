@@ -3,8 +3,8 @@
 use crate::capture::Told;
 use crate::model::{PageRange, PageSet};
 use crate::probe::{
-    Event, FaultSource, HazardKind, MappingKind, Marks, ProbeError, ProbeOptions, ProgramStats,
-    Saved, SharedProbes, TrackedProcess, Window,
+    Event, FaultSource, HazardKind, Loss, MappingKind, Marks, ProbeError, ProbeOptions,
+    ProgramStats, Saved, SharedProbes, TrackedProcess, Window,
 };
 use crate::profile::Fault;
 use crate::sys::arch::USER_END;
@@ -155,6 +155,11 @@ impl Events {
     /// Pages that could not be saved so far.
     pub fn saved_lost(&self) -> Result<u64, ProbeError> {
         self.on().saved_lost()
+    }
+
+    /// Why, since somebody asked last.
+    pub fn losses(&self) -> Result<Vec<Loss>, ProbeError> {
+        self.on().losses()
     }
 
     /// Only for what [`Events::saves_pages`] allows.

@@ -172,10 +172,12 @@ impl Engine {
             self.take_saved(awaited, now)?;
             self.events.drain(&mut self.epoch);
             let saved = &awaited.saved;
-            let lost = self.events.saved_lost()? - awaited.lost;
+            let is_lost = self.is_lost(awaited)?;
             let gone = gone.iter().filter(|page| !saved.contains_key(page)).count();
-            if lost > 0 || gone > 0 {
-                tracing::debug!(lost, gone, "copied in vain");
+            if gone > 0 {
+                tracing::debug!(gone, "copied in vain");
+            }
+            if is_lost || gone > 0 {
                 return Ok(false);
             }
         }
@@ -196,7 +198,17 @@ impl Engine {
             }
             std::thread::sleep(Duration::from_micros(20));
         }
-        Ok(self.events.saved_lost()? == awaited.lost)
+        Ok(!self.is_lost(awaited)?)
+    }
+
+    /// Whether the probes could not save all.
+    fn is_lost(&self, awaited: &Awaited<'_>) -> Result<bool> {
+        let lost = self.events.saved_lost()? - awaited.lost;
+        if lost > 0 {
+            let why = self.events.losses()?;
+            tracing::debug!(lost, ?why, "copied in vain");
+        }
+        Ok(lost > 0)
     }
 
     fn take_saved(&mut self, awaited: &mut Awaited<'_>, now: &mut Hashes) -> Result<bool> {
