@@ -376,7 +376,7 @@ fn keep_connections(connections: Option<Custodian>, taken: &mut Taken) {
     let Some(custodian) = connections else {
         return;
     };
-    let count = custodian.sockets().count();
+    let count = custodian.sockets().count() as u32;
     match custodian.keep() {
         Ok(holder) => taken.kept = Some(KeptConnections { count, holder }),
         Err(e) => taken

@@ -117,7 +117,7 @@ pub struct Taken {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeptConnections {
     /// How many.
-    pub count: usize,
+    pub count: u32,
     /// The process that has them, silent; when it ends, they are given up.
     pub holder: i32,
 }

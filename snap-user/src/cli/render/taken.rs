@@ -23,7 +23,7 @@ pub fn taken(taken: &Taken) -> String {
 pub fn kept(kept: &KeptConnections, id: &SnapshotId) -> String {
     format!(
         "process {holder} holds {}, silent, until ksnap restore {} --tcp goes on with them; kill {holder} gives them up",
-        count(kept.count as u64, "TCP connection"),
+        count(kept.count.into(), "TCP connection"),
         id.short(),
         holder = kept.holder,
     )

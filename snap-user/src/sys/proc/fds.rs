@@ -47,7 +47,7 @@ pub fn socket_holders(inodes: &[u64]) -> Vec<(u64, i32)> {
         let links: Vec<String> = links.filter_map(|fd| table.link(fd).ok()).collect();
         let has = |inode: u64| {
             let name = format!("socket:[{inode}]");
-            links.iter().any(|link| *link == name)
+            links.contains(&name)
         };
         found.extend(
             inodes
