@@ -51,6 +51,7 @@
 //! | [`redis`], [`resp`], [`python`] | real programs under test |
 //! | [`moto`] | [`Moto`]: an S3 server |
 //! | [`netns`], [`relay`], [`remote`] | two network namespaces as two machines, a bad connection between them, and ksnap on each |
+//! | [`stream`] | two programs that send each other a stream of bytes that both know |
 //! | [`tree`] | trees of processes, captured, ended and brought back |
 //! | [`moving`] | [`moving::Moving`]: redis-server that moves between them |
 //! | [`paths`] | where cargo put the binaries |
@@ -72,6 +73,7 @@ pub mod relay;
 pub mod remote;
 pub mod requires;
 pub mod resp;
+pub mod stream;
 pub mod subject;
 pub mod tree;
 pub mod victim;

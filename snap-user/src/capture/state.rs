@@ -61,6 +61,7 @@ pub fn frozen_state(
         )?);
     }
     let (descriptors, files) = live.files.frozen(&vmas)?;
+    unsupported.extend(live.files.lost_connections());
     name_what_is_lost(&vmas, &mut unsupported);
     let mut state = ProcessState {
         pid,

@@ -55,10 +55,14 @@ With --tree, the process and all of its descendants are stopped, captured and le
 in a session of its own, and a record makes them one, which carries the id of the first. It is there when all of \
 them are stored, or not at all. `restore` and `fork` of that id, or of `latest`, bring all of them back.
 
+With --kill --tcp, a process named ksnap-tcp holds its TCP connections, silent, until `ksnap restore --tcp` goes on \
+with them; killing it gives them up.
+
 Examples:
   ksnap snap 1234
   ksnap snap 1234 --audit --json
-  ksnap snap $(cat /run/nginx.pid) --tree --kill";
+  ksnap snap $(cat /run/nginx.pid) --tree --kill
+  ksnap snap 1234 --kill --tcp && ksnap restore latest --tcp";
 
 pub(super) const INSPECT: &str = "\
 Stops the process for about a millisecond to look at it; nothing is stored. For each descriptor: whole, partly or \

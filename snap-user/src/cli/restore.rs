@@ -10,10 +10,11 @@ use std::io::Write;
 
 /// Brings a snapshot back as a process.
 pub fn restore(context: &Context, args: &Restore) -> Result<Exit, CliError> {
-    let options = args
+    let mut options = args
         .reviving
         .options(args.pids)
         .map_err(CliError::Refused)?;
+    options.files.tcp = args.tcp;
     if args.watch {
         return restore_watched(context, args, &options);
     }

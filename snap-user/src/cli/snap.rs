@@ -16,6 +16,7 @@ pub fn snap(context: &Context, args: &Snap) -> Result<Exit, CliError> {
     let options = Options {
         keep,
         then: match (args.kill, args.stop) {
+            (true, _) if args.tcp => Then::KillKeeping,
             (true, _) => Then::Kill,
             (_, true) => Then::Stop,
             _ => Then::GoOn,
@@ -34,6 +35,9 @@ pub fn snap(context: &Context, args: &Snap) -> Result<Exit, CliError> {
     })?;
     for what in &done.unsupported {
         context.tell(&format!("not saved: {}", clean(what)));
+    }
+    if let Some(kept) = &done.kept {
+        context.tell(&taken::kept(kept, &done.id));
     }
     Ok(match done.unsupported.is_empty() {
         true => Exit::Done,

@@ -4,7 +4,7 @@ use super::error::ImageError;
 use super::header::Header;
 use super::index::check_section;
 use crate::codec::{compress_block, decompress_block};
-use crate::model::{Costs, ProcessState};
+use crate::model::{Connection, Costs, Detail, ProcessState};
 use serde::{Deserialize, Serialize};
 
 /// Longest manifest, encoded or decoded, in bytes.
@@ -12,6 +12,8 @@ pub const MAX_MANIFEST: u64 = 256 << 20;
 /// Version of the process state. Version 2 has the attributes of processes and threads, version 3 the contents of files,
 /// version 4 the time left of waits, and what mapped files were.
 pub const STATE_VERSION: u16 = 4;
+/// The same, with the connections of its TCP sockets behind it: only written where there are any.
+pub const CONNECTED_VERSION: u16 = 5;
 const PREFIX: usize = 8;
 const PART: &str = "manifest";
 
@@ -28,8 +30,16 @@ impl Manifest {
     /// Encodes a manifest.
     pub fn encode(state: &ProcessState, costs: &Costs) -> Result<Vec<u8>, ImageError> {
         // Must match the field order of `Manifest`: postcard writes fields in order, without names.
-        let plain = postcard::to_stdvec(&(state, costs))
-            .map_err(|error| ImageError::corrupt(PART, error.to_string()))?;
+        let failed = |error: postcard::Error| ImageError::corrupt(PART, error.to_string());
+        let connections = connections(state);
+        let (version, plain) = match connections.is_empty() {
+            true => (STATE_VERSION, postcard::to_stdvec(&(state, costs))),
+            false => (
+                CONNECTED_VERSION,
+                postcard::to_stdvec(&(state, costs, connections)),
+            ),
+        };
+        let plain = plain.map_err(failed)?;
         if plain.len() as u64 > MAX_MANIFEST / 2 {
             return Err(ImageError::TooLarge {
                 part: PART,
@@ -37,7 +47,7 @@ impl Manifest {
             });
         }
         let mut out = Vec::with_capacity(plain.len() / 2);
-        out.extend_from_slice(&STATE_VERSION.to_le_bytes());
+        out.extend_from_slice(&version.to_le_bytes());
         out.extend_from_slice(&0u16.to_le_bytes());
         out.extend_from_slice(&(plain.len() as u32).to_le_bytes());
         out.extend_from_slice(&compress_block(&plain));
@@ -63,11 +73,11 @@ impl Manifest {
                 supported: STATE_VERSION.into(),
             });
         }
-        if version > STATE_VERSION {
+        if version > CONNECTED_VERSION {
             return Err(ImageError::NewerVersion {
                 part: PART,
                 found: version.into(),
-                supported: STATE_VERSION.into(),
+                supported: CONNECTED_VERSION.into(),
             });
         }
         let len = u32::from_le_bytes([prefix[4], prefix[5], prefix[6], prefix[7]]);
@@ -77,8 +87,14 @@ impl Manifest {
         }
         let plain = decompress_block(block, len as usize)
             .map_err(|error| ImageError::corrupt(PART, error.to_string()))?;
-        let (manifest, rest): (Self, _) = postcard::take_from_bytes(&plain)
-            .map_err(|error| ImageError::corrupt(PART, error.to_string()))?;
+        let failed = |error: postcard::Error| ImageError::corrupt(PART, error.to_string());
+        let (mut manifest, mut rest): (Self, _) =
+            postcard::take_from_bytes(&plain).map_err(failed)?;
+        if version == CONNECTED_VERSION {
+            let connections;
+            (connections, rest) = postcard::take_from_bytes(rest).map_err(failed)?;
+            manifest.connect(connections)?;
+        }
         if !rest.is_empty() {
             return Err(ImageError::corrupt(
                 PART,
@@ -86,5 +102,118 @@ impl Manifest {
             ));
         }
         Ok(manifest)
+    }
+
+    /// Gives sockets their connections.
+    fn connect(&mut self, connections: Vec<(u32, Connection)>) -> Result<(), ImageError> {
+        for (at, connection) in connections {
+            let file = self.state.files.get_mut(at as usize);
+            match file.map(|file| &mut file.detail) {
+                Some(Detail::Socket(socket)) => socket.connection = Some(Box::new(connection)),
+                _ => {
+                    let why = format!("a connection of open file {at}, which is no socket");
+                    return Err(ImageError::corrupt(PART, why));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The connections that are recorded, by the place of the open file.
+fn connections(state: &ProcessState) -> Vec<(u32, &Connection)> {
+    let files = state.files.iter().enumerate();
+    files
+        .filter_map(|(at, file)| match &file.detail {
+            Detail::Socket(socket) => Some((at as u32, &**socket.connection.as_ref()?)),
+            _ => None,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{FileKind, OpenFile, Socket, SocketState};
+
+    const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/manifest-v5.bin");
+
+    /// A process with a connection, whose records are all different.
+    fn state() -> ProcessState {
+        let socket = Socket {
+            domain: 2,
+            ty: 1,
+            protocol: 6,
+            state: SocketState::Connected,
+            local: vec![2, 0, 0x1f, 0x90, 10, 0, 0, 1],
+            peer: vec![2, 0, 0xc3, 0x50, 10, 0, 0, 2],
+            connection: Some(Box::new(Connection {
+                send_seq: 0xffff_fff0,
+                send: b"not acknowledged".to_vec(),
+                receive_seq: 77,
+                receive: b"not read".to_vec(),
+                is_ending: true,
+                mss: 1460,
+                scales: Some((7, 9)),
+                sack: true,
+                timestamp: Some(0x1234_5678),
+                window: [1, 20_000, 30_000, 40_000, 5],
+                room: (87_040, 131_072),
+                time_ns: 1_764_000_000_123_456_789,
+            })),
+            ..Socket::default()
+        };
+        let file = OpenFile {
+            kind: FileKind::Socket,
+            link: "socket:[99]".into(),
+            identity: (8, 99),
+            detail: Detail::Socket(Box::new(socket)),
+            ..OpenFile::default()
+        };
+        ProcessState {
+            pid: 4242,
+            comm: "golden".into(),
+            files: vec![OpenFile::default(), file],
+            ..ProcessState::default()
+        }
+    }
+
+    #[test]
+    fn connections_come_back_from_the_golden_file_and_go_into_it() {
+        let made = Manifest::encode(&state(), &Costs::default()).expect("within the limits");
+        if std::env::var_os("KSNAP_WRITE_GOLDEN").is_some() {
+            std::fs::write(GOLDEN, &made).expect("the golden file can be written");
+        }
+        let golden = std::fs::read(GOLDEN).expect("the golden file");
+        assert_eq!(made, golden, "version 5 has changed: give it a new number");
+        let read = Manifest::from_bytes(&golden).expect("a manifest");
+        assert_eq!(read.state, state());
+    }
+
+    #[test]
+    fn a_state_without_connections_is_what_it_was() {
+        let mut state = state();
+        if let Detail::Socket(socket) = &mut state.files[1].detail {
+            socket.connection = None;
+        }
+        let made = Manifest::encode(&state, &Costs::default()).expect("within the limits");
+        assert_eq!(made[..2], STATE_VERSION.to_le_bytes());
+        assert_eq!(Manifest::from_bytes(&made).expect("it").state, state);
+    }
+
+    #[test]
+    fn a_connection_of_what_is_no_socket_is_damage() {
+        let state = state();
+        let one = connections(&state)[0].1;
+        for at in [0u32, 7] {
+            let plain = postcard::to_stdvec(&(&state, Costs::default(), vec![(at, one)]));
+            let plain = plain.expect("plain data");
+            let mut bytes = CONNECTED_VERSION.to_le_bytes().to_vec();
+            bytes.extend([0, 0]);
+            bytes.extend((plain.len() as u32).to_le_bytes());
+            bytes.extend(compress_block(&plain));
+            let error = Manifest::from_bytes(&bytes).unwrap_err().to_string();
+            assert!(error.contains(&format!("open file {at}")), "{error}");
+        }
     }
 }

@@ -1,6 +1,8 @@
 //! Plain data shared by every room: no system calls, no I/O.
 
+mod address;
 mod attributes;
+mod connection;
 mod files;
 mod page;
 mod page_set;
@@ -10,11 +12,13 @@ mod snapshot;
 mod socket;
 mod tree;
 
+pub use address::address_words;
 pub use attributes::{
     AltStack, Credentials, Deadlines, IntervalTimer, Limit, MemoryAttributes, MemoryPolicy,
     Observed, ObservedThread, PosixTimer, ProcessAttributes, Scheduling, Seccomp, SeccompFilter,
     SignalAction, Source, SyscallDispatch, ThreadAttributes,
 };
+pub use connection::Connection;
 pub use files::{
     Descriptor, Detail, EpollWatch, Eventfd, FILE_ROOM, FILE_SPACE, Fanotify, FileKind, FileLock,
     InotifyWatch, LockKind, Memfd, OpenFile, Owner, Pipe, Regular, SavedFile, Terminal, Timerfd,

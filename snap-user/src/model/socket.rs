@@ -1,5 +1,6 @@
 //! Sockets.
 
+use super::connection::Connection;
 use serde::{Deserialize, Serialize};
 
 /// A socket.
@@ -29,6 +30,10 @@ pub struct Socket {
     pub passed_descriptors: u32,
     /// Directions shut down: 1 for receiving, 2 for sending.
     pub shutdown: u8,
+    /// Of a TCP socket whose process was ended for it: its connection. Stored behind the state, since it came to be there
+    /// later than all else.
+    #[serde(skip)]
+    pub connection: Option<Box<Connection>>,
 }
 
 /// How far a socket has come.

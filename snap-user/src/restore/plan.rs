@@ -278,6 +278,9 @@ mod tests {
         fn pipe(&self, _: (u64, u64)) -> Option<String> {
             None
         }
+        fn connection(&self, _: &crate::model::Socket, _: u64) -> std::result::Result<(), String> {
+            Ok(())
+        }
     }
 
     struct Tight;
@@ -291,6 +294,13 @@ mod tests {
         }
         fn pipe(&self, identity: (u64, u64)) -> Option<String> {
             Free.pipe(identity)
+        }
+        fn connection(
+            &self,
+            socket: &crate::model::Socket,
+            inode: u64,
+        ) -> std::result::Result<(), String> {
+            Free.connection(socket, inode)
         }
     }
 

@@ -250,6 +250,7 @@ mod tests {
             costs: crate::model::Costs::default(),
             unsupported: Vec::new(),
             file_bytes: 0,
+            kept: None,
         };
         let answer = serde_json::to_string(&control::Reply::Taken(Box::new(taken))).unwrap();
         let sleeper = Sleeper::start();

@@ -2,9 +2,9 @@
 
 use crate::model::{
     Descriptor, Detail, FileKind, FileLock, LockKind, OpenFile, ProcessState, Socket, SocketState,
+    address_words,
 };
 use serde::Serialize;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// A descriptor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -169,7 +169,7 @@ fn socket_words(socket: &Socket) -> String {
         _ => "socket",
     };
     let mut text = format!("{family} {ty}");
-    let address = |raw: &[u8]| address_words(raw);
+    let address = address_words;
     match socket.state {
         SocketState::Listening(backlog) => {
             text.push_str(&format!(
@@ -197,51 +197,12 @@ fn socket_words(socket: &Socket) -> String {
         let bytes: usize = socket.queue.iter().map(|m| m.data.len()).sum();
         text.push_str(&format!(", {bytes} bytes not read"));
     }
+    if let Some(kept) = &socket.connection {
+        text.push_str(&format!(
+            ", kept with {} bytes to send and {} not read",
+            kept.send.len(),
+            kept.receive.len()
+        ));
+    }
     text
-}
-
-/// A `struct sockaddr` in words; empty without one.
-fn address_words(raw: &[u8]) -> String {
-    let Some((family, rest)) = raw.split_first_chunk::<2>() else {
-        return String::new();
-    };
-    match i32::from(u16::from_ne_bytes(*family)) {
-        libc::AF_UNIX => match rest.split_first() {
-            None => String::new(),
-            Some((0, name)) => format!("@{}", String::from_utf8_lossy(name)),
-            Some(_) => String::from_utf8_lossy(rest)
-                .trim_end_matches('\0')
-                .to_owned(),
-        },
-        libc::AF_INET if rest.len() >= 6 => {
-            let ip = Ipv4Addr::new(rest[2], rest[3], rest[4], rest[5]);
-            SocketAddr::from((ip, u16::from_be_bytes([rest[0], rest[1]]))).to_string()
-        }
-        libc::AF_INET6 if rest.len() >= 22 => {
-            let mut ip = [0u8; 16];
-            ip.copy_from_slice(&rest[6..22]);
-            let ip = Ipv6Addr::from(ip);
-            SocketAddr::from((ip, u16::from_be_bytes([rest[0], rest[1]]))).to_string()
-        }
-        _ => String::new(),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn addresses_in_words() {
-        let mut v4 = (libc::AF_INET as u16).to_ne_bytes().to_vec();
-        v4.extend([0x1f, 0x90, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(address_words(&v4), "127.0.0.1:8080");
-        let mut unix = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
-        unix.extend(b"/run/x\0");
-        assert_eq!(address_words(&unix), "/run/x");
-        let mut hidden = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
-        hidden.extend(b"\0name");
-        assert_eq!(address_words(&hidden), "@name");
-        assert_eq!(address_words(&[]), "");
-    }
 }

@@ -7,12 +7,12 @@ use super::open::open_session;
 use super::pipeline::{Hashes, Pipeline};
 use super::postcopy::Caution;
 use super::profile::Profiling;
-use super::{Options, Result, SessionError, Taken, Then};
+use super::{KeptConnections, Options, Result, SessionError, Taken, Then};
 use crate::capture::{CaptureError, Contents, Live, Target, compared, preflight};
 use crate::image::SessionId;
 use crate::model::{PageSet, SnapshotId, SnapshotKind, Vma};
 use crate::store::Store;
-use crate::sys::{self, Freeze, Frozen, SysError, monotonic_ns, proc};
+use crate::sys::{self, Custodian, Freeze, Frozen, SysError, monotonic_ns, proc};
 use crate::track::{self, Epoch, TrackerKind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -342,16 +342,26 @@ impl Engine {
         let ahead = self.ahead(hold)?;
         let stop = monotonic_ns();
         let frozen = self.freeze()?;
-        let caught = match self.stopped(kind, ahead, frozen, stop, hold)? {
+        let keep = self.options.then == Then::KillKeeping;
+        self.live.files.want_connections(keep);
+        let outcome = self.stopped(kind, ahead, frozen, stop, hold);
+        // Dropped, the connections go on: so they do whatever fails from here on.
+        let connections = self.live.files.taken_connections();
+        self.live.files.want_connections(false);
+        let mut caught = match outcome? {
             Ok(caught) => caught,
             Err(why) => return Ok(why),
         };
         if caught.frozen.is_some() || caught.audit.is_asked() {
-            let taken = self.settle().expect("just put there")?;
+            let mut taken = self.settle().expect("just put there")?;
             let wrong = self.compare(&caught.audit, &taken)?;
-            match (caught.frozen, self.options.then) {
+            match (caught.frozen.take(), self.options.then) {
                 (Some(held), Then::Stop) if wrong.is_empty() => held.end_with(libc::SIGSTOP)?,
                 (Some(held), Then::Kill) if wrong.is_empty() => held.end_with(libc::SIGKILL)?,
+                (Some(held), Then::KillKeeping) if wrong.is_empty() => {
+                    held.end_with(libc::SIGKILL)?;
+                    keep_connections(connections, &mut taken);
+                }
                 (held, Then::GoOn) if wrong.is_empty() => self.held = held.map(|held| (held, stop)),
                 (held, _) => drop(held),
             }
@@ -361,6 +371,20 @@ impl Engine {
             self.flight = Some(Flight::Done(Box::new(taken)));
         }
         Ok(Captured::Whole)
+    }
+}
+
+/// Has connections kept whose process has been killed.
+fn keep_connections(connections: Option<Custodian>, taken: &mut Taken) {
+    let Some(custodian) = connections else {
+        return;
+    };
+    let count = custodian.sockets().count() as u32;
+    match custodian.keep() {
+        Ok(holder) => taken.kept = Some(KeptConnections { count, holder }),
+        Err(e) => taken
+            .unsupported
+            .push(format!("its connections end with it: {e}")),
     }
 }
 

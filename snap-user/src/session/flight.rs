@@ -106,6 +106,7 @@ impl Engine {
             costs: settled.costs,
             unsupported: flight.unsupported,
             file_bytes: settled.published.bytes,
+            kept: None,
         })
     }
 }

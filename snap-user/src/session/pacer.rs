@@ -81,6 +81,7 @@ mod tests {
             },
             unsupported: Vec::new(),
             file_bytes: 0,
+            kept: None,
         }
     }
 

@@ -6,7 +6,7 @@ use super::revive_memory::{Memory, SegmentsInUse, Written};
 use super::revive_open::{Commons, open};
 use super::types::hex;
 use super::{Result, SessionError, revive_tree};
-use crate::model::{ProcessState, SnapshotId, ThreadState};
+use crate::model::{Detail, ProcessState, SnapshotId, ThreadState};
 use crate::restore::RestoreError;
 use crate::restore::files::{self, Replacement, SavedContents, System};
 use crate::restore::revive::{NewPlan, Newborn, plan, plan_attributes};
@@ -153,7 +153,13 @@ pub(super) fn revive_prepared(
     let mut begun = monotonic_ns();
     let store = Store::open(dir)?;
     let id = store.resolve(reference, None)?;
+    check_tcp(options)?;
     if let Some(tree) = store.tree(id)?.filter(|_| !options.alone) {
+        if options.files.tcp {
+            return Err(SessionError::Usage(
+                "--tcp goes on with the connections of one process, and this is a tree: --alone brings back its first process alone".into(),
+            ));
+        }
         (prepared.is_wanted)()?;
         return revive_tree::revive(&store, &tree, copies, options, each);
     }
@@ -288,6 +294,16 @@ impl Job<'_> {
     }
 }
 
+/// Where connections are to go on.
+fn check_tcp(options: &ReviveOptions) -> Result<()> {
+    match options.files.tcp && options.network {
+        true => Err(SessionError::Usage(
+            "--tcp goes on with connections at their addresses, and --net private gives the process a network without any: leave one of them out".into(),
+        )),
+        false => Ok(()),
+    }
+}
+
 /// For `--strict`, of what would differ.
 pub(super) fn refuse_differences(what: &str, notes: &[String]) -> Result<()> {
     match notes.is_empty() {
@@ -309,7 +325,10 @@ fn plan_files(
     let mut how = options.files.clone();
     how.allow_changed |= options.allow_changed_files;
     for (descriptor, file) in state.open_files().filter(|(d, _)| (0..3).contains(&d.fd)) {
-        let elsewhere = files::is_from_elsewhere(&state.files, descriptor.file as usize);
+        let goes_on = how.tcp
+            && matches!(&file.detail, Detail::Socket(socket) if socket.connection.is_some());
+        let elsewhere =
+            !goes_on && files::is_from_elsewhere(&state.files, descriptor.file as usize);
         let fd = descriptor.fd;
         if elsewhere && !how.map_fds.contains_key(&fd) {
             how.map_fds.insert(fd, Replacement::Own(fd));

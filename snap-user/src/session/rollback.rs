@@ -9,7 +9,8 @@ use crate::capture::{
 };
 use crate::image::{PageSource, SessionId};
 use crate::model::{
-    Backing, PAGE_SIZE, PageRange, PageSet, ProcessState, SavedFile, SnapshotId, Vma, page_down,
+    Backing, PAGE_SIZE, PageRange, PageSet, ProcessState, SavedFile, SnapshotId, Socket, Vma,
+    page_down,
 };
 use crate::restore::{
     Applied, Content, Pages, RestoreError, RestorePlan, TimerIds, World, apply, can_start_thread,
@@ -108,6 +109,10 @@ impl files::FileWorld for Live {
 
     fn pipe(&self, identity: (u64, u64)) -> Option<String> {
         files::System { pid: self.pid }.pipe(identity)
+    }
+
+    fn connection(&self, socket: &Socket, inode: u64) -> std::result::Result<(), String> {
+        files::System { pid: self.pid }.connection(socket, inode)
     }
 }
 

@@ -190,7 +190,7 @@ pub fn snap_tree(dir: &Path, pid: i32, options: &Options) -> Result<TakenTree> {
     match options.then {
         Then::GoOn => {}
         Then::Stop => members.end_with(libc::SIGSTOP)?,
-        Then::Kill => members.end_with(libc::SIGKILL)?,
+        Then::Kill | Then::KillKeeping => members.end_with(libc::SIGKILL)?,
     }
     Ok(TakenTree {
         id: tree.members[0].id,

@@ -58,6 +58,8 @@ pub enum Then {
     Stop,
     /// It is ended (SIGKILL).
     Kill,
+    /// It is ended, and its TCP connections are kept, for a restore to go on with.
+    KillKeeping,
 }
 
 impl Default for Options {
@@ -110,6 +112,18 @@ pub struct Taken {
     pub unsupported: Vec<String>,
     /// Length of its file.
     pub file_bytes: u64,
+    /// TCP connections that were kept when the process was ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<KeptConnections>,
+}
+
+/// TCP connections whose process was ended, and that wait to be brought back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeptConnections {
+    /// How many.
+    pub count: u32,
+    /// The process that has them, silent; when it ends, they are given up.
+    pub holder: i32,
 }
 
 /// A rollback that was done.

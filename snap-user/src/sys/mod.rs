@@ -59,7 +59,10 @@ pub use pidfd::{PidFd, ended_pidfd, pidfd_getfd, pidfd_kill, pidfd_open};
 pub use remote::{Remote, THREAD_FLAGS};
 pub use sched::{affinity, io_priority, scheduling, set_affinity, set_io_priority, set_scheduling};
 pub use scratch::ScratchMap;
-pub use stub::{Birth, Guard, Lazy, Loading, Released, Stub, StubCall, StubThread, fill_all};
+pub use stub::{
+    Birth, Custodian, Guard, Lazy, Loading, Released, Stub, StubCall, StubThread, end_custody,
+    fill_all, is_custodian,
+};
 pub use system_v::{attached_to_segment, shared_segment};
 pub use timers::{PR_TIMER_CREATE_RESTORE_IDS, chooses_timer_ids};
 pub use transfer::{MOST_DESCRIPTORS, control_len, send_descriptors};

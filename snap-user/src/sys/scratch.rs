@@ -31,6 +31,13 @@ impl ScratchMap {
         self.range
     }
 
+    /// All of it, as words that are 0 until they are written.
+    pub fn words(&mut self) -> &mut [u64] {
+        let len = (self.range.len() / 8) as usize;
+        // SAFETY: the value's own writable mapping, aligned to pages, and nobody else has a reference into it.
+        unsafe { std::slice::from_raw_parts_mut(self.range.start as *mut u64, len) }
+    }
+
     fn page(&self, n: u64) -> u64 {
         assert!(n < self.range.pages(), "page {n} lies outside the mapping");
         self.range.start + n * PAGE_SIZE

@@ -4,6 +4,7 @@
 //! the same, and only what may change without a system call of the process's own on the descriptor table is read
 //! again (positions, counters, queues).
 
+mod connections;
 mod describe;
 mod sharing;
 mod update;
@@ -15,6 +16,7 @@ use super::{CaptureError, Result};
 use crate::model::{Descriptor, FileKind, OpenFile, Vma};
 use crate::sys::proc::FdTable;
 use crate::sys::{PidFd, pidfd_getfd, pidfd_open};
+use connections::Connections;
 use describe::Paths;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
@@ -31,6 +33,7 @@ pub struct Files {
     descriptors: Vec<(Descriptor, String)>,
     files: Vec<OpenFile>,
     paths: Paths,
+    connections: Connections,
 }
 
 /// A descriptor just described: itself, its link, and its open file.
@@ -51,6 +54,7 @@ impl Files {
             descriptors: Vec::new(),
             files: Vec::new(),
             paths: Paths::default(),
+            connections: Connections::default(),
         };
         files.refresh()?;
         Ok(files)
@@ -113,7 +117,12 @@ impl Files {
             self.refresh()?;
             same = self.descriptors.iter().map(|(d, _)| *d).collect();
         }
-        Ok(self.compacted(same, vmas))
+        let (descriptors, mut files) = self.compacted(same, vmas);
+        if self.connections.wanted {
+            let readers = first_descriptors(&descriptors, files.len());
+            self.take_connections(&readers, &mut files)?;
+        }
+        Ok((descriptors, files))
     }
 
     /// Only the open files that `descriptors` refer to, each brought up to date.

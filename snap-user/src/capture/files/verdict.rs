@@ -93,6 +93,7 @@ fn socket_verdict(state: &ProcessState, socket: &crate::model::Socket) -> Verdic
         ));
     }
     match (socket.domain, socket.state) {
+        _ if socket.connection.is_some() => Verdict::Whole,
         (libc::AF_UNIX, SocketState::Connected) => {
             let here = state.files.iter().any(|file| {
                 file.kind == FileKind::Socket && Some(file.identity.1) == socket.peer_inode
@@ -103,6 +104,13 @@ fn socket_verdict(state: &ProcessState, socket: &crate::model::Socket) -> Verdic
                     "its other side belongs to another process: while open it stays as it is; made again, it is closed by the other side",
                 ),
             }
+        }
+        (libc::AF_INET | libc::AF_INET6, SocketState::Connected | SocketState::Other)
+            if socket.protocol == libc::IPPROTO_TCP =>
+        {
+            partly(
+                "a connection: while open it stays as it is; made again, it is closed by the other side, unless snap --kill --tcp has taken it",
+            )
         }
         (
             libc::AF_UNIX | libc::AF_INET | libc::AF_INET6,

@@ -98,6 +98,9 @@ pub struct Restore {
     /// Process ids that it gets [default: same; namespace if it had one]
     #[arg(long, value_enum, value_name = "WHICH")]
     pub pids: Option<PidChoice>,
+    /// Go on with its TCP connections, which `ksnap snap --kill --tcp` has kept: at the same address (CAP_NET_ADMIN)
+    #[arg(long)]
+    pub tcp: bool,
     /// Wait until it ends, and end with its exit status
     #[arg(long)]
     pub wait: bool,

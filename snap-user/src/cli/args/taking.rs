@@ -182,6 +182,10 @@ pub struct Snap {
     /// End the process once its snapshot is stored; it does not run in between
     #[arg(long, conflicts_with = "stop")]
     pub kill: bool,
+    /// With --kill: keep its TCP connections for `ksnap restore --tcp`. Until then the other sides hear nothing
+    /// (CAP_NET_ADMIN)
+    #[arg(long, requires = "kill", conflicts_with = "tree")]
+    pub tcp: bool,
     /// Stop the process (SIGSTOP) once its snapshot is stored
     #[arg(long)]
     pub stop: bool,

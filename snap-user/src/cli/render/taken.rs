@@ -2,7 +2,8 @@
 
 use super::human::{bytes, clean, count, nanos, processes};
 use super::log::kind;
-use crate::session::{RolledBack, Taken, TakenTree};
+use crate::model::SnapshotId;
+use crate::session::{KeptConnections, RolledBack, Taken, TakenTree};
 
 /// One line on a snapshot.
 pub fn taken(taken: &Taken) -> String {
@@ -15,6 +16,16 @@ pub fn taken(taken: &Taken) -> String {
         nanos(taken.costs.phases.stop_ns),
         count(pages.changed, "page"),
         bytes(taken.file_bytes)
+    )
+}
+
+/// What became of the connections of a process that was ended.
+pub fn kept(kept: &KeptConnections, id: &SnapshotId) -> String {
+    format!(
+        "process {holder} holds {}, silent, until ksnap restore {} --tcp goes on with them; kill {holder} gives them up",
+        count(kept.count.into(), "TCP connection"),
+        id.short(),
+        holder = kept.holder,
     )
 }
 

@@ -235,6 +235,9 @@ mod tests {
         fn pipe(&self, _: (u64, u64)) -> Option<String> {
             None
         }
+        fn connection(&self, _: &crate::model::Socket, _: u64) -> Result<(), String> {
+            Ok(())
+        }
     }
 
     fn end(inode: u64, flags: i32) -> OpenFile {

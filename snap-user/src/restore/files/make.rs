@@ -1,7 +1,7 @@
 //! Making the open files that are not there, in ksnap's own table.
 
 use super::plan::{FilesPlan, Source};
-use super::{Options, sockets};
+use super::{Options, connections, sockets};
 use crate::model::{Detail, FileKind, OpenFile, ProcessState, SocketState, Terminal};
 use crate::sys::{self, SysError, fd as opened};
 use std::collections::HashMap;
@@ -15,6 +15,8 @@ pub struct Made {
     pub notes: Vec<String>,
     /// Processes that have other ids than they had.
     pub(super) pids: HashMap<i32, i32>,
+    /// Sockets that are going to have connections, by the index of the wanted one.
+    pub(super) connections: Vec<usize>,
 }
 
 impl Made {
@@ -47,6 +49,7 @@ pub fn make(
             held: wanted.files.iter().map(|_| None).collect(),
             notes: Vec::new(),
             pids: options.pids.clone(),
+            connections: Vec::new(),
         },
     };
     for at in 0..wanted.files.len() {
@@ -127,8 +130,15 @@ impl Maker<'_> {
                     self.made.held[other] = Some(b);
                     return Ok(());
                 }
-                let made = sys::in_network_of(self.pid, || sockets::make(self.pid, socket))?;
+                let goes_on = self.options.tcp && socket.connection.is_some();
+                let made = sys::in_network_of(self.pid, || match goes_on {
+                    true => connections::prepare(socket),
+                    false => sockets::make(self.pid, socket),
+                })?;
                 let (made, notes) = made?;
+                if goes_on {
+                    self.made.connections.push(at);
+                }
                 let fd = self.descriptor(at);
                 let named = notes
                     .into_iter()

@@ -9,6 +9,7 @@
 //! Open files are handed over through a Unix socket that the process makes and ksnap takes one end of: the other way
 //! round, by pidfd_getfd(2), the process would need the right to trace ksnap.
 
+mod connections;
 mod contents;
 mod install;
 mod joint;
@@ -47,6 +48,8 @@ pub struct Options {
     pub terminal: Option<RawFd>,
     /// Processes that have other ids than they had.
     pub pids: HashMap<i32, i32>,
+    /// Go on with TCP connections that the snapshot has.
+    pub tcp: bool,
 }
 
 /// What a descriptor gets in place of what it was.

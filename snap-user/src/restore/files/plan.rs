@@ -3,7 +3,9 @@
 use super::same::{differs, has_own_identity, is_same};
 use super::watches::{self, Watch};
 use super::{Finding, Options, Replacement};
-use crate::model::{Descriptor, Detail, FileKind, LockKind, OpenFile, ProcessState, Regular};
+use crate::model::{
+    Descriptor, Detail, FileKind, LockKind, OpenFile, ProcessState, Regular, Socket,
+};
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::RawFd;
 
@@ -24,6 +26,8 @@ pub trait FileWorld {
     fn process(&self, pid: i32) -> Option<u64>;
     /// A path by which a pipe that another process holds can be opened.
     fn pipe(&self, identity: (u64, u64)) -> Option<String>;
+    /// Why the connection of a socket cannot go on here, where it cannot. `inode` is that of the socket which had it.
+    fn connection(&self, socket: &Socket, inode: u64) -> Result<(), String>;
 }
 
 /// Where an open file comes from.

@@ -68,12 +68,17 @@ pub(super) fn send_all(socket: impl AsFd, data: &[u8]) -> sys::Result<()> {
 pub(super) fn set_options(socket: impl AsFd, wanted: &Socket, notes: &mut Vec<String>) {
     for option in &wanted.options {
         if let Err(e) = made::set_option(&socket, option) {
-            notes.push(format!(
-                "option {} of level {} could not be set ({})",
-                option.name, option.level, e.source
-            ));
+            notes.push(not_set(option, &e));
         }
     }
+}
+
+/// Tells of an option that could not be set.
+pub(super) fn not_set(option: &SocketOption, e: &SysError) -> String {
+    format!(
+        "option {} of level {} could not be set ({})",
+        option.name, option.level, e.source
+    )
 }
 
 fn bind(pid: i32, socket: impl AsFd, wanted: &Socket, notes: &mut Vec<String>) -> sys::Result<()> {

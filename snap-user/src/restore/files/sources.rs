@@ -164,6 +164,30 @@ impl Planner<'_> {
         Source::Make
     }
 
+    /// A connection whose other end is elsewhere.
+    fn connection(&mut self, at: usize, socket: &Socket) {
+        let (fd, inode) = (self.first[at], self.wanted.files[at].identity.1);
+        let gone = "was a connection, which is gone: the program finds it closed by the other side";
+        let offer = match (&socket.connection, self.options.tcp) {
+            (Some(_), true) => {
+                if let Err(why) = self.world.connection(socket, inode) {
+                    let refusal = format!("descriptor {fd}: its connection cannot go on: {why}");
+                    self.plan.refusals.push(refusal);
+                }
+                return;
+            }
+            // One connection has one owner: no copies of it.
+            (Some(_), false) => "; ksnap restore --tcp, of this snapshot and once, goes on with it",
+            (None, true) if socket.domain != libc::AF_UNIX => {
+                "; only a snapshot by ksnap snap --kill --tcp has it to go on with"
+            }
+            (None, _) => "",
+        };
+        self.plan
+            .notes
+            .push(format!("descriptor {fd} {gone}{offer}"));
+    }
+
     fn socket(&mut self, at: usize, socket: &Socket) -> Source {
         let fd = self.first[at];
         match (socket.domain, socket.state) {
@@ -182,9 +206,7 @@ impl Planner<'_> {
                 libc::AF_UNIX | libc::AF_INET | libc::AF_INET6,
                 SocketState::Connected | SocketState::Other,
             ) if socket.ty != libc::SOCK_DGRAM || socket.domain == libc::AF_UNIX => {
-                self.plan.notes.push(format!(
-                    "descriptor {fd} was a connection, which is gone: the program finds it closed by the other side"
-                ));
+                self.connection(at, socket);
                 Source::Make
             }
             (

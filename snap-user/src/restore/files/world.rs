@@ -1,7 +1,8 @@
 //! The system that a process lives in, asked by a plan.
 
+use super::connections;
 use super::plan::{FileWorld, Look};
-use crate::model::Regular;
+use crate::model::{Regular, Socket};
 use crate::sys::{self, proc};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
@@ -31,6 +32,11 @@ impl FileWorld for System {
 
     fn process(&self, pid: i32) -> Option<u64> {
         proc::stat(pid, None).ok().map(|stat| stat.start_time)
+    }
+
+    fn connection(&self, socket: &Socket, inode: u64) -> Result<(), String> {
+        sys::in_network_of(self.pid, || connections::check(socket, inode))
+            .map_err(|e| e.to_string())?
     }
 
     fn pipe(&self, identity: (u64, u64)) -> Option<String> {

@@ -182,7 +182,10 @@ impl Newborn {
         *step = "setting its attributes";
         fault::point(step);
         attributes::begin_session(&mut self.stub, target)?;
-        self.become_itself(target, plan, step)
+        self.become_itself(target, plan, step)?;
+        *step = "going on with its connections";
+        fault::point(step);
+        made.go_on(self.stub.pid(), target)
     }
 
     /// Its ids, and those of its threads: as they were, and as they are in ksnap's PID namespace.

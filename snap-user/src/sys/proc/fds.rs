@@ -34,6 +34,31 @@ pub struct FdStat {
 /// The kernel gives texts like these in pieces of a page at most.
 const PAGE: usize = 4096;
 
+/// Who has sockets with these inodes open, this process aside: inode and process. Processes that may not be looked at are
+/// passed over.
+pub fn socket_holders(inodes: &[u64]) -> Vec<(u64, i32)> {
+    let own = std::process::id() as i32;
+    let mut found = Vec::new();
+    for pid in super::processes().into_iter().filter(|pid| *pid != own) {
+        let Ok(table) = FdTable::open(pid) else {
+            continue;
+        };
+        let links = table.numbers().unwrap_or_default().into_iter();
+        let links: Vec<String> = links.filter_map(|fd| table.link(fd).ok()).collect();
+        let has = |inode: u64| {
+            let name = format!("socket:[{inode}]");
+            links.contains(&name)
+        };
+        found.extend(
+            inodes
+                .iter()
+                .filter(|inode| has(**inode))
+                .map(|inode| (*inode, pid)),
+        );
+    }
+    found
+}
+
 impl FdTable {
     /// Opens the folders.
     pub fn open(pid: i32) -> Result<Self> {

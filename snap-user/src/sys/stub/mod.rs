@@ -7,6 +7,7 @@
 mod area;
 mod birth;
 mod calls;
+mod custodian;
 mod guard;
 mod init;
 mod kin;
@@ -14,6 +15,7 @@ mod lazy;
 
 pub use birth::Birth;
 pub use calls::StubCall;
+pub use custodian::{Custodian, end_custody, is_custodian};
 pub use guard::Guard;
 pub use init::fill_all;
 pub use lazy::{Lazy, Loading};

@@ -61,7 +61,7 @@ pub fn set_option(fd: impl AsFd, option: &SocketOption) -> Result<()> {
     check("setsockopt", &fd, set(raw, option.level, name, &value)).map(drop)
 }
 
-fn set(fd: i32, level: i32, name: i32, value: &[u8]) -> libc::c_int {
+pub(super) fn set(fd: i32, level: i32, name: i32, value: &[u8]) -> libc::c_int {
     // SAFETY: the value is live and as long as said.
     unsafe {
         libc::setsockopt(

@@ -3,6 +3,7 @@
 mod make;
 mod options;
 mod queue;
+pub mod tcp;
 
 pub use make::{
     accept, bind, connect, dead_stream, listen, pair, send, set_option, shut_down, socket,

@@ -1,0 +1,328 @@
+use super::super::differing_options;
+use super::*;
+use crate::model::{Connection, Socket, SocketState};
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+/// Both ends of a connection on the loopback device; none where this process may not take one.
+fn pair(at: SocketAddr) -> Option<(TcpStream, TcpStream)> {
+    let listener = TcpListener::bind(at).unwrap();
+    let a = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (b, _) = listener.accept().unwrap();
+    for end in [&a, &b] {
+        end.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    }
+    match Repair::begin(a.as_fd()) {
+        Ok(repair) => drop(repair),
+        Err(e) => {
+            assert!(e.to_string().contains("CAP_NET_ADMIN"), "{e}");
+            eprintln!("skipped: {e}");
+            return None;
+        }
+    }
+    Some((a, b))
+}
+
+fn v4() -> SocketAddr {
+    (Ipv4Addr::LOCALHOST, 0).into()
+}
+
+/// Bytes that tell where they are from.
+fn text(seed: u64, len: usize) -> Vec<u8> {
+    let word = |at: usize| {
+        (at as u64 + 1)
+            .wrapping_mul(seed | 1)
+            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    };
+    (0..len).map(|at| (word(at) >> 56) as u8).collect()
+}
+
+/// Takes a connection away from its socket, which is gone when this returns.
+fn take(stream: TcpStream) -> (Socket, Connection) {
+    assert_eq!(refuses_capture(&stream), Ok(true));
+    silence(&stream).unwrap();
+    receivers_done();
+    let taken = capture(&stream, 0).unwrap();
+    let mut socket = Socket {
+        domain: match stream.local_addr().unwrap() {
+            SocketAddr::V4(_) => libc::AF_INET,
+            SocketAddr::V6(_) => libc::AF_INET6,
+        },
+        ty: libc::SOCK_STREAM,
+        protocol: libc::IPPROTO_TCP,
+        state: SocketState::Connected,
+        local: super::super::address(&stream, libc::getsockname).unwrap(),
+        peer: super::super::address(&stream, libc::getpeername).unwrap_or_default(),
+        ..Socket::default()
+    };
+    socket.options = differing_options(&stream, &socket);
+    close_silently(stream.as_raw_fd());
+    (socket, taken)
+}
+
+/// Gives it to a new one.
+fn give(socket: &Socket, taken: &Connection) -> TcpStream {
+    let (made, failed) = prepare(socket.domain, &socket.local, &socket.options).unwrap();
+    assert!(failed.is_empty(), "{failed:?}");
+    establish(&made, &socket.peer, taken, 0).unwrap();
+    wake(&made, taken, &socket.options).unwrap();
+    let stream = TcpStream::from(made);
+    stream.set_nonblocking(false).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    stream
+}
+
+fn expect(stream: &mut TcpStream, wanted: &[u8]) {
+    let mut got = vec![0; wanted.len()];
+    stream.read_exact(&mut got).unwrap();
+    assert!(got == wanted, "{} bytes differ", wanted.len());
+}
+
+/// Writes until nothing fits any more, and tells what was written.
+fn fill(stream: &mut TcpStream, seed: u64) -> Vec<u8> {
+    let all = text(seed, 64 << 20);
+    stream.set_nonblocking(true).unwrap();
+    let mut len = 0;
+    let end = loop {
+        match stream.write(&all[len..]) {
+            Ok(n) => len += n,
+            Err(e) => break e,
+        }
+    };
+    assert_eq!(end.kind(), ErrorKind::WouldBlock);
+    stream.set_nonblocking(false).unwrap();
+    all[..len].to_vec()
+}
+
+#[test]
+fn a_connection_goes_on_in_another_socket_with_what_was_in_its_queues() {
+    for at in [v4(), (Ipv6Addr::LOCALHOST, 0).into()] {
+        let Some((mut a, mut b)) = pair(at) else {
+            return;
+        };
+        a.set_nodelay(true).unwrap();
+        b.write_all(b"not read yet").unwrap();
+        a.write_all(b"first ").unwrap();
+        expect(&mut b, b"first ");
+        // The other side's bytes are on their way for no longer than a moment.
+        while super::super::super::queued(&a).unwrap() < 12 {
+            std::thread::yield_now();
+        }
+        let (socket, taken) = take(a);
+        assert_eq!(taken.receive, b"not read yet");
+        let mut a = give(&socket, &taken);
+        expect(&mut a, b"not read yet");
+        assert!(a.nodelay().unwrap());
+        for round in 0..20u8 {
+            a.write_all(&[round; 100]).unwrap();
+            expect(&mut b, &[round; 100]);
+            b.write_all(&[!round; 3000]).unwrap();
+            expect(&mut a, &[!round; 3000]);
+        }
+        drop(a);
+        assert_eq!(b.read(&mut [0; 8]).unwrap(), 0, "it ends as any other");
+    }
+}
+
+#[test]
+fn full_queues_of_both_directions_come_back_twice_in_a_row() {
+    let Some((mut a, mut b)) = pair(v4()) else {
+        return;
+    };
+    let (to_b, to_a) = (fill(&mut a, 3), fill(&mut b, 5));
+    assert!(to_b.len() > 100_000 && to_a.len() > 100_000);
+    for _ in 0..2 {
+        let (socket, taken) = take(a);
+        assert!(!taken.send.is_empty() && !taken.receive.is_empty());
+        assert!(to_b.ends_with(&taken.send) && to_a.starts_with(&taken.receive));
+        a = give(&socket, &taken);
+    }
+    let reader = std::thread::spawn(move || {
+        expect(&mut b, &to_b);
+        b
+    });
+    expect(&mut a, &to_a);
+    let mut b = reader.join().unwrap();
+    a.write_all(b"and on").unwrap();
+    expect(&mut b, b"and on");
+}
+
+#[test]
+fn what_was_on_its_way_arrives_once() {
+    let Some((mut a, mut b)) = pair(v4()) else {
+        return;
+    };
+    silence(&b).unwrap();
+    receivers_done();
+    let lost = text(11, 5000);
+    a.write_all(&lost).unwrap();
+    let (socket, taken) = take(a);
+    assert_eq!(taken.send.len(), 5000);
+    hear(&b).unwrap();
+    let mut a = give(&socket, &taken);
+    a.write_all(b"and more").unwrap();
+    expect(&mut b, &lost);
+    expect(&mut b, b"and more");
+    // Had it been received before its sender was taken, the same.
+    a.write_all(b"once").unwrap();
+    silence(&a).unwrap();
+    receivers_done();
+    expect(&mut b, b"once");
+    hear(&a).unwrap();
+    let (socket, taken) = take(a);
+    let mut a = give(&socket, &taken);
+    a.write_all(b" again").unwrap();
+    expect(&mut b, b" again");
+}
+
+#[test]
+fn what_the_old_socket_sent_behind_its_capture_is_no_harm() {
+    let Some((mut a, mut b)) = pair(v4()) else {
+        return;
+    };
+    let sent = fill(&mut a, 13);
+    silence(&a).unwrap();
+    receivers_done();
+    let taken = capture(&a, 0).unwrap();
+    // As the kernel's own timers would, by a window that opens: now more is on its way than was known then.
+    hear(&a).unwrap();
+    let acknowledged = sent.len() - taken.send.len();
+    expect(&mut b, &sent[..acknowledged + taken.send.len() / 2]);
+    let (socket, _) = take(a);
+    let mut a = give(&socket, &taken);
+    expect(&mut b, &sent[acknowledged + taken.send.len() / 2..]);
+    a.write_all(b"and on").unwrap();
+    expect(&mut b, b"and on");
+}
+
+#[test]
+fn a_side_that_has_ended_its_stream_goes_on_receiving() {
+    let Some((mut a, mut b)) = pair(v4()) else {
+        return;
+    };
+    a.write_all(b"last words").unwrap();
+    a.shutdown(Shutdown::Write).unwrap();
+    expect(&mut b, b"last words");
+    assert_eq!(b.read(&mut [0; 8]).unwrap(), 0);
+    let (socket, taken) = take(a);
+    assert!(taken.is_ending);
+    let mut a = give(&socket, &taken);
+    b.write_all(b"an answer").unwrap();
+    expect(&mut a, b"an answer");
+    // Nor was the end lost that the other side has not seen yet.
+    let Some((mut c, mut d)) = pair(v4()) else {
+        return;
+    };
+    let much = fill(&mut c, 7);
+    c.shutdown(Shutdown::Write).unwrap();
+    let (socket, taken) = take(c);
+    let mut c = give(&socket, &taken);
+    expect(&mut d, &much);
+    assert_eq!(d.read(&mut [0; 8]).unwrap(), 0);
+    d.write_all(b"heard").unwrap();
+    expect(&mut c, b"heard");
+}
+
+#[test]
+fn a_silent_socket_hears_nothing_and_what_was_sent_meanwhile_comes_later() {
+    let Some((mut a, mut b)) = pair(v4()) else {
+        return;
+    };
+    silence(&a).unwrap();
+    receivers_done();
+    b.write_all(b"into the dark").unwrap();
+    let brief = Some(Duration::from_millis(50));
+    a.set_read_timeout(brief).unwrap();
+    assert_eq!(
+        a.read(&mut [0; 8]).unwrap_err().kind(),
+        ErrorKind::WouldBlock
+    );
+    assert_eq!(
+        refuses_capture(&a).unwrap_err(),
+        "it has a packet filter of its own"
+    );
+    hear(&a).unwrap();
+    hear(&a).unwrap();
+    a.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    expect(&mut a, b"into the dark");
+}
+
+#[test]
+fn a_capture_leaves_the_socket_as_it_was() {
+    let Some((mut a, mut b)) = pair(v4()) else {
+        return;
+    };
+    let reuse = (libc::SOL_SOCKET, libc::SO_REUSEADDR);
+    for on in [0, 1] {
+        set_int(&a, reuse.0, reuse.1, on).unwrap();
+        a.write_all(b"before ").unwrap();
+        capture(&a, 0).unwrap();
+        assert_eq!(super::super::int(&a, reuse.0, reuse.1).unwrap(), on);
+        a.write_all(b"after").unwrap();
+        expect(&mut b, b"before after");
+    }
+}
+
+#[test]
+fn what_closes_silently_is_not_missed_where_a_shield_is() {
+    let Some((a, mut b)) = pair(v4()) else {
+        return;
+    };
+    let local = super::super::address(&a, libc::getsockname).unwrap();
+    let shield: OwnedFd = shield(libc::AF_INET, &local).unwrap();
+    silence(&a).unwrap();
+    close_silently(a.as_raw_fd());
+    drop(a);
+    b.write_all(b"anybody there?").unwrap();
+    b.set_read_timeout(Some(Duration::from_millis(300)))
+        .unwrap();
+    assert_eq!(
+        b.read(&mut [0; 8]).unwrap_err().kind(),
+        ErrorKind::WouldBlock
+    );
+    drop(shield);
+    // What is sent again meets nobody now.
+    b.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    assert_eq!(
+        b.read(&mut [0; 8]).unwrap_err().kind(),
+        ErrorKind::ConnectionReset
+    );
+}
+
+#[test]
+fn what_cannot_be_taken_is_named() {
+    let listener = TcpListener::bind(v4()).unwrap();
+    assert_eq!(refuses_capture(&listener), Ok(false));
+    let Some((a, b)) = pair(v4()) else {
+        return;
+    };
+    drop(a);
+    while info(&b).unwrap().state == ESTABLISHED {
+        std::thread::yield_now();
+    }
+    assert!(refuses_capture(&b).unwrap_err().contains("CLOSE_WAIT"));
+}
+
+#[test]
+fn an_address_of_another_machine_cannot_be_had() {
+    if pair(v4()).is_none() {
+        return;
+    }
+    let mut address = (libc::AF_INET as u16).to_ne_bytes().to_vec();
+    // 192.0.2.1 is for documentation alone (RFC 5737).
+    address.extend([0x1f, 0x90, 192, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let error = prepare(libc::AF_INET, &address, &[]).unwrap_err();
+    assert_eq!(error.errno(), Some(libc::EADDRNOTAVAIL), "{error}");
+}
+
+#[test]
+fn clocks_of_time_stamps_only_go_ahead() {
+    let resume = super::resume::later;
+    assert_eq!(resume(1000, 5_000_000), 2004 & !1);
+    assert_eq!(resume(1001, 5_000_000), 1_006_001);
+    assert_eq!(resume(u32::MAX - 1, 0), 998);
+}

@@ -1,0 +1,300 @@
+//! `ksnap snap --kill --tcp` and `ksnap restore --tcp`: connections go on in another process than they began in.
+
+use std::net::{Ipv6Addr, TcpListener};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tests::background::{Background, Finished};
+use tests::footprint::await_gone;
+use tests::netns::{ADDRESSES, Machines};
+use tests::stream::Stream;
+use tests::victim::rng::Rng;
+use tests::{Ksnap, Python, Redis, require};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Ends a process that was brought back, if it lives and is still the one.
+struct Ended(i32, &'static str);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let comm = std::fs::read_to_string(format!("/proc/{}/comm", self.0)).unwrap_or_default();
+        if comm.starts_with(self.1) {
+            let _ = kill(Pid::from_raw(self.0), Signal::SIGKILL);
+        }
+    }
+}
+
+/// The process that holds the connections of a process that was ended.
+fn holder(ended: &Finished) -> Result<i32> {
+    let said = &ended.stderr;
+    let rest = said
+        .split("process ")
+        .find_map(|rest| rest.split_once(" holds "));
+    let (pid, _) = rest.with_context(|| format!("nobody holds connections: {ended:?}"))?;
+    pid.parse().with_context(|| said.clone())
+}
+
+/// Takes a snapshot, ends the process and has its connections kept.
+fn take(ksnap: &Ksnap, pid: i32) -> Result<i32> {
+    let ended = ksnap.run(&["snap", &pid.to_string(), "--kill", "--tcp"])?;
+    ensure!(ended.code()? == 0, "{ended:?}");
+    let holder = holder(&ended)?;
+    let name = std::fs::read_to_string(format!("/proc/{holder}/comm"))?;
+    ensure!(name.trim() == "ksnap-tcp", "process {holder} is {name}");
+    Ok(holder)
+}
+
+fn run(mut command: Command, args: &[&str]) -> Result<Finished> {
+    command.args(args);
+    let mut process = Background::start(command)?;
+    process.close_stdin();
+    process.finish(LIMIT)
+}
+
+/// Brings the latest snapshot back, and tells what was said.
+fn bring_back(command: Command, more: &[&str]) -> Result<Finished> {
+    let args = [&["restore", "latest", "--tcp"], more].concat();
+    run(command, &args)
+}
+
+fn is_back(done: &Finished) -> Result<()> {
+    // The standard streams are others, which is said.
+    ensure!(matches!(done.code()?, 0 | 3), "{done:?}");
+    ensure!(!done.stderr.contains("was a connection"), "{done:?}");
+    Ok(())
+}
+
+/// Ended and brought back, in the middle of the stream, with what waits in all queues.
+fn there_and_back(
+    stream: &mut Stream,
+    ksnap: &Ksnap,
+    rounds: usize,
+    command: impl Fn() -> Command,
+) -> Result<()> {
+    let pid = stream.pid();
+    for round in 0..rounds {
+        stream.goes_on(20)?;
+        stream.hold(true);
+        // Both sides fill what there is between them.
+        std::thread::sleep(Duration::from_millis(300));
+        let holder = take(ksnap, pid)?;
+        if round == 0 {
+            stream.program.wait(LIMIT)?.context("it lives on")?;
+        }
+        await_gone(pid, LIMIT)?;
+        let shown = ksnap.ok(&["show", "latest"])?;
+        let kept = shown.lines().find(|line| line.contains("kept with"));
+        let kept = kept.with_context(|| format!("no connection in {shown}"))?;
+        ensure!(
+            !kept.contains(" 0 bytes to send") && !kept.contains(" 0 not read"),
+            "a queue was empty: {kept}"
+        );
+        stream.hold(false);
+        std::thread::sleep(Duration::from_millis(200));
+        is_back(&bring_back(command(), &[])?)?;
+        ensure!(
+            !std::path::Path::new(&format!("/proc/{holder}/fd/0")).exists(),
+            "the holder lives on"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn a_stream_between_two_machines_goes_on_twice() -> Result<()> {
+    require!(Root, Ksnap, Machines, Program("python3"));
+    let machines = Machines::new()?;
+    let ksnap = Ksnap::new()?;
+    let listener = machines.inside(1, || Ok(TcpListener::bind((ADDRESSES[1], 0))?))?;
+    let pause = Duration::from_millis(2);
+    let mut stream = Stream::start(&listener, 2000, pause, |c| machines.on(0, &c))?;
+    let _ended = Ended(stream.pid(), "python");
+    let command = || machines.on(0, &ksnap.command());
+    there_and_back(&mut stream, &ksnap, 2, command)?;
+    stream.finish()
+}
+
+#[test]
+fn a_stream_of_ipv6_on_the_loopback_device_goes_on_twice() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"));
+    let ksnap = Ksnap::new()?;
+    let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0))?;
+    let pause = Duration::from_millis(2);
+    let mut stream = Stream::start(&listener, 2000, pause, |c| c)?;
+    let _ended = Ended(stream.pid(), "python");
+    there_and_back(&mut stream, &ksnap, 2, || ksnap.command())?;
+    stream.finish()
+}
+
+#[test]
+fn redis_answers_its_client_that_waited_meanwhile() -> Result<()> {
+    require!(Root, Ksnap, Program("redis-server"));
+    let ksnap = Ksnap::new()?;
+    let mut redis = Redis::start()?;
+    let pid = redis.pid();
+    let _ended = Ended(pid, "redis");
+    let mut client = redis.client()?;
+    let mut other = redis.client()?;
+    client.set("greeting", "hello")?;
+    other.incr("count")?;
+    for round in 0..2 {
+        take(&ksnap, pid)?;
+        if round == 0 {
+            redis.ended(LIMIT)?;
+        }
+        await_gone(pid, LIMIT)?;
+        // Into the dark: the kernel of this side sends it again until somebody hears it.
+        client.send(&["GET", "greeting"])?;
+        is_back(&bring_back(ksnap.command(), &[])?)?;
+        let answer = format!("{:?}", client.receive()?);
+        ensure!(answer.contains("104, 101, 108, 108, 111"), "{answer}");
+        ensure!(other.incr("count")? == round + 2);
+    }
+    let mut new = redis.client()?;
+    ensure!(new.get("greeting")?.as_deref() == Some("hello"));
+    Ok(())
+}
+
+#[test]
+fn what_cannot_go_on_is_refused_and_the_connection_waits() -> Result<()> {
+    require!(Root, Ksnap, Machines, Program("python3"));
+    let machines = Machines::new()?;
+    let ksnap = Ksnap::new()?;
+    let listener = machines.inside(1, || Ok(TcpListener::bind((ADDRESSES[1], 0))?))?;
+    let pause = Duration::from_millis(4);
+    let mut stream = Stream::start(&listener, 4000, pause, |c| machines.on(0, &c))?;
+    let pid = stream.pid();
+    let _ended = Ended(pid, "python");
+    stream.goes_on(10)?;
+    take(&ksnap, pid)?;
+    stream.program.wait(LIMIT)?.context("it lives on")?;
+    await_gone(pid, LIMIT)?;
+    let here = || machines.on(0, &ksnap.command());
+    // Not at this address.
+    let other = bring_back(machines.on(1, &ksnap.command()), &[])?;
+    ensure!(
+        other.code()? != 0 && other.stderr.contains(ADDRESSES[0]),
+        "{other:?}"
+    );
+    ensure!(
+        other.stderr.contains("not one of this machine's"),
+        "{other:?}"
+    );
+    let private = bring_back(here(), &["--net", "private"])?;
+    ensure!(private.stderr.contains("--net private"), "{private:?}");
+    // Not two of them.
+    let copy = run(here(), &["fork", "latest"])?;
+    ensure!(copy.stderr.contains("restore --tcp"), "{copy:?}");
+    is_back(&bring_back(here(), &[])?)?;
+    stream.goes_on(10)?;
+    // It has an owner now.
+    let again = bring_back(here(), &["--pids", "new"])?;
+    ensure!(again.code()? != 0, "{again:?}");
+    ensure!(again.stderr.contains("already"), "{again:?}");
+    stream.finish()
+}
+
+#[test]
+fn a_process_whose_connections_may_not_be_taken_is_not_harmed() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"), Program("setpriv"));
+    let ksnap = Ksnap::new()?;
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let stream = Stream::start(&listener, 3000, Duration::from_millis(1), |c| c)?;
+    let pid = stream.pid().to_string();
+    for _ in 0..3 {
+        stream.goes_on(10)?;
+        let mut bare = Command::new("setpriv");
+        let own = ksnap.command();
+        bare.args(["--bounding-set", "-net_admin", "--inh-caps", "-net_admin"])
+            .arg(own.get_program())
+            .args(own.get_args());
+        let refused = run(bare, &["snap", &pid, "--kill", "--tcp"])?;
+        ensure!(refused.code()? != 0, "{refused:?}");
+        ensure!(refused.stderr.contains("CAP_NET_ADMIN"), "{refused:?}");
+    }
+    // Nor is one that is captured under load and goes on.
+    for _ in 0..3 {
+        stream.goes_on(10)?;
+        let taken = ksnap.run(&["snap", &pid, "--audit"])?;
+        ensure!(taken.code()? == 0, "{taken:?}");
+    }
+    let words = ksnap.run(&["snap", &pid, "--tcp"])?;
+    ensure!(
+        words.code()? == 2 && words.stderr.contains("--kill"),
+        "{words:?}"
+    );
+    stream.finish()
+}
+
+#[test]
+fn ksnap_killed_at_any_moment_leaves_a_connection_that_goes_on() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"));
+    let ksnap = Ksnap::new()?;
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let mut stream = Stream::start(&listener, 20_000, Duration::ZERO, |c| c)?;
+    let pid = stream.pid();
+    let _ended = Ended(pid, "python");
+    let mut rng = Rng::new(0x7c9);
+    let (mut lived, mut ended) = (0, 0);
+    // How long it takes when nobody kills it.
+    let begun = std::time::Instant::now();
+    take(&ksnap, pid)?;
+    let usual = begun.elapsed();
+    stream.program.wait(LIMIT)?.context("it lives on")?;
+    await_gone(pid, LIMIT)?;
+    is_back(&bring_back(ksnap.command(), &[])?)?;
+    for round in 0..12 {
+        stream.goes_on(5)?;
+        let mut process = ksnap.start(&["snap", &pid.to_string(), "--kill", "--tcp"])?;
+        let part = rng.below(1000) as f64 / 1000.0;
+        std::thread::sleep(usual.mul_f64(0.4 + 0.6 * part));
+        process.signal(Signal::SIGKILL)?;
+        process.wait(LIMIT)?;
+        // What ksnap had killed ends a moment later.
+        std::thread::sleep(Duration::from_millis(300));
+        let state = tests::footprint::state_of(pid);
+        match state {
+            'Z' | 'X' | '?' => {
+                ended += 1;
+                await_gone(pid, LIMIT)?;
+                is_back(&bring_back(ksnap.command(), &[])?)
+                    .with_context(|| format!("round {round}"))?;
+            }
+            _ => lived += 1,
+        }
+        stream
+            .goes_on(5)
+            .with_context(|| format!("round {round}, {lived} lived, {ended} ended"))?;
+    }
+    eprintln!("{lived} times it lived on, {ended} times it was brought back");
+    stream.finish()
+}
+
+#[test]
+fn what_the_other_side_has_ended_is_told() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"));
+    let ksnap = Ksnap::new()?;
+    let mut script = Python::script(
+        "import socket, time\n\
+         l = socket.create_server(('127.0.0.1', 0))\n\
+         print(l.getsockname()[1])\n\
+         s, _ = l.accept()\n\
+         print('accepted')\n\
+         time.sleep(1000)\n",
+    )?;
+    let port: u16 = script.line(LIMIT)?.trim().parse()?;
+    let client = std::net::TcpStream::connect(("127.0.0.1", port))?;
+    script.line(LIMIT)?;
+    drop(client);
+    std::thread::sleep(Duration::from_millis(100));
+    let pid = script.pid().to_string();
+    let taken = ksnap.run(&["snap", &pid, "--kill", "--tcp"])?;
+    ensure!(taken.code()? == 3, "{taken:?}");
+    ensure!(taken.stderr.contains("CLOSE_WAIT"), "{taken:?}");
+    ensure!(!taken.stderr.contains(" holds "), "{taken:?}");
+    Ok(())
+}
