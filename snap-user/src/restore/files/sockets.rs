@@ -30,7 +30,17 @@ pub(super) fn make(pid: i32, wanted: &Socket) -> sys::Result<(OwnedFd, Vec<Strin
         bind(pid, &socket, wanted, &mut notes)?;
     }
     match wanted.state {
-        SocketState::Listening(backlog) => made::listen(&socket, backlog)?,
+        SocketState::Listening(backlog) => {
+            // listen(2) looks at the port once more, where connections may be held by others (ksnap-tcp).
+            let borrowed = borrows_reuse(wanted);
+            if borrowed {
+                made::set_option(&socket, &reuse(1))?;
+            }
+            made::listen(&socket, backlog)?;
+            if borrowed {
+                made::set_option(&socket, &reuse(0))?;
+            }
+        }
         SocketState::Connected => {
             if let Err(e) = made::connect(&socket, &wanted.peer) {
                 notes.push(format!("it is not connected any more ({e})"));
@@ -81,22 +91,29 @@ pub(super) fn not_set(option: &SocketOption, e: &SysError) -> String {
     )
 }
 
+/// `SO_REUSEADDR`.
+fn reuse(on: i32) -> SocketOption {
+    SocketOption {
+        level: libc::SOL_SOCKET,
+        name: libc::SO_REUSEADDR,
+        value: on.to_ne_bytes().to_vec(),
+    }
+}
+
+/// A stream socket without `SO_REUSEADDR`, which it has for the time in which it gets its address.
+fn borrows_reuse(wanted: &Socket) -> bool {
+    let reuse = (libc::SOL_SOCKET, libc::SO_REUSEADDR);
+    let was_on = wanted.options.iter().any(|o| (o.level, o.name) == reuse);
+    let inet = matches!(wanted.domain, libc::AF_INET | libc::AF_INET6);
+    inet && wanted.ty == libc::SOCK_STREAM && !was_on
+}
+
 fn bind(pid: i32, socket: impl AsFd, wanted: &Socket, notes: &mut Vec<String>) -> sys::Result<()> {
     match wanted.domain {
         libc::AF_UNIX => bind_unix(pid, socket, &wanted.local),
         libc::AF_INET | libc::AF_INET6 => {
             // Connections of the one before may still be closing.
-            let (level, name) = (libc::SOL_SOCKET, libc::SO_REUSEADDR);
-            let reuse = |on: i32| SocketOption {
-                level,
-                name,
-                value: on.to_ne_bytes().to_vec(),
-            };
-            let was_on = wanted
-                .options
-                .iter()
-                .any(|o| (o.level, o.name) == (level, name));
-            if wanted.ty == libc::SOCK_STREAM && !was_on {
+            if borrows_reuse(wanted) {
                 made::set_option(&socket, &reuse(1))?;
                 made::bind(&socket, &wanted.local)?;
                 return made::set_option(&socket, &reuse(0));
