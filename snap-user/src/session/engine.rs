@@ -346,7 +346,7 @@ impl Engine {
         self.live.files.want_connections(keep);
         let outcome = self.stopped(kind, ahead, frozen, stop, hold);
         // Dropped, the connections go on: so they do whatever fails from here on.
-        let connections = self.live.files.taken_connections();
+        let mut connections = self.live.files.taken_connections();
         self.live.files.want_connections(false);
         let mut caught = match outcome? {
             Ok(caught) => caught,
@@ -359,6 +359,11 @@ impl Engine {
                 (Some(held), Then::Stop) if wrong.is_empty() => held.end_with(libc::SIGSTOP)?,
                 (Some(held), Then::Kill) if wrong.is_empty() => held.end_with(libc::SIGKILL)?,
                 (Some(held), Then::KillKeeping) if wrong.is_empty() => {
+                    if let Some(custodian) = &mut connections {
+                        custodian
+                            .intend()
+                            .map_err(|e| CaptureError::from_sys(self.target.pid, e))?;
+                    }
                     held.end_with(libc::SIGKILL)?;
                     keep_connections(connections, &mut taken);
                 }

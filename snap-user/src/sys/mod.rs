@@ -60,8 +60,8 @@ pub use remote::{Remote, THREAD_FLAGS};
 pub use sched::{affinity, io_priority, scheduling, set_affinity, set_io_priority, set_scheduling};
 pub use scratch::ScratchMap;
 pub use stub::{
-    Birth, Custodian, Guard, Lazy, Loading, Released, Stub, StubCall, StubThread, end_custody,
-    fill_all, is_custodian,
+    Birth, Custodian, Guard, Keeper, Kept, Lazy, Loading, Released, Stub, StubCall, StubThread,
+    end_custody, fill_all, is_custodian, keepers,
 };
 pub use system_v::{attached_to_segment, shared_segment};
 pub use timers::{PR_TIMER_CREATE_RESTORE_IDS, chooses_timer_ids};

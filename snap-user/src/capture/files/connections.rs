@@ -5,7 +5,7 @@
 //! are silent from here until they are brought back.
 
 use super::{CaptureError, Files, Result};
-use crate::model::{Detail, OpenFile, Socket};
+use crate::model::{Detail, OpenFile, Socket, SocketState};
 use crate::sys::fd::socket::{self, tcp};
 use crate::sys::{Custodian, proc};
 use std::collections::HashMap;
@@ -61,7 +61,7 @@ impl Files {
             let reuse = options.any(|o| (o.level, o.name) == reuse);
             ((one.at, one.socket), (one.fd, reuse))
         });
-        let (found, held): (Vec<_>, Vec<_>) = held.unzip();
+        let (mut found, mut held): (Vec<_>, Vec<_>) = held.unzip();
         let failed = |e: crate::sys::SysError| match e.is_denied() {
             true => CaptureError::Refused {
                 pid,
@@ -73,13 +73,36 @@ impl Files {
         for (fd, _) in &held {
             tcp::may_repair(fd).map_err(failed)?;
         }
-        let custodian = Custodian::over(&self.process, held).map_err(failed)?;
-        for socket in custodian.sockets() {
-            tcp::silence(socket).map_err(failed)?;
-        }
-        tcp::receivers_done();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
-        let time_ns = now.map_or(0, |since| since.as_nanos() as u64);
+        test_delay();
+        let (custodian, time_ns) = loop {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH);
+            let time_ns = now.map_or(0, |since| since.as_nanos() as u64);
+            let custodian = Custodian::over(&self.process, held, time_ns).map_err(failed)?;
+            for socket in custodian.sockets() {
+                tcp::silence(socket).map_err(failed)?;
+            }
+            tcp::receivers_done();
+            let ended: Vec<_> = custodian.sockets().map(tcp::has_ended).collect();
+            if ended.iter().all(Option::is_none) {
+                break (custodian, time_ns);
+            }
+            // Those end with the process, and answer until then. All hear meanwhile, so the others are looked at again.
+            let mut goes_on = ended.iter().map(Option::is_none);
+            held = custodian.release();
+            held.retain(|_| goes_on.next().unwrap_or(false));
+            let mut ended = ended.into_iter();
+            found.retain(|(at, _)| match ended.next().flatten() {
+                None => true,
+                Some(why) => {
+                    let lost = not_taken(first[*at], &files[*at], &why);
+                    self.connections.lost.push(lost);
+                    false
+                }
+            });
+            if found.is_empty() {
+                return Ok(());
+            }
+        };
         let mut taken = Vec::with_capacity(found.len());
         for ((at, mut socket), fd) in found.into_iter().zip(custodian.sockets()) {
             let connection = tcp::capture(fd, time_ns).map_err(failed)?;
@@ -99,11 +122,23 @@ impl Files {
         let mut lost = Vec::new();
         for (at, file) in files.iter().enumerate() {
             let fd = first[at];
-            let stream = |s: &Socket| {
-                matches!(s.domain, libc::AF_INET | libc::AF_INET6)
-                    && (s.ty, s.protocol) == (libc::SOCK_STREAM, libc::IPPROTO_TCP)
+            let Detail::Socket(socket) = &file.detail else {
+                continue;
             };
-            if !matches!(&file.detail, Detail::Socket(socket) if stream(socket)) {
+            if !matches!(socket.domain, libc::AF_INET | libc::AF_INET6) {
+                continue;
+            }
+            let other_protocol = match socket.protocol {
+                libc::IPPROTO_TCP if socket.ty == libc::SOCK_STREAM => None,
+                libc::IPPROTO_MPTCP => Some("Multipath TCP"),
+                libc::IPPROTO_SCTP => Some("SCTP"),
+                _ => continue,
+            };
+            if let Some(protocol) = other_protocol {
+                if socket.state == SocketState::Connected {
+                    let why = format!("it is one of {protocol}");
+                    lost.push(not_taken(fd, file, &why));
+                }
                 continue;
             }
             let of_process = |e| CaptureError::from_sys(self.table.pid(), e);
@@ -125,10 +160,20 @@ impl Files {
         let inodes: Vec<u64> = found.iter().map(|one| files[one.at].identity.1).collect();
         let others: HashMap<u64, i32> = match inodes.is_empty() {
             true => HashMap::new(),
-            false => proc::socket_holders(&inodes)
-                .into_iter()
-                .filter(|(_, pid)| *pid != self.table.pid())
-                .collect(),
+            false => {
+                let holders = proc::socket_holders(&inodes);
+                if let Some((other, e)) = holders.unknown {
+                    return Err(CaptureError::Refused {
+                        pid: self.table.pid(),
+                        why: format!(
+                            "whether process {other} has its connections as well cannot be seen ({e}): run ksnap as root, or leave --tcp out"
+                        ),
+                    });
+                }
+                let found = holders.found.into_iter();
+                let others = found.filter(|(_, pid, _)| *pid != self.table.pid());
+                others.map(|(inode, pid, _)| (inode, pid)).collect()
+            }
         };
         found.retain(|one| {
             let file = &files[one.at];
@@ -150,3 +195,17 @@ fn not_taken(fd: i32, file: &OpenFile, why: &str) -> String {
         file.link
     )
 }
+
+/// Waits so many milliseconds between the look at connections and their silence as the environment variable
+/// `KSNAP_TCP_DELAY_MS` says, in which a test ends one of them. Not in a release build.
+#[cfg(debug_assertions)]
+fn test_delay() {
+    let delay = std::env::var("KSNAP_TCP_DELAY_MS").ok();
+    if let Some(ms) = delay.and_then(|ms| ms.parse().ok()) {
+        std::thread::sleep(std::time::Duration::from_millis(ms));
+    }
+}
+
+/// Nothing, in a release build.
+#[cfg(not(debug_assertions))]
+fn test_delay() {}

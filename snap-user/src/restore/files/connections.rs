@@ -7,16 +7,20 @@
 use super::make::Made;
 use super::sockets;
 use crate::model::{Connection, Detail, ProcessState, Socket, address_words};
-use crate::sys::{self, SysError, fd::socket::tcp, proc};
+use crate::sys::{self, Kept, SysError, fd::socket::tcp, proc};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Why the connection of a socket cannot go on in this network, where it cannot. Nothing has changed when this returns,
 /// and nothing is sent. `inode` is that of the socket that had the connection.
+///
+/// It can if a custodian has it for this snapshot: then nothing has happened on it since.
 pub(super) fn check(socket: &Socket, inode: u64) -> Result<(), String> {
     let (here, there) = (address_words(&socket.local), address_words(&socket.peer));
-    let holders = proc::socket_holders(&[inode]);
-    if let Some((_, pid)) = holders.iter().find(|(_, pid)| !sys::is_custodian(*pid)) {
+    let Some(connection) = &socket.connection else {
+        return Err("the snapshot does not have it".to_owned());
+    };
+    if let Some(pid) = other_owner(socket, inode) {
         return Err(format!("process {pid} has it"));
     }
     let probe = tcp::prepare(socket.domain, &socket.local, &[]);
@@ -26,15 +30,40 @@ pub(super) fn check(socket: &Socket, inode: u64) -> Result<(), String> {
         ),
         _ => e.to_string(),
     })?;
+    let keepers = sys::keepers(&socket.local, &socket.peer);
+    let is_kept = keepers.iter().any(|k| k.is_of(connection.time_ns));
     match tcp::connect_silently(&probe, &socket.peer) {
-        // It is closed without a word.
-        Ok(()) => Ok(()),
-        Err(e) if e.errno() == Some(libc::EADDRNOTAVAIL) && !holders.is_empty() => Ok(()),
-        Err(e) if e.errno() == Some(libc::EADDRNOTAVAIL) => Err(format!(
-            "there is a connection from {here} to {there} already, which another process has (ss -tnp shows it): it went on from another snapshot, or is a new one"
-        )),
-        Err(e) => Err(e.to_string()),
+        // Where one is connected by this, it is closed without a word.
+        Ok(()) if is_kept => Ok(()),
+        Err(e) if e.errno() == Some(libc::EADDRNOTAVAIL) && is_kept => Ok(()),
+        Err(e) if e.errno() != Some(libc::EADDRNOTAVAIL) => Err(e.to_string()),
+        done => Err(match (keepers.first(), done) {
+            (Some(other), _) => format!(
+                "process {} (ksnap-tcp) keeps it for another snapshot: bring that one back, the latest of them; to kill that process loses the connection",
+                other.pid
+            ),
+            (None, Err(_)) => format!(
+                "there is a connection from {here} to {there} already, which another process has (ss -tnp shows it): it went on from another snapshot, or is a new one"
+            ),
+            (None, Ok(())) => "no process ksnap-tcp of this machine keeps it: it went on already, or was given up, or has ended meanwhile; without --tcp the program finds it closed".to_owned(),
+        }),
     }
+}
+
+/// A process that has the socket of the connection, and is no custodian.
+fn other_owner(socket: &Socket, inode: u64) -> Option<i32> {
+    let holders = proc::socket_holders(&[inode]).found.into_iter();
+    let mut others = holders.filter(|(_, pid, _)| !sys::is_custodian(*pid));
+    let other = others.find(|(_, pid, fd)| {
+        let looked = sys::pidfd_open(*pid).and_then(|process| sys::pidfd_getfd(process, *fd));
+        // The number may be another socket's by now. One that cannot be looked at counts as it.
+        match looked.map(tcp::ends) {
+            Ok(Some((local, peer))) => local == socket.local && peer == socket.peer,
+            Ok(None) => false,
+            Err(e) => !e.is_vanished(),
+        }
+    });
+    other.map(|(_, pid, _)| pid)
 }
 
 fn now_ns() -> u64 {
@@ -56,22 +85,22 @@ pub(super) fn prepare(wanted: &Socket) -> sys::Result<(OwnedFd, Vec<String>)> {
     Ok((made, failed))
 }
 
-/// A connection, the socket that gets it, and the inode of the one that had it.
+/// A connection, and the socket that gets it.
 struct Going<'a> {
     socket: BorrowedFd<'a>,
     wanted: &'a Socket,
     connection: &'a Connection,
-    inode: u64,
 }
 
 impl Made {
     /// Gives the connections of `wanted` to the sockets made for them, in the network of process `pid`: the last thing
-    /// to be done before that runs. What waits in queues goes out, and the other sides are answered again.
+    /// to be done before that runs. What waits in queues goes out, and the other sides are answered again. Gives what
+    /// could not be put back of them, a sentence each.
     ///
     /// # Errors
-    /// A connection that another socket has, or memory that lacks. The connections are lost, and the other sides may hear
-    /// that they are.
-    pub fn go_on(&self, pid: i32, wanted: &ProcessState) -> sys::Result<()> {
+    /// A connection that no custodian has any more: all are where they were. One that another socket has, or memory that
+    /// lacks: the connections are lost, and the other sides may hear that they are.
+    pub fn go_on(&self, pid: i32, wanted: &ProcessState) -> sys::Result<Vec<String>> {
         let going: Vec<Going<'_>> = self
             .connections
             .iter()
@@ -84,18 +113,17 @@ impl Made {
                     socket: self.file(*at)?,
                     wanted: socket,
                     connection: socket.connection.as_ref()?,
-                    inode: file.identity.1,
                 })
             })
             .collect();
         match going.is_empty() {
-            true => Ok(()),
+            true => Ok(Vec::new()),
             false => sys::in_network_of(pid, || all_go_on(&going))?,
         }
     }
 }
 
-fn all_go_on(going: &[Going<'_>]) -> sys::Result<()> {
+fn all_go_on(going: &[Going<'_>]) -> sys::Result<Vec<String>> {
     // Between the end of the old socket and the new one's beginning the kernel would answer by a reset.
     let mut shields = Vec::new();
     let mut shielded: Vec<&[u8]> = Vec::new();
@@ -105,8 +133,15 @@ fn all_go_on(going: &[Going<'_>]) -> sys::Result<()> {
             shielded.push(&one.wanted.local);
         }
     }
-    let inodes: Vec<u64> = going.iter().map(|one| one.inode).collect();
-    sys::end_custody(&inodes)?;
+    let kept: Vec<Kept<'_>> = going
+        .iter()
+        .map(|one| Kept {
+            time_ns: one.connection.time_ns,
+            local: &one.wanted.local,
+            peer: &one.wanted.peer,
+        })
+        .collect();
+    sys::end_custody(&kept)?;
     let now = now_ns();
     for one in going {
         tcp::establish(one.socket, &one.wanted.peer, one.connection, now).map_err(|e| {
@@ -122,8 +157,16 @@ fn all_go_on(going: &[Going<'_>]) -> sys::Result<()> {
         })?;
     }
     drop(shields);
-    for one in going {
-        tcp::wake(one.socket, one.connection, &one.wanted.options)?;
-    }
-    Ok(())
+    // They have no other place by now: what fails for one keeps none from going on.
+    let notes = going.iter().flat_map(|one| {
+        let failed = tcp::wake(one.socket, one.connection, &one.wanted.options).into_iter();
+        failed.map(|e| {
+            format!(
+                "the connection from {} to {}: {e}",
+                address_words(&one.wanted.local),
+                address_words(&one.wanted.peer)
+            )
+        })
+    });
+    Ok(notes.collect())
 }

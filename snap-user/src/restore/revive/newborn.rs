@@ -185,7 +185,9 @@ impl Newborn {
         self.become_itself(target, plan, step)?;
         *step = "going on with its connections";
         fault::point(step);
-        made.go_on(self.stub.pid(), target)
+        let notes = made.go_on(self.stub.pid(), target)?;
+        self.notes.extend(notes);
+        Ok(())
     }
 
     /// Its ids, and those of its threads: as they were, and as they are in ksnap's PID namespace.

@@ -34,29 +34,44 @@ pub struct FdStat {
 /// The kernel gives texts like these in pieces of a page at most.
 const PAGE: usize = 4096;
 
-/// Who has sockets with these inodes open, this process aside: inode and process. Processes that may not be looked at are
-/// passed over.
-pub fn socket_holders(inodes: &[u64]) -> Vec<(u64, i32)> {
+/// Who has sockets with these inodes open, this process aside.
+#[derive(Debug, Default)]
+pub struct SocketHolders {
+    /// Inode, process, and its descriptor.
+    pub found: Vec<(u64, i32, i32)>,
+    /// A process whose descriptors could not be looked at, and why.
+    pub unknown: Option<(i32, SysError)>,
+}
+
+/// Looks at all processes for who has sockets with these inodes open.
+pub fn socket_holders(inodes: &[u64]) -> SocketHolders {
     let own = std::process::id() as i32;
-    let mut found = Vec::new();
+    let mut holders = SocketHolders::default();
+    let names: Vec<(u64, String)> = inodes
+        .iter()
+        .map(|inode| (*inode, format!("socket:[{inode}]")))
+        .collect();
     for pid in super::processes().into_iter().filter(|pid| *pid != own) {
-        let Ok(table) = FdTable::open(pid) else {
-            continue;
-        };
-        let links = table.numbers().unwrap_or_default().into_iter();
-        let links: Vec<String> = links.filter_map(|fd| table.link(fd).ok()).collect();
-        let has = |inode: u64| {
-            let name = format!("socket:[{inode}]");
-            links.contains(&name)
-        };
-        found.extend(
-            inodes
-                .iter()
-                .filter(|inode| has(**inode))
-                .map(|inode| (*inode, pid)),
-        );
+        let looked = FdTable::open(pid).and_then(|table| {
+            for fd in table.numbers()? {
+                let link = match table.link(fd) {
+                    Err(e) if e.is_vanished() => continue,
+                    link => link?,
+                };
+                let named = names.iter().filter(|(_, name)| *name == link);
+                holders
+                    .found
+                    .extend(named.map(|(inode, _)| (*inode, pid, fd)));
+            }
+            Ok(())
+        });
+        match looked {
+            // One that has ended has nothing open any more.
+            Err(e) if !e.is_vanished() && super::is_alive(pid) => holders.unknown = Some((pid, e)),
+            _ => {}
+        }
     }
-    found
+    holders
 }
 
 impl FdTable {

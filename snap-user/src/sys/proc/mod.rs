@@ -16,7 +16,7 @@ pub use attributes::{
 pub use cpu::processor_features;
 pub use family::children;
 pub use fdinfo::{FdInfo, FileHandle};
-pub use fds::{FdStat, FdTable, socket_holders};
+pub use fds::{FdStat, FdTable, SocketHolders, socket_holders};
 pub use maps::{build_id, maps, vm_flags};
 pub use status::{
     Stat, Status, auxv, available_memory, cmdline, cpu_time_ns, exe, idle_ns, is_alive,

@@ -15,7 +15,7 @@ mod lazy;
 
 pub use birth::Birth;
 pub use calls::StubCall;
-pub use custodian::{Custodian, end_custody, is_custodian};
+pub use custodian::{Custodian, Keeper, Kept, end_custody, is_custodian, keepers};
 pub use guard::Guard;
 pub use init::fill_all;
 pub use lazy::{Lazy, Loading};

@@ -12,7 +12,7 @@ mod capture;
 mod resume;
 mod silence;
 
-pub use capture::{capture, refuses_capture};
+pub use capture::{capture, has_ended, refuses_capture};
 pub use resume::{connect_silently, establish, prepare, shield, wake};
 pub(in crate::sys) use silence::{close_silently, hear_quietly};
 pub use silence::{hear, receivers_done, silence};
@@ -100,7 +100,7 @@ impl Drop for Repair<'_> {
 }
 
 /// Turns repair mode on.
-pub(super) fn enter(fd: impl AsFd) -> Result<()> {
+pub(in crate::sys) fn enter(fd: impl AsFd) -> Result<()> {
     set_int(&fd, libc::IPPROTO_TCP, TCP_REPAIR, ON).map_err(explained)
 }
 
@@ -110,6 +110,13 @@ pub(in crate::sys) fn leave_quietly(fd: i32, reuse: i32) {
     set(fd, libc::IPPROTO_TCP, TCP_REPAIR, &off);
     let reuse = i32::from(reuse != 0).to_ne_bytes();
     set(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, &reuse);
+}
+
+/// Its addresses here and there, if it has a connection.
+pub fn ends(fd: impl AsFd) -> Option<(Vec<u8>, Vec<u8>)> {
+    let local = super::address(&fd, libc::getsockname).ok()?;
+    let peer = super::address(&fd, libc::getpeername).ok()?;
+    Some((local, peer))
 }
 
 /// Bytes that the other side has not acknowledged, one more for the end of the stream (`SIOCOUTQ` in tcp(7)).

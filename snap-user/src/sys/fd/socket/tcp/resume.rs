@@ -70,25 +70,28 @@ pub fn establish(fd: impl AsFd, peer: &[u8], wanted: &Connection, now_ns: u64) -
     window(fd, wanted)
 }
 
-/// Lets it hear and speak. `options` are those that the socket had.
-///
-/// # Errors
-/// An option that cannot be set. The connection is in use by then.
-pub fn wake(fd: impl AsFd, wanted: &Connection, options: &[SocketOption]) -> Result<()> {
+/// Lets it hear and speak. `options` are those that the socket had. The connection is in use when this returns, whatever
+/// of it could not be done, which it tells. If the other side is gone, that is heard here.
+pub fn wake(fd: impl AsFd, wanted: &Connection, options: &[SocketOption]) -> Vec<SysError> {
     let fd = fd.as_fd();
-    hear(fd)?;
+    let mut failed = Vec::new();
+    failed.extend(hear(fd).err());
     // Probes the other side's window, which may have changed.
-    set_int(fd, libc::IPPROTO_TCP, TCP_REPAIR, OFF)?;
+    failed.extend(set_int(fd, libc::IPPROTO_TCP, TCP_REPAIR, OFF).err());
     let cork = |o: &&SocketOption| (o.level, o.name) == (libc::IPPROTO_TCP, libc::TCP_CORK);
     let reuse = |o: &&SocketOption| (o.level, o.name) == (libc::SOL_SOCKET, libc::SO_REUSEADDR);
     for option in options.iter().filter(|o| cork(o) || reuse(o)) {
-        set_option(fd, option)?;
+        failed.extend(set_option(fd, option).err());
     }
     set_sizes(fd, wanted, options);
-    match wanted.is_ending {
-        true => shut_down(fd, 2),
-        false => Ok(()),
+    if wanted.is_ending {
+        match shut_down(fd, 2) {
+            // The other side is gone: both streams have ended.
+            Err(e) if e.errno() == Some(libc::ENOTCONN) => {}
+            done => failed.extend(done.err()),
+        }
     }
+    failed
 }
 
 /// What can be set before there is a connection, and stays. The window's bound is the kernel's own choice for one;

@@ -1,7 +1,7 @@
 //! Sockets that hear nothing, and say nothing when they close.
 
 use super::super::make::{set, set_int};
-use super::{ON, Result, TCP_REPAIR, check};
+use super::{ON, Result, TCP_REPAIR, TCP_REPAIR_WINDOW, check};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::Duration;
 
@@ -66,4 +66,36 @@ pub(in crate::sys) fn close_silently(fd: RawFd) {
     set(fd, libc::SOL_SOCKET, libc::SO_KEEPALIVE, &number(0));
     let forever = number(i32::MAX);
     set(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, &forever);
+    open_window(fd);
+}
+
+/// Has what waits in a silent socket in repair mode sent again and again for as long as `TCP_USER_TIMEOUT` says. Probes of
+/// a closed window end by their number, whatever that says. Allocates nothing.
+fn open_window(fd: RawFd) {
+    /// `snd_wnd` and `max_window` of `struct tcp_repair_window`, of five words.
+    const SEND: [usize; 2] = [1, 2];
+    const WIDE: u32 = 64 << 10;
+    let mut words = [0u32; 5];
+    let mut len = size_of_val(&words) as libc::socklen_t;
+    // SAFETY: the words and the length, which is theirs, are live.
+    let r = unsafe {
+        libc::getsockopt(
+            fd,
+            libc::IPPROTO_TCP,
+            TCP_REPAIR_WINDOW,
+            words.as_mut_ptr().cast(),
+            &mut len,
+        )
+    };
+    if r != 0 {
+        return;
+    }
+    for at in SEND {
+        words[at] = words[at].max(WIDE);
+    }
+    let mut bytes = [0; 20];
+    for (to, word) in bytes.chunks_exact_mut(4).zip(words) {
+        to.copy_from_slice(&word.to_ne_bytes());
+    }
+    set(fd, libc::IPPROTO_TCP, TCP_REPAIR_WINDOW, &bytes);
 }

@@ -67,7 +67,8 @@ fn give(socket: &Socket, taken: &Connection) -> TcpStream {
     let (made, failed) = prepare(socket.domain, &socket.local, &socket.options).unwrap();
     assert!(failed.is_empty(), "{failed:?}");
     establish(&made, &socket.peer, taken, 0).unwrap();
-    wake(&made, taken, &socket.options).unwrap();
+    let failed = wake(&made, taken, &socket.options);
+    assert!(failed.is_empty(), "{failed:?}");
     let stream = TcpStream::from(made);
     stream.set_nonblocking(false).unwrap();
     stream
@@ -305,6 +306,99 @@ fn what_cannot_be_taken_is_named() {
         std::thread::yield_now();
     }
     assert!(refuses_capture(&b).unwrap_err().contains("CLOSE_WAIT"));
+}
+
+#[test]
+fn an_end_that_arrives_before_the_silence_is_not_taken_for_the_programs_own() {
+    let Some((a, mut b)) = pair(v4()) else {
+        return;
+    };
+    assert_eq!(refuses_capture(&a), Ok(true));
+    b.write_all(b"ABC").unwrap();
+    drop(b);
+    while info(&a).unwrap().state == ESTABLISHED {
+        std::thread::yield_now();
+    }
+    silence(&a).unwrap();
+    receivers_done();
+    assert!(has_ended(&a).unwrap().contains("CLOSE_WAIT"));
+    let refused = capture(&a, 0).unwrap_err().to_string();
+    assert!(refused.contains("CLOSE_WAIT"), "{refused}");
+    // Nor is a reset an end of a stream.
+    let Some((mut a, b)) = pair(v4()) else {
+        return;
+    };
+    a.write_all(b"not read").unwrap();
+    drop(b);
+    while info(&a).unwrap().state == ESTABLISHED {
+        std::thread::yield_now();
+    }
+    silence(&a).unwrap();
+    assert!(has_ended(&a).is_some());
+    assert!(capture(&a, 0).is_err());
+}
+
+#[test]
+fn one_whose_other_side_is_gone_ends_without_an_error() {
+    let Some((mut a, b)) = pair(v4()) else {
+        return;
+    };
+    a.write_all(b"not read").unwrap();
+    a.shutdown(Shutdown::Write).unwrap();
+    let (socket, taken) = take(a);
+    assert!(taken.is_ending);
+    // With what it has not read it ends by a reset, which nobody hears.
+    drop(b);
+    let mut a = give(&socket, &taken);
+    match a.read(&mut [0; 8]) {
+        Ok(0) => {}
+        Err(e) if e.kind() == ErrorKind::ConnectionReset => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn what_is_behind_urgent_data_is_not_passed_over() {
+    let Some((mut a, mut b)) = pair(v4()) else {
+        return;
+    };
+    b.write_all(b"abc").unwrap();
+    // SAFETY: the byte is live.
+    let sent = unsafe { libc::send(b.as_raw_fd(), b"!".as_ptr().cast(), 1, libc::MSG_OOB) };
+    assert_eq!(sent, 1);
+    b.write_all(b"def").unwrap();
+    std::thread::sleep(Duration::from_millis(50));
+    silence(&a).unwrap();
+    receivers_done();
+    let refused = capture(&a, 0).unwrap_err().to_string();
+    assert!(refused.contains("3 bytes of 7"), "{refused}");
+    assert!(refused.contains("127.0.0.1"), "{refused}");
+    assert_eq!(
+        super::super::int(&a, libc::SOL_SOCKET, libc::SO_OOBINLINE).unwrap(),
+        0
+    );
+    // Once the program has read it, nothing is in the way.
+    hear(&a).unwrap();
+    expect(&mut a, b"abc");
+    expect(&mut a, b"d");
+    let (_, taken) = take(a);
+    assert_eq!(taken.receive, b"ef");
+}
+
+#[test]
+fn what_waits_at_a_closed_window_is_sent_again_in_custody() {
+    let Some((mut a, _b)) = pair(v4()) else {
+        return;
+    };
+    fill(&mut a, 17);
+    silence(&a).unwrap();
+    receivers_done();
+    let before = capture(&a, 0).unwrap();
+    close_silently(a.as_raw_fd());
+    let words = super::super::option(&a, libc::IPPROTO_TCP, TCP_REPAIR_WINDOW, 20).unwrap();
+    let word = |at: usize| u32::from_ne_bytes(words[at * 4..][..4].try_into().unwrap());
+    assert!(before.window[1] < 64 << 10, "{:?}", before.window);
+    assert!(word(1) >= 64 << 10 && word(2) >= word(1), "{words:?}");
 }
 
 #[test]
