@@ -1,5 +1,6 @@
 //! `ksnap snap --kill --tcp` and `ksnap restore --tcp`: connections go on in another process than they began in.
 
+use std::io::{Read, Write};
 use std::net::{Ipv6Addr, TcpListener};
 use std::process::Command;
 use std::time::Duration;
@@ -96,10 +97,7 @@ fn there_and_back(
         stream.hold(false);
         std::thread::sleep(Duration::from_millis(200));
         is_back(&bring_back(command(), &[])?)?;
-        ensure!(
-            !std::path::Path::new(&format!("/proc/{holder}/fd/0")).exists(),
-            "the holder lives on"
-        );
+        await_gone(holder, LIMIT).context("the holder lives on")?;
     }
     Ok(())
 }
@@ -250,10 +248,17 @@ fn ksnap_killed_at_any_moment_leaves_a_connection_that_goes_on() -> Result<()> {
     for round in 0..12 {
         stream.goes_on(5)?;
         let mut process = ksnap.start(&["snap", &pid.to_string(), "--kill", "--tcp"])?;
-        let part = rng.below(1000) as f64 / 1000.0;
-        std::thread::sleep(usual.mul_f64(0.4 + 0.6 * part));
-        process.signal(Signal::SIGKILL)?;
-        process.wait(LIMIT)?;
+        match round {
+            // One that had no time for anything, and one that nobody kills: both outcomes are met.
+            0 => process.signal(Signal::SIGKILL)?,
+            11 => {}
+            _ => {
+                let part = rng.below(1000) as f64 / 1000.0;
+                std::thread::sleep(usual.mul_f64(0.4 + 0.6 * part));
+                process.signal(Signal::SIGKILL)?;
+            }
+        }
+        process.wait(LIMIT)?.context("ksnap does not end")?;
         // What ksnap had killed ends a moment later.
         std::thread::sleep(Duration::from_millis(300));
         let state = tests::footprint::state_of(pid);
@@ -271,6 +276,7 @@ fn ksnap_killed_at_any_moment_leaves_a_connection_that_goes_on() -> Result<()> {
             .with_context(|| format!("round {round}, {lived} lived, {ended} ended"))?;
     }
     eprintln!("{lived} times it lived on, {ended} times it was brought back");
+    ensure!(lived > 0 && ended > 0, "{lived} lived, {ended} ended");
     stream.finish()
 }
 
@@ -296,5 +302,104 @@ fn what_the_other_side_has_ended_is_told() -> Result<()> {
     ensure!(taken.code()? == 3, "{taken:?}");
     ensure!(taken.stderr.contains("CLOSE_WAIT"), "{taken:?}");
     ensure!(!taken.stderr.contains(" holds "), "{taken:?}");
+    Ok(())
+}
+
+#[test]
+fn a_snapshot_that_nobody_keeps_connections_for_is_refused() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"));
+    let ksnap = Ksnap::new()?;
+    let listener = TcpListener::bind(("127.0.0.1", 0))?;
+    let pause = Duration::from_millis(4);
+    let mut stream = Stream::start(&listener, 4000, pause, |c| c)?;
+    let pid = stream.pid();
+    let _ended = Ended(pid, "python");
+    let restore = |id: &str| {
+        let args = ["restore", id, "--tcp", "--pids", "new"];
+        run(ksnap.command(), &args)
+    };
+    let mut ids = Vec::new();
+    let mut keeper = 0;
+    for round in 0..2 {
+        stream.goes_on(10)?;
+        keeper = take(&ksnap, pid)?;
+        if round == 0 {
+            stream.program.wait(LIMIT)?.context("it lives on")?;
+        }
+        await_gone(pid, LIMIT)?;
+        let listed = ksnap.json(&["log", "-n", "1"])?;
+        let newest = listed.first().context("no snapshot")?;
+        ids.push(newest["id"].as_str().context("no id")?.to_owned());
+        if round == 0 {
+            is_back(&bring_back(ksnap.command(), &[])?)?;
+        }
+    }
+    ensure!(ids[0] != ids[1], "{ids:?}");
+    let old = restore(&ids[0])?;
+    ensure!(old.code()? != 0, "{old:?}");
+    let named = format!("process {keeper} (ksnap-tcp) keeps it for another snapshot");
+    ensure!(old.stderr.contains(&named), "{old:?}");
+    // The one that is kept waits all the same, until it is given up.
+    let state = tests::footprint::state_of(keeper);
+    ensure!(state == 'S', "the holder is {state}");
+    kill(Pid::from_raw(keeper), Signal::SIGTERM)?;
+    await_gone(keeper, LIMIT)?;
+    for id in &ids {
+        let lost = restore(id)?;
+        ensure!(lost.code()? != 0, "{lost:?}");
+        ensure!(lost.stderr.contains("no process ksnap-tcp"), "{lost:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn one_that_the_other_side_ends_before_the_silence_is_told_and_another_goes_on() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"));
+    let ksnap = Ksnap::new()?.with_variable("KSNAP_TCP_DELAY_MS", "2000".into());
+    let mut script = Python::script(
+        "import socket\n\
+         l = socket.socket()\n\
+         l.bind(('127.0.0.1', 0))\n\
+         l.listen()\n\
+         print(l.getsockname()[1])\n\
+         a, _ = l.accept()\n\
+         b, _ = l.accept()\n\
+         print('accepted')\n\
+         while True:\n\
+         \x20   b.sendall(b.recv(1))\n",
+    )?;
+    let port: u16 = script.line(LIMIT)?.trim().parse()?;
+    let ending = std::net::TcpStream::connect(("127.0.0.1", port))?;
+    let mut going = std::net::TcpStream::connect(("127.0.0.1", port))?;
+    going.set_read_timeout(Some(LIMIT))?;
+    script.line(LIMIT)?;
+    let pid = script.pid();
+    let _ended = Ended(pid, "python");
+    let mut snap = ksnap.start(&["snap", &pid.to_string(), "--kill", "--tcp"])?;
+    // Stopped for as long as the delay: no other stop is that long.
+    let until = std::time::Instant::now() + LIMIT;
+    let mut stopped = 0;
+    while stopped < 50 {
+        ensure!(std::time::Instant::now() < until, "it was not stopped");
+        let now = tests::footprint::state_of(pid) == 't';
+        stopped = if now { stopped + 1 } else { 0 };
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    (&ending).write_all(b"ABC")?;
+    drop(ending);
+    let taken = snap.finish(LIMIT)?;
+    ensure!(taken.code()? == 3, "{taken:?}");
+    ensure!(taken.stderr.contains("CLOSE_WAIT"), "{taken:?}");
+    ensure!(taken.stderr.contains("holds 1 TCP"), "{taken:?}");
+    script.process().wait(LIMIT)?.context("it lives on")?;
+    await_gone(pid, LIMIT)?;
+    let back = bring_back(ksnap.command(), &[])?;
+    ensure!(matches!(back.code()?, 0 | 3), "{back:?}");
+    going.write_all(b"x")?;
+    let mut got = [0];
+    going.read_exact(&mut got)?;
+    ensure!(got == *b"x", "{got:?}");
+    // Its listener has no SO_REUSEADDR, and listens beside the connection all the same.
+    std::net::TcpStream::connect(("127.0.0.1", port))?;
     Ok(())
 }
