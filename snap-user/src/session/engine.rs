@@ -205,7 +205,9 @@ impl Engine {
     /// A new program, a new address space: tracking starts over, the chain goes on.
     fn reattach(&mut self) -> Result<()> {
         let pid = self.target.pid;
+        self.epoch.let_go();
         let attached = track::attach(pid, self.options.tracker).map_err(|e| named(pid, e))?;
+        self.instead = attached.instead;
         self.events.brk = attached.brk;
         self.layout = layout(pid)?;
         self.synced = false;
