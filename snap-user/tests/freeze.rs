@@ -70,22 +70,26 @@ fn two_tracers_take_turns_and_one_that_stays_is_told() {
     let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
     let pid = child.id().cast_signed();
     let (held, is_held) = std::sync::mpsc::channel();
-    let (over, is_over) = std::sync::mpsc::channel::<()>();
+    let (go, is_told) = std::sync::mpsc::channel();
     let other = std::thread::spawn(move || {
-        for pause in [Duration::from_millis(20), Duration::from_secs(60)] {
-            let frozen = Frozen::freeze(pid, Freeze::default()).unwrap();
-            held.send(()).unwrap();
-            let _ = is_over.recv_timeout(pause);
-            frozen.thaw();
-        }
+        let frozen = Frozen::freeze(pid, Freeze::default()).unwrap();
+        held.send(()).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        frozen.thaw();
+        is_told.recv().unwrap();
+        let frozen = Frozen::freeze(pid, Freeze::default()).unwrap();
+        held.send(()).unwrap();
+        is_told.recv().unwrap();
+        frozen.thaw();
     });
     is_held.recv().unwrap();
     let turn = Frozen::freeze(pid, Freeze::default());
     drop(turn.expect("the other one lets go"));
+    go.send(()).unwrap();
     is_held.recv().unwrap();
     let error = Frozen::freeze(pid, Freeze::default()).expect_err("it is held");
     assert!(error.is_denied(), "{error}");
-    over.send(()).unwrap();
+    go.send(()).unwrap();
     other.join().unwrap();
     child.kill().unwrap();
     child.wait().unwrap();

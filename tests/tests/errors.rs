@@ -377,6 +377,10 @@ fn options_for_a_watched_process_are_followed_or_refused() -> Result<()> {
     let without = stored(&["snap", &pid])?;
     let with = stored(&["snap", &pid, "--audit", "--files"])?;
     ensure!(with >= without + 5, "{without} pages, with files {with}");
+    // One without them in between takes their pages out of the chain.
+    let without = stored(&["snap", &pid])?;
+    let again = stored(&["snap", &pid, "--audit", "--files"])?;
+    ensure!(again >= without + 5, "{without} pages, with files {again}");
     ksnap.ok(&["profile", &pid, "--for", "100ms"])?;
     watch.interrupt(LIMIT)?.none_failed()?;
     drop(python);

@@ -180,8 +180,19 @@ fn an_ordinary_user_rolls_back_an_own_process() -> Result<()> {
 fn threads_that_an_ordinary_user_cannot_make_again_are_refused_before_anything_is_touched()
 -> Result<()> {
     require!(Root, Ksnap);
-    let ksnap = Ksnap::as_user(NOBODY)?;
-    let mut victim = Victim::spawn_as(NOBODY, "threads", &["--rollbacks"])?;
+    let victim = Victim::spawn_as(NOBODY, "threads", &["--rollbacks"])?;
+    threads_cannot_be_made_again(Ksnap::as_user(NOBODY)?, victim)
+}
+
+/// All capabilities in a user namespace are none over the ids of a PID namespace that was there before.
+#[test]
+fn threads_that_root_of_a_user_namespace_cannot_make_again_are_refused() -> Result<()> {
+    require!(Root, Ksnap, UserNamespace);
+    let victim = Victim::spawn_in_user_namespace("threads", &["--rollbacks"])?;
+    threads_cannot_be_made_again(Ksnap::in_user_namespace_of(victim.pid())?, victim)
+}
+
+fn threads_cannot_be_made_again(ksnap: Ksnap, mut victim: Victim) -> Result<()> {
     let pid = victim.pid().to_string();
     let end = Instant::now() + LIMIT;
     let id = loop {

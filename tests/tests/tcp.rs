@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, TcpListener};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -69,6 +69,44 @@ fn is_back(done: &Finished) -> Result<()> {
     Ok(())
 }
 
+/// Waits until a connection of the process has something to send and something not read, for longer than anything is
+/// under way: nobody takes it then.
+fn await_full_queues(pid: i32) -> Result<()> {
+    let end = Instant::now() + LIMIT;
+    let mut looks = 0;
+    while looks < 10 {
+        ensure!(Instant::now() < end, "a queue stays empty");
+        looks = if has_full_queues(pid)? { looks + 1 } else { 0 };
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// By `/proc/PID/net/tcp` (proc(5)), whose fifth column has both lengths, and whose tenth the socket.
+fn has_full_queues(pid: i32) -> Result<bool> {
+    let mut own = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let link = std::fs::read_link(entry?.path()).unwrap_or_default();
+        own.push(link.to_string_lossy().into_owned());
+    }
+    for name in ["tcp", "tcp6"] {
+        let sockets = std::fs::read_to_string(format!("/proc/{pid}/net/{name}"))?;
+        for line in sockets.lines().skip(1) {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let [_, _, _, "01", queues, _, _, _, _, socket, ..] = fields[..] else {
+                continue;
+            };
+            let (sent, read) = queues.split_once(':').context("no queues")?;
+            let is_full = |hex| u64::from_str_radix(hex, 16).is_ok_and(|bytes| bytes > 0);
+            let is_own = own.contains(&format!("socket:[{socket}]"));
+            if is_own && is_full(sent) && is_full(read) {
+                return Ok(true);
+            }
+        }
+    }
+    Ok(false)
+}
+
 /// Ended and brought back, in the middle of the stream, with what waits in all queues.
 fn there_and_back(
     stream: &mut Stream,
@@ -81,7 +119,7 @@ fn there_and_back(
         stream.goes_on(20)?;
         stream.hold(true);
         // Both sides fill what there is between them.
-        std::thread::sleep(Duration::from_millis(300));
+        await_full_queues(pid)?;
         let holder = take(ksnap, pid)?;
         if round == 0 {
             stream.program.wait(LIMIT)?.context("it lives on")?;

@@ -96,11 +96,19 @@ impl BucketError {
             }
             _ => {}
         }
+        let text = with_causes(error);
+        // Some requests are answered by an error of no kind, and without any key a machine of the cloud is looked for.
+        const SIGNS: [&str; 4] = [
+            "401 Unauthorized",
+            "403 Forbidden",
+            "169.254.169.254",
+            "metadata.google.internal",
+        ];
         let denied = matches!(
             error,
             Error::PermissionDenied { .. } | Error::Unauthenticated { .. }
-        );
-        let mut why = redact(&with_causes(error));
+        ) || SIGNS.iter().any(|sign| text.contains(sign));
+        let mut why = redact(&text);
         if denied {
             why.push_str(
                 ". The keys come from the environment: docs/bucket.md says from which variables",
@@ -134,8 +142,10 @@ pub(super) fn with_causes(error: &dyn std::error::Error) -> String {
     text
 }
 
-/// Takes out of a text what follows the `?` of a URL, where signatures are, and line breaks; and cuts it.
+/// Takes out of a text the keys of the environment, those that a service repeats, and what follows the `?` of a URL,
+/// where signatures are; also line breaks; and cuts it.
 pub(super) fn redact(text: &str) -> String {
+    let text = &without_keys(text, std::env::vars());
     let mut out = String::new();
     for word in text.split_whitespace() {
         if !out.is_empty() {
@@ -156,9 +166,56 @@ pub(super) fn redact(text: &str) -> String {
     out
 }
 
+/// A text without the values of variables that hold keys, and without the elements of an S3 error that repeat them.
+fn without_keys(text: &str, variables: impl Iterator<Item = (String, String)>) -> String {
+    let mut text = text.to_owned();
+    for (name, value) in variables {
+        let is_of_service = ["AWS_", "GOOGLE_", "AZURE_"]
+            .iter()
+            .any(|prefix| name.starts_with(prefix));
+        let is_key = ["KEY", "TOKEN", "SECRET", "SAS"]
+            .iter()
+            .any(|word| name.contains(word));
+        if is_of_service && is_key && value.len() >= 4 {
+            text = text.replace(&value, "…");
+        }
+    }
+    for element in ["<AWSAccessKeyId>", "<Token-0>"] {
+        while let Some(at) = text.find(element) {
+            let end = text[at + element.len()..].find('<');
+            let end = end.map_or(text.len(), |end| at + element.len() + end);
+            text.replace_range(at..end, "…");
+        }
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_that_a_service_repeats_are_taken_out() {
+        let variables = [("AWS_SECRET_ACCESS_KEY", "S3CRET"), ("HOME", "/root")];
+        let variables = variables.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        let said = "<Error><AWSAccessKeyId>AKID</AWSAccessKeyId><Token-0>TOKEN</Token-0> S3CRET /root<Token-0>TOK";
+        let text = without_keys(said, variables.into_iter());
+        for key in ["AKID", "TOK", "S3CRET"] {
+            assert!(!text.replace("</Token-0>", "").contains(key), "{text}");
+        }
+        assert!(text.contains("/root"), "{text}");
+    }
+
+    #[test]
+    fn an_answer_of_no_kind_that_says_forbidden_is_about_keys() {
+        let error = object_store::Error::Generic {
+            store: "S3",
+            source: "Server returned non-2xx status code: 403 Forbidden".into(),
+        };
+        let error = BucketError::service("list", "s3://b/p", &error);
+        assert!(matches!(error, BucketError::Service { denied: true, .. }));
+        assert!(error.to_string().contains("docs/bucket.md"), "{error}");
+    }
 
     #[test]
     fn what_follows_a_question_mark_in_a_url_is_taken_out() {

@@ -8,16 +8,17 @@ use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{ClientConfigKey, ObjectStore, RetryConfig};
+use rustix::fs::Mode;
 use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How long one request may take: a chunk over a slow line.
-const REQUEST: &str = "180 seconds";
-/// A request that fails in a way that may pass is made again so often, within so long.
+/// How long one request may take: eight chunks at once share a line of a megabit a second.
+const REQUEST: &str = "900 seconds";
+/// A request that fails in a way that may pass is made again so often, within so long: longer than a request takes.
 const RETRIES: usize = 6;
-const RETRYING: Duration = Duration::from_secs(60);
+const RETRYING: Duration = Duration::from_secs(1800);
 
 const EXPECTED: &str =
     "expected s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///PATH";
@@ -160,16 +161,29 @@ impl Place {
     }
 
     fn folder(&self, create: bool) -> Result<LocalFileSystem> {
-        let failed = |error: String| refused(&self.url(), error);
+        let failed = |call, error: &io::Error| BucketError::Service {
+            call,
+            object: self.url(),
+            why: error.to_string(),
+            denied: error.kind() == io::ErrorKind::PermissionDenied,
+        };
+        // Memory of processes is nobody else's to read.
+        rustix::process::umask(Mode::RWXG | Mode::RWXO);
         if create {
             DirBuilder::new()
                 .recursive(true)
-                .mode(0o700)
                 .create(&self.prefix)
-                .map_err(|error| failed(format!("cannot make the folder: {error}")))?;
+                .map_err(|error| failed("make the folder", &error))?;
+        }
+        match std::fs::read_dir(&self.prefix) {
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(BucketError::Empty { url: self.url() });
+            }
+            Err(error) => return Err(failed("open the folder", &error)),
         }
         let folder = LocalFileSystem::new_with_prefix(&self.prefix)
-            .map_err(|_| BucketError::Empty { url: self.url() })?;
+            .map_err(|error| BucketError::service("open the folder", &self.url(), &error))?;
         // Pushed is what is durable.
         Ok(folder.with_fsync(true))
     }
@@ -243,5 +257,10 @@ mod tests {
         assert!(place.open(false).is_err());
         assert!(place.open(true).is_ok());
         assert!(place.open(false).is_ok());
+        let file = folder.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let place = Place::parse(&format!("file://{}", file.display())).unwrap();
+        let error = place.open(false).err().expect("it is no folder");
+        assert!(matches!(error, BucketError::Service { .. }), "{error}");
     }
 }

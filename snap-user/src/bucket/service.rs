@@ -287,7 +287,19 @@ impl Bucket {
         let key = name.key();
         let (path, about) = (self.path(&key), self.about(&key));
         let range = |from, to| Some(GetRange::Bounded(from..to));
-        let (mut bytes, len) = read(&*self.objects, &path, &about, range(0, HEAD), HEAD).await?;
+        let begun = read(&*self.objects, &path, &about, range(0, HEAD), HEAD).await;
+        let (mut bytes, len) = match begun {
+            // Of an object without a byte there is no range.
+            Err(error @ BucketError::Service { .. }) => {
+                return match self.objects.head(&path).await {
+                    Ok(meta) if meta.size == 0 => {
+                        Err(BucketError::corrupt(&about, "it has no content"))
+                    }
+                    _ => Err(error),
+                };
+            }
+            begun => begun?,
+        };
         let header = IndexHeader::decode(&about, &bytes, len)?;
         let end = INDEX_HEADER_LEN as u64 + header.table_len();
         if end > bytes.len() as u64 {
@@ -352,7 +364,11 @@ impl Bucket {
 
     /// Says that the chunks of a list have been deleted.
     pub fn swept(&self, name: DoomedName) -> Result<()> {
-        let bytes = self.get(&name.key(), doomed::MAX_LIST)?;
+        let bytes = match self.get(&name.key(), doomed::MAX_LIST) {
+            // Somebody else has just said so.
+            Err(error) if error.is_missing() => return Ok(()),
+            read => read?,
+        };
         self.put(&name.swept_key(), bytes)?;
         self.delete(&[name.key()])
     }

@@ -1,7 +1,7 @@
 //! Refusing what cannot be captured, before it is touched.
 
 use super::{CaptureError, Result};
-use crate::sys::{PidFd, fill_all, pidfd_open, proc};
+use crate::sys::{PidFd, await_turn, fill_all, pidfd_open, proc};
 use std::io::Read;
 use std::time::{Duration, Instant};
 
@@ -58,6 +58,7 @@ pub fn preflight(pid: i32) -> Result<Target> {
             "its main thread has ended while others go on, and with that thread the kernel's view on the memory of the process",
         );
     }
+    await_turn(pid);
     let status = proc::status(pid).map_err(sys)?;
     if status.tgid != pid {
         return refused(

@@ -292,7 +292,7 @@ pulled again. Keys are those of `ksnap push`.
 
 Examples:
   ksnap pull s3://snapshots/fleet --list
-  ksnap pull s3://snapshots/fleet && ksnap restore latest
+  ksnap pull s3://snapshots/fleet
   ksnap pull s3://snapshots/fleet 3f9a --json | jq -r .stored_id";
 
 pub(super) const ROLLBACK: &str = concat!(

@@ -48,17 +48,17 @@ fn can_choose_next() -> io::Result<()> {
 /// Whether a process may choose the ids of its threads itself, in the PID namespace that is also ours.
 fn chooses_ids(pid: i32) -> bool {
     let own = std::process::id() as i32;
-    let same = |name: &str| {
-        let of = |pid| {
-            let all = proc::namespaces(pid).ok()?;
-            all.into_iter().find(|(found, _)| found == name)
-        };
-        of(pid).is_some_and(|namespace| of(own) == Some(namespace))
+    let of = |pid, name: &str| {
+        let all = proc::namespaces(pid).ok()?;
+        Some(all.into_iter().find(|(found, _)| found == name)?.1)
     };
+    let same = |name| of(pid, name).is_some_and(|namespace| of(own, name) == Some(namespace));
+    // A user namespace alone has no say in the ids of a PID namespace that was there before.
+    let owns_ids = || of(pid, "user") == sys::owner_of_pid_namespace(pid).ok();
     let has = |status: proc::TaskStatus| {
         status.credentials.capabilities[2] & (CAP_SYS_ADMIN | CAP_CHECKPOINT_RESTORE) != 0
     };
-    same("pid") && same("user") && proc::task_status(pid, pid).is_ok_and(has)
+    same("pid") && same("user") && owns_ids() && proc::task_status(pid, pid).is_ok_and(has)
 }
 
 /// Ends a thread of a held process.

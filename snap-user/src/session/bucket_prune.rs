@@ -8,7 +8,10 @@ use crate::image::SessionId;
 use crate::model::SnapshotId;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// The least time for which what was deleted is remembered, in milliseconds.
+const DAY_MS: i64 = 24 * 3600 * 1000;
 
 /// What to remove.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,7 +67,13 @@ pub fn prune_bucket(url: &str, rules: &BucketRules, dry_run: bool) -> Result<Buc
     }
     let bucket = Bucket::open(url)?;
     let names = bucket.snapshots()?;
-    let gone = removable(&names, &rules.keep, wall_clock_ns());
+    let now_ms = match dry_run {
+        true => (wall_clock_ns() / 1_000_000) as i64,
+        // What is removed is judged by the clock of the service, of which there is one.
+        false => bucket.now_ms()?,
+    };
+    let now_ns = (now_ms.max(0) as u64).saturating_mul(1_000_000);
+    let gone = removable(&names, &rules.keep, now_ns);
     let mut pruning = BucketPruning {
         url: bucket.url().to_owned(),
         dry_run,
@@ -90,7 +99,7 @@ pub fn prune_bucket(url: &str, rules: &BucketRules, dry_run: bool) -> Result<Buc
     let mut sweep = Sweep {
         bucket: &bucket,
         grace: rules.grace,
-        since: Instant::now(),
+        now_ms,
         dry_run,
     };
     sweep.run(&gone, &mut pruning)?;
@@ -127,7 +136,8 @@ fn removable(names: &[SnapshotName], rules: &Rules, now_ns: u64) -> BTreeSet<Sna
 struct Sweep<'a> {
     bucket: &'a Bucket,
     grace: Duration,
-    since: Instant,
+    /// When it began, by the clock of the service.
+    now_ms: i64,
     dry_run: bool,
 }
 
@@ -135,12 +145,9 @@ impl Sweep<'_> {
     /// In this order: the time, what is doomed, what is referred to, what there is; only then anything is deleted.
     fn run(&mut self, gone: &BTreeSet<SnapshotName>, pruning: &mut BucketPruning) -> Result<()> {
         let bucket = self.bucket;
-        let now_ms = match self.dry_run {
-            true => (wall_clock_ns() / 1_000_000) as i64,
-            false => bucket.now_ms()?,
-        };
         let grace_ms = self.grace.as_millis() as i64;
-        let is_ripe = |object: &Object| now_ms.saturating_sub(object.modified_ms) >= grace_ms;
+        let is_older = |object: &Object, ms| self.now_ms.saturating_sub(object.modified_ms) >= ms;
+        let is_ripe = |object: &Object| is_older(object, grace_ms);
         let mut lists = Vec::new();
         for (name, object) in bucket.doomed_lists()? {
             match bucket.doomed(name, &object.key) {
@@ -207,7 +214,12 @@ impl Sweep<'_> {
         }
         if !self.dry_run {
             let over = bucket.swept_lists()?.into_iter();
-            let over = over.filter(|(_, object)| is_ripe(object));
+            // Another one, with a longer grace time, may still be deleting what a list names.
+            let kept_ms = match grace_ms {
+                0 => 0,
+                _ => grace_ms.max(DAY_MS),
+            };
+            let over = over.filter(|(_, object)| is_older(object, kept_ms));
             bucket.delete(&over.map(|(_, object)| object.key).collect::<Vec<_>>())?;
         }
         Ok(())
@@ -216,7 +228,11 @@ impl Sweep<'_> {
     fn delete(&self, objects: &[&Object], pruning: &mut BucketPruning) -> Result<()> {
         for piece in objects.chunks(256) {
             // A name may be used again when it has been gone for the grace time: by then this must be over.
-            if !self.grace.is_zero() && self.since.elapsed() > self.grace / 2 {
+            let half_ms = (self.grace / 2).as_millis() as i64;
+            if half_ms > 0
+                && !self.dry_run
+                && self.bucket.now_ms()?.saturating_sub(self.now_ms) > half_ms
+            {
                 return Err(SessionError::Remote(
                     "looking for what may be deleted took more than half of the grace time. What was deleted is; prune again, with a longer --grace".into(),
                 ));

@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 
 /// Attempts at what a process gets in the way of by replacing its program.
 const MOST_EXECS: u32 = 5;
+/// For so long a process that is replacing its program has no memory, on a busy machine.
+const EXEC_SOON: Duration = Duration::from_millis(2);
 /// How long a thread may take to stop. A vfork in progress takes as long as its child needs to
 /// execute something; the other threads should not wait for it.
 const FREEZE_TIMEOUT: Duration = Duration::from_millis(250);
@@ -95,7 +97,10 @@ impl Engine {
         loop {
             match Self::attach_once(store, pid, options, probes) {
                 // It replaced its program just then.
-                Err(e) if attempt < MOST_EXECS && is_mere_exec(pid, &e) => attempt += 1,
+                Err(e) if attempt < MOST_EXECS && is_mere_exec(pid, &e) => {
+                    attempt += 1;
+                    std::thread::sleep(EXEC_SOON);
+                }
                 outcome => return outcome.map_err(|e| e.of_process(pid)),
             }
         }
@@ -205,7 +210,9 @@ impl Engine {
     /// A new program, a new address space: tracking starts over, the chain goes on.
     fn reattach(&mut self) -> Result<()> {
         let pid = self.target.pid;
+        self.epoch.let_go();
         let attached = track::attach(pid, self.options.tracker).map_err(|e| named(pid, e))?;
+        self.instead = attached.instead;
         self.events.brk = attached.brk;
         self.layout = layout(pid)?;
         self.synced = false;
@@ -237,6 +244,7 @@ impl Engine {
                 // Nothing found again and again, though the process lives, is more than an exec.
                 Err(e) if attempt + 1 < MOST_EXECS && is_mere_exec(self.target.pid, &e) => {
                     self.events.exec = true;
+                    std::thread::sleep(EXEC_SOON);
                 }
                 Err(e) => return Err(e.of_process(self.target.pid)),
             }

@@ -7,7 +7,7 @@ use super::serve_known::Known;
 use super::types::hex;
 use super::{Result, SessionError};
 use crate::bucket::{Bucket, BucketError, Chunk, ChunkName, Entry, Index, SnapshotName};
-use crate::image::Manifest;
+use crate::image::{Arch, Manifest};
 use crate::model::{SnapshotId, SnapshotKind};
 use crate::restore::fault;
 use crate::store::{Published, Received, SessionInfo, SnapshotMeta, Store, StoreError};
@@ -89,6 +89,12 @@ pub fn pull(
     }
     let index = bucket.index(&name)?;
     // Before anything comes that may be of no use.
+    if Arch::native().is_some_and(|arch| arch as u16 != index.header.arch) {
+        return Err(SessionError::Remote(format!(
+            "{} in {url} is of a machine of another kind, and cannot be used here: pull it on one of its own",
+            name.id
+        )));
+    }
     let manifest = Manifest::from_bytes(index.manifest()).map_err(|e| {
         SessionError::Remote(format!(
             "the process state of {} in {url} cannot be read: {e}",
@@ -160,6 +166,19 @@ fn lost(bucket: &Bucket, index: &Index, object: &str) -> SessionError {
     }
 }
 
+/// What is to be done about a chunk that is damaged.
+fn damaged(bucket: &Bucket, name: ChunkName, error: BucketError) -> BucketError {
+    match error {
+        BucketError::Corrupt { why, .. } => BucketError::Corrupt {
+            object: format!("{}/{}", bucket.url().trim_end_matches('/'), name.key()),
+            why: format!(
+                "{why}. Delete it there, and push again from a store that has the snapshot"
+            ),
+        },
+        other => other,
+    }
+}
+
 /// What has come, and what was there.
 struct Coming {
     known: Known,
@@ -190,7 +209,8 @@ impl Coming {
         let mut groups = lacking
             .chunk_by(|a, b| index.entry(*a as usize).chunk == index.entry(*b as usize).chunk);
         let mut each = |name: ChunkName, bytes: Vec<u8>| -> Result<()> {
-            let chunk = Chunk::decode(name, &bytes)?;
+            let chunk =
+                Chunk::decode(name, &bytes).map_err(|error| damaged(bucket, name, error))?;
             for at in groups.next().unwrap_or_default() {
                 self.take(name, &chunk, &index.entry(*at as usize))?;
             }

@@ -9,7 +9,7 @@ use crate::bucket::{
     Uploads,
 };
 use crate::codec::{Scratch, encode};
-use crate::image::{Arch, Manifest, PageSource};
+use crate::image::{Manifest, PageSource};
 use crate::model::{PAGE_SIZE, Page, SnapshotId};
 use crate::restore::fault;
 use crate::store::{Snapshot, Store};
@@ -81,7 +81,7 @@ pub fn push(
         && (tree.members.len() > 1 || !tree.zombies.is_empty())
     {
         return Err(SessionError::Usage(format!(
-            "{reference} is a tree of processes, and only single ones can be pushed: name a member of it by its id"
+            "{reference} is a tree of processes, and only single ones can be pushed: name a member of it other than the first by its id"
         )));
     }
     let snapshot = store.snapshot(id)?;
@@ -115,7 +115,12 @@ fn attempt(
     snapshot: &Snapshot,
     report: &mut dyn FnMut(&Pushing),
 ) -> Result<Attempted> {
-    let since = Instant::now();
+    // The service's clock: one of this machine may stand still while the machine sleeps.
+    let since_ms = bucket.now_ms()?;
+    let is_late = || -> Result<bool> {
+        let took_ms = bucket.now_ms()?.saturating_sub(since_ms);
+        Ok(took_ms > WITHIN.as_millis() as i64)
+    };
     let header = snapshot.header();
     let Manifest { state, costs } = snapshot.manifest()?;
     let name = SnapshotName {
@@ -160,7 +165,7 @@ fn attempt(
     let sent = packer.uploads.finish()?;
     fault::point("push-publishing");
     let about = About {
-        arch: Arch::native().map_or(0, |arch| arch as u16),
+        arch: header.arch as u16,
         id: header.id,
         session: header.session,
         time_ns: header.time_ns,
@@ -170,15 +175,16 @@ fn attempt(
     };
     let manifest = Manifest::encode(&state, &costs)
         .map_err(|e| SessionError::Remote(format!("the process state cannot be written: {e}")))?;
-    let chunks = packer.index.chunks().len() as u64;
+    let needed: Vec<ChunkName> = packer.index.chunks().iter().map(|c| c.name).collect();
+    let chunks = needed.len() as u64;
     let (name, parts) = packer.index.finish(&about, manifest);
     let len: u64 = parts.iter().map(|part| part.len() as u64).sum();
-    if since.elapsed() > WITHIN {
+    if is_late()? {
         return Ok(Attempted { pushed: None, sent });
     }
     bucket.put_index(&name, parts)?;
-    if since.elapsed() > WITHIN {
-        // What it refers to may be on the point of being deleted.
+    // What it refers to may be on the point of being deleted. What is not will not be, since the index is there.
+    if is_late()? && !are_there(bucket, &needed)? {
         bucket.delete(&[name.key()])?;
         return Ok(Attempted { pushed: None, sent });
     }
@@ -198,6 +204,15 @@ fn attempt(
         pushed: Some(pushed),
         sent,
     })
+}
+
+/// Whether chunks are there, and nobody is going to delete them.
+fn are_there(bucket: &Bucket, needed: &[ChunkName]) -> Result<bool> {
+    let forbidden = bucket.forbidden()?;
+    let there: HashSet<ChunkName> = bucket.chunks()?.into_iter().map(|(name, _)| name).collect();
+    Ok(needed
+        .iter()
+        .all(|name| there.contains(name) && !forbidden.contains(name)))
 }
 
 /// Reads pages, in the order in which they are asked for.

@@ -84,10 +84,12 @@ pub fn run(
     };
     unwatched(&outcome);
     let status = wait(&mut child).map_err(SessionError::io(format!("wait for process {pid}")))?;
-    if let Unwatched::Over(summary) = &mut outcome
-        && matches!(summary.ended, Ended::TargetExited(_))
-    {
-        summary.ended = Ended::TargetExited(status.code());
+    if let Unwatched::Over(summary) = &mut outcome {
+        // There is nothing left of it that could be mixed.
+        summary.mixed = false;
+        if matches!(summary.ended, Ended::TargetExited(_)) {
+            summary.ended = Ended::TargetExited(status.code());
+        }
     }
     Ok((outcome, status))
 }

@@ -86,7 +86,11 @@ impl Engine {
         if behind.is_none() {
             self.precopy(&mut costs, &mut now)?;
         }
-        let mut stamps = self.contents.stamps().clone();
+        // A snapshot without files has no pages of theirs, so that the next one with them reads all.
+        let mut stamps = match self.options.files {
+            true => self.contents.stamps().clone(),
+            false => Stamps::new(),
+        };
         if self.options.files {
             self.live.files.refresh()?;
             self.save_ahead(&mut stamps, &mut now);

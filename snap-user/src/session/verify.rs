@@ -3,7 +3,7 @@
 use super::SessionError;
 use super::types::hex_option;
 use crate::model::SnapshotId;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, marker_line};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 
@@ -70,7 +70,8 @@ pub fn verify(store: &Path, reference: Option<&str>) -> Result<Verification, Ses
             // Nothing below it is looked at: who knows in which form it is.
             let what = format!(
                 "damaged {source}; nothing else was checked: where this is a store of this ksnap, write the line \
-                 `ksnap store 1` into that file, and verify again"
+                 `{}` into that file, and verify again",
+                marker_line()
             );
             return Ok(Verification {
                 problems: vec![Damage {

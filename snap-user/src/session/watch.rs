@@ -106,8 +106,11 @@ pub(super) fn drive(
             && (!engine.is_busy() && engine.keeper.has_room() || *until <= Instant::now())
             && let Some((_, request, answer)) = asked.pop_front()
         {
-            let reply = answer_to(engine, &request, &mut tally, &mut pacer, report)?;
+            let (reply, failed) = answer_to(engine, &request, &mut tally, &mut pacer, report)?;
             let _ = answer.send(reply);
+            if let Some(error) = failed {
+                return Err(error);
+            }
         }
         let now = Instant::now();
         if schedule.lasting.is_some_and(|l| tally.start.elapsed() >= l) {
@@ -167,7 +170,7 @@ pub(super) fn drive(
                 asked.push_back((Instant::now() + ROOM_PATIENCE, request, answer));
             }
             Ok(Command::Ask(request, answer)) => {
-                let reply = answer_to(engine, &request, &mut tally, &mut pacer, report)?;
+                let (reply, _) = answer_to(engine, &request, &mut tally, &mut pacer, report)?;
                 let _ = answer.send(reply);
             }
             Err(RecvTimeoutError::Timeout) => {
@@ -220,17 +223,19 @@ fn told(
     }
 }
 
+/// The answer, and what has to end the watch when it is given.
 fn answer_to(
     engine: &mut Engine,
     request: &Request,
     tally: &mut Tally,
     pacer: &mut Pacer,
     report: &mut dyn FnMut(&Progress),
-) -> Result<Reply> {
+) -> Result<(Reply, Option<SessionError>)> {
     if let Some(outcome) = engine.settle() {
         told(outcome, tally, pacer, report)?;
     }
-    Ok(match request {
+    let mut failed = None;
+    let reply = match request {
         Request::Profile { .. } | Request::Prune { .. } => {
             unreachable!("answered when it is over")
         }
@@ -264,7 +269,12 @@ fn answer_to(
                     told(Ok(taken.clone()), tally, pacer, report)?;
                     Reply::Taken(Box::new(taken))
                 }
-                Err(e) => Reply::Failed(e.to_string()),
+                Err(e) => {
+                    let reply = Reply::Failed(e.to_string());
+                    // What comes after it would build on what is wrong.
+                    failed = matches!(e, SessionError::Audit { .. }).then_some(e);
+                    reply
+                }
             }
         }
         Request::Rollback { to } => match SnapshotId::from_hex(to) {
@@ -283,5 +293,6 @@ fn answer_to(
                 }
             },
         },
-    })
+    };
+    Ok((reply, failed))
 }

@@ -18,6 +18,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const VERSION: u32 = 1;
+/// What the marker of a store says.
+pub fn marker_line() -> String {
+    format!("ksnap store {VERSION}")
+}
+
 /// Longest marker or session file that is read.
 const MAX_TEXT: u64 = 16 << 20;
 /// Listings of a session of which everything is pruned meanwhile, until it is taken for empty.
@@ -201,7 +206,7 @@ impl Store {
             });
         }
         // Two processes may get here at once: both publish the same text, and either may be last.
-        let text = format!("ksnap store {VERSION}\n");
+        let text = format!("{}\n", marker_line());
         publish_text(&*files, dir, MARKER, &text)?;
         if let Some(above) = dir.parent().filter(|above| !above.as_os_str().is_empty()) {
             files

@@ -72,7 +72,7 @@ pub use crate::image::{
     EncodedBatch, Late, Location, Manifest, PageSink, PageSource, SessionId, SpanKind,
 };
 pub use diff::{PageChange, PageDiff};
-pub use directory::{SnapshotMeta, Store};
+pub use directory::{SnapshotMeta, Store, marker_line};
 pub use due::{Due, Outstanding};
 pub use durability::{Durability, SYNC_INTERVAL};
 pub use error::{Candidate, StoreError};

@@ -83,7 +83,7 @@ impl Frozen {
                 Err(e) if e.is_denied() && Instant::now() < turn => {
                     drop(frozen);
                     // One that was there then may be gone by now.
-                    if std::mem::replace(&mut denied, true) && !is_traced(pid) {
+                    if !is_traced(pid) && std::mem::replace(&mut denied, true) {
                         return Err(e);
                     }
                     std::thread::sleep(Duration::from_millis(1));
@@ -94,7 +94,16 @@ impl Frozen {
     }
 
     fn stop_all(&mut self, hold: Hold, alarm: &Alarm) -> Result<()> {
-        let was_stopped = hold == Hold::JobControl && proc::stat(self.pid, None)?.state == 'T';
+        let was_stopped = hold == Hold::JobControl
+            && match proc::stat(self.pid, None)?.state {
+                // Another tracer holds it, and hides whether it was.
+                't' if !is_ours(self.pid) => {
+                    let held = io::Error::from_raw_os_error(libc::EPERM);
+                    let what = format_args!("process {}, which another tracer holds", self.pid);
+                    return Err(SysError::new("PTRACE_SEIZE", what, held));
+                }
+                state => state == 'T',
+            };
         let mut seen = BTreeSet::new();
         let mut group_stopped = false;
         let mut signalled = false;
@@ -328,6 +337,15 @@ fn is_ours(tid: Tid) -> bool {
     // SAFETY: a system call without arguments.
     let own = unsafe { libc::gettid() };
     proc::status(tid).is_ok_and(|status| status.tracer == own)
+}
+
+/// Waits, a moment at most, until nobody else traces the process.
+pub fn await_turn(pid: i32) {
+    let end = Instant::now() + TURN;
+    let is_held = || proc::status(pid).is_ok_and(|status| status.tracer != 0);
+    while is_held() && !is_ours(pid) && Instant::now() < end {
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Whether anybody traces a thread of the process.

@@ -37,7 +37,7 @@ pub use batch::{Question, ask, ask_values};
 pub use bpf::{run_iterator, task_iterator};
 pub use clone::CloneArgs;
 pub use error::SysError;
-pub use freeze::{Freeze, Frozen, Hold, release_strays};
+pub use freeze::{Freeze, Frozen, Hold, await_turn, release_strays};
 pub use gadgets::Gadgets;
 pub use guarded::{Call, Guarded, inject};
 pub use handle::path_of_handle;
@@ -49,7 +49,7 @@ pub use memory::{
     write_bytes, write_pages, write_ranges,
 };
 pub use memory_fs::{Room, is_mount_point, mount_memory, resize_memory, room, usable_memory};
-pub use namespace::{bring_up_loopback, in_network_of};
+pub use namespace::{bring_up_loopback, in_network_of, owner_of_pid_namespace};
 pub use open::{
     create_in_root, duplicate_number, open_in_root, open_link, open_own_link, unnamed_in_root,
 };

@@ -348,6 +348,11 @@ impl SoftDirtyBits {
         }
     }
 
+    /// Another one may take them.
+    pub fn let_go(&self) {
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
+
     /// As [`clear_soft_dirty`].
     pub fn clear(&self) -> Result<()> {
         let written = (&self.file).write_all(b"4");
@@ -378,7 +383,7 @@ mod tests {
         let bits = SoftDirtyBits::take(pid).unwrap().expect("nobody has them");
         assert!(SoftDirtyBits::take(pid).unwrap().is_none());
         bits.clear().unwrap();
-        drop(bits);
+        bits.let_go();
         assert!(SoftDirtyBits::take(pid).unwrap().is_some());
         child.kill().unwrap();
         child.wait().unwrap();

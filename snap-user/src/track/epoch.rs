@@ -70,6 +70,11 @@ impl Epoch {
         &*self.tracker
     }
 
+    /// Tracking is going to begin anew, which needs what belongs to one alone.
+    pub fn let_go(&mut self) {
+        self.tracker.let_go();
+    }
+
     /// Where to enter events, if they are used.
     pub fn log(&mut self) -> Option<&mut FaultLog> {
         self.log.as_mut()

@@ -76,6 +76,9 @@ pub trait Tracker: Send {
     /// Looks at `area`, or at everything, and changes nothing. Exact only while the target is stopped.
     fn survey(&mut self, vmas: &[Vma], area: Option<&PageSet>) -> Result<Survey>;
 
+    /// Tracking is going to begin anew: another tracker may take what belongs to one alone.
+    fn let_go(&mut self) {}
+
     /// Mappings that this mechanism cannot watch; their pages count as dirty in every survey.
     fn refused(&self) -> &PageSet;
 }

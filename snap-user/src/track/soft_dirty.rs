@@ -44,6 +44,10 @@ impl Tracker for SoftDirty {
         Ok(Some(found))
     }
 
+    fn let_go(&mut self) {
+        self.bits.let_go();
+    }
+
     fn rearms_stopped(&self) -> bool {
         true
     }

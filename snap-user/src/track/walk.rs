@@ -52,6 +52,16 @@ impl Walk {
         !self.is_settled.swap(true, Ordering::AcqRel)
     }
 
+    /// Waits until the other thread takes part.
+    #[cfg(test)]
+    pub(super) fn await_other(&self) {
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        while !self.is_settled.load(Ordering::Acquire) {
+            assert!(std::time::Instant::now() < end, "it never does");
+            thread::yield_now();
+        }
+    }
+
     /// Takes parts as long as there are any.
     pub(super) fn some(&self, pagemap: &mut Pagemap) -> Result<Share> {
         let begun = monotonic_ns();

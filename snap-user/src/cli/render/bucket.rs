@@ -43,14 +43,16 @@ pub fn pulling(pulling: &Pulling) -> String {
 /// One line on a pull.
 pub fn pulled(done: &Pulled) -> String {
     let (id, stored) = (done.id.short(), done.stored_id.short());
+    // Not `latest`: the store may have newer ones.
+    let back = format!("; ksnap restore {stored} brings it back");
     if done.was_there {
         return match id == stored {
-            true => format!("{id} is in the store already"),
-            false => format!("{id} is in the store already, as {stored}"),
+            true => format!("{id} is in the store already{back}"),
+            false => format!("{id} is in the store already, as {stored}{back}"),
         };
     }
     format!(
-        "{stored}: {id} of process {} ({}): {}, {} in {}",
+        "{stored}: {id} of process {} ({}): {}, {} in {}{back}",
         done.pid,
         clean(&done.comm),
         count(done.pages, "page"),
