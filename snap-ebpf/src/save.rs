@@ -123,8 +123,7 @@ pub fn before_change(window: &Window, tgid: u32, start: u64, end: u64) {
     }
 }
 
-/// A round of `bpf_loop`: 1 ends it. With a name of its own: one that the compiler makes depends on where it is built.
-#[unsafe(no_mangle)]
+/// A round of `bpf_loop`: 1 ends it.
 extern "C" fn save_next(_: u32, change: *mut Change) -> i64 {
     // SAFETY: the one that the helper was given; nothing else uses it meanwhile.
     let change = unsafe { &mut *change };

@@ -226,8 +226,7 @@ fn timers(seq: *mut seq_file, tid: u32, signal: u64) {
     unsafe { bpf_seq_write(seq, (&raw const more).cast(), HEADER as u32) };
 }
 
-/// A round of `bpf_loop`, of which the verifier follows one: 1 ends it. Named as `save_next` is.
-#[unsafe(no_mangle)]
+/// A round of `bpf_loop`, of which the verifier follows one: 1 ends it.
 extern "C" fn next_timer(_: u32, timers: *mut Timers) -> i64 {
     // SAFETY: the one that the helper was given; nothing else uses it meanwhile.
     let timers = unsafe { &mut *timers };

@@ -162,7 +162,9 @@ impl Files {
             true => HashMap::new(),
             false => {
                 let holders = proc::socket_holders(&inodes);
-                if let Some((other, e)) = holders.unknown {
+                let pid = self.table.pid();
+                let mut unknown = holders.unknown.into_iter();
+                if let Some((other, e)) = unknown.find(|(other, _)| is_kin(pid, *other)) {
                     return Err(CaptureError::Refused {
                         pid: self.table.pid(),
                         why: format!(
@@ -209,3 +211,12 @@ fn test_delay() {
 /// Nothing, in a release build.
 #[cfg(not(debug_assertions))]
 fn test_delay() {}
+/// Whether one of two processes may have got open sockets from the other by fork(2). Process 1 is the parent of all that
+/// were left alone, and keeps no connections.
+fn is_kin(pid: i32, other: i32) -> bool {
+    let (Ok(one), Ok(two)) = (proc::stat(pid, None), proc::stat(other, None)) else {
+        return false;
+    };
+    let session = |pid| nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(pid))).ok();
+    other != 1 && (one.ppid == other || two.ppid == pid || session(pid) == session(other))
+}

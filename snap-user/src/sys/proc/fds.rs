@@ -39,8 +39,8 @@ const PAGE: usize = 4096;
 pub struct SocketHolders {
     /// Inode, process, and its descriptor.
     pub found: Vec<(u64, i32, i32)>,
-    /// A process whose descriptors could not be looked at, and why.
-    pub unknown: Option<(i32, SysError)>,
+    /// Processes whose descriptors could not be looked at, and why.
+    pub unknown: Vec<(i32, SysError)>,
 }
 
 /// Looks at all processes for who has sockets with these inodes open.
@@ -67,7 +67,7 @@ pub fn socket_holders(inodes: &[u64]) -> SocketHolders {
         });
         match looked {
             // One that has ended has nothing open any more.
-            Err(e) if !e.is_vanished() && super::is_alive(pid) => holders.unknown = Some((pid, e)),
+            Err(e) if !e.is_vanished() && super::is_alive(pid) => holders.unknown.push((pid, e)),
             _ => {}
         }
     }
