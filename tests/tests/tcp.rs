@@ -147,7 +147,7 @@ fn a_stream_between_two_machines_goes_on_twice() -> Result<()> {
     let ksnap = Ksnap::new()?;
     let listener = machines.inside(1, || Ok(TcpListener::bind((ADDRESSES[1], 0))?))?;
     let pause = Duration::from_millis(2);
-    let mut stream = Stream::start(&listener, 2000, pause, |c| machines.on(0, &c))?;
+    let mut stream = Stream::start(&listener, 8000, pause, |c| machines.on(0, &c))?;
     let _ended = Ended(stream.pid(), "python");
     let command = || machines.on(0, &ksnap.command());
     there_and_back(&mut stream, &ksnap, 2, command)?;
