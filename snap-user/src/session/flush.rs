@@ -327,26 +327,40 @@ pub fn describe_store(dir: &Path, disk: &Path) -> Result<StoreDescription> {
 mod tests {
     use super::*;
     use crate::model::{ProcessTree, SnapshotId, TreeMember};
+    use crate::store::Session;
     use crate::store::tests::support::{info, new_store, publish};
+    use tempfile::TempDir;
 
     fn flush_all(from: &Store, to: &Store) -> FlushDone {
         let plan = plan_flush(from.dir(), to.dir(), false).expect("a plan");
         flush(&plan, &mut |_, _| {}).expect("flushed")
     }
 
-    #[test]
-    fn a_session_that_another_flush_writes_is_waited_for_and_the_others_come_first() {
-        let (_memory, memory) = new_store();
-        let (_disk, disk) = new_store();
+    /// A store in memory with two sessions, of two snapshots each, and one on the disk that has the first of each; what
+    /// keeps their folders; the sessions; and the second snapshots.
+    fn half_flushed() -> ([TempDir; 2], [Store; 2], [Session; 2], [SnapshotId; 2]) {
+        let ((memory_folder, memory), (disk_folder, disk)) = (new_store(), new_store());
         let mut sessions = [10, 11].map(|pid| memory.create_session(&info(pid)).expect("one"));
         for session in &mut sessions {
             publish(session, None, [], [(1, 7)]).expect("published");
         }
         assert_eq!(flush_all(&memory, &disk).snapshots, 2);
-        for session in &mut sessions {
+        let second = sessions.each_mut().map(|session| {
             let parent = session.head();
-            publish(session, parent, [], [(2, 8)]).expect("published");
-        }
+            let done = publish(session, parent, [], [(2, 8)]);
+            done.expect("published").id
+        });
+        (
+            [memory_folder, disk_folder],
+            [memory, disk],
+            sessions,
+            second,
+        )
+    }
+
+    #[test]
+    fn a_session_that_another_flush_writes_is_waited_for_and_the_others_come_first() {
+        let (_folders, [memory, disk], sessions, _) = half_flushed();
         // That of the newest snapshot.
         let held = disk.pruner(sessions[1].id()).expect("free");
         let plan = plan_flush(memory.dir(), disk.dir(), false).expect("a plan");
@@ -376,18 +390,7 @@ mod tests {
 
     #[test]
     fn a_long_flush_waits_as_long_as_a_short_one_and_trees_do_not_wait() {
-        let (_memory, memory) = new_store();
-        let (_disk, disk) = new_store();
-        let mut sessions = [10, 11].map(|pid| memory.create_session(&info(pid)).expect("one"));
-        for session in &mut sessions {
-            publish(session, None, [], [(1, 7)]).expect("published");
-        }
-        assert_eq!(flush_all(&memory, &disk).snapshots, 2);
-        let roots = sessions.each_mut().map(|session| {
-            let parent = session.head();
-            let done = publish(session, parent, [], [(2, 8)]);
-            done.expect("published").id
-        });
+        let (_folders, [memory, disk], sessions, roots) = half_flushed();
         memory.publish_tree(&tree(roots[0])).expect("a tree");
         let held = disk.pruner(sessions[1].id()).expect("free");
         let plan = plan_flush(memory.dir(), disk.dir(), false).expect("a plan");
@@ -416,17 +419,7 @@ mod tests {
 
     #[test]
     fn a_flush_that_writes_nothing_tells_of_all_that_was_to_be_written() {
-        let (_memory, memory) = new_store();
-        let (_disk, disk) = new_store();
-        let mut sessions = [10, 11].map(|pid| memory.create_session(&info(pid)).expect("one"));
-        for session in &mut sessions {
-            publish(session, None, [], [(1, 7)]).expect("published");
-        }
-        assert_eq!(flush_all(&memory, &disk).snapshots, 2);
-        for session in &mut sessions {
-            let parent = session.head();
-            publish(session, parent, [], [(2, 8)]).expect("published");
-        }
+        let (_folders, [memory, disk], sessions, _) = half_flushed();
         let plan = plan_flush(memory.dir(), disk.dir(), false).expect("a plan");
         let _held = sessions.map(|session| disk.pruner(session.id()).expect("free"));
         let failed = flush_within(&plan, Duration::ZERO, &mut |_, _| {});

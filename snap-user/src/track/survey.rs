@@ -117,9 +117,15 @@ pub(super) fn by_holding(vmas: &[Vma], area: PageRange) -> Vec<(PageRange, MayHo
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::model::{Backing, PAGE_SIZE, Protection};
+
+    /// A private mapping of anonymous memory.
+    pub fn anonymous(range: PageRange) -> Vma {
+        let backing = Backing::Anonymous { name: None };
+        vma(range.start, range.len() / PAGE_SIZE, false, backing)
+    }
 
     fn vma(start: u64, pages: u64, shared: bool, backing: Backing) -> Vma {
         Vma {

@@ -169,26 +169,12 @@ impl Tracker for WriteProtect {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Backing, PAGE_SIZE, Protection};
+    use crate::model::PAGE_SIZE;
     use crate::sys::ScratchMap;
+    use crate::track::survey::tests::anonymous;
     use crate::track::{Support, support};
 
     const PAGES: u64 = 4096;
-
-    fn anonymous(range: PageRange) -> Vma {
-        Vma {
-            range,
-            prot: Protection {
-                read: true,
-                write: true,
-                exec: false,
-            },
-            shared: false,
-            backing: Backing::Anonymous { name: None },
-            flags: Vec::new(),
-            build_id: None,
-        }
-    }
 
     fn write(map: &mut ScratchMap, pages: &[u64]) -> PageSet {
         let start = map.range().start;

@@ -1,0 +1,154 @@
+//! Sockets of a process beyond its end: a child of ksnap has them, silent, so that nobody answers for them.
+//!
+//! The kernel answers by a reset what arrives for a connection that it does not know. So the socket of a connection that
+//! is in a snapshot stays open in this child until the connection is brought back, or given up: by ending the child.
+//! Before the process has ended the same child is what undoes everything, should ksnap be killed in the middle.
+
+mod child;
+mod keepers;
+mod spare;
+#[cfg(test)]
+mod tests;
+
+pub use keepers::{Keeper, Kept, end_custody, is_custodian, keepers};
+
+use super::birth::{self, bury};
+use crate::sys::fd::memfd;
+use crate::sys::fd::socket::tcp::{enter, hear_quietly, leave_quietly};
+use crate::sys::ptrace::Tid;
+use crate::sys::{PidFd, Result, SysError};
+use spare::Instructions;
+use std::io::{PipeWriter, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+/// Its name in the list of processes.
+const NAME: &std::ffi::CStr = c"ksnap-tcp";
+/// Tells it that ksnap is about to kill the process: should ksnap end, the child does that, and keeps the sockets.
+const INTENT: u8 = b'i';
+/// Tells it that the process has ended, and that it has the sockets from then on.
+const KEEP: u8 = b'k';
+/// Tells it that all has been undone.
+const UNDONE: u8 = b'u';
+/// What an empty memfd that it holds is called, before the moment that tells one snapshot from another.
+const MARK: &str = "ksnap-tcp-";
+
+/// Descriptors of the child that are no sockets, one behind the other: its channel, the process, its mark.
+const OWN: usize = 3;
+
+/// A child of ksnap that has sockets of another process. Unless it is told to keep them, they are the process's again when
+/// this is dropped.
+#[derive(Debug)]
+pub struct Custodian {
+    child: Tid,
+    tell: Option<PipeWriter>,
+    /// The sockets, and whether their addresses may be used again (`SO_REUSEADDR`).
+    sockets: Vec<(OwnedFd, bool)>,
+}
+
+impl Custodian {
+    /// Takes sockets of this process into custody, each with its `SO_REUSEADDR`. Nothing of them has changed when this
+    /// returns; whatever is done to them is undone by the child if ksnap ends. `time_ns` is when, in nanoseconds since
+    /// 1970: by that the snapshot is known again whose connections they are.
+    pub fn over(process: &PidFd, sockets: Vec<(OwnedFd, bool)>, time_ns: u64) -> Result<Self> {
+        let pipe = |e| SysError::new("pipe", "this process", e);
+        let (told, tell) = std::io::pipe().map_err(pipe)?;
+        // The child knows descriptors by their numbers alone: those that may be used again lie behind its channel.
+        let mut held: Vec<OwnedFd> = Vec::with_capacity(sockets.len() + OWN);
+        let mut place = |fd: BorrowedFd<'_>| -> Result<RawFd> {
+            let above = held.last().map_or(3, |last| last.as_raw_fd() + 1);
+            let copy = rustix::io::fcntl_dupfd_cloexec(fd, above)
+                .map_err(|e| SysError::new("fcntl(F_DUPFD)", "sockets of a process", e))?;
+            held.push(copy);
+            Ok(held[held.len() - 1].as_raw_fd())
+        };
+        for (socket, _) in sockets.iter().filter(|(_, reuse)| !reuse) {
+            place(socket.as_fd())?;
+        }
+        let channel = place(told.as_fd())?;
+        place(process.as_fd())?;
+        place(memfd(&format!("{MARK}{time_ns}"))?.as_fd())?;
+        for (socket, _) in sockets.iter().filter(|(_, reuse)| *reuse) {
+            place(socket.as_fd())?;
+        }
+        let keep: Vec<RawFd> = held.iter().map(AsRawFd::as_raw_fd).collect();
+        let told = Instructions::new(&keep)?;
+        Ok(Self {
+            child: birth::helper(child::watch, channel, told.descriptors())?,
+            tell: Some(tell),
+            sockets,
+        })
+    }
+
+    /// The child.
+    pub fn pid(&self) -> Tid {
+        self.child
+    }
+
+    /// The sockets, in the order in which they were given.
+    pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.sockets.iter().map(|(socket, _)| socket.as_fd())
+    }
+
+    /// Undoes everything, and gives the sockets back.
+    pub fn release(mut self) -> Vec<(OwnedFd, bool)> {
+        self.give_back();
+        std::mem::take(&mut self.sockets)
+    }
+
+    /// The process is about to be killed, however long that takes: if ksnap ends meanwhile, the child kills it and keeps
+    /// the sockets. From here on they are in repair mode, in which the program could send nothing more by them.
+    ///
+    /// # Errors
+    /// The child is gone.
+    pub fn intend(&mut self) -> Result<()> {
+        for (socket, _) in &self.sockets {
+            enter(socket)?;
+        }
+        let tell = self.tell.as_mut().expect("until it is told");
+        tell.write_all(&[INTENT]).map_err(gone)
+    }
+
+    /// The process has been killed: the sockets stay open in the child, silent, until that is ended. Returns its id.
+    ///
+    /// # Errors
+    /// The child is gone: the connections end with ksnap.
+    pub fn keep(mut self) -> Result<Tid> {
+        let mut tell = self.tell.take().expect("until it is told");
+        match tell.write_all(&[KEEP]) {
+            Ok(()) => Ok(self.child),
+            Err(e) => {
+                self.undo();
+                bury(self.child);
+                Err(gone(e))
+            }
+        }
+    }
+
+    fn give_back(&mut self) {
+        let Some(mut tell) = self.tell.take() else {
+            return;
+        };
+        self.undo();
+        // One that is gone needs no word.
+        let _ = tell.write_all(&[UNDONE]);
+        drop(tell);
+        bury(self.child);
+    }
+
+    fn undo(&self) {
+        for (socket, reuse) in &self.sockets {
+            leave_quietly(socket.as_raw_fd(), i32::from(*reuse));
+            hear_quietly(socket.as_raw_fd());
+        }
+    }
+}
+
+impl Drop for Custodian {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
+fn gone(e: std::io::Error) -> SysError {
+    SysError::new("write", "the process that was to hold the connections", e)
+}

@@ -1,0 +1,175 @@
+//! Custody of sockets: given back, kept, and taken over.
+
+use super::*;
+use crate::sys::fd::socket::tcp::{capture, close_silently, ends, receivers_done, silence};
+use crate::sys::{pidfd_open, proc};
+use std::io::{ErrorKind, Read};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+/// When all of these are taken.
+const MOMENT: u64 = 1_234_567_890;
+
+fn sleeper() -> (Child, PidFd) {
+    let child = Command::new("sleep").arg("1000").spawn().unwrap();
+    let pidfd = pidfd_open(child.id() as i32).unwrap();
+    (child, pidfd)
+}
+
+fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let a = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (b, _) = listener.accept().unwrap();
+    b.set_read_timeout(Some(Duration::from_millis(400)))
+        .unwrap();
+    (a, b)
+}
+
+/// A silent socket of `process`, which may be taken; none where that is not allowed here.
+fn custody(process: &PidFd, a: &TcpStream) -> Option<Custodian> {
+    let socket = (OwnedFd::from(a.try_clone().unwrap()), false);
+    let custodian = Custodian::over(process, vec![socket], MOMENT).unwrap();
+    silence(a).unwrap();
+    receivers_done();
+    match capture(a, 0) {
+        Ok(_) => Some(custodian),
+        Err(e) => {
+            eprintln!("skipped: {e}");
+            None
+        }
+    }
+}
+
+/// Who has one end of a connection, for the snapshot that was made at [`MOMENT`].
+fn kept(stream: &(Vec<u8>, Vec<u8>)) -> Kept<'_> {
+    Kept {
+        time_ns: MOMENT,
+        local: &stream.0,
+        peer: &stream.1,
+    }
+}
+
+#[test]
+fn a_socket_is_the_processs_again_unless_it_is_kept() {
+    let (mut process, pidfd) = sleeper();
+    let (mut a, mut b) = pair();
+    let Some(custodian) = custody(&pidfd, &a) else {
+        return process.kill().unwrap();
+    };
+    drop(custodian);
+    std::io::Write::write_all(&mut b, b"hello").unwrap();
+    a.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut got = [0; 5];
+    a.read_exact(&mut got).unwrap();
+    std::io::Write::write_all(&mut a, &got).unwrap();
+    b.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"hello");
+    process.kill().unwrap();
+    process.wait().unwrap();
+}
+
+#[test]
+fn a_socket_is_the_processs_again_when_ksnap_ends_in_the_middle() {
+    let (mut process, pidfd) = sleeper();
+    let (mut a, mut b) = pair();
+    let Some(mut custodian) = custody(&pidfd, &a) else {
+        return process.kill().unwrap();
+    };
+    // As the end of ksnap would leave it: in repair mode, and the pipe closed.
+    close_silently(a.as_raw_fd());
+    drop(custodian.tell.take());
+    bury(custodian.child);
+    std::io::Write::write_all(&mut b, b"hello").unwrap();
+    a.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut got = [0; 5];
+    a.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"hello");
+    process.kill().unwrap();
+    process.wait().unwrap();
+}
+
+#[test]
+fn the_other_side_notices_nothing_while_a_socket_is_kept() {
+    let (mut process, pidfd) = sleeper();
+    let (a, mut b) = pair();
+    // Memory that ksnap may have and its child shall not.
+    let much = std::hint::black_box(vec![7u8; 64 << 20]);
+    let Some(custodian) = custody(&pidfd, &a) else {
+        return process.kill().unwrap();
+    };
+    drop(much);
+    let ends = ends(&a).unwrap();
+    process.kill().unwrap();
+    process.wait().unwrap();
+    let keeper = custodian.keep().unwrap();
+    drop(a);
+    std::io::Write::write_all(&mut b, b"anybody there?").unwrap();
+    let quiet = b.read(&mut [0; 8]).unwrap_err();
+    assert_eq!(quiet.kind(), ErrorKind::WouldBlock);
+    let found = keepers(&ends.0, &ends.1);
+    assert_eq!(found.len(), 1);
+    assert!(found[0].pid == keeper && found[0].is_of(MOMENT) && !found[0].is_of(MOMENT + 1));
+    assert!(keepers(&ends.1, &ends.0).is_empty());
+    // Not for another snapshot of it, nor another connection in the same socket's place.
+    let other = Kept {
+        time_ns: MOMENT + 1,
+        ..kept(&ends)
+    };
+    let refused = end_custody(&[kept(&ends), other]).unwrap_err();
+    assert!(refused.to_string().contains("127.0.0.1"), "{refused}");
+    assert!(is_custodian(keeper));
+    let held = || proc::status(keeper).unwrap().rss;
+    let until = std::time::Instant::now() + Duration::from_secs(20);
+    while held() > 48 << 20 {
+        assert!(std::time::Instant::now() < until, "{} bytes", held());
+        std::thread::yield_now();
+    }
+    end_custody(&[kept(&ends)]).unwrap();
+    assert!(keepers(&ends.0, &ends.1).is_empty());
+    bury(keeper);
+    b.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let gone = b.read(&mut [0; 8]).unwrap_err();
+    assert_eq!(gone.kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn what_ksnap_was_about_to_do_when_it_ended_is_done() {
+    let (mut process, pidfd) = sleeper();
+    let (mut a, mut b) = pair();
+    let Some(mut custodian) = custody(&pidfd, &a) else {
+        return process.kill().unwrap();
+    };
+    custodian.intend().unwrap();
+    // The program could not have the other side hear anything that is not in the snapshot.
+    std::io::Write::write_all(&mut a, b"never").unwrap_err();
+    drop(custodian.tell.take());
+    let status = process.wait().unwrap();
+    assert_eq!(status.signal(), Some(libc::SIGKILL));
+    let ends = ends(&a).unwrap();
+    drop(a);
+    std::io::Write::write_all(&mut b, b"anybody there?").unwrap();
+    let quiet = b.read(&mut [0; 8]).unwrap_err();
+    assert_eq!(quiet.kind(), ErrorKind::WouldBlock);
+    end_custody(&[kept(&ends)]).unwrap();
+    bury(custodian.child);
+}
+
+#[test]
+fn sockets_that_are_given_back_before_the_end_go_on() {
+    let (mut process, pidfd) = sleeper();
+    let (mut a, mut b) = pair();
+    let Some(mut custodian) = custody(&pidfd, &a) else {
+        return process.kill().unwrap();
+    };
+    custodian.intend().unwrap();
+    let back = custodian.release();
+    assert_eq!(back.len(), 1);
+    std::io::Write::write_all(&mut a, b"hello").unwrap();
+    let mut got = [0; 5];
+    b.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"hello");
+    process.kill().unwrap();
+    process.wait().unwrap();
+}
