@@ -7,31 +7,14 @@
 mod skip;
 
 use snap_user::model::Observed;
-use snap_user::probe::{ProbeError, ProbeOptions, Probes};
+use snap_user::probe::ProbeOptions;
 use std::mem::zeroed;
 use std::ptr::null_mut;
 use std::time::Instant;
 
 /// What the kernel knows of this process; `None` with a printed reason where it cannot be asked.
 fn observe() -> Option<Observed> {
-    let mut probes = match Probes::load(&ProbeOptions::default()) {
-        Ok(probes) => probes,
-        Err(error @ (ProbeError::NotPermitted { .. } | ProbeError::PidNamespace { .. })) => {
-            skip::skip(
-                &format!("the right to load the probes ({error})"),
-                "run the tests as root",
-            );
-            return None;
-        }
-        Err(error @ ProbeError::NoBtf { .. }) => {
-            skip::skip(
-                &format!("what the probes need of the kernel ({error})"),
-                "use a kernel with CONFIG_DEBUG_INFO_BTF",
-            );
-            return None;
-        }
-        Err(error) => panic!("{error}"),
-    };
+    let mut probes = skip::loaded(&ProbeOptions::default())?;
     let pid = std::process::id() as i32;
     Some(probes.observe(pid, pid).unwrap())
 }

@@ -2,7 +2,7 @@
 
 mod skip;
 
-use snap_user::probe::{ProbeError, ProbeOptions, Probes};
+use snap_user::probe::ProbeOptions;
 use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -31,20 +31,8 @@ impl Log for Lines {
 fn the_end_of_a_tracked_process_is_in_the_log_at_debug_level() {
     log::set_logger(&LINES).unwrap();
     log::set_max_level(LevelFilter::Debug);
-    let mut probes = match Probes::load(&ProbeOptions::default()) {
-        Ok(probes) => probes,
-        Err(
-            error @ (ProbeError::NotPermitted { .. }
-            | ProbeError::PidNamespace { .. }
-            | ProbeError::NoBtf { .. }),
-        ) => {
-            skip::skip(
-                &format!("the right to load the probes ({error})"),
-                "run the tests as root",
-            );
-            return;
-        }
-        Err(error) => panic!("{error}"),
+    let Some(mut probes) = skip::loaded(&ProbeOptions::default()) else {
+        return;
     };
     let mut child = Command::new("sleep").arg("60").spawn().unwrap();
     probes.track(child.id()).unwrap();

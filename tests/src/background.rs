@@ -46,6 +46,20 @@ impl Finished {
     }
 }
 
+/// A process that is nobody's to wait for, such as one that was brought back, and how its name begins: killed when
+/// dropped, if it lives and is still the one.
+pub struct Ended(pub i32, pub &'static str);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        // What has the id by now may be somebody else.
+        let comm = std::fs::read_to_string(format!("/proc/{}/comm", self.0)).unwrap_or_default();
+        if comm.starts_with(self.1) {
+            let _ = kill(Pid::from_raw(self.0), Signal::SIGKILL);
+        }
+    }
+}
+
 /// A running child.
 pub struct Background {
     what: String,

@@ -59,9 +59,6 @@ impl Footprint {
             })
             .count();
         let status = read("status")?;
-        let tracer = field(&status, "TracerPid:")
-            .and_then(|value| value.parse().ok())
-            .context("no TracerPid")?;
         let threads = field(&status, "Threads:")
             .and_then(|value| value.parse().ok())
             .context("no Threads")?;
@@ -71,7 +68,7 @@ impl Footprint {
             fds,
             maps,
             registered,
-            tracer,
+            tracer: tracer_in(&status)?,
             state: state_of(pid),
             threads,
         })
@@ -177,6 +174,18 @@ pub fn state_of(pid: i32) -> char {
     field(&status, "State:")
         .and_then(|value| value.chars().next())
         .unwrap_or('?')
+}
+
+/// The thread that traces a process, 0 if there is none.
+pub fn tracer_of(pid: i32) -> Result<i32> {
+    let path = format!("/proc/{pid}/status");
+    tracer_in(&fs::read_to_string(&path).with_context(|| format!("read {path}"))?)
+}
+
+fn tracer_in(status: &str) -> Result<i32> {
+    field(status, "TracerPid:")
+        .and_then(|value| value.parse().ok())
+        .with_context(|| format!("no TracerPid in {status}"))
 }
 
 /// Waits until there is no process with this id any more.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -147,6 +147,44 @@ impl Ksnap {
             .with_context(|| format!("ksnap {}: not JSON: {text}", all.join(" ")))
     }
 
+    /// `ksnap snap PID OPTIONS`, which must succeed; gives the snapshot's id.
+    pub fn snap(&self, pid: i32, options: &[&str]) -> Result<String> {
+        self.taken(pid, options, &[0])
+    }
+
+    /// The same where something of the process may not be in the snapshot, which is exit code 3.
+    pub fn snap_in_part(&self, pid: i32, options: &[&str]) -> Result<String> {
+        self.taken(pid, options, &[0, 3])
+    }
+
+    fn taken(&self, pid: i32, options: &[&str], codes: &[i32]) -> Result<String> {
+        let pid = pid.to_string();
+        let done = self.run(&[&["snap", &pid, "--json"], options].concat())?;
+        ensure!(codes.contains(&done.code()?), "ksnap snap {pid}: {done:?}");
+        let taken: Value = serde_json::from_str(&done.stdout)
+            .with_context(|| format!("ksnap snap {pid}: not one JSON document: {done:?}"))?;
+        let id = taken["id"].as_str();
+        Ok(id
+            .with_context(|| format!("a snapshot without an id: {taken}"))?
+            .to_owned())
+    }
+
+    /// An audited snapshot, with the victim's counter before and behind it.
+    pub fn snap_between(&self, victim: &mut Victim) -> Result<(String, u64, u64)> {
+        let low = victim.status()?.counter;
+        let id = self.snap(victim.pid(), &["--audit"])?;
+        let high = victim.status()?.counter;
+        Ok((id, low, high))
+    }
+
+    /// `ksnap rollback PID ID`, which must succeed; gives what it says.
+    pub fn roll_back(&self, pid: i32, id: &str) -> Result<Value> {
+        let pid = pid.to_string();
+        let done = self.json(&["rollback", &pid, id, "-y"])?.remove(0);
+        ensure!(done["to"] == id, "{done}");
+        Ok(done)
+    }
+
     /// Starts in the background: `watch`, `run`.
     pub fn start(&self, args: &[&str]) -> Result<Background> {
         let mut command = self.command();
@@ -166,6 +204,13 @@ impl Ksnap {
             .args(args);
         Victim::from_command(command)
     }
+}
+
+/// A number in what ksnap says.
+pub fn number(value: &Value) -> Result<u64> {
+    value
+        .as_u64()
+        .with_context(|| format!("no number: {value}"))
 }
 
 #[cfg(test)]

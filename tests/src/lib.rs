@@ -2,7 +2,7 @@
 //!
 //! # How to write a test
 //!
-//! One file per verb in `tests/tests/`. A test names what it needs, starts a victim, lets ksnap work on it, and
+//! One file per verb in `tests/tests/`, or a few. A test names what it needs, starts a victim, lets ksnap work on it, and
 //! asks the victim itself whether all is well:
 //!
 //! ```no_run

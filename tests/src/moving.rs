@@ -3,11 +3,11 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use anyhow::{Result, ensure};
 use tempfile::TempDir;
 
 use crate::background::Background;
+use crate::footprint::tracer_of;
 use crate::remote::Pair;
 use crate::resp::{Reply, Resp};
 
@@ -61,8 +61,8 @@ impl Moving {
     /// It goes on here with all of its data, and nobody traces it.
     pub fn is_unharmed(&mut self) -> Result<()> {
         ensure!(self.client.digest()? == self.digest, "other data here");
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;
-        ensure!(status.contains("TracerPid:\t0"), "{status}");
+        let tracer = tracer_of(self.pid())?;
+        ensure!(tracer == 0, "thread {tracer} traces it");
         Ok(())
     }
 
@@ -164,11 +164,4 @@ pub fn servers_on(pair: &Pair, machine: usize) -> Result<usize> {
         .iter()
         .filter(|pid| is_server(pid))
         .count())
-}
-
-/// A number in what ksnap says.
-pub fn number(value: &Value) -> Result<u64> {
-    value
-        .as_u64()
-        .with_context(|| format!("no number: {value}"))
 }

@@ -1,29 +1,19 @@
 //! python3 running a script.
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::background::{Background, Finished};
+use crate::footprint::await_gone;
 use crate::paths;
 
-/// A process that runs a script and is nobody's to wait for, such as one that was brought back: ended when dropped.
-pub struct Ended(pub i32);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        // What has the id by now may be somebody else.
-        let comm = std::fs::read_to_string(format!("/proc/{}/comm", self.0)).unwrap_or_default();
-        if comm.starts_with("python") {
-            let _ = kill(Pid::from_raw(self.0), Signal::SIGKILL);
-        }
-    }
-}
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A running interpreter; the script talks to the test over stdin and stdout. Killed when dropped.
 pub struct Python {
@@ -87,4 +77,34 @@ impl Python {
     pub fn finish(&mut self, limit: Duration) -> Result<Finished> {
         self.process.finish(limit)
     }
+}
+
+/// Says a word to a script, in one write, so that its read gets it whole.
+pub fn tell(process: &mut Background, word: &str) -> Result<()> {
+    Ok(process.stdin()?.write_all(format!("{word}\n").as_bytes())?)
+}
+
+/// Says a word to a script, and waits for the line that it answers.
+pub fn ask(process: &mut Background, word: &str) -> Result<String> {
+    tell(process, word)?;
+    let answer = process.line(LIMIT)?;
+    let why = || format!("no answer to {word}: {}", process.stderr());
+    let answer = answer.with_context(why)?;
+    // Back in its read.
+    std::thread::sleep(Duration::from_millis(20));
+    Ok(answer)
+}
+
+/// Waits for a script's end, and brings it back by a command to which the verb is added; the first line is what ksnap
+/// says.
+pub fn bring_back(process: &mut Background, pid: i32, mut command: Command) -> Result<Background> {
+    ensure!(process.wait(LIMIT)?.is_some(), "it lives");
+    await_gone(pid, LIMIT)?;
+    command.args(["restore", "latest", "--wait", "--json"]);
+    let mut back = Background::start(command)?;
+    let line = back.line(LIMIT)?;
+    let why = || format!("nothing was brought back: {}", back.stderr());
+    let said: Value = serde_json::from_str(&line.with_context(why)?)?;
+    ensure!(said["pid"] == pid, "{said}");
+    Ok(back)
 }

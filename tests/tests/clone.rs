@@ -4,7 +4,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
-use tests::moving::{Moving, ended, number, servers_on};
+use tests::ksnap::number;
+use tests::moving::{Moving, ended, servers_on};
 use tests::{Ksnap, Pair, Victim, effort, require};
 
 const LIMIT: Duration = Duration::from_secs(20);

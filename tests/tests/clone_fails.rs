@@ -3,7 +3,8 @@
 use std::os::unix::process::ExitStatusExt;
 
 use anyhow::{Context, Result, ensure};
-use tests::moving::{Moving, number};
+use tests::ksnap::number;
+use tests::moving::Moving;
 use tests::{Breakdown, Footprint, Relay, require};
 
 /// The connection breaks down in the middle: the process runs on, the other machine has nothing half, and the next

@@ -8,18 +8,8 @@ use tests::{Footprint, Ksnap, Python, Victim, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-fn snapshot(ksnap: &Ksnap, pid: i32) -> Result<String> {
-    let taken = ksnap.json(&["snap", &pid.to_string()])?.remove(0);
-    Ok(taken["id"]
-        .as_str()
-        .context("a snapshot without an id")?
-        .to_owned())
-}
-
-fn roll_back(ksnap: &Ksnap, pid: i32, id: &str) -> Result<Vec<String>> {
-    let done = ksnap
-        .json(&["rollback", &pid.to_string(), id, "-y"])?
-        .remove(0);
+/// What a rollback says of what it could not put back.
+fn notes(done: &Value) -> Result<Vec<String>> {
     let notes = done["notes"].as_array().context("no notes")?;
     Ok(notes
         .iter()
@@ -60,21 +50,21 @@ fn comes_back(kind: &str, told: &[&str]) -> Result<()> {
     let pid = victim.pid();
     let footprint = Footprint::of(pid)?;
     victim.check()?;
-    let before = snapshot(&ksnap, pid)?;
+    let before = ksnap.snap(pid, &[])?;
     victim.change()?;
     victim.check()?;
-    let after = snapshot(&ksnap, pid)?;
+    let after = ksnap.snap(pid, &[])?;
     let mut notes = Vec::new();
     for _ in 0..2 {
-        notes = roll_back(&ksnap, pid, &before)?;
+        notes = self::notes(&ksnap.roll_back(pid, &before)?)?;
         ensure!(
             victim.check()?.reply["changed"] == false,
             "{kind}: its memory has not gone back"
         );
-        let again = snapshot(&ksnap, pid)?;
+        let again = ksnap.snap(pid, &[])?;
         let (was, is) = (descriptors(&ksnap, &before)?, descriptors(&ksnap, &again)?);
         ensure!(was == is, "{kind}: {was:#?} became {is:#?}");
-        roll_back(&ksnap, pid, &after)?;
+        ksnap.roll_back(pid, &after)?;
         ensure!(
             victim.check()?.reply["changed"] == true,
             "{kind}: its memory has not gone forwards"
@@ -91,11 +81,11 @@ fn comes_back(kind: &str, told: &[&str]) -> Result<()> {
         );
     }
     // And once more, from a state that nobody has rolled back.
-    roll_back(&ksnap, pid, &before)?;
+    ksnap.roll_back(pid, &before)?;
     victim.check()?;
     victim.change()?;
     victim.check()?;
-    roll_back(&ksnap, pid, &before)?;
+    ksnap.roll_back(pid, &before)?;
     victim.check()?;
     Footprint::of(pid)?.nothing_left_since(&footprint)?;
     ksnap.ok(&["verify"])?;
@@ -206,34 +196,29 @@ fn contents_of_files_come_back_with_the_process_that_writes_them() -> Result<()>
     let ksnap = Ksnap::new()?;
     let mut writer = Writer::start()?;
     let pid = writer.python.pid();
-    let snapshot = |ksnap: &Ksnap| -> Result<String> {
-        let taken = ksnap
-            .json(&["snap", &pid.to_string(), "--files", "--audit"])?
-            .remove(0);
-        Ok(taken["id"].as_str().context("no id")?.to_owned())
-    };
+    let snapshot = || ksnap.snap(pid, &["--files", "--audit"]);
     let first = writer.ask("look")?;
     ensure!(first == "ok 500 0 20000 eno nameless 20000", "{first}");
-    let a = snapshot(&ksnap)?;
+    let a = snapshot()?;
     ensure!(writer.ask("change")? == "changed");
     let second = writer.ask("look")?;
     ensure!(second == "ok 1200 400 36008 enotw closed 36008", "{second}");
-    let b = snapshot(&ksnap)?;
+    let b = snapshot()?;
     ensure!(writer.ask("shrink")? == "shrunk");
     let third = writer.ask("look")?;
     for _ in 0..2 {
-        roll_back(&ksnap, pid, &a)?;
+        ksnap.roll_back(pid, &a)?;
         let now = writer.ask("look")?;
         ensure!(now == first, "{now} instead of {first}");
-        roll_back(&ksnap, pid, &b)?;
+        ksnap.roll_back(pid, &b)?;
         let now = writer.ask("look")?;
         ensure!(now == second, "{now} instead of {second}, not {third}");
     }
     // What was rolled back is what the next snapshot follows.
-    roll_back(&ksnap, pid, &a)?;
-    let c = snapshot(&ksnap)?;
+    ksnap.roll_back(pid, &a)?;
+    let c = snapshot()?;
     ensure!(writer.ask("shrink")? == "shrunk");
-    roll_back(&ksnap, pid, &c)?;
+    ksnap.roll_back(pid, &c)?;
     let now = writer.ask("look")?;
     ensure!(now == first, "{now} instead of {first}");
     ksnap.ok(&["verify"])?;
@@ -285,9 +270,9 @@ fn without_files_their_contents_stay_as_they_are() -> Result<()> {
     let ksnap = Ksnap::new()?;
     let mut writer = Writer::start()?;
     let pid = writer.python.pid();
-    let a = snapshot(&ksnap, pid)?;
+    let a = ksnap.snap(pid, &[])?;
     ensure!(writer.ask("shrink")? == "shrunk");
-    roll_back(&ksnap, pid, &a)?;
+    ksnap.roll_back(pid, &a)?;
     let now = writer.ask("look")?;
     ensure!(now == "ok 500 0 3 eno nameless 20000", "{now}");
     writer.ask("quit").err().context("it goes on")?;

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
+use tests::background::Ended;
 use tests::footprint::{await_gone, state_of};
 use tests::paths;
-use tests::python::Ended;
 use tests::{Background, Ksnap, Python, Redis, Victim, require};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -360,7 +360,7 @@ while True:
 "#;
     let ksnap = Ksnap::new()?;
     let mut python = Python::script(SCRIPT)?;
-    let _end = Ended(python.pid());
+    let _end = Ended(python.pid(), "python");
     let before = python.line(LIMIT)?;
     ensure!(before.starts_with("50000 "), "{before}");
     std::thread::sleep(Duration::from_millis(50));

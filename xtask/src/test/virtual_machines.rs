@@ -82,13 +82,13 @@ const ROLLBACK: &[&str] = &[
     "forth::nanosleep",
     "forth::signals",
     "the_counter_goes",
-    "file_positions",
-    "threads_that_ended",
 ];
+
+const ROLLBACK_PROGRAMS: &[&str] = &["file_positions", "threads_that_ended"];
 
 const POSTCOPY: &[&str] = &["a_busy_process", "memory_that_is_given_back"];
 
-const WANTED: [Wanted; 9] = [
+const WANTED: [Wanted; 11] = [
     wanted(
         "snap-user",
         "snap_user",
@@ -97,11 +97,13 @@ const WANTED: [Wanted; 9] = [
     ),
     wanted("snap-user", "inject", &[], 5),
     wanted("snap-user", "probe", &[], 10),
+    wanted("snap-user", "probe_hazards", &[], 10),
     wanted("snap-user", "probe_log", &[], 5),
     wanted("tests", "victims", VICTIMS, 10),
     wanted("tests", "snap", SNAP, 10),
     wanted("tests", "watch", WATCH, 15),
     wanted("tests", "rollback", ROLLBACK, 15),
+    wanted("tests", "rollback_programs", ROLLBACK_PROGRAMS, 10),
     wanted("tests", "postcopy", POSTCOPY, 15),
 ];
 
@@ -114,13 +116,15 @@ fn out_of_place(kernel: Kernel) -> &'static [&'static str] {
             "sys::fd::sock_diag",
             "a_busy_process",
             "memory_that_is_given_back",
+            // A tmpfs, which the guest runs from, has O_DIRECT from 6.6 on.
+            "direct_reads_are_hazards",
         ],
         Kernel::V6_12 => &["sys::fd::sock_diag"],
     }
 }
 
 /// Tests that run a python3.
-const OF_PYTHON: &[&str] = &["file_positions", "threads_that_ended"];
+const OF_PYTHON: &[&str] = ROLLBACK_PROGRAMS;
 
 /// By how much snapshots and rollbacks of each test are fewer than on the host, and waits longer
 /// (`tests::effort`).
@@ -265,7 +269,7 @@ fn payload(
     payload.env("KSNAP_TESTS_TRACKER", kernel.tracker());
     payload.env("KSNAP_TESTS_FAULTS", kernel.fault_source());
     for wanted in wanted {
-        if wanted.target == "inject" && python.is_none() {
+        if ["inject", "rollback_programs"].contains(&wanted.target) && python.is_none() {
             continue;
         }
         let found = executables

@@ -10,8 +10,10 @@ mod counters;
 mod locks;
 mod paths;
 mod queues;
+mod signalfd;
 mod sockets;
 mod table;
+mod terminal;
 mod watches;
 
 use std::sync::Mutex;
@@ -47,8 +49,8 @@ const KINDS: &[(&str, Prepare)] = &[
     ("epoll", watches::epoll),
     ("inotify", watches::inotify),
     ("pidfd", watches::pidfd),
-    ("signals", watches::signals),
-    ("terminal", watches::terminal),
+    ("signals", signalfd::signals),
+    ("terminal", terminal::terminal),
     ("locks", locks::locks),
     ("table", table::table),
 ];

@@ -1,0 +1,113 @@
+//! `ksnap restore --watch`: the snapshots of a process that was brought back go on where it was brought back from.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tests::footprint::await_gone;
+use tests::{Ksnap, Victim, require};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Entries of the log, oldest first.
+fn log(ksnap: &Ksnap) -> Result<Vec<Value>> {
+    ksnap.json(&["log"])
+}
+
+/// Brought back and watched, snapshots follow the one that it was brought back from.
+fn goes_on_watched(options: &[&str]) -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    // Slow enough that what a rollback takes away does not come back while it is being looked for.
+    let slow = ["--mib", "48", "--rate", "20", "--rollbacks"];
+    let mut first = Victim::spawn("counter", &slow)?;
+    let from = ksnap.snap_in_part(first.pid(), &[])?;
+    let then = first.status()?.counter;
+    first.wait_beyond(then + 50, LIMIT)?;
+    ksnap.snap_in_part(first.pid(), &["--kill"])?;
+    first.process().wait(LIMIT)?.context("it lives")?;
+    await_gone(first.pid(), LIMIT)?;
+    let before = log(&ksnap)?;
+    let mut args = vec![
+        "restore", &from, "--watch", "--every", "20ms", "--count", "6",
+    ];
+    args.extend(["--audit", "--wait", "--json"]);
+    args.extend(options);
+    let mut victim = Victim::brought_back(ksnap.start(&args)?)?;
+    let counter = victim.check()?.counter;
+    victim.wait_beyond(counter + 50, LIMIT)?;
+    let end = Instant::now() + LIMIT;
+    let all = loop {
+        let all = log(&ksnap)?;
+        if all.len() == before.len() + 6 {
+            break all;
+        }
+        ensure!(Instant::now() < end, "only {} snapshots", all.len());
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let new = &all[before.len()..];
+    ensure!(new[0]["parent"] == from.as_str(), "{}", new[0]);
+    ensure!(new[0]["branch"] == true, "{}", new[0]);
+    for pair in new.windows(2) {
+        ensure!(pair[1]["parent"] == pair[0]["id"], "{}", pair[1]);
+    }
+    let whole = |entry: &Value| entry["session"] == all[0]["session"] && entry["kind"] == "delta";
+    ensure!(new.iter().all(whole), "{new:?}");
+    let graph = ksnap.ok(&["log", "--graph"])?;
+    ensure!(graph.contains("|-."), "{graph}");
+    // Whoever watches it next goes on there as well, and it goes back in place.
+    let own = victim.pid();
+    while ksnap.store().join(format!("{own}.sock")).exists() {
+        ensure!(Instant::now() < end, "the watch does not end");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let next = ksnap.snap_in_part(own, &["--audit"])?;
+    let last = log(&ksnap)?.pop().context("no log")?;
+    ensure!(
+        last["id"] == next.as_str() && last["parent"] == new[5]["id"],
+        "{last}"
+    );
+    let then = victim.status()?.counter;
+    victim.wait_beyond(then + 500, LIMIT)?;
+    let to = new[5]["id"].as_str().context("no id")?;
+    ksnap.ok(&["rollback", &own.to_string(), to, "-y"])?;
+    ensure!(victim.status()?.counter < then + 500, "not rolled back");
+    victim.check()?;
+    ksnap.ok(&["verify"])?;
+    victim.quit()
+}
+
+#[test]
+fn a_restored_process_is_watched_and_its_snapshots_follow_the_restored_one() -> Result<()> {
+    goes_on_watched(&[])
+}
+
+#[test]
+fn so_is_one_with_a_namespace_of_its_own() -> Result<()> {
+    goes_on_watched(&["--pids", "namespace"])
+}
+
+#[test]
+fn a_session_that_another_ksnap_writes_is_not_continued_and_nothing_is_started() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    let mut victim = Victim::spawn("counter", &["--mib", "1"])?;
+    let pid = victim.pid().to_string();
+    let mut watch = ksnap.start(&["watch", &pid, "--every", "10ms", "--json"])?;
+    // The first event says that it watches, the second that there is a snapshot.
+    watch.line(LIMIT)?.context("no event")?;
+    watch.line(LIMIT)?.context("no snapshot")?;
+    let refused = ksnap.run(&["restore", "latest", "--watch", "--pids", "namespace"])?;
+    ensure!(refused.code()? == 2, "{refused:?}");
+    ensure!(refused.stderr.contains("is being watched"), "{refused:?}");
+    let refused = ksnap.run(&["restore", "latest", "--every", "1s"])?;
+    ensure!(
+        refused.code()? == 2 && refused.stderr.contains("--watch"),
+        "{refused:?}"
+    );
+    watch.signal(Signal::SIGTERM)?;
+    ensure!(watch.wait(LIMIT)?.is_some());
+    victim.check()?;
+    victim.quit()
+}
