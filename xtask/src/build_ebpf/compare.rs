@@ -1,7 +1,7 @@
 //! Is a rebuilt object the committed one?
 
 use anyhow::{Context, Result, bail};
-use object::{Object, ObjectSection, ObjectSymbol};
+use object::{Object, ObjectSection, ObjectSymbol, SectionIndex, SymbolFlags, SymbolIndex};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Sections whose content other toolchains must reproduce too: maps, license, ABI version.
@@ -73,9 +73,19 @@ struct Summary {
     programs: BTreeSet<String>,
     /// Names and sizes of what the loader sets.
     globals: BTreeMap<String, u64>,
-    /// All symbols in their order: name, section, place, size. A function that only a pointer leads to keeps its
-    /// name, and one that is exported the kernel refuses as a callback.
-    symbols: Vec<(String, Option<usize>, u64, u64)>,
+    /// All symbols in their order. A function that only a pointer leads to keeps its name, and one that is exported the
+    /// kernel refuses as a callback.
+    symbols: Vec<Symbol>,
+}
+
+#[derive(PartialEq)]
+struct Symbol {
+    name: String,
+    section: Option<usize>,
+    address: u64,
+    size: u64,
+    /// Type, binding and visibility.
+    flags: SymbolFlags<SectionIndex, SymbolIndex>,
 }
 
 /// The name of a symbol without what stands for the crate's place: cargo makes that of the flags, which have paths
@@ -104,12 +114,13 @@ impl Summary {
         let mut globals = BTreeMap::new();
         let mut symbols = Vec::new();
         for symbol in file.symbols() {
-            symbols.push((
-                without_place(symbol.name()?),
-                symbol.section_index().map(|index| index.0),
-                symbol.address(),
-                symbol.size(),
-            ));
+            symbols.push(Symbol {
+                name: without_place(symbol.name()?),
+                section: symbol.section_index().map(|index| index.0),
+                address: symbol.address(),
+                size: symbol.size(),
+                flags: symbol.flags(),
+            });
             let Some(index) = symbol.section_index() else {
                 continue;
             };
@@ -207,6 +218,29 @@ mod tests {
             without_place("_RNvNtCs1aB2_5ksnap4save4next"),
             "_RNvNtC5ksnap4save4next"
         );
+    }
+
+    #[test]
+    fn a_function_that_is_exported_in_one_of_them_is_another_object() {
+        let data = committed();
+        let file = object::File::parse(&*data).unwrap();
+        let symbol = file
+            .symbols()
+            .find(|symbol| symbol.name().is_ok_and(|name| name.starts_with("_RNv")))
+            .unwrap();
+        let (table, _) = file
+            .section_by_name(".symtab")
+            .unwrap()
+            .file_range()
+            .unwrap();
+        // `Elf64_Sym` (elf(5)) has 24 bytes, and `st_info` behind the four of its name; the binding is in its upper half.
+        let at = table as usize + symbol.index().0 * 24 + 4;
+        let mut other = data.clone();
+        other[at] ^= 0xf0;
+        report(&data, &other, true, "x").unwrap_err();
+        let mut exported = data.clone();
+        exported[at] ^= 0x10;
+        report(&data, &exported, true, "x").unwrap_err();
     }
 
     #[test]
