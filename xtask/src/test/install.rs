@@ -2,7 +2,8 @@
 
 use super::stage::Stages;
 use crate::{cargo, host};
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 /// Program and Debian package.
 const PROGRAMS: [(&str, &str); 7] = [
@@ -14,6 +15,11 @@ const PROGRAMS: [(&str, &str); 7] = [
     ("nginx", "nginx-core"),
     ("strace", "strace"),
 ];
+
+/// What makes an environment of Python's, on Debian.
+const VENV: &str = "python3-venv";
+/// The S3 server, in the version that the tests were written for.
+const MOTO: &str = "moto[server,s3]==5.*";
 
 /// Installs what is missing where that is possible. What stays missing is no failure: the tests that
 /// need it are skipped.
@@ -35,24 +41,7 @@ pub fn programs(stages: &mut Stages) {
         );
         return;
     }
-    println!("installing {list}");
-    let apt = |arguments: &[&str]| {
-        Command::new("apt-get")
-            .env("DEBIAN_FRONTEND", "noninteractive")
-            .args(arguments)
-            .stdin(std::process::Stdio::null())
-            .stdout(std::process::Stdio::null())
-            .status()
-            .is_ok_and(|status| status.success())
-    };
-    let install = [
-        &["install", "-q", "-y", "--no-install-recommends"][..],
-        &packages,
-    ]
-    .concat();
-    // Package lists may be missing or old.
-    let done = apt(&install) || (apt(&["update", "-q"]) && apt(&install));
-    if !done {
+    if !packages_installed(&packages) {
         stages.skip(
             "programs under test",
             &list,
@@ -61,26 +50,55 @@ pub fn programs(stages: &mut Stages) {
     }
 }
 
+/// Installs packages; `false` where that fails.
+fn packages_installed(packages: &[&str]) -> bool {
+    println!("installing {}", packages.join(" "));
+    let apt = |arguments: &[&str]| {
+        let mut command = Command::new("apt-get");
+        command.env("DEBIAN_FRONTEND", "noninteractive");
+        succeeds(command.args(arguments))
+    };
+    let install = [
+        &["install", "-q", "-y", "--no-install-recommends"][..],
+        packages,
+    ]
+    .concat();
+    // Package lists may be missing or old.
+    apt(&install) || (apt(&["update", "-q"]) && apt(&install))
+}
+
+fn succeeds(command: &mut Command) -> bool {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
 /// The S3 server that object storage is tested against, from Python's package index, into a folder of the build.
 pub fn s3(stages: &mut Stages) {
     let folder = cargo::target().join("moto");
-    let how = "pip install 'moto[server,s3]', and have moto_server on PATH";
+    let how = format!(
+        "apt-get install {VENV}; python3 -m venv target/moto && target/moto/bin/pip install '{MOTO}'"
+    );
     if host::find("moto_server").is_some() || folder.join("bin/moto_server").is_file() {
         return;
     }
     println!("installing moto");
-    let run = |program: &std::path::Path, arguments: &[&str]| {
-        Command::new(program)
-            .args(arguments)
-            .stdin(std::process::Stdio::null())
-            .stdout(std::process::Stdio::null())
-            .status()
-            .is_ok_and(|status| status.success())
-    };
-    let made = host::find("python3")
-        .is_some_and(|python| run(&python, &["-m", "venv", &folder.to_string_lossy()]));
-    let pip = folder.join("bin/pip");
-    if !made || !run(&pip, &["install", "--quiet", "moto[server,s3]"]) {
-        stages.skip("an S3 server", "moto_server", how);
+    // On Debian that takes a package of its own, without which there is no pip in it.
+    let lacks_venv = || !folder.join("bin/pip").is_file() && host::can_install();
+    let done =
+        has_moto(&folder) || (lacks_venv() && packages_installed(&[VENV]) && has_moto(&folder));
+    if !done {
+        stages.skip("an S3 server", "moto_server", &how);
     }
+}
+
+/// Makes an environment of Python's with moto in it; `false` where that fails.
+fn has_moto(folder: &Path) -> bool {
+    let Some(python) = host::find("python3") else {
+        return false;
+    };
+    succeeds(Command::new(python).args(["-m", "venv"]).arg(folder))
+        && succeeds(Command::new(folder.join("bin/pip")).args(["install", "--quiet", MOTO]))
 }
