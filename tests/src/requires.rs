@@ -15,6 +15,8 @@ pub enum Need {
     Program(&'static str),
     /// A kernel facility that finds dirty pages: `wp`, `soft-dirty` or `hash`.
     Tracker(&'static str),
+    /// A kernel that lacks one of these facilities.
+    NoTracker(&'static [&'static str]),
     /// An x86 feature such as `avx2`, or `avx512f`.
     Cpu(&'static str),
     /// A kernel of at least this version.
@@ -70,6 +72,11 @@ impl Need {
                 format!("the {kind} tracker"),
                 tracker::how(kind).to_owned(),
             ),
+            Self::NoTracker(kinds) => (
+                !kinds.iter().all(|kind| tracker::works(kind)),
+                format!("a kernel without one of the trackers {}", kinds.join(" and ")),
+                "cargo xtask test --vm has one".to_owned(),
+            ),
             Self::Cpu(feature) => (
                 has_feature(feature),
                 format!("the CPU feature {feature}"),
@@ -104,7 +111,7 @@ impl Need {
             Self::S3 => (
                 crate::Moto::program().is_some(),
                 "the program moto_server".to_owned(),
-                "pip install 'moto[server,s3]', and have it on PATH".to_owned(),
+                "apt-get install python3-venv; python3 -m venv target/moto && target/moto/bin/pip install 'moto[server,s3]==5.*'".to_owned(),
             ),
             Self::BuildForAll => (
                 build_is_open(),

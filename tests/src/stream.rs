@@ -59,12 +59,14 @@ fn block(seed: u64, number: u64) -> Vec<u8> {
 pub struct Stream {
     /// The script.
     pub program: Background,
-    pid: i32,
     connection: TcpStream,
     received: Arc<AtomicU64>,
     holds: Arc<AtomicBool>,
     writer: JoinHandle<Result<()>>,
-    reader: JoinHandle<Result<String>>,
+    /// Until it is known how it ended.
+    reader: Option<JoinHandle<Result<String>>>,
+    /// What the script says at the end.
+    verdict: Option<String>,
     _folder: TempDir,
 }
 
@@ -121,20 +123,20 @@ impl Stream {
             Ok(String::from_utf8_lossy(&verdict).trim().to_owned())
         });
         Ok(Self {
-            pid: program.pid(),
             program,
             connection,
             received,
             holds,
             writer,
-            reader,
+            reader: Some(reader),
+            verdict: None,
             _folder: folder,
         })
     }
 
     /// The script's process id.
     pub fn pid(&self) -> i32 {
-        self.pid
+        self.program.pid()
     }
 
     /// Blocks that this side has received.
@@ -147,11 +149,17 @@ impl Stream {
         self.holds.store(on, Ordering::Relaxed);
     }
 
-    /// Waits until this side has received so many blocks more.
-    pub fn goes_on(&self, blocks: u64) -> Result<()> {
+    /// Waits until this side has received so many blocks more, or all; the error of its reader where that has failed.
+    pub fn goes_on(&mut self, blocks: u64) -> Result<()> {
         let wanted = self.received() + blocks;
         for _ in 0..6000 {
-            if self.received() >= wanted || self.reader.is_finished() {
+            if self.received() >= wanted {
+                return Ok(());
+            }
+            if let Some(reader) = self.reader.take_if(|reader| reader.is_finished()) {
+                self.verdict = Some(joined(reader)?);
+            }
+            if self.verdict.is_some() {
                 return Ok(());
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -164,12 +172,22 @@ impl Stream {
 
     /// Waits for the end of both streams, and compares what both sides think of them.
     pub fn finish(self) -> Result<()> {
-        let joined = |e| anyhow!("a thread of the stream panicked: {e:?}");
-        let verdict = self.reader.join().map_err(joined)?;
+        let verdict = match (self.verdict, self.reader) {
+            (Some(verdict), _) => Ok(verdict),
+            (None, Some(reader)) => joined(reader),
+            (None, None) => Err(anyhow!("the reader of the stream failed before")),
+        };
         drop(self.connection);
         let verdict = verdict?;
-        self.writer.join().map_err(joined)??;
+        joined(self.writer)?;
         ensure!(verdict == "right", "the script says: {verdict}");
         Ok(())
     }
+}
+
+/// What a thread of the stream came to.
+fn joined<T>(thread: JoinHandle<Result<T>>) -> Result<T> {
+    thread
+        .join()
+        .map_err(|e| anyhow!("a thread of the stream panicked: {e:?}"))?
 }

@@ -31,6 +31,18 @@ pub struct Status {
     pub reply: Value,
 }
 
+/// The error of a victim that says nothing in time, which may be stopped: one that is broken or gone is another error.
+#[derive(Debug)]
+pub struct Unanswered(String);
+
+impl std::fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unanswered {}
+
 /// Asks the victim whose standard streams this process has, and gives its reply, whatever that is.
 pub fn request(process: &mut Background, verb: &str, id: usize, limit: Duration) -> Result<Value> {
     let line = format!("{verb} {id}\n");
@@ -254,7 +266,7 @@ impl Victim {
     }
 
     /// Sends one request and waits for its reply, repeating it if a rollback may have swallowed it. A reply
-    /// that is not ok is an error with the victim's reason.
+    /// that is not ok is an error with the victim's reason, no reply one of [`Unanswered`].
     pub fn ask(&mut self, verb: &str, limit: Duration) -> Result<Status> {
         let end = Instant::now() + effort::patience(limit);
         let first = self.next + 1;
@@ -294,12 +306,13 @@ impl Victim {
                 return Ok(Status { counter, reply });
             }
         }
-        bail!(
+        let said = format!(
             "the victim {} did not answer {verb:?} within {limit:?} (state {}); stderr: {}",
             self.pid,
             crate::footprint::state_of(self.pid),
             self.process.stderr()
-        )
+        );
+        Err(Unanswered(said).into())
     }
 
     /// Whether the victim process exists and is not a zombie.

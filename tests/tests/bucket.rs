@@ -1,12 +1,16 @@
 //! `ksnap push` and `ksnap pull`: processes that come back from object storage, on a machine that has nothing else.
 
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use tests::background::Ended;
 use tests::footprint::await_gone;
-use tests::{Ksnap, Moto, Redis, Resp, Victim, effort, require};
+use tests::ksnap::number;
+use tests::{Ksnap, Moto, Python, Redis, Resp, Victim, effort, python, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -43,17 +47,6 @@ impl Place {
 fn one(mut values: Vec<Value>) -> Result<Value> {
     ensure!(values.len() == 1, "{values:?}");
     Ok(values.remove(0))
-}
-
-fn number(value: &Value) -> Result<u64> {
-    value
-        .as_u64()
-        .with_context(|| format!("{value} is no number"))
-}
-
-fn snap(ksnap: &Ksnap, pid: i32) -> Result<String> {
-    let taken = one(ksnap.json(&["snap", &pid.to_string()])?)?;
-    Ok(taken["id"].as_str().context("no id")?.to_owned())
 }
 
 /// Pushes redis-server's last snapshot, forgets the store, and has it come back from the URL alone.
@@ -93,26 +86,13 @@ fn redis_comes_back_from(url: &str, equip: impl Fn(Ksnap) -> Ksnap) -> Result<()
     let restored = there.run(&["restore", "latest", "--json"])?;
     ensure!(matches!(restored.code()?, 0 | 3), "{restored:?}");
     let back: Value = serde_json::from_str(restored.stdout.trim())?;
-    let _ended = EndedRedis(i32::try_from(number(&back["pid"])?)?);
+    let _ended = Ended(i32::try_from(number(&back["pid"])?)?, "redis");
     let mut client = Resp::connect(port)?;
     ensure!(client.digest()? == digest, "other data");
     ensure!(client.get("answer")?.as_deref() == Some("42"));
     client.set("answer", "43")?;
     ensure!(client.get("answer")?.as_deref() == Some("43"));
     Ok(())
-}
-
-/// A server that was brought back: nobody's child, and ended with the test.
-struct EndedRedis(i32);
-
-impl Drop for EndedRedis {
-    fn drop(&mut self) {
-        let comm = std::fs::read_to_string(format!("/proc/{}/comm", self.0)).unwrap_or_default();
-        if comm.starts_with("redis") {
-            let pid = nix::unistd::Pid::from_raw(self.0);
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-        }
-    }
 }
 
 #[test]
@@ -128,17 +108,36 @@ fn redis_comes_back_from_s3() -> Result<()> {
     redis_comes_back_from("s3://snapshots/some/fleet", |ksnap| moto.equip(ksnap))
 }
 
+/// Memory that is all other whenever it is asked to be.
+const CHANGING: &str = r#"
+import os
+kept = os.urandom(16 << 20)
+print("ready")
+while os.read(0, 100):
+    kept = os.urandom(16 << 20)
+    print("changed")
+"#;
+
 #[test]
 fn a_prune_of_s3_leaves_what_is_needed() -> Result<()> {
-    require!(Root, Ksnap, S3);
+    require!(Root, Ksnap, S3, Program("python3"));
     let moto = Moto::start("snapshots")?;
     let ksnap = moto.equip(Ksnap::new()?);
     let url = "s3://snapshots/fleet";
+    // Its first snapshot has chunks that nothing else refers to.
+    let mut script = Python::script(CHANGING)?;
+    ensure!(script.line(LIMIT)? == "ready");
+    ksnap.snap(script.pid(), &[])?;
+    ksnap.ok(&["push", "latest", url])?;
+    ensure!(python::ask(script.process(), "change")? == "changed");
+    ksnap.snap(script.pid(), &[])?;
+    ksnap.ok(&["push", "latest", url])?;
+    drop(script);
     let mut victim = Victim::spawn("counter", &["--mib", "16"])?;
     for _ in 0..3 {
         let beyond = victim.status()?.counter + 100;
         victim.wait_beyond(beyond, LIMIT)?;
-        snap(&ksnap, victim.pid())?;
+        ksnap.snap(victim.pid(), &[])?;
         ksnap.ok(&["push", "latest", url])?;
     }
     let prune = ["prune", "--bucket", url, "--keep-last", "1", "--grace", "0"];
@@ -146,12 +145,15 @@ fn a_prune_of_s3_leaves_what_is_needed() -> Result<()> {
     ensure!(refused.code()? == 2, "{refused:?}");
     let pruned = one(ksnap.json(&[&prune[..], &["-y"]].concat())?)?;
     ensure!(
-        pruned["removed"].as_array().map(Vec::len) == Some(2),
+        pruned["removed"].as_array().map(Vec::len) == Some(3),
         "{pruned}"
     );
-    ensure!(pruned["kept"] == 1, "{pruned}");
+    ensure!(pruned["kept"] == 2, "{pruned}");
+    ensure!(number(&pruned["deleted_chunks"])? > 0, "{pruned}");
     let other = moto.equip(Ksnap::new()?);
-    other.ok(&["pull", url])?;
+    for left in other.json(&["pull", url, "--list"])? {
+        other.ok(&["pull", url, left["id"].as_str().context("no id")?])?;
+    }
     other.ok(&["verify"])?;
     victim.check()?;
     victim.quit()
@@ -194,21 +196,27 @@ fn a_wrong_key_is_told_and_never_shown() -> Result<()> {
     Ok(())
 }
 
+/// Runs what is to be killed at a point, and demands that it was.
+fn was_killed(mut command: Command) -> Result<()> {
+    let output = command.output()?;
+    ensure!(
+        output.status.signal() == Some(libc::SIGKILL),
+        "it was not killed (not a debug build?): {output:?}"
+    );
+    Ok(())
+}
+
 #[test]
 fn a_push_that_was_killed_is_nowhere_and_goes_on() -> Result<()> {
     require!(Root, Ksnap);
     let place = Place::new()?;
     let ksnap = Ksnap::new()?;
     let mut victim = Victim::spawn("counter", &["--mib", "32"])?;
-    snap(&ksnap, victim.pid())?;
+    ksnap.snap(victim.pid(), &[])?;
     let mut command = ksnap.command();
     command.args(["push", "latest", &place.url()]);
     command.env("KSNAP_KILL_AT", "push-publishing");
-    let killed = command.status()?;
-    if killed.success() {
-        // A release build has no points to die at.
-        return victim.quit();
-    }
+    was_killed(command)?;
     ensure!(!place.objects("chunks").is_empty());
     ensure!(place.objects("snapshots").is_empty());
     let nothing = ksnap.run(&["pull", &place.url()])?;
@@ -223,7 +231,7 @@ fn a_push_that_was_killed_is_nowhere_and_goes_on() -> Result<()> {
     let mut command = other.command();
     command.args(["pull", &place.url()]);
     command.env("KSNAP_KILL_AT", "pull-publishing");
-    ensure!(!command.status()?.success(), "it was not killed");
+    was_killed(command)?;
     ensure!(other.ok(&["log", "--json"])?.is_empty());
     let pulled = one(other.json(&["pull", &place.url()])?)?;
     // What was still in a buffer when it was killed comes again.
@@ -237,7 +245,7 @@ fn a_push_that_was_killed_is_nowhere_and_goes_on() -> Result<()> {
 }
 
 #[test]
-fn a_victim_goes_on_from_what_two_machines_pushed_at_once() -> Result<()> {
+fn all_that_two_machines_pushed_at_once_is_pulled_whole() -> Result<()> {
     require!(Root, Ksnap);
     let place = Place::new()?;
     let mut machines = Vec::new();
@@ -250,7 +258,7 @@ fn a_victim_goes_on_from_what_two_machines_pushed_at_once() -> Result<()> {
         for (ksnap, victim) in &mut machines {
             let beyond = victim.status()?.counter + 100;
             victim.wait_beyond(beyond, LIMIT)?;
-            ids.push(snap(ksnap, victim.pid())?);
+            ids.push(ksnap.snap(victim.pid(), &[])?);
         }
         let mut pushes = machines
             .iter()
@@ -278,17 +286,20 @@ fn a_victim_goes_on_from_what_two_machines_pushed_at_once() -> Result<()> {
 fn a_prune_beside_pushes_takes_nothing_from_them() -> Result<()> {
     require!(Root, Ksnap);
     // Longer than a push of this size takes on any machine.
-    const GRACE: Duration = Duration::from_secs(8);
+    let grace = effort::patience(Duration::from_secs(8));
     let place = Place::new()?;
-    let (url, grace) = (place.url(), format!("{}s", GRACE.as_secs()));
+    let (url, words) = (place.url(), format!("{}s", grace.as_secs()));
     let ksnap = Ksnap::new()?;
     let pruner = Ksnap::new()?;
     let mut victim = Victim::spawn("counter", &["--mib", "8"])?;
-    let end = Instant::now() + effort::patience(GRACE * 5);
+    // A chunk that nothing refers to is deleted when it has been doomed for the grace time, which begins when it is as
+    // old as that.
+    let end = Instant::now() + grace * 10;
     let mut deleted = 0;
     let mut pushes = 0;
-    while Instant::now() < end {
-        snap(&ksnap, victim.pid())?;
+    while deleted == 0 || pushes <= 3 {
+        ensure!(Instant::now() < end, "{pushes} pushes, nothing is deleted");
+        ksnap.snap(victim.pid(), &[])?;
         let mut prune = pruner.start(&[
             "prune",
             "--bucket",
@@ -296,28 +307,21 @@ fn a_prune_beside_pushes_takes_nothing_from_them() -> Result<()> {
             "--keep-last",
             "2",
             "--grace",
-            &grace,
+            &words,
             "-y",
             "--json",
         ])?;
         let start = Instant::now();
         ksnap.ok(&["push", "latest", &url])?;
-        ensure!(start.elapsed() < GRACE, "a push took {:?}", start.elapsed());
+        ensure!(start.elapsed() < grace, "a push took {:?}", start.elapsed());
         pushes += 1;
-        prune.wait(LIMIT)?.context("prune does not end")?;
-        // The first one may find nothing there yet.
-        if let Ok(Some(line)) = prune.line(Duration::ZERO) {
-            let pruned: Value = serde_json::from_str(&line)?;
-            deleted += number(&pruned["deleted_chunks"])?;
-        }
+        let pruned = prune.finish(LIMIT)?.success()?;
+        let pruned: Value = serde_json::from_str(&pruned).context(pruned)?;
+        deleted += number(&pruned["deleted_chunks"])?;
         let other = Ksnap::new()?;
         other.ok(&["pull", &url])?;
         other.ok(&["verify"])?;
     }
-    ensure!(
-        pushes > 3 && deleted > 0,
-        "{pushes} pushes, {deleted} deleted"
-    );
     victim.check()?;
     victim.quit()
 }
@@ -330,7 +334,7 @@ fn a_victim_goes_on_from_a_folder_and_passes_its_own_check() -> Result<()> {
     let mut victim = Victim::spawn("threads", &[])?;
     let pid = victim.pid();
     // The second one is a delta, and is pushed as a whole.
-    snap(&here, pid)?;
+    here.snap(pid, &[])?;
     let beyond = victim.status()?.counter + 100;
     victim.wait_beyond(beyond, LIMIT)?;
     let ended = here.run(&["snap", &pid.to_string(), "--kill"])?;

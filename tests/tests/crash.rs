@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
-use tests::footprint::state_of;
+use tests::footprint::{state_of, tracer_of};
+use tests::subject::Unanswered;
 use tests::victim::rng::Rng;
 use tests::watch::{programs_are_gone, programs_of};
 use tests::{Background, Footprint, Ksnap, Victim, Watch, require};
@@ -147,7 +148,7 @@ impl Trial {
 
     /// Waits until the watcher has the connection of whoever asks it; `false` where that one ended unseen.
     fn asked(&self, asker: &mut Background) -> Result<bool> {
-        let name = format!("{}.sock", self.pid);
+        let name = format!("/{}.sock", self.pid);
         // Sockets of accepted connections have the name of the one that listens.
         self.await_sight(asker, || {
             let sockets = std::fs::read_to_string("/proc/net/unix")?;
@@ -197,7 +198,7 @@ impl Trial {
     }
 
     /// Whether the victim is in a job-control stop. A tracer that was just killed lets go a moment later, and a stop
-    /// that is under way then comes later still: the victim runs when it answers.
+    /// that is under way then comes later still: the victim runs when it answers. One that is broken says so at once.
     fn is_stopped(&mut self) -> Result<bool> {
         let pid = self.victim.pid();
         let end = Instant::now() + LIMIT;
@@ -213,8 +214,9 @@ impl Trial {
                 }
                 _ => match self.victim.ask("status", Duration::from_secs(1)) {
                     Ok(_) => return Ok(false),
-                    Err(e) if Instant::now() > end => return Err(e),
-                    Err(_) => {}
+                    Err(e) if !e.is::<Unanswered>() || Instant::now() > end => return Err(e),
+                    // Stopped meanwhile, so that it does not answer.
+                    Err(_) => std::thread::sleep(Duration::from_millis(1)),
                 },
             }
         }
@@ -267,13 +269,6 @@ fn has_probes(ksnap: &Ksnap) -> Result<bool> {
     Ok(checks
         .iter()
         .any(|check| check["name"] == "probes" && check["outcome"] == "supported"))
-}
-
-/// The thread that traces a process, 0 if there is none.
-fn tracer_of(pid: i32) -> Result<i32> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|l| l.strip_prefix("TracerPid:"));
-    Ok(line.context("no TracerPid")?.trim().parse()?)
 }
 
 /// A killed ksnap may leave what it had not published; the next one clears that away.

@@ -40,12 +40,6 @@ fn redis_is_consistent(redis: &Redis) -> Result<()> {
     Ok(())
 }
 
-fn roll_back(ksnap: &Ksnap, pid: i32, id: &str) -> Result<()> {
-    ksnap
-        .ok(&["rollback", &pid.to_string(), id, "-y"])
-        .map(drop)
-}
-
 #[test]
 fn redis_under_load_lives_through_hundreds_of_audited_snapshots() -> Result<()> {
     require!(
@@ -90,19 +84,18 @@ fn redis_under_load_goes_back_to_random_snapshots() -> Result<()> {
         // A quiet moment whose contents are known exactly.
         client.set("marker", &round.to_string())?;
         let digest = client.digest()?;
-        let taken = ksnap.json(&["snap", &pid.to_string()])?.remove(0);
-        let quiet = taken["id"].as_str().context("no id")?.to_owned();
+        let quiet = ksnap.snap(pid, &[])?;
         let work = load(&redis)?;
         std::thread::sleep(Duration::from_millis(60));
         // From here on all connections of the load are open; those that are not could not come back.
         let so_far = watch.ids()?.len();
         watch.wait_taken(so_far + 2 + rng.below(4), LIMIT)?;
         let ids = watch.ids()?.split_off(so_far);
-        roll_back(&ksnap, pid, &ids[rng.below(ids.len())])?;
+        ksnap.roll_back(pid, &ids[rng.below(ids.len())])?;
         std::thread::sleep(Duration::from_millis(50));
         // The load's connections are of the future as redis sees it, and it has forgotten some.
         drop(work);
-        roll_back(&ksnap, pid, &quiet)?;
+        ksnap.roll_back(pid, &quiet)?;
         ensure!(client.get("marker")? == Some(round.to_string()));
         ensure!(client.digest()? == digest, "round {round}: other contents");
     }
@@ -141,6 +134,7 @@ threads = [threading.Thread(target=work, args=(n,)) for n in range(THREADS)]
 print("started")
 # Until somebody watches.
 sys.stdin.readline()
+print("working")
 for thread in threads: thread.start()
 if not ROUNDS:
     sys.stdin.readline()
@@ -158,9 +152,16 @@ fn computation(rounds: &str) -> Result<Python> {
     Ok(python)
 }
 
-/// Starts it, and ends one that works until told.
+/// Starts it, and waits until it has begun.
 fn go(python: &mut Python) -> Result<()> {
-    Ok(writeln!(python.process().stdin()?, "go")?)
+    writeln!(python.process().stdin()?, "go")?;
+    ensure!(python.line(LIMIT)? == "working");
+    Ok(())
+}
+
+/// Ends one that works until told.
+fn stop(python: &mut Python) -> Result<()> {
+    Ok(writeln!(python.process().stdin()?, "stop")?)
 }
 
 /// What the computation gives without ksnap.
@@ -180,7 +181,7 @@ fn a_computation_with_threads_in_python_comes_to_its_result_under_hundreds_of_sn
     let mut watched = Watch::start(&ksnap, python.pid(), &["--every", "15ms", "--audit"])?;
     go(&mut python)?;
     watched.wait_taken(200, LIMIT)?;
-    go(&mut python)?;
+    stop(&mut python)?;
     let rounds = python.line(LIMIT)?;
     let result = python.line(LIMIT)?;
     ensure!(result == expected(&rounds)?, "{rounds} rounds");
@@ -206,13 +207,24 @@ fn a_computation_in_python_that_goes_back_and_forth_comes_to_its_result() -> Res
     let mut watch = Watch::start(&ksnap, python.pid(), &["--every", "30ms", "--audit"])?;
     go(&mut python)?;
     // From one taken before that it would wait again, and some of those are yet to be told of.
-    let waiting = watch.ids()?.len() + 3;
-    watch.wait_taken(waiting + 2, LIMIT)?;
+    let first = ksnap.snap(python.pid(), &[])?;
+    let working = |watch: &mut Watch| -> Result<Vec<String>> {
+        let mut ids = watch.ids()?;
+        match ids.iter().position(|id| *id == first) {
+            Some(from) => Ok(ids.split_off(from)),
+            None => Ok(Vec::new()),
+        }
+    };
+    let end = Instant::now() + LIMIT;
+    while working(&mut watch)?.len() < 3 {
+        ensure!(Instant::now() < end, "no snapshots since it works");
+        std::thread::sleep(Duration::from_millis(5));
+    }
     let mut rng = Rng::new(8);
     for _ in 0..15 {
         std::thread::sleep(Duration::from_millis(10 + rng.word() % 60));
-        let ids = watch.ids()?.split_off(waiting);
-        roll_back(&ksnap, python.pid(), &ids[rng.below(ids.len())])?;
+        let ids = working(&mut watch)?;
+        ksnap.roll_back(python.pid(), &ids[rng.below(ids.len())])?;
     }
     ensure!(python.line(LIMIT)? == expected);
     ensure!(python.finish(LIMIT)?.code()? == 0);
@@ -320,15 +332,14 @@ fn sqlite_in_memory_goes_back_to_random_snapshots() -> Result<()> {
     let mut rng = Rng::new(9);
     for _ in 0..8 {
         let low = database.check("check")?;
-        let taken = ksnap.json(&["snap", &pid.to_string()])?.remove(0);
-        let known = taken["id"].as_str().context("no id")?;
+        let known = &ksnap.snap(pid, &[])?;
         let high = database.check("check")?;
         std::thread::sleep(Duration::from_millis(50 + rng.word() % 200));
         let ids = watch.ids()?;
-        roll_back(&ksnap, pid, &ids[rng.below(ids.len())])?;
+        ksnap.roll_back(pid, &ids[rng.below(ids.len())])?;
         database.check("check")?;
         let start = Instant::now();
-        roll_back(&ksnap, pid, known)?;
+        ksnap.roll_back(pid, known)?;
         let now = database.check("check")?;
         // Each transaction takes more than a millisecond.
         let most = high + start.elapsed().as_millis() as u64 + 1;

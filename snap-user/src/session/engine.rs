@@ -11,6 +11,7 @@ use super::{KeptConnections, Options, Result, SessionError, Taken, Then};
 use crate::capture::{CaptureError, Contents, Live, Target, compared, preflight};
 use crate::image::SessionId;
 use crate::model::{PageSet, SnapshotId, SnapshotKind, Vma};
+use crate::restore::fault;
 use crate::store::Store;
 use crate::sys::{self, Custodian, Freeze, Frozen, SysError, monotonic_ns, proc};
 use crate::track::{self, Epoch, TrackerKind};
@@ -367,12 +368,15 @@ impl Engine {
                 (Some(held), Then::Stop) if wrong.is_empty() => held.end_with(libc::SIGSTOP)?,
                 (Some(held), Then::Kill) if wrong.is_empty() => held.end_with(libc::SIGKILL)?,
                 (Some(held), Then::KillKeeping) if wrong.is_empty() => {
+                    fault::point("tcp-taken");
                     if let Some(custodian) = &mut connections {
                         custodian
                             .intend()
                             .map_err(|e| CaptureError::from_sys(self.target.pid, e))?;
                     }
+                    fault::point("tcp-intended");
                     held.end_with(libc::SIGKILL)?;
+                    fault::point("tcp-killed");
                     keep_connections(connections, &mut taken);
                 }
                 (held, Then::GoOn) if wrong.is_empty() => self.held = held.map(|held| (held, stop)),
