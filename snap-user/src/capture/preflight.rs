@@ -58,21 +58,19 @@ pub fn preflight(pid: i32) -> Result<Target> {
             "its main thread has ended while others go on, and with that thread the kernel's view on the memory of the process",
         );
     }
-    await_turn(pid);
+    let tracer = await_turn(pid);
     let status = proc::status(pid).map_err(sys)?;
     if status.tgid != pid {
         return refused(
             "it is a thread, not a process; name its process (Tgid in /proc/PID/status)",
         );
     }
-    let own = rustix::thread::gettid().as_raw_nonzero().get();
-    // Stopped by this thread already, with others of its tree.
-    if status.tracer != 0 && status.tracer != own {
+    // Not by this thread, which may have stopped it already, with others of its tree.
+    if let Some(tracer) = tracer {
         return Err(CaptureError::Refused {
             pid,
             why: format!(
-                "process {} traces it already (a debugger, strace, or another ksnap); only one can",
-                status.tracer
+                "process {tracer} traces it already (a debugger, strace, or another ksnap); only one can"
             ),
         });
     }

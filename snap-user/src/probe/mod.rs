@@ -30,6 +30,5 @@ pub use mapping::{MappingChange, MappingKind};
 pub use marks::Marks;
 pub use probes::{Drained, Probes, ProgramStats};
 pub use programs::FaultSource;
-pub use saver::{Saved, Window};
+pub use saver::{Losses, Saved, Window};
 pub use shared::{SharedProbes, TrackedProcess};
-pub use snap_common::Loss;

@@ -5,7 +5,7 @@ use super::event::{self, Event};
 use super::load::{self, Loaded, ProbeOptions};
 use super::marks::Marks;
 use super::programs::{self, FaultSource, Link, chain};
-use super::saver::{Saved, Saver, Window};
+use super::saver::{Losses, Saved, Saver, Window};
 use super::state::StateReader;
 use crate::model::Observed;
 use aya::Ebpf;
@@ -13,7 +13,7 @@ use aya::maps::{HashMap, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::ProgramError;
 use aya::sys::{Stats, enable_stats};
 use aya_log::EbpfLogger;
-use snap_common::{Loss, Tracked};
+use snap_common::Tracked;
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -200,11 +200,11 @@ impl Probes {
         self.saver.lost()
     }
 
-    /// Why pages were lost since the last call.
+    /// The same by reason.
     ///
     /// # Errors
     /// [`ProbeError::Kernel`] when the kernel does not tell.
-    pub fn losses(&mut self) -> Result<Vec<Loss>, ProbeError> {
+    pub fn losses(&self) -> Result<Losses, ProbeError> {
         self.saver.losses()
     }
 

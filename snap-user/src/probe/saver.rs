@@ -49,8 +49,25 @@ pub struct Saver {
     open: BTreeMap<u32, Vec<u64>>,
     last: u64,
     received: u64,
-    /// By [`Loss`], as they were when they were told of last.
-    told: [u64; Loss::ALL.len()],
+}
+
+/// How often pages were lost, by [`Loss`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Losses([u64; Loss::ALL.len()]);
+
+impl Losses {
+    /// The reasons for which there are more than there were.
+    pub fn since(&self, earlier: &Self) -> Vec<Loss> {
+        let grown = |why: &Loss| self.0[*why as usize] > earlier.0[*why as usize];
+        Loss::ALL.into_iter().filter(grown).collect()
+    }
+}
+
+/// Every page that was begun to be saved has been received or is lost. Other losses are of pages that nobody began to
+/// save, and make up for none.
+fn is_drained(received: u64, losses: &Losses, begun: u64) -> bool {
+    let lost = losses.0[Loss::Full as usize] + losses.0[Loss::Unreadable as usize];
+    received + lost >= begun
 }
 
 impl Saver {
@@ -62,7 +79,6 @@ impl Saver {
             open: BTreeMap::new(),
             last: 0,
             received: 0,
-            told: [0; Loss::ALL.len()],
         })
     }
 
@@ -133,8 +149,8 @@ impl Saver {
     /// Every page that was to be saved has been handed over or is lost.
     pub(super) fn is_drained(&self) -> Result<bool, ProbeError> {
         // In this order: what begins in between is counted as not there yet.
-        let lost = self.lost()?;
-        Ok(self.received + lost >= self.count(BEGUN)?)
+        let losses = self.losses()?;
+        Ok(is_drained(self.received, &losses, self.count(BEGUN)?))
     }
 
     /// Pages that could not be saved, since the probes were loaded.
@@ -142,16 +158,13 @@ impl Saver {
         self.count(LOST)
     }
 
-    /// Why, as far as it was not told before.
-    pub(super) fn losses(&mut self) -> Result<Vec<Loss>, ProbeError> {
-        let mut new = Vec::new();
-        for (index, why) in (LOSSES..).zip(Loss::ALL) {
-            let count = self.count(index)?;
-            if std::mem::replace(&mut self.told[why as usize], count) != count {
-                new.push(why);
-            }
+    /// The same, each time for one reason.
+    pub(super) fn losses(&self) -> Result<Losses, ProbeError> {
+        let mut losses = Losses::default();
+        for (count, index) in losses.0.iter_mut().zip(LOSSES..) {
+            *count = self.count(index)?;
         }
-        Ok(new)
+        Ok(losses)
     }
 
     fn count(&self, index: u32) -> Result<u64, ProbeError> {
@@ -192,6 +205,22 @@ fn decode(record: &[u8]) -> Option<Saved<'_>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_nobody_began_to_save_makes_up_for_no_record_that_is_missing() {
+        let losses = |why: Loss| {
+            let mut losses = Losses::default();
+            losses.0[why as usize] = 1;
+            losses
+        };
+        assert!(is_drained(3, &Losses::default(), 3));
+        for why in Loss::ALL {
+            let is_of_a_page = matches!(why, Loss::Full | Loss::Unreadable);
+            assert_eq!(is_drained(2, &losses(why), 3), is_of_a_page, "{why:?}");
+            assert_eq!(losses(why).since(&Losses::default()), [why]);
+        }
+    }
+
     #[test]
     fn a_record_is_decoded_whole_or_not_at_all() {
         let mut record = Vec::new();

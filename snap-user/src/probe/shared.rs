@@ -8,10 +8,9 @@ use super::error::ProbeError;
 use super::event::Event;
 use super::marks::Marks;
 use super::probes::{Drained, Probes, ProgramStats};
-use super::saver::{Saved, Window};
+use super::saver::{Losses, Saved, Window};
 use super::{FaultSource, ProbeOptions};
 use crate::model::{Observed, Page};
-use snap_common::Loss;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -151,11 +150,11 @@ impl TrackedProcess {
         Ok(hub.probes.saved_lost()? + hub.queues.lost_saved)
     }
 
-    /// Why, since somebody asked last.
+    /// Those by reason that the probes have lost themselves.
     ///
     /// # Errors
     /// Those of [`Probes::losses`].
-    pub fn losses(&self) -> Result<Vec<Loss>, ProbeError> {
+    pub fn losses(&self) -> Result<Losses, ProbeError> {
         lock(&self.hub).probes.losses()
     }
 

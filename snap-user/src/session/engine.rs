@@ -11,6 +11,7 @@ use super::{KeptConnections, Options, Result, SessionError, Taken, Then};
 use crate::capture::{CaptureError, Contents, Live, Target, compared, preflight};
 use crate::image::SessionId;
 use crate::model::{PageSet, SnapshotId, SnapshotKind, Vma};
+use crate::probe::Losses;
 use crate::restore::fault;
 use crate::store::Store;
 use crate::sys::{self, Custodian, Freeze, Frozen, SysError, monotonic_ns, proc};
@@ -78,6 +79,8 @@ pub struct Engine {
     held: Option<(Frozen, u64)>,
     /// A rollback failed in the middle: the process is as no moment had it, until another one succeeds.
     pub(super) mixed: bool,
+    /// What the probes had lost before the last stop that is copied behind.
+    pub(super) losses: Losses,
 }
 
 impl Engine {
@@ -135,6 +138,7 @@ impl Engine {
             hold: false,
             held: None,
             mixed: false,
+            losses: Losses::default(),
             layout: layout(pid)?,
             epoch: Epoch::new(attached.tracker, events.is_on()),
             cpu_ns: proc::cpu_time_ns(pid).unwrap_or(0),
@@ -214,6 +218,8 @@ impl Engine {
         self.epoch.let_go();
         let attached = track::attach(pid, self.options.tracker).map_err(|e| named(pid, e))?;
         self.instead = attached.instead;
+        // Of what was mixed nothing is left.
+        self.mixed = false;
         self.events.brk = attached.brk;
         self.layout = layout(pid)?;
         self.synced = false;
@@ -230,7 +236,7 @@ impl Engine {
         debug_assert!(self.flight.is_none(), "one snapshot at a time");
         for attempt in 0..MOST_EXECS {
             let ready = match attempt {
-                0 => self.tick(),
+                0 => self.tick().and_then(|()| self.refuse_mixed()),
                 // The program was replaced in the middle of it: once more, with the new one.
                 _ if self.events.exec => {
                     self.events.exec = false;
@@ -255,6 +261,19 @@ impl Engine {
             why: "it replaces its program (exec) faster than a snapshot can be taken".into(),
         }
         .into())
+    }
+
+    fn refuse_mixed(&self) -> Result<()> {
+        match self.mixed {
+            false => Ok(()),
+            true => Err(CaptureError::Refused {
+                pid: self.target.pid,
+                why: "a rollback of it has failed in the middle, and left it stopped on a mixed state, of which no \
+                      snapshot is taken: roll it back again, to this snapshot or another one"
+                    .into(),
+            }
+            .into()),
+        }
     }
 
     /// The same, and what becomes of the process then. Unless it goes on, the snapshot is stored when this

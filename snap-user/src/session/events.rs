@@ -3,7 +3,7 @@
 use crate::capture::Told;
 use crate::model::{PageRange, PageSet};
 use crate::probe::{
-    Event, FaultSource, HazardKind, Loss, MappingKind, Marks, ProbeError, ProbeOptions,
+    Event, FaultSource, HazardKind, Losses, MappingKind, Marks, ProbeError, ProbeOptions,
     ProgramStats, Saved, SharedProbes, TrackedProcess, Window,
 };
 use crate::profile::Fault;
@@ -168,8 +168,8 @@ impl Events {
         self.on().saved_lost()
     }
 
-    /// Why, since somebody asked last.
-    pub fn losses(&self) -> Result<Vec<Loss>, ProbeError> {
+    /// The same by reason.
+    pub fn losses(&self) -> Result<Losses, ProbeError> {
         self.on().losses()
     }
 

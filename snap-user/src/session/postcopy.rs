@@ -106,6 +106,8 @@ impl Engine {
         if !self.epoch.can_protect() {
             return Ok(None);
         }
+        // Before the stop, for whoever wants to know what spoilt it.
+        self.losses = self.events.losses()?;
         let mut marks = Marks::default();
         marks.add(self.epoch.found());
         Ok(Some(marks))
@@ -205,7 +207,8 @@ impl Engine {
     fn is_lost(&self, awaited: &Awaited<'_>) -> Result<bool> {
         let lost = self.events.saved_lost()? - awaited.lost;
         if lost > 0 {
-            let why = self.events.losses()?;
+            // None: it was in a queue for this watcher.
+            let why = self.events.losses()?.since(&self.losses);
             tracing::debug!(lost, ?why, "copied in vain");
         }
         Ok(lost > 0)

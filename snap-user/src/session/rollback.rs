@@ -219,6 +219,9 @@ impl Engine {
             stop_us = stop_ns / 1000,
             "rolled back"
         );
+        // Until it is followed, as by an exec at this moment, nothing is known of it.
+        self.synced = false;
+        self.epoch.distrust();
         self.follow(to, &target, &done.pages, &ahead, &snapshot)?;
         Ok(RolledBack {
             to,
@@ -436,6 +439,7 @@ impl Engine {
     ) -> Result<()> {
         let (vmas, saved) = (&target.vmas, &target.saved);
         let table = snapshot.page_table()?;
+        let now = covered(&self.maps()?);
         let hashes = Arc::make_mut(&mut self.hashes);
         let changed = pages.union(&ahead.not_as_head);
         for range in changed.ranges() {
@@ -457,9 +461,7 @@ impl Engine {
         }
         self.head = Some(to);
         self.synced = true;
-        self.covered = covered(vmas)
-            .union(&covered(&self.maps()?))
-            .union(&saved_ranges(saved));
+        self.covered = covered(vmas).union(&now).union(&saved_ranges(saved));
         self.contents.forget(saved);
         self.epoch.commit();
         // Written by us, without a fault: open for writing until the next rearm.

@@ -28,6 +28,8 @@ pub(super) struct Incoming {
     room: Arc<Room>,
     /// That the session stays until all is done.
     taken: Option<Occupied>,
+    /// That those stay whose pages are used.
+    _used: Vec<Occupied>,
     session: Option<Session>,
     last: Option<SnapshotId>,
     /// What the last one is brought back from, if it is to be.
@@ -65,9 +67,11 @@ impl Incoming {
             let received = store.receive_pages(&transfer)?;
             Ok((Known::look(store, &begin.comm)?, received))
         })??;
+        let used = known.sessions().map(|id| room.take(id)).collect();
         Ok(Self {
             known,
             received,
+            _used: used,
             store: store.clone(),
             room: Arc::clone(room),
             taken: None,

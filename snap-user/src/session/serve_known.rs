@@ -1,7 +1,7 @@
 //! Pages that a target has in its store already, by content: those of the snapshots that are most like what comes.
 
 use super::Result;
-use crate::image::PageSource;
+use crate::image::{PageSource, SessionId};
 use crate::model::Page;
 use crate::store::{Snapshot, SnapshotMeta, Store};
 use rustc_hash::FxHashMap;
@@ -48,6 +48,13 @@ impl Known {
             }
         }
         Ok(known)
+    }
+
+    /// The sessions whose pages it has.
+    pub(super) fn sessions(&self) -> impl Iterator<Item = SessionId> + '_ {
+        self.snapshots
+            .iter()
+            .map(|snapshot| snapshot.header().session)
     }
 
     /// Looks at the pages of a snapshot, at as many as are `left` to be looked at.

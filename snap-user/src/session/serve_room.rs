@@ -61,7 +61,11 @@ impl Room {
 
 impl Drop for Occupied {
     fn drop(&mut self) {
-        self.room.taken().retain(|id| *id != self.id);
+        // Others may have taken the same.
+        let mut taken = self.room.taken();
+        if let Some(at) = taken.iter().position(|id| *id == self.id) {
+            taken.swap_remove(at);
+        }
     }
 }
 
@@ -90,7 +94,11 @@ mod tests {
         let notes = room.make(&store).expect("room");
         assert!(!store.is_session_gone(ids[0]) && store.is_session_gone(ids[1]));
         assert_eq!(notes.len(), 1, "{notes:?}");
+        let again = room.take(ids[0]);
         drop(taken);
+        room.make(&store).expect("room");
+        assert!(!store.is_session_gone(ids[0]));
+        drop(again);
         room.make(&store).expect("room");
         assert!(store.is_session_gone(ids[0]));
     }

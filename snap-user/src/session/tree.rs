@@ -108,6 +108,11 @@ impl Drop for Members {
 /// run on.
 pub fn snap_tree(dir: &Path, pid: i32, options: &Options) -> Result<TakenTree> {
     let store = Store::open_or_create(dir)?;
+    if options.then == Then::KillKeeping {
+        return Err(SessionError::Usage(
+            "connections are kept of one process, not of a tree: leave --tcp out".into(),
+        ));
+    }
     let probes = LazyProbes::new(options.probes);
     let expected = family::look(pid)?;
     let each = Options {
@@ -190,7 +195,8 @@ pub fn snap_tree(dir: &Path, pid: i32, options: &Options) -> Result<TakenTree> {
     match options.then {
         Then::GoOn => {}
         Then::Stop => members.end_with(libc::SIGSTOP)?,
-        Then::Kill | Then::KillKeeping => members.end_with(libc::SIGKILL)?,
+        Then::Kill => members.end_with(libc::SIGKILL)?,
+        Then::KillKeeping => unreachable!("refused above"),
     }
     Ok(TakenTree {
         id: tree.members[0].id,

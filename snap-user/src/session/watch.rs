@@ -239,11 +239,6 @@ fn answer_to(
         Request::Profile { .. } | Request::Prune { .. } => {
             unreachable!("answered when it is over")
         }
-        Request::Snap { .. } if engine.mixed => Reply::Failed(
-            "a rollback of the process has failed in the middle, and left it stopped on a mixed state, of which no \
-             snapshot is taken: roll it back again, to this snapshot or another one"
-                .into(),
-        ),
         Request::Snap { .. } if !engine.keeper.has_room() => Reply::Failed(
             "no room for another snapshot until older ones are merged, which needs room itself: free some, or prune \
              or flush what is there"

@@ -339,11 +339,19 @@ fn is_ours(tid: Tid) -> bool {
     proc::status(tid).is_ok_and(|status| status.tracer == own)
 }
 
-/// Waits, a moment at most, until nobody else traces the process.
-pub fn await_turn(pid: i32) {
+/// Waits, a moment at most, until nobody but this thread traces the process. Gives who still does then.
+pub fn await_turn(pid: i32) -> Option<Tid> {
+    // SAFETY: a system call without arguments.
+    let own = unsafe { libc::gettid() };
     let end = Instant::now() + TURN;
-    let is_held = || proc::status(pid).is_ok_and(|status| status.tracer != 0);
-    while is_held() && !is_ours(pid) && Instant::now() < end {
+    loop {
+        let tracer = proc::status(pid).map_or(0, |status| status.tracer);
+        if tracer == 0 || tracer == own {
+            return None;
+        }
+        if Instant::now() > end {
+            return Some(tracer);
+        }
         std::thread::sleep(Duration::from_millis(1));
     }
 }

@@ -134,6 +134,16 @@ impl Pagemap {
         self.swap = has_swap();
     }
 
+    /// What was found then.
+    pub fn may_swap(&self) -> bool {
+        self.swap
+    }
+
+    /// The same, where another one has looked.
+    pub fn set_may_swap(&mut self, may_swap: bool) {
+        self.swap = may_swap;
+    }
+
     /// The kernel has `PAGEMAP_SCAN`.
     pub fn can_scan(&mut self) -> bool {
         self.scan(PageRange::new(0, 0), MayHold::Anonymous).is_ok()

@@ -22,6 +22,8 @@ pub(super) struct Walk {
     next: AtomicUsize,
     /// Whoever is first to set it: the other thread, which takes part then, or the one that has done all without it.
     is_settled: AtomicBool,
+    /// There may be pages in swap.
+    may_swap: bool,
 }
 
 /// What one thread has found.
@@ -34,17 +36,18 @@ pub(super) struct Share {
 
 impl Walk {
     /// For one thread.
-    pub(super) fn new(parts: Vec<(PageRange, MayHold)>) -> Self {
+    pub(super) fn new(parts: Vec<(PageRange, MayHold)>, may_swap: bool) -> Self {
         Self {
             parts,
             next: AtomicUsize::new(0),
             is_settled: AtomicBool::new(false),
+            may_swap,
         }
     }
 
     /// The same, for two: large parts are cut.
-    pub(super) fn shared(parts: &[(PageRange, MayHold)]) -> Self {
-        Self::new(pieces(parts))
+    pub(super) fn shared(parts: &[(PageRange, MayHold)], may_swap: bool) -> Self {
+        Self::new(pieces(parts), may_swap)
     }
 
     /// Settles whether the other thread takes part. `true` for the first who asks.
@@ -118,19 +121,23 @@ pub(super) struct Walker {
 }
 
 impl Walker {
-    /// `None` where there is no processor for it, or no thread to be had.
+    /// Whether there is a processor for it.
+    pub(super) fn has_processor() -> bool {
+        thread::available_parallelism().map_or(1, usize::from) > 1
+    }
+
+    /// `None` where there is no thread to be had.
     pub(super) fn start(pagemap: &Pagemap) -> Option<Self> {
-        if thread::available_parallelism().map_or(1, usize::from) == 1 {
-            return None;
-        }
         let mut pagemap = pagemap.try_clone().ok()?;
         let (walks, to_walk) = channel::<Arc<Walk>>();
         let (found, shares) = channel();
         let thread = thread::Builder::new()
             .name("ksnap-walk".to_owned())
             .spawn(move || {
+                // Takes the memory for its answers, which would have to come in a stop else.
+                pagemap.can_scan();
                 for walk in to_walk {
-                    pagemap.look_for_swap();
+                    pagemap.set_may_swap(walk.may_swap);
                     if walk.settle() && found.send(walk.some(&mut pagemap)).is_err() {
                         return;
                     }

@@ -16,6 +16,8 @@ pub(super) struct WriteProtect {
     pagemap: Pagemap,
     /// Started with the first walk that may be long.
     walker: Option<Walker>,
+    /// There is a processor, and a thread, for it.
+    may_share: bool,
     /// The walk that the second thread has begun.
     begun: Option<Arc<Walk>>,
     /// How long the last walk of the stopped process took, in nanoseconds, both threads together.
@@ -32,6 +34,7 @@ impl WriteProtect {
             uffd,
             pagemap,
             walker: None,
+            may_share: Walker::has_processor(),
             begun: None,
             walk_ns: None,
             is_stopped: false,
@@ -51,6 +54,13 @@ impl WriteProtect {
         }
         self.refused = PageSet::from_ranges(refused);
         Ok(())
+    }
+
+    fn start_walker(&mut self) {
+        if self.walker.is_none() && self.may_share {
+            self.walker = Walker::start(&self.pagemap);
+            self.may_share = self.walker.is_some();
+        }
     }
 
     /// All of the address space, by what is in it, without what others may watch: a walk would take their record of
@@ -74,7 +84,6 @@ impl Tracker for WriteProtect {
         unchanged: bool,
         watched: &mut dyn FnMut(),
     ) -> Result<Option<PageSet>> {
-        self.pagemap.look_for_swap();
         let found = match self.begun.take() {
             Some(walk) => {
                 let mine = walk.some(&mut self.pagemap);
@@ -85,11 +94,13 @@ impl Tracker for WriteProtect {
                 }
             }
             None => {
+                self.pagemap.look_for_swap();
                 // Registering takes the lock that the target's page faults wait for.
                 if !unchanged {
                     self.register(vmas)?;
                 }
-                Walk::new(self.parts(vmas)).some(&mut self.pagemap)?
+                let walk = Walk::new(self.parts(vmas), self.pagemap.may_swap());
+                walk.some(&mut self.pagemap)?
             }
         };
         let is_stopped = std::mem::take(&mut self.is_stopped);
@@ -97,9 +108,9 @@ impl Tracker for WriteProtect {
             self.walk_ns = Some(found.ns);
         }
         watched();
-        if !is_stopped && found.ns > LONG_WALK && self.walker.is_none() {
+        if !is_stopped && found.ns > LONG_WALK {
             // So that it need not be started in a stop.
-            self.walker = Walker::start(&self.pagemap);
+            self.start_walker();
         }
         // Whatever was protected is reported, also where `vmas` is out of date by now.
         let own = found.into_scans().flatten();
@@ -109,6 +120,9 @@ impl Tracker for WriteProtect {
 
     fn begin(&mut self, vmas: &[Vma], unchanged: bool) {
         self.is_stopped = true;
+        if !self.may_share {
+            return;
+        }
         let is_long = match self.walk_ns {
             Some(ns) => ns > LONG_WALK,
             None => self.walker.is_some(),
@@ -118,13 +132,17 @@ impl Tracker for WriteProtect {
         }
         if !self.refused.is_empty() {
             // Not all that is dirty can be told by a walk: then nothing may be protected before it is looked at.
+            self.is_stopped = false;
             return;
         }
-        if self.walker.is_none() {
-            self.walker = Walker::start(&self.pagemap);
-        }
-        let walk = Arc::new(Walk::shared(&self.parts(vmas)));
-        if self.walker.as_ref().is_some_and(|w| w.begin(&walk)) {
+        self.start_walker();
+        let Some(walker) = &self.walker else {
+            return;
+        };
+        self.pagemap.look_for_swap();
+        let walk = Walk::shared(&self.parts(vmas), self.pagemap.may_swap());
+        let walk = Arc::new(walk);
+        if walker.begin(&walk) {
             self.begun = Some(walk);
         }
     }

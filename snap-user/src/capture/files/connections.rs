@@ -217,6 +217,11 @@ fn is_kin(pid: i32, other: i32) -> bool {
     let (Ok(one), Ok(two)) = (proc::stat(pid, None), proc::stat(other, None)) else {
         return false;
     };
-    let session = |pid| nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(pid))).ok();
-    other != 1 && (one.ppid == other || two.ppid == pid || session(pid) == session(other))
+    // 0: it began outside of this PID namespace, as others did (pid_namespaces(7)).
+    let session = |pid| {
+        let id = nix::unistd::getsid(Some(nix::unistd::Pid::from_raw(pid))).ok();
+        id.filter(|id| id.as_raw() != 0)
+    };
+    let is_one = session(pid).is_some_and(|one| session(other) == Some(one));
+    other != 1 && (one.ppid == other || two.ppid == pid || is_one)
 }

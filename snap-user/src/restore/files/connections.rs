@@ -38,14 +38,15 @@ pub(super) fn check(socket: &Socket, inode: u64) -> Result<(), String> {
         Err(e) if e.errno() == Some(libc::EADDRNOTAVAIL) && is_kept => Ok(()),
         Err(e) if e.errno() != Some(libc::EADDRNOTAVAIL) => Err(e.to_string()),
         done => Err(match (keepers.first(), done) {
-            (Some(other), _) => format!(
+            (Some(other), Err(_)) => format!(
                 "process {} (ksnap-tcp) keeps it for another snapshot: bring that one back, the latest of them; to kill that process loses the connection",
                 other.pid
             ),
             (None, Err(_)) => format!(
                 "there is a connection from {here} to {there} already, which another process has (ss -tnp shows it): it went on from another snapshot, or is a new one"
             ),
-            (None, Ok(())) => "no process ksnap-tcp of this machine keeps it: it went on already, or was given up, or has ended meanwhile; without --tcp the program finds it closed".to_owned(),
+            // A custodian of another network keeps another connection between the same addresses.
+            (_, Ok(())) => "no process ksnap-tcp of this network keeps it: it went on already, or was given up, or has ended meanwhile; without --tcp the program finds it closed".to_owned(),
         }),
     }
 }
@@ -60,7 +61,8 @@ fn other_owner(socket: &Socket, inode: u64) -> Option<i32> {
         match looked.map(tcp::ends) {
             Ok(Some((local, peer))) => local == socket.local && peer == socket.peer,
             Ok(None) => false,
-            Err(e) => !e.is_vanished(),
+            // Closed since.
+            Err(e) => !e.is_vanished() && e.errno() != Some(libc::EBADF),
         }
     });
     other.map(|(_, pid, _)| pid)

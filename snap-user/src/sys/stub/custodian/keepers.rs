@@ -11,7 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 /// A connection that a custodian may have.
 #[derive(Clone, Copy, Debug)]
 pub struct Kept<'a> {
-    /// When it was taken, as [`Custodian::over`] was told.
+    /// When it was taken, as [`super::Custodian::over`] was told.
     pub time_ns: u64,
     /// Its address here.
     pub local: &'a [u8],
@@ -120,7 +120,7 @@ pub fn end_custody(all: &[Kept<'_>]) -> Result<()> {
     for one in all {
         let keepers = keepers(one.local, one.peer).into_iter();
         let Some(keeper) = keepers.into_iter().find(|k| k.is_of(one.time_ns)) else {
-            let why = "no process ksnap-tcp keeps it any more for this snapshot";
+            let why = "no process ksnap-tcp keeps it any more for this snapshot: restore without --tcp, and the program finds it closed";
             return Err(SysError::new(
                 "take over",
                 format_args!(

@@ -99,8 +99,17 @@ impl Custodian {
     /// the sockets. From here on they are in repair mode, in which the program could send nothing more by them.
     ///
     /// # Errors
-    /// The child is gone.
+    /// The child is gone. The sockets are the process's again.
     pub fn intend(&mut self) -> Result<()> {
+        let done = self.try_intend();
+        if done.is_err() {
+            // Before anybody lets the process run.
+            self.give_back();
+        }
+        done
+    }
+
+    fn try_intend(&mut self) -> Result<()> {
         for (socket, _) in &self.sockets {
             enter(socket)?;
         }

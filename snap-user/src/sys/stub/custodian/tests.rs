@@ -157,6 +157,25 @@ fn what_ksnap_was_about_to_do_when_it_ended_is_done() {
 }
 
 #[test]
+fn without_a_child_that_keeps_them_sockets_are_the_processs_again() {
+    let (mut process, pidfd) = sleeper();
+    let (mut a, mut b) = pair();
+    let Some(mut custodian) = custody(&pidfd, &a) else {
+        return process.kill().unwrap();
+    };
+    // SAFETY: a system call without pointers, on a child of this process that nobody has waited for.
+    assert_eq!(unsafe { libc::kill(custodian.child, libc::SIGKILL) }, 0);
+    bury(custodian.child);
+    custodian.intend().unwrap_err();
+    std::io::Write::write_all(&mut a, b"hello").unwrap();
+    let mut got = [0; 5];
+    b.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"hello");
+    process.kill().unwrap();
+    process.wait().unwrap();
+}
+
+#[test]
 fn sockets_that_are_given_back_before_the_end_go_on() {
     let (mut process, pidfd) = sleeper();
     let (mut a, mut b) = pair();
