@@ -222,6 +222,8 @@ mod tests {
         rearm(&mut tracker, &[anonymous(map.range())]);
         let written = write(&mut map, &[3]);
         tracker.walk_ns = Some(LONG_WALK + 1);
+        // Also on a machine that has no processor for a second thread.
+        tracker.may_share = true;
         tracker.begin(&vmas, false);
         assert!(tracker.begun.is_none());
         assert_eq!(

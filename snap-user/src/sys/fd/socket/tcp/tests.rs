@@ -39,8 +39,9 @@ fn text(seed: u64, len: usize) -> Vec<u8> {
     (0..len).map(|at| (word(at) >> 56) as u8).collect()
 }
 
-/// Takes a connection away from its socket, which is gone when this returns.
-fn take(stream: TcpStream) -> (Socket, Connection) {
+/// Takes a connection away from its socket, which is gone when this returns. What takes its place keeps the kernel from
+/// answering the other side meanwhile, which may send at any time: acknowledgements that were delayed, for one.
+fn take(stream: TcpStream) -> (Socket, Connection, OwnedFd) {
     assert_eq!(refuses_capture(&stream), Ok(true));
     silence(&stream).unwrap();
     receivers_done();
@@ -58,15 +59,17 @@ fn take(stream: TcpStream) -> (Socket, Connection) {
         ..Socket::default()
     };
     socket.options = differing_options(&stream, &socket);
+    let shield = shield(socket.domain, &socket.local).unwrap();
     close_silently(stream.as_raw_fd());
-    (socket, taken)
+    (socket, taken, shield)
 }
 
 /// Gives it to a new one.
-fn give(socket: &Socket, taken: &Connection) -> TcpStream {
+fn give(socket: &Socket, taken: &Connection, shield: OwnedFd) -> TcpStream {
     let (made, failed) = prepare(socket.domain, &socket.local, &socket.options).unwrap();
     assert!(failed.is_empty(), "{failed:?}");
     establish(&made, &socket.peer, taken, 0).unwrap();
+    drop(shield);
     let failed = wake(&made, taken, &socket.options);
     assert!(failed.is_empty(), "{failed:?}");
     let stream = TcpStream::from(made);
@@ -113,9 +116,9 @@ fn a_connection_goes_on_in_another_socket_with_what_was_in_its_queues() {
         while super::super::super::queued(&a).unwrap() < 12 {
             std::thread::yield_now();
         }
-        let (socket, taken) = take(a);
+        let (socket, taken, shield) = take(a);
         assert_eq!(taken.receive, b"not read yet");
-        let mut a = give(&socket, &taken);
+        let mut a = give(&socket, &taken, shield);
         expect(&mut a, b"not read yet");
         assert!(a.nodelay().unwrap());
         for round in 0..20u8 {
@@ -137,10 +140,10 @@ fn full_queues_of_both_directions_come_back_twice_in_a_row() {
     let (to_b, to_a) = (fill(&mut a, 3), fill(&mut b, 5));
     assert!(to_b.len() > 100_000 && to_a.len() > 100_000);
     for _ in 0..2 {
-        let (socket, taken) = take(a);
+        let (socket, taken, shield) = take(a);
         assert!(!taken.send.is_empty() && !taken.receive.is_empty());
         assert!(to_b.ends_with(&taken.send) && to_a.starts_with(&taken.receive));
-        a = give(&socket, &taken);
+        a = give(&socket, &taken, shield);
     }
     let reader = std::thread::spawn(move || {
         expect(&mut b, &to_b);
@@ -161,10 +164,10 @@ fn what_was_on_its_way_arrives_once() {
     receivers_done();
     let lost = text(11, 5000);
     a.write_all(&lost).unwrap();
-    let (socket, taken) = take(a);
+    let (socket, taken, shield) = take(a);
     assert_eq!(taken.send.len(), 5000);
     hear(&b).unwrap();
-    let mut a = give(&socket, &taken);
+    let mut a = give(&socket, &taken, shield);
     a.write_all(b"and more").unwrap();
     expect(&mut b, &lost);
     expect(&mut b, b"and more");
@@ -174,8 +177,8 @@ fn what_was_on_its_way_arrives_once() {
     receivers_done();
     expect(&mut b, b"once");
     hear(&a).unwrap();
-    let (socket, taken) = take(a);
-    let mut a = give(&socket, &taken);
+    let (socket, taken, shield) = take(a);
+    let mut a = give(&socket, &taken, shield);
     a.write_all(b" again").unwrap();
     expect(&mut b, b" again");
 }
@@ -193,8 +196,8 @@ fn what_the_old_socket_sent_behind_its_capture_is_no_harm() {
     hear(&a).unwrap();
     let acknowledged = sent.len() - taken.send.len();
     expect(&mut b, &sent[..acknowledged + taken.send.len() / 2]);
-    let (socket, _) = take(a);
-    let mut a = give(&socket, &taken);
+    let (socket, _, shield) = take(a);
+    let mut a = give(&socket, &taken, shield);
     expect(&mut b, &sent[acknowledged + taken.send.len() / 2..]);
     a.write_all(b"and on").unwrap();
     expect(&mut b, b"and on");
@@ -209,9 +212,9 @@ fn a_side_that_has_ended_its_stream_goes_on_receiving() {
     a.shutdown(Shutdown::Write).unwrap();
     expect(&mut b, b"last words");
     assert_eq!(b.read(&mut [0; 8]).unwrap(), 0);
-    let (socket, taken) = take(a);
+    let (socket, taken, shield) = take(a);
     assert!(taken.is_ending);
-    let mut a = give(&socket, &taken);
+    let mut a = give(&socket, &taken, shield);
     b.write_all(b"an answer").unwrap();
     expect(&mut a, b"an answer");
     // Nor was the end lost that the other side has not seen yet.
@@ -220,8 +223,8 @@ fn a_side_that_has_ended_its_stream_goes_on_receiving() {
     };
     let much = fill(&mut c, 7);
     c.shutdown(Shutdown::Write).unwrap();
-    let (socket, taken) = take(c);
-    let mut c = give(&socket, &taken);
+    let (socket, taken, shield) = take(c);
+    let mut c = give(&socket, &taken, shield);
     expect(&mut d, &much);
     assert_eq!(d.read(&mut [0; 8]).unwrap(), 0);
     d.write_all(b"heard").unwrap();
@@ -345,11 +348,11 @@ fn one_whose_other_side_is_gone_ends_without_an_error() {
     };
     a.write_all(b"not read").unwrap();
     a.shutdown(Shutdown::Write).unwrap();
-    let (socket, taken) = take(a);
+    let (socket, taken, shield) = take(a);
     assert!(taken.is_ending);
     // With what it has not read it ends by a reset, which nobody hears.
     drop(b);
-    let mut a = give(&socket, &taken);
+    let mut a = give(&socket, &taken, shield);
     match a.read(&mut [0; 8]) {
         Ok(0) => {}
         Err(e) if e.kind() == ErrorKind::ConnectionReset => {}
@@ -381,7 +384,7 @@ fn what_is_behind_urgent_data_is_not_passed_over() {
     hear(&a).unwrap();
     expect(&mut a, b"abc");
     expect(&mut a, b"d");
-    let (_, taken) = take(a);
+    let (_, taken, _) = take(a);
     assert_eq!(taken.receive, b"ef");
 }
 
