@@ -104,6 +104,10 @@ impl Engine {
         self.live.refresh(&vmas)?;
         let compare_all = self.compares_all();
         self.events.drain(&mut self.epoch);
+        if behind.is_some() {
+            let before = &self.hashes;
+            self.epoch.sort_log(|page| before.get(page).is_some());
+        }
         Ok(Ahead {
             vmas,
             costs,
@@ -265,7 +269,10 @@ impl Engine {
         compare_all: bool,
     ) -> Result<Looked> {
         if behind.is_some() && !compare_all {
-            self.epoch.begin_protecting(vmas);
+            let before = &self.hashes;
+            let known = |page| before.get(page).is_some();
+            let most = before.most_pages();
+            self.epoch.begin_protecting(vmas, known, most);
         }
         let begun = monotonic_ns();
         let told = self.events.told(frozen.threads()[0]);
