@@ -31,6 +31,7 @@ mod keeper;
 mod key;
 mod log;
 mod mirror;
+mod mixed;
 mod open;
 mod pacer;
 mod pipeline;
