@@ -26,6 +26,7 @@ pub mod ptrace;
 mod remote;
 mod sched;
 mod scratch;
+mod signals;
 mod stub;
 mod system_v;
 mod timers;
@@ -59,6 +60,7 @@ pub use pidfd::{PidFd, ended_pidfd, pidfd_getfd, pidfd_kill, pidfd_open};
 pub use remote::{Remote, THREAD_FLAGS};
 pub use sched::{affinity, io_priority, scheduling, set_affinity, set_io_priority, set_scheduling};
 pub use scratch::ScratchMap;
+pub use signals::leave_to_kernel;
 pub use stub::{
     Birth, Custodian, Guard, Keeper, Kept, Lazy, Loading, Released, Stub, StubCall, StubThread,
     end_custody, fill_all, is_custodian, keepers,
