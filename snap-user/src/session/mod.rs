@@ -51,6 +51,8 @@ mod revive_contents;
 mod revive_here;
 mod revive_memory;
 mod revive_open;
+#[cfg(test)]
+mod revive_tests;
 mod revive_tree;
 mod revive_watched;
 mod rollback;
