@@ -425,7 +425,7 @@ impl Engine {
         self.live.files.want_connections(keep);
         let outcome = self.stopped(kind, ahead, frozen, stop, hold);
         // Dropped, the connections go on: so they do whatever fails from here on.
-        let mut connections = self.live.files.taken_connections();
+        let connections = self.live.files.taken_connections();
         self.live.files.want_connections(false);
         let mut caught = match outcome? {
             Ok(caught) => caught,
@@ -438,16 +438,7 @@ impl Engine {
                 (Some(held), Then::Stop) if wrong.is_empty() => held.end_with(libc::SIGSTOP)?,
                 (Some(held), Then::Kill) if wrong.is_empty() => held.end_with(libc::SIGKILL)?,
                 (Some(held), Then::KillKeeping) if wrong.is_empty() => {
-                    fault::point("tcp-taken");
-                    if let Some(custodian) = &mut connections {
-                        custodian
-                            .intend()
-                            .map_err(|e| CaptureError::from_sys(self.target.pid, e))?;
-                    }
-                    fault::point("tcp-intended");
-                    held.end_with(libc::SIGKILL)?;
-                    fault::point("tcp-killed");
-                    keep_connections(connections, &mut taken);
+                    end_keeping(held, connections, &mut taken)?;
                 }
                 (held, Then::GoOn) if wrong.is_empty() => self.held = held.map(|held| (held, stop)),
                 (held, _) => drop(held),
@@ -459,6 +450,34 @@ impl Engine {
         }
         Ok(Captured::Whole)
     }
+}
+
+/// Ends a process whose connections are kept.
+///
+/// # Errors
+/// It lives, and goes on with them.
+fn end_keeping(held: Frozen, mut connections: Option<Custodian>, taken: &mut Taken) -> Result<()> {
+    fault::point("tcp-taken");
+    let intended = match &mut connections {
+        Some(custodian) => custodian.intend(),
+        None => Ok(()),
+    };
+    let killed = intended.and_then(|()| {
+        fault::point("tcp-intended");
+        fault::failure("tcp-killing")?;
+        held.signal(libc::SIGKILL)
+    });
+    if let Err(e) = killed {
+        let pid = held.pid();
+        // In this order: a program that ran before would find its sockets out of use.
+        drop(connections);
+        drop(held);
+        return Err(CaptureError::from_sys(pid, e).into());
+    }
+    held.await_end();
+    fault::point("tcp-killed");
+    keep_connections(connections, taken);
+    Ok(())
 }
 
 /// Has connections kept whose process has been killed.

@@ -17,6 +17,7 @@ mod clone_source;
 mod contents;
 mod control;
 mod descriptor;
+mod descriptors;
 mod diff;
 mod doctor;
 mod engine;
@@ -86,6 +87,7 @@ pub use bucket_list::{BucketEntry, list_bucket};
 pub use bucket_prune::{BucketPruning, BucketRules, prune_bucket};
 pub use clone::{CloneOptions, Cloned, Round, RunsThere, clone_live, clone_stored, is_process};
 pub use descriptor::OpenDescriptor;
+pub use descriptors::raise_descriptors;
 pub use diff::{
     Change, Comparison, DescriptorDiff, MappingDiff, MappingPages, PagesDiff, RegisterDiff,
     ThreadDiff, diff,

@@ -111,8 +111,8 @@ impl files::FileWorld for Live {
         files::System { pid: self.pid }.pipe(identity)
     }
 
-    fn connection(&self, socket: &Socket, inode: u64) -> std::result::Result<(), String> {
-        files::System { pid: self.pid }.connection(socket, inode)
+    fn connections(&self, all: &[(&Socket, u64)]) -> Vec<std::result::Result<(), String>> {
+        files::System { pid: self.pid }.connections(all)
     }
 }
 
