@@ -1,9 +1,13 @@
 //! What ksnap refuses, with which exit code, and that a refusal touches nothing.
 
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tests::footprint::state_of;
 use tests::{Background, Footprint, Ksnap, Need, Python, Victim, Watch, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -285,6 +289,36 @@ fn run_ends_as_its_command_and_says_what_cannot_be_started() -> Result<()> {
     let ended = ksnap.run(&["run", "--", "/no/such/program"])?;
     ensure!(ended.code()? == 1, "{ended:?}");
     ensure!(ended.stderr.contains("/no/such/program"), "{ended:?}");
+    Ok(())
+}
+
+#[test]
+fn sigterm_ends_run_whose_watching_is_over_and_leaves_the_command_alone() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    let script = "echo $$; exec sleep 600";
+    let mut run = ksnap.start(&["run", "--count", "1", "--", "sh", "-c", script])?;
+    run.close_stdin();
+    let pid = run.line(LIMIT)?.context("the command did not start")?;
+    let pid: i32 = pid.trim().parse()?;
+    let socket = ksnap.store().join(format!("{pid}.sock"));
+    let end = Instant::now() + LIMIT;
+    while ksnap.json(&["log"]).map_or(0, |all| all.len()) == 0 || socket.exists() {
+        ensure!(Instant::now() < end, "still watched: {}", run.stderr());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    ensure!(run.running()?, "it did not wait: {}", run.stderr());
+    // Those that come in the moment in which nobody listens any more may be lost.
+    while run.running()? {
+        ensure!(Instant::now() < end, "it does not end: {}", run.stderr());
+        run.signal(Signal::SIGTERM)?;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let ended = run.finish(LIMIT)?;
+    let state = state_of(pid);
+    kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+    ensure!(ended.status.signal() == Some(libc::SIGTERM), "{ended:?}");
+    ensure!(matches!(state, 'S' | 'R'), "the command is {state}");
     Ok(())
 }
 

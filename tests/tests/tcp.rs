@@ -229,10 +229,12 @@ fn a_process_whose_connections_may_not_be_taken_is_not_harmed() -> Result<()> {
     require!(Root, Ksnap, Program("python3"), Program("setpriv"));
     let ksnap = Ksnap::new()?;
     let listener = TcpListener::bind(("127.0.0.1", 0))?;
-    let mut stream = Stream::start(&listener, 3000, Duration::from_millis(1), |c| c)?;
+    let mut stream = Stream::start(&listener, 8000, Duration::from_millis(1), |c| c)?;
     let pid = stream.pid().to_string();
     for _ in 0..3 {
         stream.goes_on(10)?;
+        // However long ksnap takes, it must not come to its end.
+        stream.hold(true);
         let mut bare = Command::new("setpriv");
         let own = ksnap.command();
         bare.args(["--bounding-set", "-net_admin", "--inh-caps", "-net_admin"])
@@ -241,12 +243,15 @@ fn a_process_whose_connections_may_not_be_taken_is_not_harmed() -> Result<()> {
         let refused = run(bare, &["snap", &pid, "--kill", "--tcp"])?;
         ensure!(refused.code()? != 0, "{refused:?}");
         ensure!(refused.stderr.contains("CAP_NET_ADMIN"), "{refused:?}");
+        stream.hold(false);
     }
     // Nor is one that is captured under load and goes on.
     for _ in 0..3 {
         stream.goes_on(10)?;
+        stream.hold(true);
         let taken = ksnap.run(&["snap", &pid, "--audit"])?;
         ensure!(taken.code()? == 0, "{taken:?}");
+        stream.hold(false);
     }
     let words = ksnap.run(&["snap", &pid, "--tcp"])?;
     ensure!(
