@@ -16,7 +16,7 @@ pub fn skip(missing: &str, how: &str) {
     let _ = std::io::stderr().write_all(format!("{line}\n").as_bytes());
 }
 
-/// The same where it takes root.
+/// The same where it takes root of the machine.
 pub fn without_root(missing: &str) {
-    skip(missing, "run the tests as root");
+    skip(missing, "run the tests as root, outside of user namespaces");
 }
