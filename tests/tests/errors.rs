@@ -359,7 +359,7 @@ fn a_command_is_not_started_for_a_tracker_that_does_not_work_here() -> Result<()
 
 #[test]
 fn a_command_that_cannot_be_watched_goes_on_and_its_status_counts() -> Result<()> {
-    require!(Root, Ksnap);
+    require!(Root, Ksnap, OtherUsers);
     use std::os::unix::fs::PermissionsExt;
     let ksnap = Ksnap::as_user(NOBODY)?;
     ksnap.ok(&["run", "--", "true"])?;
@@ -429,7 +429,7 @@ fn options_for_a_watched_process_are_followed_or_refused() -> Result<()> {
 
 #[test]
 fn a_rollback_of_what_cannot_go_back_says_why_before_it_looks_for_snapshots() -> Result<()> {
-    require!(Root, Ksnap);
+    require!(Root, Ksnap, OtherUsers);
     let ksnap = Ksnap::new()?;
     let rollback =
         |ksnap: &Ksnap, pid: i32| ksnap.run(&["rollback", &pid.to_string(), "latest", "-y"]);

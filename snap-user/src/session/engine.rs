@@ -501,7 +501,7 @@ pub(super) fn covered(vmas: &[Vma]) -> PageSet {
 }
 
 /// What found nothing, as if the process were gone, because its memory is: it has replaced its program.
-fn is_mere_exec(pid: i32, error: &SessionError) -> bool {
+pub(super) fn is_mere_exec(pid: i32, error: &SessionError) -> bool {
     error.sys().is_some_and(SysError::is_vanished) && proc::is_alive(pid)
 }
 

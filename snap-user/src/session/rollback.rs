@@ -1,6 +1,6 @@
 //! `rollback`: putting a live process back to one of its snapshots, in place.
 
-use super::engine::{Engine, covered};
+use super::engine::{Engine, covered, is_mere_exec};
 use super::staging::CHUNK;
 use super::{LogEntry, Options, Result, RolledBack, SessionError, control, find};
 use crate::capture::{
@@ -153,7 +153,16 @@ impl Engine {
             self.epoch.distrust();
             self.epoch.remapped(PageRange::new(0, USER_END));
         }
-        done.map_err(|e| e.of_process(pid))
+        done.map_err(|e| match is_mere_exec(pid, &e) {
+            true => RestoreError::Refused {
+                pid,
+                reasons: vec![format!(
+                    "it replaces its program (exec) just now, and cannot go back to one that it had before: {e}"
+                )],
+            }
+            .into(),
+            false => e.of_process(pid),
+        })
     }
 
     fn go_back(&mut self, to: SnapshotId) -> Result<RolledBack> {

@@ -150,6 +150,8 @@ impl Engine {
         self.live.ask(&frozen, &vmas, false);
         let asked_at = monotonic_ns();
         self.events.drain(&mut self.epoch);
+        // What is lost from here on, the look of the next stop makes up for.
+        let drops = self.events.drops();
         let vmas = self.maps()?;
         if self.events.take_described() {
             self.live.look_again();
@@ -225,12 +227,13 @@ impl Engine {
             pages.copied_stopped += dirty.copy.pages();
         }
         pages.copied += dirty.copy.pages() + shared_pages.pages();
-        costs.full_scan = dirty.full;
+        costs.full_scan = dirty.full || is_all(&dirty.examined, &vmas);
         if held.is_none() {
             costs.stop_seen_ns = self.events.stop_seen(&mut self.epoch, stop, STOP_EVENTS);
         }
         costs.faults = self.epoch.log().map_or(0, |log| log.take_count());
-        costs.ring_drops = self.events.take_drops();
+        costs.ring_drops = drops;
+        self.events.told_drops(drops);
         costs.target_cpu_ns = self.cpu_since_last();
 
         let unsupported = state.unsupported.clone();
@@ -390,6 +393,13 @@ impl Engine {
             || self.live.has_pinned_writers()
             || self.events.has_lasting_hazard()
     }
+}
+
+/// All mappings that are tracked were looked at: what was lost may have been anywhere, and was looked for everywhere.
+fn is_all(examined: &PageSet, vmas: &[Vma]) -> bool {
+    let tracked = vmas.iter().filter(|v| !v.shared && !v.is_special());
+    let tracked: PageSet = tracked.map(|v| v.range).collect();
+    tracked.subtract(examined).is_empty()
 }
 
 /// What is dirty, and whether all of that is protected.
