@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 fn is_root() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
-        eprintln!("skipped: needs root");
+        crate::skip::without_root("the right to choose ids");
     }
     root
 }

@@ -233,7 +233,7 @@ mod tests {
     #[test]
     fn a_source_that_goes_before_anything_is_started_has_nothing_started() {
         if !rustix::process::geteuid().is_root() {
-            return eprintln!("skipped: needs root");
+            return crate::skip::without_root("the right to choose ids");
         }
         let folder = tempfile::tempdir().unwrap();
         let mut sleeper = Command::new("sleep")

@@ -200,11 +200,22 @@ impl Tracker for WriteProtect {
 mod tests {
     use super::*;
     use crate::model::PAGE_SIZE;
+    use crate::skip::skip;
     use crate::sys::ScratchMap;
     use crate::track::survey::tests::anonymous;
     use crate::track::{Support, support};
 
     const PAGES: u64 = 4096;
+
+    fn is_supported() -> bool {
+        match support(TrackerKind::WriteProtect) {
+            Support::Yes => true,
+            Support::No(why) | Support::Unknown(why) => {
+                skip(&why, "Linux 6.7 or newer has it");
+                false
+            }
+        }
+    }
 
     fn write(map: &mut ScratchMap, pages: &[u64]) -> PageSet {
         let start = map.range().start;
@@ -214,8 +225,8 @@ mod tests {
 
     #[test]
     fn nothing_is_protected_ahead_of_a_look_where_a_mapping_is_refused() {
-        if let Support::No(why) | Support::Unknown(why) = support(TrackerKind::WriteProtect) {
-            return eprintln!("skipped: {why}");
+        if !is_supported() {
+            return;
         }
         let (mut map, mut taken) = (ScratchMap::new(8).unwrap(), ScratchMap::new(8).unwrap());
         let all = write(&mut map, &[0, 1, 2, 3, 4, 5, 6, 7]);
@@ -251,8 +262,8 @@ mod tests {
 
     #[test]
     fn a_second_tracker_leaves_the_record_of_the_first_alone() {
-        if let Support::No(why) | Support::Unknown(why) = support(TrackerKind::WriteProtect) {
-            return eprintln!("skipped: {why}");
+        if !is_supported() {
+            return;
         }
         let mut map = ScratchMap::new(8).unwrap();
         let all = write(&mut map, &[0, 1, 2, 3, 4, 5, 6, 7]);
@@ -279,8 +290,8 @@ mod tests {
 
     #[test]
     fn a_walk_that_was_begun_by_another_thread_finds_the_same() {
-        if let Support::No(why) | Support::Unknown(why) = support(TrackerKind::WriteProtect) {
-            return eprintln!("skipped: {why}");
+        if !is_supported() {
+            return;
         }
         let mut map = ScratchMap::new(PAGES).unwrap();
         let all: Vec<u64> = (0..PAGES).collect();
@@ -316,8 +327,8 @@ mod tests {
 
     #[test]
     fn a_walk_of_a_part_leaves_what_was_written_elsewhere_for_later() {
-        if let Support::No(why) | Support::Unknown(why) = support(TrackerKind::WriteProtect) {
-            return eprintln!("skipped: {why}");
+        if !is_supported() {
+            return;
         }
         let mut map = ScratchMap::new(PAGES).unwrap();
         let all: Vec<u64> = (0..PAGES).collect();
