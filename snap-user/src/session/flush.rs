@@ -442,6 +442,7 @@ mod tests {
                 group: 10,
                 session: 10,
                 stopped: false,
+                foreground: None,
             }],
             ..ProcessTree::default()
         }
