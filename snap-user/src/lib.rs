@@ -41,3 +41,5 @@ pub mod wire;
 
 #[cfg(test)]
 mod layout;
+#[cfg(test)]
+mod skip;

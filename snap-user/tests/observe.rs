@@ -192,6 +192,9 @@ fn a_periodic_timer_whose_signal_is_blocked_goes_on_and_counts() {
 
 #[test]
 fn what_prctl_and_its_like_have_set() {
+    // First: an ordinary user may not write them once this process is not to be dumped.
+    std::fs::write("/proc/self/coredump_filter", "0x51").unwrap();
+    std::fs::write("/proc/self/oom_score_adj", "321").unwrap();
     // SAFETY: system calls of this process on itself, with integers only.
     unsafe {
         libc::umask(0o137);
@@ -216,8 +219,6 @@ fn what_prctl_and_its_like_have_set() {
         assert_eq!(libc::personality(libc::ADDR_NO_RANDOMIZE as u64), 0);
         assert_eq!(libc::mlockall(libc::MCL_FUTURE | libc::MCL_ONFAULT), 0);
     }
-    std::fs::write("/proc/self/coredump_filter", "0x51").unwrap();
-    std::fs::write("/proc/self/oom_score_adj", "321").unwrap();
     let Some(seen) = observe() else { return };
     let process = &seen.process;
     assert_eq!(process.umask, Some(0o137));

@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn a_program_left_behind_is_found_while_it_is_there() {
-        crate::require!(Root);
+        crate::require!(Root, Bpf);
         let is_there = || programs().unwrap().values().any(|name| name == "victimpg");
         assert!(!is_there());
         let Some(program) = load(b"victimpg") else {

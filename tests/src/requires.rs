@@ -1,8 +1,11 @@
 //! Typed skips: what a test needs, why it is missing, and how to get it.
 
-use std::os::unix::fs::PermissionsExt;
+mod rights;
 
 use crate::{paths, victim};
+
+/// An ordinary user that tests become.
+const NOBODY: u32 = 65534;
 
 /// Something that a test needs.
 #[derive(Clone, Copy, Debug)]
@@ -43,6 +46,22 @@ pub enum Need {
     S3,
     /// A build folder from which other users can run programs.
     BuildForAll,
+    /// The right to load BPF programs, and to list those that are loaded.
+    Bpf,
+    /// The probes, which see writes and save pages.
+    Probes,
+    /// The right to open files by their handles.
+    FileHandles,
+    /// The right to open raw sockets.
+    RawSockets,
+    /// The right to see the open files of all processes.
+    AllProcesses,
+    /// The right to raise the priority of a thread.
+    Priorities,
+    /// The right to become another user.
+    OtherUsers,
+    /// The right to choose the ids of new processes and threads.
+    ChosenIds,
 }
 
 impl Need {
@@ -50,7 +69,7 @@ impl Need {
     pub fn missing(self) -> Option<(String, String)> {
         let (there, what, how) = match self {
             Self::Root => (
-                is_root(),
+                rights::is_root(),
                 "root".to_owned(),
                 "run the tests as root".to_owned(),
             ),
@@ -88,7 +107,7 @@ impl Need {
                 "cargo xtask test --vm".to_owned(),
             ),
             Self::UserNamespace => (
-                paths::program("nsenter").is_some() && can_unshare_users(),
+                paths::program("nsenter").is_some() && rights::can_unshare_users(),
                 "user namespaces".to_owned(),
                 "apt-get install util-linux, and raise user.max_user_namespaces (sysctl)".to_owned(),
             ),
@@ -114,9 +133,51 @@ impl Need {
                 "apt-get install python3-venv; python3 -m venv target/moto && target/moto/bin/pip install 'moto[server,s3]==5.*'".to_owned(),
             ),
             Self::BuildForAll => (
-                build_is_open(),
+                rights::build_is_open(),
                 "a build folder that other users can enter".to_owned(),
                 "chmod o+x it and the folders above it, or set CARGO_TARGET_DIR".to_owned(),
+            ),
+            Self::Bpf => (
+                crate::bpf::programs().is_ok(),
+                "the right to list BPF programs".to_owned(),
+                "run the tests as root outside of user namespaces".to_owned(),
+            ),
+            Self::Probes => (
+                rights::can_load_probes(),
+                "the probes".to_owned(),
+                "run the tests as root outside of user and PID namespaces; `ksnap doctor` says more".to_owned(),
+            ),
+            Self::FileHandles => (
+                rights::can_open_by_handle(),
+                "the right to open files by handle (CAP_DAC_READ_SEARCH)".to_owned(),
+                "run the tests as root outside of user namespaces".to_owned(),
+            ),
+            Self::RawSockets => (
+                rights::can_open_raw_sockets(),
+                "the right to open raw sockets (CAP_NET_RAW)".to_owned(),
+                "run the tests as root outside of user namespaces, or in one with a network of its own".to_owned(),
+            ),
+            Self::AllProcesses => (
+                std::fs::read_dir("/proc/1/fd").is_ok(),
+                "the right to see the open files of all processes".to_owned(),
+                "run the tests as root outside of user namespaces, or in one with a PID namespace of its own".to_owned(),
+            ),
+            Self::Priorities => (
+                rights::can_raise_priority(),
+                "the right to raise the priority of a thread (CAP_SYS_NICE)".to_owned(),
+                "run the tests as root outside of user namespaces".to_owned(),
+            ),
+            Self::OtherUsers => (
+                rights::is_root() && rights::is_mapped(NOBODY),
+                "the right to become another user".to_owned(),
+                "run the tests as root outside of user namespaces, or in one that other users are mapped to".to_owned(),
+            ),
+            Self::ChosenIds => (
+                rights::may_choose_ids(),
+                "the right to choose the ids of new processes".to_owned(),
+                "run the tests as root outside of user namespaces, or in one with a PID namespace of its own \
+                 (unshare --map-root-user --pid --fork --mount-proc)"
+                    .to_owned(),
             ),
             Self::Machines => match crate::Machines::missing() {
                 None => (true, String::new(), String::new()),
@@ -135,14 +196,17 @@ impl Need {
                 ),
             },
             Self::Hugetlb => (
-                std::path::Path::new("/proc/sys/vm/nr_overcommit_hugepages").exists(),
-                "huge pages".to_owned(),
-                "use a kernel with CONFIG_HUGETLBFS".to_owned(),
+                std::fs::File::options()
+                    .write(true)
+                    .open("/proc/sys/vm/nr_overcommit_hugepages")
+                    .is_ok(),
+                "huge pages, and the right to allow them".to_owned(),
+                "use a kernel with CONFIG_HUGETLBFS, and run the tests as root outside of user namespaces".to_owned(),
             ),
             Self::Mount => (
-                can_mount(),
+                rights::can_mount(),
                 "the right to mount a file system".to_owned(),
-                "run the tests as root with CAP_SYS_ADMIN".to_owned(),
+                "run the tests as root with CAP_SYS_ADMIN over this mount namespace".to_owned(),
             ),
             Self::Rseq => (
                 victim::rseq::available(),
@@ -159,7 +223,7 @@ pub fn skips(test: &str, needs: &[Need]) -> bool {
     let Some((what, how)) = needs.iter().find_map(|need| need.missing()) else {
         return false;
     };
-    let line = format!("SKIP {test}: missing {what}; {how}");
+    let line = format!("SKIP {}: missing {what}; {how}", named(test));
     assert!(
         std::env::var_os("KSNAP_TESTS_STRICT").is_none_or(|value| value != "1"),
         "{line} (strict)"
@@ -169,6 +233,15 @@ pub fn skips(test: &str, needs: &[Need]) -> bool {
     // SAFETY: the buffer is valid for its length.
     unsafe { libc::write(2, text.as_ptr().cast(), text.len()) };
     true
+}
+
+/// The test that is under way, where `function` may be a part of several: the harness names threads by tests.
+fn named(function: &str) -> String {
+    let executable = function.split("::").next().unwrap_or_default();
+    match std::thread::current().name() {
+        Some(test) if test != "main" => format!("{executable}::{test}"),
+        _ => function.to_owned(),
+    }
 }
 
 /// What a skipped test returns.
@@ -201,34 +274,6 @@ macro_rules! require {
             return $crate::requires::Skipped::skipped();
         }
     }};
-}
-
-fn build_is_open() -> bool {
-    let open = |folder: &std::path::Path| {
-        folder
-            .metadata()
-            .is_ok_and(|metadata| metadata.permissions().mode() & 1 == 1)
-    };
-    paths::binaries().is_ok_and(|folder| folder.ancestors().all(open))
-}
-
-/// Tried out in a mount namespace that ends with the command.
-fn can_mount() -> bool {
-    std::process::Command::new("unshare")
-        .args(["-m", "mount", "-t", "tmpfs", "ksnap-test", "/mnt"])
-        .output()
-        .is_ok_and(|output| output.status.success())
-}
-
-fn can_unshare_users() -> bool {
-    std::process::Command::new("unshare")
-        .args(["-U", "-r", "true"])
-        .output()
-        .is_ok_and(|output| output.status.success())
-}
-
-fn is_root() -> bool {
-    nix::unistd::geteuid().is_root()
 }
 
 fn package(program: &str) -> &str {
@@ -343,6 +388,13 @@ mod tracker {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_skip_names_the_test_whatever_function_finds_it() {
+        let name = named("crate::some::helper");
+        let own = "requires::tests::a_skip_names_the_test_whatever_function_finds_it";
+        assert_eq!(name, format!("crate::{own}"));
+    }
 
     #[test]
     fn what_is_missing_is_named_with_the_way_to_get_it() {

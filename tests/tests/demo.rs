@@ -47,7 +47,7 @@ fn proves_itself(by: &[&str]) -> Result<()> {
 
 #[test]
 fn an_ordinary_user_sees_the_demo_prove_itself() -> Result<()> {
-    require!(Root, Ksnap, Xtask, Program("setpriv"));
+    require!(Root, Ksnap, Xtask, Program("setpriv"), OtherUsers);
     let (user, group) = (format!("--reuid={NOBODY}"), format!("--regid={NOBODY}"));
     proves_itself(&["setpriv", &user, &group, "--clear-groups", "--"])
 }

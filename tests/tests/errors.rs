@@ -1,9 +1,13 @@
 //! What ksnap refuses, with which exit code, and that a refusal touches nothing.
 
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tests::footprint::state_of;
 use tests::{Background, Footprint, Ksnap, Need, Python, Victim, Watch, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -289,6 +293,36 @@ fn run_ends_as_its_command_and_says_what_cannot_be_started() -> Result<()> {
 }
 
 #[test]
+fn sigterm_ends_run_whose_watching_is_over_and_leaves_the_command_alone() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    let script = "echo $$; exec sleep 600";
+    let mut run = ksnap.start(&["run", "--count", "1", "--", "sh", "-c", script])?;
+    run.close_stdin();
+    let pid = run.line(LIMIT)?.context("the command did not start")?;
+    let pid: i32 = pid.trim().parse()?;
+    let socket = ksnap.store().join(format!("{pid}.sock"));
+    let end = Instant::now() + LIMIT;
+    while ksnap.json(&["log"]).map_or(0, |all| all.len()) == 0 || socket.exists() {
+        ensure!(Instant::now() < end, "still watched: {}", run.stderr());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    ensure!(run.running()?, "it did not wait: {}", run.stderr());
+    // Those that come in the moment in which nobody listens any more may be lost.
+    while run.running()? {
+        ensure!(Instant::now() < end, "it does not end: {}", run.stderr());
+        run.signal(Signal::SIGTERM)?;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let ended = run.finish(LIMIT)?;
+    let state = state_of(pid);
+    kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+    ensure!(ended.status.signal() == Some(libc::SIGTERM), "{ended:?}");
+    ensure!(matches!(state, 'S' | 'R'), "the command is {state}");
+    Ok(())
+}
+
+#[test]
 fn a_process_that_ends_during_attach_or_snapshot_is_no_crash() -> Result<()> {
     require!(Root, Ksnap);
     let ksnap = Ksnap::new()?;
@@ -325,7 +359,7 @@ fn a_command_is_not_started_for_a_tracker_that_does_not_work_here() -> Result<()
 
 #[test]
 fn a_command_that_cannot_be_watched_goes_on_and_its_status_counts() -> Result<()> {
-    require!(Root, Ksnap);
+    require!(Root, Ksnap, OtherUsers);
     use std::os::unix::fs::PermissionsExt;
     let ksnap = Ksnap::as_user(NOBODY)?;
     ksnap.ok(&["run", "--", "true"])?;
@@ -395,7 +429,7 @@ fn options_for_a_watched_process_are_followed_or_refused() -> Result<()> {
 
 #[test]
 fn a_rollback_of_what_cannot_go_back_says_why_before_it_looks_for_snapshots() -> Result<()> {
-    require!(Root, Ksnap);
+    require!(Root, Ksnap, OtherUsers);
     let ksnap = Ksnap::new()?;
     let rollback =
         |ksnap: &Ksnap, pid: i32| ksnap.run(&["rollback", &pid.to_string(), "latest", "-y"]);

@@ -93,11 +93,11 @@ fn comes_back(kind: &str, told: &[&str]) -> Result<()> {
 }
 
 macro_rules! kinds {
-    ($($test:ident: $kind:literal, tells $told:expr;)+) => {
+    ($($test:ident: $kind:literal, tells $told:expr $(, needs $need:expr)?;)+) => {
         mod every_kind_comes_back {
             $(#[test]
             fn $test() -> anyhow::Result<()> {
-                tests::require!(Root, Ksnap);
+                tests::require!(Root, Ksnap $(, $need)?);
                 super::comes_back($kind, &$told)
             })+
         }
@@ -110,12 +110,12 @@ kinds! {
     pipe: "pipe", tells [];
     unix: "unix", tells [];
     unix_named: "unix-named", tells [];
-    inet: "inet", tells ["closed by the other side"];
-    netlink: "netlink", tells [];
+    inet: "inet", tells ["closed by the other side"], needs RawSockets;
+    netlink: "netlink", tells [], needs RawSockets;
     counters: "counters", tells [];
     memfd: "memfd", tells [];
     epoll: "epoll", tells [];
-    inotify: "inotify", tells [];
+    inotify: "inotify", tells [], needs FileHandles;
     pidfd: "pidfd", tells [];
     signals: "signals", tells [];
     terminal: "terminal", tells [];
@@ -228,7 +228,7 @@ fn contents_of_files_come_back_with_the_process_that_writes_them() -> Result<()>
 
 #[test]
 fn contents_of_files_come_back_with_a_new_process() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"));
+    require!(Root, Ksnap, Program("python3"), ChosenIds);
     use std::io::Write;
     let ksnap = Ksnap::new()?;
     let mut writer = Writer::start()?;

@@ -84,7 +84,7 @@ fn a_victim_that_another_program_runs_is_found_and_ends_with_its_fixture() -> Re
 
 #[test]
 fn a_victim_can_run_as_an_ordinary_user() -> Result<()> {
-    require!(Root, BuildForAll);
+    require!(Root, BuildForAll, OtherUsers);
     const NOBODY: u32 = 65534;
     let mut command = Command::new(tests::paths::victim()?);
     command

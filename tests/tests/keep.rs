@@ -204,7 +204,7 @@ fn read_only(ksnap: &Ksnap, args: &[&str]) -> Command {
 
 #[test]
 fn a_store_on_a_read_only_file_system_is_read_and_restored_from() -> Result<()> {
-    require!(Root, Ksnap, Mount);
+    require!(Root, Ksnap, Mount, ChosenIds);
     let ksnap = Ksnap::new()?;
     let mut victim = Victim::spawn("counter", &["--mib", "2"])?;
     let pid = victim.pid().to_string();

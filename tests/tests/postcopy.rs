@@ -51,7 +51,7 @@ fn watched(name: &str, args: &[&str], options: &[&str]) -> Result<Vec<Behind>> {
 
 #[test]
 fn a_busy_process_is_copied_while_it_writes() -> Result<()> {
-    require!(Root, Ksnap, Tracker("wp"));
+    require!(Root, Ksnap, Tracker("wp"), Probes);
     let behind = watched("counter", &["--mib", "64"], &[])?;
     ensure!(
         behind.len() >= effort::times(30) / 2 && behind.iter().any(|b| b.saved > 0),
@@ -62,7 +62,7 @@ fn a_busy_process_is_copied_while_it_writes() -> Result<()> {
 
 #[test]
 fn what_does_not_fit_the_buffers_is_compared_while_it_is_written() -> Result<()> {
-    require!(Root, Ksnap, Tracker("wp"));
+    require!(Root, Ksnap, Tracker("wp"), Probes);
     let behind = watched("counter", &["--mib", "64"], &["--memory", "8M"])?;
     // Eight buffers of a MiB each.
     ensure!(behind.iter().any(|b| b.pages > 2048), "{behind:?}");
@@ -71,7 +71,7 @@ fn what_does_not_fit_the_buffers_is_compared_while_it_is_written() -> Result<()>
 
 #[test]
 fn memory_that_is_given_back_meanwhile_is_saved_or_copied_anew() -> Result<()> {
-    require!(Root, Ksnap, Tracker("wp"));
+    require!(Root, Ksnap, Tracker("wp"), Probes);
     for victim in ["dontneed", "maps", "fork"] {
         let behind = watched(victim, &[], &[])?;
         ensure!(!behind.is_empty(), "{victim} never");

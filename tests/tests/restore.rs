@@ -36,6 +36,9 @@ fn bring_back(ksnap: &Ksnap, options: &[&str]) -> Result<Victim> {
 /// Captured, ended, brought back, twice in a row: it goes on where it was, and all that it checks holds.
 fn goes_on(name: &str, args: &[&str], options: &[&str]) -> Result<()> {
     require!(Root, Ksnap);
+    if options.is_empty() {
+        require!(ChosenIds);
+    }
     let ksnap = Ksnap::new()?;
     // Keeps the folder of its files.
     let mut first = Victim::spawn(name, args)?;
@@ -178,7 +181,7 @@ fn a_taken_id_is_found_before_anything_is_started() -> Result<()> {
 
 #[test]
 fn a_program_that_is_gone_or_another_one_is_named() -> Result<()> {
-    require!(Root, Ksnap);
+    require!(Root, Ksnap, ChosenIds);
     let ksnap = Ksnap::new()?;
     let folder = tempfile::tempdir()?;
     let program = folder.path().join("program");
@@ -201,7 +204,7 @@ fn a_program_that_is_gone_or_another_one_is_named() -> Result<()> {
 
 #[test]
 fn a_damaged_image_is_refused_and_nothing_is_started() -> Result<()> {
-    require!(Root, Ksnap);
+    require!(Root, Ksnap, ChosenIds);
     let ksnap = Ksnap::new()?;
     let mut victim = Victim::spawn("counter", &["--mib", "1"])?;
     end_captured(&ksnap, &mut victim)?;
@@ -247,7 +250,7 @@ fn a_thousand_threads_come_back() -> Result<()> {
 
 #[test]
 fn twenty_generations_lose_nothing() -> Result<()> {
-    require!(Root, Ksnap);
+    require!(Root, Ksnap, ChosenIds);
     let ksnap = Ksnap::new()?;
     let mut first = Victim::spawn("counter", &["--mib", "4"])?;
     end_captured(&ksnap, &mut first)?;
@@ -268,7 +271,7 @@ fn twenty_generations_lose_nothing() -> Result<()> {
 
 #[test]
 fn a_restore_that_is_killed_leaves_a_whole_process_or_none() -> Result<()> {
-    require!(Root, Ksnap);
+    require!(Root, Ksnap, ChosenIds);
     const KILLS: usize = 50;
     let ksnap = Ksnap::new()?;
     let mut victim = Victim::spawn("counter", &["--mib", "4"])?;
@@ -302,7 +305,7 @@ fn a_restore_that_is_killed_leaves_a_whole_process_or_none() -> Result<()> {
 
 #[test]
 fn python_finishes_what_its_threads_had_begun() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"));
+    require!(Root, Ksnap, Program("python3"), ChosenIds);
     let ksnap = Ksnap::new()?;
     let mut python = Python::script(
         "import sys, threading, hashlib\n\
@@ -350,7 +353,7 @@ fn python_finishes_what_its_threads_had_begun() -> Result<()> {
 
 /// A redis-server that is brought back answers at its port, with its data.
 fn redis_is_back(mib: u64, options: &[&str]) -> Result<()> {
-    require!(Root, Ksnap, Program("redis-server"));
+    require!(Root, Ksnap, Program("redis-server"), ChosenIds);
     let ksnap = Ksnap::new()?;
     let mut redis = Redis::start()?;
     redis.populate(mib * 2000, 400)?;
@@ -422,7 +425,7 @@ fn a_stopped_process_stays_stopped_after_its_snapshot() -> Result<()> {
 
 #[test]
 fn a_restored_process_is_watched_and_rolled_back_like_any_other() -> Result<()> {
-    require!(Root, Ksnap);
+    require!(Root, Ksnap, ChosenIds);
     let ksnap = Ksnap::new()?;
     let mut first = Victim::spawn("counter", &["--mib", "48", "--rollbacks"])?;
     end_captured(&ksnap, &mut first)?;

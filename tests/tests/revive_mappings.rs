@@ -29,7 +29,7 @@ while True:
 
 #[test]
 fn a_mapped_file_that_has_changed_is_named_and_taken_only_when_allowed() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"));
+    require!(Root, Ksnap, Program("python3"), ChosenIds);
     let ksnap = Ksnap::new()?;
     let folder = tempfile::tempdir()?;
     let data = folder.path().join("data.bin");
@@ -106,7 +106,7 @@ while True:
 
 #[test]
 fn a_private_mapping_of_a_file_that_is_gone_comes_back_with_its_content() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"));
+    require!(Root, Ksnap, Program("python3"), ChosenIds);
     let ksnap = Ksnap::new()?;
     let mut python = Python::script(NAMELESS)?;
     let _end = Ended(python.pid(), "python");
@@ -181,7 +181,7 @@ while os.read(0, 100):
 /// Whoever is attached meanwhile works with what is in it now.
 #[test]
 fn a_segment_that_others_are_attached_to_keeps_its_content() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"), Program("ipcrm"));
+    require!(Root, Ksnap, Program("python3"), Program("ipcrm"), ChosenIds);
     let ksnap = Ksnap::new()?;
     let mut python = Python::script(SEGMENT)?;
     let pid = python.pid();
@@ -207,7 +207,7 @@ fn a_segment_that_others_are_attached_to_keeps_its_content() -> Result<()> {
 
 #[test]
 fn a_segment_of_system_v_is_attached_again() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"), Program("ipcrm"));
+    require!(Root, Ksnap, Program("python3"), Program("ipcrm"), ChosenIds);
     let ksnap = Ksnap::new()?;
     let mut python = Python::script(SEGMENT)?;
     let _end = Ended(python.pid(), "python");

@@ -82,7 +82,7 @@ fn chain(seed: &str, rounds: u64) -> Result<String> {
 
 #[test]
 fn python_with_threads_and_a_listening_socket() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"));
+    require!(Root, Ksnap, Program("python3"), ChosenIds);
     const ROUNDS: u64 = 300_000;
     let script = format!(
         r#"
@@ -123,7 +123,7 @@ print("done", *(results[seed] for seed in range(3)), flush=True)
 
 #[test]
 fn node_with_a_server_and_a_compiled_loop() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"), Program("node"));
+    require!(Root, Ksnap, Program("python3"), Program("node"), ChosenIds);
     const ROUNDS: u64 = 300_000;
     let script = format!(
         r#"
@@ -196,7 +196,8 @@ fn a_jvm_with_its_compilers_and_its_collector() -> Result<()> {
         Ksnap,
         Program("python3"),
         Program("java"),
-        Program("javac")
+        Program("javac"),
+        ChosenIds
     );
     const ROUNDS: u64 = 300_000;
     let folder = tempfile::tempdir()?;
@@ -217,7 +218,7 @@ fn a_jvm_with_its_compilers_and_its_collector() -> Result<()> {
 
 #[test]
 fn sqlite_in_the_middle_of_a_transaction() -> Result<()> {
-    require!(Root, Ksnap, Program("sqlite3"));
+    require!(Root, Ksnap, Program("sqlite3"), ChosenIds);
     let run = |folder: &Path| -> Result<Background> {
         std::fs::write(
             folder.join("work.sql"),
@@ -268,7 +269,7 @@ fn sqlite_in_the_middle_of_a_transaction() -> Result<()> {
 
 #[test]
 fn twenty_generations_of_redis_lose_nothing() -> Result<()> {
-    require!(Root, Ksnap, Program("redis-server"));
+    require!(Root, Ksnap, Program("redis-server"), ChosenIds);
     let ksnap = Ksnap::new()?;
     let mut redis = Redis::start()?;
     redis.populate(20_000, 200)?;
@@ -305,7 +306,7 @@ fn twenty_generations_of_redis_lose_nothing() -> Result<()> {
 
 #[test]
 fn one_image_comes_back_a_hundred_times() -> Result<()> {
-    require!(Root, Ksnap);
+    require!(Root, Ksnap, ChosenIds);
     let ksnap = Ksnap::new()?;
     let mut first = Victim::spawn("counter", &["--mib", "2"])?;
     let pid = first.pid();
@@ -336,7 +337,7 @@ fn one_image_comes_back_a_hundred_times() -> Result<()> {
 
 #[test]
 fn fifty_thousand_mappings_come_back() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"));
+    require!(Root, Ksnap, Program("python3"), ChosenIds);
     const SCRIPT: &str = r#"
 import ctypes, hashlib, mmap, os
 libc = ctypes.CDLL(None, use_errno=True)
@@ -411,7 +412,7 @@ fn ours() -> Result<Vec<i32>> {
 
 #[test]
 fn a_restore_killed_at_any_step_leaves_nothing() -> Result<()> {
-    require!(Root, Ksnap);
+    require!(Root, Ksnap, ChosenIds);
     let ksnap = Ksnap::new()?;
     let mut victim = Victim::spawn("threads", &[])?;
     let pid = victim.pid();

@@ -75,7 +75,7 @@ fn a_limit_lowered_since_does_not_stop_a_rollback_halfway() -> Result<()> {
 
 #[test]
 fn low_limits_come_back_and_are_in_nobodys_way() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"));
+    require!(Root, Ksnap, Program("python3"), ChosenIds);
     let ksnap = Ksnap::new()?;
     let mut python = Python::script(LIMITS)?;
     let _end = Ended(python.pid(), "python");
@@ -136,7 +136,7 @@ fn left(ksnap: &Ksnap) -> Result<Vec<u64>> {
 
 #[test]
 fn a_wait_goes_on_for_the_time_that_was_left() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"));
+    require!(Root, Ksnap, Program("python3"), ChosenIds, Probes);
     const WHOLE: u64 = 1_000_000_000_000;
     let ksnap = Ksnap::new()?;
     let mut python = Python::script(SLEEPERS)?;
@@ -176,7 +176,7 @@ fn a_wait_goes_on_for_the_time_that_was_left() -> Result<()> {
 
 #[test]
 fn a_wait_that_goes_on_comes_to_its_end() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"));
+    require!(Root, Ksnap, Program("python3"), ChosenIds);
     let ksnap = Ksnap::new()?;
     let script = SLEEPERS
         .replace("Time(1000, 0)", "Time(2, 0)")

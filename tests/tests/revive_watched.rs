@@ -18,6 +18,9 @@ fn log(ksnap: &Ksnap) -> Result<Vec<Value>> {
 /// Brought back and watched, snapshots follow the one that it was brought back from.
 fn goes_on_watched(options: &[&str]) -> Result<()> {
     require!(Root, Ksnap);
+    if options.is_empty() {
+        require!(ChosenIds);
+    }
     let ksnap = Ksnap::new()?;
     // Slow enough that what a rollback takes away does not come back while it is being looked for.
     let slow = ["--mib", "48", "--rate", "20", "--rollbacks"];

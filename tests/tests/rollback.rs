@@ -113,7 +113,7 @@ macro_rules! rolled {
 
 rolled! {
     counter: "counter" ["--mib", "16"], ["--audit"];
-    threads: "threads" [], ["--audit"];
+    threads: "threads" [], ["--audit"], needs ChosenIds;
     maps: "maps" [], ["--audit"];
     dontneed: "dontneed" [], ["--audit"];
     deepstack: "deepstack" [], ["--audit"];
@@ -128,14 +128,14 @@ rolled! {
     signal_dispositions: "attributes" ["signals"], ["--audit"];
     timers: "attributes" ["timers"], ["--audit"];
     process_attributes: "attributes" ["process"], ["--audit"];
-    memory_attributes: "attributes" ["memory"], ["--audit"];
+    memory_attributes: "attributes" ["memory"], ["--audit"], needs Probes;
     signal_dispositions_without_probes: "attributes" ["signals"], ["--audit", "--no-probes"];
     timers_without_probes: "attributes" ["timers"], ["--audit", "--no-probes"];
     process_attributes_without_probes: "attributes" ["process"], ["--audit", "--no-probes"];
-    thread_attributes_without_probes: "attributes" ["threads"], ["--audit", "--no-probes"];
-    credentials_without_probes: "attributes" ["credentials"], ["--audit", "--no-probes"];
-    thread_attributes: "attributes" ["threads"], ["--audit"];
-    credentials: "attributes" ["credentials"], ["--audit"];
+    thread_attributes_without_probes: "attributes" ["threads"], ["--audit", "--no-probes"], needs Priorities;
+    credentials_without_probes: "attributes" ["credentials"], ["--audit", "--no-probes"], needs OtherUsers;
+    thread_attributes: "attributes" ["threads"], ["--audit"], needs Priorities;
+    credentials: "attributes" ["credentials"], ["--audit"], needs OtherUsers;
     gup_direct: "gup" [], [];
     nanosleep: "blocked" ["nanosleep"], ["--audit"];
     clock_nanosleep: "blocked" ["clock_nanosleep"], ["--audit"];
@@ -161,7 +161,7 @@ rolled! {
 
 #[test]
 fn an_ordinary_user_rolls_back_an_own_process() -> Result<()> {
-    require!(Root, Ksnap);
+    require!(Root, Ksnap, OtherUsers);
     let ksnap = Ksnap::as_user(NOBODY)?;
     let victim = Victim::spawn_as(NOBODY, "counter", &["--mib", "4", "--rollbacks"])?;
     goes_back_and_forth(&ksnap, victim, 6, &["--audit"], false)

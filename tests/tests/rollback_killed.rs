@@ -107,6 +107,39 @@ impl Killed {
         Ok(())
     }
 
+    /// Others know that it is on a mixed state, and leave it as it is.
+    fn is_refused(&self) -> Result<()> {
+        for args in [
+            &["snap", &self.pid][..],
+            &["snap", "--tree", &self.pid],
+            &["watch", &self.pid, "--count", "1"],
+        ] {
+            let refused = self.ksnap.run(args)?;
+            ensure!(refused.code()? == 1, "{args:?}: {refused:?}");
+            for word in ["mixed state", "ksnap rollback", "kill -9"] {
+                ensure!(refused.stderr.contains(word), "{args:?}: {refused:?}");
+            }
+        }
+        self.stays_stopped()?;
+        ensure!(self.marks()?.len() == 1, "{:?}", self.marks());
+        Ok(())
+    }
+
+    /// What the store has of its mixed states.
+    fn marks(&self) -> Result<Vec<String>> {
+        let mut marks = Vec::new();
+        for session in std::fs::read_dir(self.ksnap.store())? {
+            let Ok(names) = std::fs::read_dir(session?.path()) else {
+                continue;
+            };
+            for name in names {
+                let name = name?.file_name().to_string_lossy().into_owned();
+                marks.extend(name.starts_with("mixed-").then_some(name));
+            }
+        }
+        Ok(marks)
+    }
+
     fn go_on(&mut self) -> Result<()> {
         kill(Pid::from_raw(self.victim.pid()), Signal::SIGCONT)?;
         let then = self.victim.check()?.counter;
@@ -120,6 +153,7 @@ impl Killed {
         let id = self.ksnap.json(&["log", "-n", "1"])?.remove(0);
         let id = id["id"].as_str().context("no id")?.to_owned();
         self.ksnap.ok(&["rollback", &self.pid, &id, "-y"])?;
+        ensure!(self.marks()?.is_empty(), "{:?}", self.marks());
         self.go_on()
     }
 
@@ -137,6 +171,7 @@ fn killed_at_every_point(name: &str, args: &[&str], watched: bool) -> Result<()>
         killed
             .roll_back(point, watched)
             .with_context(|| at(point))?;
+        killed.is_refused().with_context(|| at(point))?;
         killed.recover().with_context(|| at(point))?;
     }
     killed.roll_back(UNTOUCHED, watched)?;

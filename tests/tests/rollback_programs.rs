@@ -124,7 +124,7 @@ fn file_positions_go_back() -> Result<()> {
 
 #[test]
 fn threads_that_ended_since_come_back_with_their_ids() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"));
+    require!(Root, Ksnap, Program("python3"), ChosenIds);
     let ksnap = Ksnap::new()?;
     let mut script = Script::start()?;
     let pid = script.python.pid();

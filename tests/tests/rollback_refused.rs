@@ -12,7 +12,7 @@ const NOBODY: u32 = 65534;
 #[test]
 fn threads_that_an_ordinary_user_cannot_make_again_are_refused_before_anything_is_touched()
 -> Result<()> {
-    require!(Root, Ksnap);
+    require!(Root, Ksnap, OtherUsers);
     let victim = Victim::spawn_as(NOBODY, "threads", &["--rollbacks"])?;
     threads_cannot_be_made_again(Ksnap::as_user(NOBODY)?, victim)
 }

@@ -112,7 +112,7 @@ while True:
 #[test]
 fn whoever_waits_for_the_end_of_a_thread_made_again_is_told_though_it_had_no_robust_list()
 -> Result<()> {
-    require!(Root, Ksnap, Program("python3"));
+    require!(Root, Ksnap, Program("python3"), ChosenIds);
     let ksnap = Ksnap::new()?;
     let mut script = Script::start(UNREGISTERED)?;
     std::thread::sleep(Duration::from_millis(20));

@@ -146,7 +146,7 @@ fn a_stream_between_two_machines_goes_on_twice() -> Result<()> {
 
 #[test]
 fn a_stream_of_ipv6_on_the_loopback_device_goes_on_twice() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"));
+    require!(Root, Ksnap, Program("python3"), AllProcesses);
     let ksnap = Ksnap::new()?;
     let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0))?;
     let pause = Duration::from_millis(2);
@@ -158,7 +158,7 @@ fn a_stream_of_ipv6_on_the_loopback_device_goes_on_twice() -> Result<()> {
 
 #[test]
 fn redis_answers_its_client_that_waited_meanwhile() -> Result<()> {
-    require!(Root, Ksnap, Program("redis-server"));
+    require!(Root, Ksnap, Program("redis-server"), AllProcesses);
     let ksnap = Ksnap::new()?;
     let mut redis = Redis::start()?;
     let pid = redis.pid();
@@ -226,13 +226,21 @@ fn what_cannot_go_on_is_refused_and_the_connection_waits() -> Result<()> {
 
 #[test]
 fn a_process_whose_connections_may_not_be_taken_is_not_harmed() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"), Program("setpriv"));
+    require!(
+        Root,
+        Ksnap,
+        Program("python3"),
+        Program("setpriv"),
+        AllProcesses
+    );
     let ksnap = Ksnap::new()?;
     let listener = TcpListener::bind(("127.0.0.1", 0))?;
-    let mut stream = Stream::start(&listener, 3000, Duration::from_millis(1), |c| c)?;
+    let mut stream = Stream::start(&listener, 8000, Duration::from_millis(1), |c| c)?;
     let pid = stream.pid().to_string();
     for _ in 0..3 {
         stream.goes_on(10)?;
+        // However long ksnap takes, it must not come to its end.
+        stream.hold(true);
         let mut bare = Command::new("setpriv");
         let own = ksnap.command();
         bare.args(["--bounding-set", "-net_admin", "--inh-caps", "-net_admin"])
@@ -241,12 +249,15 @@ fn a_process_whose_connections_may_not_be_taken_is_not_harmed() -> Result<()> {
         let refused = run(bare, &["snap", &pid, "--kill", "--tcp"])?;
         ensure!(refused.code()? != 0, "{refused:?}");
         ensure!(refused.stderr.contains("CAP_NET_ADMIN"), "{refused:?}");
+        stream.hold(false);
     }
     // Nor is one that is captured under load and goes on.
     for _ in 0..3 {
         stream.goes_on(10)?;
+        stream.hold(true);
         let taken = ksnap.run(&["snap", &pid, "--audit"])?;
         ensure!(taken.code()? == 0, "{taken:?}");
+        stream.hold(false);
     }
     let words = ksnap.run(&["snap", &pid, "--tcp"])?;
     ensure!(
@@ -324,7 +335,7 @@ fn lives_on(pid: i32) -> Result<bool> {
 
 #[test]
 fn ksnap_killed_at_any_moment_leaves_a_connection_that_goes_on() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"));
+    require!(Root, Ksnap, Program("python3"), AllProcesses);
     let ksnap = Ksnap::new()?;
     let listener = TcpListener::bind(("127.0.0.1", 0))?;
     let mut stream = Stream::start(&listener, 20_000, Duration::ZERO, |c| c)?;
@@ -414,7 +425,7 @@ fn what_the_other_side_has_ended_is_told() -> Result<()> {
 
 #[test]
 fn a_snapshot_that_nobody_keeps_connections_for_is_refused() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"));
+    require!(Root, Ksnap, Program("python3"), AllProcesses);
     let ksnap = Ksnap::new()?;
     let listener = TcpListener::bind(("127.0.0.1", 0))?;
     let pause = Duration::from_millis(4);
@@ -461,7 +472,7 @@ fn a_snapshot_that_nobody_keeps_connections_for_is_refused() -> Result<()> {
 
 #[test]
 fn one_that_the_other_side_ends_before_the_silence_is_told_and_another_goes_on() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"));
+    require!(Root, Ksnap, Program("python3"), AllProcesses);
     let ksnap = Ksnap::new()?.with_variable("KSNAP_TCP_DELAY_MS", "2000".into());
     let mut script = Python::script(
         "import socket\n\

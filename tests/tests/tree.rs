@@ -21,6 +21,9 @@ const LIMIT: Duration = Duration::from_secs(60);
 /// Captured, ended, brought back, twice in a row.
 fn goes_on(options: &[&str]) -> Result<()> {
     require!(Root, Ksnap);
+    if options.is_empty() {
+        require!(ChosenIds);
+    }
     let ksnap = Ksnap::new()?;
     let mut first = Victim::spawn("tree", &[])?;
     let mut counter = first.check()?.counter;
@@ -89,7 +92,7 @@ fn a_running_tree_is_not_disturbed_and_copies_live_beside_it() -> Result<()> {
 /// As in a container that was entered from outside: the session has no id there, and the group has one.
 #[test]
 fn trees_go_on_where_their_session_began_outside() -> Result<()> {
-    require!(Root, Ksnap, Mount, Program("python3"));
+    require!(Root, Ksnap, Mount, Program("python3"), ChosenIds);
     // Process 1, which buries whoever is left to it.
     let in_a_group = "import os, sys\n\
                       child = os.fork()\n\
@@ -119,7 +122,7 @@ fn trees_go_on_where_their_session_began_outside() -> Result<()> {
 
 #[test]
 fn a_restore_that_is_killed_leaves_a_whole_tree_or_none() -> Result<()> {
-    require!(Root, Ksnap);
+    require!(Root, Ksnap, ChosenIds);
     const KILLS: usize = 30;
     let ksnap = Ksnap::new()?;
     let mut victim = Victim::spawn("tree", &[])?;
@@ -326,7 +329,7 @@ impl Drop for Idle {
 
 #[test]
 fn a_group_whose_id_is_taken_is_refused_before_anything_is_made() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"));
+    require!(Root, Ksnap, Program("python3"), ChosenIds);
     let ksnap = Ksnap::new()?;
     let mut python = Python::script(ORPHANED_GROUP)?;
     let line = python.line(LIMIT)?;

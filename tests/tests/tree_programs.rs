@@ -48,7 +48,7 @@ impl Numbers {
 /// A shell with job control: a pipeline whose numbers must all arrive, and a background job in a group of its own.
 #[test]
 fn a_pipeline_of_a_shell_loses_nothing() -> Result<()> {
-    require!(Root, Ksnap, Program("bash"));
+    require!(Root, Ksnap, Program("bash"), ChosenIds);
     let ksnap = Ksnap::new()?;
     let script = "set -m; sleep 1000 & echo job $!; \
         (i=0; while :; do echo $i; i=$((i+1)); sleep 0.002; done) | while read x; do echo n$x; done | cat; \
@@ -126,7 +126,7 @@ fn a_tree_goes_on_where_the_session_of_ksnap_began_outside() -> Result<()> {
 /// A pool of workers in the middle of its work.
 #[test]
 fn a_pool_of_python_finishes_its_work() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"));
+    require!(Root, Ksnap, Program("python3"), ChosenIds);
     let ksnap = Ksnap::new()?;
     let mut python = Python::script(
         "import hashlib, multiprocessing\n\

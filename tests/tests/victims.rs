@@ -77,8 +77,8 @@ victims! {
     attributes_timers: "attributes" ["timers"];
     attributes_process: "attributes" ["process"];
     attributes_memory: "attributes" ["memory"];
-    attributes_threads: "attributes" ["threads"], needs Root;
-    attributes_credentials: "attributes" ["credentials"], needs Root;
+    attributes_threads: "attributes" ["threads"], needs Priorities;
+    attributes_credentials: "attributes" ["credentials"], needs OtherUsers;
     gup: "gup" [];
     gup_with_rollbacks: "gup" ["--rollbacks"];
     signals_with_rollbacks: "signals" ["--rollbacks"];

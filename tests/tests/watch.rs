@@ -157,6 +157,10 @@ mod without_probes {
         filemap: "filemap" [];
         signals: "signals" [];
         sparse: "sparse" [];
+        nanosleep: "blocked" ["nanosleep"];
+        clock_nanosleep: "blocked" ["clock_nanosleep"];
+        poll: "blocked" ["poll"];
+        futex_timeout: "blocked" ["futex-timeout"];
     }
 }
 
@@ -239,31 +243,31 @@ mod an_ordinary_user {
 
     #[test]
     fn watches_a_counter() -> Result<()> {
-        require!(Root, Ksnap);
+        require!(Root, Ksnap, OtherUsers);
         watches_an_own("counter", &["--mib", "4"], &[])
     }
 
     #[test]
     fn watches_changing_mappings() -> Result<()> {
-        require!(Root, Ksnap);
+        require!(Root, Ksnap, OtherUsers);
         watches_an_own("maps", &[], &[])
     }
 
     #[test]
     fn watches_threads() -> Result<()> {
-        require!(Root, Ksnap);
+        require!(Root, Ksnap, OtherUsers);
         watches_an_own("threads", &[], &[])
     }
 
     #[test]
     fn watches_with_the_hash_tracker() -> Result<()> {
-        require!(Root, Ksnap);
+        require!(Root, Ksnap, OtherUsers);
         watches_an_own("counter", &["--mib", "4"], &["--tracker", "hash"])
     }
 
     #[test]
     fn is_refused_the_process_of_another_user() -> Result<()> {
-        require!(Root, Ksnap);
+        require!(Root, Ksnap, OtherUsers);
         let ksnap = Ksnap::as_user(NOBODY)?;
         let mut victim = Victim::spawn("counter", &["--mib", "1"])?;
         let before = Footprint::of(victim.pid())?;

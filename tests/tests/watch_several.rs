@@ -177,7 +177,7 @@ fn an_interrupt_ends_the_watching_of_all() -> Result<()> {
 
 #[test]
 fn commands_on_each_go_through_its_own_watcher() -> Result<()> {
-    require!(Root, Ksnap);
+    require!(Root, Ksnap, ChosenIds);
     let ksnap = Ksnap::new()?;
     let mut victims = three()?;
     let all = pids(&victims);

@@ -20,6 +20,8 @@ use watched::Watched;
 const EVERY: &str = "100ms";
 /// How long the process works before it is sent back.
 const WORK: Duration = Duration::from_millis(4000);
+/// How long it may take at most.
+const PATIENCE: Duration = Duration::from_secs(40);
 /// How long the process may take to get back to where it was.
 const CATCH_UP: Duration = Duration::from_secs(20);
 
@@ -48,7 +50,13 @@ pub fn run(profile: Profile) -> Result<()> {
 
     title(3, "It works, ksnap takes snapshots");
     watched.work(WORK)?;
-    let history = History::read(&ksnap, watched.pid())?;
+    let mut history = History::read(&ksnap, watched.pid())?;
+    // On a busy machine it takes longer until there is something to see.
+    let end = Instant::now() + PATIENCE;
+    while !history.is_enough() && Instant::now() < end {
+        watched.work(WORK)?;
+        history = History::read(&ksnap, watched.pid())?;
+    }
     println!(
         "  Each delta holds only the pages that changed. `stop` is how long the program stood still for it."
     );

@@ -1,5 +1,6 @@
 //! `cargo xtask test`: every check there is, with one summary.
 
+mod expected;
 mod guest_python;
 mod install;
 mod stage;
@@ -16,7 +17,7 @@ use std::process::ExitCode;
 /// Run every check: formatting, lints, unit, property and end-to-end tests
 ///
 /// As root on a Debian machine it installs the programs that the tests work on (redis-server, python3,
-/// sqlite3, gdb, strace) where they are missing. Elsewhere each test that lacks something is skipped, and
+/// sqlite3, gdb, strace and others) where they are missing. Elsewhere each test that lacks something is skipped, and
 /// says what it lacks and how to get it.
 #[derive(clap::Args)]
 pub struct Options {
@@ -27,6 +28,10 @@ pub struct Options {
     /// end-to-end tests, which take several times as long there
     #[arg(long, requires = "vm")]
     interfaces: bool,
+    /// Fail where a test or a step is skipped, unless for something that is known to be missing on some machines: kernels
+    /// differ
+    #[arg(long)]
+    no_skips: bool,
     /// Only tests whose name contains one of these; formatting and lints are left out then. With --vm: only these
     /// test executables
     filter: Vec<String>,
@@ -37,7 +42,7 @@ pub struct Options {
 /// # Errors
 /// When a stage cannot be run at all.
 pub fn run(options: Options) -> Result<ExitCode> {
-    let mut stages = Stages::new();
+    let mut stages = Stages::new(options.no_skips);
     match options.vm {
         Some(selection) => {
             virtual_machines::run(selection, options.interfaces, &options.filter, &mut stages)?;

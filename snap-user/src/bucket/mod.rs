@@ -7,6 +7,7 @@
 //! | `chunk` | many pages in one object, named by its content |
 //! | `index` | one object for each snapshot: which page is where |
 //! | `doomed` | chunks that are going to be deleted, and that nobody may refer to any more |
+//! | `leftovers` | what writers that were killed have left in a folder |
 //! | `name` | how objects are named |
 //! | `place` | a URL → a service, with the keys of the environment |
 //! | `service` | objects in and out, one at a time |
@@ -19,6 +20,7 @@ mod error;
 #[cfg(test)]
 mod golden;
 mod index;
+mod leftovers;
 mod name;
 mod place;
 mod service;

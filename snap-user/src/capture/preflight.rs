@@ -5,6 +5,9 @@ use crate::sys::{PidFd, await_turn, fill_all, pidfd_open, proc};
 use std::io::Read;
 use std::time::{Duration, Instant};
 
+/// Why a thread's id is refused; older kernels give a pidfd of it.
+const A_THREAD: &str = "it is a thread, not a process; name its process (Tgid in /proc/PID/status)";
+
 /// A process that can be captured.
 #[derive(Debug)]
 pub struct Target {
@@ -40,8 +43,7 @@ pub fn preflight(pid: i32) -> Result<Target> {
     let pidfd = pidfd_open(pid).map_err(|e| match e.errno() {
         Some(libc::EINVAL | libc::ENOENT) => CaptureError::Refused {
             pid,
-            why: "it is a thread, not a process; name its process (Tgid in /proc/PID/status)"
-                .into(),
+            why: A_THREAD.into(),
         },
         _ => sys(e),
     })?;
@@ -61,9 +63,7 @@ pub fn preflight(pid: i32) -> Result<Target> {
     let tracer = await_turn(pid);
     let status = proc::status(pid).map_err(sys)?;
     if status.tgid != pid {
-        return refused(
-            "it is a thread, not a process; name its process (Tgid in /proc/PID/status)",
-        );
+        return refused(A_THREAD);
     }
     // Not by this thread, which may have stopped it already, with others of its tree.
     if let Some(tracer) = tracer {

@@ -28,7 +28,8 @@ turn are not followed: watch those with `ksnap watch`.
 
 The command keeps the terminal, and ksnap ends with its exit status (128 and the signal's number if a signal \
 ended it). When the snapshots end before the command, or it cannot be snapshotted, which is said on standard error, it \
-runs on, and ksnap waits for it. Of a command that ends within milliseconds there may be no snapshot.
+runs on, and ksnap waits for it; SIGTERM then ends ksnap alone. Of a command that ends within milliseconds there may be \
+no snapshot. When --audit finds differences and the command ends with 0, ksnap ends with 1.
 
 Examples:
   ksnap run -- ./server --port 8080

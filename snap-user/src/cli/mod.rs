@@ -44,6 +44,7 @@ mod watch;
 
 pub use exit::Exit;
 
+use crate::session;
 use args::{Cli, Verb};
 use clap::Parser;
 use context::Context;
@@ -80,6 +81,16 @@ fn dispatch(context: &Context, verb: &Verb) -> Result<Exit, CliError> {
         return Err(CliError::Refused(
             "--store needs a folder; without one it is for `ksnap show` alone".into(),
         ));
+    }
+    match verb {
+        Verb::Snap(_)
+        | Verb::Watch(_)
+        | Verb::Restore(_)
+        | Verb::Fork(_)
+        | Verb::Rollback(_)
+        | Verb::Clone(_)
+        | Verb::Serve(_) => session::raise_descriptors(),
+        _ => {}
     }
     match verb {
         Verb::Run(args) => watch::run(context, args),

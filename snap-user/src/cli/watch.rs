@@ -5,7 +5,8 @@ use super::context::Context;
 use super::exit::{CliError, Exit};
 use super::flush;
 use super::reporter::Reporter;
-use crate::session::{self, Ended, Filling, Options, Progress, Unwatched};
+use crate::session::{self, Ended, Filling, Options, Progress, SessionError, Unwatched};
+use std::process::ExitStatus;
 
 /// Watches processes until the schedule ends, they end, or Ctrl-C.
 pub fn watch(context: &Context, args: &Watch) -> Result<Exit, CliError> {
@@ -43,7 +44,7 @@ pub fn watch(context: &Context, args: &Watch) -> Result<Exit, CliError> {
     flushed.map(|()| exit)
 }
 
-/// Starts a command under snapshots, and ends as it does.
+/// Starts a command under snapshots, and ends as it does, unless it went well and an audit found that ksnap did not.
 pub fn run(context: &Context, args: &Run) -> Result<Exit, CliError> {
     let mut reporter = Reporter::new(context, args.watching.live, false, true);
     let mut pid = 0;
@@ -88,5 +89,41 @@ pub fn run(context: &Context, args: &Run) -> Result<Exit, CliError> {
     if let Unwatched::Over(summary) = &outcome {
         reporter.finish(None, summary);
     }
-    Ok(Exit::of_command(status))
+    Ok(exit_of_run(&outcome, status))
+}
+
+fn exit_of_run(outcome: &Unwatched, status: ExitStatus) -> Exit {
+    match (outcome, Exit::of_command(status)) {
+        (Unwatched::Failed(error @ SessionError::Audit { .. }), Exit::Command(0)) => {
+            error.trouble().into()
+        }
+        (_, exit) => exit,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+
+    #[test]
+    fn differences_that_an_audit_found_are_told_by_the_exit_code_of_run_unless_the_command_has_its_own()
+     {
+        let audit = || SessionError::Audit { pages: Vec::new() };
+        let other = || SessionError::Usage("no".into());
+        // Wait statuses: exit code in the second byte, signal in the first (wait(2)).
+        for (error, raw, code) in [
+            (audit(), 0, 1),
+            (audit(), 7 << 8, 7),
+            (audit(), 9, 137),
+            // The command goes on without snapshots, which is said, and ends as it does.
+            (other(), 0, 0),
+        ] {
+            let text = error.to_string();
+            let exit = exit_of_run(&Unwatched::Failed(error), ExitStatus::from_raw(raw));
+            assert_eq!(exit.code(), code, "{text} {raw}");
+        }
+        let short = exit_of_run(&Unwatched::TooShort, ExitStatus::from_raw(0));
+        assert_eq!(short.code(), 0);
+    }
 }

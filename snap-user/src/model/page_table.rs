@@ -113,6 +113,11 @@ impl<T: Copy + PartialEq> PageTable<T> {
         })
     }
 
+    /// Number of pages that have a value, at most: those of the leaves that there are.
+    pub fn most_pages(&self) -> u64 {
+        (self.leaves.len() * LEAF_PAGES) as u64
+    }
+
     /// Number of pages that have a value.
     pub fn pages(&self) -> u64 {
         self.leaves

@@ -61,13 +61,13 @@ pub struct Costs {
     pub bytes_in: u64,
     /// Bytes of pages written.
     pub bytes_out: u64,
-    /// Fault events lost because the ring buffer was full.
+    /// Events lost because the ring buffer was full, since the stop before. A full scan made up for them.
     pub ring_drops: u64,
     /// Write faults that tracking caused since the snapshot before.
     pub faults: u64,
     /// The tracker's name.
     pub tracker: String,
-    /// The stop scanned everything rather than use the fault log.
+    /// The stop scanned everything rather than what the fault log named.
     pub full_scan: bool,
     /// The target's CPU time since the snapshot before, in nanoseconds.
     pub target_cpu_ns: u64,

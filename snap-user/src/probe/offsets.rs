@@ -147,13 +147,19 @@ fn bad(detail: &'static str) -> ProbeError {
 mod tests {
     use super::*;
 
+    fn no_types(why: &std::io::Error) {
+        crate::skip::skip(
+            &format!("the types of this kernel ({why})"),
+            "use a kernel with CONFIG_DEBUG_INFO_BTF",
+        );
+    }
+
     #[test]
     fn the_running_kernel_has_every_field_at_a_plausible_offset() {
         let kernel = match Kernel::read() {
             Ok(kernel) => kernel,
             Err(ProbeError::NoBtf { source, .. }) => {
-                eprintln!("skipped: this kernel publishes no types ({source})");
-                return;
+                return no_types(&source);
             }
             Err(error) => panic!("{error}"),
         };
@@ -184,9 +190,10 @@ mod tests {
 
     #[test]
     fn a_missing_field_is_named() {
-        let Ok(kernel) = Kernel::read() else {
-            eprintln!("skipped: this kernel publishes no types");
-            return;
+        let kernel = match Kernel::read() {
+            Ok(kernel) => kernel,
+            Err(ProbeError::NoBtf { source, .. }) => return no_types(&source),
+            Err(error) => panic!("{error}"),
         };
         let error = kernel.required("task_struct.no_such_field").unwrap_err();
         assert!(

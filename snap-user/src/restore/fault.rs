@@ -1,4 +1,5 @@
-//! Points of a rollback and a restore at which a test can have ksnap killed, or fail. None of this is in a release build.
+//! Points of a rollback and a restore at which a test can have ksnap killed, or fail; and numbers that a test can set. None
+//! of this is in a release build.
 
 /// Dies at once, as by `kill -9`, where the environment variable `KSNAP_KILL_AT` names this point.
 #[cfg(debug_assertions)]
@@ -28,6 +29,18 @@ pub fn failure(name: &str) -> crate::sys::Result<()> {
         )),
         false => Ok(()),
     }
+}
+
+/// What a test has put into an environment variable to have something small or slow.
+#[cfg(debug_assertions)]
+pub fn number(name: &str) -> Option<u32> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Nothing, in a release build.
+#[cfg(not(debug_assertions))]
+pub fn number(_: &str) -> Option<u32> {
+    None
 }
 
 /// Nothing, in a release build.

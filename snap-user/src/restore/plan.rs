@@ -278,8 +278,11 @@ mod tests {
         fn pipe(&self, _: (u64, u64)) -> Option<String> {
             None
         }
-        fn connection(&self, _: &crate::model::Socket, _: u64) -> std::result::Result<(), String> {
-            Ok(())
+        fn connections(
+            &self,
+            all: &[(&crate::model::Socket, u64)],
+        ) -> Vec<std::result::Result<(), String>> {
+            vec![Ok(()); all.len()]
         }
     }
 
@@ -295,12 +298,11 @@ mod tests {
         fn pipe(&self, identity: (u64, u64)) -> Option<String> {
             Free.pipe(identity)
         }
-        fn connection(
+        fn connections(
             &self,
-            socket: &crate::model::Socket,
-            inode: u64,
-        ) -> std::result::Result<(), String> {
-            Free.connection(socket, inode)
+            all: &[(&crate::model::Socket, u64)],
+        ) -> Vec<std::result::Result<(), String>> {
+            Free.connections(all)
         }
     }
 

@@ -45,10 +45,12 @@ pub struct BucketPruning {
     pub kept: u64,
     /// Chunks that were deleted, or would be.
     pub deleted_chunks: u64,
-    /// Bytes of them.
+    /// Bytes of them, and of what was left behind.
     pub deleted_bytes: u64,
     /// Chunks that nothing refers to, and that are deleted when the grace time is over.
     pub waiting_chunks: u64,
+    /// Files that pushes which were killed have left in a folder, and that were deleted, or would be.
+    pub deleted_leftovers: u64,
     /// Chunks that stay.
     pub kept_chunks: u64,
     /// Bytes of them.
@@ -89,6 +91,7 @@ pub fn prune_bucket(url: &str, rules: &BucketRules, dry_run: bool) -> Result<Buc
         deleted_chunks: 0,
         deleted_bytes: 0,
         waiting_chunks: 0,
+        deleted_leftovers: 0,
         kept_chunks: 0,
         kept_bytes: 0,
     };
@@ -103,6 +106,7 @@ pub fn prune_bucket(url: &str, rules: &BucketRules, dry_run: bool) -> Result<Buc
         dry_run,
     };
     sweep.run(&gone, &mut pruning)?;
+    sweep.tidy(&mut pruning)?;
     Ok(pruning)
 }
 
@@ -221,6 +225,23 @@ impl Sweep<'_> {
             };
             let over = over.filter(|(_, object)| is_older(object, kept_ms));
             bucket.delete(&over.map(|(_, object)| object.key).collect::<Vec<_>>())?;
+        }
+        Ok(())
+    }
+
+    /// Removes what writers have left that were killed in the middle of an object.
+    fn tidy(&self, pruning: &mut BucketPruning) -> Result<()> {
+        let grace_ms = self.grace.as_millis() as i64;
+        for left in self.bucket.leftovers()? {
+            // Younger ones may be being written.
+            if self.now_ms.saturating_sub(left.modified_ms) < grace_ms {
+                continue;
+            }
+            if !self.dry_run {
+                self.bucket.remove_leftover(&left)?;
+            }
+            pruning.deleted_leftovers += 1;
+            pruning.deleted_bytes += left.len;
         }
         Ok(())
     }

@@ -116,6 +116,34 @@ fn what_is_pulled_is_what_was_pushed_whatever_the_chain_behind_it() {
 }
 
 #[test]
+fn what_killed_pushes_leave_in_a_folder_goes_when_it_is_old() {
+    let place = Place::new();
+    let (_dir, store, ids) = stored(&[&memory(0..50)]);
+    place.push(&store, ids[0]).unwrap();
+    let chunk = place.objects("chunks").remove(0);
+    let bucket = place.folder.path().join("bucket");
+    let left = [
+        PathBuf::from(format!("{}#1", chunk.display())),
+        bucket.join("clock#12"),
+        bucket.join("snapshots").join("name#3"),
+    ];
+    let other = bucket.join("other").join("notes#1");
+    std::fs::create_dir(bucket.join("other")).unwrap();
+    for path in left.iter().chain([&other]) {
+        std::fs::write(path, "half").unwrap();
+    }
+    assert_eq!(place.prune(None, DAY).deleted_leftovers, 0);
+    assert!(left.iter().all(|path| path.exists()));
+    place.two_days_pass();
+    let done = place.prune(None, DAY);
+    assert_eq!((done.deleted_leftovers, done.deleted_bytes), (3, 12));
+    assert!(left.iter().all(|path| !path.exists()));
+    // Nothing of ksnap's.
+    assert!(other.exists());
+    place.assert_gives(ids[0], &memory(0..50));
+}
+
+#[test]
 fn a_snapshot_is_pulled_once_and_not_at_all_into_the_store_that_it_came_from() {
     let place = Place::new();
     let (_dir, store, ids) = stored(&[&memory(0..50)]);

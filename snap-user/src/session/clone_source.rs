@@ -2,7 +2,7 @@
 
 use super::control::{self, Also, Watcher};
 use super::engine::wall_clock_ns;
-use super::{Engine, Options, Result, SessionError, Taken, Then};
+use super::{Engine, Options, Result, SessionError, Taken, Then, mixed};
 use crate::capture::CaptureError;
 use crate::store::Store;
 use crate::sys::{self, Freeze, Frozen, monotonic_ns, proc};
@@ -17,8 +17,8 @@ const AGAIN: Duration = Duration::from_millis(1);
 pub(super) enum Source {
     /// This program.
     Own(Box<Engine>),
-    /// The ksnap that watches the process.
-    Watched(Watcher, i32, Also),
+    /// The ksnap that watches the process, with its store.
+    Watched(Watcher, Store, i32, Also),
 }
 
 /// A process that stands still after its last snapshot. It goes on when this is dropped, or when ksnap ends; one that
@@ -35,7 +35,10 @@ impl Source {
     /// Begins with a process.
     pub(super) fn new(store: &Store, pid: i32, options: &Options) -> Result<Self> {
         match control::connect(store.dir(), pid)? {
-            Some(watcher) => Ok(Self::Watched(watcher, pid, Also::of(options)?)),
+            Some(watcher) => {
+                let also = Also::of(options)?;
+                Ok(Self::Watched(watcher, store.clone(), pid, also))
+            }
             None => Ok(Self::Own(Box::new(Engine::attach(store, pid, options)?))),
         }
     }
@@ -53,7 +56,7 @@ impl Source {
     /// A snapshot, after which the process runs on.
     pub(super) fn snap(&mut self) -> Result<Taken> {
         match self {
-            Self::Watched(watcher, _, also) => watcher.snap(Then::GoOn, *also),
+            Self::Watched(watcher, _, _, also) => watcher.snap(Then::GoOn, *also),
             Self::Own(engine) => {
                 engine.snapshot()?;
                 engine.settle().unwrap_or_else(|| {
@@ -78,20 +81,27 @@ impl Source {
                     stopped_at,
                 })
             }
-            Self::Watched(watcher, pid, also) => hold_watched(watcher, *pid, *also),
+            Self::Watched(watcher, store, pid, also) => hold_watched(watcher, store, *pid, *also),
         }
     }
 }
 
 /// Has a watcher take the last snapshot, and takes the process over from it: from a job-control stop, which would
 /// outlive ksnap, into a stop that does not.
-fn hold_watched(watcher: &mut Watcher, pid: i32, also: Also) -> Result<Held> {
+fn hold_watched(watcher: &mut Watcher, store: &Store, pid: i32, also: Also) -> Result<Held> {
     let was_stopped = is_job_stopped(pid)?;
     let asked = monotonic_ns();
     // Whatever came of it: a watcher that failed or died may have left the process stopped.
     let taken = watcher.snap(Then::Stop, also);
     let frozen = freeze(pid);
-    if !was_stopped {
+    // A rollback that failed meanwhile has stopped it for good.
+    let mixed = mixed::is_mixed(store, pid).map_err(|e| SessionError::Control {
+        why: format!(
+            "may have left process {pid} stopped in the middle of a rollback, which cannot be found out: {e}. If no \
+             rollback of it has failed, let it go on (kill -CONT {pid})"
+        ),
+    })?;
+    if !was_stopped && !mixed {
         go_on(pid)?;
     }
     let taken = taken?;
@@ -167,6 +177,7 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::{Mixed, SessionInfo};
     use rustix::process::{Pid, Signal, kill_process};
     use std::io::{BufRead, BufReader, Write};
     use std::os::unix::net::UnixListener;
@@ -203,8 +214,13 @@ mod tests {
     /// What comes of holding a process whose watcher stops it and then says this.
     fn hold_by(sleeper: &Sleeper, answer: &str) -> Result<Held> {
         let folder = tempfile::tempdir().unwrap();
+        let store = Store::open_or_create(folder.path()).unwrap();
+        hold_in(&store, sleeper, answer)
+    }
+
+    fn hold_in(store: &Store, sleeper: &Sleeper, answer: &str) -> Result<Held> {
         let (pid, answer) = (sleeper.pid(), answer.to_owned());
-        let listener = UnixListener::bind(control::socket_path(folder.path(), pid)).unwrap();
+        let listener = UnixListener::bind(control::socket_path(store.dir(), pid)).unwrap();
         let watching = std::thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
             let mut request = String::new();
@@ -213,8 +229,8 @@ mod tests {
             kill_process(Pid::from_raw(pid).unwrap(), Signal::STOP).unwrap();
             (&stream).write_all(answer.as_bytes()).unwrap();
         });
-        let watcher = control::connect(folder.path(), pid).unwrap().unwrap();
-        let held = Source::Watched(watcher, pid, Also::default()).hold();
+        let watcher = control::connect(store.dir(), pid).unwrap().unwrap();
+        let held = Source::Watched(watcher, store.clone(), pid, Also::default()).hold();
         watching.join().unwrap();
         held
     }
@@ -227,6 +243,32 @@ mod tests {
             assert!(matches!(error, SessionError::Control { .. }), "{error}");
             sleeper.assert_stopped(false);
         }
+    }
+
+    #[test]
+    fn a_process_that_a_rollback_has_left_mixed_meanwhile_stays_stopped() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open_or_create(folder.path()).unwrap();
+        let sleeper = Sleeper::start();
+        let pid = sleeper.pid();
+        let stat = proc::stat(pid, None).unwrap();
+        let info = SessionInfo {
+            pid,
+            start_time: stat.start_time,
+            ..SessionInfo::default()
+        };
+        let id = store.create_session(&info).unwrap().id();
+        let mm = proc::mm_fields(&stat);
+        let mark = Mixed {
+            pid,
+            start_time: stat.start_time,
+            program: (mm.start_stack, mm.arg_start),
+        };
+        store.mark_mixed(id, &mark).unwrap();
+        assert!(hold_in(&store, &sleeper, "").is_err());
+        sleeper.assert_stopped(true);
+        std::thread::sleep(Duration::from_millis(20));
+        sleeper.assert_stopped(true);
     }
 
     #[test]

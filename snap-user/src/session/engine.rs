@@ -7,7 +7,7 @@ use super::open::open_session;
 use super::pipeline::{Hashes, Pipeline};
 use super::postcopy::Caution;
 use super::profile::Profiling;
-use super::{KeptConnections, Options, Result, SessionError, Taken, Then};
+use super::{KeptConnections, Options, Result, SessionError, Taken, Then, mixed};
 use crate::capture::{CaptureError, Contents, Live, Target, compared, preflight};
 use crate::image::SessionId;
 use crate::model::{PageSet, SnapshotId, SnapshotKind, Vma};
@@ -35,6 +35,15 @@ pub(super) enum Captured {
     NewProgram,
     /// What was to be copied behind the stop has changed in a way that nobody saved.
     Spoilt,
+}
+
+/// What may be attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wanted {
+    /// A process that is as it was at some moment.
+    Whole,
+    /// Also one that a rollback has left on a mixed state.
+    Any,
 }
 
 /// Tells one program of a process from the next: an exec lays both anew.
@@ -86,8 +95,17 @@ pub struct Engine {
 impl Engine {
     /// Starts tracking a process, in its session of the store: the one that it has from before, or
     /// a new one.
+    ///
+    /// # Errors
+    /// Also where a rollback has left it on a mixed state.
     pub fn attach(store: &Store, pid: i32, options: &Options) -> Result<Self> {
         Self::attach_sharing(store, pid, options, &LazyProbes::new(options.probes))
+    }
+
+    /// The same for a rollback, which makes a mixed state whole.
+    pub(super) fn attach_to_put_back(store: &Store, pid: i32, options: &Options) -> Result<Self> {
+        let probes = LazyProbes::new(options.probes);
+        Self::attach_any(store, pid, options, &probes, Wanted::Any)
     }
 
     /// The same with probes that others use as well.
@@ -97,9 +115,19 @@ impl Engine {
         options: &Options,
         probes: &LazyProbes,
     ) -> Result<Self> {
+        Self::attach_any(store, pid, options, probes, Wanted::Whole)
+    }
+
+    fn attach_any(
+        store: &Store,
+        pid: i32,
+        options: &Options,
+        probes: &LazyProbes,
+        wanted: Wanted,
+    ) -> Result<Self> {
         let mut attempt = 1;
         loop {
-            match Self::attach_once(store, pid, options, probes) {
+            match Self::attach_once(store, pid, options, probes, wanted) {
                 // It replaced its program just then.
                 Err(e) if attempt < MOST_EXECS && is_mere_exec(pid, &e) => {
                     attempt += 1;
@@ -115,8 +143,14 @@ impl Engine {
         pid: i32,
         options: &Options,
         probes: &LazyProbes,
+        wanted: Wanted,
     ) -> Result<Self> {
         let target = preflight(pid)?;
+        // Before anything is put into it.
+        let mixed = mixed::is_mixed(store, pid)?;
+        if mixed && wanted == Wanted::Whole {
+            return Err(mixed::refusal(pid).into());
+        }
         let mut events = Events::new(pid, probes);
         let attached = track::attach(pid, options.tracker).map_err(|e| named(pid, e))?;
         events.brk = attached.brk;
@@ -137,7 +171,7 @@ impl Engine {
             session: session.id(),
             hold: false,
             held: None,
-            mixed: false,
+            mixed,
             losses: Losses::default(),
             layout: layout(pid)?,
             epoch: Epoch::new(attached.tracker, events.is_on()),
@@ -200,6 +234,10 @@ impl Engine {
         sys::release_strays();
         self.events.drain(&mut self.epoch);
         self.feed_profile();
+        // Without the probes nothing else tells that the mixed program is gone.
+        if self.mixed && !self.is_same_program()? {
+            self.events.exec = true;
+        }
         if std::mem::take(&mut self.events.exec)
             && let Err(e) = self.reattach()
         {
@@ -219,7 +257,9 @@ impl Engine {
         let attached = track::attach(pid, self.options.tracker).map_err(|e| named(pid, e))?;
         self.instead = attached.instead;
         // Of what was mixed nothing is left.
-        self.mixed = false;
+        if std::mem::take(&mut self.mixed) {
+            self.unmark_mixed();
+        }
         self.events.brk = attached.brk;
         self.layout = layout(pid)?;
         self.synced = false;
@@ -266,13 +306,24 @@ impl Engine {
     fn refuse_mixed(&self) -> Result<()> {
         match self.mixed {
             false => Ok(()),
-            true => Err(CaptureError::Refused {
-                pid: self.target.pid,
-                why: "a rollback of it has failed in the middle, and left it stopped on a mixed state, of which no \
-                      snapshot is taken: roll it back again, to this snapshot or another one"
-                    .into(),
-            }
-            .into()),
+            true => Err(mixed::refusal(self.target.pid).into()),
+        }
+    }
+
+    /// Says in the store that the process is about to be changed, so that whoever comes after a ksnap that died knows.
+    pub(super) fn mark_mixed(&self) -> Result<()> {
+        let mark = mixed::mark(&self.target, self.layout);
+        Ok(self.store.mark_mixed(self.session, &mark)?)
+    }
+
+    /// The process is whole, or it is another one.
+    pub(super) fn unmark_mixed(&self) {
+        let mark = mixed::mark(&self.target, self.layout);
+        if let Err(e) = self.store.unmark_mixed(self.session, &mark) {
+            tracing::warn!(
+                "process {} is whole, but no snapshot is taken of it until that file is removed: {e}",
+                self.target.pid
+            );
         }
     }
 
@@ -374,7 +425,7 @@ impl Engine {
         self.live.files.want_connections(keep);
         let outcome = self.stopped(kind, ahead, frozen, stop, hold);
         // Dropped, the connections go on: so they do whatever fails from here on.
-        let mut connections = self.live.files.taken_connections();
+        let connections = self.live.files.taken_connections();
         self.live.files.want_connections(false);
         let mut caught = match outcome? {
             Ok(caught) => caught,
@@ -387,16 +438,7 @@ impl Engine {
                 (Some(held), Then::Stop) if wrong.is_empty() => held.end_with(libc::SIGSTOP)?,
                 (Some(held), Then::Kill) if wrong.is_empty() => held.end_with(libc::SIGKILL)?,
                 (Some(held), Then::KillKeeping) if wrong.is_empty() => {
-                    fault::point("tcp-taken");
-                    if let Some(custodian) = &mut connections {
-                        custodian
-                            .intend()
-                            .map_err(|e| CaptureError::from_sys(self.target.pid, e))?;
-                    }
-                    fault::point("tcp-intended");
-                    held.end_with(libc::SIGKILL)?;
-                    fault::point("tcp-killed");
-                    keep_connections(connections, &mut taken);
+                    end_keeping(held, connections, &mut taken)?;
                 }
                 (held, Then::GoOn) if wrong.is_empty() => self.held = held.map(|held| (held, stop)),
                 (held, _) => drop(held),
@@ -408,6 +450,34 @@ impl Engine {
         }
         Ok(Captured::Whole)
     }
+}
+
+/// Ends a process whose connections are kept.
+///
+/// # Errors
+/// It lives, and goes on with them.
+fn end_keeping(held: Frozen, mut connections: Option<Custodian>, taken: &mut Taken) -> Result<()> {
+    fault::point("tcp-taken");
+    let intended = match &mut connections {
+        Some(custodian) => custodian.intend(),
+        None => Ok(()),
+    };
+    let killed = intended.and_then(|()| {
+        fault::point("tcp-intended");
+        fault::failure("tcp-killing")?;
+        held.signal(libc::SIGKILL)
+    });
+    if let Err(e) = killed {
+        let pid = held.pid();
+        // In this order: a program that ran before would find its sockets out of use.
+        drop(connections);
+        drop(held);
+        return Err(CaptureError::from_sys(pid, e).into());
+    }
+    held.await_end();
+    fault::point("tcp-killed");
+    keep_connections(connections, taken);
+    Ok(())
 }
 
 /// Has connections kept whose process has been killed.
@@ -431,7 +501,7 @@ pub(super) fn covered(vmas: &[Vma]) -> PageSet {
 }
 
 /// What found nothing, as if the process were gone, because its memory is: it has replaced its program.
-fn is_mere_exec(pid: i32, error: &SessionError) -> bool {
+pub(super) fn is_mere_exec(pid: i32, error: &SessionError) -> bool {
     error.sys().is_some_and(SysError::is_vanished) && proc::is_alive(pid)
 }
 

@@ -7,6 +7,7 @@ use crate::probe::{
     ProgramStats, Saved, SharedProbes, TrackedProcess, Window,
 };
 use crate::profile::Fault;
+use crate::restore::fault;
 use crate::sys::arch::USER_END;
 use crate::sys::monotonic_ns;
 use crate::track::Epoch;
@@ -38,8 +39,13 @@ impl LazyProbes {
     }
 
     fn loaded(&self) -> &Result<SharedProbes, String> {
-        self.loaded
-            .get_or_init(|| SharedProbes::load(&ProbeOptions::default()).map_err(|e| e.to_string()))
+        self.loaded.get_or_init(|| {
+            let mut options = ProbeOptions::default();
+            if let Some(bytes) = fault::number("KSNAP_RING_BYTES") {
+                options.ring_bytes = bytes;
+            }
+            SharedProbes::load(&options).map_err(|e| e.to_string())
+        })
     }
 
     fn track(&self, pid: u32) -> Option<Result<TrackedProcess, String>> {
@@ -383,9 +389,14 @@ impl Events {
         std::mem::take(&mut self.described)
     }
 
-    /// Events lost since the last call.
-    pub fn take_drops(&mut self) -> u64 {
-        std::mem::take(&mut self.drops)
+    /// Events lost, as far as they have been found missing and not been told yet.
+    pub fn drops(&self) -> u64 {
+        self.drops
+    }
+
+    /// So many of those are told by a snapshot.
+    pub fn told_drops(&mut self, told: u64) {
+        self.drops -= told;
     }
 }
 

@@ -122,15 +122,29 @@ fn described(due: &Due) -> FlushSession {
     }
 }
 
+/// Why there is no store in memory in a folder.
+fn why_nothing(dir: &Path) -> &'static str {
+    match std::fs::read_dir(dir).map(|entries| entries.count()) {
+        Ok(1..) => {
+            "the folder holds other things, and no snapshots; KSNAP_RAM names another folder"
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+            "that is not a folder; KSNAP_RAM names one"
+        }
+        _ => {
+            "nothing lies in memory there: `ksnap run`, `watch` and `snap` put snapshots there with --ram; \
+             KSNAP_RAM names another folder"
+        }
+    }
+}
+
 /// What a flush would write; with `measured`, also how long it would take, which takes up to a second to find out.
 pub fn plan_flush(from: &Path, to: &Path, measured: bool) -> Result<FlushPlan> {
     refuse_same(from, to)?;
     let source = match Store::open(from) {
         // It is not --store that says where that one is.
         Err(StoreError::NoStore { dir, .. }) => {
-            let why = "nothing lies in memory there: `ksnap run`, `watch` and `snap` put snapshots there with --ram; \
-                       KSNAP_RAM names another folder";
-            let why = why.into();
+            let why = why_nothing(&dir).into();
             return Err(StoreError::NoStore { dir, why }.into());
         }
         opened => opened?,
@@ -445,6 +459,31 @@ mod tests {
                 foreground: None,
             }],
             ..ProcessTree::default()
+        }
+    }
+
+    #[test]
+    fn a_flush_from_where_no_store_is_says_what_is_there_instead() {
+        let (_disk, disk) = new_store();
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("file");
+        let empty = folder.path().join("empty");
+        let gone = folder.path().join("gone");
+        std::fs::write(&file, "").expect("a file");
+        std::fs::create_dir(&empty).expect("a folder");
+        for (from, words) in [
+            (folder.path(), "holds other things"),
+            (&file, "not a folder"),
+            (&empty, "nothing lies in memory"),
+            (&gone, "nothing lies in memory"),
+        ] {
+            let error = plan_flush(from, disk.dir(), false).expect_err("no store");
+            let error = error.to_string();
+            assert!(
+                error.contains(words) && error.contains("KSNAP_RAM"),
+                "{error}"
+            );
+            assert!(!error.contains("--store"), "{error}");
         }
     }
 

@@ -17,6 +17,7 @@ mod clone_source;
 mod contents;
 mod control;
 mod descriptor;
+mod descriptors;
 mod diff;
 mod doctor;
 mod engine;
@@ -31,6 +32,7 @@ mod keeper;
 mod key;
 mod log;
 mod mirror;
+mod mixed;
 mod open;
 mod pacer;
 mod pipeline;
@@ -51,6 +53,8 @@ mod revive_here;
 mod revive_memory;
 mod revive_open;
 mod revive_terminals;
+#[cfg(test)]
+mod revive_tests;
 mod revive_tree;
 mod revive_watched;
 mod rollback;
@@ -85,6 +89,7 @@ pub use bucket_list::{BucketEntry, list_bucket};
 pub use bucket_prune::{BucketPruning, BucketRules, prune_bucket};
 pub use clone::{CloneOptions, Cloned, Round, RunsThere, clone_live, clone_stored, is_process};
 pub use descriptor::OpenDescriptor;
+pub use descriptors::raise_descriptors;
 pub use diff::{
     Change, Comparison, DescriptorDiff, MappingDiff, MappingPages, PagesDiff, RegisterDiff,
     ThreadDiff, diff,

@@ -1,7 +1,7 @@
 //! Finding the session of a process, or beginning one.
 
-use super::Result;
 use super::pipeline::Hashes;
+use super::{Result, mixed};
 use crate::capture::Target;
 use crate::image::PageSource;
 use crate::model::SnapshotId;
@@ -32,6 +32,7 @@ pub(super) fn open_session(
         return Ok((session, None, Hashes::new()));
     };
     let session = store.open_session(id)?;
+    store.sweep_mixed(id, mixed::holds);
     let mut list = store.list()?;
     list.retain(|snapshot| snapshot.session == id);
     let latest = match info.continuation(target.pid, target.start_time) {

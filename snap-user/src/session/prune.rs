@@ -2,7 +2,7 @@
 
 use super::control;
 use super::types::{hex, unhex};
-use super::{Result, SessionError};
+use super::{Result, SessionError, mixed};
 use crate::model::SnapshotId;
 use crate::store::{Plan, Pruner, Rules, SessionInfo, SnapshotMeta, Store, StoreError};
 use serde::{Deserialize, Serialize};
@@ -136,6 +136,14 @@ pub(super) fn remove(pruner: &Pruner, what: &What, dry_run: bool) -> Result<Prun
             pruner.plan_removal(&gone)?
         }
     };
+    if plan.whole_session
+        && let Some(mark) = pruner.mixed()?.iter().find(|mark| mixed::holds(mark))
+    {
+        return Err(SessionError::Usage(format!(
+            "process {pid} is stopped on a mixed state, which only a rollback to one of its snapshots makes whole: nothing was removed; roll it back or end it first (ksnap rollback {pid} SNAPSHOT, or kill -9 {pid})",
+            pid = mark.pid
+        )));
+    }
     let info = pruner.info()?;
     let mut told = describe(pruner, &info, &plan);
     if !dry_run {

@@ -10,7 +10,7 @@ use crate::bucket::{Bucket, BucketError, Chunk, ChunkName, Entry, Index, Snapsho
 use crate::image::{Arch, Manifest};
 use crate::model::{SnapshotId, SnapshotKind};
 use crate::restore::fault;
-use crate::store::{Published, Received, SessionInfo, SnapshotMeta, Store, StoreError};
+use crate::store::{Published, Received, Session, SessionInfo, SnapshotMeta, Store, StoreError};
 use serde::Serialize;
 use std::path::Path;
 use std::time::Instant;
@@ -275,11 +275,63 @@ impl Coming {
             pulled: index.header.id.to_string(),
             ..SessionInfo::default()
         })?;
+        let published = self.publish_in(&mut session, index, manifest);
+        if published.is_err() {
+            session.abandon();
+        }
+        published
+    }
+
+    fn publish_in(
+        &mut self,
+        session: &mut Session,
+        index: &Index,
+        manifest: &Manifest,
+    ) -> Result<Published> {
         let mut pending = session.begin(SnapshotKind::Base, None)?;
         pending.set_time_ns(index.header.time_ns);
         let mut pages = Arrival::new(&mut self.received, &self.known, "Pull again");
         let entries = index.entries().map(|entry| (entry.addr, entry.hash));
         pages.put_all(entries, &mut pending)?;
-        Ok(pending.publish(state, &manifest.costs)?)
+        Ok(pending.publish(&manifest.state, &manifest.costs)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::push;
+    use crate::store::tests::support::{info, new_store, publish};
+
+    #[test]
+    fn a_pull_that_fails_when_all_has_come_leaves_no_session() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", folder.path().display());
+        let (_from, from) = new_store();
+        let mut session = from.create_session(&info(7)).unwrap();
+        let pages = (1..20).map(|n| (n, n as u32 * 5 + 2));
+        let id = publish(&mut session, None, [], pages).unwrap().id;
+        push(from.dir(), &id.to_string(), &url, &mut |_| {}).unwrap();
+        let bucket = Bucket::open(&url).unwrap();
+        let name = find(&url, &bucket.snapshots().unwrap(), "latest").unwrap();
+        let index = bucket.index(&name).unwrap();
+        let manifest = Manifest::from_bytes(index.manifest()).unwrap();
+        let (_to, to) = new_store();
+        let mut coming = Coming {
+            known: Known::default(),
+            received: to.receive_pages(b"a test").unwrap(),
+            pulling: Pulling::default(),
+        };
+        // Nothing has come: as when what was here is gone.
+        let error = coming.publish(&to, &index, &manifest).unwrap_err();
+        assert!(error.to_string().contains("is gone"), "{error}");
+        assert!(to.sessions().unwrap().is_empty());
+        let names: Vec<_> = std::fs::read_dir(to.dir()).unwrap().collect();
+        let names = names.into_iter().map(|entry| entry.unwrap().file_name());
+        let mut names = names.map(|name| name.to_string_lossy().into_owned());
+        assert!(names.all(|name| !name.starts_with(".tmp-")));
+        coming.fetch(&bucket, &index, &mut |_| {}).unwrap();
+        coming.publish(&to, &index, &manifest).unwrap();
+        assert_eq!(to.sessions().unwrap().len(), 1);
     }
 }

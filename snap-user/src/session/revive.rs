@@ -160,8 +160,7 @@ pub(super) fn revive_prepared(
                 "--tcp goes on with the connections of one process, and this is a tree: --alone brings back its first process alone".into(),
             ));
         }
-        (prepared.is_wanted)()?;
-        return revive_tree::revive(&store, &tree, copies, options, each);
+        return revive_tree::revive(&store, &tree, copies, options, prepared.is_wanted, each);
     }
     let snapshot = store.snapshot(id)?;
     let mut state = snapshot.manifest()?.state;

@@ -57,7 +57,7 @@ struct Job<'a> {
     notes: Vec<String>,
 }
 
-/// Brings a tree back as `copies` new ones, one after the other.
+/// Brings a tree back as `copies` new ones, one after the other. `is_wanted` is asked when all that takes long is done.
 ///
 /// # Errors
 /// What cannot be brought back of any process is refused before anything is started.
@@ -66,10 +66,12 @@ pub(super) fn revive(
     tree: &ProcessTree,
     copies: u32,
     options: &ReviveOptions,
+    is_wanted: &dyn Fn() -> Result<()>,
     each: &mut dyn FnMut(&Revived),
 ) -> Result<Vec<Revived>> {
     let mut begun = monotonic_ns();
     let mut job = Job::new(store, tree, copies, options)?;
+    is_wanted()?;
     let mut all = Vec::new();
     for _ in 0..copies {
         let one = job.run(begun)?;

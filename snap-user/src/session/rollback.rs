@@ -1,6 +1,6 @@
 //! `rollback`: putting a live process back to one of its snapshots, in place.
 
-use super::engine::{Engine, covered};
+use super::engine::{Engine, covered, is_mere_exec};
 use super::staging::CHUNK;
 use super::{LogEntry, Options, Result, RolledBack, SessionError, control, find};
 use crate::capture::{
@@ -39,7 +39,7 @@ pub fn rollback(dir: &Path, pid: i32, reference: &str, options: &Options) -> Res
         control::refuse_own(options.own)?;
         return watcher.rollback(id);
     }
-    Engine::attach(&store, pid, options)?.rollback(id)
+    Engine::attach_to_put_back(&store, pid, options)?.rollback(id)
 }
 
 /// The snapshot that a process is to go back to. Where there is none, a process that could not go back to any is the
@@ -111,8 +111,8 @@ impl files::FileWorld for Live {
         files::System { pid: self.pid }.pipe(identity)
     }
 
-    fn connection(&self, socket: &Socket, inode: u64) -> std::result::Result<(), String> {
-        files::System { pid: self.pid }.connection(socket, inode)
+    fn connections(&self, all: &[(&Socket, u64)]) -> Vec<std::result::Result<(), String>> {
+        files::System { pid: self.pid }.connections(all)
     }
 }
 
@@ -153,7 +153,16 @@ impl Engine {
             self.epoch.distrust();
             self.epoch.remapped(PageRange::new(0, USER_END));
         }
-        done.map_err(|e| e.of_process(pid))
+        done.map_err(|e| match is_mere_exec(pid, &e) {
+            true => RestoreError::Refused {
+                pid,
+                reasons: vec![format!(
+                    "it replaces its program (exec) just now, and cannot go back to one that it had before: {e}"
+                )],
+            }
+            .into(),
+            false => e.of_process(pid),
+        })
     }
 
     fn go_back(&mut self, to: SnapshotId) -> Result<RolledBack> {
@@ -372,7 +381,15 @@ impl Engine {
                 }
             })?;
         let states = (target, &live);
-        let applied = apply(frozen, &planned, states, &pages, (&made, &changed), process)?;
+        self.mark_mixed()?;
+        let applied = apply(frozen, &planned, states, &pages, (&made, &changed), process);
+        // From here on it is whole, or nothing of it was touched, or it stays marked.
+        match &applied {
+            Err(RestoreError::Halfway { .. }) => {}
+            Err(_) if self.mixed => {}
+            _ => self.unmark_mixed(),
+        }
+        let applied = applied?;
         tracing::debug!(
             full = dirty.full,
             examined = dirty.examined.pages(),

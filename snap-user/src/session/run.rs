@@ -9,7 +9,7 @@ use super::{
 };
 use crate::capture::CaptureError;
 use crate::store::Store;
-use crate::sys::{pidfd_open, ptrace};
+use crate::sys::{leave_to_kernel, pidfd_open, ptrace};
 use crate::track::{Support, TrackError, support};
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
@@ -30,7 +30,7 @@ pub enum Unwatched {
 }
 
 /// Starts a command, watches it, and waits for its end. When the watching ends first, for whatever reason, the command
-/// goes on unwatched. `unwatched` is called between the two.
+/// goes on unwatched. `unwatched` is called between the two. From then on SIGTERM ends ksnap, and the command goes on.
 ///
 /// # Errors
 /// What is wrong before the command starts; what is wrong afterwards leaves it alone, and is told.
@@ -82,7 +82,12 @@ pub fn run(
         },
         Err(e) => Unwatched::Failed(e),
     };
+    // One that was told to end has that left to do; else nobody hears any more what it is told.
+    if !matches!(&outcome, Unwatched::Over(summary) if summary.ended == Ended::Terminated) {
+        hear_no_signals();
+    }
     unwatched(&outcome);
+    hear_no_signals();
     let status = wait(&mut child).map_err(SessionError::io(format!("wait for process {pid}")))?;
     if let Unwatched::Over(summary) = &mut outcome {
         // There is nothing left of it that could be mixed.
@@ -92,6 +97,16 @@ pub fn run(
         }
     }
     Ok((outcome, status))
+}
+
+/// The signals that end a watch are not waited for any more: from here on they end ksnap, as they would have before.
+/// Ctrl-C stays the command's own.
+fn hear_no_signals() {
+    for signal in [libc::SIGTERM, libc::SIGPWR] {
+        if let Err(e) = leave_to_kernel(signal) {
+            tracing::warn!("{e}");
+        }
+    }
 }
 
 fn has_ended(child: &mut Child) -> bool {

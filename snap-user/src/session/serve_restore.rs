@@ -171,6 +171,8 @@ fn pids(wanted: wire::Pids, state: &ProcessState) -> Option<Pids> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::{Options, Then, TrackerChoice, TrackerKind, snap};
+    use std::process::{Command, Stdio};
     use std::time::Duration;
 
     fn running() -> Running {
@@ -230,6 +232,67 @@ mod tests {
 
     #[test]
     fn a_source_that_goes_before_anything_is_started_has_nothing_started() {
+        if !rustix::process::geteuid().is_root() {
+            return eprintln!("skipped: needs root");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let mut sleeper = Command::new("sleep")
+            .arg("600")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let taking = Options {
+            tracker: TrackerChoice::Only(TrackerKind::Hash),
+            probes: false,
+            then: Then::Kill,
+            ..Options::default()
+        };
+        let pid = sleeper.id() as i32;
+        let taken = snap(folder.path(), pid, &taking).unwrap();
+        // Whoever ended it, this program, may have waited for it already.
+        let _ = sleeper.wait();
+        assert!(proc::stat(pid, None).is_err());
+        let bring_back = |lost_source: &OnceLock<String>| {
+            let (say, said) = channel();
+            let last = Last {
+                id: taken.id,
+                flat: None,
+            };
+            std::thread::scope(|scope| {
+                let dir = folder.path().to_owned();
+                let options = ReviveOptions::default();
+                scope.spawn(move || bring_back(dir, last, &options, lost_source, &say));
+                let first = said.recv().unwrap();
+                if let Said::Runs(running) = &first {
+                    // It is waited for until it ends.
+                    let process = rustix::process::Pid::from_raw(running.pid).unwrap();
+                    let _ = rustix::process::kill_process(process, rustix::process::Signal::KILL);
+                }
+                first
+            })
+        };
+        let lost_source = OnceLock::new();
+        // One that has not gone gets it.
+        let Said::Runs(running) = bring_back(&lost_source) else {
+            panic!("it does not come back");
+        };
+        assert_eq!(running.pid, pid);
+        lost_source.set("the source has gone".to_owned()).unwrap();
+        match bring_back(&lost_source) {
+            Said::Over(Err(error)) => {
+                let error = error.to_string();
+                assert!(error.contains("the source has gone"), "{error}");
+                assert!(error.contains("Nothing was brought back"), "{error}");
+            }
+            Said::Over(Ok(())) => panic!("nobody waits for it"),
+            Said::Runs(running) => panic!("process {} runs for nobody", running.pid),
+        }
+    }
+
+    #[test]
+    fn that_the_source_has_gone_is_told_to_those_who_prepare() {
         let (source, mut target) = Link::pair(Duration::from_millis(400));
         let (say, said) = channel();
         let lost_source = Arc::new(OnceLock::new());

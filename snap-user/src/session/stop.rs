@@ -104,6 +104,10 @@ impl Engine {
         self.live.refresh(&vmas)?;
         let compare_all = self.compares_all();
         self.events.drain(&mut self.epoch);
+        if behind.is_some() {
+            let before = &self.hashes;
+            self.epoch.sort_log(|page| before.get(page).is_some());
+        }
         Ok(Ahead {
             vmas,
             costs,
@@ -146,6 +150,8 @@ impl Engine {
         self.live.ask(&frozen, &vmas, false);
         let asked_at = monotonic_ns();
         self.events.drain(&mut self.epoch);
+        // What is lost from here on, the look of the next stop makes up for.
+        let drops = self.events.drops();
         let vmas = self.maps()?;
         if self.events.take_described() {
             self.live.look_again();
@@ -221,12 +227,13 @@ impl Engine {
             pages.copied_stopped += dirty.copy.pages();
         }
         pages.copied += dirty.copy.pages() + shared_pages.pages();
-        costs.full_scan = dirty.full;
+        costs.full_scan = dirty.full || is_all(&dirty.examined, &vmas);
         if held.is_none() {
             costs.stop_seen_ns = self.events.stop_seen(&mut self.epoch, stop, STOP_EVENTS);
         }
         costs.faults = self.epoch.log().map_or(0, |log| log.take_count());
-        costs.ring_drops = self.events.take_drops();
+        costs.ring_drops = drops;
+        self.events.told_drops(drops);
         costs.target_cpu_ns = self.cpu_since_last();
 
         let unsupported = state.unsupported.clone();
@@ -265,7 +272,10 @@ impl Engine {
         compare_all: bool,
     ) -> Result<Looked> {
         if behind.is_some() && !compare_all {
-            self.epoch.begin_protecting(vmas);
+            let before = &self.hashes;
+            let known = |page| before.get(page).is_some();
+            let most = before.most_pages();
+            self.epoch.begin_protecting(vmas, known, most);
         }
         let begun = monotonic_ns();
         let told = self.events.told(frozen.threads()[0]);
@@ -383,6 +393,13 @@ impl Engine {
             || self.live.has_pinned_writers()
             || self.events.has_lasting_hazard()
     }
+}
+
+/// All mappings that are tracked were looked at: what was lost may have been anywhere, and was looked for everywhere.
+fn is_all(examined: &PageSet, vmas: &[Vma]) -> bool {
+    let tracked = vmas.iter().filter(|v| !v.shared && !v.is_special());
+    let tracked: PageSet = tracked.map(|v| v.range).collect();
+    tracked.subtract(examined).is_empty()
 }
 
 /// What is dirty, and whether all of that is protected.

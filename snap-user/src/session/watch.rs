@@ -291,3 +291,48 @@ fn answer_to(
     };
     Ok((reply, failed))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::control::Also;
+    use super::super::{Options, Then, TrackerChoice, TrackerKind};
+    use super::*;
+    use crate::store::Store;
+    use std::process::Command;
+
+    #[test]
+    fn the_next_snapshot_is_due_after_the_beginning_of_one_that_is_asked_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::open_or_create(folder.path()).unwrap();
+        let mut sleeper = Command::new("sleep").arg("600").spawn().unwrap();
+        let options = Options {
+            tracker: TrackerChoice::Only(TrackerKind::Hash),
+            probes: false,
+            ..Options::default()
+        };
+        let mut engine = Engine::attach(&store, sleeper.id() as i32, &options).unwrap();
+        let mut pacer = Pacer::new(&Schedule {
+            every: Duration::from_millis(1),
+            count: None,
+            lasting: None,
+            max_overhead: None,
+        });
+        let asked = Instant::now();
+        assert!(pacer.due() <= asked);
+        let request = Request::Snap {
+            then: Then::GoOn,
+            also: Also::default(),
+        };
+        let mut tally = Tally::new();
+        let done = answer_to(&mut engine, &request, &mut tally, &mut pacer, &mut |_| {});
+        drop(engine);
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
+        let (reply, failed) = done.unwrap();
+        assert!(
+            matches!(reply, Reply::Taken(_)) && failed.is_none(),
+            "{reply:?}"
+        );
+        assert!(pacer.due() >= asked);
+    }
+}

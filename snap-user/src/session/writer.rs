@@ -3,9 +3,11 @@
 use super::mirror::Mirror;
 use crate::image::{EncodedBatch, PageSink};
 use crate::model::{Costs, PAGE_SIZE, PageSet, ProcessState, SnapshotId, SnapshotKind};
+use crate::restore::fault;
 use crate::store::{PendingSnapshot, Published, SYNC_INTERVAL, Session, StoreError};
 use rustc_hash::FxHashMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::Duration;
 
 /// A batch of encoded pages with what the encoder found.
 pub struct Encoded {
@@ -157,6 +159,10 @@ impl Writing<'_> {
     }
 
     fn take(&mut self, encoded: &Encoded) {
+        // A test's slow disk.
+        if let Some(ms) = fault::number("KSNAP_WRITE_DELAY_MS") {
+            std::thread::sleep(Duration::from_millis(ms.into()));
+        }
         self.batches += 1;
         self.encode_ns += encoded.encode_ns;
         let pass = encoded.batch.pass();

@@ -19,6 +19,7 @@
 //! | `retention` | which snapshots are kept: pure rules |
 //! | `needs` | what kept snapshots need of those that go |
 //! | `pruner` | removes snapshots, and nothing that others need |
+//! | `mixed` | marks of processes that a rollback has not made whole |
 //! | `tags` | names that people give to snapshots; they protect them |
 //! | `trees` | which snapshots are of the processes of one tree; they stay together |
 //! | `versions` | pages with the versions that they hold the changes to |
@@ -47,6 +48,7 @@ mod flush;
 mod flush_order;
 mod head;
 mod headers;
+mod mixed;
 mod names;
 mod needs;
 mod pack;
@@ -80,6 +82,7 @@ pub use files::{Disk, Files, LockGuard, Locking, ReadFile, Stamp, WriteFile};
 pub use flat::{Flat, FlatPiece};
 pub use flat_ahead::FlatAhead;
 pub use flush::Flushed;
+pub use mixed::Mixed;
 pub use names::default_dir;
 pub use pending::{PendingSnapshot, Published};
 pub use pruner::{Plan, Pruned, Pruner};

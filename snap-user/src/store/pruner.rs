@@ -70,8 +70,8 @@ impl Shared {
 /// The right to remove snapshots of a session.
 #[derive(Clone, Debug)]
 pub struct Pruner {
-    store: Store,
-    session: SessionId,
+    pub(super) store: Store,
+    pub(super) session: SessionId,
     shared: Arc<Shared>,
     /// The session is being written: its newest snapshot is what the next one builds on.
     live: bool,

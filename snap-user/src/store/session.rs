@@ -194,6 +194,16 @@ impl Session {
         })
     }
 
+    /// Removes a session of which nothing has been published. As far as that goes: an empty one does no harm.
+    pub fn abandon(self) {
+        let store = self.store.clone();
+        if let Ok([]) = store.list_session(self.id).as_deref()
+            && let Err(error) = store.remove_session(self.id)
+        {
+            tracing::debug!("session {}: {error}", self.id);
+        }
+    }
+
     /// The session's name.
     pub fn id(&self) -> SessionId {
         self.id

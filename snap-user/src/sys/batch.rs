@@ -8,6 +8,9 @@
 //!
 //! The end is told by a signal that the thread sends to itself, one that does nothing where it has no handler:
 //! a tracer stops the thread before its delivery, and without one the kernel throws it away.
+//!
+//! A thread whose interrupted call continues by its restart block (nanosleep(2), poll(2), futex(2) with a time-out) runs
+//! the calls one by one instead, without the sigreturns, which would end that call.
 
 use super::arch::SigFrame;
 use super::guarded::Guarded;
@@ -94,8 +97,15 @@ pub fn ask(
         nr: libc::SYS_tgkill,
         args: [group as u64, own as u64, marker as u64, 0, 0, 0],
     };
-    calls.push((tell, !bit(marker)));
-    let done = run(&mut thread, first + results, &calls, marker);
+    // A sigreturn has a call that the kernel continues by its restart block end with EINTR (restore_sigcontext in
+    // arch/x86/kernel/signal_64.c): such a thread runs none, for the price of some stops for each call.
+    let done = match ptrace::registers(tid)?.needs_restart_block() {
+        true => each(&mut thread, &calls),
+        false => {
+            calls.push((tell, !bit(marker)));
+            run(&mut thread, first + results, &calls, marker)
+        }
+    };
     if filtered {
         let _ = ptrace::set_options(tid, Options::default());
     }
@@ -143,6 +153,14 @@ pub fn ask_values(
 
 fn aligned(len: usize) -> u64 {
     (len as u64).next_multiple_of(16)
+}
+
+/// Has the thread run them one after the other, and none of the sigreturns behind them.
+fn each(thread: &mut Guarded<'_>, calls: &[(Call, u64)]) -> Result<()> {
+    for (call, _) in calls {
+        thread.call(*call, None)?;
+    }
+    Ok(())
 }
 
 /// Lays the frames out, lets the thread run through them, and waits for its signal.

@@ -213,14 +213,24 @@ impl Frozen {
     /// Lets the process go with a signal that it gets before it runs anything. After SIGKILL, returns
     /// when it is gone, or a zombie that its parent has not waited for.
     pub fn end_with(self, signal: i32) -> Result<()> {
-        kill(self.pid, signal)?;
+        self.signal(signal)?;
         if signal == libc::SIGKILL {
-            // The last thread is the leader: its end waits until the tracer has met those of the others.
-            for tid in self.threads.iter().rev() {
-                while !matches!(ptrace::wait(*tid), Ok(Event::Exited(_)) | Err(_)) {}
-            }
+            self.await_end();
         }
         Ok(())
+    }
+
+    /// Sends a signal that the process gets before it runs anything. It stays stopped until this is dropped.
+    pub fn signal(&self, signal: i32) -> Result<()> {
+        kill(self.pid, signal)
+    }
+
+    /// Waits until a process that has been sent SIGKILL is gone, or a zombie that its parent has not waited for.
+    pub fn await_end(self) {
+        // The last thread is the leader: its end waits until the tracer has met those of the others.
+        for tid in self.threads.iter().rev() {
+            while !matches!(ptrace::wait(*tid), Ok(Event::Exited(_)) | Err(_)) {}
+        }
     }
 
     /// Ends tracing but leaves the process in its job-control stop: for work that failed in the

@@ -1,6 +1,6 @@
 //! Resource limits of any process: `prlimit(2)`, and `/proc/PID/limits` where that is denied.
 
-use super::proc::{bad, read};
+use super::proc::{FdTable, bad, read};
 use super::{Result, SysError};
 use crate::model::Limit;
 
@@ -98,6 +98,53 @@ pub fn set_limit(pid: i32, number: usize, to: Limit) -> Result<()> {
     }
 }
 
+/// Open files beside those that are counted: what this program needs at any moment.
+const SPARE: u64 = 64;
+
+/// Lets this program have as many open files as its hard limit allows. Programs that it starts would have so many too.
+pub fn raise_descriptors() -> Result<()> {
+    let pid = std::process::id() as i32;
+    let number = libc::RLIMIT_NOFILE as usize;
+    let now = limits(pid)?[number];
+    match now.soft < now.hard {
+        true => set_limit(
+            pid,
+            number,
+            Limit {
+                soft: now.hard,
+                ..now
+            },
+        ),
+        false => Ok(()),
+    }
+}
+
+/// Whether this program can have so many open files more, and some to spare.
+///
+/// # Errors
+/// `EMFILE`, with what to do.
+pub fn may_open(more: usize) -> Result<()> {
+    let pid = std::process::id() as i32;
+    let limit = limits(pid)?[libc::RLIMIT_NOFILE as usize].soft;
+    let open = FdTable::open(pid)?.numbers()?.len();
+    enough(open as u64, more as u64, limit)
+}
+
+fn enough(open: u64, more: u64, limit: u64) -> Result<()> {
+    let needed = open + more + SPARE;
+    match needed <= limit {
+        true => Ok(()),
+        false => Err(SysError::new(
+            "open",
+            format_args!(
+                "{more} files at a time: ksnap would have {needed} of them, and may have {limit}; start it with a higher \
+                 limit (ulimit -n {needed}, or LimitNOFILE= of its service)"
+            ),
+            std::io::Error::from_raw_os_error(libc::EMFILE),
+        )),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -124,6 +171,31 @@ mod tests {
             assert_eq!(got, 0);
             assert_eq!((limit.soft, limit.hard), (old.rlim_cur, old.rlim_max));
         }
+    }
+
+    #[test]
+    fn too_many_open_files_are_refused_with_the_limit_that_would_do() {
+        enough(10, 100, 10 + 100 + SPARE).unwrap();
+        let error = enough(10, 100, 10 + 100 + SPARE - 1).unwrap_err();
+        assert_eq!(error.errno(), Some(libc::EMFILE));
+        assert!(error.to_string().contains("ulimit -n 174"), "{error}");
+        // Not more than there can be.
+        assert!(may_open(1 << 40).is_err());
+    }
+
+    #[test]
+    fn the_limit_of_open_files_is_raised_as_far_as_it_may_be() {
+        let pid = std::process::id() as i32;
+        let number = libc::RLIMIT_NOFILE as usize;
+        let was = limits(pid).unwrap()[number];
+        let low = Limit {
+            soft: was.hard.min(128),
+            ..was
+        };
+        set_limit(pid, number, low).unwrap();
+        raise_descriptors().unwrap();
+        assert_eq!(limits(pid).unwrap()[number].soft, was.hard);
+        set_limit(pid, number, was).unwrap();
     }
 
     #[test]

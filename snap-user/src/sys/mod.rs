@@ -26,6 +26,7 @@ pub mod ptrace;
 mod remote;
 mod sched;
 mod scratch;
+mod signals;
 mod stub;
 mod system_v;
 mod timers;
@@ -43,7 +44,7 @@ pub use guarded::{Call, Guarded, inject};
 pub use handle::path_of_handle;
 pub use interrupted::{ContinuedCall, continued_call, time_left};
 pub use kcmp::{compare_files, compare_files_of};
-pub use limits::{limit_name, limits, set_limit};
+pub use limits::{limit_name, limits, may_open, raise_descriptors, set_limit};
 pub use memory::{
     ReadFault, memfd, read_bytes, read_pages, read_pages_into, read_ranges, shared_memory,
     write_bytes, write_pages, write_ranges,
@@ -59,9 +60,10 @@ pub use pidfd::{PidFd, ended_pidfd, pidfd_getfd, pidfd_kill, pidfd_open};
 pub use remote::{Remote, THREAD_FLAGS};
 pub use sched::{affinity, io_priority, scheduling, set_affinity, set_io_priority, set_scheduling};
 pub use scratch::ScratchMap;
+pub use signals::leave_to_kernel;
 pub use stub::{
     Birth, Custodian, Guard, Keeper, Kept, Lazy, Loading, Released, Stub, StubCall, StubThread,
-    end_custody, fill_all, is_custodian, keepers,
+    custodians, end_custody, fill_all, is_custodian,
 };
 pub use system_v::{attached_to_segment, shared_segment};
 pub use timers::{PR_TIMER_CREATE_RESTORE_IDS, chooses_timer_ids};

@@ -227,6 +227,8 @@ impl Pagemap {
         mut found: impl FnMut(&PageRegion),
     ) -> Result<()> {
         self.regions.resize(REGIONS, PageRegion::default());
+        // The kernel takes memory by this number, whatever it finds.
+        let most = (range.len() / PAGE_SIZE + 1).min(REGIONS as u64);
         let mut start = range.start;
         loop {
             let mut arg = PmScanArg {
@@ -236,7 +238,7 @@ impl Pagemap {
                 end: range.end,
                 walk_end: 0,
                 vec: self.regions.as_mut_ptr() as u64,
-                vec_len: REGIONS as u64,
+                vec_len: most,
                 max_pages: 0,
                 category_inverted: 0,
                 category_mask: all_of,
@@ -244,7 +246,7 @@ impl Pagemap {
                 return_mask: reported,
             };
             // SAFETY: `arg` has the kernel's layout and size, and its vector is `regions`, which
-            // lives across the call and has `vec_len` entries.
+            // lives across the call and has `vec_len` entries or more.
             let filled = unsafe { pagemap_scan(self.file.as_raw_fd(), &mut arg) }.map_err(|e| {
                 SysError::new("PAGEMAP_SCAN", format_args!("process {}", self.pid), e)
             })?;

@@ -1,11 +1,13 @@
 //! One epoch of tracking: from one committed snapshot to the next.
 
 use super::fault_log::FaultLog;
-use super::{Result, Survey, Tracker, survey};
+use super::{Result, Since, Survey, Tracker, survey};
 use crate::model::{PAGE_SIZE, PageRange, PageSet, Vma};
 
 /// Looking at so many pages more costs less than one more look, in bytes.
-const CHEAP_GAP: u64 = 32 * PAGE_SIZE;
+const CHEAP_GAP: u64 = 64 * PAGE_SIZE;
+/// With more entries of the log than that to sort, a stopped target had better wait for a look at everything.
+const MANY_LOGGED: u64 = 2048;
 
 /// What a stopped process has to have copied.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +36,8 @@ struct Ledger {
     carried: PageSet,
     /// Address space whose mappings changed.
     remapped: PageSet,
+    /// The tracker has looked everywhere, and not at what the events pointed at alone.
+    walked: bool,
 }
 
 /// Tracks one process across snapshots. What was reported for a snapshot that failed is reported
@@ -49,6 +53,10 @@ pub struct Epoch {
     looked: PageSet,
     /// Every mapping is known to the tracker: none has changed since it last looked at them.
     registered: bool,
+    /// How many entries of the log have been sorted, and where they tell of writes.
+    sorted: (u64, PageSet),
+    /// What the tracker was told when it began.
+    begun: Option<Since>,
 }
 
 impl Epoch {
@@ -62,6 +70,8 @@ impl Epoch {
             rearmed: false,
             looked: PageSet::new(),
             registered: false,
+            sorted: (0, PageSet::new()),
+            begun: None,
         }
     }
 
@@ -119,7 +129,7 @@ impl Epoch {
     /// Events of everything that happened before must have been entered, `vmas` read after that.
     /// `watched` is called when it may go on again.
     pub fn precopy(&mut self, vmas: &[Vma], watched: &mut dyn FnMut()) -> Result<Option<PageSet>> {
-        let Some(found) = self.rearm(vmas, watched)? else {
+        let Some(found) = self.walk(vmas, watched)? else {
             return Ok(None);
         };
         let found = found.union(&std::mem::take(&mut self.current.found));
@@ -127,12 +137,24 @@ impl Epoch {
         Ok(Some(found))
     }
 
-    fn rearm(&mut self, vmas: &[Vma], watched: &mut dyn FnMut()) -> Result<Option<PageSet>> {
+    /// Has the tracker look everywhere, which finds also what no event told of.
+    fn walk(&mut self, vmas: &[Vma], watched: &mut dyn FnMut()) -> Result<Option<PageSet>> {
+        let found = self.rearm(vmas, &self.anything(), watched)?;
+        self.current.walked = true;
+        Ok(found)
+    }
+
+    fn rearm(
+        &mut self,
+        vmas: &[Vma],
+        since: &Since,
+        watched: &mut dyn FnMut(),
+    ) -> Result<Option<PageSet>> {
         if let Some(log) = &mut self.log {
             log.rearm();
         }
-        let unchanged = self.is_unchanged();
-        let found = match self.tracker.rearm(vmas, unchanged, watched) {
+        self.sorted = (0, PageSet::new());
+        let found = match self.tracker.rearm(vmas, since, watched) {
             Ok(found) => found,
             Err(e) => {
                 // Some of it may be protected by now, and what was known of its writes gone.
@@ -155,6 +177,58 @@ impl Epoch {
         self.registered && self.log.as_ref().is_some_and(FaultLog::is_whole)
     }
 
+    /// Sorts what is logged by now, which is not to be done in a stop that follows. `known` as for [`Epoch::rotate`].
+    pub fn sort_log(&mut self, known: impl Fn(u64) -> bool) {
+        let Some(log) = &self.log else {
+            return;
+        };
+        let Ledger {
+            reported, found, ..
+        } = &self.current;
+        let (entries, area) = &mut self.sorted;
+        let there = |page| known(page) || found.contains(page) || reported.contains(page);
+        let (pages, windows) = log.split_from(*entries, there);
+        *entries = log.len();
+        *area = area.union(&pages).union(&windows);
+    }
+
+    /// What events tell of the time since the last rearm. `known` as for [`Epoch::rotate`], `most` as for
+    /// [`Epoch::begin_protecting`].
+    fn since(&mut self, known: impl Fn(u64) -> bool, most: u64) -> Since {
+        let log = self.log.as_ref().filter(|log| log.is_whole());
+        let is_told = self.current.walked && self.rearmed && self.tracker.every_write_faults();
+        let unsorted = log.map(|log| log.len() - self.sorted.0);
+        if !is_told || unsorted.is_none_or(|entries| entries > MANY_LOGGED) {
+            return self.anything();
+        }
+        self.sort_log(known);
+        let within = self.events_area().union(&self.sorted.1);
+        let narrow = Since {
+            unchanged: self.is_unchanged(),
+            within: Some(within.without_gaps(CHEAP_GAP)),
+        };
+        match narrow.cost() {
+            Some(cost) if cost < most => narrow,
+            _ => self.anything(),
+        }
+    }
+
+    /// The same, if no event tells where.
+    fn anything(&self) -> Since {
+        Since {
+            unchanged: self.is_unchanged(),
+            within: None,
+        }
+    }
+
+    /// Where something may have happened that is no fault of the target.
+    fn events_area(&self) -> PageSet {
+        let Ledger {
+            remapped, carried, ..
+        } = &self.current;
+        remapped.union(carried).union(&self.looked)
+    }
+
     /// While the target is stopped and all events are entered: what is dirty. `known` tells of a
     /// page that an earlier snapshot holds. Ends the epoch: [`Epoch::commit`] or [`Epoch::abort`]
     /// must follow before the next rotation.
@@ -172,12 +246,8 @@ impl Epoch {
         };
         let mut dirty = match by_log {
             Some((pages, windows)) => {
-                let area = windows
-                    .union(&self.current.remapped)
-                    .union(&self.current.carried)
-                    .union(&self.current.found)
-                    .union(&self.looked)
-                    .without_gaps(CHEAP_GAP);
+                let area = self.events_area().union(&windows);
+                let area = area.union(&self.current.found).without_gaps(CHEAP_GAP);
                 let survey = self.tracker.survey(vmas, Some(&area))?;
                 // Outside the area, a page that was there at the last rearm still is.
                 let exact = pages
@@ -220,15 +290,18 @@ impl Epoch {
     /// Ahead of such a rotation, while the target runs: most of what was written is protected again, so that
     /// little is left to do in the stop. Nothing has to be copied yet.
     pub fn protect_ahead(&mut self, vmas: &[Vma], watched: &mut dyn FnMut()) -> Result<()> {
-        let found = self.rearm(vmas, watched)?;
+        let found = self.walk(vmas, watched)?;
         add(&mut self.current.found, found.unwrap_or_default());
         Ok(())
     }
 
-    /// [`Epoch::rotate_protecting`] comes next: it may begin on another processor.
-    pub fn begin_protecting(&mut self, vmas: &[Vma]) {
+    /// [`Epoch::rotate_protecting`] comes next, before any further event is entered: it may begin on another processor.
+    /// `known` as for [`Epoch::rotate`]; `most` is what a look everywhere costs, as a number of pages.
+    pub fn begin_protecting(&mut self, vmas: &[Vma], known: impl Fn(u64) -> bool, most: u64) {
         if self.can_protect() {
-            self.tracker.begin(vmas, self.is_unchanged());
+            let since = self.since(known, most);
+            self.tracker.begin(vmas, &since);
+            self.begun = Some(since);
         }
     }
 
@@ -237,14 +310,13 @@ impl Epoch {
     /// cannot be told exactly: then [`Epoch::rotate`] can. What was found ahead is a large set, and the target waits:
     /// [`Epoch::with_found`] adds it when the target runs.
     pub fn rotate_protecting(&mut self, vmas: &[Vma]) -> Result<Option<Dirty>> {
+        let since = self.begun.take().unwrap_or_else(|| self.anything());
         if !self.can_protect() {
             return Ok(None);
         }
-        let area = (self.current.remapped)
-            .union(&self.current.carried)
-            .union(&self.looked)
-            .without_gaps(CHEAP_GAP);
-        let mut copy = self.rearm(vmas, &mut || {})?.unwrap_or_default();
+        let area = self.events_area().without_gaps(CHEAP_GAP);
+        let found = self.rearm(vmas, &since, &mut || {})?;
+        let mut copy = found.unwrap_or_default();
         if !self.tracker.refused().is_empty() {
             add(&mut self.current.found, copy);
             return Ok(None);
@@ -297,6 +369,7 @@ impl Epoch {
     pub fn abort(&mut self) {
         let failed = std::mem::take(&mut self.unsafe_yet);
         let reported = std::mem::take(&mut self.current.reported);
+        self.current.walked = false;
         for pages in [failed.reported, failed.found, reported] {
             add(&mut self.current.found, pages);
         }

@@ -94,7 +94,13 @@ impl FaultLog {
     /// touch of a page that was not there may bring a whole huge page, and the rest of it is then
     /// written without a fault. `known` tells of a page that was there at the last rearm.
     pub fn split(&self, known: impl Fn(u64) -> bool) -> (PageSet, PageSet) {
-        let (there, new): (Vec<u64>, Vec<u64>) = self.pages.iter().partition(|&&p| known(p));
+        self.split_from(0, known)
+    }
+
+    /// The same of the entries that came after the first so many.
+    pub fn split_from(&self, first: u64, known: impl Fn(u64) -> bool) -> (PageSet, PageSet) {
+        let entries = self.pages[first as usize..].iter();
+        let (there, new): (Vec<u64>, Vec<u64>) = entries.partition(|&&p| known(p));
         let windows = new.into_iter().map(|page| {
             let start = page & !(WINDOW - 1);
             PageRange {
@@ -169,6 +175,17 @@ mod tests {
         assert!(!log.is_whole());
         log.rearm();
         assert!(log.is_whole());
+    }
+
+    #[test]
+    fn entries_are_split_in_parts() {
+        let mut log = FaultLog::default();
+        log.record(1, 0x40_0000);
+        let first = log.len();
+        log.record(1, 0x60_5000);
+        let (pages, _) = log.split_from(first, |_| true);
+        assert_eq!(pages.iter().collect::<Vec<_>>(), [0x60_5000]);
+        assert!(log.split_from(log.len(), |_| true).0.is_empty());
     }
 
     #[test]

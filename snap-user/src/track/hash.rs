@@ -1,7 +1,7 @@
 //! No mechanism at all: every page counts as dirty, and its content decides.
 
 use super::survey::{self, Survey};
-use super::{Result, Tracker, TrackerKind};
+use super::{Result, Since, Tracker, TrackerKind};
 use crate::model::{PageSet, Vma};
 use crate::sys::Pagemap;
 
@@ -30,7 +30,7 @@ impl Tracker for Hash {
     fn rearm(
         &mut self,
         _vmas: &[Vma],
-        _unchanged: bool,
+        _since: &Since,
         watched: &mut dyn FnMut(),
     ) -> Result<Option<PageSet>> {
         watched();

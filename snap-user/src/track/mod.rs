@@ -33,6 +33,27 @@ use crate::model::{PageSet, Vma};
 /// Result of this room.
 pub type Result<T> = std::result::Result<T, TrackError>;
 
+/// What events tell of the time since a tracker was last re-armed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Since {
+    /// No mapping has changed.
+    pub unchanged: bool,
+    /// Nothing else was written; anything may have been where there is none.
+    pub within: Option<PageSet>,
+}
+
+/// A look at one place costs as much as at so many pages, however few it has.
+const PLACE_PAGES: u64 = 100;
+
+impl Since {
+    /// What a look there costs, as a number of pages. `None` if it has to be everywhere.
+    fn cost(&self) -> Option<u64> {
+        let places = |set: &PageSet| set.ranges().len() as u64;
+        let within = self.within.as_ref();
+        within.map(|set| set.pages() + PLACE_PAGES * places(set))
+    }
+}
+
 /// A mechanism that finds written pages of private mappings.
 pub trait Tracker: Send {
     /// Which one.
@@ -41,19 +62,18 @@ pub trait Tracker: Send {
     /// The pages with content of their own that were written since the last call, begun to be
     /// watched again. `None` for a mechanism that keeps no record of writes.
     ///
-    /// The target may run meanwhile, unless [`Tracker::rearms_stopped`]. `unchanged`: no mapping has
-    /// changed since the last call. `watched` is called as soon as the kernel has done its part: a
-    /// target that was stopped for it may go on.
+    /// The target may run meanwhile, unless [`Tracker::rearms_stopped`]. `watched` is called as soon as the kernel
+    /// has done its part: a target that was stopped for it may go on.
     fn rearm(
         &mut self,
         vmas: &[Vma],
-        unchanged: bool,
+        since: &Since,
         watched: &mut dyn FnMut(),
     ) -> Result<Option<PageSet>>;
 
-    /// The target is stopped, and [`Tracker::rearm`] with the same mappings comes next: what can be done on another
+    /// The target is stopped, and [`Tracker::rearm`] with the same arguments comes next: what can be done on another
     /// processor until then may begin.
-    fn begin(&mut self, _vmas: &[Vma], _unchanged: bool) {}
+    fn begin(&mut self, _vmas: &[Vma], _since: &Since) {}
 
     /// Reading and resetting the record are two steps, so that the target has to be stopped for
     /// [`Tracker::rearm`].

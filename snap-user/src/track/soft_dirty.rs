@@ -1,7 +1,7 @@
 //! Soft-dirty bits (Documentation/admin-guide/mm/soft-dirty.rst).
 
 use super::survey::{self, Survey};
-use super::{Result, Tracker, TrackerKind};
+use super::{Result, Since, Tracker, TrackerKind};
 use crate::model::{PageSet, Vma};
 use crate::sys::{Pagemap, SoftDirtyBits};
 
@@ -34,7 +34,7 @@ impl Tracker for SoftDirty {
     fn rearm(
         &mut self,
         vmas: &[Vma],
-        _unchanged: bool,
+        _since: &Since,
         watched: &mut dyn FnMut(),
     ) -> Result<Option<PageSet>> {
         let found = self.survey(vmas, None)?.dirty;

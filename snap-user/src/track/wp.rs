@@ -2,7 +2,7 @@
 
 use super::survey::{self, Survey};
 use super::walk::{Walk, Walker};
-use super::{Result, Tracker, TrackerKind};
+use super::{Result, Since, Tracker, TrackerKind};
 use crate::model::{PageRange, PageSet, Vma};
 use crate::sys::arch::USER_END;
 use crate::sys::{MayHold, Pagemap, Userfaultfd, WpRegister};
@@ -10,6 +10,8 @@ use std::sync::Arc;
 
 /// From here on a walk of the page tables of a stopped process is worth waking a second thread, in nanoseconds.
 const LONG_WALK: u64 = 150_000;
+/// What a look at one page costs, in nanoseconds.
+const PAGE_NS: u64 = 8;
 
 pub(super) struct WriteProtect {
     uffd: Userfaultfd,
@@ -20,7 +22,7 @@ pub(super) struct WriteProtect {
     may_share: bool,
     /// The walk that the second thread has begun.
     begun: Option<Arc<Walk>>,
-    /// How long the last walk of the stopped process took, in nanoseconds, both threads together.
+    /// How long the last walk of all of the stopped process took, in nanoseconds, both threads together.
     walk_ns: Option<u64>,
     /// The next walk is one of the stopped process.
     is_stopped: bool,
@@ -63,13 +65,17 @@ impl WriteProtect {
         }
     }
 
-    /// All of the address space, by what is in it, without what others may watch: a walk would take their record of
-    /// writes away. Those are mappings that were refused, and shared ones, which nobody watches here.
-    fn parts(&self, vmas: &[Vma]) -> Vec<(PageRange, MayHold)> {
+    /// All of the address space, or what of it is to be looked at, by what is in it, without what others may watch: a
+    /// walk would take their record of writes away. Those are mappings that were refused, and shared ones, which nobody
+    /// watches here.
+    fn parts(&self, vmas: &[Vma], within: Option<&PageSet>) -> Vec<(PageRange, MayHold)> {
         let shared = vmas.iter().filter(|v| v.shared).map(|v| v.range);
         let others = PageSet::from_ranges(shared.collect()).union(&self.refused);
-        let all = PageSet::from_ranges(vec![PageRange::new(0, USER_END)]);
-        survey::by_holding_all(vmas, &all.subtract(&others)).collect()
+        let own = match within {
+            Some(within) => within.subtract(&others),
+            None => PageSet::from_ranges(vec![PageRange::new(0, USER_END)]).subtract(&others),
+        };
+        survey::by_holding_all(vmas, &own).collect()
     }
 }
 
@@ -81,7 +87,7 @@ impl Tracker for WriteProtect {
     fn rearm(
         &mut self,
         vmas: &[Vma],
-        unchanged: bool,
+        since: &Since,
         watched: &mut dyn FnMut(),
     ) -> Result<Option<PageSet>> {
         let found = match self.begun.take() {
@@ -96,15 +102,18 @@ impl Tracker for WriteProtect {
             None => {
                 self.pagemap.look_for_swap();
                 // Registering takes the lock that the target's page faults wait for.
-                if !unchanged {
+                if !since.unchanged {
                     self.register(vmas)?;
                 }
-                let walk = Walk::new(self.parts(vmas), self.pagemap.may_swap());
+                let walk = Walk::new(
+                    self.parts(vmas, since.within.as_ref()),
+                    self.pagemap.may_swap(),
+                );
                 walk.some(&mut self.pagemap)?
             }
         };
         let is_stopped = std::mem::take(&mut self.is_stopped);
-        if is_stopped {
+        if is_stopped && since.within.is_none() {
             self.walk_ns = Some(found.ns);
         }
         watched();
@@ -118,16 +127,16 @@ impl Tracker for WriteProtect {
         Ok(Some(own.map(|(range, _)| range).collect()))
     }
 
-    fn begin(&mut self, vmas: &[Vma], unchanged: bool) {
+    fn begin(&mut self, vmas: &[Vma], since: &Since) {
         self.is_stopped = true;
         if !self.may_share {
             return;
         }
-        let is_long = match self.walk_ns {
+        let is_long = match since.cost().map(|pages| pages * PAGE_NS).or(self.walk_ns) {
             Some(ns) => ns > LONG_WALK,
             None => self.walker.is_some(),
         };
-        if !is_long || self.begun.is_some() || !unchanged && self.register(vmas).is_err() {
+        if !is_long || self.begun.is_some() || !since.unchanged && self.register(vmas).is_err() {
             return;
         }
         if !self.refused.is_empty() {
@@ -140,7 +149,10 @@ impl Tracker for WriteProtect {
             return;
         };
         self.pagemap.look_for_swap();
-        let walk = Walk::shared(&self.parts(vmas), self.pagemap.may_swap());
+        let walk = Walk::shared(
+            &self.parts(vmas, since.within.as_ref()),
+            self.pagemap.may_swap(),
+        );
         let walk = Arc::new(walk);
         if walker.begin(&walk) {
             self.begun = Some(walk);
@@ -214,7 +226,10 @@ mod tests {
         };
         let (mut tracker, mut other) = (new(), new());
         let rearm = |tracker: &mut WriteProtect, vmas: &[Vma]| {
-            tracker.rearm(vmas, false, &mut || {}).unwrap().unwrap()
+            tracker
+                .rearm(vmas, &Since::default(), &mut || {})
+                .unwrap()
+                .unwrap()
         };
         let mut vmas = vec![anonymous(map.range()), anonymous(taken.range())];
         vmas.sort_by_key(|vma| vma.range.start);
@@ -224,7 +239,7 @@ mod tests {
         tracker.walk_ns = Some(LONG_WALK + 1);
         // Also on a machine that has no processor for a second thread.
         tracker.may_share = true;
-        tracker.begin(&vmas, false);
+        tracker.begin(&vmas, &Since::default());
         assert!(tracker.begun.is_none());
         assert_eq!(
             tracker.refused(),
@@ -247,7 +262,10 @@ mod tests {
             WriteProtect::new(Userfaultfd::create().unwrap(), pagemap)
         });
         let rearm = |tracker: &mut WriteProtect| {
-            let found = tracker.rearm(&vmas, false, &mut || {}).unwrap().unwrap();
+            let found = tracker
+                .rearm(&vmas, &Since::default(), &mut || {})
+                .unwrap()
+                .unwrap();
             found.intersect(&all)
         };
         assert_eq!(rearm(&mut first), all);
@@ -275,14 +293,17 @@ mod tests {
             if begin {
                 // However short the last one was: it is to be shared.
                 tracker.walk_ns = Some(LONG_WALK + 1);
-                tracker.begin(&vmas, false);
+                tracker.begin(&vmas, &Since::default());
                 assert_eq!(tracker.begun.is_some(), tracker.walker.is_some());
                 let walk = tracker.begun.iter().filter(|_| rounds % 2 == 1);
                 // Not always: it may have no processor in time.
                 walk.for_each(|walk| walk.await_other());
             }
             rounds += 1;
-            let found = tracker.rearm(&vmas, false, &mut || {}).unwrap().unwrap();
+            let found = tracker
+                .rearm(&vmas, &Since::default(), &mut || {})
+                .unwrap()
+                .unwrap();
             found.intersect(&all)
         };
         assert_eq!(rearm(true), all);
@@ -290,6 +311,35 @@ mod tests {
             let written = write(&mut map, &[0, 7 + round, 511, 512, PAGES - 1]);
             assert_eq!(rearm(round % 2 == 0), written);
             assert!(rearm(round % 3 == 0).is_empty());
+        }
+    }
+
+    #[test]
+    fn a_walk_of_a_part_leaves_what_was_written_elsewhere_for_later() {
+        if let Support::No(why) | Support::Unknown(why) = support(TrackerKind::WriteProtect) {
+            return eprintln!("skipped: {why}");
+        }
+        let mut map = ScratchMap::new(PAGES).unwrap();
+        let all: Vec<u64> = (0..PAGES).collect();
+        let all = write(&mut map, &all);
+        let vmas = [anonymous(map.range())];
+        let pagemap = Pagemap::open(std::process::id().cast_signed()).unwrap();
+        let mut tracker = WriteProtect::new(Userfaultfd::create().unwrap(), pagemap);
+        let mut rearm = |within: Option<PageSet>| {
+            let unchanged = within.is_some();
+            let since = Since { unchanged, within };
+            tracker.begin(&vmas, &since);
+            let found = tracker.rearm(&vmas, &since, &mut || {}).unwrap().unwrap();
+            found.intersect(&all)
+        };
+        assert_eq!(rearm(None), all);
+        let odd: Vec<u64> = (1..PAGES).step_by(2).collect();
+        for few in [&[3, 511][..], &odd] {
+            let within = write(&mut map, few);
+            let elsewhere = write(&mut map, &[0, 2, PAGES - 2]);
+            assert_eq!(rearm(Some(within.clone())), within);
+            assert!(rearm(Some(within)).is_empty());
+            assert_eq!(rearm(None), elsewhere);
         }
     }
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tests::Ksnap;
 
-/// Fewer snapshots than this in the demo's time, and something is wrong.
+/// Fewer snapshots than this, whatever the demo's time, and something is wrong.
 const FEWEST: usize = 6;
 
 /// One snapshot.
@@ -35,10 +35,15 @@ impl History {
         Ok(Self(log.iter().map(Entry::read).collect::<Result<_>>()?))
     }
 
+    /// There are as many as the demo needs.
+    pub fn is_enough(&self) -> bool {
+        self.0.len() >= FEWEST
+    }
+
     /// A delta half-way between the first and the last snapshot.
     pub fn middle(&self) -> Result<&Entry> {
         ensure!(
-            self.0.len() >= FEWEST,
+            self.is_enough(),
             "only {} snapshots were taken",
             self.0.len()
         );

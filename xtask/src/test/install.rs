@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Program and Debian package.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 11] = [
     ("redis-server", "redis-server"),
     ("redis-benchmark", "redis-tools"),
     ("python3", "python3"),
@@ -15,6 +15,9 @@ const PROGRAMS: [(&str, &str); 8] = [
     ("nginx", "nginx-core"),
     ("strace", "strace"),
     ("tmux", "tmux"),
+    ("node", "nodejs"),
+    ("javac", "default-jdk-headless"),
+    ("ip", "iproute2"),
 ];
 
 /// What makes an environment of Python's, on Debian.

@@ -1,5 +1,6 @@
 //! One step after the other, each with its time and result.
 
+use super::expected;
 use crate::table::heading;
 use anyhow::{Context, Result};
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,17 +30,20 @@ pub struct Stages {
     /// Test → why it was skipped.
     skips: BTreeMap<String, String>,
     failures: BTreeSet<String>,
+    /// A skip that is not expected is a failure.
+    no_skips: bool,
     begun: Instant,
 }
 
 impl Stages {
-    /// Nothing yet.
-    pub fn new() -> Self {
+    /// Nothing yet. With `no_skips` a skip that is not expected is a failure.
+    pub fn new(no_skips: bool) -> Self {
         Self {
             stages: Vec::new(),
             results: Vec::new(),
             skips: BTreeMap::new(),
             failures: BTreeSet::new(),
+            no_skips,
             begun: Instant::now(),
         }
     }
@@ -91,6 +95,10 @@ impl Stages {
     /// Enters a step that cannot be run here.
     pub fn skip(&mut self, name: &str, what: &str, how: &str) {
         println!("\nSKIP {name}: missing {what}; {how}");
+        self.skipped(name, what, how);
+    }
+
+    fn skipped(&mut self, name: &str, what: &str, how: &str) {
         let ended = Ended::Skipped(what.into(), how.into());
         self.stages.push(Stage {
             name: name.into(),
@@ -126,12 +134,26 @@ impl Stages {
         }
     }
 
-    /// No step failed.
+    /// No step failed, and nothing was skipped that should not be.
     pub fn passed(&self) -> bool {
-        !self
-            .stages
-            .iter()
-            .any(|stage| matches!(stage.ended, Ended::Failed))
+        let failed = |stage: &Stage| matches!(stage.ended, Ended::Failed);
+        !self.stages.iter().any(failed) && self.unexpected().is_empty()
+    }
+
+    /// Skips that are failures: of what, and why.
+    fn unexpected(&self) -> Vec<(&str, String)> {
+        if !self.no_skips {
+            return Vec::new();
+        }
+        let steps = self.stages.iter().filter_map(|stage| match &stage.ended {
+            Ended::Skipped(what, how) => Some((&*stage.name, format!("missing {what}; {how}"))),
+            _ => None,
+        });
+        let tests = self.skips.iter().map(|(test, why)| (&**test, why.clone()));
+        steps
+            .chain(tests)
+            .filter(|(_, why)| expected::reason(why).is_none())
+            .collect()
     }
 
     /// Steps, skipped tests, and the runner's own counts, for people.
@@ -152,6 +174,9 @@ impl Stages {
         }
         for (test, why) in &self.skips {
             text += &format!("  skipped            {test}: {why}\n");
+        }
+        for (what, why) in self.unexpected() {
+            text += &format!("  FAILED             {what}: skipped against --no-skips, {why}\n");
         }
         for test in &self.failures {
             text += &format!("  FAILED             {test}\n");
@@ -230,7 +255,7 @@ mod tests {
 
     #[test]
     fn a_failing_step_fails_the_whole_and_the_others_still_run() {
-        let mut stages = Stages::new();
+        let mut stages = Stages::new(false);
         assert!(!stages.run("breaks", &mut Command::new("false")).unwrap());
         assert!(stages.run("works", &mut Command::new("true")).unwrap());
         assert!(!stages.passed());
@@ -251,19 +276,34 @@ mod tests {
     }
 
     #[test]
+    fn where_no_skips_are_allowed_one_that_is_not_listed_fails_the_whole() {
+        let listed = "SKIP a::slow: missing the soft-dirty tracker; take another kernel";
+        let mut stages = Stages::new(true);
+        stages.notice(&[listed]);
+        assert!(stages.passed());
+        stages.notice(&["SKIP b::test: missing root; run as root"]);
+        assert!(!stages.passed());
+        let summary = stages.summary();
+        let line =
+            "FAILED             b::test: skipped against --no-skips, missing root; run as root";
+        assert!(summary.contains(line), "{summary}");
+        assert!(!summary.contains("FAILED             a::slow"), "{summary}");
+
+        let mut stages = Stages::new(true);
+        stages.skipped("lints", "clippy", "get it");
+        assert!(!stages.passed());
+    }
+
+    #[test]
     fn skips_and_counts_reach_the_summary() {
         // Nothing of this is printed: a run of these tests would find it and count it as its own.
-        let mut stages = Stages::new();
+        let mut stages = Stages::new(false);
         stages.notice(&[
             "SKIP a::test: missing root; run as root",
             "\x1b[1mtest result: \x1b[32mok\x1b[0m. 3 passed; 0 failed",
             "    test result: FAILED. 0 passed; 1 failed",
         ]);
-        stages.stages.push(Stage {
-            name: "lints".into(),
-            ended: Ended::Skipped("clippy".into(), "get it".into()),
-            took: Duration::ZERO,
-        });
+        stages.skipped("lints", "clippy", "get it");
         assert!(stages.passed());
         let summary = stages.summary();
         for part in [

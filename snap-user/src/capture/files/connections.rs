@@ -7,7 +7,7 @@
 use super::{CaptureError, Files, Result};
 use crate::model::{Detail, OpenFile, Socket, SocketState};
 use crate::sys::fd::socket::{self, tcp};
-use crate::sys::{Custodian, proc};
+use crate::sys::{self, Custodian, SysError, proc};
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -27,6 +27,14 @@ struct Found {
     at: usize,
     fd: OwnedFd,
     socket: Socket,
+}
+
+/// Sockets that are silent, and who has them.
+struct Silent {
+    custodian: Custodian,
+    time_ns: u64,
+    /// Places of the open files, in the order in which the custodian has the sockets.
+    sockets: Vec<(usize, Socket)>,
 }
 
 impl Files {
@@ -50,133 +58,129 @@ impl Files {
 
     /// Takes the connections of the frozen process. `first` has a descriptor for each open file.
     pub(super) fn take_connections(&mut self, first: &[i32], files: &mut [OpenFile]) -> Result<()> {
-        let pid = self.table.pid();
-        let mut found = self.find_connections(first, files)?;
-        if found.is_empty() {
-            return Ok(());
-        }
-        let reuse = (libc::SOL_SOCKET, libc::SO_REUSEADDR);
-        let held = found.drain(..).map(|one| {
-            let mut options = one.socket.options.iter();
-            let reuse = options.any(|o| (o.level, o.name) == reuse);
-            ((one.at, one.socket), (one.fd, reuse))
-        });
-        let (mut found, mut held): (Vec<_>, Vec<_>) = held.unzip();
-        let failed = |e: crate::sys::SysError| match e.is_denied() {
-            true => CaptureError::Refused {
-                pid,
-                why: e.to_string(),
-            },
-            false => CaptureError::from_sys(pid, e),
-        };
+        let mut lost = Vec::new();
+        let taken = self.try_take(first, files, &mut lost);
+        self.connections.lost = lost;
+        self.connections.taken = taken?;
+        Ok(())
+    }
+
+    fn try_take(
+        &self,
+        first: &[i32],
+        files: &mut [OpenFile],
+        lost: &mut Vec<String>,
+    ) -> Result<Option<Custodian>> {
+        let found = self.find_connections(first, files, lost)?;
+        let found = self.only_its_own(found, first, files, lost)?;
         // Before anything changes.
-        for (fd, _) in &held {
-            tcp::may_repair(fd).map_err(failed)?;
+        for one in &found {
+            tcp::may_repair(&one.fd).map_err(|e| self.not_allowed(e))?;
         }
         test_delay();
-        let (custodian, time_ns) = loop {
-            let now = SystemTime::now().duration_since(UNIX_EPOCH);
-            let time_ns = now.map_or(0, |since| since.as_nanos() as u64);
-            let custodian = Custodian::over(&self.process, held, time_ns).map_err(failed)?;
-            for socket in custodian.sockets() {
-                tcp::silence(socket).map_err(failed)?;
-            }
-            tcp::receivers_done();
-            let ended: Vec<_> = custodian.sockets().map(tcp::has_ended).collect();
-            if ended.iter().all(Option::is_none) {
-                break (custodian, time_ns);
-            }
-            // Those end with the process, and answer until then. All hear meanwhile, so the others are looked at again.
-            let mut goes_on = ended.iter().map(Option::is_none);
-            held = custodian.release();
-            held.retain(|_| goes_on.next().unwrap_or(false));
-            let mut ended = ended.into_iter();
-            found.retain(|(at, _)| match ended.next().flatten() {
-                None => true,
-                Some(why) => {
-                    let lost = not_taken(first[*at], &files[*at], &why);
-                    self.connections.lost.push(lost);
-                    false
-                }
-            });
-            if found.is_empty() {
-                return Ok(());
-            }
+        let Some(silent) = self.silence(found, first, files, lost)? else {
+            return Ok(None);
         };
-        let mut taken = Vec::with_capacity(found.len());
-        for ((at, mut socket), fd) in found.into_iter().zip(custodian.sockets()) {
-            let connection = tcp::capture(fd, time_ns).map_err(failed)?;
+        let mut taken = Vec::with_capacity(silent.sockets.len());
+        for ((at, mut socket), fd) in silent.sockets.into_iter().zip(silent.custodian.sockets()) {
+            let connection = tcp::capture(fd, silent.time_ns).map_err(|e| self.not_allowed(e))?;
             socket.connection = Some(Box::new(connection));
             taken.push((at, socket));
         }
         for (at, socket) in taken {
             files[at].detail = Detail::Socket(Box::new(socket));
         }
-        self.connections.taken = Some(custodian);
-        Ok(())
+        Ok(Some(silent.custodian))
     }
 
-    /// The sockets whose connections can be taken; the others that have one are told.
-    fn find_connections(&mut self, first: &[i32], files: &[OpenFile]) -> Result<Vec<Found>> {
-        let mut found = Vec::new();
-        let mut lost = Vec::new();
+    fn failed(&self, e: SysError) -> CaptureError {
+        CaptureError::from_sys(self.table.pid(), e)
+    }
+
+    /// What is denied here is not the process.
+    fn not_allowed(&self, e: SysError) -> CaptureError {
+        match e.is_denied() {
+            true => self.refused(e.to_string()),
+            false => self.failed(e),
+        }
+    }
+
+    fn refused(&self, why: String) -> CaptureError {
+        CaptureError::Refused {
+            pid: self.table.pid(),
+            why,
+        }
+    }
+
+    /// The sockets whose connections can be taken; why others that have one cannot is added to `lost`.
+    fn find_connections(
+        &self,
+        first: &[i32],
+        files: &[OpenFile],
+        lost: &mut Vec<String>,
+    ) -> Result<Vec<Found>> {
+        let mut sockets = Vec::new();
         for (at, file) in files.iter().enumerate() {
-            let fd = first[at];
-            let Detail::Socket(socket) = &file.detail else {
-                continue;
-            };
-            if !matches!(socket.domain, libc::AF_INET | libc::AF_INET6) {
-                continue;
-            }
-            let other_protocol = match socket.protocol {
-                libc::IPPROTO_TCP if socket.ty == libc::SOCK_STREAM => None,
-                libc::IPPROTO_MPTCP => Some("Multipath TCP"),
-                libc::IPPROTO_SCTP => Some("SCTP"),
-                _ => continue,
-            };
-            if let Some(protocol) = other_protocol {
-                if socket.state == SocketState::Connected {
+            match kind(file) {
+                Kind::Tcp => sockets.push(at),
+                Kind::Other(protocol) => {
                     let why = format!("it is one of {protocol}");
-                    lost.push(not_taken(fd, file, &why));
+                    lost.push(not_taken(first[at], file, &why));
                 }
-                continue;
+                Kind::None => {}
             }
-            let of_process = |e| CaptureError::from_sys(self.table.pid(), e);
-            let taken = self.take(fd).map_err(of_process)?;
+        }
+        // Each is held here, and by a copy that the custodian gets.
+        sys::may_open(2 * sockets.len()).map_err(|e| {
+            let count = sockets.len();
+            self.refused(format!(
+                "it has {count} TCP sockets, and their connections are taken all at once: {e}; or leave --tcp out"
+            ))
+        })?;
+        let mut found = Vec::new();
+        for at in sockets {
+            let (fd, file) = (first[at], &files[at]);
+            let taken = self.take(fd).map_err(|e| self.failed(e))?;
             match tcp::refuses_capture(&taken) {
                 Ok(false) => {}
                 Ok(true) => {
                     // It may have been on its way when it was looked at last.
-                    let socket = socket::describe(&taken, file.identity.1).map_err(of_process)?;
+                    let socket = socket::describe(&taken, file.identity.1);
                     found.push(Found {
                         at,
                         fd: taken,
-                        socket,
+                        socket: socket.map_err(|e| self.failed(e))?,
                     });
                 }
                 Err(why) => lost.push(not_taken(fd, file, &why)),
             }
         }
+        Ok(found)
+    }
+
+    /// Those that no other process has as well; the others are added to `lost`.
+    fn only_its_own(
+        &self,
+        mut found: Vec<Found>,
+        first: &[i32],
+        files: &[OpenFile],
+        lost: &mut Vec<String>,
+    ) -> Result<Vec<Found>> {
+        if found.is_empty() {
+            return Ok(found);
+        }
+        let pid = self.table.pid();
         let inodes: Vec<u64> = found.iter().map(|one| files[one.at].identity.1).collect();
-        let others: HashMap<u64, i32> = match inodes.is_empty() {
-            true => HashMap::new(),
-            false => {
-                let holders = proc::socket_holders(&inodes);
-                let pid = self.table.pid();
-                let mut unknown = holders.unknown.into_iter();
-                if let Some((other, e)) = unknown.find(|(other, _)| is_kin(pid, *other)) {
-                    return Err(CaptureError::Refused {
-                        pid: self.table.pid(),
-                        why: format!(
-                            "whether process {other} has its connections as well cannot be seen ({e}): run ksnap as root, or leave --tcp out"
-                        ),
-                    });
-                }
-                let found = holders.found.into_iter();
-                let others = found.filter(|(_, pid, _)| *pid != self.table.pid());
-                others.map(|(inode, pid, _)| (inode, pid)).collect()
-            }
-        };
+        let holders = proc::socket_holders(&inodes);
+        let mut unknown = holders.unknown.into_iter();
+        if let Some((other, e)) = unknown.find(|(other, _)| is_kin(pid, *other)) {
+            return Err(self.refused(format!(
+                "whether process {other} has its connections as well cannot be seen ({e}): run ksnap as root, or leave --tcp out"
+            )));
+        }
+        let holders = holders.found.into_iter();
+        let others = holders.filter(|(_, holder, _)| *holder != pid);
+        let others: HashMap<u64, i32> = others.map(|(inode, holder, _)| (inode, holder)).collect();
         found.retain(|one| {
             let file = &files[one.at];
             let other = others.get(&file.identity.1);
@@ -186,8 +190,83 @@ impl Files {
             }
             other.is_none()
         });
-        self.connections.lost = lost;
         Ok(found)
+    }
+
+    /// Has a custodian hold the sockets, and makes them silent. Those that end meanwhile are added to `lost`; `None` when
+    /// all have.
+    fn silence(
+        &self,
+        found: Vec<Found>,
+        first: &[i32],
+        files: &[OpenFile],
+        lost: &mut Vec<String>,
+    ) -> Result<Option<Silent>> {
+        let reuse = (libc::SOL_SOCKET, libc::SO_REUSEADDR);
+        let held = found.into_iter().map(|one| {
+            let mut options = one.socket.options.iter();
+            let reuse = options.any(|o| (o.level, o.name) == reuse);
+            ((one.at, one.socket), (one.fd, reuse))
+        });
+        let (mut sockets, mut held): (Vec<_>, Vec<_>) = held.unzip();
+        while !sockets.is_empty() {
+            let now = SystemTime::now().duration_since(UNIX_EPOCH);
+            let time_ns = now.map_or(0, |since| since.as_nanos() as u64);
+            let custodian = Custodian::over(&self.process, held, time_ns);
+            let custodian = custodian.map_err(|e| self.not_allowed(e))?;
+            for socket in custodian.sockets() {
+                tcp::silence(socket).map_err(|e| self.not_allowed(e))?;
+            }
+            tcp::receivers_done();
+            let ended: Vec<_> = custodian.sockets().map(tcp::has_ended).collect();
+            if ended.iter().all(Option::is_none) {
+                return Ok(Some(Silent {
+                    custodian,
+                    time_ns,
+                    sockets,
+                }));
+            }
+            // Those end with the process, and answer until then. All hear meanwhile, so the others are looked at again.
+            let mut goes_on = ended.iter().map(Option::is_none);
+            held = custodian.release();
+            held.retain(|_| goes_on.next().unwrap_or(false));
+            let mut ended = ended.into_iter();
+            sockets.retain(|(at, _)| match ended.next().flatten() {
+                None => true,
+                Some(why) => {
+                    lost.push(not_taken(first[*at], &files[*at], &why));
+                    false
+                }
+            });
+        }
+        Ok(None)
+    }
+}
+
+/// What a file has of a connection that may be taken.
+enum Kind {
+    /// It is a TCP socket.
+    Tcp,
+    /// A connection of another protocol.
+    Other(&'static str),
+    /// Nothing.
+    None,
+}
+
+fn kind(file: &OpenFile) -> Kind {
+    let Detail::Socket(socket) = &file.detail else {
+        return Kind::None;
+    };
+    let is_connected = socket.state == SocketState::Connected;
+    match (socket.domain, socket.protocol) {
+        (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_TCP) if socket.ty == libc::SOCK_STREAM => {
+            Kind::Tcp
+        }
+        (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_MPTCP) if is_connected => {
+            Kind::Other("Multipath TCP")
+        }
+        (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_SCTP) if is_connected => Kind::Other("SCTP"),
+        _ => Kind::None,
     }
 }
 

@@ -105,9 +105,13 @@ pub fn pruned(out: &mut dyn Write, done: &BucketPruning) -> io::Result<()> {
         true => ("would remove", "would delete"),
         false => ("removed", "deleted"),
     };
+    let left = match done.deleted_leftovers {
+        0 => String::new(),
+        n => format!(" and {} of pushes that were killed", count(n, "file")),
+    };
     writeln!(
         out,
-        "{removed} {}, {} kept; {deleted} {} ({}), {} wait for the grace time, {} ({}) are needed",
+        "{removed} {}, {} kept; {deleted} {}{left} ({}), {} wait for the grace time, {} ({}) are needed",
         count(done.removed.len() as u64, "snapshot"),
         done.kept,
         count(done.deleted_chunks, "chunk"),

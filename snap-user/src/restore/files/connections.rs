@@ -7,65 +7,90 @@
 use super::make::Made;
 use super::sockets;
 use crate::model::{Connection, Detail, ProcessState, Socket, address_words};
-use crate::sys::{self, Kept, SysError, fd::socket::tcp, proc};
+use crate::sys::{self, Keeper, Kept, SysError, fd::socket::tcp, proc};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Why the connection of a socket cannot go on in this network, where it cannot. Nothing has changed when this returns,
-/// and nothing is sent. `inode` is that of the socket that had the connection.
-///
-/// It can if a custodian has it for this snapshot: then nothing has happened on it since.
-pub(super) fn check(socket: &Socket, inode: u64) -> Result<(), String> {
-    let (here, there) = (address_words(&socket.local), address_words(&socket.peer));
-    let Some(connection) = &socket.connection else {
-        return Err("the snapshot does not have it".to_owned());
+/// Why connections cannot go on in this network, each where it cannot. Nothing has changed when this returns, and nothing
+/// is sent. With each socket the inode of the one that had its connection.
+pub(super) fn check(all: &[(&Socket, u64)]) -> Vec<Result<(), String>> {
+    let inodes: Vec<u64> = all.iter().map(|(_, inode)| *inode).collect();
+    // What all processes have is looked for once, however many connections there are.
+    let around = Around {
+        holders: proc::socket_holders(&inodes).found,
+        custodians: sys::custodians(),
     };
-    if let Some(pid) = other_owner(socket, inode) {
-        return Err(format!("process {pid} has it"));
-    }
-    let probe = tcp::prepare(socket.domain, &socket.local, &[]);
-    let (probe, _) = probe.map_err(|e| match e.errno() {
-        Some(libc::EADDRNOTAVAIL) => format!(
-            "its address here, {here}, is not one of this machine's (ip addr add gives it the address, and nsenter --net starts ksnap in a network namespace that has it)"
-        ),
-        _ => e.to_string(),
-    })?;
-    let keepers = sys::keepers(&socket.local, &socket.peer);
-    let is_kept = keepers.iter().any(|k| k.is_of(connection.time_ns));
-    match tcp::connect_silently(&probe, &socket.peer) {
-        // Where one is connected by this, it is closed without a word.
-        Ok(()) if is_kept => Ok(()),
-        Err(e) if e.errno() == Some(libc::EADDRNOTAVAIL) && is_kept => Ok(()),
-        Err(e) if e.errno() != Some(libc::EADDRNOTAVAIL) => Err(e.to_string()),
-        done => Err(match (keepers.first(), done) {
-            (Some(other), Err(_)) => format!(
-                "process {} (ksnap-tcp) keeps it for another snapshot: bring that one back, the latest of them; to kill that process loses the connection",
-                other.pid
-            ),
-            (None, Err(_)) => format!(
-                "there is a connection from {here} to {there} already, which another process has (ss -tnp shows it): it went on from another snapshot, or is a new one"
-            ),
-            // A custodian of another network keeps another connection between the same addresses.
-            (_, Ok(())) => "no process ksnap-tcp of this network keeps it: it went on already, or was given up, or has ended meanwhile; without --tcp the program finds it closed".to_owned(),
-        }),
-    }
+    let each = all.iter();
+    each.map(|(socket, inode)| around.check(socket, *inode))
+        .collect()
 }
 
-/// A process that has the socket of the connection, and is no custodian.
-fn other_owner(socket: &Socket, inode: u64) -> Option<i32> {
-    let holders = proc::socket_holders(&[inode]).found.into_iter();
-    let mut others = holders.filter(|(_, pid, _)| !sys::is_custodian(*pid));
-    let other = others.find(|(_, pid, fd)| {
-        let looked = sys::pidfd_open(*pid).and_then(|process| sys::pidfd_getfd(process, *fd));
-        // The number may be another socket's by now. One that cannot be looked at counts as it.
-        match looked.map(tcp::ends) {
-            Ok(Some((local, peer))) => local == socket.local && peer == socket.peer,
-            Ok(None) => false,
-            // Closed since.
-            Err(e) => !e.is_vanished() && e.errno() != Some(libc::EBADF),
+/// Who has sockets.
+struct Around {
+    /// Inode, process, and its descriptor.
+    holders: Vec<(u64, i32, i32)>,
+    custodians: Vec<Keeper>,
+}
+
+impl Around {
+    /// A connection can go on if a custodian has it for this snapshot: then nothing has happened on it since.
+    fn check(&self, socket: &Socket, inode: u64) -> Result<(), String> {
+        let (here, there) = (address_words(&socket.local), address_words(&socket.peer));
+        let Some(connection) = &socket.connection else {
+            return Err("the snapshot does not have it".to_owned());
+        };
+        if let Some(pid) = self.other_owner(socket, inode) {
+            return Err(format!("process {pid} has it"));
         }
-    });
-    other.map(|(_, pid, _)| pid)
+        let probe = tcp::prepare(socket.domain, &socket.local, &[]);
+        let (probe, _) = probe.map_err(|e| match e.errno() {
+            Some(libc::EADDRNOTAVAIL) => format!(
+                "its address here, {here}, is not one of this machine's (ip addr add gives it the address, and nsenter --net starts ksnap in a network namespace that has it)"
+            ),
+            _ => e.to_string(),
+        })?;
+        let has = |keeper: &&Keeper| keeper.has(&socket.local, &socket.peer);
+        let keepers: Vec<&Keeper> = self.custodians.iter().filter(has).collect();
+        let is_kept = keepers.iter().any(|k| k.is_of(connection.time_ns));
+        match tcp::connect_silently(&probe, &socket.peer) {
+            // Where one is connected by this, it is closed without a word.
+            Ok(()) if is_kept => Ok(()),
+            Err(e) if e.errno() == Some(libc::EADDRNOTAVAIL) && is_kept => Ok(()),
+            Err(e) if e.errno() != Some(libc::EADDRNOTAVAIL) => Err(e.to_string()),
+            done => Err(match (keepers.first(), done) {
+                (Some(other), Err(_)) => format!(
+                    "process {} (ksnap-tcp) keeps it for another snapshot: bring that one back, the latest of them; to kill that process loses the connection",
+                    other.pid
+                ),
+                (None, Err(_)) => format!(
+                    "there is a connection from {here} to {there} already, which another process has (ss -tnp shows it): it went on from another snapshot, or is a new one"
+                ),
+                // A custodian of another network keeps another connection between the same addresses.
+                (_, Ok(())) => "no process ksnap-tcp of this network keeps it: it went on already, or was given up, or has ended meanwhile; without --tcp the program finds it closed".to_owned(),
+            }),
+        }
+    }
+
+    /// A process that has the socket of the connection, and is no custodian.
+    fn other_owner(&self, socket: &Socket, inode: u64) -> Option<i32> {
+        let holders = self.holders.iter().filter(|(of, ..)| *of == inode);
+        let mut others = holders.filter(|(_, pid, _)| !self.is_custodian(*pid));
+        let other = others.find(|(_, pid, fd)| {
+            let looked = sys::pidfd_open(*pid).and_then(|process| sys::pidfd_getfd(process, *fd));
+            // The number may be another socket's by now. One that cannot be looked at counts as it.
+            match looked.map(tcp::ends) {
+                Ok(Some((local, peer))) => local == socket.local && peer == socket.peer,
+                Ok(None) => false,
+                // Closed since.
+                Err(e) => !e.is_vanished() && e.errno() != Some(libc::EBADF),
+            }
+        });
+        other.map(|(_, pid, _)| *pid)
+    }
+
+    fn is_custodian(&self, pid: i32) -> bool {
+        self.custodians.iter().any(|keeper| keeper.pid == pid) || sys::is_custodian(pid)
+    }
 }
 
 fn now_ns() -> u64 {

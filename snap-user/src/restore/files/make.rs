@@ -31,7 +31,8 @@ impl Made {
 /// an error, nothing of the process has been touched.
 ///
 /// # Errors
-/// Those of the calls that make the files: a path that cannot be opened, an address in use, a limit.
+/// More than this program may have open; else those of the calls that make the files: a path that cannot be opened, an
+/// address in use.
 pub fn make(
     plan: &FilesPlan,
     wanted: &ProcessState,
@@ -40,6 +41,9 @@ pub fn make(
     process: impl AsFd,
     options: &Options,
 ) -> sys::Result<Made> {
+    let all = plan.sources.iter();
+    let needed = all.filter(|source| !matches!(source, Source::Lost | Source::Live(_)));
+    sys::may_open(needed.count())?;
     let mut maker = Maker {
         plan,
         wanted,

@@ -26,8 +26,9 @@ pub trait FileWorld {
     fn process(&self, pid: i32) -> Option<u64>;
     /// A path by which a pipe that another process holds can be opened.
     fn pipe(&self, identity: (u64, u64)) -> Option<String>;
-    /// Why the connection of a socket cannot go on here, where it cannot. `inode` is that of the socket which had it.
-    fn connection(&self, socket: &Socket, inode: u64) -> Result<(), String>;
+    /// Why connections cannot go on here, each where it cannot, in their order. With each socket the inode of the one
+    /// that had its connection.
+    fn connections(&self, all: &[(&Socket, u64)]) -> Vec<Result<(), String>>;
 }
 
 /// Where an open file comes from.
@@ -110,6 +111,7 @@ pub(super) fn plan_of_one(
         options,
         same: in_place(wanted, live),
         first: first_of(wanted),
+        going: Vec::new(),
         plan: FilesPlan::default(),
     };
     planner.plan.sources = vec![Source::Make; wanted.files.len()];
@@ -119,6 +121,7 @@ pub(super) fn plan_of_one(
         false => HashMap::new(),
     };
     planner.obtain(&kept);
+    planner.check_connections();
     planner.table(&kept);
     planner.state(&kept);
     planner.plan
@@ -143,6 +146,8 @@ pub(super) struct Planner<'a> {
     pub(super) same: bool,
     /// Lowest descriptor of each wanted file.
     pub(super) first: Vec<i32>,
+    /// Wanted files whose connections are to go on.
+    pub(super) going: Vec<usize>,
     pub(super) plan: FilesPlan,
 }
 

@@ -166,16 +166,10 @@ impl Planner<'_> {
 
     /// A connection whose other end is elsewhere.
     fn connection(&mut self, at: usize, socket: &Socket) {
-        let (fd, inode) = (self.first[at], self.wanted.files[at].identity.1);
+        let fd = self.first[at];
         let gone = "was a connection, which is gone: the program finds it closed by the other side";
         let offer = match (&socket.connection, self.options.tcp) {
-            (Some(_), true) => {
-                if let Err(why) = self.world.connection(socket, inode) {
-                    let refusal = format!("descriptor {fd}: its connection cannot go on: {why}");
-                    self.plan.refusals.push(refusal);
-                }
-                return;
-            }
+            (Some(_), true) => return self.going.push(at),
             // One connection has one owner: no copies of it.
             (Some(_), false) => "; ksnap restore --tcp, of this snapshot and once, goes on with it",
             (None, true) if socket.domain != libc::AF_UNIX => {
@@ -186,6 +180,27 @@ impl Planner<'_> {
         self.plan
             .notes
             .push(format!("descriptor {fd} {gone}{offer}"));
+    }
+
+    /// Refuses connections that cannot go on: all are looked for at once.
+    pub(super) fn check_connections(&mut self) {
+        let going = std::mem::take(&mut self.going).into_iter();
+        let files = &self.wanted.files;
+        let (fds, sockets): (Vec<i32>, Vec<(&Socket, u64)>) = going
+            .filter_map(|at| match &files[at].detail {
+                Detail::Socket(socket) => Some((self.first[at], (&**socket, files[at].identity.1))),
+                _ => None,
+            })
+            .unzip();
+        if sockets.is_empty() {
+            return;
+        }
+        for (fd, checked) in fds.into_iter().zip(self.world.connections(&sockets)) {
+            if let Err(why) = checked {
+                let refusal = format!("descriptor {fd}: its connection cannot go on: {why}");
+                self.plan.refusals.push(refusal);
+            }
+        }
     }
 
     fn socket(&mut self, at: usize, socket: &Socket) -> Source {

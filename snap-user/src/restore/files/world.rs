@@ -34,9 +34,9 @@ impl FileWorld for System {
         proc::stat(pid, None).ok().map(|stat| stat.start_time)
     }
 
-    fn connection(&self, socket: &Socket, inode: u64) -> Result<(), String> {
-        sys::in_network_of(self.pid, || connections::check(socket, inode))
-            .map_err(|e| e.to_string())?
+    fn connections(&self, all: &[(&Socket, u64)]) -> Vec<Result<(), String>> {
+        let checked = sys::in_network_of(self.pid, || connections::check(all));
+        checked.unwrap_or_else(|e| vec![Err(e.to_string()); all.len()])
     }
 
     fn pipe(&self, identity: (u64, u64)) -> Option<String> {

@@ -35,7 +35,10 @@ fn a_store_in_memory_keeps_its_room_for_snapshots() {
     let memory = Path::new("/dev/shm");
     // Not in every container.
     if !Disk.is_in_memory(memory) {
-        return;
+        return crate::skip::skip(
+            "/dev/shm in memory",
+            "mount -t tmpfs tmpfs /dev/shm, or start the container with one",
+        );
     }
     let folder = tempfile::tempdir_in(memory).expect("a temporary folder");
     let store = Store::open_or_create(&folder.path().join("store")).expect("a store");

@@ -3,6 +3,7 @@
 use super::fdinfo::FdInfo;
 use super::{Result, SysError};
 use rustix::fs::{AtFlags, Mode, OFlags, RawDir, SeekFrom};
+use std::collections::HashMap;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 
@@ -43,13 +44,13 @@ pub struct SocketHolders {
     pub unknown: Vec<(i32, SysError)>,
 }
 
-/// Looks at all processes for who has sockets with these inodes open.
+/// Looks once at all processes for who has sockets with these inodes open.
 pub fn socket_holders(inodes: &[u64]) -> SocketHolders {
     let own = std::process::id() as i32;
     let mut holders = SocketHolders::default();
-    let names: Vec<(u64, String)> = inodes
+    let names: HashMap<String, u64> = inodes
         .iter()
-        .map(|inode| (*inode, format!("socket:[{inode}]")))
+        .map(|inode| (format!("socket:[{inode}]"), *inode))
         .collect();
     for pid in super::processes().into_iter().filter(|pid| *pid != own) {
         let looked = FdTable::open(pid).and_then(|table| {
@@ -58,10 +59,8 @@ pub fn socket_holders(inodes: &[u64]) -> SocketHolders {
                     Err(e) if e.is_vanished() => continue,
                     link => link?,
                 };
-                let named = names.iter().filter(|(_, name)| *name == link);
-                holders
-                    .found
-                    .extend(named.map(|(inode, _)| (*inode, pid, fd)));
+                let inode = names.get(&link);
+                holders.found.extend(inode.map(|inode| (*inode, pid, fd)));
             }
             Ok(())
         });

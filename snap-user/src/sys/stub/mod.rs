@@ -15,7 +15,7 @@ mod lazy;
 
 pub use birth::Birth;
 pub use calls::StubCall;
-pub use custodian::{Custodian, Keeper, Kept, end_custody, is_custodian, keepers};
+pub use custodian::{Custodian, Keeper, Kept, custodians, end_custody, is_custodian};
 pub use guard::Guard;
 pub use init::fill_all;
 pub use lazy::{Lazy, Loading};

@@ -8,6 +8,15 @@ fn is_root() -> bool {
     unsafe { libc::geteuid() == 0 }
 }
 
+/// Tried out with an id that is taken: whoever may not choose is told that first.
+fn may_choose_ids() -> bool {
+    let birth = Birth {
+        pid: Some(std::process::id() as i32),
+        ..Birth::default()
+    };
+    Stub::start(birth, &[], None).is_err_and(|e| e.errno() == Some(libc::EEXIST))
+}
+
 #[test]
 fn a_stub_is_empty_runs_calls_and_is_gone_when_dropped() {
     let avoid = [PageRange::new(0x40_0000, 0x80_0000)];
@@ -66,7 +75,7 @@ fn threads_are_made_and_run_calls_of_their_own() {
 #[test]
 fn a_namespace_gives_the_process_the_id_it_asks_for() {
     if !is_root() {
-        return eprintln!("skipped: a PID namespace needs root");
+        return crate::skip::without_root("the right to make a PID namespace");
     }
     let birth = Birth {
         pid: Some(4711),
@@ -87,7 +96,7 @@ fn a_namespace_gives_the_process_the_id_it_asks_for() {
 #[test]
 fn processes_of_a_namespace_are_gone_when_they_are_dropped_first_to_last() {
     if !is_root() {
-        return eprintln!("skipped: a PID namespace needs root");
+        return crate::skip::without_root("the right to make a PID namespace");
     }
     // The tracer is the thread that would wait for ever.
     let (done, is_done) = std::sync::mpsc::channel();
@@ -116,12 +125,15 @@ fn processes_of_a_namespace_are_gone_when_they_are_dropped_first_to_last() {
 #[test]
 fn dropping_a_namespace_leaves_other_children_alone() {
     if !is_root() {
-        return eprintln!("skipped: a PID namespace needs root");
+        return crate::skip::without_root("the right to make a PID namespace");
     }
     let birth = Birth {
         namespace: true,
         ..Birth::default()
     };
+    if !may_choose_ids() {
+        return crate::skip::without_root("the right to choose ids in this PID namespace");
+    }
     let stub = Stub::start(birth, &[], None).unwrap();
     let ids = [stub.init().unwrap(), stub.pid()];
     // Both are gone, and waited for, before anything is dropped.

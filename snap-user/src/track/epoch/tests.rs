@@ -4,6 +4,7 @@ use super::*;
 use crate::model::PAGE_SIZE;
 use crate::track::TrackerKind;
 use crate::track::survey::tests::anonymous;
+use std::sync::{Arc, Mutex};
 
 /// A mapping of which every page was written, though not every write was a fault.
 struct Writer {
@@ -15,6 +16,8 @@ struct Writer {
     found: Vec<PageSet>,
     /// Pages that are not there any more.
     gone: PageSet,
+    /// What the last rearm was told.
+    told: Arc<Mutex<Since>>,
 }
 
 impl Tracker for Writer {
@@ -22,7 +25,8 @@ impl Tracker for Writer {
         TrackerKind::SoftDirty
     }
 
-    fn rearm(&mut self, _: &[Vma], _: bool, _: &mut dyn FnMut()) -> Result<Option<PageSet>> {
+    fn rearm(&mut self, _: &[Vma], since: &Since, _: &mut dyn FnMut()) -> Result<Option<PageSet>> {
+        since.clone_into(&mut self.told.lock().unwrap());
         if std::mem::take(&mut self.fails) {
             return Err(crate::track::TrackError::Unavailable {
                 kind: self.kind(),
@@ -61,6 +65,7 @@ fn epoch(every_write_faults: bool, fails: bool) -> Epoch {
         fails,
         found: Vec::new(),
         gone: PageSet::new(),
+        told: Arc::default(),
     };
     Epoch::new(Box::new(tracker), true)
 }
@@ -81,6 +86,7 @@ fn finding_without(mut found: Vec<PageSet>, gone: PageSet) -> Epoch {
         fails: false,
         found,
         gone,
+        told: Arc::default(),
     };
     Epoch::new(Box::new(tracker), true)
 }
@@ -202,4 +208,71 @@ fn a_log_stands_for_a_look_only_where_every_write_is_a_fault() {
     let looked = rotated(false);
     assert!(looked.full);
     assert_eq!(looked.copy.pages(), 0x60_0000 / PAGE_SIZE);
+}
+
+/// Where the tracker looks in a stop behind a look ahead of it, if `happened` is what events tell of the time between.
+fn looks_within(known: bool, most: u64, happened: impl Fn(&mut Epoch)) -> Option<PageSet> {
+    let vmas = mapping();
+    let told = Arc::<Mutex<Since>>::default();
+    let tracker = Writer {
+        every_write_faults: true,
+        refused: PageSet::new(),
+        fails: false,
+        found: Vec::new(),
+        gone: PageSet::new(),
+        told: Arc::clone(&told),
+    };
+    let mut epoch = Epoch::new(Box::new(tracker), true);
+    epoch.protect_ahead(&vmas, &mut || {}).unwrap();
+    assert_eq!(told.lock().unwrap().within, None);
+    happened(&mut epoch);
+    epoch.begin_protecting(&vmas, |_| known, most);
+    epoch.rotate_protecting(&vmas).unwrap().unwrap();
+    std::mem::take(&mut told.lock().unwrap().within)
+}
+
+fn writes(epoch: &mut Epoch) {
+    let log = epoch.log().unwrap();
+    log.record(1, 0x20_3000);
+    log.record(2, 0x60_5000);
+}
+
+#[test]
+fn a_stop_behind_a_look_ahead_looks_where_events_tell_of_writes() {
+    assert_eq!(looks_within(true, 1000, |_| {}), Some(PageSet::new()));
+    let written = page(3).union(&page(0x405));
+    assert_eq!(looks_within(true, 1000, writes), Some(written.clone()));
+    let elsewhere = looks_within(true, 1000, |epoch| {
+        writes(epoch);
+        epoch.remapped(page(0x300).ranges()[0]);
+        epoch.written(&page(0x200));
+    });
+    let all = written.clone().union(&page(0x300)).union(&page(0x200));
+    assert_eq!(elsewhere, Some(all));
+    let sorted_ahead = looks_within(true, 1000, |epoch| {
+        epoch.log().unwrap().record(1, 0x20_3000);
+        epoch.sort_log(|_| true);
+        epoch.log().unwrap().record(2, 0x60_5000);
+    });
+    assert_eq!(sorted_ahead, Some(written));
+    let windows = looks_within(false, 10_000, writes).unwrap();
+    assert_eq!(windows.pages(), 2 * 512, "a huge page may have come there");
+}
+
+#[test]
+fn a_stop_looks_everywhere_where_events_may_not_tell_or_it_costs_no_more() {
+    assert_eq!(looks_within(true, 202, writes), None);
+    assert!(looks_within(true, 203, writes).is_some());
+    let many = |epoch: &mut Epoch| {
+        let log = epoch.log().unwrap();
+        (0..=MANY_LOGGED).for_each(|_| log.record(1, 0x20_3000));
+    };
+    assert_eq!(looks_within(true, 1000, many), None);
+    // Nobody has looked everywhere since the last snapshot, or one that failed.
+    let committed = |epoch: &mut Epoch| {
+        epoch.rotate_protecting(&mapping()).unwrap().unwrap();
+        epoch.commit();
+    };
+    assert_eq!(looks_within(true, 1000, committed), None);
+    assert_eq!(looks_within(true, 1000, Epoch::abort), None);
 }

@@ -1,12 +1,14 @@
 //! Which custodian has a connection, and for which snapshot.
 
-use super::{MARK, NAME};
+use super::NAME;
+use super::protocol::moment;
 use crate::model::address_words;
 use crate::sys::fd::socket::tcp::ends;
 use crate::sys::{
     PidFd, Result, SysError, monotonic_ns, pidfd_getfd, pidfd_kill, pidfd_open, proc,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::collections::HashSet;
 
 /// A connection that a custodian may have.
 #[derive(Clone, Copy, Debug)]
@@ -19,17 +21,49 @@ pub struct Kept<'a> {
     pub peer: &'a [u8],
 }
 
-/// A process that has a connection in custody.
+/// A process that has connections in custody.
 #[derive(Debug)]
 pub struct Keeper {
     /// Its id.
     pub pid: i32,
     process: PidFd,
-    /// When the connection was taken.
+    /// When the connections were taken.
     time_ns: Option<u64>,
+    /// Their addresses, here and there.
+    connections: HashSet<(Vec<u8>, Vec<u8>)>,
 }
 
 impl Keeper {
+    /// Looks at what a custodian has.
+    fn look(pid: i32) -> Option<Self> {
+        let process = pidfd_open(pid).ok()?;
+        let table = proc::FdTable::open(pid).ok()?;
+        let mut time_ns = None;
+        let mut connections = HashSet::new();
+        for fd in table.numbers().ok()? {
+            let Ok(link) = table.link(fd) else {
+                continue;
+            };
+            if link.starts_with("socket:") {
+                let socket = pidfd_getfd(&process, fd).ok();
+                connections.extend(socket.and_then(ends));
+            }
+            time_ns = time_ns.or_else(|| moment(&link));
+        }
+        // Its id may have been another one's by the time that the process was opened.
+        is_custodian(pid).then_some(Self {
+            pid,
+            process,
+            time_ns,
+            connections,
+        })
+    }
+
+    /// It has a connection between two addresses, of whichever snapshot.
+    pub fn has(&self, local: &[u8], peer: &[u8]) -> bool {
+        self.connections.contains(&(local.to_vec(), peer.to_vec()))
+    }
+
     /// It has the connection for the snapshot that was made of it then, and not for another one.
     pub fn is_of(&self, time_ns: u64) -> bool {
         self.time_ns == Some(time_ns)
@@ -73,41 +107,11 @@ impl Keeper {
     }
 }
 
-/// The custodians that have a connection between two addresses, of whichever snapshot. What may not be looked at is
-/// passed over.
-pub fn keepers(local: &[u8], peer: &[u8]) -> Vec<Keeper> {
-    let custodians = proc::processes()
-        .into_iter()
-        .filter(|pid| is_custodian(*pid));
-    custodians
-        .filter_map(|pid| {
-            let process = pidfd_open(pid).ok()?;
-            let table = proc::FdTable::open(pid).ok()?;
-            let links = table.numbers().ok()?.into_iter();
-            let links: Vec<(i32, String)> = links
-                .filter_map(|fd| Some((fd, table.link(fd).ok()?)))
-                .collect();
-            let has = |fd: i32| {
-                let socket = pidfd_getfd(&process, fd).ok();
-                socket
-                    .and_then(ends)
-                    .is_some_and(|(here, there)| here == local && there == peer)
-            };
-            let mut sockets = links.iter().filter(|(_, link)| link.starts_with("socket:"));
-            if !sockets.any(|(fd, _)| has(*fd)) {
-                return None;
-            }
-            let time_ns = links.iter().find_map(|(_, link)| {
-                let mark = link.strip_prefix("/memfd:")?.strip_prefix(MARK)?;
-                mark.split(' ').next()?.parse().ok()
-            });
-            // Its id may have been another one's by the time that the process was opened.
-            is_custodian(pid).then_some(Keeper {
-                pid,
-                process,
-                time_ns,
-            })
-        })
+/// All custodians, of whichever snapshots, by one look at all processes. What may not be looked at is passed over.
+pub fn custodians() -> Vec<Keeper> {
+    let pids = proc::processes().into_iter();
+    pids.filter(|pid| is_custodian(*pid))
+        .filter_map(Keeper::look)
         .collect()
 }
 
@@ -116,10 +120,12 @@ pub fn keepers(local: &[u8], peer: &[u8]) -> Vec<Keeper> {
 /// # Errors
 /// One of them has none, and all are as they were; or one cannot be ended.
 pub fn end_custody(all: &[Kept<'_>]) -> Result<()> {
-    let mut found: Vec<Keeper> = Vec::new();
+    let custodians = custodians();
+    let mut needed = vec![false; custodians.len()];
     for one in all {
-        let keepers = keepers(one.local, one.peer).into_iter();
-        let Some(keeper) = keepers.into_iter().find(|k| k.is_of(one.time_ns)) else {
+        let mut has = custodians.iter();
+        let Some(keeper) = has.position(|k| k.has(one.local, one.peer) && k.is_of(one.time_ns))
+        else {
             let why = "no process ksnap-tcp keeps it any more for this snapshot: restore without --tcp, and the program finds it closed";
             return Err(SysError::new(
                 "take over",
@@ -131,11 +137,12 @@ pub fn end_custody(all: &[Kept<'_>]) -> Result<()> {
                 std::io::Error::other(why),
             ));
         };
-        if found.iter().all(|other| other.pid != keeper.pid) {
-            found.push(keeper);
-        }
+        needed[keeper] = true;
     }
-    found.into_iter().try_for_each(Keeper::end)
+    let found = custodians.into_iter().zip(needed);
+    found
+        .filter(|(_, needed)| *needed)
+        .try_for_each(|(keeper, _)| keeper.end())
 }
 
 /// A process is one that holds connections for ksnap.

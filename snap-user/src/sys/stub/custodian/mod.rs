@@ -6,34 +6,24 @@
 
 mod child;
 mod keepers;
+mod protocol;
 mod spare;
 #[cfg(test)]
 mod tests;
 
-pub use keepers::{Keeper, Kept, end_custody, is_custodian, keepers};
+pub use keepers::{Keeper, Kept, custodians, end_custody, is_custodian};
 
 use super::birth::{self, bury};
-use crate::sys::fd::memfd;
 use crate::sys::fd::socket::tcp::{enter, hear_quietly, leave_quietly};
 use crate::sys::ptrace::Tid;
 use crate::sys::{PidFd, Result, SysError};
+use protocol::{Word, arrange};
 use spare::Instructions;
-use std::io::{PipeWriter, Write};
+use std::io::PipeWriter;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 /// Its name in the list of processes.
 const NAME: &std::ffi::CStr = c"ksnap-tcp";
-/// Tells it that ksnap is about to kill the process: should ksnap end, the child does that, and keeps the sockets.
-const INTENT: u8 = b'i';
-/// Tells it that the process has ended, and that it has the sockets from then on.
-const KEEP: u8 = b'k';
-/// Tells it that all has been undone.
-const UNDONE: u8 = b'u';
-/// What an empty memfd that it holds is called, before the moment that tells one snapshot from another.
-const MARK: &str = "ksnap-tcp-";
-
-/// Descriptors of the child that are no sockets, one behind the other: its channel, the process, its mark.
-const OWN: usize = 3;
 
 /// A child of ksnap that has sockets of another process. Unless it is told to keep them, they are the process's again when
 /// this is dropped.
@@ -52,28 +42,11 @@ impl Custodian {
     pub fn over(process: &PidFd, sockets: Vec<(OwnedFd, bool)>, time_ns: u64) -> Result<Self> {
         let pipe = |e| SysError::new("pipe", "this process", e);
         let (told, tell) = std::io::pipe().map_err(pipe)?;
-        // The child knows descriptors by their numbers alone: those that may be used again lie behind its channel.
-        let mut held: Vec<OwnedFd> = Vec::with_capacity(sockets.len() + OWN);
-        let mut place = |fd: BorrowedFd<'_>| -> Result<RawFd> {
-            let above = held.last().map_or(3, |last| last.as_raw_fd() + 1);
-            let copy = rustix::io::fcntl_dupfd_cloexec(fd, above)
-                .map_err(|e| SysError::new("fcntl(F_DUPFD)", "sockets of a process", e))?;
-            held.push(copy);
-            Ok(held[held.len() - 1].as_raw_fd())
-        };
-        for (socket, _) in sockets.iter().filter(|(_, reuse)| !reuse) {
-            place(socket.as_fd())?;
-        }
-        let channel = place(told.as_fd())?;
-        place(process.as_fd())?;
-        place(memfd(&format!("{MARK}{time_ns}"))?.as_fd())?;
-        for (socket, _) in sockets.iter().filter(|(_, reuse)| *reuse) {
-            place(socket.as_fd())?;
-        }
+        let (held, channel) = arrange(&told, process, &sockets, time_ns)?;
         let keep: Vec<RawFd> = held.iter().map(AsRawFd::as_raw_fd).collect();
-        let told = Instructions::new(&keep)?;
+        let instructions = Instructions::new(&keep)?;
         Ok(Self {
-            child: birth::helper(child::watch, channel, told.descriptors())?,
+            child: birth::helper(child::watch, channel, instructions.descriptors())?,
             tell: Some(tell),
             sockets,
         })
@@ -114,7 +87,7 @@ impl Custodian {
             enter(socket)?;
         }
         let tell = self.tell.as_mut().expect("until it is told");
-        tell.write_all(&[INTENT]).map_err(gone)
+        Word::Intent.say(tell).map_err(gone)
     }
 
     /// The process has been killed: the sockets stay open in the child, silent, until that is ended. Returns its id.
@@ -123,7 +96,7 @@ impl Custodian {
     /// The child is gone: the connections end with ksnap.
     pub fn keep(mut self) -> Result<Tid> {
         let mut tell = self.tell.take().expect("until it is told");
-        match tell.write_all(&[KEEP]) {
+        match Word::Keep.say(&mut tell) {
             Ok(()) => Ok(self.child),
             Err(e) => {
                 self.undo();
@@ -139,7 +112,7 @@ impl Custodian {
         };
         self.undo();
         // One that is gone needs no word.
-        let _ = tell.write_all(&[UNDONE]);
+        let _ = Word::Undone.say(&mut tell);
         drop(tell);
         bury(self.child);
     }

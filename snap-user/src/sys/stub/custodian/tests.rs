@@ -31,15 +31,24 @@ fn pair() -> (TcpStream, TcpStream) {
 fn custody(process: &PidFd, a: &TcpStream) -> Option<Custodian> {
     let socket = (OwnedFd::from(a.try_clone().unwrap()), false);
     let custodian = Custodian::over(process, vec![socket], MOMENT).unwrap();
-    silence(a).unwrap();
-    receivers_done();
-    match capture(a, 0) {
+    let taken = silence(a).and_then(|()| {
+        receivers_done();
+        capture(a, 0)
+    });
+    match taken {
         Ok(_) => Some(custodian),
         Err(e) => {
-            eprintln!("skipped: {e}");
+            assert!(e.to_string().contains("CAP_NET_ADMIN"), "{e}");
+            crate::skip::without_root(&format!("the right to take connections ({e})"));
             None
         }
     }
+}
+
+/// Who has a connection between two addresses, of whichever snapshot.
+fn keepers(local: &[u8], peer: &[u8]) -> Vec<Keeper> {
+    let all = custodians().into_iter();
+    all.filter(|keeper| keeper.has(local, peer)).collect()
 }
 
 /// Who has one end of a connection, for the snapshot that was made at [`MOMENT`].
@@ -132,6 +141,40 @@ fn the_other_side_notices_nothing_while_a_socket_is_kept() {
     b.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let gone = b.read(&mut [0; 8]).unwrap_err();
     assert_eq!(gone.kind(), ErrorKind::ConnectionReset);
+}
+
+#[test]
+fn one_look_finds_all_connections_that_a_custodian_has_and_ends_it_once() {
+    let (mut process, pidfd) = sleeper();
+    let pairs: Vec<(TcpStream, TcpStream)> = (0..20).map(|_| pair()).collect();
+    // Without the right to take them nothing is to be seen here.
+    let Some(first) = custody(&pidfd, &pairs[0].0) else {
+        return process.kill().unwrap();
+    };
+    drop(first);
+    let sockets = pairs.iter().enumerate();
+    let sockets = sockets.map(|(n, (a, _))| (OwnedFd::from(a.try_clone().unwrap()), n % 2 == 0));
+    let custodian = Custodian::over(&pidfd, sockets.collect(), MOMENT).unwrap();
+    custodian
+        .sockets()
+        .for_each(|socket| silence(socket).unwrap());
+    process.kill().unwrap();
+    process.wait().unwrap();
+    let all_ends: Vec<_> = pairs.iter().map(|(a, _)| ends(a).unwrap()).collect();
+    let keeper = custodian.keep().unwrap();
+    let found = custodians();
+    let found: Vec<&Keeper> = found.iter().filter(|k| k.pid == keeper).collect();
+    assert_eq!(found.len(), 1);
+    assert!(
+        all_ends
+            .iter()
+            .all(|(a, b)| found[0].has(a, b) && !found[0].has(b, a))
+    );
+    let all: Vec<Kept<'_>> = all_ends.iter().map(kept).collect();
+    end_custody(&all).unwrap();
+    // Until then it is a process that has ended.
+    bury(keeper);
+    assert!(!custodians().iter().any(|k| k.pid == keeper));
 }
 
 #[test]

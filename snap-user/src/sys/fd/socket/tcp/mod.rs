@@ -145,7 +145,7 @@ pub fn may_repair(fd: impl AsFd) -> Result<()> {
 fn explained(e: SysError) -> SysError {
     match e.is_denied() {
         true => SysError::new(
-            "setsockopt(TCP_REPAIR)",
+            e.call,
             format_args!(
                 "{}: taking a TCP connection and bringing it back need CAP_NET_ADMIN in the user namespace that owns its network; run ksnap as root there",
                 e.target

@@ -1,11 +1,14 @@
 //! Sockets that hear nothing, and say nothing when they close.
 
 use super::super::make::{set, set_int};
-use super::{ON, Result, TCP_REPAIR, TCP_REPAIR_WINDOW, check};
+use super::{ON, Result, TCP_REPAIR, TCP_REPAIR_WINDOW, check, explained};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::Duration;
 
 /// Lets the kernel drop whatever arrives for a socket, until [`hear`].
+///
+/// # Errors
+/// `EPERM` where the kernel wants `CAP_NET_ADMIN` for that, named: some do.
 pub fn silence(fd: impl AsFd) -> Result<()> {
     let raw = fd.as_fd().as_raw_fd();
     // Return 0: keep no byte of the packet.
@@ -29,7 +32,9 @@ pub fn silence(fd: impl AsFd) -> Result<()> {
             size_of::<libc::sock_fprog>() as libc::socklen_t,
         )
     };
-    check("setsockopt(SO_ATTACH_FILTER)", &fd, r).map(drop)
+    check("setsockopt(SO_ATTACH_FILTER)", &fd, r)
+        .map(drop)
+        .map_err(explained)
 }
 
 /// Lets a socket hear again. Nothing where it did already.

@@ -18,7 +18,7 @@ fn pair(at: SocketAddr) -> Option<(TcpStream, TcpStream)> {
         Ok(repair) => drop(repair),
         Err(e) => {
             assert!(e.to_string().contains("CAP_NET_ADMIN"), "{e}");
-            eprintln!("skipped: {e}");
+            crate::skip::without_root(&format!("the right to take connections ({e})"));
             return None;
         }
     }
