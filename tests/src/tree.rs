@@ -62,6 +62,16 @@ pub fn parent_of(pid: i32) -> Option<i32> {
     stat_of(pid)?.get(1)?.parse().ok()
 }
 
+/// The children of a process that has one thread.
+pub fn children_of(pid: i32) -> Result<Vec<i32>> {
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let listed = std::fs::read_to_string(&path).context(path)?;
+    Ok(listed
+        .split_whitespace()
+        .map(str::parse)
+        .collect::<std::result::Result<_, _>>()?)
+}
+
 /// Captures a tree and ends it.
 pub fn end_captured(ksnap: &Ksnap, root: i32) -> Result<Pids> {
     let ended = ksnap.run(&["snap", &root.to_string(), "--tree", "--kill", "--json"])?;

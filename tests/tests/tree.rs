@@ -12,7 +12,7 @@ use serde_json::Value;
 use tests::background::Background;
 use tests::footprint::await_gone;
 use tests::subject::request;
-use tests::tree::{Pids, bring_back, end_captured, nothing_early, stat_of};
+use tests::tree::{Pids, bring_back, children_of, end_captured, nothing_early, stat_of};
 use tests::victim::rng::Rng;
 use tests::{Ksnap, Python, Victim, require};
 
@@ -213,16 +213,6 @@ fn only_the_end_of_others_excuses_a_victim() {
         request(&mut gone, "quit", 0, LIMIT)
     });
     assert!(finds_nobody(&closed.unwrap_err()));
-}
-
-/// The children of a process that has one thread.
-fn children_of(pid: i32) -> Result<Vec<i32>> {
-    let path = format!("/proc/{pid}/task/{pid}/children");
-    let listed = std::fs::read_to_string(&path).context(path)?;
-    Ok(listed
-        .split_whitespace()
-        .map(str::parse)
-        .collect::<std::result::Result<_, _>>()?)
 }
 
 /// Process 1 of a PID namespace ends only when all others there have ended and have been met.

@@ -56,6 +56,7 @@ macro_rules! victims {
 victims! {
     counter: "counter" ["--mib", "16"];
     tree: "tree" [];
+    session: "session" [];
     threads: "threads" [];
     maps: "maps" [];
     dontneed: "dontneed" [];

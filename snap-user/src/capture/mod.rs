@@ -14,7 +14,7 @@ mod state;
 pub use contents::{Contents, Stamps, changed_files, saved_ranges, without_files};
 pub use copy::inspect;
 pub use error::CaptureError;
-pub use files::{Files, Verdict, losses, mapping_verdict, verdict};
+pub use files::{Files, Verdict, losses, mapping_verdict, terminal_verdict, verdict};
 pub use live::Live;
 pub use preflight::{Target, preflight};
 pub use shared::{compared, compared_pages, nameless};

@@ -155,6 +155,14 @@ pub struct Terminal {
     pub master_of: Option<u32>,
 }
 
+impl Terminal {
+    /// Number in `/dev/pts` of a pseudo-terminal's side that is not the master.
+    pub fn number(&self) -> Option<u32> {
+        // Major number of the sides of pseudo-terminals (Documentation/admin-guide/devices.txt).
+        (self.master_of.is_none() && self.device.0 == 136).then_some(self.device.1)
+    }
+}
+
 /// A pipe or FIFO.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pipe {

@@ -32,6 +32,9 @@ pub struct TreeMember {
     pub session: i32,
     /// It was in a job-control stop.
     pub stopped: bool,
+    /// Of one that leads a session with a controlling terminal: the group in the foreground of that, numbered in the
+    /// same way; `None` where there is none or it is not known.
+    pub foreground: Option<i32>,
 }
 
 /// A process that has ended and that its parent has not waited for.

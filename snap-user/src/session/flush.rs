@@ -456,6 +456,7 @@ mod tests {
                 group: 10,
                 session: 10,
                 stopped: false,
+                foreground: None,
             }],
             ..ProcessTree::default()
         }

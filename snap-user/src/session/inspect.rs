@@ -5,7 +5,8 @@ use super::events::{Events, LazyProbes};
 use super::show::{name, perms};
 use super::{Result, SessionError, family};
 use crate::capture::{
-    CaptureError, Live, Verdict, frozen_state, mapping_verdict, preflight, verdict,
+    CaptureError, Live, Verdict, frozen_state, mapping_verdict, preflight, terminal_verdict,
+    verdict,
 };
 use crate::model::ProcessState;
 use crate::sys::{Freeze, Frozen, proc};
@@ -30,6 +31,8 @@ pub struct Inspection {
     pub mappings: Vec<Judged<Place>>,
     /// All mappings, those included.
     pub mapped: usize,
+    /// The controlling terminal, where it has one.
+    pub terminal: Option<Judged<ControllingTerminal>>,
     /// Threads.
     pub threads: usize,
     /// What a snapshot could not save, a sentence each.
@@ -45,6 +48,13 @@ pub struct Judged<T> {
     /// What can be brought back.
     #[serde(flatten)]
     pub verdict: Verdict,
+}
+
+/// A controlling terminal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ControllingTerminal {
+    /// Its path, or its device number.
+    pub name: String,
 }
 
 /// A mapping.
@@ -104,6 +114,10 @@ fn judge(state: &ProcessState, all: &ProcessState) -> Inspection {
         descriptors: state.open_files().map(judged).collect(),
         mappings: mappings.collect(),
         mapped: state.vmas.len(),
+        terminal: terminal_verdict(state, all).map(|(name, verdict)| Judged {
+            what: ControllingTerminal { name },
+            verdict,
+        }),
         threads: state.threads.len(),
         unsupported: state.unsupported.clone(),
     }

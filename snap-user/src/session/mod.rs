@@ -52,6 +52,7 @@ mod revive_contents;
 mod revive_here;
 mod revive_memory;
 mod revive_open;
+mod revive_terminals;
 #[cfg(test)]
 mod revive_tests;
 mod revive_tree;
@@ -74,6 +75,7 @@ mod stop;
 mod tag;
 mod tree;
 mod tree_files;
+mod tree_terminals;
 mod types;
 mod verify;
 mod watch;

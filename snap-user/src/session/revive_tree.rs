@@ -5,13 +5,14 @@ use super::revive_contents::{contents_to_write, only_own};
 use super::revive_here::{Here, check_processor};
 use super::revive_memory::{Memory, SegmentsInUse, Written};
 use super::revive_open::{Commons, length, open};
+use super::revive_terminals::make_lines;
 use super::{Result, SessionError};
 use crate::model::{ProcessState, ProcessTree};
 use crate::restore::RestoreError;
 use crate::restore::files::{self, Joint, JointPlan, Replacement, SavedContents, System};
 use crate::restore::revive::{
-    Births, Kin, MemoryObject, NewPlan, Newborn, Opened, Part, Surroundings, births, finish_tree,
-    plan, plan_attributes_in_tree, start_tree,
+    Births, Controlling, Had, Kin, MemoryObject, NewPlan, Newborn, Opened, Part, Roster,
+    Surroundings, births, finish_tree, plan, plan_attributes_in_tree, start_tree, terminals,
 };
 use crate::store::{Snapshot, Store};
 use crate::sys::{self, Birth, monotonic_ns};
@@ -47,6 +48,8 @@ struct Job<'a> {
     ghost: Option<i32>,
     joint: Joint,
     files: JointPlan,
+    /// Terminals that sessions take.
+    terminals: Vec<Controlling>,
     options: files::Options,
     pids: Pids,
     network: bool,
@@ -165,6 +168,15 @@ impl<'a> Job<'a> {
             notes.extend(other_session(pids, &kin[0], is_lost));
         }
         notes.append(&mut births.notes);
+        let had: Vec<Had> = states.iter().zip(&tree.members).map(Had::of).collect();
+        let own = match ghost {
+            // In a session that nobody else is in.
+            Some(_) => 0,
+            None => sys::proc::stat(here.pid, None)?.field(7) as u32,
+        };
+        let sources = &files.all.sources;
+        let mut terminals = terminals(&kin, &births, &had, own, joint.files(), sources);
+        notes.append(&mut terminals.notes);
         if pids == Pids::New {
             notes.push("their ids are new: what the processes remember of each other's, and C libraries of their threads' (glibc), are the old ones".into());
         }
@@ -197,6 +209,7 @@ impl<'a> Job<'a> {
             ghost,
             joint,
             files,
+            terminals: terminals.all,
             options: common,
             pids,
             network: options.network,
@@ -240,16 +253,24 @@ impl<'a> Job<'a> {
             .iter()
             .flat_map(|m| m.planned.space())
             .collect();
-        let in_use = SegmentsInUse::of(self.members.iter().map(|m| &m.memory));
-        let stubs = start_tree(
-            birth,
-            &self.kin,
-            &own_ids,
-            &self.births,
-            &self.tree.zombies,
-            self.ghost,
-            &avoid,
+        let states: Vec<&ProcessState> = self.members.iter().map(|m| &m.state).collect();
+        let mut lines = make_lines(
+            &self.terminals,
+            self.joint.files(),
+            &files.all.sources,
+            &states,
+            &mut notes,
         )?;
+        let in_use = SegmentsInUse::of(self.members.iter().map(|m| &m.memory));
+        let roster = Roster {
+            kin: &self.kin,
+            own_ids: &own_ids,
+            births: &self.births,
+            zombies: &self.tree.zombies,
+            ghost: self.ghost,
+        };
+        let stubs = start_tree(birth, roster, &mut lines, &avoid)?;
+        lines.lend(&mut files.all.sources);
         let others: Vec<RevivedMember> = stubs
             .iter()
             .zip(&self.members)

@@ -8,6 +8,7 @@ use super::events::LazyProbes;
 use super::family::{self, Stopped};
 use super::stop::{Ahead, Caught};
 use super::tree_files::{Holder, shared_files};
+use super::tree_terminals::{Grouped, foreground, unread};
 use super::types::hex;
 use super::{Options, Result, SessionError, Taken, Then};
 use crate::capture::CaptureError;
@@ -145,7 +146,19 @@ pub fn snap_tree(dir: &Path, pid: i32, options: &Options) -> Result<TakenTree> {
         pid: member.pid,
         files: &member.caught.files,
     });
-    let shared = shared_files(&holders.collect::<Vec<_>>(), &mut unsupported);
+    let holders: Vec<_> = holders.collect();
+    let shared = shared_files(&holders, &mut unsupported);
+    unsupported.extend(unread(&holders));
+    drop(holders);
+    let grouped = members.0.iter().map(|m| Grouped::of(m.pid, m.group));
+    let zombies = family.zombies.iter().map(|z| Grouped::of(z.pid, z.group));
+    let grouped: Vec<Grouped> = grouped.chain(zombies).collect();
+    let leads = |m: &Member| proc::own_id(m.pid, m.pid).is_ok_and(|own| own == m.session);
+    let foregrounds: Vec<Option<i32>> = members
+        .0
+        .iter()
+        .map(|m| leads(m).then(|| foreground(m.pid, &grouped)).flatten())
+        .collect();
     let stop_ns = monotonic_ns() - stop;
     if options.then == Then::GoOn {
         members.thaw();
@@ -179,13 +192,15 @@ pub fn snap_tree(dir: &Path, pid: i32, options: &Options) -> Result<TakenTree> {
             .0
             .iter()
             .zip(&processes)
-            .map(|(member, process)| TreeMember {
+            .zip(foregrounds)
+            .map(|((member, process), foreground)| TreeMember {
                 id: process.taken.id,
                 pid: member.pid,
                 parent: member.parent,
                 group: member.group,
                 session: member.session,
                 stopped: member.stopped,
+                foreground,
             })
             .collect(),
         zombies: family.zombies,

@@ -1,6 +1,6 @@
 //! Open files that several processes of a tree share.
 
-use crate::model::{FileKind, ProcessState, SharedFile};
+use crate::model::{Detail, FileKind, OpenFile, ProcessState, SharedFile};
 use crate::sys::{SysError, compare_files_of};
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -16,8 +16,25 @@ pub(super) struct HeldFile {
     /// Its place among the open files of the process.
     file: u32,
     /// A descriptor of it.
-    fd: i32,
+    pub(super) fd: i32,
     like: Likeness,
+    /// Of the master side of a pseudo-terminal: number of its other side. Of a side: its own.
+    pub(super) terminal: Option<Side>,
+}
+
+/// A side of a pseudo-terminal, by the number in `/dev/pts`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Side {
+    Master(u32),
+    Other(u32),
+}
+
+fn side(file: &OpenFile) -> Option<Side> {
+    let Detail::Terminal(terminal) = &file.detail else {
+        return None;
+    };
+    let other = || terminal.number().map(Side::Other);
+    terminal.master_of.map(Side::Master).or_else(other)
 }
 
 /// The open files that a process has descriptors of, each by the first of them.
@@ -30,6 +47,7 @@ pub(super) fn held_files(state: &ProcessState) -> Vec<HeldFile> {
             file: descriptor.file,
             fd: descriptor.fd,
             like: (file.kind, file.identity),
+            terminal: side(file),
         })
         .collect()
 }
@@ -91,7 +109,7 @@ pub(super) fn shared_files(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Descriptor, OpenFile};
+    use crate::model::Descriptor;
     use std::os::fd::AsRawFd;
     use std::process::{Command, Stdio};
 

@@ -34,6 +34,8 @@ struct StoredMember {
     group: i32,
     session: i32,
     stopped: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    foreground: Option<i32>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -62,6 +64,7 @@ fn encode(tree: &ProcessTree) -> String {
                 group: member.group,
                 session: member.session,
                 stopped: member.stopped,
+                foreground: member.foreground,
             })
             .collect(),
         zombies: tree
@@ -135,6 +138,7 @@ fn decode(path: &Path, text: &str) -> Result<ProcessTree, StoreError> {
             group: member.group,
             session: member.session,
             stopped: member.stopped,
+            foreground: member.foreground,
         });
     }
     let strays = stored.zombies.iter().any(|zombie| zombie.parent >= count)
@@ -318,6 +322,7 @@ mod tests {
             group: 4,
             session: 0,
             stopped: n == 2,
+            foreground: (n == 3).then_some(7),
         };
         ProcessTree {
             time_ns: 5,
@@ -353,6 +358,17 @@ mod tests {
             assert!(!same || at + 1 == text.len(), "byte {at}");
             assert!(decode(path, &text[..at]).is_err() || at + 1 == text.len());
         }
+    }
+
+    #[test]
+    fn a_record_without_what_was_added_later_is_read() {
+        let mut tree = tree();
+        let with = encode(&tree);
+        assert!(with.contains("foreground"), "{with}");
+        tree.members[2].foreground = None;
+        let without = encode(&tree);
+        assert!(!without.contains("foreground"), "{without}");
+        assert_eq!(decode(Path::new("x"), &without).unwrap(), tree);
     }
 
     #[test]

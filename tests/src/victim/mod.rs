@@ -39,6 +39,7 @@ pub mod page;
 pub mod protocol;
 pub mod rng;
 pub mod rseq;
+pub mod session;
 pub mod shared;
 pub mod signals;
 pub mod simd;
@@ -132,6 +133,11 @@ pub const VICTIMS: &[(&str, &str, Start)] = &[
         "tree",
         "a parent, a child, a grandchild and a zombie",
         tree::start,
+    ),
+    (
+        "session",
+        "a session with its terminal and the one who holds that",
+        session::start,
     ),
 ];
 

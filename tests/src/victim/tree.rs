@@ -156,7 +156,7 @@ pub fn start(args: &Args) -> Result<Started> {
     }))
 }
 
-fn owned(fd: RawFd) -> OwnedFd {
+pub(super) fn owned(fd: RawFd) -> OwnedFd {
     // SAFETY: just made, and owned by nobody else.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
@@ -190,7 +190,7 @@ fn memory_file() -> Result<OwnedFd> {
 }
 
 /// The program has one thread so far, so that the child may go on as it likes. It ends with its parent.
-fn fork() -> Result<i32> {
+pub(super) fn fork() -> Result<i32> {
     // SAFETY: calls without pointers; see above.
     unsafe {
         match libc::fork() {

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// Program and Debian package.
-const PROGRAMS: [(&str, &str); 10] = [
+const PROGRAMS: [(&str, &str); 11] = [
     ("redis-server", "redis-server"),
     ("redis-benchmark", "redis-tools"),
     ("python3", "python3"),
@@ -14,6 +14,7 @@ const PROGRAMS: [(&str, &str); 10] = [
     ("gdb", "gdb"),
     ("nginx", "nginx-core"),
     ("strace", "strace"),
+    ("tmux", "tmux"),
     ("node", "nodejs"),
     ("javac", "default-jdk-headless"),
     ("ip", "iproute2"),

@@ -10,7 +10,7 @@ mod sharing;
 mod update;
 mod verdict;
 
-pub use verdict::{Verdict, losses, mapping_verdict, verdict};
+pub use verdict::{Verdict, losses, mapping_verdict, terminal_verdict, verdict};
 
 use super::{CaptureError, Result};
 use crate::model::{Descriptor, FileKind, OpenFile, Vma};

@@ -52,6 +52,15 @@ pub fn verdict(state: &ProcessState, file: &OpenFile) -> Verdict {
         (Detail::Pidfd(_, 0), _) => {
             partly("its process has ended: it stays while it is open, and is not made again")
         }
+        (Detail::Terminal(terminal), _)
+            if terminal
+                .number()
+                .is_some_and(|number| !has_master(state, number)) =>
+        {
+            partly(
+                "its master belongs to another process: while open it stays as it is; in a new process, standard streams become ksnap's, and others are opened by their paths",
+            )
+        }
         (Detail::Device(major, _), FileKind::CharDevice) if *major != 1 => {
             partly("the state of a device behind its driver is not captured")
         }
@@ -59,6 +68,39 @@ pub fn verdict(state: &ProcessState, file: &OpenFile) -> Verdict {
         (_, FileKind::Other) => not("ksnap does not know this kind"),
         _ => Verdict::Whole,
     }
+}
+
+/// Whether the master of this pseudo-terminal is among the open files.
+fn has_master(state: &ProcessState, number: u32) -> bool {
+    state.files.iter().any(|file| match &file.detail {
+        Detail::Terminal(terminal) => terminal.master_of == Some(number),
+        _ => false,
+    })
+}
+
+/// The controlling terminal of a process, and what of it can be brought back where `all` has the open files; nothing for
+/// a process without one.
+pub fn terminal_verdict(state: &ProcessState, all: &ProcessState) -> Option<(String, Verdict)> {
+    let (major, minor) = match state.attributes.terminal {
+        0 => return None,
+        encoded => crate::sys::fd::device_numbers(encoded),
+    };
+    Some(match (major, minor) {
+        (136, number) => {
+            let verdict = match has_master(all, number) {
+                true => Verdict::Whole,
+                false => Verdict::Not(
+                    "its master belongs to another process: a new session goes on without one"
+                        .into(),
+                ),
+            };
+            (format!("/dev/pts/{number}"), verdict)
+        }
+        (major, minor) => (
+            format!("device {major}:{minor}"),
+            Verdict::Not("it is no pseudo-terminal: a new session goes on without one".into()),
+        ),
+    })
 }
 
 /// Judges a mapping.
@@ -148,4 +190,52 @@ pub fn losses(state: &ProcessState) -> Vec<String> {
         }
     }
     lost
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Terminal;
+
+    fn side(device: (u32, u32), master_of: Option<u32>) -> OpenFile {
+        OpenFile {
+            kind: FileKind::CharDevice,
+            detail: Detail::Terminal(Terminal {
+                device,
+                master_of,
+                ..Terminal::default()
+            }),
+            ..OpenFile::default()
+        }
+    }
+
+    fn on_pts_3(files: Vec<OpenFile>) -> ProcessState {
+        let mut state = ProcessState {
+            files,
+            ..ProcessState::default()
+        };
+        state.attributes.terminal = 0x8803;
+        state
+    }
+
+    #[test]
+    fn a_terminal_is_whole_with_its_master() {
+        let whole = on_pts_3(vec![side((136, 3), None), side((5, 2), Some(3))]);
+        assert_eq!(verdict(&whole, &whole.files[0]), Verdict::Whole);
+        let found = terminal_verdict(&whole, &whole).expect("it has one");
+        assert_eq!(found, ("/dev/pts/3".into(), Verdict::Whole));
+        let other = on_pts_3(vec![side((136, 3), None), side((5, 2), Some(4))]);
+        assert!(matches!(
+            verdict(&other, &other.files[0]),
+            Verdict::Partly(_)
+        ));
+        let (name, found) = terminal_verdict(&other, &other).expect("it has one");
+        assert!(name == "/dev/pts/3" && matches!(found, Verdict::Not(_)));
+        let mut console = whole.clone();
+        console.attributes.terminal = 0x0401;
+        let (name, found) = terminal_verdict(&console, &console).expect("it has one");
+        assert!(name == "device 4:1" && matches!(found, Verdict::Not(_)));
+        console.attributes.terminal = 0;
+        assert_eq!(terminal_verdict(&console, &console), None);
+    }
 }

@@ -56,6 +56,17 @@ pub fn write(out: &mut dyn Write, style: Style, found: &Inspection) -> io::Resul
         );
         writeln!(out, "{}", style.yellow(&line))?;
     }
+    if let Some(terminal) = &found.terminal {
+        writeln!(out, "\n{}", style.bold("Controlling terminal"))?;
+        let name = clean(&terminal.what.name);
+        match words(&terminal.verdict) {
+            (word, Some(why)) => {
+                let line = format!("  {name} {word}: {}", clean(why));
+                writeln!(out, "{}", style.yellow(&line))?;
+            }
+            (word, None) => writeln!(out, "  {name} comes back {word}")?,
+        }
+    }
     writeln!(out, "\n{}", style.bold("Threads"))?;
     writeln!(out, "  {}", count(found.threads as u64, "thread"))?;
     if !found.unsupported.is_empty() {

@@ -1,6 +1,7 @@
 //! Making the open files that are not there, in ksnap's own table.
 
 use super::plan::{FilesPlan, Source};
+use super::streams::other_end;
 use super::{Options, connections, sockets};
 use crate::model::{Detail, FileKind, OpenFile, ProcessState, SocketState, Terminal};
 use crate::sys::{self, SysError, fd as opened};
@@ -268,13 +269,7 @@ impl Maker<'_> {
     fn terminal(&mut self, at: usize, terminal: &Terminal) -> sys::Result<()> {
         let master = match terminal.master_of {
             Some(_) => Some(at),
-            None => (0..self.wanted.files.len()).find(|n| {
-                let number = match &self.wanted.files[*n].detail {
-                    Detail::Terminal(t) => t.master_of,
-                    _ => None,
-                };
-                number.is_some_and(|n| self.wanted.files[at].link == format!("/dev/pts/{n}"))
-            }),
+            None => other_end(&self.wanted.files, at),
         };
         let Some(master) = master else {
             return Err(SysError::new(
@@ -283,6 +278,13 @@ impl Maker<'_> {
                 std::io::Error::from(std::io::ErrorKind::NotFound),
             ));
         };
+        if self.made.held[master].is_none()
+            && let Source::Own(own) = self.plan.sources[master]
+        {
+            // What a user gives in its place may be none.
+            let own = duplicate(own)?;
+            self.made.held[master] = opened::master_of(&own).is_ok().then_some(own);
+        }
         if self.made.held[master].is_none() {
             let flags = self.wanted.files[master].flags;
             let made = sys::open_in_root(self.pid, "/dev/ptmx", flags)?;

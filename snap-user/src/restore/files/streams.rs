@@ -1,17 +1,22 @@
 //! Terminals, pipes and connections, and where their other ends are.
 
-use crate::model::{Detail, FileKind, OpenFile, SocketState};
+use crate::model::{Detail, FileKind, OpenFile, SocketState, Terminal};
+
+/// Number of a pseudo-terminal, by a side that is not its master.
+fn number(side: &Terminal, file: &OpenFile) -> Option<u32> {
+    let by_link = || file.link.strip_prefix("/dev/pts/")?.parse().ok();
+    side.number().or_else(by_link)
+}
 
 /// The one of these open files that is the other end of this terminal, pipe or socket, if any is: the master side of a
 /// terminal, another open file of a pipe, what a socket is connected with.
 pub(super) fn other_end(files: &[OpenFile], at: usize) -> Option<usize> {
     let file = &files[at];
-    let number = |file: &OpenFile| file.link.strip_prefix("/dev/pts/")?.parse::<u32>().ok();
     let is_it = |other: &OpenFile| match (&file.detail, &other.detail) {
         (Detail::Terminal(side), Detail::Terminal(master)) => {
             side.master_of.is_none()
                 && master.master_of.is_some()
-                && master.master_of == number(file)
+                && master.master_of == number(side, file)
         }
         (Detail::Socket(socket), _) => {
             other.kind == FileKind::Socket && Some(other.identity.1) == socket.peer_inode
@@ -43,7 +48,7 @@ pub fn is_from_elsewhere(files: &[OpenFile], at: usize) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Pipe, Socket, Terminal};
+    use crate::model::{Pipe, Socket};
 
     fn file(kind: FileKind, inode: u64, detail: Detail) -> OpenFile {
         OpenFile {
@@ -88,6 +93,14 @@ mod tests {
         let strange = [connected(20, 30), connected(21, 20)];
         assert!(is_from_elsewhere(&strange, 0));
         assert_eq!(other_end(&strange, 1), Some(0));
+        // Opened by another name, it is told by its number.
+        let mut by_name = terminal(None);
+        by_name.link = "/dev/tty".into();
+        let Detail::Terminal(side) = &mut by_name.detail else {
+            unreachable!("made above")
+        };
+        side.device = (136, 4);
+        assert_eq!(other_end(&[by_name, terminal(Some(4))], 0), Some(1));
         // A master has its other end wherever that is.
         assert!(!is_from_elsewhere(&[terminal(Some(4))], 0));
     }

@@ -36,10 +36,8 @@ pub fn plan_attributes_in_tree(wanted: &ProcessState) -> Result<(StatePlan, Limi
     plan_from(wanted, |now| {
         now.attributes.session = wanted.attributes.session;
         now.attributes.group = wanted.attributes.group;
-        // Without a session of ksnap's, none of its terminal either.
-        if wanted.attributes.session == wanted.pid {
-            now.attributes.terminal = 0;
-        }
+        // What is to be said of that is said of the session.
+        now.attributes.terminal = wanted.attributes.terminal;
     })
 }
 
@@ -94,7 +92,11 @@ fn newborn(wanted: &ProcessState, notes: &mut Vec<String>) -> sys::Result<Proces
             true => wanted.attributes.session,
             false => stat.field(6) as i32,
         },
-        terminal: stat.field(7) as u32,
+        terminal: match wanted.attributes.session == wanted.pid {
+            // None of ksnap's then.
+            true => 0,
+            false => stat.field(7) as u32,
+        },
         cgroup: proc::text(pid, "cgroup").unwrap_or_default(),
         namespaces: wanted.attributes.namespaces.clone(),
         ..ProcessAttributes::default()

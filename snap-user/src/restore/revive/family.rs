@@ -57,6 +57,8 @@ pub enum Birthstep {
 pub struct Births {
     /// The first process is there before it.
     pub steps: Vec<Birthstep>,
+    /// Who leads the session that each is in then, by places; `None` for one that began outside.
+    pub leaders: Vec<Option<usize>>,
     /// A sentence each.
     pub notes: Vec<String>,
 }
@@ -109,6 +111,11 @@ pub fn births(kin: &[Kin], born: i32) -> Births {
         planner.grow();
         planner.groups();
     }
+    let leader = |origin: &Origin| match *origin {
+        Origin::Member(leader) => Some(leader),
+        Origin::Outside => None,
+    };
+    planner.births.leaders = planner.session.iter().map(leader).collect();
     planner.births
 }
 

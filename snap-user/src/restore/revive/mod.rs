@@ -12,6 +12,7 @@
 //! | `threads` | what the kernel keeps for each thread |
 //! | `attributes` | what is neither memory nor a descriptor |
 //! | `family` | in which order the processes of a tree are made |
+//! | `terminals` | the controlling terminals of their sessions |
 //! | `tree` | the order of all steps for several processes, let go as one |
 
 mod attributes;
@@ -19,6 +20,7 @@ mod family;
 mod newborn;
 mod plan;
 mod space;
+mod terminals;
 mod threads;
 mod tree;
 
@@ -26,4 +28,5 @@ pub use attributes::{plan_attributes, plan_attributes_in_tree};
 pub use family::{Births, Birthstep, Kin, births};
 pub use newborn::{Newborn, Opened};
 pub use plan::{FileToOpen, MemoryObject, NewMapping, NewPlan, Origin, Surroundings, plan};
-pub use tree::{Part, finish_tree, start_tree};
+pub use terminals::{Controlling, Had, Line, Lines, Terminals, terminals};
+pub use tree::{Part, Roster, finish_tree, start_tree};

@@ -3,6 +3,7 @@
 use super::family::{Births, Birthstep, Kin};
 use super::newborn::{Newborn, Opened};
 use super::plan::NewPlan;
+use super::terminals::Lines;
 use crate::model::{PageRange, ProcessState, Zombie};
 use crate::restore::files::{self, Joint, JointPlan};
 use crate::restore::{RestoreError, Result};
@@ -20,21 +21,40 @@ pub struct Part<'a> {
     pub stopped: bool,
 }
 
-/// Starts the processes of a tree, each made by its parent, in their sessions and groups; those of `zombies`, which
-/// come behind the others in `kin`, have ended when this returns. `ghost` is the id of one that begins the session of
-/// the first, and is gone then. `avoid` is address space that must be free in all.
+/// Who is to be made.
+#[derive(Clone, Copy)]
+pub struct Roster<'a> {
+    /// The processes, those that had ended behind the others.
+    pub kin: &'a [Kin],
+    /// The ids that they are to have in their PID namespace.
+    pub own_ids: &'a [Option<i32>],
+    /// The order.
+    pub births: &'a Births,
+    /// Those that had ended.
+    pub zombies: &'a [Zombie],
+    /// The id of one that begins the session of the first, and is gone then.
+    pub ghost: Option<i32>,
+}
+
+/// Starts the processes of a tree, each made by its parent, in their sessions and groups; those that had ended have
+/// ended when this returns. `lines` are the terminals that sessions take. `avoid` is address space that must be free in
+/// all.
 ///
 /// # Errors
 /// [`RestoreError::Unborn`]; nothing is left of any of them then.
 pub fn start_tree(
     birth: Birth,
-    kin: &[Kin],
-    own_ids: &[Option<i32>],
-    births: &Births,
-    zombies: &[Zombie],
-    ghost: Option<i32>,
+    roster: Roster<'_>,
+    lines: &mut Lines,
     avoid: &[PageRange],
 ) -> Result<Vec<Stub>> {
+    let Roster {
+        kin,
+        own_ids,
+        births,
+        zombies,
+        ghost,
+    } = roster;
     let mut step = "starting the first process of a tree";
     let mut at = kin[0].pid;
     let mut run = || -> sys::Result<Vec<Stub>> {
@@ -70,7 +90,13 @@ pub fn start_tree(
         for one in &births.steps {
             at = kin[one.whom()].pid;
             take(one, kin, own_ids, &mut stubs)?;
+            if let Birthstep::Session(leader) = *one {
+                let stub = stubs[leader].as_mut().expect("it has just begun a session");
+                lines.take(leader, stub)?;
+            }
         }
+        step = "bringing groups to the foreground of their terminals";
+        lines.settle(&mut stubs)?;
         let living = kin.len() - zombies.len();
         step = "ending what had ended";
         for (zombie, stub) in zombies.iter().zip(stubs.drain(living..)) {

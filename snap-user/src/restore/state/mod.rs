@@ -30,5 +30,5 @@ pub use apply::{Held, Runner, apply};
 pub use limits::{LimitsPlan, plan_limits};
 pub use memory::{MemoryPlan, plan_memory};
 pub use plan::{Action, Arg, StatePlan, Step, can_clone, cloned_scheduling, plan, worker};
-pub(super) use process::inside;
+pub(super) use process::{inside, terminal_name};
 pub use timers::{TimerIds, check as check_timers};

@@ -89,6 +89,17 @@ pub(super) fn shared(
     }
 }
 
+/// A controlling terminal by its device number, for a sentence.
+pub(in crate::restore) fn terminal_name(terminal: u32) -> String {
+    match (terminal, crate::sys::fd::device_numbers(terminal)) {
+        (0, _) => "no controlling terminal".into(),
+        (_, (136, number)) => format!("the controlling terminal /dev/pts/{number}"),
+        (_, (major, minor)) => {
+            format!("the controlling terminal with device number {major}:{minor}")
+        }
+    }
+}
+
 /// What no process can change back.
 fn unchangeable(plan: &mut StatePlan, want: &ProcessAttributes, now: &ProcessAttributes) {
     for (name, inode) in &want.namespaces {
@@ -106,8 +117,11 @@ fn unchangeable(plan: &mut StatePlan, want: &ProcessAttributes, now: &ProcessAtt
             want.session, now.session
         ));
     } else if want.terminal != now.terminal {
-        plan.notes
-            .push("its controlling terminal is another one".to_owned());
+        plan.notes.push(format!(
+            "it had {} and has {}",
+            terminal_name(want.terminal),
+            terminal_name(now.terminal)
+        ));
     }
     if want.cgroup != now.cgroup {
         plan.notes.push(format!(

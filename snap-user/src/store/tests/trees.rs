@@ -31,6 +31,7 @@ fn tree(root: SnapshotId, child: SnapshotId) -> ProcessTree {
         group: 10,
         session: 10,
         stopped: false,
+        foreground: None,
     };
     ProcessTree {
         members: vec![member(root, 10, None), member(child, 11, Some(0))],
