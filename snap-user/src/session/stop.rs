@@ -79,29 +79,25 @@ impl Engine {
         let begun = monotonic_ns();
         let mut now = (*self.hashes).clone();
         self.unhashed = PageSet::new();
-        let mut behind = None;
-        if !hold && !self.compares_all() && self.caution.allows() {
-            behind = self.may_postcopy(&mut costs)?;
-        }
-        if behind.is_none() {
-            self.precopy(&mut costs, &mut now)?;
-        }
         // A snapshot without files has no pages of theirs, so that the next one with them reads all.
         let mut stamps = match self.options.files {
             true => self.contents.stamps().clone(),
             false => Stamps::new(),
         };
-        if self.options.files {
-            self.live.files.refresh()?;
-            self.save_ahead(&mut stamps, &mut now);
+        let mut ready = None;
+        if !hold && !self.compares_all() && self.caution.allows() {
+            // First, so that little is written between the walk that protects pages and the stop.
+            let vmas = self.refresh(&mut stamps, &mut now)?;
+            ready = self.may_postcopy(&mut costs)?.map(|marks| (vmas, marks));
         }
-        self.pipeline.prepare();
+        let (vmas, behind) = match ready {
+            Some((vmas, marks)) => (vmas, Some(marks)),
+            None => {
+                self.precopy(&mut costs, &mut now)?;
+                (self.refresh(&mut stamps, &mut now)?, None)
+            }
+        };
         let pass = self.pipeline.next_pass();
-        let vmas = self.maps()?;
-        if self.events.take_described() {
-            self.live.look_again();
-        }
-        self.live.refresh(&vmas)?;
         let compare_all = self.compares_all();
         self.events.drain(&mut self.epoch);
         if behind.is_some() {
@@ -118,6 +114,21 @@ impl Engine {
             compare_all,
             behind,
         })
+    }
+
+    /// Looks at everything but memory, so that the stop has to look at little. Returns the mappings.
+    fn refresh(&mut self, stamps: &mut Stamps, now: &mut Hashes) -> Result<Vec<Vma>> {
+        if self.options.files {
+            self.live.files.refresh()?;
+            self.save_ahead(stamps, now);
+        }
+        self.pipeline.prepare();
+        let vmas = self.maps()?;
+        if self.events.take_described() {
+            self.live.look_again();
+        }
+        self.live.refresh(&vmas)?;
+        Ok(vmas)
     }
 
     /// Captures the stopped process, and sends what was captured on its way to the disk. `stop` is when stopping it
