@@ -83,6 +83,7 @@ watched! {
     read_timeout: "blocked" ["read-timeout"], 40;
     signal_dispositions: "attributes" ["signals"], 40;
     timers: "attributes" ["timers"], 40;
+    session: "session" [], 40;
 }
 
 /// Each kind of blocking call has a test above.

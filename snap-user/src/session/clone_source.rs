@@ -186,8 +186,15 @@ mod tests {
     struct Sleeper(Child);
 
     impl Sleeper {
+        /// It sleeps when this returns: a program is known by its stack only when all of it has been loaded.
         fn start() -> Self {
-            Self(Command::new("sleep").arg("600").spawn().unwrap())
+            let sleeper = Self(Command::new("sleep").arg("600").spawn().unwrap());
+            let end = Instant::now() + Duration::from_secs(10);
+            while proc::stat(sleeper.pid(), None).unwrap().state != 'S' {
+                assert!(Instant::now() < end, "it does not sleep");
+                std::thread::sleep(AGAIN);
+            }
+            sleeper
         }
 
         fn pid(&self) -> i32 {

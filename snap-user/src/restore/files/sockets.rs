@@ -2,7 +2,9 @@
 
 use crate::model::{Socket, SocketOption, SocketState};
 use crate::sys::{self, SysError, fd::socket as made};
+use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, lchown};
 
 /// Makes a socket as it was; what could not be set is told, a sentence each.
 pub(super) fn make(pid: i32, wanted: &Socket) -> sys::Result<(OwnedFd, Vec<String>)> {
@@ -110,7 +112,7 @@ fn borrows_reuse(wanted: &Socket) -> bool {
 
 fn bind(pid: i32, socket: impl AsFd, wanted: &Socket, notes: &mut Vec<String>) -> sys::Result<()> {
     match wanted.domain {
-        libc::AF_UNIX => bind_unix(pid, socket, &wanted.local),
+        libc::AF_UNIX => bind_unix(pid, socket, &wanted.local, notes),
         libc::AF_INET | libc::AF_INET6 => {
             // Connections of the one before may still be closing.
             if borrows_reuse(wanted) {
@@ -143,8 +145,14 @@ fn bind(pid: i32, socket: impl AsFd, wanted: &Socket, notes: &mut Vec<String>) -
 /// Bytes of `struct sockaddr_ll`.
 const PACKET_ADDRESS: usize = 20;
 
-/// A socket that nobody serves any more leaves its name behind.
-fn bind_unix(pid: i32, socket: impl AsFd, address: &[u8]) -> sys::Result<()> {
+/// A socket that nobody serves any more leaves its name behind, which is replaced: owner and permissions of the name, which
+/// say who may connect, stay.
+fn bind_unix(
+    pid: i32,
+    socket: impl AsFd,
+    address: &[u8],
+    notes: &mut Vec<String>,
+) -> sys::Result<()> {
     let Err(e) = made::bind(&socket, address) else {
         return Ok(());
     };
@@ -154,15 +162,81 @@ fn bind_unix(pid: i32, socket: impl AsFd, address: &[u8]) -> sys::Result<()> {
     if e.errno() != Some(libc::EADDRINUSE) || !path.starts_with('/') {
         return Err(e);
     }
-    let probe = made::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0)?;
-    let unserved = match made::connect(&probe, address) {
-        Ok(()) => false,
-        Err(refused) => refused.errno() == Some(libc::ECONNREFUSED),
-    };
-    if !unserved {
+    let here = format!("/proc/{pid}/root{path}");
+    let stale = fs::symlink_metadata(&here).map_err(|e| SysError::new("stat", &path, e))?;
+    if !stale.file_type().is_socket() || is_served(address)? {
         return Err(e);
     }
-    let here = format!("/proc/{pid}/root{path}");
-    std::fs::remove_file(&here).map_err(|e| SysError::new("unlink", path, e))?;
-    made::bind(socket, address)
+    fs::remove_file(&here).map_err(|e| SysError::new("unlink", &path, e))?;
+    made::bind(socket, address)?;
+    // The owner first: changing it may take permissions away.
+    let kept = lchown(&here, Some(stale.uid()), Some(stale.gid()))
+        .and_then(|()| fs::set_permissions(&here, stale.permissions()));
+    if let Err(e) = kept {
+        notes.push(format!(
+            "{path} has other permissions than before, which say who may connect ({e})"
+        ));
+    }
+    Ok(())
+}
+
+/// Somebody has the address, rather than only its name in a file system.
+fn is_served(address: &[u8]) -> sys::Result<bool> {
+    let probe = made::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0)?;
+    let refused = made::connect(&probe, address).err();
+    Ok(refused.is_none_or(|e| e.errno() != Some(libc::ECONNREFUSED)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::net::UnixListener;
+    use std::path::Path;
+
+    fn listening(path: &Path) -> Socket {
+        let family = (libc::AF_UNIX as u16).to_ne_bytes();
+        Socket {
+            domain: libc::AF_UNIX,
+            ty: libc::SOCK_STREAM,
+            state: SocketState::Listening(5),
+            local: [&family[..], path.as_os_str().as_bytes(), &[0]].concat(),
+            ..Socket::default()
+        }
+    }
+
+    fn make_here(wanted: &Socket) -> sys::Result<(OwnedFd, Vec<String>)> {
+        make(std::process::id().cast_signed(), wanted)
+    }
+
+    #[test]
+    fn the_name_of_a_socket_that_nobody_serves_keeps_its_permissions() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        for mode in [0o600, 0o777] {
+            // Its name stays behind.
+            drop(UnixListener::bind(&path));
+            fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+            let (made, notes) = make_here(&listening(&path)).unwrap();
+            assert!(notes.is_empty(), "{notes:?}");
+            let now = fs::symlink_metadata(&path).unwrap();
+            assert_eq!(now.mode() & 0o7777, mode);
+            std::os::unix::net::UnixStream::connect(&path).unwrap();
+            let served = make_here(&listening(&path)).unwrap_err();
+            assert_eq!(served.errno(), Some(libc::EADDRINUSE));
+            drop(made);
+            fs::remove_file(&path).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_file_that_has_the_name_of_a_socket_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        fs::write(&path, "somebody's").unwrap();
+        let taken = make_here(&listening(&path)).unwrap_err();
+        assert_eq!(taken.errno(), Some(libc::EADDRINUSE));
+        assert_eq!(fs::read(&path).unwrap(), b"somebody's");
+    }
 }
