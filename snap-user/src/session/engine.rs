@@ -1,28 +1,32 @@
 //! One process under snapshots: everything that its tracer thread does.
 
-use super::events::{Events, LazyProbes};
+mod attach;
+mod keep;
+
+use attach::layout;
+use keep::end_keeping;
+
+use super::events::Events;
 use super::flight::Flight;
 use super::keeper::Keeper;
-use super::open::open_session;
 use super::pipeline::{Hashes, Pipeline};
 use super::postcopy::Caution;
 use super::profile::Profiling;
-use super::{KeptConnections, Options, Result, SessionError, Taken, Then, mixed};
-use crate::capture::{CaptureError, Contents, Live, Target, compared, preflight};
+use super::{Options, Result, SessionError, Taken, Then, mixed};
+use crate::capture::{CaptureError, Contents, Live, Target, compared};
 use crate::image::SessionId;
 use crate::model::{PageSet, SnapshotId, SnapshotKind, Vma};
 use crate::probe::Losses;
-use crate::restore::fault;
 use crate::store::Store;
-use crate::sys::{self, Custodian, Freeze, Frozen, SysError, monotonic_ns, proc};
-use crate::track::{self, Epoch, TrackerKind};
+use crate::sys::{self, Freeze, Frozen, SysError, monotonic_ns, proc};
+use crate::track::{Epoch, TrackerKind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// Attempts at what a process gets in the way of by replacing its program.
-const MOST_EXECS: u32 = 5;
 /// For so long a process that is replacing its program has no memory, on a busy machine.
 const EXEC_SOON: Duration = Duration::from_millis(2);
+/// Attempts at what a process gets in the way of by replacing its program.
+const MOST_EXECS: u32 = 5;
 /// How long a thread may take to stop. A vfork in progress takes as long as its child needs to
 /// execute something; the other threads should not wait for it.
 const FREEZE_TIMEOUT: Duration = Duration::from_millis(250);
@@ -35,15 +39,6 @@ pub(super) enum Captured {
     NewProgram,
     /// What was to be copied behind the stop has changed in a way that nobody saved.
     Spoilt,
-}
-
-/// What may be attached to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Wanted {
-    /// A process that is as it was at some moment.
-    Whole,
-    /// Also one that a rollback has left on a mixed state.
-    Any,
 }
 
 /// Tells one program of a process from the next: an exec lays both anew.
@@ -93,111 +88,6 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts tracking a process, in its session of the store: the one that it has from before, or
-    /// a new one.
-    ///
-    /// # Errors
-    /// Also where a rollback has left it on a mixed state.
-    pub fn attach(store: &Store, pid: i32, options: &Options) -> Result<Self> {
-        Self::attach_sharing(store, pid, options, &LazyProbes::new(options.probes))
-    }
-
-    /// The same for a rollback, which makes a mixed state whole.
-    pub(super) fn attach_to_put_back(store: &Store, pid: i32, options: &Options) -> Result<Self> {
-        let probes = LazyProbes::new(options.probes);
-        Self::attach_any(store, pid, options, &probes, Wanted::Any)
-    }
-
-    /// The same with probes that others use as well.
-    pub(super) fn attach_sharing(
-        store: &Store,
-        pid: i32,
-        options: &Options,
-        probes: &LazyProbes,
-    ) -> Result<Self> {
-        Self::attach_any(store, pid, options, probes, Wanted::Whole)
-    }
-
-    fn attach_any(
-        store: &Store,
-        pid: i32,
-        options: &Options,
-        probes: &LazyProbes,
-        wanted: Wanted,
-    ) -> Result<Self> {
-        let mut attempt = 1;
-        loop {
-            match Self::attach_once(store, pid, options, probes, wanted) {
-                // It replaced its program just then.
-                Err(e) if attempt < MOST_EXECS && is_mere_exec(pid, &e) => {
-                    attempt += 1;
-                    std::thread::sleep(EXEC_SOON);
-                }
-                outcome => return outcome.map_err(|e| e.of_process(pid)),
-            }
-        }
-    }
-
-    fn attach_once(
-        store: &Store,
-        pid: i32,
-        options: &Options,
-        probes: &LazyProbes,
-        wanted: Wanted,
-    ) -> Result<Self> {
-        let target = preflight(pid)?;
-        // Before anything is put into it.
-        let mixed = mixed::is_mixed(store, pid)?;
-        if mixed && wanted == Wanted::Whole {
-            return Err(mixed::refusal(pid).into());
-        }
-        let mut events = Events::new(pid, probes);
-        let attached = track::attach(pid, options.tracker).map_err(|e| named(pid, e))?;
-        events.brk = attached.brk;
-        let live = Live::read(pid, events.observes())?;
-        let (mut session, head, hashes) = open_session(store, &target)?;
-        session.set_durability(options.durability);
-        let contents = match head {
-            Some(head) => Contents::after(&store.snapshot(head)?.manifest()?.state.saved),
-            None => Contents::default(),
-        };
-        let covered = PageSet::from_pages(hashes.iter().map(|(addr, _)| addr).collect());
-        Ok(Self {
-            keeper: Keeper::start(
-                session.pruner(),
-                options.keep,
-                options.bounded.then(|| store.dir()),
-            )?,
-            session: session.id(),
-            hold: false,
-            held: None,
-            mixed,
-            losses: Losses::default(),
-            layout: layout(pid)?,
-            epoch: Epoch::new(attached.tracker, events.is_on()),
-            cpu_ns: proc::cpu_time_ns(pid).unwrap_or(0),
-            pipeline: Pipeline::start(session, options.memory, options.mirror),
-            hashes: Arc::new(hashes),
-            target,
-            store: store.clone(),
-            options: *options,
-            events,
-            live,
-            head,
-            synced: false,
-            flight: None,
-            contents,
-            instead: attached.instead,
-            profiling: None,
-            hurry: None,
-            caution: Caution::default(),
-            // What is unmapped since the last snapshot has to leave the chain.
-            covered,
-            unhashed: PageSet::new(),
-            processors: std::thread::available_parallelism().map_or(1, usize::from),
-        })
-    }
-
     /// Snapshots are to follow each other at this interval: encoding must not take longer.
     pub fn pace(&mut self, every: Duration) {
         self.hurry = Some(every / 2);
@@ -247,26 +137,6 @@ impl Engine {
             // Replaced again: later.
             self.events.exec = true;
         }
-        Ok(())
-    }
-
-    /// A new program, a new address space: tracking starts over, the chain goes on.
-    fn reattach(&mut self) -> Result<()> {
-        let pid = self.target.pid;
-        self.epoch.let_go();
-        let attached = track::attach(pid, self.options.tracker).map_err(|e| named(pid, e))?;
-        self.instead = attached.instead;
-        // Of what was mixed nothing is left.
-        if std::mem::take(&mut self.mixed) {
-            self.unmark_mixed();
-        }
-        self.events.brk = attached.brk;
-        self.layout = layout(pid)?;
-        self.synced = false;
-        self.epoch = Epoch::new(attached.tracker, self.events.is_on());
-        self.live = Live::read(pid, self.events.observes())?;
-        self.target.exe = proc::exe(pid).map_err(|e| CaptureError::from_sys(pid, e))?;
-        self.target.cmdline = proc::cmdline(pid).map_err(|e| CaptureError::from_sys(pid, e))?;
         Ok(())
     }
 
@@ -452,48 +322,6 @@ impl Engine {
     }
 }
 
-/// Ends a process whose connections are kept.
-///
-/// # Errors
-/// It lives, and goes on with them.
-fn end_keeping(held: Frozen, mut connections: Option<Custodian>, taken: &mut Taken) -> Result<()> {
-    fault::point("tcp-taken");
-    let intended = match &mut connections {
-        Some(custodian) => custodian.intend(),
-        None => Ok(()),
-    };
-    let killed = intended.and_then(|()| {
-        fault::point("tcp-intended");
-        fault::failure("tcp-killing")?;
-        held.signal(libc::SIGKILL)
-    });
-    if let Err(e) = killed {
-        let pid = held.pid();
-        // In this order: a program that ran before would find its sockets out of use.
-        drop(connections);
-        drop(held);
-        return Err(CaptureError::from_sys(pid, e).into());
-    }
-    held.await_end();
-    fault::point("tcp-killed");
-    keep_connections(connections, taken);
-    Ok(())
-}
-
-/// Has connections kept whose process has been killed.
-fn keep_connections(connections: Option<Custodian>, taken: &mut Taken) {
-    let Some(custodian) = connections else {
-        return;
-    };
-    let count = custodian.sockets().count() as u32;
-    match custodian.keep() {
-        Ok(holder) => taken.kept = Some(KeptConnections { count, holder }),
-        Err(e) => taken
-            .unsupported
-            .push(format!("its connections end with it: {e}")),
-    }
-}
-
 /// Address space whose content snapshots hold: private mappings, and shared ones that are compared.
 pub(super) fn covered(vmas: &[Vma]) -> PageSet {
     let private = vmas.iter().filter(|v| !v.shared && !v.is_special());
@@ -505,22 +333,8 @@ pub(super) fn is_mere_exec(pid: i32, error: &SessionError) -> bool {
     error.sys().is_some_and(SysError::is_vanished) && proc::is_alive(pid)
 }
 
-fn layout(pid: i32) -> Result<Layout> {
-    let stat = proc::stat(pid, None).map_err(|e| CaptureError::from_sys(pid, e))?;
-    let mm = proc::mm_fields(&stat);
-    Ok((mm.start_stack, mm.arg_start))
-}
-
 pub(super) fn wall_clock_ns() -> u64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |since| since.as_nanos() as u64)
-}
-
-/// Names the usual reasons for which a process cannot be tracked.
-fn named(pid: i32, error: track::TrackError) -> SessionError {
-    match error {
-        track::TrackError::Sys(e) => CaptureError::from_sys(pid, e).into(),
-        other => other.into(),
-    }
 }

@@ -16,6 +16,7 @@ mod clone_send;
 mod clone_source;
 mod contents;
 mod control;
+mod describe;
 mod descriptor;
 mod descriptors;
 mod diff;
@@ -58,6 +59,8 @@ mod revive_tests;
 mod revive_tree;
 mod revive_watched;
 mod rollback;
+mod rollback_load;
+mod rollback_world;
 mod run;
 mod serve;
 mod serve_incoming;
@@ -88,6 +91,7 @@ pub use bucket_list::{BucketEntry, list_bucket};
 #[cfg(feature = "object-storage")]
 pub use bucket_prune::{BucketPruning, BucketRules, prune_bucket};
 pub use clone::{CloneOptions, Cloned, Round, RunsThere, clone_live, clone_stored, is_process};
+pub use describe::{StoreDescription, describe_store};
 pub use descriptor::OpenDescriptor;
 pub use descriptors::raise_descriptors;
 pub use diff::{
@@ -99,10 +103,7 @@ pub use engine::Engine;
 pub use error::{AuditPage, SessionError, Trouble};
 pub use export::{ExportedCore, export_core, unnamed_core};
 pub use family::look as look_at_tree;
-pub use flush::{
-    FlushDone, FlushFailed, FlushPlan, FlushSession, StoreDescription, describe_store, flush,
-    plan_flush,
-};
+pub use flush::{FlushDone, FlushFailed, FlushPlan, FlushSession, flush, plan_flush};
 pub use inspect::{
     Inspection, Judged, inspect, inspect_tree, refuse_incomplete, refuse_incomplete_tree,
 };

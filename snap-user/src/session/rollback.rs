@@ -1,35 +1,24 @@
 //! `rollback`: putting a live process back to one of its snapshots, in place.
 
 use super::engine::{Engine, covered, is_mere_exec};
-use super::staging::CHUNK;
+use super::rollback_load::{Ahead, held, load, missing, pages_of, stack_tops};
+use super::rollback_world::Live;
 use super::{LogEntry, Options, Result, RolledBack, SessionError, control, find};
 use crate::capture::{
-    CaptureError, changed_files, compared, compared_pages, frozen_state, inspect, preflight,
-    saved_ranges, without_files,
+    CaptureError, changed_files, compared, compared_pages, frozen_state, preflight, saved_ranges,
+    without_files,
 };
 use crate::image::{PageSource, SessionId};
-use crate::model::{
-    Backing, PAGE_SIZE, PageRange, PageSet, ProcessState, SavedFile, SnapshotId, Socket, Vma,
-    page_down,
-};
-use crate::restore::{
-    Applied, Content, Pages, RestoreError, RestorePlan, TimerIds, World, apply, can_start_thread,
-    fault, files, plan,
-};
+use crate::model::{PageRange, PageSet, ProcessState, SnapshotId, Vma};
+use crate::restore::{Applied, Pages, RestoreError, RestorePlan, apply, fault, files, plan};
 use crate::store::{Snapshot, Store, StoreError};
-use crate::sys::arch::{Registers, USER_END};
-use crate::sys::{Freeze, Frozen, Hold, chooses_timer_ids, monotonic_ns};
+use crate::sys::arch::USER_END;
+use crate::sys::{Freeze, Frozen, Hold, monotonic_ns};
 use crate::track::TrackerKind;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use xxhash_rust::xxh3::xxh3_128;
-
-/// Rounds of loading what is written while loading.
-const LOAD_ROUNDS: u32 = 5;
-/// A round that loads fewer pages is the last.
-const FEW_PAGES: usize = 8;
 
 /// Rolls `pid` back to a snapshot: through the ksnap that watches it, or right here.
 pub fn rollback(dir: &Path, pid: i32, reference: &str, options: &Options) -> Result<RolledBack> {
@@ -55,75 +44,6 @@ pub fn find_to_go_back_to(dir: &Path, pid: i32, reference: &str) -> Result<LogEn
             false => error,
         }
     })
-}
-
-/// The world that a plan for a live process depends on.
-struct Live {
-    pid: i32,
-}
-
-impl World for Live {
-    fn can_map(&self, vma: &Vma) -> std::result::Result<(), String> {
-        let Backing::File {
-            path,
-            deleted,
-            dev,
-            inode,
-            ..
-        } = &vma.backing
-        else {
-            return Ok(());
-        };
-        if *deleted {
-            return Err("it has no name any more by which it could be opened".into());
-        }
-        let here = format!("/proc/{}/root{path}", self.pid);
-        let meta = std::fs::metadata(here).map_err(|e| format!("it cannot be opened ({e})"))?;
-        let device = (rustix::fs::major(meta.dev()), rustix::fs::minor(meta.dev()));
-        match (device, meta.ino()) == (*dev, *inode) {
-            true => Ok(()),
-            false => Err("another file has its name now".into()),
-        }
-    }
-
-    fn can_start_thread(&self, tid: i32) -> std::result::Result<(), String> {
-        can_start_thread(tid, Some(self.pid))
-    }
-
-    fn timer_ids(&self) -> TimerIds {
-        match chooses_timer_ids() {
-            true => TimerIds::Chosen,
-            false => TimerIds::CountedOn,
-        }
-    }
-}
-
-impl files::FileWorld for Live {
-    fn look(&self, path: &str) -> std::result::Result<files::Look, String> {
-        files::System { pid: self.pid }.look(path)
-    }
-
-    fn process(&self, pid: i32) -> Option<u64> {
-        files::System { pid: self.pid }.process(pid)
-    }
-
-    fn pipe(&self, identity: (u64, u64)) -> Option<String> {
-        files::System { pid: self.pid }.pipe(identity)
-    }
-
-    fn connections(&self, all: &[(&Socket, u64)]) -> Vec<std::result::Result<(), String>> {
-        files::System { pid: self.pid }.connections(all)
-    }
-}
-
-/// What is known and loaded before the stop.
-#[derive(Default)]
-struct Ahead {
-    /// Pages that are not as in the snapshot.
-    differing: PageSet,
-    /// Pages of which the head has not what the snapshot has, however the process has them.
-    not_as_head: PageSet,
-    content: Content,
 }
 
 /// What was done inside the stop.
@@ -241,82 +161,6 @@ impl Engine {
             stopped,
             notes: done.notes,
         })
-    }
-
-    /// Loads the pages that differ between the snapshot that the process was last seen at and the one that it
-    /// goes to.
-    fn load_differing(&mut self, snapshot: &Snapshot, ahead: &mut Ahead) -> Result<()> {
-        let table = snapshot.page_table()?;
-        ahead.differing = match self.head {
-            Some(head) => PageSet::from_pages(self.store.snapshot(head)?.page_table()?.diff(table)),
-            None => PageSet::from_pages(table.iter().map(|(addr, _)| addr).collect()),
-        };
-        ahead.not_as_head = ahead.differing.clone();
-        let shared = held(
-            snapshot,
-            &compared(&self.maps()?).map(|v| v.range).collect(),
-        )?;
-        load(
-            snapshot,
-            &ahead.differing.union(&shared),
-            &mut ahead.content,
-        )
-    }
-
-    /// Nothing is known of what the process holds now: all of it is compared, from when its writes are tracked.
-    fn load_compared(&mut self, snapshot: &Snapshot, ahead: &mut Ahead) -> Result<()> {
-        self.load_differing(snapshot, ahead)?;
-        let tracker = self.epoch.tracker();
-        if tracker.rearms_stopped() {
-            return Ok(());
-        }
-        self.events.drain(&mut self.epoch);
-        let vmas = self.maps()?;
-        if self.epoch.precopy(&vmas, &mut || {})?.is_none() {
-            // All pages are compared in the stop.
-            return Ok(());
-        }
-        let own = self.epoch.survey_all(&vmas)?.own;
-        let private: PageSet = vmas
-            .iter()
-            .filter(|v| !v.shared && !v.is_special())
-            .map(|v| v.range)
-            .collect();
-        let there = held(snapshot, &private)?;
-        load(snapshot, &there, &mut ahead.content)?;
-        let mut same = Vec::new();
-        let gone = inspect(
-            self.target.pid,
-            &there.intersect(&own),
-            CHUNK,
-            |addr, page, _| {
-                if ahead.content.get(addr) == Some(page) {
-                    same.push(addr);
-                }
-            },
-        )?;
-        let same = PageSet::from_pages(same).subtract(&gone);
-        ahead.differing = ahead.differing.union(&there).union(&own).subtract(&same);
-        Ok(())
-    }
-
-    /// Loads what the process writes meanwhile, until little is left for the stop. Looks without protecting
-    /// pages again: those that it has written so far are going to be written once more.
-    fn load_written(&mut self, snapshot: &Snapshot, ahead: &mut Ahead) -> Result<()> {
-        if self.epoch.tracker().kind() == TrackerKind::Hash {
-            return Ok(());
-        }
-        for _ in 0..LOAD_ROUNDS {
-            let before = ahead.content.len();
-            self.events.drain(&mut self.epoch);
-            let vmas = self.maps()?;
-            let found = self.epoch.survey_all(&vmas)?.dirty;
-            load(snapshot, &found, &mut ahead.content)?;
-            if ahead.content.len() - before < FEW_PAGES {
-                break;
-            }
-        }
-        Ok(())
     }
 
     /// The part inside the stop: what is dirty, the plan, and its application.
@@ -485,44 +329,4 @@ impl Engine {
         self.epoch.written(&without_files(pages));
         Ok(())
     }
-}
-
-/// All pages of a file's content.
-fn pages_of(snapshot: &Snapshot, saved: &SavedFile) -> Result<PageSet> {
-    held(snapshot, &saved_ranges(std::slice::from_ref(saved)))
-}
-
-/// Where every thread writes all the time: what is loaded now need not be loaded in the stop.
-fn stack_tops(target: &ProcessState) -> PageSet {
-    let pointers = target.threads.iter().filter_map(|thread| {
-        let regs = Registers::from_prstatus(&thread.gp)?;
-        Some(page_down(regs.sp()))
-    });
-    let around = |page: u64| PageRange {
-        start: page.saturating_sub(2 * PAGE_SIZE),
-        end: page.saturating_add(2 * PAGE_SIZE),
-    };
-    pointers.map(around).collect()
-}
-
-/// The pages that a snapshot has in an area.
-fn held(snapshot: &Snapshot, area: &PageSet) -> Result<PageSet> {
-    let table = snapshot.page_table()?;
-    let pages = area.ranges().iter().flat_map(|range| table.range(*range));
-    Ok(PageSet::from_pages(pages.map(|(addr, _)| addr).collect()))
-}
-
-/// Those of the pages that the snapshot has and that are not loaded yet.
-fn missing(snapshot: &Snapshot, pages: &PageSet, content: &Content) -> Result<Vec<u64>> {
-    let table = snapshot.page_table()?;
-    let missing = |addr: &u64| content.get(*addr).is_none() && table.get(*addr).is_some();
-    Ok(pages.iter().filter(missing).collect())
-}
-
-/// Loads those.
-fn load(snapshot: &Snapshot, pages: &PageSet, content: &mut Content) -> Result<()> {
-    let missing = missing(snapshot, pages, content)?;
-    content.reserve(missing.len());
-    snapshot.read_pages(&missing, &mut |addr, page| content.insert(addr, page))?;
-    Ok(())
 }
