@@ -1,7 +1,7 @@
 //! What writers that were killed have left in a folder: files of an object that was being written, which no listing
 //! has. A service drops such things itself.
 
-use super::name::{CHUNKS, DOOMED, SNAPSHOTS, SWEPT};
+use super::name::{CHUNKS, CLOCK, DOOMED, MARKER, SNAPSHOTS, SWEPT};
 use super::{Bucket, BucketError, Result};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -25,15 +25,16 @@ impl Bucket {
         };
         let mut found = Vec::new();
         let failed = |path: &Path, error: &io::Error| self.failed("list", path, error);
-        // The rest of what is below it is not ksnap's.
-        let top = unfinished(folder, &mut Vec::new(), &mut found);
+        // The rest of what is in it is not ksnap's.
+        let own = |name: &str| [CLOCK, MARKER].contains(&name);
+        let top = unfinished(folder, own, &mut Vec::new(), &mut found);
         top.map_err(|error| failed(folder, &error))?;
         let mut folders: Vec<PathBuf> = [CHUNKS, SNAPSHOTS, DOOMED, SWEPT]
             .iter()
             .map(|name| folder.join(name))
             .collect();
         while let Some(folder) = folders.pop() {
-            let looked = unfinished(&folder, &mut folders, &mut found);
+            let looked = unfinished(&folder, |_| true, &mut folders, &mut found);
             looked.map_err(|error| failed(&folder, &error))?;
         }
         Ok(found)
@@ -59,9 +60,10 @@ impl Bucket {
     }
 }
 
-/// Finds such files in a folder, and the folders in it.
+/// Finds such files in a folder, of objects that are ksnap's by their names, and the folders in it.
 fn unfinished(
     folder: &Path,
+    is_own: impl Fn(&str) -> bool,
     folders: &mut Vec<PathBuf>,
     found: &mut Vec<Leftover>,
 ) -> io::Result<()> {
@@ -78,7 +80,9 @@ fn unfinished(
         };
         if meta.is_dir() {
             folders.push(entry.path());
-        } else if meta.is_file() && is_unfinished(&entry.file_name().to_string_lossy()) {
+        } else if meta.is_file()
+            && object_of(&entry.file_name().to_string_lossy()).is_some_and(&is_own)
+        {
             let modified = meta.modified()?.duration_since(UNIX_EPOCH);
             found.push(Leftover {
                 path: entry.path(),
@@ -90,11 +94,11 @@ fn unfinished(
     Ok(())
 }
 
-/// `NAME#N`: what the library writes before it renames that to `NAME`, which never has a `#`.
-fn is_unfinished(name: &str) -> bool {
-    name.rsplit_once('#').is_some_and(|(name, number)| {
-        !name.is_empty() && !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
-    })
+/// Of `NAME#N`, which the library writes before it renames that to `NAME`: that name, which never has a `#`.
+fn object_of(name: &str) -> Option<&str> {
+    let (object, number) = name.rsplit_once('#')?;
+    let is_number = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+    (is_number && !object.is_empty()).then_some(object)
 }
 
 #[cfg(test)]
@@ -103,15 +107,15 @@ mod tests {
 
     #[test]
     fn unfinished_objects_are_told_by_their_names() {
-        for (name, unfinished) in [
-            ("clock#1", true),
-            ("0a#27", true),
-            ("clock", false),
-            ("clock#", false),
-            ("#1", false),
-            ("notes#one", false),
+        for (name, object) in [
+            ("clock#1", Some("clock")),
+            ("0a#27", Some("0a")),
+            ("clock", None),
+            ("clock#", None),
+            ("#1", None),
+            ("notes#one", None),
         ] {
-            assert_eq!(is_unfinished(name), unfinished, "{name}");
+            assert_eq!(object_of(name), object, "{name}");
         }
     }
 }

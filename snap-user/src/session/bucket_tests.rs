@@ -129,7 +129,8 @@ fn what_killed_pushes_leave_in_a_folder_goes_when_it_is_old() {
     ];
     let other = bucket.join("other").join("notes#1");
     std::fs::create_dir(bucket.join("other")).unwrap();
-    for path in left.iter().chain([&other]) {
+    let beside = bucket.join("notes#2");
+    for path in left.iter().chain([&other, &beside]) {
         std::fs::write(path, "half").unwrap();
     }
     assert_eq!(place.prune(None, DAY).deleted_leftovers, 0);
@@ -139,7 +140,7 @@ fn what_killed_pushes_leave_in_a_folder_goes_when_it_is_old() {
     assert_eq!((done.deleted_leftovers, done.deleted_bytes), (3, 12));
     assert!(left.iter().all(|path| !path.exists()));
     // Nothing of ksnap's.
-    assert!(other.exists());
+    assert!(other.exists() && beside.exists());
     place.assert_gives(ids[0], &memory(0..50));
 }
 

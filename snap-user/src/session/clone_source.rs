@@ -95,13 +95,15 @@ fn hold_watched(watcher: &mut Watcher, store: &Store, pid: i32, also: Also) -> R
     let taken = watcher.snap(Then::Stop, also);
     let frozen = freeze(pid);
     // A rollback that failed meanwhile has stopped it for good.
-    let mixed = mixed::is_mixed(store, pid).map_err(|e| SessionError::Control {
-        why: format!(
-            "may have left process {pid} stopped in the middle of a rollback, which cannot be found out: {e}. If no \
-             rollback of it has failed, let it go on (kill -CONT {pid})"
-        ),
-    })?;
-    if !was_stopped && !mixed {
+    let is_mixed = || {
+        mixed::is_mixed(store, pid).map_err(|e| SessionError::Control {
+            why: format!(
+                "may have left process {pid} stopped in the middle of a rollback, which cannot be found out: {e}. If no \
+                 rollback of it has failed, let it go on (kill -CONT {pid})"
+            ),
+        })
+    };
+    if !was_stopped && !is_mixed()? {
         go_on(pid)?;
     }
     let taken = taken?;

@@ -2,8 +2,8 @@
 
 use crate::sys;
 
-/// Takes as many open files as ksnap may have: it holds all that a process has, more than once. Not for what starts
-/// another program, which would find another limit than it was to have.
+/// Takes as many open files as ksnap may have: it holds all that a process has, more than once. What starts
+/// another program does it behind that: it would find another limit than it was to have.
 pub fn raise_descriptors() {
     // What does not suffice is refused where it lacks.
     if let Err(e) = sys::raise_descriptors() {

@@ -4,8 +4,10 @@
 use super::Result;
 use crate::capture::{CaptureError, Target};
 use crate::image::SessionId;
-use crate::store::{Mixed, Store};
+use crate::store::{Mixed, Plan, Pruner, Store, StoreError};
 use crate::sys::proc;
+
+type StoreResult<T> = std::result::Result<T, StoreError>;
 
 /// How a process that may be mixed would be marked.
 pub(super) fn mark(target: &Target, program: (u64, u64)) -> Mixed {
@@ -17,7 +19,7 @@ pub(super) fn mark(target: &Target, program: (u64, u64)) -> Mixed {
 }
 
 /// The process and the program that it runs, as it is now; `None` when there is none of this id.
-fn now(pid: i32) -> Option<Mixed> {
+pub(super) fn now(pid: i32) -> Option<Mixed> {
     let stat = proc::stat(pid, None).ok()?;
     let mm = proc::mm_fields(&stat);
     Some(Mixed {
@@ -30,6 +32,14 @@ fn now(pid: i32) -> Option<Mixed> {
 /// A mark is of what it says for as long as that process lives and runs that program.
 pub(super) fn holds(mixed: &Mixed) -> bool {
     proc::is_alive(mixed.pid) && now(mixed.pid).as_ref() == Some(mixed)
+}
+
+/// The mark of a process that could go nowhere if the plan, which removes a session whole, were carried out.
+pub(super) fn in_the_way(pruner: &Pruner, plan: &Plan) -> StoreResult<Option<Mixed>> {
+    match plan.whole_session {
+        true => Ok(pruner.mixed()?.into_iter().find(holds)),
+        false => Ok(None),
+    }
 }
 
 /// Whether a rollback has left the process on a mixed state, as far as this store knows.

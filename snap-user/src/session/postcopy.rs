@@ -92,12 +92,14 @@ impl Caution {
 }
 
 impl Engine {
+    /// The probes and the tracker can do what that takes.
+    pub(super) fn can_copy_behind(&self) -> bool {
+        self.events.saves_pages() && self.epoch.tracker().every_write_faults()
+    }
+
     /// Prepares for a snapshot that is copied behind its stop: the pages that are known to be dirty by now. `None` if
     /// it has to be copied ahead of the stop.
     pub(super) fn may_postcopy(&mut self, costs: &mut Costs) -> Result<Option<Marks>> {
-        if !self.events.saves_pages() || !self.epoch.tracker().every_write_faults() {
-            return Ok(None);
-        }
         self.events.drain(&mut self.epoch);
         let written = self.epoch.written_since_rearm();
         let is_long = self.hashes.most_pages() > LONG_WALK;
@@ -111,8 +113,10 @@ impl Engine {
         if !self.epoch.can_protect() {
             return Ok(None);
         }
-        // Before the stop, for whoever wants to know what spoilt it.
-        self.losses = self.events.losses()?;
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            // Before the stop, for whoever wants to know what spoilt it.
+            self.losses = self.events.losses()?;
+        }
         let mut marks = Marks::default();
         marks.add(self.epoch.found());
         Ok(Some(marks))

@@ -136,9 +136,7 @@ pub(super) fn remove(pruner: &Pruner, what: &What, dry_run: bool) -> Result<Prun
             pruner.plan_removal(&gone)?
         }
     };
-    if plan.whole_session
-        && let Some(mark) = pruner.mixed()?.iter().find(|mark| mixed::holds(mark))
-    {
+    if let Some(mark) = mixed::in_the_way(pruner, &plan)? {
         return Err(SessionError::Usage(format!(
             "process {pid} is stopped on a mixed state, which only a rollback to one of its snapshots makes whole: nothing was removed; roll it back or end it first (ksnap rollback {pid} SNAPSHOT, or kill -9 {pid})",
             pid = mark.pid

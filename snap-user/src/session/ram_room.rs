@@ -1,7 +1,7 @@
 //! Room in a store in memory: by which rules what is put there stays within its bound, and who makes room for it.
 
 use super::ram::{Ram, open_ram, ram_dir};
-use super::{Result, Rules};
+use super::{Result, Rules, mixed};
 use crate::image::SessionId;
 use crate::store::{Pruned, Store, StoreError};
 use crate::sys::proc;
@@ -157,7 +157,7 @@ fn shrink(
             pruner.plan_removal(&all)?
         }
     };
-    if plan.removed.is_empty() {
+    if plan.removed.is_empty() || mixed::in_the_way(&pruner, &plan)?.is_some() {
         return Ok(None);
     }
     match pruner.carry_out(&plan) {
@@ -216,6 +216,27 @@ mod tests {
             text.contains(&format!("session {damaged} of process 10 takes up room")),
             "{text}"
         );
+    }
+
+    #[test]
+    fn what_a_mixed_process_has_to_go_back_to_makes_no_room() {
+        let (_folder, store) = new_store();
+        let pid = std::process::id() as i32;
+        let mark = mixed::now(pid).expect("this process");
+        let told = crate::store::SessionInfo {
+            start_time: mark.start_time,
+            ..info(pid)
+        };
+        let mut session = store.create_session(&told).expect("a session");
+        publish(&mut session, None, [], [(1, 7)]).expect("published");
+        let id = session.id();
+        drop(session);
+        store.mark_mixed(id, &mark).expect("marked");
+        let stays = shrink(&store, id, u64::MAX, true).expect("asked");
+        assert!(stays.is_none() && !store.is_session_gone(id));
+        store.unmark_mixed(id, &mark).expect("unmarked");
+        assert!(shrink(&store, id, u64::MAX, true).expect("asked").is_some());
+        assert!(store.is_session_gone(id));
     }
 
     #[test]

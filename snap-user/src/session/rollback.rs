@@ -151,7 +151,12 @@ impl Engine {
         // Until it is followed, as by an exec at this moment, nothing is known of it.
         self.synced = false;
         self.epoch.distrust();
-        self.follow(to, &target, &done.pages, &ahead, &snapshot)?;
+        let mut notes = done.notes;
+        if let Err(e) = self.follow(to, &target, &done.pages, &ahead, &snapshot) {
+            // It went back, and on, all the same.
+            self.epoch.abort();
+            notes.push(format!("the next snapshot looks at all of it: {e}"));
+        }
         Ok(RolledBack {
             to,
             seq: snapshot.header().seq,
@@ -159,7 +164,7 @@ impl Engine {
             discarded: done.applied.discarded,
             stop_ns,
             stopped,
-            notes: done.notes,
+            notes,
         })
     }
 

@@ -1,7 +1,8 @@
 //! `run`: a command under snapshots from its start.
 
+use super::descriptors::raise_descriptors;
 use super::events::LazyProbes;
-use super::service::Service;
+use super::service::{self, Service};
 use super::watch::drive;
 use super::{
     Ended, Engine, Options, Progress, Result, Schedule, SessionError, Summary, TrackerChoice,
@@ -15,7 +16,7 @@ use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 /// Why a command is watched no more, or never was.
@@ -64,8 +65,10 @@ pub fn run(
             })?;
     let pid = child.id() as i32;
     let mut attached = false;
+    let (send, commands) = channel();
     let watched = (|| {
-        let (send, commands) = channel();
+        // The command has its own limit already.
+        raise_descriptors();
         let pidfd = pidfd_open(pid).map_err(|e| CaptureError::from_sys(pid, e))?;
         let _service = Service::start(store.dir(), pid, pidfd, true, send)?;
         let mut engine = Engine::attach_sharing(&store, pid, options, &probes)?;
@@ -88,6 +91,10 @@ pub fn run(
     }
     unwatched(&outcome);
     hear_no_signals();
+    if is_told_to_end(&commands) {
+        // It came when nobody was listening any more, or not yet.
+        end_as_told();
+    }
     let status = wait(&mut child).map_err(SessionError::io(format!("wait for process {pid}")))?;
     if let Unwatched::Over(summary) = &mut outcome {
         // There is nothing left of it that could be mixed.
@@ -106,6 +113,21 @@ fn hear_no_signals() {
         if let Err(e) = leave_to_kernel(signal) {
             tracing::warn!("{e}");
         }
+    }
+}
+
+/// Whether a signal that ends ksnap is among what nobody has taken in.
+fn is_told_to_end(commands: &Receiver<service::Command>) -> bool {
+    commands
+        .try_iter()
+        .any(|told| matches!(told, service::Command::Stop(Ended::Terminated)))
+}
+
+/// Ends ksnap as the signal would have, had it come now.
+fn end_as_told() {
+    let own = rustix::process::getpid();
+    if let Err(e) = rustix::process::kill_process(own, rustix::process::Signal::TERM) {
+        tracing::warn!("told to end, which is not possible: {e}");
     }
 }
 

@@ -85,7 +85,8 @@ impl Engine {
             false => Stamps::new(),
         };
         let mut ready = None;
-        if !hold && !self.compares_all() && self.caution.allows() {
+        let may = !hold && self.can_copy_behind() && !self.compares_all();
+        if may && self.caution.allows() {
             // First, so that little is written between the walk that protects pages and the stop.
             let vmas = self.refresh(&mut stamps, &mut now)?;
             ready = self.may_postcopy(&mut costs)?.map(|marks| (vmas, marks));

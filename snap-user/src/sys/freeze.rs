@@ -342,17 +342,18 @@ fn stop_of(tid: Tid, event: Result<Event>) -> Result<Option<Option<bool>>> {
     }
 }
 
+fn own_tid() -> Tid {
+    rustix::thread::gettid().as_raw_nonzero().get()
+}
+
 /// This thread is its tracer already.
 fn is_ours(tid: Tid) -> bool {
-    // SAFETY: a system call without arguments.
-    let own = unsafe { libc::gettid() };
-    proc::status(tid).is_ok_and(|status| status.tracer == own)
+    proc::status(tid).is_ok_and(|status| status.tracer == own_tid())
 }
 
 /// Waits, a moment at most, until nobody but this thread traces the process. Gives who still does then.
 pub fn await_turn(pid: i32) -> Option<Tid> {
-    // SAFETY: a system call without arguments.
-    let own = unsafe { libc::gettid() };
+    let own = own_tid();
     let end = Instant::now() + TURN;
     loop {
         let tracer = proc::status(pid).map_or(0, |status| status.tracer);

@@ -3,6 +3,7 @@
 use super::proc::{FdTable, bad, read};
 use super::{Result, SysError};
 use crate::model::Limit;
+use rustix::process::{Resource, getrlimit};
 
 /// Number of limits.
 pub const LIMITS: usize = 16;
@@ -105,18 +106,19 @@ const SPARE: u64 = 64;
 pub fn raise_descriptors() -> Result<()> {
     let pid = std::process::id() as i32;
     let number = libc::RLIMIT_NOFILE as usize;
-    let now = limits(pid)?[number];
-    match now.soft < now.hard {
-        true => set_limit(
-            pid,
-            number,
-            Limit {
-                soft: now.hard,
-                ..now
-            },
-        ),
-        false => Ok(()),
+    match raised(limits(pid)?[number]) {
+        Some(to) => set_limit(pid, number, to),
+        None => Ok(()),
     }
+}
+
+/// As far as it may be; `None` where it is so already.
+fn raised(now: Limit) -> Option<Limit> {
+    let to = Limit {
+        soft: now.hard,
+        ..now
+    };
+    (to != now).then_some(to)
 }
 
 /// Whether this program can have so many open files more, and some to spare.
@@ -124,9 +126,12 @@ pub fn raise_descriptors() -> Result<()> {
 /// # Errors
 /// `EMFILE`, with what to do.
 pub fn may_open(more: usize) -> Result<()> {
-    let pid = std::process::id() as i32;
-    let limit = limits(pid)?[libc::RLIMIT_NOFILE as usize].soft;
-    let open = FdTable::open(pid)?.numbers()?.len();
+    if more == 0 {
+        return Ok(());
+    }
+    // Asked for by number, and not from the file of all limits: processes are stopped meanwhile.
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let open = FdTable::open(std::process::id() as i32)?.numbers()?.len();
     enough(open as u64, more as u64, limit)
 }
 
@@ -185,17 +190,15 @@ mod tests {
 
     #[test]
     fn the_limit_of_open_files_is_raised_as_far_as_it_may_be() {
-        let pid = std::process::id() as i32;
-        let number = libc::RLIMIT_NOFILE as usize;
-        let was = limits(pid).unwrap()[number];
-        let low = Limit {
-            soft: was.hard.min(128),
-            ..was
-        };
-        set_limit(pid, number, low).unwrap();
+        let limit = |soft, hard| Limit { soft, hard };
+        assert_eq!(raised(limit(128, 4096)), Some(limit(4096, 4096)));
+        assert_eq!(raised(limit(4096, 4096)), None);
+        // Never lowered: it may be above nobody's need by now, and tests beside this one open files.
         raise_descriptors().unwrap();
-        assert_eq!(limits(pid).unwrap()[number].soft, was.hard);
-        set_limit(pid, number, was).unwrap();
+        assert_eq!(
+            raised(limits(std::process::id() as i32).unwrap()[libc::RLIMIT_NOFILE as usize]),
+            None
+        );
     }
 
     #[test]

@@ -179,7 +179,8 @@ impl Epoch {
 
     /// Sorts what is logged by now, which is not to be done in a stop that follows. `known` as for [`Epoch::rotate`].
     pub fn sort_log(&mut self, known: impl Fn(u64) -> bool) {
-        let Some(log) = &self.log else {
+        let Some(log) = self.log.as_ref().filter(|_| self.current.walked) else {
+            // The stop looks everywhere.
             return;
         };
         let Ledger {

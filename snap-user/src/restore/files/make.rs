@@ -138,7 +138,7 @@ impl Maker<'_> {
                 let goes_on = self.options.tcp && socket.connection.is_some();
                 let made = sys::in_network_of(self.pid, || match goes_on {
                     true => connections::prepare(socket),
-                    false => sockets::make(self.pid, socket),
+                    false => sockets::make(socket),
                 })?;
                 let (made, notes) = made?;
                 if goes_on {

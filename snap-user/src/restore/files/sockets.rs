@@ -2,12 +2,18 @@
 
 use crate::model::{Socket, SocketOption, SocketState};
 use crate::sys::{self, SysError, fd::socket as made};
+use rustix::fs::{
+    AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid, chownat, fstat, openat, statat, unlinkat,
+};
+use std::ffi::OsStr;
 use std::fs;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, lchown};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 /// Makes a socket as it was; what could not be set is told, a sentence each.
-pub(super) fn make(pid: i32, wanted: &Socket) -> sys::Result<(OwnedFd, Vec<String>)> {
+pub(super) fn make(wanted: &Socket) -> sys::Result<(OwnedFd, Vec<String>)> {
     let mut notes = Vec::new();
     let stream = wanted.ty != libc::SOCK_DGRAM || wanted.domain == libc::AF_UNIX;
     let was_connected = matches!(wanted.state, SocketState::Connected | SocketState::Other);
@@ -29,7 +35,7 @@ pub(super) fn make(pid: i32, wanted: &Socket) -> sys::Result<(OwnedFd, Vec<Strin
     let socket = made::socket(wanted.domain, wanted.ty, wanted.protocol)?;
     set_options(&socket, wanted, &mut notes);
     if !wanted.local.is_empty() {
-        bind(pid, &socket, wanted, &mut notes)?;
+        bind(&socket, wanted, &mut notes)?;
     }
     match wanted.state {
         SocketState::Listening(backlog) => {
@@ -110,9 +116,9 @@ fn borrows_reuse(wanted: &Socket) -> bool {
     inet && wanted.ty == libc::SOCK_STREAM && !was_on
 }
 
-fn bind(pid: i32, socket: impl AsFd, wanted: &Socket, notes: &mut Vec<String>) -> sys::Result<()> {
+fn bind(socket: impl AsFd, wanted: &Socket, notes: &mut Vec<String>) -> sys::Result<()> {
     match wanted.domain {
-        libc::AF_UNIX => bind_unix(pid, socket, &wanted.local, notes),
+        libc::AF_UNIX => bind_unix(socket, &wanted.local, notes),
         libc::AF_INET | libc::AF_INET6 => {
             // Connections of the one before may still be closing.
             if borrows_reuse(wanted) {
@@ -146,38 +152,54 @@ fn bind(pid: i32, socket: impl AsFd, wanted: &Socket, notes: &mut Vec<String>) -
 const PACKET_ADDRESS: usize = 20;
 
 /// A socket that nobody serves any more leaves its name behind, which is replaced: owner and permissions of the name, which
-/// say who may connect, stay.
-fn bind_unix(
-    pid: i32,
-    socket: impl AsFd,
-    address: &[u8],
-    notes: &mut Vec<String>,
-) -> sys::Result<()> {
+/// say who may connect, stay. All of it in the folder as it was opened once, whatever others make of its path.
+fn bind_unix(socket: impl AsFd, address: &[u8], notes: &mut Vec<String>) -> sys::Result<()> {
     let Err(e) = made::bind(&socket, address) else {
         return Ok(());
     };
     let name = address.get(2..).unwrap_or_default();
     let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-    let path = String::from_utf8_lossy(name).into_owned();
-    if e.errno() != Some(libc::EADDRINUSE) || !path.starts_with('/') {
+    let path = Path::new(OsStr::from_bytes(name));
+    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(e);
+    };
+    if e.errno() != Some(libc::EADDRINUSE) || !path.is_absolute() {
         return Err(e);
     }
-    let here = format!("/proc/{pid}/root{path}");
-    let stale = fs::symlink_metadata(&here).map_err(|e| SysError::new("stat", &path, e))?;
-    if !stale.file_type().is_socket() || is_served(address)? {
+    let about = path.display();
+    let failed = |call| move |e: rustix::io::Errno| SysError::new(call, path.display(), e);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let folder = rustix::fs::open(folder, flags, Mode::empty()).map_err(failed("open"))?;
+    let stale = statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("stat"))?;
+    if !is_socket(&stale) || is_served(address)? {
         return Err(e);
     }
-    fs::remove_file(&here).map_err(|e| SysError::new("unlink", &path, e))?;
+    unlinkat(&folder, name, AtFlags::empty()).map_err(failed("unlink"))?;
     made::bind(socket, address)?;
-    // The owner first: changing it may take permissions away.
-    let kept = lchown(&here, Some(stale.uid()), Some(stale.gid()))
-        .and_then(|()| fs::set_permissions(&here, stale.permissions()));
-    if let Err(e) = kept {
+    if let Err(e) = give(&folder, name, &stale) {
         notes.push(format!(
-            "{path} has other permissions than before, which say who may connect ({e})"
+            "{about} has other permissions than before, which say who may connect ({e})"
         ));
     }
     Ok(())
+}
+
+/// Gives the name of a socket the owner and the permissions of another one.
+fn give(folder: &OwnedFd, name: &OsStr, as_of: &Stat) -> std::io::Result<()> {
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let made = openat(folder, name, flags, Mode::empty())?;
+    if !is_socket(&fstat(&made)?) {
+        return Err(std::io::Error::other("another file has that name by now"));
+    }
+    // The owner first: changing it may take permissions away.
+    let (uid, gid) = (Uid::from_raw(as_of.st_uid), Gid::from_raw(as_of.st_gid));
+    chownat(&made, "", Some(uid), Some(gid), AtFlags::EMPTY_PATH)?;
+    let permissions = fs::Permissions::from_mode(as_of.st_mode & 0o7777);
+    fs::set_permissions(format!("/proc/self/fd/{}", made.as_raw_fd()), permissions)
+}
+
+fn is_socket(stat: &Stat) -> bool {
+    FileType::from_raw_mode(stat.st_mode) == FileType::Socket
 }
 
 /// Somebody has the address, rather than only its name in a file system.
@@ -190,10 +212,8 @@ fn is_served(address: &[u8]) -> sys::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::ffi::OsStrExt;
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, chown};
     use std::os::unix::net::UnixListener;
-    use std::path::Path;
 
     fn listening(path: &Path) -> Socket {
         let family = (libc::AF_UNIX as u16).to_ne_bytes();
@@ -207,7 +227,24 @@ mod tests {
     }
 
     fn make_here(wanted: &Socket) -> sys::Result<(OwnedFd, Vec<String>)> {
-        make(std::process::id().cast_signed(), wanted)
+        make(wanted)
+    }
+
+    #[test]
+    fn the_name_of_a_socket_that_nobody_serves_keeps_its_owner() {
+        if !rustix::process::geteuid().is_root() {
+            return crate::skip::without_root("the right to give files away");
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        drop(UnixListener::bind(&path));
+        if let Err(e) = chown(&path, Some(65_534), Some(7)) {
+            return crate::skip::without_root(&format!("the right to give files away ({e})"));
+        }
+        let (_made, notes) = make_here(&listening(&path)).unwrap();
+        assert!(notes.is_empty(), "{notes:?}");
+        let now = fs::symlink_metadata(&path).unwrap();
+        assert_eq!((now.uid(), now.gid()), (65_534, 7));
     }
 
     #[test]

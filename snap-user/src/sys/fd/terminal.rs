@@ -46,11 +46,8 @@ pub fn terminal(fd: impl AsFd, device: (u32, u32)) -> Result<Option<Terminal>> {
 
 /// Major and minor number of a terminal as the kernel writes it into `/proc/PID/stat` and tells it of descriptors.
 pub fn device_numbers(encoded: u32) -> (u32, u32) {
-    let (major, minor) = (
-        encoded >> 8 & 0xfff,
-        encoded & 0xff | encoded >> 12 & 0xf_ff00,
-    );
-    (major, minor)
+    let device = u64::from(encoded);
+    (rustix::fs::major(device), rustix::fs::minor(device))
 }
 
 /// Device number of the terminal behind a descriptor, `/dev/tty` being none of its own; of a master, that of its other
