@@ -23,7 +23,7 @@ const PIECE: usize = 4096;
 const MANY_WRITTEN: u64 = 40_000;
 /// From so many pages on a walk through everything had better be over before the stop, which then looks only where
 /// something was written since.
-const LONG_WALK: u64 = 32_768;
+const LARGE_PROCESS: u64 = 32_768;
 /// How long the probes may take to finish what they have begun.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// Snapshots that are copied in their stop after others were spoilt, at most.
@@ -102,7 +102,7 @@ impl Engine {
     pub(super) fn may_postcopy(&mut self, costs: &mut Costs) -> Result<Option<Marks>> {
         self.events.drain(&mut self.epoch);
         let written = self.epoch.written_since_rearm();
-        let is_long = self.hashes.most_pages() > LONG_WALK;
+        let is_long = self.hashes.most_pages() > LARGE_PROCESS;
         let is_much = written.is_none_or(|pages| pages >= MANY_WRITTEN);
         if self.epoch.is_remapped() || is_long || is_much {
             let vmas = self.maps()?;

@@ -108,12 +108,12 @@ impl Drop for Members {
 /// What concerns one of them concerns all: nothing but single snapshots is left in the store then, and all of them
 /// run on.
 pub fn snap_tree(dir: &Path, pid: i32, options: &Options) -> Result<TakenTree> {
-    let store = Store::open_or_create(dir)?;
     if options.then == Then::KillKeeping {
         return Err(SessionError::Usage(
             "connections are kept of one process, not of a tree: leave --tcp out".into(),
         ));
     }
+    let store = Store::open_or_create(dir)?;
     let probes = LazyProbes::new(options.probes);
     let expected = family::look(pid)?;
     let each = Options {

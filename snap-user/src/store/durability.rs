@@ -7,11 +7,12 @@
 //! them those that build on them.
 
 use super::chain::SessionFiles;
-use super::directory::{Store, publish_text, read_text};
+use super::directory::Store;
 use super::error::StoreError;
 use super::files::{Files, WriteFile};
 use super::names;
 use super::session::lock;
+use super::text::{publish_text, read_text};
 use super::verify::check_file;
 use crate::image::{Location, SessionId};
 use std::collections::BTreeSet;

@@ -3,10 +3,10 @@
 //! It is made from the snapshot files alone and can be made again at any time: a record counts only as long as the
 //! snapshot's file has the name, length and modification time that it says. A snapshot without a record is read itself.
 
-use super::directory::publish_bytes;
 use super::error::StoreError;
 use super::files::{Files, Stamp};
 use super::names::{self, TEMP_PREFIX};
+use super::text::publish_bytes;
 use crate::image::{HEADER_LEN, Header};
 use crate::model::SnapshotId;
 use std::collections::HashMap;

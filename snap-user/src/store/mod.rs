@@ -30,6 +30,7 @@
 //! | `received`, `received_left` | pages that another machine sends, until their snapshot is published; what earlier attempts have left of them |
 //! | `flat_ahead` | such a file, made while snapshots still come |
 //! | `names` | file names, default folder |
+//! | `text` | small files: read whole, published in one step |
 //! | `cache`, `files` | open files; the operating system behind a seam |
 
 mod buffer;
@@ -63,6 +64,7 @@ mod snapshot;
 mod speed;
 mod tags;
 mod temp;
+mod text;
 mod trees;
 mod verify;
 mod versions;

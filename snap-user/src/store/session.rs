@@ -1,7 +1,7 @@
 //! The one writer of a session.
 
 use super::buffer::WriteBuffer;
-use super::directory::{Store, publish_text};
+use super::directory::Store;
 use super::durability::{Durability, Unsynced, recover};
 use super::error::StoreError;
 use super::files::{LockGuard, Locking};
@@ -10,6 +10,7 @@ use super::headers::Headers;
 use super::names::{self, COPIED, LOCK_FILE, SESSION_FILE, TEMP_PREFIX};
 use super::pending::PendingSnapshot;
 use super::pruner::{Pruner, Shared};
+use super::text::publish_text;
 use crate::image::{Location, SessionId};
 use crate::model::{PageTable, SnapshotId, SnapshotKind};
 use serde::{Deserialize, Serialize};

@@ -1,10 +1,11 @@
 //! Names that people give to snapshots. A tag protects its snapshot from being removed by rule.
 
-use super::directory::{Store, publish_text, read_text};
+use super::directory::Store;
 use super::error::StoreError;
 use super::files::{LockGuard, Locking};
 use super::names::TEMP_PREFIX;
 use super::session::now_ns;
+use super::text::{publish_text, read_text};
 use crate::model::SnapshotId;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;

@@ -4,9 +4,10 @@
 //! all. It carries the name of its root's snapshot, and goes with that; until then its members stay.
 
 use super::chain::SessionFiles;
-use super::directory::{Store, publish_text, read_text};
+use super::directory::Store;
 use super::error::StoreError;
 use super::names::TEMP_PREFIX;
+use super::text::{publish_text, read_text};
 use crate::model::{ProcessTree, SharedFile, SnapshotId, TreeMember, Zombie};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;

@@ -1,11 +1,11 @@
 //! One epoch of tracking: from one committed snapshot to the next.
 
 use super::fault_log::FaultLog;
-use super::{Result, Since, Survey, Tracker, survey};
+use super::{PLACE_PAGES, Result, Since, Survey, Tracker, survey};
 use crate::model::{PAGE_SIZE, PageRange, PageSet, Vma};
 
 /// Looking at so many pages more costs less than one more look, in bytes.
-const CHEAP_GAP: u64 = 64 * PAGE_SIZE;
+const CHEAP_GAP: u64 = PLACE_PAGES * PAGE_SIZE;
 /// With more entries of the log than that to sort, a stopped target had better wait for a look at everything.
 const MANY_LOGGED: u64 = 2048;
 

@@ -217,6 +217,21 @@ mod tests {
         }
     }
 
+    /// Of this process.
+    fn tracker() -> WriteProtect {
+        let pagemap = Pagemap::open(std::process::id().cast_signed()).unwrap();
+        WriteProtect::new(Userfaultfd::create().unwrap(), pagemap)
+    }
+
+    /// A mapping of which every page was written.
+    fn written() -> (ScratchMap, PageSet, [Vma; 1]) {
+        let mut map = ScratchMap::new(PAGES).unwrap();
+        let all: Vec<u64> = (0..PAGES).collect();
+        let all = write(&mut map, &all);
+        let vmas = [anonymous(map.range())];
+        (map, all, vmas)
+    }
+
     fn write(map: &mut ScratchMap, pages: &[u64]) -> PageSet {
         let start = map.range().start;
         pages.iter().for_each(|n| map.write(*n, 3));
@@ -231,11 +246,7 @@ mod tests {
         let (mut map, mut taken) = (ScratchMap::new(8).unwrap(), ScratchMap::new(8).unwrap());
         let all = write(&mut map, &[0, 1, 2, 3, 4, 5, 6, 7]);
         write(&mut taken, &[0]);
-        let new = || {
-            let pagemap = Pagemap::open(std::process::id().cast_signed()).unwrap();
-            WriteProtect::new(Userfaultfd::create().unwrap(), pagemap)
-        };
-        let (mut tracker, mut other) = (new(), new());
+        let (mut tracker, mut other) = (tracker(), tracker());
         let rearm = |tracker: &mut WriteProtect, vmas: &[Vma]| {
             tracker
                 .rearm(vmas, &Since::default(), &mut || {})
@@ -268,10 +279,7 @@ mod tests {
         let mut map = ScratchMap::new(8).unwrap();
         let all = write(&mut map, &[0, 1, 2, 3, 4, 5, 6, 7]);
         let vmas = [anonymous(map.range())];
-        let [mut first, mut second] = [(); 2].map(|()| {
-            let pagemap = Pagemap::open(std::process::id().cast_signed()).unwrap();
-            WriteProtect::new(Userfaultfd::create().unwrap(), pagemap)
-        });
+        let [mut first, mut second] = [(); 2].map(|()| tracker());
         let rearm = |tracker: &mut WriteProtect| {
             let found = tracker
                 .rearm(&vmas, &Since::default(), &mut || {})
@@ -293,12 +301,8 @@ mod tests {
         if !is_supported() {
             return;
         }
-        let mut map = ScratchMap::new(PAGES).unwrap();
-        let all: Vec<u64> = (0..PAGES).collect();
-        let all = write(&mut map, &all);
-        let vmas = [anonymous(map.range())];
-        let pagemap = Pagemap::open(std::process::id().cast_signed()).unwrap();
-        let mut tracker = WriteProtect::new(Userfaultfd::create().unwrap(), pagemap);
+        let (mut map, all, vmas) = written();
+        let mut tracker = tracker();
         let mut rounds = 0;
         let mut rearm = |begin: bool| {
             if begin {
@@ -330,12 +334,8 @@ mod tests {
         if !is_supported() {
             return;
         }
-        let mut map = ScratchMap::new(PAGES).unwrap();
-        let all: Vec<u64> = (0..PAGES).collect();
-        let all = write(&mut map, &all);
-        let vmas = [anonymous(map.range())];
-        let pagemap = Pagemap::open(std::process::id().cast_signed()).unwrap();
-        let mut tracker = WriteProtect::new(Userfaultfd::create().unwrap(), pagemap);
+        let (mut map, all, vmas) = written();
+        let mut tracker = tracker();
         let mut rearm = |within: Option<PageSet>| {
             let unchanged = within.is_some();
             let since = Since { unchanged, within };

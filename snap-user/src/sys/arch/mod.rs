@@ -7,11 +7,15 @@ mod x86_64_batch;
 #[cfg(target_arch = "x86_64")]
 mod x86_64_features;
 #[cfg(target_arch = "x86_64")]
+mod x86_64_frame;
+#[cfg(target_arch = "x86_64")]
 mod x86_64_syscalls;
 #[cfg(target_arch = "x86_64")]
+mod x86_64_xstate;
+#[cfg(target_arch = "x86_64")]
 pub use {
-    x86_64::*, x86_64_batch::batch_code, x86_64_features::PROGRAM_FEATURES,
-    x86_64_syscalls::syscall_name,
+    x86_64::*, x86_64_batch::batch_code, x86_64_features::PROGRAM_FEATURES, x86_64_frame::SigFrame,
+    x86_64_syscalls::syscall_name, x86_64_xstate::*,
 };
 
 #[cfg(not(target_arch = "x86_64"))]

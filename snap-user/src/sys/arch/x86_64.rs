@@ -4,10 +4,6 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// `e_machine` of this architecture, as images record it.
 pub const MACHINE: u16 = 62;
-/// Register set number of the extended state (`NT_X86_XSTATE`).
-pub const NT_EXTENDED: i32 = 0x202;
-/// Enough for the extended state of any x86-64 processor to date (AMX included).
-pub const EXTENDED_MAX: usize = 16 * 1024;
 /// The system call instruction.
 pub const SYSCALL_INSN: [u8; 2] = [0x0f, 0x05];
 /// Bytes below the stack pointer that a function may use without moving it (System V ABI).
@@ -226,220 +222,13 @@ impl Registers {
     }
 }
 
-/// The part of `struct sigcontext` and its frame that `rt_sigreturn(2)` reads.
-///
-/// Layout: arch/x86/include/uapi/asm/{ucontext,sigcontext}.h. The frame starts where the stack
-/// pointer is when the call is made, which is past the return address of `struct rt_sigframe`.
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct SigFrame {
-    uc_flags: u64,
-    uc_link: u64,
-    ss_sp: u64,
-    ss_flags: u32,
-    pad: u32,
-    ss_size: u64,
-    r8: u64,
-    r9: u64,
-    r10: u64,
-    r11: u64,
-    r12: u64,
-    r13: u64,
-    r14: u64,
-    r15: u64,
-    rdi: u64,
-    rsi: u64,
-    rbp: u64,
-    rbx: u64,
-    rdx: u64,
-    rax: u64,
-    rcx: u64,
-    rsp: u64,
-    rip: u64,
-    eflags: u64,
-    cs: u16,
-    gs: u16,
-    fs: u16,
-    ss: u16,
-    err: u64,
-    trapno: u64,
-    oldmask: u64,
-    cr2: u64,
-    fpstate: u64,
-    reserved: [u64; 8],
-    sigmask: u64,
-}
-
-const UC_FP_XSTATE: u64 = 1;
-const UC_SIGCONTEXT_SS: u64 = 2;
-const UC_STRICT_RESTORE_SS: u64 = 4;
-const FP_XSTATE_MAGIC1: u32 = 0x4650_5853;
-const FP_XSTATE_MAGIC2: u32 = 0x4650_5845;
-/// Offset of the software-reserved bytes in the legacy save area.
-const SW_RESERVED: usize = 464;
-/// Alternate stack marked as unset: `rt_sigreturn` leaves the thread's own alone when the size is
-/// too small to be accepted.
-const SS_INVALID: u32 = 0xffff_ffff;
-
-impl SigFrame {
-    /// A frame that loads `regs`, `sigmask` and the extended state at address `fpstate`.
-    pub fn new(regs: &Registers, sigmask: u64, fpstate: u64) -> Self {
-        Self {
-            uc_flags: UC_FP_XSTATE | UC_SIGCONTEXT_SS | UC_STRICT_RESTORE_SS,
-            uc_link: 0,
-            // restore_altstack() refuses these flags with EINVAL, which rt_sigreturn ignores: the
-            // alternate stack stays as it is.
-            ss_sp: 0,
-            ss_flags: SS_INVALID,
-            pad: 0,
-            ss_size: 0,
-            r8: regs.r8,
-            r9: regs.r9,
-            r10: regs.r10,
-            r11: regs.r11,
-            r12: regs.r12,
-            r13: regs.r13,
-            r14: regs.r14,
-            r15: regs.r15,
-            rdi: regs.rdi,
-            rsi: regs.rsi,
-            rbp: regs.rbp,
-            rbx: regs.rbx,
-            rdx: regs.rdx,
-            rax: regs.rax,
-            rcx: regs.rcx,
-            rsp: regs.rsp,
-            rip: regs.rip,
-            eflags: regs.eflags,
-            cs: regs.cs as u16,
-            gs: 0,
-            fs: 0,
-            ss: regs.ss as u16,
-            err: 0,
-            trapno: 0,
-            oldmask: 0,
-            cr2: 0,
-            fpstate,
-            reserved: [0; 8],
-            sigmask,
-        }
-    }
-}
-
-/// Offset of `XSTATE_BV`, the components that are not in their initial state.
-const XSTATE_BV: usize = 512;
-/// AMX tile data: the one component that a process must ask for, and whose space is not in the
-/// frame of one that has not.
-const TILE_DATA: u32 = 18;
-
-fn word(bytes: &[u8], at: usize) -> u64 {
-    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
-}
-
-/// Length of the extended state without the component that must be asked for (CPUID leaf 0xd).
-fn default_length(features: u64) -> usize {
-    (2..TILE_DATA)
-        .filter(|component| features >> component & 1 != 0)
-        .map(|component| {
-            let leaf = core::arch::x86_64::__cpuid_count(0xd, component);
-            (leaf.eax + leaf.ebx) as usize
-        })
-        .fold(XSTATE_BV + 64, usize::max)
-}
-
-/// Components of the extended state that this processor and kernel have, as bits of XCR0.
-pub fn extended_features() -> u64 {
-    // CPUID leaf 1, bit 27 of ECX: XGETBV may be used.
-    if core::arch::x86_64::__cpuid(1).ecx >> 27 & 1 == 0 {
-        return 3;
-    }
-    let (low, high): (u32, u32);
-    // SAFETY: the instruction is there, register 0 always exists, and nothing but the two outputs changes.
-    unsafe {
-        core::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack));
-    }
-    u64::from(high) << 32 | u64::from(low)
-}
-
-/// Components that a thread's extended state holds something in.
-pub fn extended_in_use(xstate: &[u8]) -> u64 {
-    match xstate.len() > XSTATE_BV + 8 {
-        true => word(xstate, XSTATE_BV),
-        false => 3,
-    }
-}
-
-/// Names of components, for people.
-pub fn extended_names(components: u64) -> String {
-    const NAMES: [&str; 19] = [
-        "x87",
-        "SSE",
-        "AVX",
-        "MPX",
-        "MPX",
-        "AVX-512",
-        "AVX-512",
-        "AVX-512",
-        "PT",
-        "protection keys",
-        "PASID",
-        "shadow stacks",
-        "shadow stacks",
-        "HDC",
-        "UINTR",
-        "LBR",
-        "HWP",
-        "AMX",
-        "AMX",
-    ];
-    let mut names: Vec<&str> = (0..64)
-        .filter(|bit| components >> bit & 1 != 0)
-        .map(|bit| NAMES.get(bit).copied().unwrap_or("newer features"))
-        .collect();
-    names.dedup();
-    names.join(", ")
-}
-
-/// The extended state in the length that this machine's kernel takes: it demands its own, whatever the
-/// processor that the state is from had. Components are at the same places on all of a vendor's processors;
-/// those beyond the end must not be in use.
-pub fn fit_extended(xstate: &[u8], len: usize) -> Vec<u8> {
-    let mut fitted = xstate.to_vec();
-    fitted.resize(len, 0);
-    fitted
-}
-
-/// Turns the extended state as ptrace gives it into what `rt_sigreturn` expects on the stack:
-/// software bytes filled in and the closing mark behind it.
-pub fn signal_fpstate(xstate: &[u8]) -> Vec<u8> {
-    let mut out = xstate.to_vec();
-    let mut features = word(xstate, SW_RESERVED);
-    if word(xstate, XSTATE_BV) >> TILE_DATA & 1 == 0 {
-        features &= !(1 << TILE_DATA);
-        out.truncate(default_length(features));
-    }
-    let size = out.len() as u32;
-    let mut put = |at: usize, bytes: &[u8]| {
-        out[SW_RESERVED + at..SW_RESERVED + at + bytes.len()].copy_from_slice(bytes);
-    };
-    put(0, &FP_XSTATE_MAGIC1.to_le_bytes());
-    put(4, &(size + 4).to_le_bytes());
-    put(8, &features.to_le_bytes());
-    put(16, &size.to_le_bytes());
-    put(20, &[0; 28]);
-    out.extend_from_slice(&FP_XSTATE_MAGIC2.to_le_bytes());
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn the_kernel_layouts_have_their_sizes() {
+    fn the_kernels_registers_have_their_size() {
         assert_eq!(size_of::<Registers>(), 27 * 8);
-        // 40 bytes of ucontext head, 256 of sigcontext, 8 of mask.
-        assert_eq!(size_of::<SigFrame>(), 304);
     }
 
     #[test]
@@ -471,20 +260,6 @@ mod tests {
         assert!(again.has_restart_mark());
         assert_eq!(again.interrupted_syscall(), Some(232));
         assert_eq!(again.eflags, 0x2c6);
-    }
-
-    #[test]
-    fn components_are_named_and_those_of_this_machine_are_there() {
-        assert_eq!(extended_features() & 3, 3);
-        assert_eq!(
-            extended_names(1 << 5 | 1 << 6 | 1 << 9),
-            "AVX-512, protection keys"
-        );
-        assert_eq!(extended_names(1 << 40), "newer features");
-        let mut state = vec![0; 1024];
-        state[XSTATE_BV] = 7;
-        assert_eq!(extended_in_use(&state), 7);
-        assert_eq!(fit_extended(&state, 2048).len(), 2048);
     }
 
     #[test]

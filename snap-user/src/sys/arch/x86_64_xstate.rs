@@ -1,0 +1,134 @@
+//! The extended state of a thread: vectors and what came after them, in the layout of XSAVE.
+
+/// Register set number of the extended state (`NT_X86_XSTATE`).
+pub const NT_EXTENDED: i32 = 0x202;
+/// Enough for the extended state of any x86-64 processor to date (AMX included).
+pub const EXTENDED_MAX: usize = 16 * 1024;
+
+const FP_XSTATE_MAGIC1: u32 = 0x4650_5853;
+const FP_XSTATE_MAGIC2: u32 = 0x4650_5845;
+/// Offset of the software-reserved bytes in the legacy save area.
+const SW_RESERVED: usize = 464;
+/// Offset of `XSTATE_BV`, the components that are not in their initial state.
+const XSTATE_BV: usize = 512;
+/// AMX tile data: the one component that a process must ask for, and whose space is not in the
+/// frame of one that has not.
+const TILE_DATA: u32 = 18;
+
+fn word(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+/// Length of the extended state without the component that must be asked for (CPUID leaf 0xd).
+fn default_length(features: u64) -> usize {
+    (2..TILE_DATA)
+        .filter(|component| features >> component & 1 != 0)
+        .map(|component| {
+            let leaf = core::arch::x86_64::__cpuid_count(0xd, component);
+            (leaf.eax + leaf.ebx) as usize
+        })
+        .fold(XSTATE_BV + 64, usize::max)
+}
+
+/// Components of the extended state that this processor and kernel have, as bits of XCR0.
+pub fn extended_features() -> u64 {
+    // CPUID leaf 1, bit 27 of ECX: XGETBV may be used.
+    if core::arch::x86_64::__cpuid(1).ecx >> 27 & 1 == 0 {
+        return 3;
+    }
+    let (low, high): (u32, u32);
+    // SAFETY: the instruction is there, register 0 always exists, and nothing but the two outputs changes.
+    unsafe {
+        core::arch::asm!("xgetbv", in("ecx") 0, out("eax") low, out("edx") high, options(nomem, nostack));
+    }
+    u64::from(high) << 32 | u64::from(low)
+}
+
+/// Components that a thread's extended state holds something in.
+pub fn extended_in_use(xstate: &[u8]) -> u64 {
+    match xstate.len() > XSTATE_BV + 8 {
+        true => word(xstate, XSTATE_BV),
+        false => 3,
+    }
+}
+
+/// Names of components, for people.
+pub fn extended_names(components: u64) -> String {
+    const NAMES: [&str; 19] = [
+        "x87",
+        "SSE",
+        "AVX",
+        "MPX",
+        "MPX",
+        "AVX-512",
+        "AVX-512",
+        "AVX-512",
+        "PT",
+        "protection keys",
+        "PASID",
+        "shadow stacks",
+        "shadow stacks",
+        "HDC",
+        "UINTR",
+        "LBR",
+        "HWP",
+        "AMX",
+        "AMX",
+    ];
+    let mut names: Vec<&str> = (0..64)
+        .filter(|bit| components >> bit & 1 != 0)
+        .map(|bit| NAMES.get(bit).copied().unwrap_or("newer features"))
+        .collect();
+    names.dedup();
+    names.join(", ")
+}
+
+/// The extended state in the length that this machine's kernel takes: it demands its own, whatever the
+/// processor that the state is from had. Components are at the same places on all of a vendor's processors;
+/// those beyond the end must not be in use.
+pub fn fit_extended(xstate: &[u8], len: usize) -> Vec<u8> {
+    let mut fitted = xstate.to_vec();
+    fitted.resize(len, 0);
+    fitted
+}
+
+/// Turns the extended state as ptrace gives it into what `rt_sigreturn` expects on the stack:
+/// software bytes filled in and the closing mark behind it.
+pub fn signal_fpstate(xstate: &[u8]) -> Vec<u8> {
+    let mut out = xstate.to_vec();
+    let mut features = word(xstate, SW_RESERVED);
+    if word(xstate, XSTATE_BV) >> TILE_DATA & 1 == 0 {
+        features &= !(1 << TILE_DATA);
+        out.truncate(default_length(features));
+    }
+    let size = out.len() as u32;
+    let mut put = |at: usize, bytes: &[u8]| {
+        out[SW_RESERVED + at..SW_RESERVED + at + bytes.len()].copy_from_slice(bytes);
+    };
+    put(0, &FP_XSTATE_MAGIC1.to_le_bytes());
+    put(4, &(size + 4).to_le_bytes());
+    put(8, &features.to_le_bytes());
+    put(16, &size.to_le_bytes());
+    put(20, &[0; 28]);
+    out.extend_from_slice(&FP_XSTATE_MAGIC2.to_le_bytes());
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn components_are_named_and_those_of_this_machine_are_there() {
+        assert_eq!(extended_features() & 3, 3);
+        assert_eq!(
+            extended_names(1 << 5 | 1 << 6 | 1 << 9),
+            "AVX-512, protection keys"
+        );
+        assert_eq!(extended_names(1 << 40), "newer features");
+        let mut state = vec![0; 1024];
+        state[XSTATE_BV] = 7;
+        assert_eq!(extended_in_use(&state), 7);
+        assert_eq!(fit_extended(&state, 2048).len(), 2048);
+    }
+}
