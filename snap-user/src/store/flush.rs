@@ -192,6 +192,7 @@ impl Flush {
         list.retain(|meta| listing.by_seq.contains_key(&meta.seq));
         list.sort_by_key(|meta| meta.seq);
         let mut missing: BTreeMap<u32, SnapshotMeta> = BTreeMap::new();
+        let mut refused: BTreeSet<u32> = BTreeSet::new();
         for meta in list {
             match have.by_seq.get(&meta.seq) {
                 Some(other) if *other != meta.id => {
@@ -212,6 +213,9 @@ impl Flush {
                 || have.is_gone(parent)
                 || missing.contains_key(&parent)
                 || listing.is_gone(parent);
+            if !known && !refused.contains(&parent) {
+                self.was_not_pruned(parent)?;
+            }
             let readable = source.open(meta.seq).and_then(|file| file.index());
             let why = match readable {
                 Err(error @ StoreError::Corrupt { .. }) => error.to_string(),
@@ -222,6 +226,7 @@ impl Flush {
                     continue;
                 }
             };
+            refused.insert(meta.seq);
             self.note(format!(
                 "{} (@{}) is not copied: {why}",
                 meta.id.short(),
@@ -229,6 +234,17 @@ impl Flush {
             ));
         }
         Ok(missing)
+    }
+
+    /// Fails, for another try, where a snapshot was removed on purpose since the folder was listed first.
+    fn was_not_pruned(&self, seq: u32) -> Result<(), StoreError> {
+        let now = self.from.session_files(self.session)?.listing();
+        match now.is_gone(seq) {
+            true => Err(StoreError::NotFound {
+                what: format!("snapshot @{seq} of session {}: it was pruned", self.session),
+            }),
+            false => Ok(()),
+        }
     }
 
     /// Gives the other store's pack what the missing snapshots need of those that it will not have.

@@ -393,6 +393,31 @@ fn what_is_pruned_while_it_is_flushed_is_passed_over_and_the_rest_arrives() {
 }
 
 #[test]
+fn what_others_build_on_may_be_pruned_before_its_header_is_read() {
+    let (_memory, memory) = new_store();
+    let (_disk, disk) = new_store();
+    let mut session = memory.create_session(&info(7)).expect("a session");
+    let mut history = History::new();
+    let mut dice = Dice::new(11);
+    grow(&mut session, &mut history, None, &mut dice);
+    for seq in 1..10 {
+        grow(&mut session, &mut history, Some(seq), &mut dice);
+    }
+    let files = TestFiles::default();
+    let reader = Store::open_with(files.shared(), memory.dir()).expect("opens");
+    // The first look at the folder finds all of them, what follows only those from the sixth on.
+    files.keep_names(&memory.session_path(session.id()));
+    remove(&session.pruner(), 1..6).expect("removed");
+    history.retain(|seq, _| *seq >= 6);
+    let done = reader
+        .flush_session(session.id(), &disk, &mut |_| {})
+        .expect("flushed");
+    assert_eq!(done.notes, [""; 0]);
+    let there = assert_whole(disk.dir(), &history);
+    assert_eq!(there, history.keys().copied().collect());
+}
+
+#[test]
 fn a_file_that_is_gone_though_its_name_is_there_is_passed_over() {
     let (_memory, memory) = new_store();
     let (_disk, disk) = new_store();
