@@ -1,9 +1,11 @@
 //! Runs the `ksnap` binary: output, error texts and exit codes, on a store made with the library.
 
 mod cli_support;
+mod sleeper;
 
-use cli_support::{Fixture, Ran, Sleeper, ksnap};
+use cli_support::{Fixture, Ran, ksnap};
 use serde_json::Value;
+use sleeper::Sleeper;
 
 #[test]
 fn log_lists_snapshots_newest_last_and_marks_a_branch() {

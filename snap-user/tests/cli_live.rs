@@ -2,9 +2,11 @@
 
 mod cli_support;
 mod skip;
+mod sleeper;
 
-use cli_support::{Fixture, Ran, Sleeper};
+use cli_support::{Fixture, Ran};
 use serde_json::Value;
+use sleeper::Sleeper;
 use std::process::Stdio;
 
 #[test]

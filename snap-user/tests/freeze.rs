@@ -1,10 +1,12 @@
 //! Stopping a process: what cannot be stopped is let go as it was.
 
 mod skip;
+mod sleeper;
 
+use sleeper::Sleeper;
 use snap_user::sys::{Freeze, Frozen, Hold, proc};
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// A parent waits uninterruptibly until its vfork child has opened a pipe that nobody writes to.
@@ -64,20 +66,10 @@ fn a_process_that_does_not_stop_in_time_runs_on_also_where_the_stop_was_to_outli
     assert!(parent.wait().unwrap().success());
 }
 
-/// A process that sleeps, ended on drop.
-struct Sleeper(Child);
-
-impl Drop for Sleeper {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 #[test]
 fn two_tracers_take_turns_and_one_that_stays_is_told() {
-    let child = Sleeper(Command::new("sleep").arg("1000").spawn().unwrap());
-    let pid = child.0.id().cast_signed();
+    let sleeper = Sleeper::start();
+    let pid = sleeper.id().cast_signed();
     let (held, is_held) = std::sync::mpsc::channel();
     let (go, is_told) = std::sync::mpsc::channel();
     let other = std::thread::spawn(move || {

@@ -3,9 +3,12 @@
 mod probe_support;
 mod skip;
 
+use nix::sys::uio::{RemoteIoVec, process_vm_writev};
+use nix::unistd::Pid;
 use probe_support::{Victim, act, drain_until, probes, probes_with};
 use snap_user::model::{PAGE_SIZE, PageRange};
 use snap_user::probe::{Event, HazardKind, ProbeOptions};
+use std::io::IoSlice;
 
 /// The victims, which are this binary as well.
 #[test]
@@ -13,9 +16,19 @@ fn victim() {
     act();
 }
 
+/// As a debugger does, past the page tables of the victim.
+fn write_into(victim: &Victim, at: u64) {
+    let pid = Pid::from_raw(victim.pid() as i32);
+    let remote = [RemoteIoVec {
+        base: at as usize,
+        len: 4,
+    }];
+    let written = process_vm_writev(pid, &[IoSlice::new(b"text")], &remote);
+    assert_eq!(written, Ok(4));
+}
+
 #[test]
 fn a_write_by_another_process_is_a_remote_fault_or_a_hazard() {
-    use nix::sys::uio::{RemoteIoVec, process_vm_writev};
     // Nobody's id: this process is the stranger here.
     let Some(mut probes) = probes_with(&ProbeOptions {
         own_tgid: 0,
@@ -26,13 +39,7 @@ fn a_write_by_another_process_is_a_remote_fault_or_a_hazard() {
     let mut victim = Victim::start("idle");
     let at = victim.hear()[0];
     probes.track(victim.pid()).unwrap();
-    let pid = nix::unistd::Pid::from_raw(victim.pid() as i32);
-    let remote = [RemoteIoVec {
-        base: at as usize,
-        len: 4,
-    }];
-    let local = [std::io::IoSlice::new(b"text")];
-    assert_eq!(process_vm_writev(pid, &local, &remote).unwrap(), 4);
+    write_into(&victim, at);
 
     let (locks, faults_too) = (probes.sees_page_locks(), probes.sees_gup_writes());
     let told = |events: &[Event]| {
@@ -53,17 +60,11 @@ fn a_write_by_another_process_is_a_remote_fault_or_a_hazard() {
 
 #[test]
 fn ksnap_s_own_writes_are_no_hazard() {
-    use nix::sys::uio::{RemoteIoVec, process_vm_writev};
     let Some(mut probes) = probes() else { return };
     let mut victim = Victim::start("idle");
     let at = victim.hear()[0];
     probes.track(victim.pid()).unwrap();
-    let pid = nix::unistd::Pid::from_raw(victim.pid() as i32);
-    let remote = [RemoteIoVec {
-        base: at as usize,
-        len: 4,
-    }];
-    process_vm_writev(pid, &[std::io::IoSlice::new(b"text")], &remote).unwrap();
+    write_into(&victim, at);
     let mine = |event: &Event| matches!(event, Event::Hazard { tid, .. } if *tid == nix::unistd::gettid().as_raw() as u32);
     let mut events = Vec::new();
     probes.drain(|event| events.push(*event));

@@ -1,9 +1,10 @@
 //! Messages of the programs reach the ordinary log. Alone in its process: there is one logger.
 
 mod skip;
+mod sleeper;
 
+use sleeper::Sleeper;
 use snap_user::probe::ProbeOptions;
-use std::process::Command;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use tracing_log::log::{self, LevelFilter, Log, Metadata, Record};
@@ -34,12 +35,12 @@ fn the_end_of_a_tracked_process_is_in_the_log_at_debug_level() {
     let Some(mut probes) = skip::loaded(&ProbeOptions::default()) else {
         return;
     };
-    let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-    probes.track(child.id()).unwrap();
-    child.kill().unwrap();
-    child.wait().unwrap();
+    let sleeper = Sleeper::start();
+    let pid = sleeper.id();
+    probes.track(pid).unwrap();
+    drop(sleeper);
 
-    let wanted = format!("DEBUG process {}: ended", child.id());
+    let wanted = format!("DEBUG process {pid}: ended");
     let deadline = Instant::now() + Duration::from_secs(2);
     while !LINES.0.lock().unwrap().contains(&wanted) {
         let lines = LINES.0.lock().unwrap().clone();

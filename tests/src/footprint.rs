@@ -188,6 +188,19 @@ fn tracer_in(status: &str) -> Result<i32> {
         .with_context(|| format!("no TracerPid in {status}"))
 }
 
+/// Processes of which this is so, out of all that there are.
+pub fn processes(is_one: impl Fn(i32) -> bool) -> Result<Vec<i32>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").context("list /proc")? {
+        if let Ok(pid) = entry?.file_name().to_string_lossy().parse()
+            && is_one(pid)
+        {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
 /// Waits until there is no process with this id any more.
 pub fn await_gone(pid: i32, limit: Duration) -> Result<()> {
     let end = Instant::now() + limit;

@@ -185,6 +185,18 @@ impl Ksnap {
         Ok(done)
     }
 
+    /// Whether the probes can be loaded here, as `ksnap doctor` finds.
+    pub fn has_probes(&self) -> Result<bool> {
+        let done = self.run(&["doctor", "--json"])?;
+        // Whatever its exit code, which is about all of its checks.
+        let said: Value = serde_json::from_str(&done.stdout)
+            .with_context(|| format!("ksnap doctor: not one JSON document: {done:?}"))?;
+        let checks = said["checks"].as_array().context("no checks")?;
+        Ok(checks
+            .iter()
+            .any(|check| check["name"] == "probes" && check["outcome"] == "supported"))
+    }
+
     /// Starts in the background: `watch`, `run`.
     pub fn start(&self, args: &[&str]) -> Result<Background> {
         let mut command = self.command();

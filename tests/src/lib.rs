@@ -53,6 +53,8 @@
 //! | [`netns`], [`relay`], [`remote`] | two network namespaces as two machines, a bad connection between them, and ksnap on each |
 //! | [`stream`] | two programs that send each other a stream of bytes that both know |
 //! | [`tree`] | trees of processes, captured, ended and brought back |
+//! | [`terminal`] | programs on terminals |
+//! | [`tcp`] | processes with connections, taken and brought back |
 //! | [`moving`] | [`moving::Moving`]: redis-server that moves between them |
 //! | [`paths`] | where cargo put the binaries |
 
@@ -75,6 +77,8 @@ pub mod requires;
 pub mod resp;
 pub mod stream;
 pub mod subject;
+pub mod tcp;
+pub mod terminal;
 pub mod tree;
 pub mod victim;
 pub mod watch;

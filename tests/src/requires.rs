@@ -2,6 +2,8 @@
 
 mod rights;
 
+use std::path::Path;
+
 use crate::{paths, victim};
 
 /// An ordinary user that tests become.
@@ -189,20 +191,17 @@ impl Need {
             },
             Self::Netem => match crate::Machines::no_netem() {
                 None => (true, String::new(), String::new()),
-                Some(why) => (
-                    false,
-                    format!("tc netem ({why})"),
-                    "take a kernel with CONFIG_NET_SCH_NETEM".to_owned(),
-                ),
+                Some(why) => {
+                    let (what, how) = netem(&why);
+                    (false, what, how.to_owned())
+                }
             },
-            Self::Hugetlb => (
-                std::fs::File::options()
-                    .write(true)
-                    .open("/proc/sys/vm/nr_overcommit_hugepages")
-                    .is_ok(),
-                "huge pages, and the right to allow them".to_owned(),
-                "use a kernel with CONFIG_HUGETLBFS, and run the tests as root outside of user namespaces".to_owned(),
-            ),
+            Self::Hugetlb => {
+                let allowed = Path::new("/proc/sys/vm/nr_overcommit_hugepages");
+                let opened = std::fs::File::options().write(true).open(allowed);
+                let (what, how) = huge_pages(allowed.exists());
+                (opened.is_ok(), what.to_owned(), how.to_owned())
+            }
             Self::Mount => (
                 rights::can_mount(),
                 "the right to mount a file system".to_owned(),
@@ -276,6 +275,32 @@ macro_rules! require {
     }};
 }
 
+/// What is missing where `tc netem` fails, and how to get it: kernels come without it, and whatever else keeps it from
+/// working is named as what it is.
+fn netem(why: &str) -> (String, &'static str) {
+    match why.contains("Specified qdisc kind is unknown") {
+        true => (
+            format!("netem in the kernel ({why})"),
+            "take a kernel with CONFIG_NET_SCH_NETEM",
+        ),
+        false => (
+            format!("tc netem ({why})"),
+            "apt-get install iproute2, and run the tests as root with CAP_NET_ADMIN",
+        ),
+    }
+}
+
+/// What is missing where huge pages cannot be allowed, and how to get it.
+fn huge_pages(has_some: bool) -> (&'static str, &'static str) {
+    match has_some {
+        false => ("huge pages", "use a kernel with CONFIG_HUGETLBFS"),
+        true => (
+            "the right to allow huge pages",
+            "run the tests as root outside of user namespaces",
+        ),
+    }
+}
+
 fn package(program: &str) -> &str {
     match program {
         "redis-server" => "redis-server",
@@ -284,6 +309,9 @@ fn package(program: &str) -> &str {
         "nginx" => "nginx-core",
         "node" => "nodejs",
         "java" | "javac" => "default-jdk-headless",
+        "prlimit" | "setpriv" | "unshare" | "ipcrm" => "util-linux",
+        "readelf" => "binutils",
+        "cc" => "gcc",
         other => other,
     }
 }
@@ -397,9 +425,30 @@ mod tests {
     }
 
     #[test]
+    fn what_a_kernel_lacks_is_told_from_what_is_not_allowed() {
+        let unknown = "tc: Error: Specified qdisc kind is unknown.";
+        assert!(netem(unknown).0.starts_with("netem in the kernel (tc: "));
+        for other in ["Operation not permitted", "cannot start tc"] {
+            let (what, _) = netem(other);
+            assert_eq!(what, format!("tc netem ({other})"));
+        }
+        assert_eq!(huge_pages(false).0, "huge pages");
+        assert!(huge_pages(true).0.starts_with("the right to "));
+    }
+
+    #[test]
     fn what_is_missing_is_named_with_the_way_to_get_it() {
         let (what, how) = Need::Program("no-such-program-anywhere").missing().unwrap();
         assert!(what.contains("no-such-program-anywhere") && how.contains("install"));
+        // As apt-get has it, whose packages mostly have other names than these programs.
+        for (program, its) in [
+            ("prlimit", "util-linux"),
+            ("readelf", "binutils"),
+            ("cc", "gcc"),
+            ("gdb", "gdb"),
+        ] {
+            assert_eq!(package(program), its);
+        }
         assert!(Need::Kernel(2, 6).missing().is_none());
         assert!(Need::Kernel(999, 0).missing().is_some());
         assert!(Need::Tracker("no such").missing().is_some());

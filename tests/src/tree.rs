@@ -10,6 +10,7 @@ use serde_json::Value;
 use crate::background::Background;
 use crate::footprint::await_gone;
 use crate::ksnap::Ksnap;
+use crate::subject::Victim;
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -102,6 +103,40 @@ pub fn bring_back(
             _ => early(&line)?,
         }
     }
+}
+
+/// A victim of three processes, captured, ended and brought back with these options, twice in a row. `looks` tells what is
+/// wrong with one that is back. Without options it has its old id.
+pub fn goes_on_twice(
+    name: &str,
+    options: &[&str],
+    looks: impl Fn(&Victim) -> Result<()>,
+) -> Result<()> {
+    let ksnap = Ksnap::new()?;
+    let mut first = Victim::spawn(name, &[])?;
+    let mut counter = first.check()?.counter;
+    let pids = end_captured(&ksnap, first.pid())?;
+    ensure!(pids.0.len() == 3, "{:?}", pids.0);
+    first.process().wait(LIMIT)?.context("the victim lives")?;
+    pids.are_gone()?;
+    for round in 0..2 {
+        let what = || format!("brought back {} times", round + 1);
+        let mut args = vec!["restore", "latest", "--wait", "--json"];
+        args.extend(options);
+        let mut victim = Victim::brought_back(ksnap.start(&args)?).with_context(what)?;
+        looks(&victim).with_context(what)?;
+        victim.wait_beyond(counter + 20, LIMIT).with_context(what)?;
+        counter = victim.check().with_context(what)?.counter;
+        if options.is_empty() {
+            ensure!(victim.pid() == first.pid(), "another id: {}", what());
+        }
+        let pids = end_captured(&ksnap, victim.pid()).with_context(what)?;
+        ensure!(pids.0.len() == 3, "{:?}, {}", pids.0, what());
+        victim.process().wait(LIMIT)?.context("it lives")?;
+        pids.are_gone()?;
+    }
+    ksnap.ok(&["verify"])?;
+    Ok(())
 }
 
 /// For [`bring_back`]: the tree writes nothing.

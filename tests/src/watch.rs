@@ -39,6 +39,8 @@ pub struct Watched {
     pub taken: Vec<Value>,
     /// The `rolled_back` events.
     pub rolled_back: Vec<Value>,
+    /// The `late` events.
+    pub late: Vec<Value>,
     /// Reasons of the `failed` events.
     pub failed: Vec<String>,
     /// The `ended` event.
@@ -49,10 +51,14 @@ pub struct Watched {
 }
 
 impl Watch {
-    /// `ksnap watch PID OPTIONS`, once it says that it is attached.
+    /// `ksnap watch PID OPTIONS`, once it says that it is attached. Without a status line, unless an option asks for it.
     pub fn start(ksnap: &Ksnap, pid: i32, options: &[&str]) -> Result<Self> {
         let pid = pid.to_string();
-        let args = [&["watch", &pid, "--json", "--progress", "never"], options].concat();
+        let quiet: &[&str] = match options.contains(&"--progress") {
+            true => &[],
+            false => &["--progress", "never"],
+        };
+        let args = [&["watch", &pid, "--json"], quiet, options].concat();
         let mut watch = Self {
             process: ksnap.start(&args)?,
             attached: Value::Null,
@@ -147,6 +153,7 @@ impl Watch {
             attached: self.attached.clone(),
             taken: all("taken"),
             rolled_back: all("rolled_back"),
+            late: all("late"),
             failed,
             ended,
             stderr: finished.stderr,

@@ -262,15 +262,6 @@ impl Trial {
     }
 }
 
-/// Whether the probes can be loaded here.
-fn has_probes(ksnap: &Ksnap) -> Result<bool> {
-    let doctor = ksnap.json(&["doctor"])?.remove(0);
-    let checks = doctor["checks"].as_array().context("no checks")?;
-    Ok(checks
-        .iter()
-        .any(|check| check["name"] == "probes" && check["outcome"] == "supported"))
-}
-
 /// A killed ksnap may leave what it had not published; the next one clears that away.
 fn no_temporary_files(folder: &Path) -> Result<()> {
     for entry in std::fs::read_dir(folder)? {
@@ -298,7 +289,7 @@ fn killed(way: Way, seed: u64) -> Result<()> {
         "{way:?}: {} reached, {} cut, found stopped {} times",
         trial.reached, trial.cut, trial.stopped
     );
-    trial.was_at_work(way, has_probes(&trial.ksnap)?)?;
+    trial.was_at_work(way, trial.ksnap.has_probes()?)?;
     trial.end()
 }
 

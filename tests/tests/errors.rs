@@ -5,8 +5,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
+use tests::background::Ended;
 use tests::footprint::state_of;
 use tests::{Background, Footprint, Ksnap, Need, Python, Victim, Watch, require};
 
@@ -301,6 +301,8 @@ fn sigterm_ends_run_whose_watching_is_over_and_leaves_the_command_alone() -> Res
     run.close_stdin();
     let pid = run.line(LIMIT)?.context("the command did not start")?;
     let pid: i32 = pid.trim().parse()?;
+    // The shell, which becomes sleep.
+    let _command = Ended(pid, "s");
     let socket = ksnap.store().join(format!("{pid}.sock"));
     let end = Instant::now() + LIMIT;
     while ksnap.json(&["log"]).map_or(0, |all| all.len()) == 0 || socket.exists() {
@@ -316,7 +318,6 @@ fn sigterm_ends_run_whose_watching_is_over_and_leaves_the_command_alone() -> Res
     }
     let ended = run.finish(LIMIT)?;
     let state = state_of(pid);
-    kill(Pid::from_raw(pid), Signal::SIGKILL)?;
     ensure!(ended.status.signal() == Some(libc::SIGTERM), "{ended:?}");
     ensure!(matches!(state, 'S' | 'R'), "the command is {state}");
     Ok(())

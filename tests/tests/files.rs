@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
+use tests::python::ask;
 use tests::{Footprint, Ksnap, Python, Victim, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -180,13 +181,7 @@ impl Writer {
     }
 
     fn ask(&mut self, word: &str) -> Result<String> {
-        use std::io::Write;
-        let line = format!("{word}\n");
-        self.python.process().stdin()?.write_all(line.as_bytes())?;
-        let answer = self.python.line(LIMIT)?;
-        // Back in its read.
-        std::thread::sleep(Duration::from_millis(20));
-        Ok(answer)
+        ask(self.python.process(), word)
     }
 }
 

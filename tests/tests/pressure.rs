@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use tests::{Background, Footprint, Ksnap, Victim, effort, require};
+use tests::ksnap::number;
+use tests::{Footprint, Ksnap, Victim, Watch, effort, require};
 
 /// How long something may take on a busy machine that takes a few seconds on an idle one.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -20,79 +21,34 @@ const OF_A_PAGE: u64 = 512;
 const DELAY: Duration = Duration::from_millis(30);
 
 /// A watch that tells of itself in every way there is: as JSON, by its status line, and by its summary.
-struct Told {
-    process: Background,
-    taken: Vec<Value>,
-    late: Vec<Value>,
-    failed: Vec<Value>,
+fn watched(ksnap: &Ksnap, victim: &Victim, options: &[&str]) -> Result<Watch> {
+    let options = [&["--progress", "always"], options].concat();
+    Watch::start(ksnap, victim.pid(), &options)
 }
 
-impl Told {
-    fn start(ksnap: &Ksnap, victim: &Victim, options: &[&str]) -> Result<Self> {
-        let pid = victim.pid().to_string();
-        let usual = ["watch", &pid, "--json", "--progress", "always"];
-        let mut process = ksnap.start(&[&usual, options].concat())?;
-        process.close_stdin();
-        Ok(Self {
-            process,
-            taken: Vec::new(),
-            late: Vec::new(),
-            failed: Vec::new(),
-        })
-    }
-
-    /// Waits for the next snapshot.
-    fn next(&mut self) -> Result<&Value> {
-        let end = Instant::now() + effort::patience(LIMIT);
-        loop {
-            let left = end.saturating_duration_since(Instant::now());
-            let line = self.process.line(left)?;
-            let line = line.with_context(|| format!("no snapshot: {}", self.process.stderr()))?;
-            let event: Value = serde_json::from_str(&line).context(line)?;
-            match event["event"].as_str() {
-                Some("late") => self.late.push(event),
-                Some("failed") => self.failed.push(event),
-                Some("taken") => {
-                    self.taken.push(event);
-                    return Ok(&self.taken[self.taken.len() - 1]);
-                }
-                _ => {}
-            }
-        }
-    }
-
-    /// The most memory that it has had at once, in bytes: VmHWM in proc_pid_status(5).
-    fn peak(&self) -> Result<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.pid()))?;
-        let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
-        let kib = line.and_then(|l| l.split_whitespace().next());
-        Ok(kib.context("no VmHWM")?.parse::<u64>()? << 10)
-    }
-
-    /// Ends it as Ctrl-C does, and gives what it has said on standard error.
-    fn end(mut self) -> Result<String> {
-        self.process.signal(Signal::SIGINT)?;
-        let finished = self.process.finish(LIMIT)?;
-        ensure!(finished.code()? == 130, "{finished:?}");
-        Ok(finished.stderr)
-    }
+/// Waits for the next snapshot.
+fn next(watch: &mut Watch) -> Result<Value> {
+    let taken = watch.next("taken", LIMIT)?;
+    taken.with_context(|| format!("no snapshot: {}", watch.process().stderr()))
 }
 
-fn number(value: &Value) -> Result<u64> {
-    value
-        .as_u64()
-        .with_context(|| format!("no number: {value}"))
+/// The most memory that a process has had at once, in bytes: VmHWM in proc_pid_status(5).
+fn peak_of(pid: i32) -> Result<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|l| l.strip_prefix("VmHWM:"));
+    let kib = line.and_then(|l| l.split_whitespace().next());
+    Ok(kib.context("no VmHWM")?.parse::<u64>()? << 10)
 }
 
 /// What a watch takes that has nothing to wait for.
 fn usual_peak(options: &[&str]) -> Result<u64> {
     let victim = Victim::spawn("counter", &["--mib", "1"])?;
-    let mut watch = Told::start(&Ksnap::new()?, &victim, options)?;
+    let mut watch = watched(&Ksnap::new()?, &victim, options)?;
     for _ in 0..4 {
-        watch.next()?;
+        next(&mut watch)?;
     }
-    let peak = watch.peak()?;
-    watch.end()?;
+    let peak = peak_of(watch.process().pid())?;
+    watch.interrupt(LIMIT)?;
     victim.quit()?;
     Ok(peak)
 }
@@ -110,16 +66,16 @@ fn a_slow_store_makes_snapshots_rarer_and_takes_no_more_memory() -> Result<()> {
     let mib = (size / MIB).to_string();
     let mut victim = Victim::spawn("counter", &["--mib", &mib])?;
     let before = Footprint::of(victim.pid())?;
-    let mut watch = Told::start(&ksnap, &victim, &options)?;
+    let mut watch = watched(&ksnap, &victim, &options)?;
     for _ in 0..effort::times(6) {
-        watch.next()?;
+        next(&mut watch)?;
     }
     // One that is asked for meanwhile, and compared with all that came before it.
     ksnap.snap(victim.pid(), &["--audit"])?;
-    watch.next()?;
-    watch.next()?;
+    next(&mut watch)?;
+    next(&mut watch)?;
 
-    let peak = watch.peak()?;
+    let peak = peak_of(watch.process().pid())?;
     let bound = usual + 2 * MEMORY + size / 4096 * OF_A_PAGE;
     ensure!(
         peak <= bound,
@@ -128,16 +84,17 @@ fn a_slow_store_makes_snapshots_rarer_and_takes_no_more_memory() -> Result<()> {
         bound / MIB,
         usual / MIB
     );
-    for pair in watch.taken.windows(2) {
+    let watched = watch.interrupt(LIMIT)?;
+    for pair in watched.taken.windows(2) {
         let gap = number(&pair[1]["time_ns"])?.saturating_sub(number(&pair[0]["time_ns"])?);
         ensure!(u128::from(gap) >= DELAY.as_nanos(), "{gap} ns: {pair:?}");
     }
-    ensure!(watch.failed.is_empty(), "{:?}", watch.failed);
-    ensure!(!watch.late.is_empty(), "none was late");
-    for late in &watch.late {
+    watched.none_failed()?;
+    ensure!(!watched.late.is_empty(), "none was late");
+    for late in &watched.late {
         ensure!(number(&late["by_ns"])? > 0, "{late}");
     }
-    let said = watch.end()?;
+    let said = watched.stderr;
     let is_status = |part: &str| part.contains(" snapshots, ") && part.contains(" late");
     ensure!(said.split('\r').any(is_status), "{said}");
     ensure!(
@@ -168,22 +125,24 @@ fn lost_events_cost_a_full_scan_and_no_page() -> Result<()> {
     let ksnap = Ksnap::new()?.with_variable("KSNAP_RING_BYTES", "4096".into());
     let mut victim = Victim::spawn("counter", &["--mib", "16", "--rate", "100"])?;
     let before = Footprint::of(victim.pid())?;
-    let mut watch = Told::start(&ksnap, &victim, &["--every", "100ms", "--audit"])?;
-    watch.next()?;
+    let mut watch = watched(&ksnap, &victim, &["--every", "100ms", "--audit"])?;
+    let mut all = vec![next(&mut watch)?];
     let end = Instant::now() + effort::patience(LIMIT);
     let (mut made_up, mut lost_before) = (0, 0);
     while made_up < 3 {
-        ensure!(Instant::now() < end, "{:?}", watch.taken);
-        watch.process.signal(Signal::SIGSTOP)?;
+        ensure!(Instant::now() < end, "{all:?}");
+        watch.process().signal(Signal::SIGSTOP)?;
         std::thread::sleep(Duration::from_secs(1));
-        watch.process.signal(Signal::SIGCONT)?;
+        watch.process().signal(Signal::SIGCONT)?;
         let mut has_lost = false;
         for _ in 0..20 {
-            let (lost, scanned) = lost_and_scanned(watch.next()?)?;
-            ensure!(scanned || lost == 0, "{:?}", watch.taken.last());
+            let taken = next(&mut watch)?;
+            let (lost, scanned) = lost_and_scanned(&taken)?;
+            ensure!(scanned || lost == 0, "{taken}");
+            all.push(taken);
             // What a stop looked at is protected behind it only, so that the next one may look there again; the one
             // after that uses the log.
-            ensure!(!scanned || lost > 0 || lost_before > 0, "{:?}", watch.taken);
+            ensure!(!scanned || lost > 0 || lost_before > 0, "{all:?}");
             if has_lost && !scanned {
                 made_up += 1;
                 break;
@@ -193,11 +152,9 @@ fn lost_events_cost_a_full_scan_and_no_page() -> Result<()> {
         }
     }
     // Stopped while it was stopping the victim, it finds that this has taken too long.
-    for failed in &watch.failed {
-        let why = failed["why"].as_str().unwrap_or_default();
-        ensure!(why.contains("it does not stop"), "{failed}");
+    for why in &watch.interrupt(LIMIT)?.failed {
+        ensure!(why.contains("it does not stop"), "{why}");
     }
-    watch.end()?;
     ksnap.ok(&["verify"])?;
     victim.check()?;
     Footprint::of(victim.pid())?.nothing_left_since(&before)?;

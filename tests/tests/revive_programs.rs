@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tests::background::Ended;
-use tests::footprint::{await_gone, state_of};
+use tests::footprint::{await_gone, processes, state_of};
 use tests::paths;
 use tests::{Background, Ksnap, Python, Redis, Victim, require};
 
@@ -396,18 +396,11 @@ const POINTS: [&str; 10] = [
 fn ours() -> Result<Vec<i32>> {
     let programs = [paths::victim()?, paths::ksnap()?].map(std::fs::canonicalize);
     let programs = programs.into_iter().collect::<std::io::Result<Vec<_>>>()?;
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc")? {
-        let Ok(pid) = entry?.file_name().to_string_lossy().parse::<i32>() else {
-            continue;
-        };
+    processes(|pid| {
         let exe = std::fs::read_link(format!("/proc/{pid}/exe"));
         let is_ours = exe.is_ok_and(|exe| programs.contains(&exe));
-        if is_ours && !matches!(state_of(pid), 'Z' | 'X' | '?') {
-            found.push(pid);
-        }
-    }
-    Ok(found)
+        is_ours && !matches!(state_of(pid), 'Z' | 'X' | '?')
+    })
 }
 
 #[test]

@@ -49,8 +49,7 @@ impl Killed {
     }
 
     fn snapshot(&self) -> Result<String> {
-        let taken = self.ksnap.json(&["snap", &self.pid])?.remove(0);
-        Ok(taken["id"].as_str().context("no id")?.to_owned())
+        self.ksnap.snap(self.victim.pid(), &[])
     }
 
     fn start(&self, point: &str, args: &[&str]) -> Result<Background> {

@@ -1,9 +1,9 @@
 //! `ksnap rollback` of programs that are not made for it: python3 and redis-server.
 
-use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use tests::python::{ask, tell};
 use tests::{Footprint, Ksnap, Python, Redis, Watch, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -68,17 +68,7 @@ impl Script {
     }
 
     fn ask(&mut self, word: &str) -> Result<String> {
-        self.say(word)?;
-        let answer = self.python.line(LIMIT)?;
-        // Back in its read.
-        std::thread::sleep(Duration::from_millis(20));
-        Ok(answer)
-    }
-
-    /// One write, so that the script's read gets it whole.
-    fn say(&mut self, word: &str) -> Result<()> {
-        let line = format!("{word}\n");
-        Ok(self.python.process().stdin()?.write_all(line.as_bytes())?)
+        ask(self.python.process(), word)
     }
 
     fn threads(&self) -> Result<Vec<String>> {
@@ -95,7 +85,7 @@ impl Script {
     }
 
     fn quit(mut self) -> Result<()> {
-        self.say("quit")?;
+        tell(self.python.process(), "quit")?;
         self.python.finish(LIMIT)?.success().map(drop)
     }
 }
@@ -229,8 +219,7 @@ fn a_snapshot_by_another_ksnap_after_a_rollback_is_whole() -> Result<()> {
         ksnap.snap(pid, &["--audit"])
     };
     let small = snapshot()?;
-    python.process().stdin()?.write_all(b"grow\n")?;
-    ensure!(python.line(LIMIT)? == "1");
+    ensure!(ask(python.process(), "grow")? == "1");
     let large = snapshot()?;
     // What the rollback throws away is gone when the next one comes, which knows of the larger one only.
     ksnap.roll_back(pid, &small)?;
@@ -238,6 +227,6 @@ fn a_snapshot_by_another_ksnap_after_a_rollback_is_whole() -> Result<()> {
     ksnap.roll_back(pid, &large)?;
     snapshot()?;
     ksnap.ok(&["verify"])?;
-    python.process().stdin()?.write_all(b"quit\n")?;
+    tell(python.process(), "quit")?;
     python.finish(LIMIT)?.success().map(drop)
 }

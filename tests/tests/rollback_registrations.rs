@@ -1,9 +1,9 @@
 //! A rollback to a moment in a thread's start, when it has not registered yet with the kernel what each does then.
 
-use std::io::Write;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
+use tests::python::{ask, tell};
 use tests::{Ksnap, Python, require};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -42,25 +42,20 @@ impl Script {
     }
 
     fn ask(&mut self, word: &str) -> Result<i32> {
-        let line = format!("{word}\n");
-        self.0.process().stdin()?.write_all(line.as_bytes())?;
-        let answer = self.0.line(LIMIT)?.parse()?;
-        // Back in its read.
-        std::thread::sleep(Duration::from_millis(20));
-        Ok(answer)
+        Ok(ask(self.0.process(), word)?.parse()?)
     }
 
     fn snapshot(&self, ksnap: &Ksnap) -> Result<String> {
-        let taken = ksnap
-            .json(&["snap", &self.0.pid().to_string(), "--audit"])?
-            .remove(0);
-        Ok(taken["id"].as_str().context("no id")?.to_owned())
+        ksnap.snap(self.0.pid(), &["--audit"])
     }
 
     fn roll_back(&self, ksnap: &Ksnap, id: &str) -> Result<()> {
-        ksnap
-            .ok(&["rollback", &self.0.pid().to_string(), id, "-y"])
-            .map(drop)
+        ksnap.roll_back(self.0.pid(), id).map(drop)
+    }
+
+    fn end(mut self) -> Result<()> {
+        tell(self.0.process(), "end")?;
+        self.0.finish(LIMIT)?.success().map(drop)
     }
 }
 
@@ -81,8 +76,7 @@ fn a_registration_made_since_is_taken_back_and_one_taken_back_since_is_made_agai
         ensure!(script.ask("on")? == libc::EBUSY, "not registered");
         ensure!(script.ask("off")? == 0, "another one registered");
     }
-    script.0.process().stdin()?.write_all(b"end\n")?;
-    script.0.finish(LIMIT)?.success().map(drop)
+    script.end()
 }
 
 /// A thread that takes its robust list back, as if it had not come so far as to register one, and one that waits for
@@ -122,6 +116,5 @@ fn whoever_waits_for_the_end_of_a_thread_made_again_is_told_though_it_had_no_rob
         script.roll_back(&ksnap, &alive)?;
     }
     ensure!(script.ask("join")? == 0);
-    script.0.process().stdin()?.write_all(b"end\n")?;
-    script.0.finish(LIMIT)?.success().map(drop)
+    script.end()
 }

@@ -1,63 +1,21 @@
 //! `ksnap snap --kill --tcp` and `ksnap restore --tcp`: connections go on in another process than they began in.
 
-use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{Ipv6Addr, TcpListener};
-use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tests::background::{Background, Ended, Finished};
-use tests::footprint::{await_gone, outlives_kills};
+use tests::background::Ended;
+use tests::footprint::await_gone;
 use tests::netns::{ADDRESSES, Machines};
 use tests::stream::Stream;
-use tests::victim::rng::Rng;
+use tests::tcp::{bring_back, is_back, run, take};
 use tests::{Ksnap, Python, Redis, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// The process that holds the connections of a process that was ended.
-fn holder(ended: &Finished) -> Result<i32> {
-    let said = &ended.stderr;
-    let rest = said
-        .split("process ")
-        .find_map(|rest| rest.split_once(" holds "));
-    let (pid, _) = rest.with_context(|| format!("nobody holds connections: {ended:?}"))?;
-    pid.parse().with_context(|| said.clone())
-}
-
-/// Takes a snapshot, ends the process and has its connections kept.
-fn take(ksnap: &Ksnap, pid: i32) -> Result<i32> {
-    let ended = ksnap.run(&["snap", &pid.to_string(), "--kill", "--tcp"])?;
-    ensure!(ended.code()? == 0, "{ended:?}");
-    let holder = holder(&ended)?;
-    let name = std::fs::read_to_string(format!("/proc/{holder}/comm"))?;
-    ensure!(name.trim() == "ksnap-tcp", "process {holder} is {name}");
-    Ok(holder)
-}
-
-fn run(mut command: Command, args: &[&str]) -> Result<Finished> {
-    command.args(args);
-    let mut process = Background::start(command)?;
-    process.close_stdin();
-    process.finish(LIMIT)
-}
-
-/// Brings the latest snapshot back, and tells what was said.
-fn bring_back(command: Command, more: &[&str]) -> Result<Finished> {
-    let args = [&["restore", "latest", "--tcp"], more].concat();
-    run(command, &args)
-}
-
-fn is_back(done: &Finished) -> Result<()> {
-    // The standard streams are others, which is said.
-    ensure!(matches!(done.code()?, 0 | 3), "{done:?}");
-    ensure!(!done.stderr.contains("was a connection"), "{done:?}");
-    Ok(())
-}
 
 /// Waits until a connection of the process has something to send and something not read, for longer than anything is
 /// under way: nobody takes it then.
@@ -264,137 +222,6 @@ fn a_process_whose_connections_may_not_be_taken_is_not_harmed() -> Result<()> {
         words.code()? == 2 && words.stderr.contains("--kill"),
         "{words:?}"
     );
-    stream.finish()
-}
-
-/// Where ksnap is killed for certain, and whether the process lives on then.
-const POINTS: [(&str, bool); 3] = [
-    ("tcp-taken", true),
-    ("tcp-intended", false),
-    ("tcp-killed", false),
-];
-
-/// Processes of ksnap, by their names: a child may not yet have its own.
-fn ksnaps() -> Result<Vec<i32>> {
-    let is_one = |pid: &i32| {
-        std::fs::read_to_string(format!("/proc/{pid}/comm"))
-            .is_ok_and(|comm| comm.starts_with("ksnap"))
-    };
-    let all = std::fs::read_dir("/proc")?.flatten();
-    let pids = all.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    Ok(pids.filter(is_one).collect())
-}
-
-/// Whether one process has a pidfd of another, which tells by its `Pid:` (proc(5)) until that one is gone.
-fn has_pidfd_of(holder: i32, pid: i32) -> bool {
-    let told = format!("Pid:\t{pid}");
-    let files = std::fs::read_dir(format!("/proc/{holder}/fdinfo"));
-    files.into_iter().flatten().flatten().any(|file| {
-        std::fs::read_to_string(file.path()).is_ok_and(|text| text.lines().any(|l| l == told))
-    })
-}
-
-fn sockets_of(pid: i32) -> BTreeSet<String> {
-    let files = std::fs::read_dir(format!("/proc/{pid}/fd"));
-    let links = files.into_iter().flatten().flatten();
-    let links = links.filter_map(|file| {
-        std::fs::read_link(file.path())
-            .ok()?
-            .into_os_string()
-            .into_string()
-            .ok()
-    });
-    links.filter(|link| link.starts_with("socket:")).collect()
-}
-
-/// Whether the process lives on when a ksnap that took its connections has been killed, and its child has undone all,
-/// or has killed the process. Nobody holds a connection of one that lives.
-fn lives_on(pid: i32) -> Result<bool> {
-    let end = Instant::now() + LIMIT;
-    while ksnaps()?.into_iter().any(|ksnap| has_pidfd_of(ksnap, pid)) {
-        ensure!(
-            Instant::now() < end,
-            "a child of ksnap waits for process {pid}"
-        );
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    if !outlives_kills(pid, LIMIT)? {
-        return Ok(false);
-    }
-    let own = sockets_of(pid);
-    ensure!(!own.is_empty(), "process {pid} has no connection any more");
-    for ksnap in ksnaps()? {
-        let held = sockets_of(ksnap);
-        ensure!(
-            held.is_disjoint(&own),
-            "process {ksnap} of ksnap holds {held:?} of a process that lives"
-        );
-    }
-    Ok(true)
-}
-
-#[test]
-fn ksnap_killed_at_any_moment_leaves_a_connection_that_goes_on() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"), AllProcesses);
-    let ksnap = Ksnap::new()?;
-    let listener = TcpListener::bind(("127.0.0.1", 0))?;
-    let mut stream = Stream::start(&listener, 20_000, Duration::ZERO, |c| c)?;
-    let pid = stream.pid();
-    let _ended = Ended(pid, "python");
-    let mut rng = Rng::new(0x7c9);
-    let (mut lived, mut ended) = (0, 0);
-    // How long it takes when nobody kills it.
-    let begun = Instant::now();
-    take(&ksnap, pid)?;
-    let usual = begun.elapsed();
-    stream.program.wait(LIMIT)?.context("it lives on")?;
-    await_gone(pid, LIMIT)?;
-    is_back(&bring_back(ksnap.command(), &[])?)?;
-    let mut goes_on = |stream: &mut Stream| -> Result<bool> {
-        let lives = lives_on(pid)?;
-        match lives {
-            true => lived += 1,
-            false => {
-                ended += 1;
-                await_gone(pid, LIMIT)?;
-                is_back(&bring_back(ksnap.command(), &[])?)?;
-            }
-        }
-        stream.goes_on(5)?;
-        Ok(lives)
-    };
-    let words = ["snap", &pid.to_string(), "--kill", "--tcp"];
-    for (point, lives) in POINTS {
-        stream.goes_on(5)?;
-        let mut command = ksnap.command();
-        command.env("KSNAP_KILL_AT", point);
-        let killed = run(command, &words)?;
-        ensure!(
-            killed.status.signal() == Some(libc::SIGKILL),
-            "it was not killed at {point} (not a debug build?): {killed:?}"
-        );
-        let lived = goes_on(&mut stream).with_context(|| format!("killed at {point}"))?;
-        ensure!(lived == lives, "killed at {point}, it lives: {lived}");
-    }
-    for round in 0..12 {
-        stream.goes_on(5)?;
-        let mut process = ksnap.start(&words)?;
-        match round {
-            // One that had no time for anything, and one that nobody kills: both outcomes are met.
-            0 => process.signal(Signal::SIGKILL)?,
-            11 => {}
-            _ => {
-                let part = rng.below(1000) as f64 / 1000.0;
-                std::thread::sleep(usual.mul_f64(0.4 + 0.6 * part));
-                process.signal(Signal::SIGKILL)?;
-            }
-        }
-        process.wait(LIMIT)?.context("ksnap does not end")?;
-        goes_on(&mut stream).with_context(|| format!("round {round}"))?;
-    }
-    eprintln!("{lived} times it lived on, {ended} times it was brought back");
-    // Beside those that were killed at a point.
-    ensure!(lived > 1 && ended > 2, "{lived} lived, {ended} ended");
     stream.finish()
 }
 

@@ -64,7 +64,14 @@ fn all_answer(connections: &mut [TcpStream]) -> Result<()> {
 
 #[test]
 fn hundreds_of_connections_are_refused_or_given_back_or_go_on() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"), Program("prlimit"));
+    require!(
+        Root,
+        Ksnap,
+        Program("python3"),
+        Program("prlimit"),
+        AllProcesses,
+        ChosenIds
+    );
     let ksnap = Ksnap::new()?;
     let count = CONNECTIONS.to_string();
     let mut script = Python::script(&SCRIPT.replace("COUNT", &count))?;

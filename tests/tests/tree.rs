@@ -12,7 +12,9 @@ use serde_json::Value;
 use tests::background::Background;
 use tests::footprint::await_gone;
 use tests::subject::request;
-use tests::tree::{Pids, bring_back, children_of, end_captured, nothing_early, stat_of};
+use tests::tree::{
+    Pids, bring_back, children_of, end_captured, goes_on_twice, nothing_early, stat_of,
+};
 use tests::victim::rng::Rng;
 use tests::{Ksnap, Python, Victim, require};
 
@@ -24,31 +26,11 @@ fn goes_on(options: &[&str]) -> Result<()> {
     if options.is_empty() {
         require!(ChosenIds);
     }
-    let ksnap = Ksnap::new()?;
-    let mut first = Victim::spawn("tree", &[])?;
-    let mut counter = first.check()?.counter;
-    let pids = end_captured(&ksnap, first.pid())?;
-    ensure!(pids.0.len() == 3, "{:?}", pids.0);
-    first.process().wait(LIMIT)?.context("the victim lives")?;
-    pids.are_gone()?;
-    for round in 0..2 {
-        let what = || format!("brought back {} times", round + 1);
-        let mut args = vec!["restore", "latest", "--wait", "--json"];
-        args.extend(options);
-        let mut victim = Victim::brought_back(ksnap.start(&args)?).with_context(what)?;
-        ensure!(victim.ready()["others"].as_array().map(Vec::len) == Some(2));
-        victim.wait_beyond(counter + 20, LIMIT).with_context(what)?;
-        counter = victim.check().with_context(what)?.counter;
-        if options.is_empty() {
-            ensure!(victim.pid() == first.pid(), "another id: {}", what());
-        }
-        let pids = end_captured(&ksnap, victim.pid()).with_context(what)?;
-        ensure!(pids.0.len() == 3, "{:?}, {}", pids.0, what());
-        victim.process().wait(LIMIT)?.context("it lives")?;
-        pids.are_gone()?;
-    }
-    ksnap.ok(&["verify"])?;
-    Ok(())
+    goes_on_twice("tree", options, |victim| {
+        let others = victim.ready()["others"].as_array().map(Vec::len);
+        ensure!(others == Some(2), "{}", victim.ready());
+        Ok(())
+    })
 }
 
 #[test]

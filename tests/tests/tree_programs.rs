@@ -185,7 +185,7 @@ fn page_of(port: u16) -> Result<String> {
 /// A server with a master and workers: all answer, and the master still leads them.
 #[test]
 fn nginx_and_its_workers_answer_again() -> Result<()> {
-    require!(Root, Ksnap, Program("nginx"));
+    require!(Root, Ksnap, Program("nginx"), ChosenIds);
     let ksnap = Ksnap::new()?;
     let folder = tempfile::tempdir()?;
     // The workers are other users.

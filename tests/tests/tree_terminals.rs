@@ -1,57 +1,30 @@
 //! Trees with sessions on terminals: each session comes back with its terminal, and the terminal with its foreground.
 
-use std::io::Write;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use tests::background::{Background, Ended};
-use tests::tree::{Pids, bring_back, children_of, end_captured, nothing_early, parent_of, stat_of};
+use tests::background::Ended;
+use tests::footprint::state_of;
+use tests::terminal::{Terminal, are_as_before, await_child, await_that, child_with, place_of};
+use tests::tree::{bring_back, end_captured, goes_on_twice, nothing_early, stat_of};
 use tests::{Ksnap, Python, Victim, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Waits until something is so.
-fn await_that(what: &str, mut is_so: impl FnMut() -> bool) -> Result<()> {
-    let end = Instant::now() + LIMIT;
-    while !is_so() {
-        ensure!(Instant::now() < end, "not within {LIMIT:?}: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
-}
-
 /// A victim that looks at its session all the time, captured, ended and brought back, twice in a row.
 fn a_session_goes_on(options: &[&str]) -> Result<()> {
     require!(Root, Ksnap);
-    let ksnap = Ksnap::new()?;
-    let mut first = Victim::spawn("session", &[])?;
-    let mut counter = first.check()?.counter;
-    let pids = end_captured(&ksnap, first.pid())?;
-    ensure!(pids.0.len() == 3, "{:?}", pids.0);
-    first.process().wait(LIMIT)?.context("the victim lives")?;
-    pids.are_gone()?;
-    for round in 0..2 {
-        let what = || format!("brought back {} times", round + 1);
-        let mut args = vec!["restore", "latest", "--wait", "--json"];
-        args.extend(options);
-        let mut victim = Victim::brought_back(ksnap.start(&args)?).with_context(what)?;
+    if options.is_empty() {
+        require!(ChosenIds);
+    }
+    goes_on_twice("session", options, |victim| {
         let notes = victim.ready()["notes"].to_string();
         ensure!(!notes.contains("controlling terminal"), "{notes}");
-        // Ctrl-C is among them.
-        victim.wait_beyond(counter + 20, LIMIT).with_context(what)?;
-        counter = victim.check().with_context(what)?.counter;
-        let pids = end_captured(&ksnap, victim.pid()).with_context(what)?;
-        ensure!(pids.0.len() == 3, "{:?}, {}", pids.0, what());
-        victim.process().wait(LIMIT)?.context("it lives")?;
-        pids.are_gone()?;
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 #[test]
@@ -91,187 +64,10 @@ fn copies_of_a_session_have_terminals_of_their_own() -> Result<()> {
     victim.quit()
 }
 
-/// Holds the master of a terminal that a program runs on: types what it is told to, in hexadecimal digits, and says what
-/// the program writes, in the same way.
-const HOLDER: &str = r#"
-import os, pty, select, sys
-pid, master = pty.fork()
-if pid == 0:
-    os.environ.update(PS1='% ', TERM='dumb', HISTFILE='', INPUTRC='/dev/null')
-    os.execvp(sys.argv[1], sys.argv[1:])
-print('child', pid)
-while True:
-    ready = select.select([0, master], [], [])[0]
-    if master in ready:
-        try:
-            data = os.read(master, 4096)
-        except OSError:
-            data = b''
-        if not data:
-            break
-        print(data.hex())
-    if 0 in ready:
-        for word in os.read(0, 4096).split():
-            os.write(master, bytes.fromhex(word.decode()))
-print('ended', os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-"#;
-
-/// A program on a terminal whose master the test's child holds.
-struct Terminal {
-    holder: Background,
-    /// The holder's id, also when ksnap has brought it back.
-    root: i32,
-    child: i32,
-    /// What the program has written that no test has taken yet.
-    seen: String,
-}
-
-impl Terminal {
-    fn start(program: &[&str]) -> Result<Self> {
-        let mut command = Command::new(Python::interpreter()?);
-        command.args(["-u", "-c", HOLDER]).args(program);
-        let mut holder = Background::start(command)?;
-        let line = holder.line(LIMIT)?.context("no child")?;
-        let child = line.strip_prefix("child ").context("no child")?.parse()?;
-        Ok(Self {
-            root: holder.pid(),
-            holder,
-            child,
-            seen: String::new(),
-        })
-    }
-
-    fn type_in(&mut self, text: &str) -> Result<()> {
-        let digits: String = text.bytes().map(|byte| format!("{byte:02x}")).collect();
-        self.holder
-            .stdin()?
-            .write_all(format!("{digits}\n").as_bytes())?;
-        Ok(())
-    }
-
-    fn take(&mut self, line: &str) -> Result<()> {
-        let digits = |n: usize| u8::from_str_radix(line.get(n..n + 2)?, 16).ok();
-        let bytes: Option<Vec<u8>> = (0..line.len()).step_by(2).map(digits).collect();
-        let bytes = bytes.with_context(|| format!("the holder says {line}"))?;
-        self.seen.push_str(&String::from_utf8_lossy(&bytes));
-        Ok(())
-    }
-
-    /// Waits until the program has written this, and gives all up to it.
-    fn expect(&mut self, text: &str) -> Result<String> {
-        loop {
-            if let Some(at) = self.seen.find(text) {
-                let rest = self.seen.split_off(at + text.len());
-                return Ok(std::mem::replace(&mut self.seen, rest));
-            }
-            let why = |holder: &Background| format!("{text:?} does not come: {}", holder.stderr());
-            let line = self.holder.line(LIMIT)?;
-            let line = line.with_context(|| format!("{}, {:?}", why(&self.holder), self.seen))?;
-            self.take(&line)?;
-        }
-    }
-
-    /// Has a shell run a command, and gives what that writes. The shell is at its prompt again then.
-    fn run(&mut self, command: &str) -> Result<String> {
-        // The echo of what is typed does not have the sum in it.
-        self.type_in(&format!("{command}; echo end$((40+2)).\n"))?;
-        let said = self.expect("end42.\r\n")?;
-        self.expect("% ")?;
-        let (_, said) = said.split_once(".\r\n").context("no echo")?;
-        Ok(said.trim_end_matches("end42.\r\n").to_owned())
-    }
-
-    /// Captures the holder's tree, ends it, and brings it back. Gives the notes.
-    fn again(&mut self, ksnap: &Ksnap) -> Result<(Pids, String)> {
-        let pids = end_captured(ksnap, self.root)?;
-        self.holder.wait(LIMIT)?.context("the holder lives")?;
-        pids.are_gone()?;
-        while let Ok(Some(line)) = self.holder.line(LIMIT) {
-            self.take(&line)?;
-        }
-        self.holder = ksnap.start(&["restore", "latest", "--wait", "--json"])?;
-        loop {
-            let line = self.holder.line(LIMIT)?;
-            let line = line.with_context(|| self.holder.stderr())?;
-            // The tree runs already, and writes to the same pipe.
-            match serde_json::from_str::<Value>(&line) {
-                Ok(said @ Value::Object(_)) => {
-                    ensure!(said["pid"] == pids.0[0], "{said}");
-                    return Ok((pids, said["notes"].to_string()));
-                }
-                _ => self.take(&line)?,
-            }
-        }
-    }
-
-    fn ended(&mut self) -> Result<String> {
-        let finished = self.holder.finish(LIMIT)?;
-        Ok(finished.stdout)
-    }
-}
-
-/// Session, terminal and foreground of a process (proc_pid_stat(5)).
-fn place_of(pid: i32) -> Result<[i64; 4]> {
-    let stat = stat_of(pid).with_context(|| format!("process {pid} is gone"))?;
-    let field = |n: usize| stat[n].parse::<i64>();
-    Ok([field(2)?, field(3)?, field(4)?, field(5)?])
-}
-
-fn state_of(pid: i32) -> Option<String> {
-    stat_of(pid).map(|stat| stat[0].clone())
-}
-
-/// The child of a process with this argument, which may have to become that yet.
-fn await_child(parent: i32, argument: &str) -> Result<i32> {
-    let mut found = child_with(parent, argument);
-    await_that(argument, || {
-        found = child_with(parent, argument);
-        found.is_ok()
-    })
-    .with_context(|| format!("{found:?}"))?;
-    found
-}
-
-fn child_with(parent: i32, argument: &str) -> Result<i32> {
-    let mut lines = Vec::new();
-    for pid in children_of(parent)? {
-        let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        if line.split('\0').any(|word| word == argument) {
-            return Ok(pid);
-        }
-        lines.push(line);
-    }
-    bail!("no child of {parent} with {argument}: {lines:?}")
-}
-
-/// The places of processes are as they were, the number of the terminal included where others have left it free, and
-/// that is the terminal that they have open.
-fn are_as_before(before: &[(i32, [i64; 4])], notes: &str) -> Result<()> {
-    let shell = before[1].0;
-    let open = std::fs::metadata(format!("/proc/{shell}/fd/0"))?.rdev();
-    // Encoded in the same way.
-    let (now, session) = (open as i64, place_of(shell)?[1]);
-    for (pid, was) in before {
-        let (mut expected, is_in) = (*was, was[1] == session);
-        if is_in && notes.contains("the terminal that was /dev/pts/") {
-            expected[2] = now;
-        }
-        let is = place_of(*pid)?;
-        ensure!(
-            is == expected,
-            "{pid}: {is:?} instead of {expected:?}: {notes}"
-        );
-        ensure!(!is_in || is[2] == now, "{pid}: {is:?}, and {now} is open");
-    }
-    ensure!(!notes.contains("controlling terminal"), "{notes}");
-    ensure!(!notes.contains("foreground"), "{notes}");
-    Ok(())
-}
-
 /// Jobs in the background, stopped and running, and one in the foreground.
 #[test]
 fn a_shell_goes_on_leading_its_jobs() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"), Program("bash"));
+    require!(Root, Ksnap, Program("python3"), Program("bash"), ChosenIds);
     let ksnap = Ksnap::new()?;
     let mut terminal = Terminal::start(&["bash", "--noediting", "--norc", "--noprofile", "-i"])?;
     let (holder, shell) = (terminal.root, terminal.child);
@@ -286,7 +82,7 @@ fn a_shell_goes_on_leading_its_jobs() -> Result<()> {
     })?;
     let job = child_with(shell, "100002")?;
     terminal.type_in("\x1a")?;
-    await_that("a stopped job", || state_of(job).as_deref() == Some("T"))?;
+    await_that("a stopped job", || state_of(job) == 'T')?;
     terminal.expect("% ")?;
     let listed = terminal.run("jobs -l")?;
     let running = await_child(shell, "100001")?;
@@ -303,7 +99,7 @@ fn a_shell_goes_on_leading_its_jobs() -> Result<()> {
     let (pids, notes) = terminal.again(&ksnap)?;
     ensure!(pids.0.len() == 4, "{:?}", pids.0);
     are_as_before(&before, &notes)?;
-    ensure!(state_of(job).as_deref() == Some("T"), "{:?}", state_of(job));
+    ensure!(state_of(job) == 'T', "{}", state_of(job));
     let listed = terminal.run("jobs -l")?;
     for word in ["Stopped", "Running", &job.to_string(), &running.to_string()] {
         ensure!(listed.contains(word), "{word}: {listed}");
@@ -313,8 +109,7 @@ fn a_shell_goes_on_leading_its_jobs() -> Result<()> {
     // A job is.
     terminal.type_in("fg %2\n")?;
     await_that("it goes on in the foreground", || {
-        state_of(job).as_deref() == Some("S")
-            && place_of(job).is_ok_and(|place| place[3] == i64::from(job))
+        state_of(job) == 'S' && place_of(job).is_ok_and(|place| place[3] == i64::from(job))
     })?;
     let before = places()?;
     let (_pids, notes) = terminal.again(&ksnap)?;
@@ -323,11 +118,8 @@ fn a_shell_goes_on_leading_its_jobs() -> Result<()> {
     terminal.expect("% ")?;
     let said = terminal.run("echo code $?")?;
     ensure!(said.contains("code 130"), "{said}");
-    await_that("it has ended", || state_of(job).is_none())?;
-    ensure!(
-        state_of(running).as_deref() == Some("S"),
-        "Ctrl-C reached it"
-    );
+    await_that("it has ended", || state_of(job) == '?')?;
+    ensure!(state_of(running) == 'S', "Ctrl-C reached it");
     ensure!(
         place_of(shell)?[3] == i64::from(shell),
         "{:?}",
@@ -344,7 +136,7 @@ fn a_shell_goes_on_leading_its_jobs() -> Result<()> {
 /// The terminal of a shell whose master is elsewhere.
 #[test]
 fn a_terminal_that_is_held_elsewhere_is_named() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"), Program("bash"));
+    require!(Root, Ksnap, Program("python3"), ChosenIds);
     let ksnap = Ksnap::new()?;
     let mut terminal =
         Terminal::start(&["sh", "-c", "sleep 100003 & echo here; exec sleep 100004"])?;
@@ -384,7 +176,7 @@ fn a_terminal_that_is_held_elsewhere_is_named() -> Result<()> {
 /// One that leads a session begins one without a terminal, also where ksnap's has the number of the one that it had.
 #[test]
 fn a_leader_alone_goes_on_without_its_terminal_which_is_named() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"));
+    require!(Root, Ksnap, Program("python3"), ChosenIds);
     let ksnap = Ksnap::new()?;
     let mut terminal = Terminal::start(&["sleep", "100007"])?;
     let pid = terminal.child;
@@ -432,105 +224,4 @@ fn what_waits_in_a_terminal_is_named() -> Result<()> {
         words.iter().all(|word| said.contains(word))
     })
     .with_context(|| said.clone())
-}
-
-/// Ends a server of tmux when the test is over.
-struct Tmux<'a>(&'a Path);
-
-impl Tmux<'_> {
-    fn run(&self, args: &[&str]) -> Result<String> {
-        let output = Command::new("tmux")
-            .arg("-S")
-            .arg(self.0)
-            .args(["-f", "/dev/null"])
-            .args(args)
-            .env_remove("TMUX")
-            .output()?;
-        ensure!(
-            output.status.success(),
-            "tmux {args:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        Ok(String::from_utf8(output.stdout)?)
-    }
-
-    /// Waits until the pane shows this.
-    fn shows(&self, text: &str) -> Result<String> {
-        let mut shown = String::new();
-        await_that(text, || {
-            shown = self
-                .run(&["capture-pane", "-p"])
-                .unwrap_or_else(|e| format!("{e:#}"));
-            shown.contains(text)
-        })
-        .with_context(|| shown.clone())?;
-        Ok(shown)
-    }
-
-    fn has_run(&self, command: &str, text: &str) -> Result<()> {
-        self.run(&["send-keys", "-l", command])?;
-        self.run(&["send-keys", "Enter"])?;
-        self.shows(text).map(drop)
-    }
-}
-
-impl Drop for Tmux<'_> {
-    fn drop(&mut self) {
-        let _ = self.run(&["kill-server"]);
-    }
-}
-
-/// A server, with a shell in a pane; clients come afterwards.
-#[test]
-fn tmux_goes_on_with_the_shell_in_its_pane() -> Result<()> {
-    require!(Root, Ksnap, Program("tmux"), Program("bash"));
-    let ksnap = Ksnap::new()?;
-    let folder = tempfile::tempdir()?;
-    let socket = folder.path().join("socket");
-    let tmux = Tmux(&socket);
-    let shell = "env PS1='% ' HISTFILE= bash --norc --noprofile -i";
-    tmux.run(&["new-session", "-d", "-x", "91", "-y", "29", shell])?;
-    tmux.shows("%")?;
-    tmux.has_run("echo before$((20+3)); sleep 100005 &", "before23")?;
-    let pid = |what: &str| -> Result<i32> {
-        Ok(tmux.run(&["display-message", "-p", what])?.trim().parse()?)
-    };
-    let (server, shell) = (pid("#{pid}")?, pid("#{pane_pid}")?);
-    ensure!(parent_of(shell) == Some(server));
-    let job = await_child(shell, "100005")?;
-    await_that("the shell is in the foreground", || {
-        place_of(shell).is_ok_and(|place| place[3] == i64::from(shell))
-    })?;
-    let before: Vec<(i32, [i64; 4])> = [server, shell, job]
-        .iter()
-        .map(|pid| Ok((*pid, place_of(*pid)?)))
-        .collect::<Result<_>>()?;
-    let pids = end_captured(&ksnap, server)?;
-    ensure!(pids.0.contains(&job), "{:?}", pids.0);
-    pids.are_gone()?;
-    let back = ksnap.run(&["restore", "latest", "--json"])?;
-    ensure!(matches!(back.code()?, 0 | 3), "{back:?}");
-    let said: Value = serde_json::from_str(&back.stdout)?;
-    are_as_before(&before, &said["notes"].to_string())?;
-    tmux.shows("before23")?;
-    tmux.has_run("echo after$((20+4)); stty size", "after24")?;
-    tmux.shows("29 91")?;
-    // Ctrl-C reaches what is in the foreground alone.
-    tmux.has_run("sleep 100006", "sleep 100006")?;
-    await_that("it is in the foreground", || {
-        child_with(shell, "100006")
-            .is_ok_and(|job| place_of(job).is_ok_and(|place| place[3] == i64::from(job)))
-    })?;
-    tmux.run(&["send-keys", "C-c"])?;
-    tmux.has_run("echo code$((100+$?))", "code230")?;
-    ensure!(state_of(job).as_deref() == Some("S"), "Ctrl-C reached it");
-    // A client on a terminal of its own.
-    let at = socket.to_str().context("no path")?;
-    let mut client = Terminal::start(&["env", "TERM=xterm", "tmux", "-S", at, "attach"])?;
-    client.expect("before23")?;
-    client.type_in("exit\n")?;
-    let said = client.ended()?;
-    ensure!(said.contains("ended 0"), "{said}");
-    kill(Pid::from_raw(job), Signal::SIGKILL).ok();
-    pids.are_gone()
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tests::victim::blocked;
@@ -151,6 +151,24 @@ fn a_blocked_victim_notices_an_interrupted_call() -> Result<()> {
             "{kind}: {reason}"
         );
     }
+    Ok(())
+}
+
+/// Else nobody could notice a leader that was not brought back, and whoever asks would wait for good.
+#[test]
+fn a_session_whose_leader_is_stuck_says_so() -> Result<()> {
+    let mut victim = Victim::spawn("session", &[])?;
+    let leader = victim.ready()["leader"].as_i64().context("no leader")? as i32;
+    kill(Pid::from_raw(leader), Signal::SIGSTOP)?;
+    // It waits for so many naps, however long they take here.
+    let reason = match victim.ask("check", Duration::from_secs(540)) {
+        Err(error) => format!("{error:#}"),
+        Ok(status) => bail!("it passed its check: {status:?}"),
+    };
+    ensure!(
+        reason.contains(&format!("the leader (process {leader}) is stuck")),
+        "{reason}"
+    );
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use snap_user::model::{
 use snap_user::store::{EncodedBatch, PageSink, Session, SessionInfo, Store};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output};
+use std::process::{Command, Output};
 use tempfile::TempDir;
 
 const PID: i32 = 4242;
@@ -261,26 +261,5 @@ impl Ran {
 
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.out).unwrap_or_else(|error| panic!("{error}: {self:?}"))
-    }
-}
-
-/// A process that sleeps, ended on drop.
-pub struct Sleeper(pub Child);
-
-impl Sleeper {
-    pub fn start() -> Self {
-        let child = Command::new("sleep").arg("60").spawn();
-        Self(child.expect("sleep"))
-    }
-
-    pub fn pid(&self) -> String {
-        self.0.id().to_string()
-    }
-}
-
-impl Drop for Sleeper {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
     }
 }

@@ -3,7 +3,7 @@
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
-use crate::paths;
+use crate::{Ksnap, paths};
 
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
@@ -69,21 +69,7 @@ pub fn can_unshare_users() -> bool {
 
 /// As `ksnap doctor` finds.
 pub fn can_load_probes() -> bool {
-    let Ok(ksnap) = paths::ksnap() else {
-        return false;
-    };
-    let Ok(said) = Command::new(ksnap).args(["doctor", "--json"]).output() else {
-        return false;
-    };
-    let said: serde_json::Value = serde_json::from_slice(&said.stdout).unwrap_or_default();
-    let checks = said["checks"].as_array();
-    checks.is_some_and(|checks| {
-        let is_probes = |check: &&serde_json::Value| check["name"] == "probes";
-        checks
-            .iter()
-            .find(is_probes)
-            .is_some_and(|check| check["outcome"] == "supported")
-    })
+    Ksnap::new().is_ok_and(|ksnap| ksnap.has_probes().unwrap_or(false))
 }
 
 /// Tried out with the folder of temporary files.

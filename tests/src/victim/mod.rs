@@ -16,6 +16,7 @@
 //! | [`args`], [`protocol`], [`fault`] | command line, line protocol, the one way to fail |
 //! | [`workers`], [`pace`], [`rng`] | threads with a heart beat, a work rate, random numbers |
 //! | [`page`], [`table`], [`mem`] | self-describing pages, a table of them, mappings |
+//! | [`family`] | processes of one victim, and what they share |
 //! | the others | one victim each |
 
 pub mod args;
@@ -26,6 +27,7 @@ pub mod counter;
 pub mod deepstack;
 pub mod dontneed;
 pub mod exec;
+pub mod family;
 pub mod fault;
 pub mod filemap;
 pub mod files;

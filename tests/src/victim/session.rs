@@ -6,22 +6,22 @@
 //! and the foreground all the time, and count signals that nobody has asked for, such as that of a terminal that hangs
 //! up. What is on its way in the terminal may be lost: it is said again then.
 
+mod seen;
+
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 
+use self::seen::Seen;
 use super::args::Args;
+use super::family::{Memory, fork, owned};
 use super::fault::{broken, os_error};
-use super::mem::Mapping;
 use super::pace::{Pace, nap};
-use super::page::PAGE;
 use super::protocol::{Started, State};
-use super::table::Table;
-use super::tree::{fork, owned};
-use super::workers::Workers;
+use super::workers::{PATIENCE, Workers};
 
 /// Rounds between one Ctrl-C and the next.
 const INTERRUPT: u64 = 8;
@@ -29,135 +29,54 @@ const INTERRUPT: u64 = 8;
 const CTRL_C: u8 = 3;
 /// Milliseconds after which something is said again. No invariant.
 const AGAIN: i32 = 200;
-/// Signals that nobody asks for here.
-const STRAYS: [i32; 6] = [
-    libc::SIGHUP,
-    libc::SIGCONT,
-    libc::SIGTSTP,
-    libc::SIGTTIN,
-    libc::SIGTTOU,
-    libc::SIGWINCH,
-];
-/// Private pages with known content.
-const PAGES: usize = 16;
-
-/// What one process sees, in shared memory.
-#[repr(C)]
-struct Seen {
-    looks: AtomicU64,
-    /// Process, parent, session, group, session of the terminal, group in its foreground.
-    view: [AtomicU64; 6],
-    /// Bit n for signal n that nobody asked for.
-    strays: AtomicU64,
-    interrupts: AtomicU64,
-}
-
-impl Seen {
-    fn look(&self, side: RawFd) {
-        // SAFETY: calls without pointers.
-        let view = unsafe {
-            [
-                libc::getpid(),
-                libc::getppid(),
-                libc::getsid(0),
-                libc::getpgid(0),
-                libc::tcgetsid(side),
-                libc::tcgetpgrp(side),
-            ]
-        };
-        for (place, now) in self.view.iter().zip(view) {
-            place.store(now as u64, Ordering::SeqCst);
-        }
-        // SAFETY: a constant path; the descriptor is closed at once.
-        unsafe {
-            match libc::open(c"/dev/tty".as_ptr(), libc::O_RDWR | libc::O_NOCTTY) {
-                -1 => broken(os_error("open of /dev/tty")),
-                fd => libc::close(fd),
-            };
-        }
-        self.looks.fetch_add(1, Ordering::SeqCst);
-    }
-
-    fn view(&self) -> [i32; 6] {
-        std::array::from_fn(|n| self.view[n].load(Ordering::SeqCst) as i32)
-    }
-
-    /// Has the handlers of this process count here.
-    fn watch_signals(&'static self, interrupts: bool) {
-        OWN.store(std::ptr::from_ref(self).cast_mut(), Ordering::SeqCst);
-        let interrupt = match interrupts {
-            true => count_interrupt as extern "C" fn(i32),
-            false => count_stray,
-        };
-        let handlers = STRAYS.map(|signal| (signal, count_stray as extern "C" fn(i32)));
-        for (signal, handler) in handlers.into_iter().chain([(libc::SIGINT, interrupt)]) {
-            // SAFETY: zeroed, a sigaction is valid; the handlers touch atomics alone.
-            unsafe {
-                let mut action: libc::sigaction = std::mem::zeroed();
-                action.sa_sigaction = handler as usize;
-                action.sa_flags = libc::SA_RESTART;
-                if libc::sigaction(signal, &action, std::ptr::null_mut()) != 0 {
-                    broken(os_error("sigaction"));
-                }
-            }
-        }
-    }
-}
-
-/// Where the handlers of this process count.
-static OWN: AtomicPtr<Seen> = AtomicPtr::new(std::ptr::null_mut());
-
-extern "C" fn count_stray(signal: i32) {
-    // SAFETY: set before the handler was, to memory that lives as long as the process.
-    let own = unsafe { &*OWN.load(Ordering::SeqCst) };
-    own.strays.fetch_or(1 << signal, Ordering::SeqCst);
-}
-
-extern "C" fn count_interrupt(_: i32) {
-    // SAFETY: as above.
-    let own = unsafe { &*OWN.load(Ordering::SeqCst) };
-    own.interrupts.fetch_add(1, Ordering::SeqCst);
-}
-
 #[repr(C)]
 struct Board {
     /// The worker is in the foreground.
     begun: AtomicU64,
+    /// How often the leader has looked.
+    looks: AtomicU64,
     leader: Seen,
     worker: Seen,
 }
 
-struct Session {
-    board: &'static Board,
-    expected: [[i32; 6]; 2],
-    counter: Arc<AtomicU64>,
-    table: Table,
-    workers: Workers,
-    _memory: [Mapping; 2],
+impl Board {
+    /// Waits until the leader has looked so often.
+    fn await_looks(&self, leader: i32, count: u64) -> Result<(), String> {
+        let looks = || self.looks.load(Ordering::SeqCst);
+        for _ in 0..PATIENCE {
+            if looks() >= count {
+                return Ok(());
+            }
+            nap(1);
+        }
+        Err(format!(
+            "the leader (process {leader}) is stuck: it has looked {} times, not {count}",
+            looks()
+        ))
+    }
 }
 
-// SAFETY: the table is only read here, and its memory lives as long as the victim.
-unsafe impl Sync for Session {}
+struct Session {
+    memory: Memory<Board>,
+    expected: [[i32; 6]; 2],
+    counter: Arc<AtomicU64>,
+    workers: Workers,
+}
 
 /// Starts the victim.
 pub fn start(args: &Args) -> Result<Started> {
     let rate: u64 = args.value("rate", 200)?;
-    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
-    let shared = Mapping::with(PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1)?;
-    // SAFETY: a page of zeroes, large and aligned enough; unmapped only when the process ends.
-    let board: &'static Board = unsafe { &*shared.at().cast::<Board>() };
-    let private = Mapping::private(PAGES * PAGE)?;
-    // SAFETY: the mapping has that many pages, and lives as long as the victim.
-    let table = unsafe { Table::new(private.at(), PAGES, 0x7365) };
+    // SAFETY: a board is atomics alone, and the victim has it until the process ends.
+    let memory = unsafe { Memory::<Board>::new(0x7365) }?;
+    let board = memory.board;
     let (master, side) = terminal()?;
-    if fork()? == 0 {
+    let leader = fork()?;
+    if leader == 0 {
         drop(master);
         lead(board, side.as_raw_fd());
     }
     drop(side);
-    while board.leader.looks.load(Ordering::SeqCst) == 0 {
-        nap(1);
-    }
+    board.await_looks(leader, 1).map_err(anyhow::Error::msg)?;
     let counter = Arc::new(AtomicU64::new(0));
     let mut holder = Holder {
         board,
@@ -188,12 +107,10 @@ pub fn start(args: &Args) -> Result<Started> {
         }
     })?;
     Ok(Started::new(Session {
-        board,
+        memory,
         expected,
         counter,
-        table,
         workers,
-        _memory: [shared, private],
     }))
 }
 
@@ -240,6 +157,7 @@ fn lead(board: &'static Board, side: RawFd) -> ! {
     board.begun.store(worker as u64, Ordering::SeqCst);
     loop {
         board.leader.look(side);
+        board.looks.fetch_add(1, Ordering::SeqCst);
         nap(2);
     }
 }
@@ -328,6 +246,8 @@ impl Holder {
                 match text.trim().parse::<u64>() {
                     Ok(number) if number == n => return true,
                     Ok(number) if number < n => {}
+                    // The end of a line whose number came when somebody still waited for that one.
+                    _ if text.trim().is_empty() => {}
                     _ => broken(format_args!("the terminal says {text:?} in round {n}")),
                 }
             }
@@ -368,21 +288,16 @@ impl State for Session {
     }
 
     fn check(&self) -> Result<(), String> {
-        let looks = || self.board.leader.looks.load(Ordering::SeqCst);
-        let before = looks();
+        let board = self.memory.board;
+        let before = board.looks.load(Ordering::SeqCst);
         self.workers.working()?;
         // One that began since.
-        while looks() < before + 2 {
-            nap(1);
-        }
-        let now = [self.board.leader.view(), self.board.worker.view()];
+        board.await_looks(self.expected[0][0], before + 2)?;
+        let now = [board.leader.view(), board.worker.view()];
         if now != self.expected {
             return Err(format!("they saw {:?} and see {now:?}", self.expected));
         }
-        for (who, seen) in [
-            ("leader", &self.board.leader),
-            ("worker", &self.board.worker),
-        ] {
+        for (who, seen) in [("leader", &board.leader), ("worker", &board.worker)] {
             let strays = seen.strays.load(Ordering::SeqCst);
             if strays != 0 {
                 return Err(format!(
@@ -390,15 +305,36 @@ impl State for Session {
                 ));
             }
         }
-        self.table.verify_all()
+        self.memory.table.verify_all()
     }
 
     fn details(&self) -> Value {
         json!({
             "workers": self.workers.report(),
-            "poke": self.table.poke(),
+            "poke": self.memory.table.poke(),
             "leader": self.expected[0][0],
             "worker": self.expected[1][0],
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_end_without_its_number_is_passed_over() {
+        let (master, side) = terminal().unwrap();
+        // SAFETY: atomics alone, for which zeroes are valid.
+        let board: Board = unsafe { std::mem::zeroed() };
+        let holder = Holder {
+            board: Box::leak(Box::new(board)),
+            master,
+            interrupts: 0,
+        };
+        say(side.as_raw_fd(), b"7");
+        assert!(!holder.is_answered(7), "its line has no end");
+        say(side.as_raw_fd(), b"\n7\n");
+        assert!(holder.is_answered(7));
     }
 }

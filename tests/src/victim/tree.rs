@@ -5,7 +5,7 @@
 //! child on to the grandchild through another pipe. None may be lost or come twice, whatever was on its way. All of
 //! them write what they see of themselves (ids, parent, session, group) into memory that they share.
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,12 +13,10 @@ use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::args::Args;
+use super::family::{Memory, fork, owned};
 use super::fault::{broken, os_error};
-use super::mem::Mapping;
 use super::pace::Pace;
-use super::page::PAGE;
 use super::protocol::{Started, State};
-use super::table::Table;
 use super::workers::Workers;
 
 /// Numbers before the memory file begins anew.
@@ -27,8 +25,6 @@ const ROUND: u64 = 512;
 const CODE: i32 = 7;
 /// What the other one ended by: Rust programs ignore it from their start on.
 const SIGNAL: i32 = libc::SIGPIPE;
-/// Private pages with known content.
-const PAGES: usize = 16;
 
 /// What one process sees of itself, in shared memory.
 #[repr(C)]
@@ -70,28 +66,19 @@ struct Board {
 }
 
 struct Tree {
-    board: &'static Board,
+    memory: Memory<Board>,
     expected: [[i32; 4]; 2],
     ended: [Ended; 2],
     counter: Arc<AtomicU64>,
-    table: Table,
     workers: Workers,
-    _memory: [Mapping; 2],
 }
-
-// SAFETY: the table is only read here, and its memory lives as long as the victim.
-unsafe impl Sync for Tree {}
 
 /// Starts the victim.
 pub fn start(args: &Args) -> Result<Started> {
     let rate: u64 = args.value("rate", 200)?;
-    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
-    let shared = Mapping::with(PAGE, libc::PROT_READ | libc::PROT_WRITE, flags, -1)?;
-    // SAFETY: a page of zeroes, large and aligned enough; unmapped only when the process ends.
-    let board: &'static Board = unsafe { &*shared.at().cast::<Board>() };
-    let private = Mapping::private(PAGES * PAGE)?;
-    // SAFETY: the mapping has that many pages, and lives as long as the victim.
-    let table = unsafe { Table::new(private.at(), PAGES, 0x7472) };
+    // SAFETY: a board is atomics alone, and the victim has it until the process ends.
+    let memory = unsafe { Memory::<Board>::new(0x7472) }?;
+    let board = memory.board;
     let (down, onward) = (pipe()?, pipe()?);
     let (near, far) = pair()?;
     let file = memory_file()?;
@@ -146,19 +133,12 @@ pub fn start(args: &Args) -> Result<Started> {
         }
     })?;
     Ok(Started::new(Tree {
-        board,
+        memory,
         expected,
         ended,
         counter,
-        table,
         workers,
-        _memory: [shared, private],
     }))
-}
-
-pub(super) fn owned(fd: RawFd) -> OwnedFd {
-    // SAFETY: just made, and owned by nobody else.
-    unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
 fn pipe() -> Result<(OwnedFd, OwnedFd)> {
@@ -186,21 +166,6 @@ fn memory_file() -> Result<OwnedFd> {
     match unsafe { libc::memfd_create(c"rounds".as_ptr(), 0) } {
         -1 => bail!(os_error("memfd_create")),
         fd => Ok(owned(fd)),
-    }
-}
-
-/// The program has one thread so far, so that the child may go on as it likes. It ends with its parent.
-pub(super) fn fork() -> Result<i32> {
-    // SAFETY: calls without pointers; see above.
-    unsafe {
-        match libc::fork() {
-            -1 => bail!(os_error("fork")),
-            0 => {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                Ok(0)
-            }
-            child => Ok(child),
-        }
     }
 }
 
@@ -330,18 +295,19 @@ impl State for Tree {
 
     fn check(&self) -> Result<(), String> {
         self.workers.working()?;
-        let now = [self.board.child.ids(), self.board.grandchild.ids()];
+        let board = self.memory.board;
+        let now = [board.child.ids(), board.grandchild.ids()];
         if now != self.expected {
             return Err(format!("ids were {:?} and are {now:?}", self.expected));
         }
         self.ended.iter().try_for_each(Ended::check)?;
-        self.table.verify_all()
+        self.memory.table.verify_all()
     }
 
     fn details(&self) -> Value {
         json!({
             "workers": self.workers.report(),
-            "poke": self.table.poke(),
+            "poke": self.memory.table.poke(),
             "child": self.expected[0][0],
             "grandchild": self.expected[1][0],
             "ended": self.ended.map(|one| one.child),

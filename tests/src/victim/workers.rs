@@ -9,9 +9,9 @@ use serde_json::{Value, json};
 use super::fault::broken;
 use super::pace::nap;
 
-/// How long `check` waits for each worker to move on, in naps of a millisecond. Naps are counted, not the
+/// How long a check waits for each worker, or another process, to move on, in naps of a millisecond. Naps are counted, not the
 /// clock: a victim that is frozen for a minute has not lost its threads.
-const PATIENCE: u32 = 20_000;
+pub const PATIENCE: u32 = 20_000;
 
 /// One worker's state, written by the worker.
 pub struct Beat {

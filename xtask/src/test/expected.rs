@@ -15,10 +15,10 @@ const EXPECTED: [(&str, &str); 5] = [
         "a build option of the kernel; such programs are refused, not captured",
     ),
     (
-        "tc netem",
+        "netem in the kernel",
         "a module that kernels of clouds come without; connections that break are tested without it too",
     ),
-    ("huge pages", "a build option of the kernel"),
+    ("huge pages;", "a build option of the kernel"),
 ];
 
 /// Why a skip is expected, by what it says behind the name of the test; `None` if it is not.
@@ -37,10 +37,14 @@ mod tests {
     #[test]
     fn only_what_is_listed_is_expected() {
         assert!(reason("missing the soft-dirty tracker; use a kernel with it").is_some());
-        assert!(reason("missing tc netem (no module); take a kernel with it").is_some());
+        assert!(reason("missing netem in the kernel (unknown); take one with it").is_some());
+        assert!(reason("missing huge pages; use a kernel with them").is_some());
         for other in [
             "missing root; run the tests as root",
             "missing the program redis-server; apt-get install redis-server",
+            "missing tc netem (Operation not permitted); run the tests as root",
+            "missing the right to allow huge pages; run the tests as root",
+            "missing huge pages, and the right to allow them; run the tests as root",
             "the soft-dirty tracker",
             "",
         ] {

@@ -123,8 +123,8 @@ fn out_of_place(kernel: Kernel) -> &'static [&'static str] {
     }
 }
 
-/// Tests that run a python3.
-const OF_PYTHON: &[&str] = ROLLBACK_PROGRAMS;
+/// Executables whose tests run a python3.
+const OF_PYTHON: [&str; 2] = ["inject", "rollback_programs"];
 
 /// By how much snapshots and rollbacks of each test are fewer than on the host, and waits longer
 /// (`tests::effort`).
@@ -160,7 +160,7 @@ pub fn run(
     let executables = executables()?;
     let python = guest_python::files();
     if let Err(why) = &python {
-        let tests = format!("on other kernels: inject, {}", OF_PYTHON.join(", "));
+        let tests = format!("on other kernels: {}", OF_PYTHON.join(", "));
         stages.skip(&tests, "a python3 to take along", why);
     }
     let kernels = selection.kernels();
@@ -269,7 +269,7 @@ fn payload(
     payload.env("KSNAP_TESTS_TRACKER", kernel.tracker());
     payload.env("KSNAP_TESTS_FAULTS", kernel.fault_source());
     for wanted in wanted {
-        if ["inject", "rollback_programs"].contains(&wanted.target) && python.is_none() {
+        if OF_PYTHON.contains(&wanted.target) && python.is_none() {
             continue;
         }
         let found = executables
@@ -283,11 +283,8 @@ fn payload(
             );
         };
         payload.add_in_place(path);
-        let mut left_out = out_of_place(kernel).to_vec();
-        if python.is_none() {
-            left_out.extend(OF_PYTHON);
-        }
-        let skipped = left_out.iter().flat_map(|name| ["--skip", name]);
+        let left_out = out_of_place(kernel).iter();
+        let skipped = left_out.flat_map(|name| ["--skip", name]);
         let only = wanted.only.iter().copied();
         let arguments = only.chain(skipped).chain(["--test-threads=1"]);
         let name = format!("{}/{}", wanted.package, wanted.target);

@@ -3,7 +3,7 @@
 use super::*;
 use crate::sys::fd::socket::tcp::{capture, close_silently, ends, receivers_done, silence};
 use crate::sys::{pidfd_open, proc};
-use std::io::{ErrorKind, Read};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command};
@@ -12,10 +12,30 @@ use std::time::Duration;
 /// When all of these are taken.
 const MOMENT: u64 = 1_234_567_890;
 
-fn sleeper() -> (Child, PidFd) {
-    let child = Command::new("sleep").arg("1000").spawn().unwrap();
-    let pidfd = pidfd_open(child.id() as i32).unwrap();
-    (child, pidfd)
+/// A process that sleeps, ended on drop.
+struct Sleeper {
+    child: Child,
+    pidfd: PidFd,
+}
+
+impl Sleeper {
+    fn start() -> Self {
+        let child = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pidfd = pidfd_open(child.id() as i32).unwrap();
+        Self { child, pidfd }
+    }
+
+    fn end(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+impl Drop for Sleeper {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 fn pair() -> (TcpStream, TcpStream) {
@@ -25,6 +45,15 @@ fn pair() -> (TcpStream, TcpStream) {
     b.set_read_timeout(Some(Duration::from_millis(400)))
         .unwrap();
     (a, b)
+}
+
+/// What one end says, the other one hears.
+fn talk(mut from: &TcpStream, mut to: &TcpStream) {
+    to.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    from.write_all(b"hello").unwrap();
+    let mut got = [0; 5];
+    to.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"hello");
 }
 
 /// A silent socket of `process`, which may be taken; none where that is not allowed here.
@@ -62,59 +91,45 @@ fn kept(stream: &(Vec<u8>, Vec<u8>)) -> Kept<'_> {
 
 #[test]
 fn a_socket_is_the_processs_again_unless_it_is_kept() {
-    let (mut process, pidfd) = sleeper();
-    let (mut a, mut b) = pair();
-    let Some(custodian) = custody(&pidfd, &a) else {
-        return process.kill().unwrap();
+    let process = Sleeper::start();
+    let (a, b) = pair();
+    let Some(custodian) = custody(&process.pidfd, &a) else {
+        return;
     };
     drop(custodian);
-    std::io::Write::write_all(&mut b, b"hello").unwrap();
-    a.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    let mut got = [0; 5];
-    a.read_exact(&mut got).unwrap();
-    std::io::Write::write_all(&mut a, &got).unwrap();
-    b.read_exact(&mut got).unwrap();
-    assert_eq!(&got, b"hello");
-    process.kill().unwrap();
-    process.wait().unwrap();
+    talk(&b, &a);
+    talk(&a, &b);
 }
 
 #[test]
 fn a_socket_is_the_processs_again_when_ksnap_ends_in_the_middle() {
-    let (mut process, pidfd) = sleeper();
-    let (mut a, mut b) = pair();
-    let Some(mut custodian) = custody(&pidfd, &a) else {
-        return process.kill().unwrap();
+    let process = Sleeper::start();
+    let (a, b) = pair();
+    let Some(mut custodian) = custody(&process.pidfd, &a) else {
+        return;
     };
     // As the end of ksnap would leave it: in repair mode, and the pipe closed.
     close_silently(a.as_raw_fd());
     drop(custodian.tell.take());
     bury(custodian.child);
-    std::io::Write::write_all(&mut b, b"hello").unwrap();
-    a.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
-    let mut got = [0; 5];
-    a.read_exact(&mut got).unwrap();
-    assert_eq!(&got, b"hello");
-    process.kill().unwrap();
-    process.wait().unwrap();
+    talk(&b, &a);
 }
 
 #[test]
 fn the_other_side_notices_nothing_while_a_socket_is_kept() {
-    let (mut process, pidfd) = sleeper();
+    let mut process = Sleeper::start();
     let (a, mut b) = pair();
     // Memory that ksnap may have and its child shall not.
     let much = std::hint::black_box(vec![7u8; 64 << 20]);
-    let Some(custodian) = custody(&pidfd, &a) else {
-        return process.kill().unwrap();
+    let Some(custodian) = custody(&process.pidfd, &a) else {
+        return;
     };
     drop(much);
     let ends = ends(&a).unwrap();
-    process.kill().unwrap();
-    process.wait().unwrap();
+    process.end();
     let keeper = custodian.keep().unwrap();
     drop(a);
-    std::io::Write::write_all(&mut b, b"anybody there?").unwrap();
+    b.write_all(b"anybody there?").unwrap();
     let quiet = b.read(&mut [0; 8]).unwrap_err();
     assert_eq!(quiet.kind(), ErrorKind::WouldBlock);
     let found = keepers(&ends.0, &ends.1);
@@ -145,21 +160,20 @@ fn the_other_side_notices_nothing_while_a_socket_is_kept() {
 
 #[test]
 fn one_look_finds_all_connections_that_a_custodian_has_and_ends_it_once() {
-    let (mut process, pidfd) = sleeper();
+    let mut process = Sleeper::start();
     let pairs: Vec<(TcpStream, TcpStream)> = (0..20).map(|_| pair()).collect();
     // Without the right to take them nothing is to be seen here.
-    let Some(first) = custody(&pidfd, &pairs[0].0) else {
-        return process.kill().unwrap();
+    let Some(first) = custody(&process.pidfd, &pairs[0].0) else {
+        return;
     };
     drop(first);
     let sockets = pairs.iter().enumerate();
     let sockets = sockets.map(|(n, (a, _))| (OwnedFd::from(a.try_clone().unwrap()), n % 2 == 0));
-    let custodian = Custodian::over(&pidfd, sockets.collect(), MOMENT).unwrap();
+    let custodian = Custodian::over(&process.pidfd, sockets.collect(), MOMENT).unwrap();
     custodian
         .sockets()
         .for_each(|socket| silence(socket).unwrap());
-    process.kill().unwrap();
-    process.wait().unwrap();
+    process.end();
     let all_ends: Vec<_> = pairs.iter().map(|(a, _)| ends(a).unwrap()).collect();
     let keeper = custodian.keep().unwrap();
     let found = custodians();
@@ -179,20 +193,20 @@ fn one_look_finds_all_connections_that_a_custodian_has_and_ends_it_once() {
 
 #[test]
 fn what_ksnap_was_about_to_do_when_it_ended_is_done() {
-    let (mut process, pidfd) = sleeper();
+    let mut process = Sleeper::start();
     let (mut a, mut b) = pair();
-    let Some(mut custodian) = custody(&pidfd, &a) else {
-        return process.kill().unwrap();
+    let Some(mut custodian) = custody(&process.pidfd, &a) else {
+        return;
     };
     custodian.intend().unwrap();
     // The program could not have the other side hear anything that is not in the snapshot.
-    std::io::Write::write_all(&mut a, b"never").unwrap_err();
+    a.write_all(b"never").unwrap_err();
     drop(custodian.tell.take());
-    let status = process.wait().unwrap();
+    let status = process.child.wait().unwrap();
     assert_eq!(status.signal(), Some(libc::SIGKILL));
     let ends = ends(&a).unwrap();
     drop(a);
-    std::io::Write::write_all(&mut b, b"anybody there?").unwrap();
+    b.write_all(b"anybody there?").unwrap();
     let quiet = b.read(&mut [0; 8]).unwrap_err();
     assert_eq!(quiet.kind(), ErrorKind::WouldBlock);
     end_custody(&[kept(&ends)]).unwrap();
@@ -201,37 +215,27 @@ fn what_ksnap_was_about_to_do_when_it_ended_is_done() {
 
 #[test]
 fn without_a_child_that_keeps_them_sockets_are_the_processs_again() {
-    let (mut process, pidfd) = sleeper();
-    let (mut a, mut b) = pair();
-    let Some(mut custodian) = custody(&pidfd, &a) else {
-        return process.kill().unwrap();
+    let process = Sleeper::start();
+    let (a, b) = pair();
+    let Some(mut custodian) = custody(&process.pidfd, &a) else {
+        return;
     };
     // SAFETY: a system call without pointers, on a child of this process that nobody has waited for.
     assert_eq!(unsafe { libc::kill(custodian.child, libc::SIGKILL) }, 0);
     bury(custodian.child);
     custodian.intend().unwrap_err();
-    std::io::Write::write_all(&mut a, b"hello").unwrap();
-    let mut got = [0; 5];
-    b.read_exact(&mut got).unwrap();
-    assert_eq!(&got, b"hello");
-    process.kill().unwrap();
-    process.wait().unwrap();
+    talk(&a, &b);
 }
 
 #[test]
 fn sockets_that_are_given_back_before_the_end_go_on() {
-    let (mut process, pidfd) = sleeper();
-    let (mut a, mut b) = pair();
-    let Some(mut custodian) = custody(&pidfd, &a) else {
-        return process.kill().unwrap();
+    let process = Sleeper::start();
+    let (a, b) = pair();
+    let Some(mut custodian) = custody(&process.pidfd, &a) else {
+        return;
     };
     custodian.intend().unwrap();
     let back = custodian.release();
     assert_eq!(back.len(), 1);
-    std::io::Write::write_all(&mut a, b"hello").unwrap();
-    let mut got = [0; 5];
-    b.read_exact(&mut got).unwrap();
-    assert_eq!(&got, b"hello");
-    process.kill().unwrap();
-    process.wait().unwrap();
+    talk(&a, &b);
 }
