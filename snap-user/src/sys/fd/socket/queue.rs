@@ -9,7 +9,8 @@ use std::os::fd::{AsFd, AsRawFd};
 const LARGEST: usize = 1 << 20;
 
 /// A copy of the queue of a Unix socket, oldest first: a stream as one message. The process must be frozen: the
-/// socket's own offset for looking is borrowed. The kernel passes over an empty message that was looked at before.
+/// socket's own offset for looking is borrowed. The kernel passes over an empty message that was looked at before. Where
+/// nothing more can come, the end reads like an empty message, again and again: the copy ends with the first of these.
 pub fn peek_messages(fd: impl AsFd, stream: bool) -> Result<Vec<Message>> {
     let waiting = queued(&fd)? as usize;
     if waiting == 0 && stream {
@@ -24,6 +25,7 @@ pub fn peek_messages(fd: impl AsFd, stream: bool) -> Result<Vec<Message>> {
     let mut size = waiting;
     let result = loop {
         match peek(&fd, size.max(1)) {
+            Ok(Some(message)) if message.data.is_empty() && is_at_end(&fd) => break Ok(()),
             Ok(Some(message)) => messages.push(message),
             Ok(None) => break Ok(()),
             Err(e) => break Err(e),
@@ -33,6 +35,18 @@ pub fn peek_messages(fd: impl AsFd, stream: bool) -> Result<Vec<Message>> {
     };
     set_int(&fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF, before)?;
     result.map(|()| messages)
+}
+
+/// Whether the other side sends nothing any more, or this one takes nothing any more.
+fn is_at_end(fd: impl AsFd) -> bool {
+    let mut look = libc::pollfd {
+        fd: fd.as_fd().as_raw_fd(),
+        events: libc::POLLRDHUP,
+        revents: 0,
+    };
+    // SAFETY: one live structure, and no wait.
+    let ready = unsafe { libc::poll(&mut look, 1, 0) };
+    ready > 0 && look.revents & (libc::POLLRDHUP | libc::POLLHUP) != 0
 }
 
 fn peek(fd: impl AsFd, size: usize) -> Result<Option<Message>> {
@@ -129,6 +143,21 @@ mod tests {
         assert_eq!(b.recv(&mut got).unwrap(), 5);
         assert_eq!(b.recv(&mut got).unwrap(), 1);
         assert_eq!(b.recv(&mut got).unwrap(), 23);
+        assert!(peek_messages(&b, false).unwrap().is_empty());
+    }
+
+    #[test]
+    fn the_end_of_a_connection_with_messages_is_no_message() {
+        let (a, b) = super::super::pair(libc::SOCK_SEQPACKET).unwrap();
+        let a = UnixDatagram::from(a);
+        a.send(b"last").unwrap();
+        drop(a);
+        for _ in 0..2 {
+            let seen = peek_messages(&b, false).unwrap();
+            assert_eq!(seen.len(), 1);
+            assert_eq!(seen[0].data, b"last");
+        }
+        drain(&b).unwrap();
         assert!(peek_messages(&b, false).unwrap().is_empty());
     }
 }
