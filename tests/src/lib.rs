@@ -53,6 +53,7 @@
 //! | [`netns`], [`relay`], [`remote`] | two network namespaces as two machines, a bad connection between them, and ksnap on each |
 //! | [`stream`] | two programs that send each other a stream of bytes that both know |
 //! | [`tree`] | trees of processes, captured, ended and brought back |
+//! | [`family`] | two processes with something between them, rolled back together |
 //! | [`terminal`] | programs on terminals |
 //! | [`tcp`] | processes with connections, taken and brought back |
 //! | [`moving`] | [`moving::Moving`]: redis-server that moves between them |
@@ -62,6 +63,7 @@ pub mod background;
 pub mod bpf;
 pub mod effort;
 pub mod elf32;
+pub mod family;
 pub mod footprint;
 pub mod ksnap;
 pub mod moto;

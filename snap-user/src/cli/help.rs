@@ -304,9 +304,15 @@ What cannot be put back is refused before anything is touched. Asks first; witho
 A file position goes back for everyone who shares the open file, as a process started by a shell shares the \
 shell's redirected output.
 
+With --tree, a process and its descendants go back to the moment at which they were captured together (ksnap snap \
+--tree), with what is in the pipes, sockets and memory between them: all of them, or none. Descendants that came since are \
+ended (SIGKILL) once nothing is refused any more. Where one of the processes has ended since, nothing is done: ksnap \
+restore brings such a tree back as new processes.
+
 Examples:
   ksnap rollback 1234 latest
-  ksnap rollback 1234 @12 -y",
+  ksnap rollback 1234 @12 -y
+  ksnap rollback $(cat /run/nginx.pid) latest --tree",
     references!()
 );
 

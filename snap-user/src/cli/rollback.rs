@@ -3,17 +3,21 @@
 use super::args::Rollback;
 use super::context::Context;
 use super::exit::{CliError, Exit};
-use super::render::human::{ago, clean};
+use super::render::human::{ago, clean, count};
 use super::render::taken;
 use crate::session::{self, LogEntry};
+use std::path::Path;
 use std::time::SystemTime;
 
 /// Puts a live process back to a snapshot, when the user is sure.
 pub fn rollback(context: &Context, args: &Rollback) -> Result<Exit, CliError> {
     let store = context.store()?;
+    if args.tree {
+        return tree(context, args, &store);
+    }
     let entry = session::find_to_go_back_to(&store, args.pid, &args.reference)?;
     if !args.yes {
-        confirm(context, &entry)?;
+        confirm(context, &entry, 0)?;
     }
     // By its whole name: what was `latest` when the user said yes may not be any more.
     let done = session::rollback(
@@ -30,9 +34,33 @@ pub fn rollback(context: &Context, args: &Rollback) -> Result<Exit, CliError> {
     Ok(Exit::Done)
 }
 
-fn confirm(context: &Context, entry: &LogEntry) -> Result<(), CliError> {
+/// Puts a process and its descendants back to a snapshot of all of them.
+fn tree(context: &Context, args: &Rollback, store: &Path) -> Result<Exit, CliError> {
+    let (entry, tree) = session::find_tree_to_go_back_to(store, args.pid, &args.reference)?;
+    if !args.yes {
+        confirm(context, &entry, tree.members.len() as u64 - 1)?;
+    }
+    let id = entry.id.to_string();
+    let done = session::rollback_tree(store, args.pid, &id, &args.taking.options())?;
+    context.print(args.json, &done, |out, _| {
+        taken::rolled_back_tree(&done)
+            .iter()
+            .try_for_each(|line| writeln!(out, "{line}"))
+    })?;
+    Ok(Exit::Done)
+}
+
+/// `others` go back with it.
+fn confirm(context: &Context, entry: &LogEntry, others: u64) -> Result<(), CliError> {
+    let (with, lost) = match others {
+        0 => (String::new(), "What it did since is lost."),
+        n => (
+            format!(" and {} below it", count(n, "other")),
+            "What they did since is lost, and processes that came since are ended.",
+        ),
+    };
     let question = format!(
-        "Put process {} ({}) back to {} (@{}, {})? What it did since is lost.",
+        "Put process {} ({}){with} back to {} (@{}, {})? {lost}",
         entry.pid,
         clean(&entry.comm),
         entry.id.short(),

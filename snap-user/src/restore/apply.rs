@@ -3,11 +3,11 @@
 use super::files::{self, Made};
 use super::memory::{self, Pages};
 use super::plan::{MapOp, RestorePlan};
-use super::state::{self, Held};
+use super::state::{self, Held, StatePlan};
 use super::{RestoreError, Result, fault, threads, waits};
 use crate::model::{Backing, PageSet, ProcessState, Protection, SavedFile, Vma};
 use crate::sys::{self, Frozen, Gadgets, Remote, SysError, proc};
-use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 
 /// What a carried-out plan did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -32,34 +32,123 @@ pub struct Applied {
 pub fn apply(
     frozen: &mut Frozen,
     plan: &RestorePlan,
-    (target, live): (&ProcessState, &ProcessState),
+    states: (&ProcessState, &ProcessState),
     pages: &Pages<'_>,
-    (made, changed): (&Made, &[&SavedFile]),
-    process: impl AsFd,
+    (made, changed): (&Made, &[SavedFile]),
+    process: BorrowedFd<'_>,
 ) -> Result<Applied> {
-    let pid = frozen.pid();
-    let insn =
-        Gadgets::find_syscall(pid, &proc::maps(pid)?)?.ok_or_else(|| RestoreError::Refused {
+    let mut one = Applying::new(frozen, plan, states, *pages, process)?;
+    let mut run = || -> sys::Result<()> {
+        one.begin(made)?;
+        one.write_back(changed)?;
+        one.step = "setting what open files hold";
+        fault::point(one.step);
+        one.settle_files(made)?;
+        one.settle_process(made, one.target)?;
+        one.finish()?;
+        fault::point("all done");
+        Ok(())
+    };
+    let done = run();
+    one.outcome(done)
+}
+
+/// A process that is being put back, one part after the other. Among several, all of them have had one part before any
+/// has the next.
+pub(super) struct Applying<'a> {
+    frozen: &'a mut Frozen,
+    plan: &'a RestorePlan,
+    pub(super) target: &'a ProcessState,
+    live: &'a ProcessState,
+    pages: Pages<'a>,
+    pub(super) process: BorrowedFd<'a>,
+    /// A system call instruction of its own.
+    insn: u64,
+    /// The thread that runs calls.
+    worker: i32,
+    pub(super) step: &'static str,
+    done: Applied,
+}
+
+impl<'a> Applying<'a> {
+    /// Touches nothing.
+    ///
+    /// # Errors
+    /// Where it has nothing by which it can be put back.
+    pub(super) fn new(
+        frozen: &'a mut Frozen,
+        plan: &'a RestorePlan,
+        (target, live): (&'a ProcessState, &'a ProcessState),
+        pages: Pages<'a>,
+        process: BorrowedFd<'a>,
+    ) -> Result<Self> {
+        let pid = frozen.pid();
+        let found = Gadgets::find_syscall(pid, &proc::maps(pid)?)?;
+        let insn = found.ok_or_else(|| RestoreError::Refused {
             pid,
             reasons: vec!["its code holds no system call instruction to borrow".into()],
         })?;
-    let mut step = "ending threads";
-    let mut run = || -> sys::Result<Applied> {
-        fault::point(step);
+        Ok(Self {
+            worker: frozen.threads()[0],
+            frozen,
+            plan,
+            target,
+            live,
+            pages,
+            process,
+            insn,
+            step: "ending threads",
+            done: Applied::default(),
+        })
+    }
+
+    pub(super) fn pid(&self) -> i32 {
+        self.frozen.pid()
+    }
+
+    /// What came of it.
+    pub(super) fn outcome(self, done: sys::Result<()>) -> Result<Applied> {
+        match done {
+            Ok(()) => Ok(self.done),
+            Err(e) => Err(RestoreError::Halfway {
+                pid: self.pid(),
+                step: self.step,
+                why: e.to_string(),
+            }),
+        }
+    }
+
+    pub(super) fn into_applied(self) -> Applied {
+        self.done
+    }
+
+    fn remote(&self) -> sys::Result<Remote> {
+        Remote::new(self.worker, self.insn)
+    }
+
+    fn set_attributes(&mut self, steps: &StatePlan) -> sys::Result<()> {
+        let mut held = Held::new(self.pid(), self.insn);
+        self.done.notes.extend(state::apply(steps, &mut held)?);
+        held.finish(self.worker)
+    }
+
+    /// Threads that end, mappings, memory, descriptors.
+    pub(super) fn begin(&mut self, made: &Made) -> sys::Result<()> {
+        let (pid, plan, insn) = (self.pid(), self.plan, self.insn);
+        self.step = "ending threads";
+        fault::point(self.step);
         for &tid in &plan.end_threads {
-            threads::end(frozen, tid, insn)?;
+            threads::end(self.frozen, tid, insn)?;
         }
         for registration in &plan.registrations {
             threads::unregister(registration, insn)?;
         }
-        let worker = frozen.threads()[0];
-        step = "lifting its resource limits";
-        let mut held = Held::new(pid, insn);
-        let mut notes = state::apply(&plan.limits.before, &mut held)?;
-        held.finish(worker)?;
-        let mut remote = Remote::new(worker, insn)?;
-        step = "changing mappings";
-        fault::point(step);
+        self.worker = self.frozen.threads()[0];
+        self.step = "lifting its resource limits";
+        self.set_attributes(&plan.limits.before)?;
+        let mut remote = self.remote()?;
+        self.step = "changing mappings";
+        fault::point(self.step);
         if let Some(brk) = plan.brk {
             set_brk(&mut remote, brk)?;
         }
@@ -67,76 +156,94 @@ pub fn apply(
             change_mapping(pid, &mut remote, op)?;
         }
         drop(remote);
-        step = "taking guard pages away";
+        self.step = "taking guard pages away";
         let mut held = Held::new(pid, insn);
         state::apply(&plan.memory.before, &mut held)?;
-        held.finish(worker)?;
-        let mut remote = Remote::new(worker, insn)?;
-        step = "writing memory";
-        fault::point(step);
-        let mapped: PageSet = target
+        held.finish(self.worker)?;
+        let mut remote = self.remote()?;
+        self.step = "writing memory";
+        fault::point(self.step);
+        let mapped: PageSet = self
+            .target
             .vmas
             .iter()
             .filter(|v| !v.is_special())
             .map(|v| v.range)
             .collect();
-        let (written, absent) = memory::write(pid, pages, &mapped)?;
-        memory::discard(pid, &absent, &target.vmas, &mut remote)?;
-        step = "opening and closing descriptors";
-        fault::point(step);
-        made.install(&mut remote, pid, &process, &plan.files)?;
-        step = "writing the contents of files";
-        fault::point(step);
-        files::write_back(pid, target, changed, pages.content)?;
-        step = "setting what open files hold";
-        fault::point(step);
-        notes.extend(made.settle(&mut remote, pid, &plan.files, target, live)?);
-        drop(remote);
-        step = "registering threads";
-        fault::point(step);
+        let (written, absent) = memory::write(pid, &self.pages, &mapped)?;
+        memory::discard(pid, &absent, &self.target.vmas, &mut remote)?;
+        (self.done.written, self.done.discarded) = (written, absent.pages());
+        self.step = "opening and closing descriptors";
+        fault::point(self.step);
+        made.install(&mut remote, pid, self.process, &plan.files)
+    }
+
+    /// Gives back locks of the process that it is to have otherwise.
+    pub(super) fn unlock(&mut self, made: &Made) -> sys::Result<()> {
+        self.step = "giving locks back";
+        made.unlock_process(&mut self.remote()?, self.pid(), &self.plan.files)
+    }
+
+    /// Writes the contents of files that its descriptors refer to by now.
+    pub(super) fn write_back(&mut self, changed: &[SavedFile]) -> sys::Result<()> {
+        self.step = "writing the contents of files";
+        fault::point(self.step);
+        files::write_back(self.pid(), self.target, changed, self.pages.content).map(drop)
+    }
+
+    fn settle_files(&mut self, made: &Made) -> sys::Result<()> {
+        let notes = made.settle_files(&self.plan.files, self.target, self.live)?;
+        self.done.notes.extend(notes);
+        Ok(())
+    }
+
+    /// What it has to do itself for its open files. `wanted` is what its plan for them was made for.
+    pub(super) fn settle_process(&mut self, made: &Made, wanted: &ProcessState) -> sys::Result<()> {
+        self.step = "setting what open files hold";
+        let (pid, files) = (self.pid(), &self.plan.files);
+        let notes = made.settle_process(&mut self.remote()?, pid, files, wanted, self.target)?;
+        self.done.notes.extend(notes);
+        Ok(())
+    }
+
+    /// Registrations, threads, attributes, registers.
+    pub(super) fn finish(&mut self) -> sys::Result<()> {
+        let (pid, plan, insn) = (self.pid(), self.plan, self.insn);
+        self.step = "registering threads";
+        fault::point(self.step);
         for registration in &plan.registrations {
             threads::register_again(registration, insn)?;
         }
-        step = "making threads";
-        fault::point(step);
-        fault::failure(step)?;
+        self.step = "making threads";
+        fault::point(self.step);
+        fault::failure(self.step)?;
         for thread in &plan.start_threads {
-            threads::start(frozen, worker, insn, thread)?;
+            threads::start(self.frozen, self.worker, insn, thread)?;
         }
-        step = "setting attributes";
-        fault::point(step);
+        self.step = "setting attributes";
+        fault::point(self.step);
         let mut held = Held::new(pid, insn);
+        let notes = &mut self.done.notes;
         notes.extend(state::apply(&plan.memory.after, &mut held)?);
         notes.extend(state::apply(&plan.state, &mut held)?);
-        held.finish(worker)?;
-        step = "continuing its waits";
-        fault::point(step);
+        held.finish(self.worker)?;
+        self.step = "continuing its waits";
+        fault::point(self.step);
+        let target = self.target;
         let remote = |n: usize| Remote::new(target.threads[n].tid, insn);
-        let waits = waits::begin_all(pid, &target.threads, remote, &mut notes)?;
-        step = "setting resource limits";
-        let mut held = Held::new(pid, insn);
-        notes.extend(state::apply(&plan.limits.after, &mut held)?);
-        held.finish(worker)?;
-        step = "setting registers";
-        fault::point(step);
+        let waits = waits::begin_all(pid, &target.threads, remote, &mut self.done.notes)?;
+        self.step = "setting resource limits";
+        self.set_attributes(&plan.limits.after)?;
+        self.step = "setting registers";
+        fault::point(self.step);
         for (n, (thread, wait)) in target.threads.iter().zip(waits).enumerate() {
             threads::set_registers(thread.tid, thread, wait)?;
             if n == 0 {
                 fault::point("registers of one thread set");
             }
         }
-        fault::point("all done");
-        Ok(Applied {
-            written,
-            discarded: absent.pages(),
-            notes,
-        })
-    };
-    run().map_err(|e| RestoreError::Halfway {
-        pid,
-        step,
-        why: e.to_string(),
-    })
+        Ok(())
+    }
 }
 
 fn set_brk(remote: &mut Remote, brk: u64) -> sys::Result<()> {

@@ -4,6 +4,7 @@
 //! back, it refuses. [`apply`] carries the plan out on a process held in a job-control stop.
 
 mod apply;
+mod apply_tree;
 mod error;
 pub mod fault;
 pub mod files;
@@ -16,9 +17,10 @@ mod threads;
 mod waits;
 
 pub use apply::{Applied, apply};
+pub use apply_tree::{Part, TreeFiles, apply_tree};
 pub use error::RestoreError;
 pub use memory::{Content, Pages};
-pub use plan::{MapOp, RestorePlan, World, plan};
+pub use plan::{MapOp, RestorePlan, World, plan, plan_but_files};
 pub use state::TimerIds;
 pub use threads::can_start as can_start_thread;
 

@@ -89,6 +89,28 @@ pub fn plan<W: World>(
     live: &ProcessState,
     world: &W,
 ) -> Result<RestorePlan> {
+    let files = || files::plan(target, live, world, &files::Options::default());
+    plan_with(target, live, world, files)
+}
+
+/// The same for one of several processes, whose open files have a plan of their own ([`files::Joint`]).
+///
+/// # Errors
+/// As [`plan`].
+pub fn plan_but_files<W: World>(
+    target: &ProcessState,
+    live: &ProcessState,
+    world: &W,
+) -> Result<RestorePlan> {
+    plan_with(target, live, world, FilesPlan::default)
+}
+
+fn plan_with<W: World>(
+    target: &ProcessState,
+    live: &ProcessState,
+    world: &W,
+    files: impl FnOnce() -> FilesPlan,
+) -> Result<RestorePlan> {
     let mut plan = RestorePlan::default();
     let mut reasons = Vec::new();
     if !same_program(target, live) {
@@ -113,7 +135,7 @@ pub fn plan<W: World>(
     for op in &plan.mappings {
         check_mapping(op, &after, world, &mut reasons);
     }
-    plan.files = files::plan(target, live, world, &files::Options::default());
+    plan.files = files();
     reasons.append(&mut plan.files.refusals);
     plan.notes.append(&mut plan.files.notes);
     if plan.end_threads.len() < live.threads.len() {

@@ -165,7 +165,9 @@ impl SessionError {
                 // A path that is missing is no process that is gone.
                 RestoreError::Unborn { source, .. } if source.is_vanished() => Trouble::Failed,
                 RestoreError::Unborn { source, .. } => sys(source),
-                RestoreError::Refused { .. } | RestoreError::Halfway { .. } => Trouble::Failed,
+                RestoreError::Refused { .. }
+                | RestoreError::Halfway { .. }
+                | RestoreError::TreeHalfway { .. } => Trouble::Failed,
             },
             Self::Store(error) => store(error),
             Self::Track(error) => match error {

@@ -3,7 +3,7 @@
 use super::Result;
 use crate::capture::CaptureError;
 use crate::model::Zombie;
-use crate::sys::{Freeze, Frozen, SysError, proc};
+use crate::sys::{Freeze, Frozen, Hold, SysError, proc};
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -50,13 +50,13 @@ pub fn look(root: i32) -> Result<Vec<i32>> {
 ///
 /// # Errors
 /// When one of them cannot be stopped; all of them run on then.
-pub(super) fn freeze(root: i32) -> Result<Family> {
+pub(super) fn freeze(root: i32, hold: Hold) -> Result<Family> {
     let own = std::process::id() as i32;
     let mut family = Family {
         members: vec![Stopped {
             pid: root,
             parent: None,
-            frozen: stop(root).map_err(|e| CaptureError::from_sys(root, e))?,
+            frozen: stop(root, hold).map_err(|e| CaptureError::from_sys(root, e))?,
         }],
         zombies: Vec::new(),
         notes: Vec::new(),
@@ -77,7 +77,7 @@ pub(super) fn freeze(root: i32) -> Result<Family> {
                     ));
                     continue;
                 }
-                match stop(pid) {
+                match stop(pid, hold) {
                     Ok(frozen) => family.members.push(Stopped {
                         pid,
                         parent: Some(at as u32),
@@ -96,10 +96,10 @@ pub(super) fn freeze(root: i32) -> Result<Family> {
     }
 }
 
-fn stop(pid: i32) -> std::result::Result<Frozen, SysError> {
+fn stop(pid: i32, hold: Hold) -> std::result::Result<Frozen, SysError> {
     let options = Freeze {
         timeout: TIMEOUT,
-        ..Freeze::default()
+        hold,
     };
     Frozen::freeze(pid, options)
 }
@@ -139,7 +139,7 @@ mod tests {
         let end = Instant::now() + Duration::from_secs(60);
         let family = loop {
             assert!(Instant::now() < end, "they do not come to be so");
-            let family = freeze(pid).unwrap();
+            let family = freeze(pid, Hold::Trace).unwrap();
             if family.members.len() == 4 && family.zombies.len() == 1 {
                 break family;
             }

@@ -70,7 +70,7 @@ pub(super) fn refusal(pid: i32) -> CaptureError {
         why: format!(
             "a rollback of it has failed or was cut off in the middle, and left it stopped on a mixed state, of which \
              no snapshot is taken: roll it back again, to this snapshot or another one (ksnap rollback {pid} \
-             SNAPSHOT), or end it (kill -9 {pid})"
+             SNAPSHOT; what was rolled back with --tree, by its first process), or end it (kill -9 {pid})"
         ),
     }
 }

@@ -60,6 +60,9 @@ mod revive_tree;
 mod revive_watched;
 mod rollback;
 mod rollback_load;
+mod rollback_parts;
+mod rollback_tree;
+mod rollback_tree_stop;
 mod rollback_world;
 mod run;
 mod serve;
@@ -121,6 +124,9 @@ pub use remote::DEFAULT_PORT;
 pub use revive::{Pids, ReviveOptions, Revived, RevivedMember, revive};
 pub use revive_watched::revive_watched;
 pub use rollback::{find_to_go_back_to, rollback};
+pub use rollback_tree::{
+    RolledBackProcess, RolledBackTree, find_tree_to_go_back_to, rollback_tree,
+};
 pub use run::{Unwatched, run};
 pub use serve::{Served, serve};
 pub use several::{Watched, watch};

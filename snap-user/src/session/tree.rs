@@ -14,7 +14,7 @@ use super::{Options, Result, SessionError, Taken, Then};
 use crate::capture::CaptureError;
 use crate::model::{ProcessTree, SnapshotId, SnapshotKind, TreeMember};
 use crate::store::Store;
-use crate::sys::{SysError, monotonic_ns, proc};
+use crate::sys::{Hold, SysError, monotonic_ns, proc};
 use crate::track::{TrackerChoice, TrackerKind};
 use serde::Serialize;
 use std::path::Path;
@@ -134,7 +134,7 @@ pub fn snap_tree(dir: &Path, pid: i32, options: &Options) -> Result<TakenTree> {
         }
     }
     let (time_ns, stop) = (wall_clock_ns(), monotonic_ns());
-    let family = family::freeze(pid)?;
+    let family = family::freeze(pid, Hold::Trace)?;
     let mut unsupported = family.notes;
     let mut members = Members(Vec::with_capacity(family.members.len()));
     for stopped in family.members {

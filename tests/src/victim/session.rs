@@ -1,4 +1,4 @@
-//! `session [--rate 200]`: who holds the master of a terminal, the leader of a session that has it as its controlling
+//! `session [--rate 200] [--rollbacks]`: who holds the master of a terminal, the leader of a session that has it as its controlling
 //! terminal, and a worker whose group is in the foreground there.
 //!
 //! Numbers go from the holder through the terminal to the worker and back, which only a reader in the foreground
@@ -66,6 +66,7 @@ struct Session {
 /// Starts the victim.
 pub fn start(args: &Args) -> Result<Started> {
     let rate: u64 = args.value("rate", 200)?;
+    let rollbacks = args.rollbacks()?;
     // SAFETY: a board is atomics alone, and the victim has it until the process ends.
     let memory = unsafe { Memory::<Board>::new(0x7365) }?;
     let board = memory.board;
@@ -73,7 +74,7 @@ pub fn start(args: &Args) -> Result<Started> {
     let leader = fork()?;
     if leader == 0 {
         drop(master);
-        lead(board, side.as_raw_fd());
+        lead(board, side.as_raw_fd(), rollbacks);
     }
     drop(side);
     board.await_looks(leader, 1).map_err(anyhow::Error::msg)?;
@@ -138,8 +139,8 @@ fn terminal() -> Result<(OwnedFd, OwnedFd)> {
 }
 
 /// The leader of the session.
-fn lead(board: &'static Board, side: RawFd) -> ! {
-    board.leader.watch_signals(false);
+fn lead(board: &'static Board, side: RawFd, rollbacks: bool) -> ! {
+    board.leader.watch_signals(false, rollbacks);
     // SAFETY: calls without pointers.
     let worker = unsafe {
         if libc::setsid() < 0 || libc::ioctl(side, libc::TIOCSCTTY, 0) != 0 {
@@ -147,7 +148,7 @@ fn lead(board: &'static Board, side: RawFd) -> ! {
         }
         let worker = fork().unwrap_or_else(|error| broken(error));
         if worker == 0 {
-            work(board, side);
+            work(board, side, rollbacks);
         }
         if libc::setpgid(worker, worker) != 0 || libc::tcsetpgrp(side, worker) != 0 {
             broken(os_error("tcsetpgrp"));
@@ -163,8 +164,8 @@ fn lead(board: &'static Board, side: RawFd) -> ! {
 }
 
 /// The worker in the foreground: says each number back.
-fn work(board: &'static Board, side: RawFd) -> ! {
-    board.worker.watch_signals(true);
+fn work(board: &'static Board, side: RawFd, rollbacks: bool) -> ! {
+    board.worker.watch_signals(true, rollbacks);
     while board.begun.load(Ordering::SeqCst) == 0 {
         nap(1);
     }

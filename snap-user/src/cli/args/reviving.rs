@@ -151,6 +151,9 @@ pub struct Rollback {
     /// The snapshot to go back to
     #[arg(value_name = "REF")]
     pub reference: String,
+    /// The process and all of its descendants, to a snapshot that was taken of them together
+    #[arg(long)]
+    pub tree: bool,
     /// Do not ask
     #[arg(short, long)]
     pub yes: bool,

@@ -3,7 +3,7 @@
 use super::human::{bytes, clean, count, nanos, processes};
 use super::log::kind;
 use crate::model::SnapshotId;
-use crate::session::{KeptConnections, RolledBack, Taken, TakenTree};
+use crate::session::{KeptConnections, RolledBack, RolledBackTree, Taken, TakenTree};
 
 /// One line on a snapshot.
 pub fn taken(taken: &Taken) -> String {
@@ -71,13 +71,56 @@ pub fn rolled_back(pid: i32, done: &RolledBack) -> Vec<String> {
     if done.stopped {
         lines.push(format!("  it is still stopped: kill -CONT {pid}"));
     }
-    let shown = done.notes.iter().take(NOTES);
-    lines.extend(shown.map(|note| format!("  {}", clean(note))));
-    if done.notes.len() > NOTES {
-        let more = done.notes.len() - NOTES;
+    lines.extend(first_notes(&done.notes));
+    lines
+}
+
+/// A line on a tree that was rolled back, one on each of its processes, and those that a rollback of one would have.
+pub fn rolled_back_tree(done: &RolledBackTree) -> Vec<String> {
+    let mut lines = vec![format!(
+        "tree of {} back at {}: stopped for {}",
+        processes(done.processes.len()),
+        done.to.short(),
+        nanos(done.stop_ns)
+    )];
+    for one in &done.processes {
+        let back = &one.back;
         lines.push(format!(
-            "  … and {more} more of this kind (--json lists all)"
+            "  {} {}: {} (@{}), {} written, {} thrown away",
+            one.pid,
+            clean(&one.comm),
+            back.to.short(),
+            back.seq,
+            count(back.written, "page"),
+            back.discarded
+        ));
+        lines.extend(first_notes(&back.notes).map(|note| format!("  {note}")));
+    }
+    if !done.ended.is_empty() {
+        lines.push(format!(
+            "  ended {} that the tree did not have: {}",
+            processes(done.ended.len()),
+            pids(&done.ended)
         ));
     }
+    let still = done.processes.iter().filter(|one| one.back.stopped);
+    let still: Vec<i32> = still.map(|one| one.pid).collect();
+    if !still.is_empty() {
+        lines.push(format!("  still stopped: kill -CONT {}", pids(&still)));
+    }
+    lines.extend(first_notes(&done.notes));
     lines
+}
+
+fn pids(all: &[i32]) -> String {
+    let words: Vec<String> = all.iter().map(ToString::to_string).collect();
+    words.join(" ")
+}
+
+/// A line on each of the first notes, and one on how many there are beside them.
+fn first_notes(notes: &[String]) -> impl Iterator<Item = String> {
+    let more = notes.len().saturating_sub(NOTES);
+    let rest = (more > 0).then(|| format!("  … and {more} more of this kind (--json lists all)"));
+    let shown = notes.iter().take(NOTES);
+    shown.map(|note| format!("  {}", clean(note))).chain(rest)
 }

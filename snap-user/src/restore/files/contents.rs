@@ -24,7 +24,7 @@ pub struct SavedContents {
 pub fn write_back(
     pid: i32,
     wanted: &ProcessState,
-    changed: &[&SavedFile],
+    changed: &[SavedFile],
     content: &Content,
 ) -> sys::Result<u64> {
     let mut written = 0;

@@ -1,5 +1,7 @@
 //! Open files of several processes: each is made once, and shared as it was.
 
+mod in_place;
+
 use super::plan::{FileWorld, FilesPlan, Source, plan_of_one};
 use super::{Options, Replacement, is_from_elsewhere};
 use crate::model::{Descriptor, LockKind, OpenFile, ProcessState, SharedFile};
@@ -144,6 +146,28 @@ impl Joint {
         world: &dyn FileWorld,
         options: &[Options],
     ) -> JointPlan {
+        let new = ProcessState::default();
+        self.merge(states, |wanted, n| {
+            let mut own = plan_of_one(wanted, &new, world, &options[n], None);
+            // By the records of the process's own: another one's locks are not among them.
+            let held = |file: &OpenFile| file.locks.iter().any(|l| l.kind == LockKind::Posix);
+            let mut locked = BTreeSet::new();
+            own.lock = states[n]
+                .open_files()
+                .filter(|(d, file)| held(file) && !options[n].map_fds.contains_key(&d.fd))
+                .filter(|(d, _)| locked.insert(d.file))
+                .map(|(d, _)| d.fd)
+                .collect();
+            own
+        })
+    }
+
+    /// Joins the plans that are made for each process, with the files of all.
+    fn merge(
+        &mut self,
+        states: &[&ProcessState],
+        mut plan: impl FnMut(&ProcessState, usize) -> FilesPlan,
+    ) -> JointPlan {
         let mut all = FilesPlan {
             sources: vec![Source::Lost; self.state.files.len()],
             ..FilesPlan::default()
@@ -155,9 +179,7 @@ impl Joint {
         let mut said = BTreeSet::new();
         self.state.saved = states.iter().flat_map(|s| s.saved.clone()).collect();
         for (n, state) in states.iter().enumerate() {
-            self.view(n);
-            let new = ProcessState::default();
-            let mut own = plan_of_one(&self.state, &new, world, &options[n]);
+            let mut own = plan(self.view(n), n);
             for (texts, told) in [
                 (&mut own.notes, &mut all.notes),
                 (&mut own.refusals, &mut all.refusals),
@@ -179,21 +201,12 @@ impl Joint {
             }
             // What a file holds is set once, whoever has it.
             own.settle.retain(|at| mine.contains(at));
-            let reaches = own.watch.iter();
+            let reaches = own.watch.iter().chain(&own.watched);
             reached.extend(reaches.map(|one| (self.place(n, one.epoll), one.watch)));
             own.watch.retain(|one| {
                 let places = (self.place(n, one.epoll), self.place(n, one.watch.fd));
                 watched.insert((places, one.watch.fd))
             });
-            // By the records of the process's own: another one's locks are not among them.
-            let held = |file: &OpenFile| file.locks.iter().any(|l| l.kind == LockKind::Posix);
-            let mut locked = BTreeSet::new();
-            own.lock = state
-                .open_files()
-                .filter(|(d, file)| held(file) && !options[n].map_fds.contains_key(&d.fd))
-                .filter(|(d, _)| locked.insert(d.file))
-                .map(|(d, _)| d.fd)
-                .collect();
             all.settle.extend(&own.settle);
             members.push(own);
         }

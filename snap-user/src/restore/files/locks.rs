@@ -1,9 +1,34 @@
 //! Locks: those of the open file, taken by ksnap, and those of the process, taken by itself.
 
 use super::install::Room;
+use super::make::Made;
+use super::plan::FilesPlan;
 use crate::model::{FileLock, LockKind, OpenFile};
 use crate::sys::{self, Remote, fd as opened};
 use std::os::fd::AsFd;
+
+impl Made {
+    /// Has process `pid` give back the locks that it is to have otherwise, by calls that a stopped thread of it runs: of
+    /// several processes one may have had since what another one had then.
+    ///
+    /// # Errors
+    /// The process is left in between.
+    pub fn unlock_process(
+        &self,
+        remote: &mut Remote,
+        pid: i32,
+        plan: &FilesPlan,
+    ) -> sys::Result<()> {
+        if plan.lock.is_empty() {
+            return Ok(());
+        }
+        let room = Room::new(remote, pid)?;
+        let mut each = plan.lock.iter();
+        let done = each.try_for_each(|fd| unlock(remote, &room, *fd));
+        room.close(remote)?;
+        done
+    }
+}
 
 /// Takes the locks of an open file and gives back those that it should not have.
 pub(super) fn of_file(fd: impl AsFd, want: &OpenFile, have: Option<&OpenFile>) -> sys::Result<()> {
@@ -46,21 +71,26 @@ pub(super) fn of_process(
     fd: i32,
     want: &OpenFile,
 ) -> sys::Result<()> {
-    let all = FileLock::default();
-    let mut set = |bytes: &[u8]| -> sys::Result<()> {
-        room.write(0, bytes)?;
-        let args = [fd as u64, libc::F_SETLK as u64, room.at(0), 0, 0, 0];
-        remote
-            .call("fcntl(F_SETLK)", libc::SYS_fcntl, args)
-            .map(drop)
-    };
-    set(&opened::flock_bytes(&all, true))?;
+    unlock(remote, room, fd)?;
     for lock in want
         .locks
         .iter()
         .filter(|lock| lock.kind == LockKind::Posix)
     {
-        set(&opened::flock_bytes(lock, false))?;
+        set(remote, room, fd, &opened::flock_bytes(lock, false))?;
     }
     Ok(())
+}
+
+fn unlock(remote: &mut Remote, room: &Room, fd: i32) -> sys::Result<()> {
+    let all = FileLock::default();
+    set(remote, room, fd, &opened::flock_bytes(&all, true))
+}
+
+fn set(remote: &mut Remote, room: &Room, fd: i32, bytes: &[u8]) -> sys::Result<()> {
+    room.write(0, bytes)?;
+    let args = [fd as u64, libc::F_SETLK as u64, room.at(0), 0, 0, 0];
+    remote
+        .call("fcntl(F_SETLK)", libc::SYS_fcntl, args)
+        .map(drop)
 }

@@ -27,8 +27,11 @@ impl Made {
     }
 }
 
-/// Makes what the plan says, for process `pid`: in its namespaces and below its root. `process` is its pidfd. With
-/// an error, nothing of the process has been touched.
+/// A process that has files which a plan keeps: its id, and a pidfd of it.
+pub type Owner<'a> = (i32, BorrowedFd<'a>);
+
+/// Makes what the plan says, in the namespaces and below the root of the first of the processes that the plan is for.
+/// With an error, nothing of them has been touched.
 ///
 /// # Errors
 /// More than this program may have open; else those of the calls that make the files: a path that cannot be opened, an
@@ -36,18 +39,17 @@ impl Made {
 pub fn make(
     plan: &FilesPlan,
     wanted: &ProcessState,
-    live: &ProcessState,
-    pid: i32,
-    process: impl AsFd,
+    owners: &[Owner<'_>],
     options: &Options,
 ) -> sys::Result<Made> {
+    let pid = owners[0].0;
     let all = plan.sources.iter();
     let needed = all.filter(|source| !matches!(source, Source::Lost | Source::Live(_)));
     sys::may_open(needed.count())?;
     let mut maker = Maker {
         plan,
         wanted,
-        live,
+        owners,
         pid,
         options,
         made: Made {
@@ -62,11 +64,11 @@ pub fn make(
             continue;
         }
         match &plan.sources[at] {
-            Source::Live(fd) => {
+            Source::Live(held) => {
                 let needed = plan.settle.contains(&(at as u32))
                     || plan.install.iter().any(|d| d.file as usize == at);
                 if needed {
-                    maker.made.held[at] = Some(sys::pidfd_getfd(&process, *fd)?);
+                    maker.made.held[at] = Some(sys::pidfd_getfd(owners[held.member].1, held.fd)?);
                 }
             }
             Source::Path(path) => {
@@ -114,7 +116,7 @@ fn open(pid: i32, path: &str, file: &OpenFile) -> sys::Result<OwnedFd> {
 struct Maker<'a> {
     plan: &'a FilesPlan,
     wanted: &'a ProcessState,
-    live: &'a ProcessState,
+    owners: &'a [Owner<'a>],
     pid: i32,
     options: &'a Options,
     made: Made,
@@ -224,18 +226,10 @@ impl Maker<'_> {
                     && self.made.held[*n].is_none()
             })
             .collect();
-        let living =
-            self.live.pid == self.wanted.pid && self.live.start_time == self.wanted.start_time;
-        let lead = living
-            .then(|| {
-                self.live
-                    .open_files()
-                    .find(|(_, f)| f.identity == identity && f.kind == kind)
-            })
-            .flatten();
+        let lead = self.plan.leads.get(&(at as u32));
         let (reader, writer) = match lead {
-            Some((descriptor, _)) => {
-                let link = format!("/proc/{}/fd/{}", self.pid, descriptor.fd);
+            Some(held) => {
+                let link = format!("/proc/{}/fd/{}", self.owners[held.member].0, held.fd);
                 (
                     sys::open_link(&link, libc::O_RDONLY as u32)?,
                     sys::open_link(&link, libc::O_WRONLY as u32)?,

@@ -13,6 +13,7 @@ mod connections;
 mod contents;
 mod install;
 mod joint;
+mod keep;
 mod locks;
 mod make;
 mod plan;
@@ -26,8 +27,8 @@ mod world;
 
 pub use contents::{SavedContents, look_at, write_back};
 pub use joint::{Joint, JointPlan};
-pub use make::{Made, make};
-pub use plan::{FileWorld, FilesPlan, Look, Source, plan};
+pub use make::{Made, Owner, make};
+pub use plan::{FileWorld, FilesPlan, Holding, Look, Source, plan};
 pub use streams::is_from_elsewhere;
 pub use watches::Watch;
 pub use world::System;

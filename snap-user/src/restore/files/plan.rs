@@ -1,12 +1,13 @@
 //! Where each open file comes from, and what changes in the descriptor table. Pure.
 
-use super::same::{differs, has_own_identity, is_same};
+use super::keep::{Kept, Living, pair};
+use super::same::differs;
 use super::watches::{self, Watch};
 use super::{Finding, Options, Replacement};
 use crate::model::{
     Descriptor, Detail, FileKind, LockKind, OpenFile, ProcessState, Regular, Socket,
 };
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::os::fd::RawFd;
 
 /// What is known of a path.
@@ -31,11 +32,20 @@ pub trait FileWorld {
     fn connections(&self, all: &[(&Socket, u64)]) -> Vec<Result<(), String>>;
 }
 
+/// A descriptor of one of the processes that a plan is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holding {
+    /// The process, by its place; 0 where the plan is for one.
+    pub member: usize,
+    /// The descriptor.
+    pub fd: i32,
+}
+
 /// Where an open file comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The process has it, as this descriptor.
-    Live(i32),
+    /// A process has it.
+    Live(Holding),
     /// It is opened by this path.
     Path(String),
     /// It is made at this path, with these permissions; its content is in the snapshot.
@@ -55,6 +65,10 @@ pub enum Source {
 pub struct FilesPlan {
     /// Where each wanted open file comes from, by its index.
     pub sources: Vec<Source>,
+    /// Which live open file each wanted one is, by their indexes.
+    pub kept: BTreeMap<u32, u32>,
+    /// Pipes that processes have an end of, through which other ends of them are opened: by the wanted file.
+    pub leads: BTreeMap<u32, Holding>,
     /// Watches to take out before anything closes: epoll descriptor and watched descriptor.
     pub unwatch: Vec<(i32, i32)>,
     /// Descriptors to close.
@@ -65,8 +79,12 @@ pub struct FilesPlan {
     pub cloexec: Vec<(i32, bool)>,
     /// Wanted open files whose state is to be set, by index.
     pub settle: Vec<u32>,
+    /// Wanted open files that are both sides of terminals, by index: what waits in these is thrown away.
+    pub flush: Vec<u32>,
     /// Watches to add or change.
     pub watch: Vec<Watch>,
+    /// Watches that are as they should be.
+    pub watched: Vec<Watch>,
     /// Watches that the process cannot add, since it does not have the file under that number. One that shares the epoll
     /// instance may.
     pub out_of_reach: Vec<Watch>,
@@ -92,34 +110,48 @@ pub fn plan(
     world: &dyn FileWorld,
     options: &Options,
 ) -> FilesPlan {
-    let mut plan = plan_of_one(wanted, live, world, options);
+    let mut plan = plan_of_one(wanted, live, world, options, None);
     plan.notes.extend(plan.out_of_reach.iter().map(Watch::lost));
     plan
 }
 
-/// The same for one of several processes: what is out of its reach is not told, since another one may reach it.
+/// The same for one of several processes: what is out of its reach is not told, since another one may reach it. `among`
+/// has which files of all of them stay, where they are put back in place.
 pub(super) fn plan_of_one(
     wanted: &ProcessState,
     live: &ProcessState,
     world: &dyn FileWorld,
     options: &Options,
+    among: Option<&Living>,
 ) -> FilesPlan {
+    let alone = || Living {
+        kept: Kept::new(),
+        holders: first_of(live)
+            .into_iter()
+            .map(|fd| Holding { member: 0, fd })
+            .collect(),
+    };
     let mut planner = Planner {
         wanted,
         live,
         world,
         options,
         same: in_place(wanted, live),
+        living: among.cloned().unwrap_or_else(alone),
         first: first_of(wanted),
         going: Vec::new(),
         plan: FilesPlan::default(),
     };
     planner.plan.sources = vec![Source::Make; wanted.files.len()];
     planner.replace();
-    let kept = match planner.same {
-        true => planner.keep(),
-        false => HashMap::new(),
-    };
+    if planner.same && among.is_none() {
+        let tables = [(&wanted.descriptors[..], &live.descriptors[..])];
+        let sources = &planner.plan.sources;
+        planner.living.kept = pair(&wanted.files, &live.files, &tables, |want| {
+            sources[want] == Source::Make
+        });
+    }
+    let kept = std::mem::take(&mut planner.living.kept);
     planner.obtain(&kept);
     planner.check_connections();
     planner.table(&kept);
@@ -138,12 +170,33 @@ fn first_of(state: &ProcessState) -> Vec<i32> {
     first
 }
 
+/// What lies in a socket's queue is put there through the one that it is connected with: adds those.
+pub(super) fn with_peers(files: &[OpenFile], sources: &[Source], settle: &mut Vec<u32>) {
+    let peers: Vec<u32> = settle
+        .iter()
+        .filter_map(|at| match &files[*at as usize].detail {
+            Detail::Socket(socket) => socket.peer_inode,
+            _ => None,
+        })
+        .filter_map(|inode| {
+            let is_it = |file: &OpenFile| file.kind == FileKind::Socket && file.identity.1 == inode;
+            files.iter().position(is_it).map(|at| at as u32)
+        })
+        .filter(|at| sources[*at as usize] != Source::Lost)
+        .collect();
+    settle.extend(peers);
+    settle.sort_unstable();
+    settle.dedup();
+}
+
 pub(super) struct Planner<'a> {
     pub(super) wanted: &'a ProcessState,
     pub(super) live: &'a ProcessState,
     pub(super) world: &'a dyn FileWorld,
     pub(super) options: &'a Options,
     pub(super) same: bool,
+    /// What there is, and who has it.
+    pub(super) living: Living,
     /// Lowest descriptor of each wanted file.
     pub(super) first: Vec<i32>,
     /// Wanted files whose connections are to go on.
@@ -171,96 +224,24 @@ impl Planner<'_> {
         }
     }
 
-    /// Pairs wanted files with those that the process still has: wanted index → live index.
-    fn keep(&mut self) -> HashMap<usize, usize> {
-        let mut kept: HashMap<usize, usize> = HashMap::new();
-        let mut taken: HashMap<usize, usize> = HashMap::new();
-        let at_live: BTreeMap<i32, usize> = self
-            .live
-            .descriptors
-            .iter()
-            .map(|d| (d.fd, d.file as usize))
-            .collect();
-        // Where a descriptor has the same number it is most likely the same file; then any other.
-        for exact in [true, false] {
-            for descriptor in &self.wanted.descriptors {
-                let want = descriptor.file as usize;
-                if kept.contains_key(&want) || self.plan.sources[want] != Source::Make {
-                    continue;
-                }
-                let fits = |have: usize| {
-                    !taken.contains_key(&have)
-                        && is_same(&self.wanted.files[want], &self.live.files[have])
-                };
-                let found = match exact {
-                    true => at_live
-                        .get(&descriptor.fd)
-                        .copied()
-                        .filter(|have| fits(*have)),
-                    false if has_own_identity(&self.wanted.files[want]) => {
-                        (0..self.live.files.len()).find(|have| fits(*have))
-                    }
-                    false => None,
-                };
-                if let Some(have) = found {
-                    kept.insert(want, have);
-                    taken.insert(have, want);
-                }
-            }
-        }
-        self.drop_broken_pairs(&mut kept);
-        kept
-    }
-
-    /// Of two sockets connected with each other, either both stay or none, with no direction shut down since.
-    fn drop_broken_pairs(&self, kept: &mut HashMap<usize, usize>) {
-        let socket = |file: &OpenFile| match &file.detail {
-            Detail::Socket(socket) => Some((socket.peer_inode?, socket.shutdown)),
-            _ => None,
-        };
-        let is_socket =
-            |file: &OpenFile, inode: u64| file.kind == FileKind::Socket && file.identity.1 == inode;
-        let broken: Vec<usize> = kept
-            .keys()
-            .filter(|want| {
-                let Some((peer, shutdown)) = socket(&self.wanted.files[**want]) else {
-                    return false;
-                };
-                let Some(other) = self.wanted.files.iter().position(|f| is_socket(f, peer)) else {
-                    return false;
-                };
-                let now = |at: usize| {
-                    kept.get(&at)
-                        .and_then(|have| socket(&self.live.files[*have]))
-                };
-                let changed = now(**want).is_none_or(|(_, now)| now & !shutdown != 0);
-                let other_changed = now(other).is_none_or(|(_, now)| {
-                    let before = socket(&self.wanted.files[other]).map_or(0, |(_, shut)| shut);
-                    now & !before != 0
-                });
-                changed || other_changed
-            })
-            .copied()
-            .collect();
-        kept.retain(|want, _| !broken.contains(want));
-    }
-
     /// Decides where each wanted file comes from.
-    fn obtain(&mut self, kept: &HashMap<usize, usize>) {
-        let live_first = first_of(self.live);
+    fn obtain(&mut self, kept: &Kept) {
         for at in 0..self.wanted.files.len() {
             if self.plan.sources[at] != Source::Make || self.first[at] < 0 {
                 continue;
             }
             self.plan.sources[at] = match kept.get(&at) {
-                Some(have) => Source::Live(live_first[*have]),
+                Some(have) => {
+                    self.plan.kept.insert(at as u32, *have as u32);
+                    Source::Live(self.living.holders[*have])
+                }
                 None => self.source(at),
             };
         }
     }
 
     /// What changes in the descriptor table.
-    fn table(&mut self, kept: &HashMap<usize, usize>) {
+    fn table(&mut self, kept: &Kept) {
         let live: BTreeMap<i32, Descriptor> =
             self.live.descriptors.iter().map(|d| (d.fd, *d)).collect();
         let lost = |d: &Descriptor| self.plan.sources[d.file as usize] == Source::Lost;
@@ -291,30 +272,8 @@ impl Planner<'_> {
         }
     }
 
-    /// What lies in a socket's queue is put there through the one that it is connected with.
-    fn both_of_pairs(&mut self) {
-        let peers: Vec<u32> = self
-            .plan
-            .settle
-            .iter()
-            .filter_map(|at| match &self.wanted.files[*at as usize].detail {
-                Detail::Socket(socket) => socket.peer_inode,
-                _ => None,
-            })
-            .filter_map(|inode| {
-                let is_it =
-                    |file: &OpenFile| file.kind == FileKind::Socket && file.identity.1 == inode;
-                self.wanted.files.iter().position(is_it).map(|at| at as u32)
-            })
-            .filter(|at| self.plan.sources[*at as usize] != Source::Lost)
-            .collect();
-        self.plan.settle.extend(peers);
-        self.plan.settle.sort_unstable();
-        self.plan.settle.dedup();
-    }
-
     /// What changes in the open files.
-    fn state(&mut self, kept: &HashMap<usize, usize>) {
+    fn state(&mut self, kept: &Kept) {
         for (at, want) in self.wanted.files.iter().enumerate() {
             let fresh = match &self.plan.sources[at] {
                 Source::Lost => continue,
@@ -355,7 +314,11 @@ impl Planner<'_> {
                 self.plan.lock.push(self.first[at]);
             }
         }
-        self.both_of_pairs();
+        with_peers(
+            &self.wanted.files,
+            &self.plan.sources,
+            &mut self.plan.settle,
+        );
         watches::plan(self.wanted, self.live, kept, &mut self.plan);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::install::Room;
 use super::make::Made;
-use super::plan::{FilesPlan, Source};
+use super::plan::FilesPlan;
 use super::{locks, sockets};
 use crate::model::{Detail, FileKind, OpenFile, ProcessState};
 use crate::sys::{self, Remote, fd as opened};
@@ -43,13 +43,7 @@ impl Made {
             let Some(file) = self.file(at as usize) else {
                 continue;
             };
-            let have = match plan.sources[at as usize] {
-                Source::Live(fd) => live
-                    .open_files()
-                    .find(|(d, _)| d.fd == fd)
-                    .map(|(_, file)| file),
-                _ => None,
-            };
+            let have = plan.kept.get(&at).map(|have| &live.files[*have as usize]);
             let setting = Setting {
                 made: self,
                 wanted,
@@ -60,6 +54,9 @@ impl Made {
             };
             setting.content(&mut notes)?;
             setting.common()?;
+        }
+        for file in plan.flush.iter().filter_map(|at| self.file(*at as usize)) {
+            opened::flush_terminal(file)?;
         }
         for &at in &plan.settle {
             // Only now: nothing can be sent through a direction that is shut down.

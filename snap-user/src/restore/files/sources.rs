@@ -143,9 +143,13 @@ impl Planner<'_> {
         let file = &self.wanted.files[at];
         // An end of it is in the process, or its other end is wanted as well.
         let mut live = self.live.files.iter();
-        let is_here =
-            self.same && live.any(|f| f.kind == FileKind::Pipe && f.identity == file.identity);
-        if is_here || other_end(&self.wanted.files, at).is_some() {
+        let here = live.position(|f| f.kind == FileKind::Pipe && f.identity == file.identity);
+        if let Some(here) = here.filter(|_| self.same) {
+            let lead = self.living.holders[here];
+            self.plan.leads.insert(at as u32, lead);
+            return Source::Make;
+        }
+        if other_end(&self.wanted.files, at).is_some() {
             return Source::Make;
         }
         if self.same

@@ -57,6 +57,7 @@ pub(super) fn plan(
     };
     let mut unwatch = Vec::new();
     let mut watch = Vec::new();
+    let mut watched = Vec::new();
     let mut out_of_reach = Vec::new();
     for (at, file) in wanted.files.iter().enumerate() {
         let Detail::Epoll(want) = &file.detail else {
@@ -70,14 +71,19 @@ pub(super) fn plan(
         else {
             continue;
         };
-        let (have, live_epoll) = match (&plan.sources[at], kept.get(&at)) {
-            (Source::Live(fd), Some(have)) => match &live.files[*have].detail {
-                Detail::Epoll(watches) => (watches.as_slice(), *fd),
-                _ => (&[][..], *fd),
+        let have = match (&plan.sources[at], kept.get(&at)) {
+            (Source::Live(_), Some(have)) => match &live.files[*have].detail {
+                Detail::Epoll(watches) => watches.as_slice(),
+                _ => &[],
             },
-            (Source::Make, _) => (&[][..], -1),
+            (Source::Make, _) => &[],
             _ => continue,
         };
+        // Of the process's own; among several, one of the others may have it.
+        let live_epoll = kept.get(&at).and_then(|have| {
+            let mut all = live.descriptors.iter();
+            all.find(|d| d.file as usize == *have).map(|d| d.fd)
+        });
         let mut there: HashMap<i32, &EpollWatch> = HashMap::new();
         for one in have {
             // Of a descriptor that was closed while the file stayed open elsewhere: out of reach.
@@ -90,7 +96,7 @@ pub(super) fn plan(
                 });
             match keep {
                 true => drop(there.insert(one.fd, one)),
-                false => unwatch.push((live_epoll, one.fd)),
+                false => unwatch.extend(live_epoll.map(|epoll| (epoll, one.fd))),
             }
         }
         for one in want {
@@ -107,7 +113,9 @@ pub(super) fn plan(
                 .get(&one.fd)
                 .is_none_or(|at| plan.sources[*at] == Source::Lost);
             match there.get(&one.fd) {
-                Some(same) if (same.events, same.data) == (one.events, one.data) => {}
+                Some(same) if (same.events, same.data) == (one.events, one.data) => {
+                    watched.push(step);
+                }
                 _ if lost => {}
                 _ => watch.push(step),
             }
@@ -115,5 +123,6 @@ pub(super) fn plan(
     }
     plan.unwatch = unwatch;
     plan.watch = watch;
+    plan.watched = watched;
     plan.out_of_reach = out_of_reach;
 }

@@ -9,7 +9,7 @@ use crate::restore::files::SavedContents;
 use crate::restore::{RestoreError, Result, fault, files, waits};
 use crate::sys::{self, Birth, Gadgets, Lazy, Released, Stub, StubCall, SysError, proc};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 /// What the new process inherits from ksnap, opened before it is started.
@@ -166,7 +166,7 @@ impl Newborn {
         };
         let stub = &self.stub;
         let (pid, pidfd) = (stub.pid(), stub.pidfd());
-        let made = files::make(files, target, &nothing, pid, pidfd, &options)?;
+        let made = files::make(files, target, &[(pid, pidfd.as_fd())], &options)?;
         let mut remote = stub.remote(0, stub.insn())?;
         made.install(&mut remote, pid, pidfd, files)?;
         drop(remote);
@@ -230,9 +230,9 @@ impl Newborn {
 
     /// Writes the contents of files that have been saved.
     pub(super) fn write_back(&mut self, target: &ProcessState, opened: &Opened) -> sys::Result<()> {
-        let changed: Vec<&SavedFile> = opened.contents.changed.iter().collect();
-        files::write_back(self.stub.pid(), target, &changed, &opened.contents.content)?;
-        let back = |saved: &&SavedFile| format!("the content of {} has been put back", saved.path);
+        let changed = &opened.contents.changed;
+        files::write_back(self.stub.pid(), target, changed, &opened.contents.content)?;
+        let back = |saved: &SavedFile| format!("the content of {} has been put back", saved.path);
         self.notes.extend(changed.iter().map(back));
         Ok(())
     }

@@ -8,6 +8,7 @@ use crate::model::{PageRange, ProcessState, Zombie};
 use crate::restore::files::{self, Joint, JointPlan};
 use crate::restore::{RestoreError, Result};
 use crate::sys::{self, Birth, Guard, PidFd, Released, Stub, StubCall, pidfd_open};
+use std::os::fd::AsFd;
 
 /// A process of a tree, and how it is made.
 pub struct Part<'a> {
@@ -242,7 +243,7 @@ fn complete(
         ..parts[0].opened.options.clone()
     };
     let (pid, pidfd) = (newborns[0].stub.pid(), newborns[0].stub.pidfd());
-    let made = files::make(&files.all, joint.view(0), &nothing, pid, pidfd, &options)?;
+    let made = files::make(&files.all, joint.view(0), &[(pid, pidfd.as_fd())], &options)?;
     for (n, (newborn, part)) in newborns.iter_mut().zip(parts).enumerate() {
         *at = newborn.pid;
         *step = "opening its files";

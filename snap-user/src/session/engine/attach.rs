@@ -41,7 +41,17 @@ impl Engine {
         options: &Options,
     ) -> Result<Self> {
         let probes = LazyProbes::new(options.probes);
-        Self::attach_any(store, pid, options, &probes, Wanted::Any)
+        Self::attach_sharing_to_put_back(store, pid, options, &probes)
+    }
+
+    /// The same with probes that others use as well.
+    pub(in crate::session) fn attach_sharing_to_put_back(
+        store: &Store,
+        pid: i32,
+        options: &Options,
+        probes: &LazyProbes,
+    ) -> Result<Self> {
+        Self::attach_any(store, pid, options, probes, Wanted::Any)
     }
 
     /// The same with probes that others use as well.

@@ -18,8 +18,8 @@ pub use create::{
 pub use pipe::{capacity, fill, look_into, queued, set_capacity};
 pub use sock_diag::{UnixSocket, unix_socket};
 pub use terminal::{
-    device_numbers, master_of, master_with_number, open_other_side, set_terminal, terminal,
-    terminal_device, unlock_master,
+    device_numbers, flush_terminal, master_of, master_with_number, open_other_side, set_terminal,
+    terminal, terminal_device, unlock_master,
 };
 
 use super::{Result, SysError};

@@ -14,6 +14,14 @@ const TTY_AUX: u32 = 5;
 /// Terminals that are held back while one with a certain number is looked for.
 const MOST_SPARE: usize = 256;
 
+/// Throws away what a side of a pseudo-terminal has received and not read, and what it has sent and the other side not
+/// received.
+pub fn flush_terminal(fd: impl AsFd) -> Result<()> {
+    // SAFETY: the request takes a number.
+    let done = unsafe { libc::ioctl(fd.as_fd().as_raw_fd(), libc::TCFLSH, libc::TCIOFLUSH) };
+    check("ioctl(TCFLSH)", &fd, done).map(drop)
+}
+
 /// Settings and size of the terminal with this device number; `None` where it is none. What was opened as `/dev/tty`
 /// has the number of the terminal that it leads to.
 pub fn terminal(fd: impl AsFd, device: (u32, u32)) -> Result<Option<Terminal>> {

@@ -57,15 +57,17 @@ impl Seen {
         std::array::from_fn(|n| self.view[n].load(Ordering::SeqCst) as i32)
     }
 
-    /// Has the handlers of this process count here.
-    pub fn watch_signals(&'static self, interrupts: bool) {
+    /// Has the handlers of this process count here. A rollback ends with SIGCONT, which then is no stray.
+    pub fn watch_signals(&'static self, interrupts: bool, rollbacks: bool) {
         OWN.store(std::ptr::from_ref(self).cast_mut(), Ordering::SeqCst);
         let interrupt = match interrupts {
             true => count_interrupt as extern "C" fn(i32),
             false => count_stray,
         };
-        let handlers = STRAYS.map(|signal| (signal, count_stray as extern "C" fn(i32)));
-        for (signal, handler) in handlers.into_iter().chain([(libc::SIGINT, interrupt)]) {
+        let strays = STRAYS.into_iter();
+        let strays = strays.filter(|signal| !(rollbacks && *signal == libc::SIGCONT));
+        let handlers = strays.map(|signal| (signal, count_stray as extern "C" fn(i32)));
+        for (signal, handler) in handlers.chain([(libc::SIGINT, interrupt)]) {
             // SAFETY: zeroed, a sigaction is valid; the handlers touch atomics alone.
             unsafe {
                 let mut action: libc::sigaction = std::mem::zeroed();
