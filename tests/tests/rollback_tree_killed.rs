@@ -1,0 +1,158 @@
+//! A rollback of a tree is killed at chosen points, or fails in the middle: all of its processes stay stopped until
+//! another one has put all of them right. The points are in debug builds only.
+
+use std::os::unix::process::ExitStatusExt;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tests::family::{Family, capture, roll_back};
+use tests::footprint::{await_gone, state_of};
+use tests::{Background, Ksnap, Victim, require};
+
+const LIMIT: Duration = Duration::from_secs(60);
+/// The processes are stopped, and nothing of them has been touched.
+const UNTOUCHED: &str = "stopped";
+/// Points after that, in their order.
+const POINTS: [&str; 13] = [
+    "ending threads",
+    "half of the memory written",
+    "opening and closing descriptors",
+    "one of the tree begun",
+    "writing the contents of files",
+    "setting what open files hold",
+    "making threads",
+    "setting attributes",
+    "setting registers",
+    "registers of one thread set",
+    "one of the tree put back",
+    "all done",
+    "those born since ended",
+];
+
+fn stay_stopped(pids: &[i32]) -> Result<()> {
+    let end = Instant::now() + LIMIT;
+    // The kernel lets go of what a dead tracer traced.
+    while !pids.iter().all(|pid| state_of(*pid) == 'T') {
+        let states: String = pids.iter().map(|pid| state_of(*pid)).collect();
+        ensure!(Instant::now() < end, "not all are stopped: {states}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    let states: String = pids.iter().map(|pid| state_of(*pid)).collect();
+    ensure!(states.chars().all(|s| s == 'T'), "some went on: {states}");
+    Ok(())
+}
+
+fn let_go(pids: &[i32]) -> Result<()> {
+    for pid in pids {
+        kill(Pid::from_raw(*pid), Signal::SIGCONT)?;
+    }
+    Ok(())
+}
+
+/// How many processes the store says are on mixed states.
+fn marks(ksnap: &Ksnap) -> Result<usize> {
+    let mut marks = 0;
+    for session in std::fs::read_dir(ksnap.store())? {
+        let Ok(names) = std::fs::read_dir(session?.path()) else {
+            continue;
+        };
+        for name in names {
+            marks += usize::from(name?.file_name().to_string_lossy().starts_with("mixed-"));
+        }
+    }
+    Ok(marks)
+}
+
+fn killed_at(ksnap: &Ksnap, root: i32, id: &str, point: &str) -> Result<()> {
+    let mut command = ksnap.command();
+    command
+        .args(["rollback", &root.to_string(), id, "--tree", "-y"])
+        .env("KSNAP_KILL_AT", point);
+    let ended = Background::start(command)?.finish(LIMIT)?;
+    match ended.status.signal() {
+        Some(libc::SIGKILL) => Ok(()),
+        _ => bail!("it was not killed (not a debug build?): {ended:?}"),
+    }
+}
+
+#[test]
+fn a_killed_rollback_leaves_all_of_the_tree_stopped_until_another_puts_it_right() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    let mut victim = Victim::spawn("tree", &[])?;
+    let root = victim.pid();
+    let (id, pids) = capture(&ksnap, root, &[])?;
+    ensure!(pids.len() == 3, "{pids:?}");
+    for point in [&[UNTOUCHED], &POINTS[..]].concat() {
+        let what = || format!("killed at '{point}'");
+        let then = victim.check().with_context(what)?.counter;
+        victim.wait_beyond(then + 5, LIMIT).with_context(what)?;
+        killed_at(&ksnap, root, &id, point).with_context(what)?;
+        stay_stopped(&pids).with_context(what)?;
+        if point != UNTOUCHED {
+            ensure!(
+                marks(&ksnap)? == pids.len(),
+                "{} marks, {}",
+                marks(&ksnap)?,
+                what()
+            );
+            for pid in &pids {
+                let refused = ksnap.run(&["snap", &pid.to_string()])?;
+                ensure!(refused.code()? == 1, "{refused:?}");
+                ensure!(refused.stderr.contains("mixed state"), "{refused:?}");
+            }
+            let said = roll_back(&ksnap, root, &id).with_context(what)?;
+            let processes = said["processes"].as_array().context("no processes")?;
+            ensure!(processes.iter().all(|one| one["stopped"] == true), "{said}");
+            ensure!(marks(&ksnap)? == 0, "marks are left, {}", what());
+            stay_stopped(&pids).with_context(what)?;
+        }
+        let_go(&pids)?;
+        victim.check().with_context(what)?;
+    }
+    ksnap.ok(&["verify"])?;
+    victim.quit()
+}
+
+#[test]
+fn one_that_fails_in_the_middle_names_who_is_back_and_who_is_not() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"));
+    let mut family = Family::start()?;
+    family.say("fill one")?;
+    let one = family.capture()?;
+    family.say("fill second")?;
+    let born = family.say("born")?["born"].as_i64().context("nobody")? as i32;
+    family.others.0.push(born);
+    let (root, child) = (family.root(), family.child);
+    let mut command = family.ksnap.command();
+    command
+        .args(["rollback", &root.to_string(), &one, "--tree", "-y"])
+        .env("KSNAP_FAIL_AT", "one of the tree put back");
+    let failed = Background::start(command)?.finish(LIMIT)?;
+    ensure!(
+        failed.code()? == 1,
+        "it did not fail (not a debug build?): {failed:?}"
+    );
+    for words in [
+        format!("; put back: {root};"),
+        format!("not put back: {child};"),
+        format!("ksnap rollback {root} SNAPSHOT --tree"),
+        format!("kill -9 {root} {child}"),
+    ] {
+        ensure!(failed.stderr.contains(&words), "{words}: {failed:?}");
+    }
+    stay_stopped(&[root, child, born])?;
+    ensure!(marks(&family.ksnap)? == 2, "{}", marks(&family.ksnap)?);
+    let said = roll_back(&family.ksnap, root, &one)?;
+    ensure!(said["ended"][0] == born, "{said}");
+    ensure!(marks(&family.ksnap)? == 0, "marks are left");
+    stay_stopped(&[root, child])?;
+    let_go(&[root, child])?;
+    family.shows("one")?;
+    family.say(&format!("reap {born}"))?;
+    await_gone(born, LIMIT)?;
+    family.end()
+}
