@@ -48,7 +48,7 @@
 //! | [`elf32`] | a 32-bit program |
 //! | [`bpf`] | the BPF programs in the kernel, to find those left behind |
 //! | [`poke`] | damages a process's memory on purpose |
-//! | [`redis`], [`resp`], [`python`] | real programs under test |
+//! | [`redis`], [`resp`], [`python`], [`nginx`] | real programs under test |
 //! | [`moto`] | [`Moto`]: an S3 server |
 //! | [`netns`], [`relay`], [`remote`] | two network namespaces as two machines, a bad connection between them, and ksnap on each |
 //! | [`stream`] | two programs that send each other a stream of bytes that both know |
@@ -69,6 +69,7 @@ pub mod ksnap;
 pub mod moto;
 pub mod moving;
 pub mod netns;
+pub mod nginx;
 pub mod paths;
 pub mod poke;
 pub mod python;
@@ -90,6 +91,7 @@ pub use footprint::Footprint;
 pub use ksnap::Ksnap;
 pub use moto::Moto;
 pub use netns::Machines;
+pub use nginx::Nginx;
 pub use python::Python;
 pub use redis::Redis;
 pub use relay::{Breakdown, Relay};

@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tests::background::Background;
 use tests::tree::{bring_back, end_captured, nothing_early, parent_of, stat_of};
-use tests::{Ksnap, Python, require};
+use tests::{Ksnap, Nginx, Python, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -172,61 +172,23 @@ fn a_pool_of_python_finishes_its_work() -> Result<()> {
 }
 
 /// A page from a server, by a new connection.
-fn page_of(port: u16) -> Result<String> {
-    use std::io::Read;
-    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(LIMIT))?;
-    stream.write_all(b"GET /page HTTP/1.0\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
-}
-
 /// A server with a master and workers: all answer, and the master still leads them.
 #[test]
 fn nginx_and_its_workers_answer_again() -> Result<()> {
     require!(Root, Ksnap, Program("nginx"), ChosenIds);
     let ksnap = Ksnap::new()?;
-    let folder = tempfile::tempdir()?;
-    // The workers are other users.
-    use std::os::unix::fs::PermissionsExt;
-    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
-    let port = std::net::TcpListener::bind("127.0.0.1:0")?
-        .local_addr()?
-        .port();
-    let at = folder.path().display().to_string();
-    std::fs::write(folder.path().join("page"), "hello from a file")?;
-    let config = format!(
-        "daemon off; worker_processes 2; pid {at}/pid; error_log {at}/error.log;\n\
-         events {{ worker_connections 64; }}\n\
-         http {{ access_log {at}/access.log; client_body_temp_path {at}/a; proxy_temp_path {at}/b;\n\
-         fastcgi_temp_path {at}/c; uwsgi_temp_path {at}/d; scgi_temp_path {at}/e;\n\
-         server {{ listen 127.0.0.1:{port}; root {at}; }} }}\n"
-    );
-    let file = folder.path().join("nginx.conf");
-    std::fs::write(&file, config)?;
-    let mut command = Command::new(tests::paths::program("nginx").context("no nginx")?);
-    command.arg("-c").arg(&file).arg("-p").arg(folder.path());
-    let mut nginx = Background::start(command)?;
-    let end = Instant::now() + LIMIT;
-    while page_of(port).is_err() {
-        ensure!(
-            Instant::now() < end,
-            "nginx does not answer: {}",
-            nginx.stderr()
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let mut server = Nginx::start()?;
+    let nginx = server.process();
     let root = nginx.pid();
     let pids = end_captured(&ksnap, root)?;
     ensure!(pids.0.len() == 3, "{:?}", pids.0);
     nginx.wait(LIMIT)?.context("nginx lives")?;
     pids.are_gone()?;
-    ensure!(page_of(port).is_err(), "somebody else answers");
+    ensure!(server.page().is_err(), "somebody else answers");
     let (mut back, said) = bring_back(&ksnap, &mut nothing_early)?;
     ensure!(said["pid"] == root, "{said}");
     for _ in 0..20 {
-        ensure!(page_of(port)?.contains("hello from a file"));
+        ensure!(server.page()?.contains("hello from a file"));
     }
     // Reloading replaces the workers: the master talks to them, and waits for their ends.
     kill(Pid::from_raw(root), Signal::SIGHUP)?;
@@ -236,7 +198,7 @@ fn nginx_and_its_workers_answer_again() -> Result<()> {
         ensure!(Instant::now() < end, "the old workers stay");
         std::thread::sleep(Duration::from_millis(20));
     }
-    ensure!(page_of(port)?.contains("hello from a file"));
+    ensure!(server.page()?.contains("hello from a file"));
     kill(Pid::from_raw(root), Signal::SIGQUIT)?;
     let finished = back.finish(LIMIT)?;
     ensure!(finished.code()? == 0, "{finished:?}");
