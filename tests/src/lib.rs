@@ -48,7 +48,7 @@
 //! | [`elf32`] | a 32-bit program |
 //! | [`bpf`] | the BPF programs in the kernel, to find those left behind |
 //! | [`poke`] | damages a process's memory on purpose |
-//! | [`redis`], [`resp`], [`python`], [`nginx`] | real programs under test |
+//! | [`redis`], [`resp`], [`python`], [`nginx`], [`postgres`] | real programs under test |
 //! | [`moto`] | [`Moto`]: an S3 server |
 //! | [`netns`], [`relay`], [`remote`] | two network namespaces as two machines, a bad connection between them, and ksnap on each |
 //! | [`stream`] | two programs that send each other a stream of bytes that both know |
@@ -72,6 +72,7 @@ pub mod netns;
 pub mod nginx;
 pub mod paths;
 pub mod poke;
+pub mod postgres;
 pub mod python;
 pub mod redis;
 pub mod relay;

@@ -46,6 +46,8 @@ pub enum Need {
     Xtask,
     /// An S3 server, `moto_server`.
     S3,
+    /// A server of PostgreSQL and its programs.
+    Postgres,
     /// A build folder from which other users can run programs.
     BuildForAll,
     /// The right to load BPF programs, and to list those that are loaded.
@@ -133,6 +135,11 @@ impl Need {
                 crate::Moto::program().is_some(),
                 "the program moto_server".to_owned(),
                 "apt-get install python3-venv; python3 -m venv target/moto && target/moto/bin/pip install 'moto[server,s3]==5.*'".to_owned(),
+            ),
+            Self::Postgres => (
+                crate::postgres::Postgres::programs().is_some(),
+                "PostgreSQL".to_owned(),
+                "apt-get install postgresql".to_owned(),
             ),
             Self::BuildForAll => (
                 rights::build_is_open(),
