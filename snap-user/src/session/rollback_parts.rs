@@ -85,7 +85,7 @@ impl Engine {
         if self.events.take_described() {
             self.live.look_again();
         }
-        self.live.refresh(&vmas)?;
+        self.live.refresh(&vmas, &|| self.events.referents())?;
         Ok(Prepared {
             snapshot,
             target,
