@@ -42,7 +42,7 @@ pub fn roll_back(ksnap: &Ksnap, root: i32, id: &str) -> Result<Value> {
 /// A parent and its child, with a pipe, a pair of sockets, a memory page and a file's position between them; both do only
 /// what they are told.
 const FAMILY: &str = r#"
-import json, mmap, os, signal, socket, sys, time
+import fcntl, json, mmap, os, signal, socket, sys, time
 shared = mmap.mmap(-1, 4096)
 queue, into = os.pipe()
 near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -84,6 +84,8 @@ def child():
         elif word[0] == "show":
             said = {"own": own, "pipe": all_of(queue), "socket": all_of(far.fileno()),
                     "shared": shared[:8].decode().strip("\0"), "place": os.lseek(place, 0, os.SEEK_CUR)}
+        elif word[0] == "lock":
+            fcntl.lockf(place, fcntl.LOCK_EX if word[1] == "child" else fcntl.LOCK_UN)
         elif word[0] == "close":
             os.close(queue)
             far.close()
@@ -110,6 +112,8 @@ for word in lines(0):
         near.send(mine.encode())
         shared[:8] = mine.encode().ljust(8, b"\0")
         os.lseek(place, len(mine), os.SEEK_SET)
+    if word[0] == "lock" and word[1] != "parent":
+        fcntl.lockf(place, fcntl.LOCK_UN)
     if word[0] == "born":
         born = os.fork()
         if born == 0:
@@ -128,6 +132,8 @@ for word in lines(0):
         os.write(order, (" ".join(word) + "\n").encode())
         said = json.loads(" ".join(next(heard)))
         said["mine"] = mine
+        if word[0] == "lock" and word[1] == "parent":
+            fcntl.lockf(place, fcntl.LOCK_EX)
     print(json.dumps(said), flush=True)
 "#;
 

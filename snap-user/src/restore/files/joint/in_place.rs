@@ -79,28 +79,32 @@ impl Joint {
     }
 
     /// A watch belongs to an open file and a number, not to a process: what one of them needs to stay none of the others
-    /// takes out.
+    /// takes out, and what one of them has none of the others adds.
     fn spare_watches(&self, live: &Joint, kept: &Kept, plan: &mut JointPlan) {
-        let mut stay: BTreeSet<(usize, usize, i32)> = BTreeSet::new();
+        let mut there: BTreeSet<(u32, u32, i32)> = BTreeSet::new();
         for (n, own) in plan.members.iter().enumerate() {
-            for one in own
-                .watched
-                .iter()
-                .chain(own.watch.iter().filter(|w| w.change))
-            {
-                let at = |fd| kept.get(&(self.place(n, fd)? as usize)).copied();
-                if let (Some(epoll), Some(file)) = (at(one.epoll), at(one.watch.fd)) {
-                    stay.insert((epoll, file, one.watch.fd));
-                }
-            }
+            let changed = own.watch.iter().filter(|one| one.change);
+            there.extend(own.watched.iter().chain(changed).filter_map(|one| {
+                let fd = one.watch.fd;
+                Some((self.place(n, one.epoll)?, self.place(n, fd)?, fd))
+            }));
         }
+        let now = |at: u32| kept.get(&(at as usize)).map(|have| *have as u32);
+        let stay: BTreeSet<(u32, u32, i32)> = there
+            .iter()
+            .filter_map(|(epoll, file, fd)| Some((now(*epoll)?, now(*file)?, *fd)))
+            .collect();
         for (n, own) in plan.members.iter_mut().enumerate() {
+            own.watch.retain(|one| {
+                let fd = one.watch.fd;
+                let places = (self.place(n, one.epoll), self.place(n, fd));
+                let is_there = |(epoll, file)| there.contains(&(epoll, file, fd));
+                one.change || !places.0.zip(places.1).is_some_and(is_there)
+            });
             own.unwatch.retain(|&(epoll, fd)| {
-                let at = |fd| live.place(n, fd).map(|at| at as usize);
-                match (at(epoll), at(fd)) {
-                    (Some(epoll), Some(file)) => !stay.contains(&(epoll, file, fd)),
-                    _ => true,
-                }
+                let places = (live.place(n, epoll), live.place(n, fd));
+                let stays = |(epoll, file)| stay.contains(&(epoll, file, fd));
+                !places.0.zip(places.1).is_some_and(stays)
             });
         }
     }
@@ -133,7 +137,7 @@ fn locks(wanted: &ProcessState, now: &ProcessState, close: &[i32]) -> Vec<i32> {
 mod tests {
     use super::super::super::plan::{Look, Source};
     use super::*;
-    use crate::model::{FileKind, Pipe, SharedFile, Socket, SocketState};
+    use crate::model::{EpollWatch, FileKind, Pipe, SharedFile, Socket, SocketState};
 
     struct Nowhere;
 
@@ -268,5 +272,38 @@ mod tests {
         assert_eq!(plan.all.sources, [Source::Make, Source::Make]);
         let installs = plan.members.iter().map(|own| own.install.len());
         assert_eq!(installs.collect::<Vec<_>>(), [1, 1]);
+    }
+
+    #[test]
+    fn a_watch_that_one_process_keeps_is_left_alone_by_the_others() {
+        let watch = EpollWatch {
+            fd: 4,
+            inode: 5,
+            ..EpollWatch::default()
+        };
+        let epoll = file(FileKind::Epoll, 9, libc::O_RDWR, Detail::Epoll(vec![watch]));
+        let both = vec![epoll.clone(), end(libc::O_RDWR, b"")];
+        let other = file(
+            FileKind::Eventfd,
+            7,
+            libc::O_RDWR,
+            Detail::Eventfd(Default::default()),
+        );
+        let place = |member, file| SharedFile { member, file };
+        let epolls = vec![place(0, 0), place(1, 0)];
+        let all = [epolls.clone(), vec![place(0, 1), place(1, 1)]];
+        let (a, b) = (state(10, both.clone()), state(11, both));
+        let changed = state(11, vec![epoll, other]);
+        // The second has another file under that number now, or had it then.
+        for (then, now, shared, shared_now) in [
+            (&b, &changed, &all[..], &all[..1]),
+            (&changed, &b, &all[..1], &all[..]),
+        ] {
+            let plan = plan_of([&a, then], [&a, now], shared, shared_now);
+            for own in &plan.members {
+                assert_eq!((&own.watch[..], &own.unwatch[..]), (&[][..], &[][..]));
+            }
+            assert!(plan.all.notes.is_empty(), "{:?}", plan.all.notes);
+        }
     }
 }
