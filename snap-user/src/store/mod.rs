@@ -30,6 +30,7 @@
 //! | `received`, `received_left` | pages that another machine sends, until their snapshot is published; what earlier attempts have left of them |
 //! | `flat_ahead` | such a file, made while snapshots still come |
 //! | `names` | file names, default folder |
+//! | `seal` | sessions whose content only the holder of a key can read |
 //! | `text` | small files: read whole, published in one step |
 //! | `cache`, `files` | open files; the operating system behind a seam |
 
@@ -59,6 +60,7 @@ mod received;
 mod received_left;
 mod reference;
 mod retention;
+mod seal;
 mod session;
 mod snapshot;
 mod speed;
@@ -90,6 +92,7 @@ pub use pending::{PendingSnapshot, Published};
 pub use pruner::{Plan, Pruned, Pruner};
 pub use received::Received;
 pub use retention::Rules;
+pub use seal::{Identities, Keys, Recipients, SealedSession};
 pub use session::{Continuation, Session, SessionInfo};
 pub use snapshot::Snapshot;
 pub use speed::Speed;

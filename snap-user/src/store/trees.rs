@@ -7,7 +7,8 @@ use super::chain::SessionFiles;
 use super::directory::Store;
 use super::error::StoreError;
 use super::names::TEMP_PREFIX;
-use super::text::{publish_text, read_text};
+use super::text::{publish_bytes, read_bytes};
+use crate::image::SessionId;
 use crate::model::{ProcessTree, SharedFile, SnapshotId, TreeMember, Zombie};
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -17,6 +18,8 @@ use std::path::{Path, PathBuf};
 const FOLDER: &str = "trees";
 const MAGIC: &str = "ksnap tree";
 const VERSION: u32 = 1;
+/// Version of a record of which only a line is clear, and the rest sealed.
+const SEALED: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct Stored {
@@ -177,6 +180,54 @@ fn decode(path: &Path, text: &str) -> Result<ProcessTree, StoreError> {
     })
 }
 
+/// The clear line of a sealed record: its root's session, whose key it is sealed with, and its members, so that it is
+/// known without the key what must not be removed.
+fn clear_line(session: SessionId, members: &[SnapshotId]) -> String {
+    let mut body = session.to_string();
+    for member in members {
+        body.push(' ');
+        body.push_str(&member.to_string());
+    }
+    let sum = crc32c::crc32c(body.as_bytes());
+    format!("{MAGIC} {SEALED} {sum:08x} {body}")
+}
+
+/// A record as it lies there.
+enum Record<'a> {
+    Clear(&'a str),
+    Sealed {
+        line: &'a str,
+        session: SessionId,
+        members: Vec<SnapshotId>,
+        rest: &'a [u8],
+    },
+}
+
+fn take_apart<'a>(path: &Path, bytes: &'a [u8]) -> Result<Record<'a>, StoreError> {
+    let damaged = |why: &str| StoreError::corrupt(path, "tree", why);
+    if !bytes.starts_with(format!("{MAGIC} {SEALED} ").as_bytes()) {
+        let text = std::str::from_utf8(bytes).map_err(|_| damaged("not UTF-8"))?;
+        return Ok(Record::Clear(text));
+    }
+    let end = bytes.iter().position(|byte| *byte == b'\n');
+    let (line, rest) = bytes.split_at(end.ok_or_else(|| damaged("it has no first line"))?);
+    let line = std::str::from_utf8(line).map_err(|_| damaged("not UTF-8"))?;
+    let mut words = line.split(' ').skip(4);
+    let session = words.next().and_then(SessionId::from_hex);
+    let members: Option<Vec<_>> = words.map(SnapshotId::from_hex).collect();
+    match (session, members) {
+        (Some(session), Some(members)) if clear_line(session, &members) == line => {
+            Ok(Record::Sealed {
+                line,
+                session,
+                members,
+                rest: &rest[1..],
+            })
+        }
+        _ => Err(damaged("its checksum does not match")),
+    }
+}
+
 impl Store {
     fn tree_dir(&self) -> PathBuf {
         self.dir.join(FOLDER)
@@ -206,21 +257,89 @@ impl Store {
                 what: format!("snapshot {} in {}", lost.id, self.dir.display()),
             });
         }
-        publish_text(&*self.files, &dir, &root.id.to_string(), &encode(tree))?;
+        let bytes = self.encode_tree(tree)?;
+        let name = root.id.to_string();
+        let temp = dir.join(format!("{TEMP_PREFIX}{}-{name}", std::process::id()));
+        publish_bytes(&*self.files, &temp, &dir.join(name), &bytes)?;
+        self.files
+            .sync_dir(&dir)
+            .map_err(StoreError::io("sync folder", &dir))?;
         self.files
             .sync_dir(&self.dir)
             .map_err(StoreError::io("sync folder", &self.dir))
     }
 
+    /// The record of a tree: sealed where its root is.
+    fn encode_tree(&self, tree: &ProcessTree) -> Result<Vec<u8>, StoreError> {
+        let text = encode(tree).into_bytes();
+        let members: Vec<SnapshotId> = tree.members.iter().map(|member| member.id).collect();
+        let key = match self.session_with(members[0])? {
+            Some(session) => self.session_key(session)?.map(|key| (session, key)),
+            None => None,
+        };
+        let Some((session, key)) = key else {
+            return Ok(text);
+        };
+        let line = clear_line(session, &members);
+        let sealed = key.seal(&line, &text);
+        let sealed = sealed.map_err(StoreError::io("seal", &self.tree_path(members[0])))?;
+        let mut bytes = line.into_bytes();
+        bytes.push(b'\n');
+        bytes.extend_from_slice(&sealed);
+        Ok(bytes)
+    }
+
+    fn read_tree(&self, root: SnapshotId) -> Result<Option<Vec<u8>>, StoreError> {
+        match read_bytes(&*self.files, &self.tree_path(root)) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.is_missing() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     /// The tree whose root this snapshot is of, if it is of one.
     pub fn tree(&self, root: SnapshotId) -> Result<Option<ProcessTree>, StoreError> {
         let path = self.tree_path(root);
-        let text = match read_text(&*self.files, &path) {
-            Ok(text) => text,
-            Err(error) if error.is_missing() => return Ok(None),
-            Err(error) => return Err(error),
+        let Some(bytes) = self.read_tree(root)? else {
+            return Ok(None);
         };
-        decode(&path, &text).map(Some)
+        let (session, line, rest, members) = match take_apart(&path, &bytes)? {
+            Record::Clear(text) => return decode(&path, text).map(Some),
+            Record::Sealed {
+                line,
+                session,
+                members,
+                rest,
+            } => (session, line, rest, members),
+        };
+        let damaged = |why: &str| StoreError::corrupt(&path, "tree", why);
+        let key = self
+            .session_key(session)?
+            .ok_or_else(|| damaged("it is sealed, and its root's session is not"))?;
+        let text = key
+            .unseal(line, rest.to_vec())
+            .map_err(StoreError::io("read", &path))?;
+        let text = String::from_utf8(text).map_err(|_| damaged("not UTF-8"))?;
+        let tree = decode(&path, &text)?;
+        match tree.members.iter().map(|member| member.id).eq(members) {
+            true => Ok(Some(tree)),
+            false => Err(damaged("its first line names other snapshots")),
+        }
+    }
+
+    /// The snapshots of a tree, its root first; none where there is no such tree. Takes no key.
+    fn tree_members(&self, root: SnapshotId) -> Result<Vec<SnapshotId>, StoreError> {
+        let path = self.tree_path(root);
+        let Some(bytes) = self.read_tree(root)? else {
+            return Ok(Vec::new());
+        };
+        match take_apart(&path, &bytes)? {
+            Record::Sealed { members, .. } => Ok(members),
+            Record::Clear(text) => {
+                let tree = decode(&path, text)?;
+                Ok(tree.members.iter().map(|member| member.id).collect())
+            }
+        }
     }
 
     /// The roots of all trees, by the names of their records.
@@ -273,9 +392,7 @@ impl Store {
         }
         let there = self.all_ids()?;
         for root in roots.into_iter().filter(|root| there.contains(root)) {
-            if let Some(tree) = self.tree(root)? {
-                members.extend(tree.members.iter().skip(1).map(|member| member.id));
-            }
+            members.extend(self.tree_members(root)?.into_iter().skip(1));
         }
         Ok(members)
     }
