@@ -13,15 +13,14 @@ pub fn rollback(context: &Context, args: &Rollback) -> Result<Exit, CliError> {
     let store = context.store()?;
     let entry = session::find_to_go_back_to(&store, args.pid, &args.reference)?;
     if !args.yes {
-        confirm(context, &entry)?;
+        confirm(context, args, entry.as_ref())?;
     }
     // By its whole name: what was `latest` when the user said yes may not be any more.
-    let done = session::rollback(
-        &store,
-        args.pid,
-        &entry.id.to_string(),
-        &args.taking.options(),
-    )?;
+    let reference = match &entry {
+        Some(entry) => entry.id.to_string(),
+        None => args.reference.clone(),
+    };
+    let done = session::rollback(&store, args.pid, &reference, &args.taking.options())?;
     context.print(args.json, &done, |out, _| {
         taken::rolled_back(args.pid, &done)
             .iter()
@@ -30,22 +29,29 @@ pub fn rollback(context: &Context, args: &Rollback) -> Result<Exit, CliError> {
     Ok(Exit::Done)
 }
 
-fn confirm(context: &Context, entry: &LogEntry) -> Result<(), CliError> {
-    let question = format!(
-        "Put process {} ({}) back to {} (@{}, {})? What it did since is lost.",
-        entry.pid,
-        clean(&entry.comm),
-        entry.id.short(),
-        entry.seq,
-        ago(entry.time_ns, SystemTime::now())
-    );
+fn confirm(context: &Context, args: &Rollback, entry: Option<&LogEntry>) -> Result<(), CliError> {
+    let question = match entry {
+        Some(entry) => format!(
+            "Put process {} ({}) back to {} (@{}, {})? What it did since is lost.",
+            entry.pid,
+            clean(&entry.comm),
+            entry.id.short(),
+            entry.seq,
+            ago(entry.time_ns, SystemTime::now())
+        ),
+        None => format!(
+            "Put process {} back to {}, which is sealed and only its watcher can read? What it did since is lost.",
+            args.pid,
+            clean(&args.reference)
+        ),
+    };
     match context.ask(&question) {
         Some(true) => Ok(()),
         Some(false) => Err(CliError::Declined),
         None => Err(CliError::Refused(format!(
             "a rollback loses what process {} did since the snapshot, and there is no terminal to ask on: \
              confirm with -y",
-            entry.pid
+            args.pid
         ))),
     }
 }
