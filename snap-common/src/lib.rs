@@ -5,11 +5,13 @@
 #![no_std]
 
 mod event;
+mod files;
 mod save;
 mod state;
 mod syscall;
 
 pub use event::{EventHeader, EventKind, FaultEvent, SystemEvent, flag};
+pub use files::{FILE_WORDS, FileRecord};
 pub use save::{
     BEGUN, BREAK, CHUNK_BYTES, COPIED_TO, COUNTERS, Chunk, LOSSES, LOST, Loss, MAX_CHUNKS, ORDER,
     SavedPage, Tracked, WINDOW, chunk_bit, chunk_key,

@@ -63,6 +63,12 @@ constants! {
     OFF_FDT_FD: u32 = 0, off_fdt_fd;
     /// `file.f_flags`
     OFF_FILE_FLAGS: u32 = 0, off_file_flags;
+    /// `file.f_inode`
+    OFF_FILE_INODE: u32 = 0, off_file_inode;
+    /// `file.f_op`
+    OFF_FILE_OPERATIONS: u32 = 0, off_file_operations;
+    /// `inode.i_ino`
+    OFF_INODE_NUMBER: u32 = 0, off_inode_number;
     /// Instruction pointer in `pt_regs`
     OFF_REGS_IP: u32 = 0, off_regs_ip;
     /// System call number in `pt_regs`

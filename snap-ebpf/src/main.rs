@@ -4,6 +4,7 @@
 //! | file | programs |
 //! |---|---|
 //! | `fault` | write faults |
+//! | `files` | which open files a process has, on request |
 //! | `lifecycle` | fork, exec, exit |
 //! | `syscall` | mapping changes, and writes that no fault announces |
 //! | `mm_lock` | get_user_pages as seen by the lock it takes |
@@ -16,6 +17,7 @@
 
 mod config;
 mod fault;
+mod files;
 mod kernel;
 mod lifecycle;
 mod maps;

@@ -144,6 +144,12 @@ macro_rules! report {
     }};
 }
 
+/// The process that is asked about; 0 before any is.
+#[inline(always)]
+pub fn requested() -> u32 {
+    STATE_REQUEST.get(0).map_or(0, |request| request.tgid)
+}
+
 /// The context of an iterator over tasks.
 #[repr(C)]
 struct Context {

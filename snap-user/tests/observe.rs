@@ -6,7 +6,8 @@
 
 mod skip;
 
-use snap_user::model::Observed;
+use snap_user::capture::Files;
+use snap_user::model::{Observed, Referent};
 use snap_user::probe::ProbeOptions;
 use std::mem::zeroed;
 use std::ptr::null_mut;
@@ -17,6 +18,67 @@ fn observe() -> Option<Observed> {
     let mut probes = skip::loaded(&ProbeOptions::default())?;
     let pid = std::process::id() as i32;
     Some(probes.observe(pid, pid).unwrap())
+}
+
+#[test]
+fn what_each_descriptor_refers_to() {
+    use std::os::fd::AsRawFd;
+    use std::os::linux::fs::MetadataExt;
+    let Some(mut probes) = skip::loaded(&ProbeOptions::default()) else {
+        return;
+    };
+    let pid = std::process::id() as i32;
+    let (socket, other) = std::os::unix::net::UnixStream::pair().unwrap();
+    let (reader, _writer) = std::io::pipe().unwrap();
+    let file = tempfile::tempfile().unwrap();
+    let twice = file.try_clone().unwrap();
+    let Some(seen) = probes.referents(pid).unwrap() else {
+        panic!("this kernel has iterators over tasks, and none over descriptors");
+    };
+    let of = |seen: &[(i32, Referent)], fd: i32| seen.iter().find(|(n, _)| *n == fd).unwrap().1;
+    let all = [
+        socket.as_raw_fd(),
+        other.as_raw_fd(),
+        reader.as_raw_fd(),
+        file.as_raw_fd(),
+    ];
+    for fd in all {
+        let path = format!("/proc/self/fd/{fd}");
+        assert_eq!(
+            of(&seen, fd).number,
+            std::fs::metadata(path).unwrap().st_ino()
+        );
+    }
+    assert_eq!(
+        of(&seen, file.as_raw_fd()),
+        of(&seen, twice.as_raw_fd()),
+        "one open file"
+    );
+    assert_eq!(
+        of(&seen, socket.as_raw_fd()).operations,
+        of(&seen, other.as_raw_fd()).operations
+    );
+    assert_ne!(
+        of(&seen, socket.as_raw_fd()).operations,
+        of(&seen, reader.as_raw_fd()).operations
+    );
+    // Each is there, and no other.
+    let listed = |seen: &[(i32, Referent)]| seen.iter().map(|(fd, _)| *fd).collect::<Vec<_>>();
+    let mut files = Files::read(pid).unwrap();
+    let known: Vec<i32> = files.open_files().map(|(d, _)| d.fd).collect();
+    // The two folders of /proc that it has open are not there in the answer before.
+    assert!(listed(&seen).iter().all(|fd| known.contains(fd)));
+    let before = probes.referents(pid).unwrap().unwrap();
+    files.refresh().unwrap();
+    files.identify(&before, &probes.referents(pid).unwrap().unwrap());
+    // One is replaced, one is gone, one is new.
+    let eventfd = rustix::event::eventfd(1, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+    nix::unistd::dup2_stdin(&eventfd).unwrap();
+    drop(other);
+    let after = probes.referents(pid).unwrap().unwrap();
+    assert_ne!(of(&before, 0), of(&after, 0));
+    let by_kernel = files.frozen(&[], Some(&after)).unwrap();
+    assert_eq!(by_kernel, files.frozen(&[], None).unwrap());
 }
 
 #[test]

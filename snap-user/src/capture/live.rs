@@ -3,7 +3,7 @@
 use super::attributes::Known;
 use super::{CaptureError, Files, Result};
 use crate::model::{
-    Auxv, Backing, FileKind, MappedFile, MemoryAttributes, MemoryPolicy, PageRange, Vma,
+    Auxv, Backing, FileKind, MappedFile, MemoryAttributes, MemoryPolicy, PageRange, Referent, Vma,
 };
 use crate::sys::{Frozen, Pagemap, monotonic_ns, proc};
 use std::collections::HashMap;
@@ -60,13 +60,22 @@ impl Live {
             mapped: Vec::new(),
             described: Vec::new(),
         };
-        live.refresh(&proc::maps(pid).map_err(sys)?)?;
+        live.refresh(&proc::maps(pid).map_err(sys)?, &|| None)?;
         Ok(live)
     }
 
-    /// Reads again what may have changed.
-    pub fn refresh(&mut self, vmas: &[Vma]) -> Result<()> {
+    /// Reads again what may have changed. `referents` tells what descriptors refer to, where the kernel can be asked.
+    pub fn refresh(
+        &mut self,
+        vmas: &[Vma],
+        referents: &dyn Fn() -> Option<Vec<(i32, Referent)>>,
+    ) -> Result<()> {
+        let before = referents();
         self.files.refresh()?;
+        if let Some(before) = before {
+            self.files
+                .identify(&before, &referents().unwrap_or_default());
+        }
         self.known.refresh(self.pid, self.probes, vmas)?;
         self.look(vmas)?;
         for vma in vmas.iter().filter(|v| v.prot.exec) {

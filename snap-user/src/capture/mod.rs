@@ -18,7 +18,7 @@ pub use files::{Files, Verdict, losses, mapping_verdict, terminal_verdict, verdi
 pub use live::Live;
 pub use preflight::{Target, preflight};
 pub use shared::{compared, compared_pages, nameless};
-pub use state::{Told, frozen_state};
+pub use state::{Told, bare_state, describe, frozen_state};
 
 /// Result of this room.
 pub type Result<T> = std::result::Result<T, CaptureError>;

@@ -2,7 +2,7 @@
 
 use super::{CaptureError, Live, Result, Target, losses};
 use crate::model::{
-    Backing, Observed, ObservedThread, PendingSignal, ProcessState, ThreadState, Vma,
+    Backing, Observed, ObservedThread, PendingSignal, ProcessState, Referent, ThreadState, Vma,
 };
 use crate::sys::ptrace::{self, Tid};
 use crate::sys::{self, Frozen, arch, proc};
@@ -15,6 +15,8 @@ pub struct Told {
     pub brk: Option<u64>,
     /// What the kernel itself knows of it, asked inside the stop.
     pub observed: Option<Observed>,
+    /// What its descriptors refer to, asked inside the stop.
+    pub open: Option<Vec<(i32, Referent)>>,
 }
 
 /// Reads the state of a frozen process. `vmas` are its mappings as read inside the stop.
@@ -25,13 +27,24 @@ pub fn frozen_state(
     vmas: &[Vma],
     told: Told,
 ) -> Result<ProcessState> {
+    let mut state = bare_state(frozen, target, live, vmas, told)?;
+    describe(&mut state, live);
+    Ok(state)
+}
+
+/// As [`frozen_state`], but for what [`describe`] adds, of which nothing is read in the stop.
+pub fn bare_state(
+    frozen: &Frozen,
+    target: &Target,
+    live: &mut Live,
+    vmas: &[Vma],
+    told: Told,
+) -> Result<ProcessState> {
     let pid = frozen.pid();
     let sys = |e| CaptureError::from_sys(pid, e);
     let stat = proc::stat(pid, None).map_err(sys)?;
-    let mut vmas = vmas.to_vec();
-    live.describe(&mut vmas);
     let mut mm = proc::mm_fields(&stat);
-    mm.brk = current_brk(&vmas, mm.start_brk, told.brk);
+    mm.brk = current_brk(vmas, mm.start_brk, told.brk);
 
     let mut observed = told.observed;
     let mut unsupported = observed
@@ -42,7 +55,7 @@ pub fn frozen_state(
     let mut attributes =
         live.known
             .process(pid, leader, &stat, observed.as_ref(), &mut unsupported);
-    attributes.memory = live.memory(&vmas);
+    attributes.memory = live.memory(vmas);
     attributes.root = proc::link(pid, "root").map_err(sys)?;
     let observed: HashMap<Tid, ObservedThread> = observed
         .into_iter()
@@ -60,10 +73,9 @@ pub fn frozen_state(
             &mut unsupported,
         )?);
     }
-    let (descriptors, files) = live.files.frozen(&vmas)?;
+    let (descriptors, files) = live.files.frozen(vmas, told.open.as_deref())?;
     unsupported.extend(live.files.lost_connections());
-    name_what_is_lost(&vmas, &mut unsupported);
-    let mut state = ProcessState {
+    Ok(ProcessState {
         pid,
         ppid: stat.ppid,
         start_time: stat.start_time,
@@ -72,7 +84,7 @@ pub fn frozen_state(
         cmdline: target.cmdline.clone(),
         cwd: proc::link(pid, "cwd").map_err(sys)?,
         threads,
-        vmas,
+        vmas: vmas.to_vec(),
         mm,
         auxv: live.auxv.clone(),
         descriptors,
@@ -81,10 +93,15 @@ pub fn frozen_state(
         mapped: live.mapped.clone(),
         unsupported,
         attributes,
-    };
-    let lost = losses(&state);
+    })
+}
+
+/// Adds to the state what was known of the process before it was stopped, and names what cannot be saved of it.
+pub fn describe(state: &mut ProcessState, live: &Live) {
+    live.describe(&mut state.vmas);
+    name_what_is_lost(&state.vmas, &mut state.unsupported);
+    let lost = losses(state);
     state.unsupported.splice(0..0, lost);
-    Ok(state)
 }
 
 /// The break to the byte where it is known and still fits the heap's mapping, else the end of that.

@@ -14,6 +14,20 @@ pub struct Descriptor {
     pub cloexec: bool,
 }
 
+/// What a descriptor refers to, as the kernel knows it: where its structures lie. The same as before means the same
+/// open file, or one that cannot be told from it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Referent {
+    /// The open file.
+    pub file: u64,
+    /// Its inode.
+    pub inode: u64,
+    /// The inode's number.
+    pub number: u64,
+    /// The functions that serve it.
+    pub operations: u64,
+}
+
 /// An open file description (`open(2)`): what descriptors refer to, and share.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpenFile {

@@ -21,7 +21,8 @@ pub use attributes::{
 pub use connection::Connection;
 pub use files::{
     Descriptor, Detail, EpollWatch, Eventfd, FILE_ROOM, FILE_SPACE, Fanotify, FileKind, FileLock,
-    InotifyWatch, LockKind, Memfd, OpenFile, Owner, Pipe, Regular, SavedFile, Terminal, Timerfd,
+    InotifyWatch, LockKind, Memfd, OpenFile, Owner, Pipe, Referent, Regular, SavedFile, Terminal,
+    Timerfd,
 };
 pub use page::{PAGE_SIZE, Page, PageRange, page_down, page_up};
 pub use page_set::PageSet;

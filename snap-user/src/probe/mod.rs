@@ -9,6 +9,7 @@ mod error;
 mod event;
 mod features;
 mod hazard;
+mod iterator;
 mod load;
 mod mapping;
 mod marks;

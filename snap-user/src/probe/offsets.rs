@@ -8,7 +8,7 @@ use std::fs;
 pub const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
 /// Fields that the programs read, by the global that receives the offset.
-const FIELDS: [(&str, &str); 11] = [
+const FIELDS: [(&str, &str); 14] = [
     ("OFF_TASK_TGID", "task_struct.tgid"),
     ("OFF_TASK_PID", "task_struct.pid"),
     ("OFF_TASK_MM", "task_struct.mm"),
@@ -20,6 +20,9 @@ const FIELDS: [(&str, &str); 11] = [
     ("OFF_FDT_MAX", "fdtable.max_fds"),
     ("OFF_FDT_FD", "fdtable.fd"),
     ("OFF_FILE_FLAGS", "file.f_flags"),
+    ("OFF_FILE_INODE", "file.f_inode"),
+    ("OFF_FILE_OPERATIONS", "file.f_op"),
+    ("OFF_INODE_NUMBER", "inode.i_ino"),
 ];
 
 /// Globals for what is found in `pt_regs`: instruction pointer, call number, four arguments.

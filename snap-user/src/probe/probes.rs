@@ -7,7 +7,7 @@ use super::marks::Marks;
 use super::programs::{self, FaultSource, Link, chain};
 use super::saver::{Losses, Saved, Saver, Window};
 use super::state::StateReader;
-use crate::model::Observed;
+use crate::model::{Observed, Referent};
 use aya::Ebpf;
 use aya::maps::{HashMap, MapData, MapError, PerCpuArray, RingBuf};
 use aya::programs::ProgramError;
@@ -320,6 +320,17 @@ impl Probes {
             remedy: "ksnap has the process itself tell its state by injected system calls",
         })?;
         reader.read(pid, tid)
+    }
+
+    /// What the descriptors of a process refer to, ascending by number. `None` where the kernel cannot be asked about
+    /// it. A fraction of a microsecond for each.
+    ///
+    /// # Errors
+    /// [`ProbeError::Kernel`] where what it says makes no sense.
+    pub fn referents(&mut self, pid: i32) -> Result<Option<Vec<(i32, Referent)>>, ProbeError> {
+        self.state
+            .as_mut()
+            .map_or(Ok(None), |state| state.referents(pid))
     }
 
     /// Turns the kernel's run-time statistics of BPF programs on, or off again unless someone else

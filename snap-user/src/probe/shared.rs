@@ -10,7 +10,7 @@ use super::marks::Marks;
 use super::probes::{Drained, Probes, ProgramStats};
 use super::saver::{Losses, Saved, Window};
 use super::{FaultSource, ProbeOptions};
-use crate::model::{Observed, Page};
+use crate::model::{Observed, Page, Referent};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -196,6 +196,14 @@ impl TrackedProcess {
     /// Those of [`Probes::observe`].
     pub fn observe(&self, tid: i32) -> Result<Observed, ProbeError> {
         lock(&self.hub).probes.observe(self.tgid as i32, tid)
+    }
+
+    /// See [`Probes::referents`].
+    ///
+    /// # Errors
+    /// Those of [`Probes::referents`].
+    pub fn referents(&self) -> Result<Option<Vec<(i32, Referent)>>, ProbeError> {
+        lock(&self.hub).probes.referents(self.tgid as i32)
     }
 
     /// See [`Probes::times_stops`].

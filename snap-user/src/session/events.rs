@@ -1,7 +1,7 @@
 //! What the probes tell of one process, entered where it matters.
 
 use crate::capture::Told;
-use crate::model::{PageRange, PageSet};
+use crate::model::{PageRange, PageSet, Referent};
 use crate::probe::{
     Event, FaultSource, HazardKind, Losses, MappingKind, Marks, ProbeError, ProbeOptions,
     ProgramStats, Saved, SharedProbes, TrackedProcess, Window,
@@ -196,7 +196,17 @@ impl Events {
         Told {
             brk: self.brk,
             observed,
+            open: self.referents(),
         }
+    }
+
+    /// What the descriptors of the process refer to, where the kernel can be asked.
+    pub fn referents(&self) -> Option<Vec<(i32, Referent)>> {
+        let asked = self.probes.as_ref()?.referents();
+        asked.unwrap_or_else(|e| {
+            tracing::debug!("process {}: {e}", self.pid);
+            None
+        })
     }
 
     /// Turns run-time statistics of the programs on.

@@ -9,7 +9,7 @@ use super::Result;
 use super::engine::Engine;
 use super::pipeline::Hashes;
 use crate::capture::CaptureError;
-use crate::model::{Costs, PAGE_SIZE, Page, PageSet};
+use crate::model::{Costs, PAGE_SIZE, Page, PageSet, Vma};
 use crate::probe::{Marks, Window};
 use crate::sys::monotonic_ns;
 use rustc_hash::FxHashMap;
@@ -24,6 +24,10 @@ const MANY_WRITTEN: u64 = 40_000;
 /// From so many pages on a walk through everything had better be over before the stop, which then looks only where
 /// something was written since.
 const LARGE_PROCESS: u64 = 32_768;
+/// A walk through everything takes so long that the target writes anew to pages that it has passed. They are looked at
+/// again, so often at most, while there are more than so many.
+const LOOKS_AGAIN: u32 = 2;
+const FEW_WRITTEN: u64 = 256;
 /// How long the probes may take to finish what they have begun.
 const PATIENCE: Duration = Duration::from_millis(200);
 /// Snapshots that are copied in their stop after others were spoilt, at most.
@@ -108,6 +112,7 @@ impl Engine {
             let vmas = self.maps()?;
             self.epoch.protect_ahead(&vmas, &mut || {})?;
             self.cover(&vmas);
+            self.protect_again(&vmas)?;
         }
         costs.pages.scanned += written.unwrap_or(0);
         if !self.epoch.can_protect() {
@@ -120,6 +125,20 @@ impl Engine {
         let mut marks = Marks::default();
         marks.add(self.epoch.found());
         Ok(Some(marks))
+    }
+
+    fn protect_again(&mut self, vmas: &[Vma]) -> Result<()> {
+        for _ in 0..LOOKS_AGAIN {
+            self.events.drain(&mut self.epoch);
+            let written = self.epoch.written_since_rearm();
+            if written.is_none_or(|pages| pages <= FEW_WRITTEN) {
+                break;
+            }
+            let before = &self.hashes;
+            let known = |page| before.get(page).is_some();
+            self.epoch.protect_again(vmas, known, before.most_pages())?;
+        }
+        Ok(())
     }
 
     /// In the stop: from now on the target may run, and what is marked and not `gone` meanwhile, and `more`, be copied

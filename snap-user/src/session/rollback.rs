@@ -143,7 +143,7 @@ impl Engine {
         if self.events.take_described() {
             self.live.look_again();
         }
-        self.live.refresh(&vmas)?;
+        self.live.refresh(&vmas, &|| self.events.referents())?;
 
         let stop = monotonic_ns();
         let options = Freeze {

@@ -6,7 +6,7 @@ use super::pipeline::Hashes;
 use super::tree_files::{HeldFile, held_files};
 use super::{AuditPage, Result, Taken, audit};
 use crate::capture::{
-    Stamps, compared, compared_pages, frozen_state, nameless, saved_ranges, without_files,
+    Stamps, bare_state, compared, compared_pages, describe, nameless, saved_ranges, without_files,
 };
 use crate::model::{Costs, PAGE_SIZE, PageSet, ProcessState, SnapshotKind, Vma};
 use crate::probe::Marks;
@@ -128,7 +128,7 @@ impl Engine {
         if self.events.take_described() {
             self.live.look_again();
         }
-        self.live.refresh(&vmas)?;
+        self.live.refresh(&vmas, &|| self.events.referents())?;
         Ok(vmas)
     }
 
@@ -248,6 +248,7 @@ impl Engine {
         self.events.told_drops(drops);
         costs.target_cpu_ns = self.cpu_since_last();
 
+        describe(&mut state, &self.live);
         let unsupported = state.unsupported.clone();
         let files = match hold {
             true => held_files(&state),
@@ -291,7 +292,7 @@ impl Engine {
         }
         let begun = monotonic_ns();
         let told = self.events.told(frozen.threads()[0]);
-        let state = frozen_state(frozen, &self.target, &mut self.live, vmas, told);
+        let state = bare_state(frozen, &self.target, &mut self.live, vmas, told);
         let state_ns = monotonic_ns() - begun;
         // What was begun has to be ended, whatever became of the state.
         let (dirty, behind) = rotate(&mut self.epoch, &self.hashes, vmas, behind, compare_all)?;

@@ -153,6 +153,15 @@ impl Epoch {
         if let Some(log) = &mut self.log {
             log.rearm();
         }
+        self.rearm_tracker(vmas, since, watched)
+    }
+
+    fn rearm_tracker(
+        &mut self,
+        vmas: &[Vma],
+        since: &Since,
+        watched: &mut dyn FnMut(),
+    ) -> Result<Option<PageSet>> {
         self.sorted = (0, PageSet::new());
         let found = match self.tracker.rearm(vmas, since, watched) {
             Ok(found) => found,
@@ -198,8 +207,7 @@ impl Epoch {
     fn since(&mut self, known: impl Fn(u64) -> bool, most: u64) -> Since {
         let log = self.log.as_ref().filter(|log| log.is_whole());
         let is_told = self.current.walked && self.rearmed && self.tracker.every_write_faults();
-        let unsorted = log.map(|log| log.len() - self.sorted.0);
-        if !is_told || unsorted.is_none_or(|entries| entries > MANY_LOGGED) {
+        if !is_told || log.is_none() {
             return self.anything();
         }
         self.sort_log(known);
@@ -212,6 +220,11 @@ impl Epoch {
             Some(cost) if cost < most => narrow,
             _ => self.anything(),
         }
+    }
+
+    /// Entries of the log that [`Epoch::sort_log`] has not seen.
+    fn unsorted(&self) -> u64 {
+        self.log.as_ref().map_or(0, |log| log.len() - self.sorted.0)
     }
 
     /// The same, if no event tells where.
@@ -296,11 +309,35 @@ impl Epoch {
         Ok(())
     }
 
+    /// Behind [`Epoch::protect_ahead`], with the same mappings: what was written while that went through everything is
+    /// protected again, where the log tells of it. `known` and `most` as for [`Epoch::begin_protecting`].
+    pub fn protect_again(
+        &mut self,
+        vmas: &[Vma],
+        known: impl Fn(u64) -> bool,
+        most: u64,
+    ) -> Result<()> {
+        let since = self.since(known, most);
+        // Mappings that have changed meanwhile are not these.
+        if !since.unchanged || since.within.is_none() {
+            return Ok(());
+        }
+        if let Some(log) = &mut self.log {
+            log.rearm_again();
+        }
+        let found = self.rearm_tracker(vmas, &since, &mut || {})?;
+        add(&mut self.current.found, found.unwrap_or_default());
+        Ok(())
+    }
+
     /// [`Epoch::rotate_protecting`] comes next, before any further event is entered: it may begin on another processor.
     /// `known` as for [`Epoch::rotate`]; `most` is what a look everywhere costs, as a number of pages.
     pub fn begin_protecting(&mut self, vmas: &[Vma], known: impl Fn(u64) -> bool, most: u64) {
         if self.can_protect() {
-            let since = self.since(known, most);
+            let since = match self.unsorted() > MANY_LOGGED {
+                true => self.anything(),
+                false => self.since(known, most),
+            };
             self.tracker.begin(vmas, &since);
             self.begun = Some(since);
         }

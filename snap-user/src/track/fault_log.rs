@@ -59,6 +59,17 @@ impl FaultLog {
 
     /// A rearm is about to begin.
     pub fn rearm(&mut self) {
+        self.age();
+        self.rearm_again();
+    }
+
+    /// The same so soon after another one that it says nothing of what was to come to its end meanwhile.
+    pub fn rearm_again(&mut self) {
+        self.pages.clear();
+        self.pages.extend(self.in_flight.values());
+    }
+
+    fn age(&mut self) {
         /// By the third, a thread that was about to end has ended.
         const REARMS: u8 = 2;
         let in_flight = &mut self.in_flight;
@@ -70,8 +81,6 @@ impl FaultLog {
             }
             ends
         });
-        self.pages.clear();
-        self.pages.extend(self.in_flight.values());
         self.distrust = self.distrust.saturating_sub(1);
     }
 
@@ -144,6 +153,19 @@ mod tests {
         }
         log.rearm();
         assert_eq!(pages(&log), [0x9000], "it is kept for ever");
+    }
+
+    #[test]
+    fn a_rearm_that_follows_another_one_soon_forgets_no_thread_that_ends() {
+        let mut log = FaultLog::default();
+        log.record(2, 0x3456);
+        log.ended(2);
+        log.distrust();
+        for _ in 0..9 {
+            log.rearm_again();
+            assert_eq!(pages(&log), [0x3000]);
+            assert!(!log.is_whole());
+        }
     }
 
     #[test]

@@ -1,31 +1,26 @@
-//! What the kernel itself knows of a process, by an iterator over its threads.
+//! What the kernel itself knows of a process, by iterators over its threads and over its descriptors.
 //!
-//! [`Probes::observe`](super::Probes::observe) runs it: one read of a file, some microseconds a thread. No
-//! system call of the target, and nothing that it could notice.
+//! [`Probes::observe`](super::Probes::observe) runs the first, [`Probes::referents`](super::Probes::referents) the
+//! other: one read of a file each, some microseconds a thread, and less for a descriptor. No system call of the
+//! target, and nothing that it could notice.
 
 mod calibrate;
 mod decode;
 mod record;
 
 use super::error::ProbeError;
+use super::iterator::Iterator;
 use super::offsets::Kernel;
 use super::programs::chain;
-use crate::model::Observed;
+use crate::model::{Observed, Referent};
 use crate::sys;
 use aya::maps::{Array, MapData};
-use aya::programs::{Iter, Program};
 use aya::{Btf, Ebpf, EbpfLoader};
 use decode::{Bits, Clocks};
 use record::Layout;
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
-use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
 
-/// Its name in the object.
-const PROGRAM: &str = "state";
-/// Bytes for a few threads; grows with what the kernel has to say.
-const BUFFER: usize = 64 << 10;
+/// The map that says which process is asked about.
+const REQUEST: &str = "STATE_REQUEST";
 
 /// Where the running kernel keeps what the program reads, as the program takes it.
 pub struct Places {
@@ -97,120 +92,109 @@ impl Places {
     }
 }
 
-/// The iterator, loaded.
+/// The iterators, loaded.
 pub struct StateReader {
-    program: OwnedFd,
+    tasks: Iterator,
+    /// Where the kernel accepts it.
+    files: Option<Iterator>,
     /// One `StateRequest`.
     request: Array<MapData, [u32; 2]>,
     asked: [u32; 2],
-    /// By the process that each is for.
-    links: BTreeMap<i32, OwnedFd>,
     bits: Bits,
-    buffer: Vec<u8>,
 }
 
 impl StateReader {
-    /// Loads the program.
+    /// Loads the programs.
     pub fn load(ebpf: &mut Ebpf, btf: &Btf, places: &Places) -> Result<Self, ProbeError> {
-        let kernel = |call: &'static str, detail: String| ProbeError::Kernel {
-            call,
-            target: PROGRAM.to_owned(),
-            detail,
-        };
-        let Some(Program::Iter(program)) = ebpf.program_mut(PROGRAM) else {
-            return Err(ProbeError::BadObject {
-                detail: format!("it has no iterator {PROGRAM}"),
-            });
-        };
-        Iter::load(program, "task", btf)
-            .map_err(|error| super::programs::from_program(error, "bpf(BPF_PROG_LOAD)", PROGRAM))?;
-        let fd = program
-            .fd()
-            .map_err(|error| kernel("bpf(BPF_PROG_LOAD)", chain(&error)))?
-            .as_fd()
-            .try_clone_to_owned()
-            .map_err(|error| kernel("fcntl(F_DUPFD_CLOEXEC)", error.to_string()))?;
+        let tasks = Iterator::load(ebpf, btf, "state", "task")?;
+        let files = Iterator::load(ebpf, btf, "files", "task_file")
+            .inspect_err(|error| tracing::debug!("descriptors are read from /proc: {error}"))
+            .ok();
         let map = ebpf
-            .take_map("STATE_REQUEST")
+            .take_map(REQUEST)
             .ok_or_else(|| ProbeError::BadObject {
-                detail: "it has no map STATE_REQUEST".to_owned(),
+                detail: format!("it has no map {REQUEST}"),
             })?;
-        let request =
-            Array::try_from(map).map_err(|error| kernel("bpf() on a map", chain(&error)))?;
+        let request = Array::try_from(map).map_err(|error| ProbeError::Kernel {
+            call: "bpf() on a map",
+            target: REQUEST.to_owned(),
+            detail: chain(&error),
+        })?;
         let mut reader = Self {
-            program: fd,
+            tasks,
+            files,
             request,
             asked: [0; 2],
-            links: BTreeMap::new(),
             bits: places.bits,
-            buffer: vec![0; BUFFER],
         };
+        let me = std::process::id() as i32;
         reader.bits.traps =
             [sys::Trap::Tsc, sys::Trap::Cpuid].map(|trap| calibrate::bit_of(&mut reader, trap));
-        reader.links.clear();
+        reader.forget(me);
         Ok(reader)
     }
 
     /// Process `pid` is of no interest any more.
     pub fn forget(&mut self, pid: i32) {
-        self.links.remove(&pid);
+        self.tasks.forget(pid);
+        if let Some(files) = &mut self.files {
+            files.forget(pid);
+        }
     }
 
     /// What the kernel knows of process `pid`, of which `tid` is a thread that lives. The process
     /// must be stopped, or the answer is of no single moment.
     pub fn read(&mut self, pid: i32, tid: i32) -> Result<Observed, ProbeError> {
         let clocks = Clocks::read();
-        let used = self.fill(pid, tid)?;
-        decode::decode(&self.buffer[..used], &clocks, self.bits).map_err(|what| {
-            ProbeError::Kernel {
-                call: "read of an iterator",
-                target: format!("process {pid}"),
-                detail: format!("{what} does not make sense"),
-            }
-        })
+        self.ask(pid, tid)?;
+        let records = self.tasks.run(pid)?;
+        decode::decode(records, &clocks, self.bits).map_err(|what| senseless(pid, what))
+    }
+
+    /// What the descriptors of process `pid` refer to, ascending by number. `None` where the kernel cannot be asked,
+    /// or not about this one, as when its first thread has ended.
+    pub fn referents(&mut self, pid: i32) -> Result<Option<Vec<(i32, Referent)>>, ProbeError> {
+        let tid = self.asked[1] as i32;
+        if self.files.is_none() {
+            return Ok(None);
+        }
+        self.ask(pid, tid)?;
+        let Some(files) = &mut self.files else {
+            return Ok(None);
+        };
+        let found = decode::referents(files.run(pid)?).map_err(|what| senseless(pid, what))?;
+        Ok((!found.is_empty()).then_some(found))
     }
 
     /// The flags of a thread of this process.
     fn flags(&mut self, tid: i32) -> Option<u64> {
-        let used = self.fill(std::process::id() as i32, tid).ok()?;
-        decode::flags(&self.buffer[..used], tid)
+        let pid = std::process::id() as i32;
+        self.ask(pid, tid).ok()?;
+        decode::flags(self.tasks.run(pid).ok()?, tid)
     }
 
-    /// Has the kernel write its records into the buffer; how many bytes.
-    fn fill(&mut self, pid: i32, tid: i32) -> Result<usize, ProbeError> {
-        let kernel = |call: &'static str, detail: String| ProbeError::Kernel {
-            call,
-            target: format!("process {pid}"),
-            detail,
-        };
-        let of = |error: sys::SysError| kernel(error.call, error.to_string());
-        let link = match self.links.entry(pid) {
-            Entry::Occupied(link) => link.into_mut(),
-            Entry::Vacant(place) => {
-                place.insert(sys::task_iterator(self.program.as_fd(), pid).map_err(of)?)
-            }
-        };
+    /// The programs report this process, and it by this thread.
+    fn ask(&mut self, pid: i32, tid: i32) -> Result<(), ProbeError> {
         let request = [pid as u32, tid as u32];
         if self.asked != request {
             self.request
                 .set(0, request, 0)
-                .map_err(|error| kernel("bpf() on a map", chain(&error)))?;
+                .map_err(|error| ProbeError::Kernel {
+                    call: "bpf() on a map",
+                    target: REQUEST.to_owned(),
+                    detail: chain(&error),
+                })?;
             self.asked = request;
         }
-        let mut file = sys::run_iterator(link).map_err(of)?;
-        let mut used = 0;
-        loop {
-            if self.buffer.len() - used < BUFFER / 2 {
-                self.buffer.resize(self.buffer.len() * 2, 0);
-            }
-            match file.read(&mut self.buffer[used..]) {
-                Ok(0) => break,
-                Ok(got) => used += got,
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(kernel("read of an iterator", error.to_string())),
-            }
-        }
-        Ok(used)
+        Ok(())
+    }
+}
+
+fn senseless(pid: i32, what: &str) -> ProbeError {
+    ProbeError::Kernel {
+        call: "read of an iterator",
+        target: format!("process {pid}"),
+        detail: format!("{what} does not make sense"),
     }
 }
 

@@ -276,3 +276,35 @@ fn a_stop_looks_everywhere_where_events_may_not_tell_or_it_costs_no_more() {
     assert_eq!(looks_within(true, 1000, committed), None);
     assert_eq!(looks_within(true, 1000, Epoch::abort), None);
 }
+
+#[test]
+fn what_was_written_during_a_look_ahead_is_protected_again_where_events_tell_of_it() {
+    let vmas = mapping();
+    let told = Arc::<Mutex<Since>>::default();
+    let tracker = Writer {
+        every_write_faults: true,
+        refused: PageSet::new(),
+        fails: false,
+        found: vec![page(4), page(3), page(1)],
+        gone: PageSet::new(),
+        told: Arc::clone(&told),
+    };
+    let within = || told.lock().unwrap().within.take();
+    let mut epoch = Epoch::new(Box::new(tracker), true);
+    epoch.protect_ahead(&vmas, &mut || {}).unwrap();
+    writes(&mut epoch);
+    epoch.protect_again(&vmas, |_| true, 10).unwrap();
+    assert_eq!(within(), None, "a look everywhere is cheaper");
+    epoch.protect_again(&vmas, |_| true, 1000).unwrap();
+    assert_eq!(within(), Some(page(3).union(&page(0x405))));
+    assert_eq!(*epoch.found(), page(1).union(&page(3)));
+    // Faults under way stay logged.
+    assert_eq!(epoch.written_since_rearm(), Some(2));
+    epoch.remapped(page(0x300).ranges()[0]);
+    epoch.protect_again(&vmas, |_| true, 1000).unwrap();
+    assert_eq!(within(), None, "these are not its mappings any more");
+    let dirty = protecting(&mut epoch, &vmas);
+    let remapped = page(0x300);
+    let found = page(1).union(&page(3)).union(&page(4));
+    assert_eq!(dirty.copy, found.union(&remapped));
+}
