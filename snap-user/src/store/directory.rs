@@ -309,6 +309,10 @@ impl Store {
             match self.list_session(session) {
                 Err(_) if self.is_session_gone(session) => {}
                 Err(error) if error.is_sealed() => tracing::debug!("session {session}: {error}"),
+                // Of which the key is damaged: the others can be read.
+                Err(error @ StoreError::Corrupt { .. }) => {
+                    tracing::warn!("session {session}: {error}")
+                }
                 found => list.append(&mut found?),
             }
         }
@@ -435,9 +439,9 @@ impl Store {
             let files = match self.session_files_if_there(session) {
                 Ok(Some(files)) => files,
                 Ok(None) => continue,
-                Err(error) if error.is_sealed() => {
-                    let there = self.session_with(id)? == Some(session);
-                    match there {
+                // It alone cannot be read.
+                Err(error) if error.is_sealed() || matches!(error, StoreError::Corrupt { .. }) => {
+                    match self.session_with(id)? == Some(session) {
                         true => return Err(error),
                         false => continue,
                     }

@@ -21,6 +21,7 @@
 //! | `pruner` | removes snapshots, and nothing that others need |
 //! | `mixed` | marks of processes that a rollback has not made whole |
 //! | `tags` | names that people give to snapshots; they protect them |
+//! | `tree_record` | the bytes of their records |
 //! | `trees` | which snapshots are of the processes of one tree; they stay together |
 //! | `versions` | pages with the versions that they hold the changes to |
 //! | `reference` | `latest~2`, prefixes and the like → id |
@@ -67,6 +68,7 @@ mod speed;
 mod tags;
 mod temp;
 mod text;
+mod tree_record;
 mod trees;
 mod verify;
 mod versions;

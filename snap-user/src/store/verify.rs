@@ -59,6 +59,20 @@ impl Store {
                     found |= self.verify_closed(session, only, error, &mut report)?;
                     continue;
                 }
+                // Its key is damaged; of the other sessions that says nothing.
+                Err(error @ StoreError::Corrupt { .. }) if only.is_none() => {
+                    report.problems.push(Problem {
+                        id: None,
+                        path: self.session_path(session),
+                        what: error.to_string(),
+                    });
+                    continue;
+                }
+                Err(StoreError::Corrupt { .. })
+                    if self.session_with_only(only)? != Some(session) =>
+                {
+                    continue;
+                }
                 Err(error) => return Err(error),
             };
             let listing = files.listing();
@@ -97,6 +111,13 @@ impl Store {
                 what: format!("snapshot {id} in {}", self.dir().display()),
             }),
             _ => Ok(report),
+        }
+    }
+
+    fn session_with_only(&self, only: Option<SnapshotId>) -> Result<Option<SessionId>, StoreError> {
+        match only {
+            Some(id) => self.session_with(id),
+            None => Ok(None),
         }
     }
 

@@ -312,6 +312,34 @@ fn damage_is_told_apart_from_a_wrong_key() {
 }
 
 #[test]
+fn a_damaged_key_takes_its_own_session_alone() {
+    let (sample, session) = sample();
+    let path = sample.dir.join(session.id().to_string()).join("key.age");
+    let mut other = session.store().create_session(&info(8)).expect("a session");
+    let known = publish(&mut other, None, [], [(1, 1)]).expect("a base").id;
+    drop((session, other));
+    let mut bytes = fs::read(&path).expect("readable");
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&path, bytes).expect("writable");
+    let store = sample.owner.open(&sample.dir);
+    let list = store.list().expect("a listing");
+    assert_eq!(list.iter().map(|meta| meta.id).collect::<Vec<_>>(), [known]);
+    assert!(store.snapshot(known).is_ok());
+    let lost = store.snapshot(sample.ids[0]).map(drop);
+    assert!(matches!(lost, Err(StoreError::Corrupt { .. })), "{lost:?}");
+    let report = store.verify(None).expect("listable");
+    assert_eq!(
+        (report.problems.len(), report.snapshots),
+        (1, 1),
+        "{report:?}"
+    );
+    assert!(store.verify(Some(known)).expect("there").is_clean());
+    let lost = store.verify(Some(sample.ids[0])).map(drop);
+    assert!(matches!(lost, Err(StoreError::Corrupt { .. })), "{lost:?}");
+}
+
+#[test]
 fn files_that_change_places_are_found() {
     let (sample, session) = sample();
     let folder = sample.dir.join(session.id().to_string());
