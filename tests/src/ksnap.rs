@@ -103,6 +103,8 @@ impl Ksnap {
             .env_remove("KSNAP_STORE")
             .env_remove("KSNAP_CONFIG")
             .env_remove("KSNAP_RAM")
+            .env_remove("KSNAP_IDENTITY")
+            .env_remove("KSNAP_ENCRYPT_TO")
             // As often as a test asks: what that costs the victim is of no matter.
             .env("KSNAP_MAX_OVERHEAD", "off")
             .arg("--store")

@@ -58,6 +58,11 @@ pub struct Global {
         value_parser = units::ram
     )]
     pub ram: Option<units::RamSize>,
+    /// File with the private keys that open what was sealed with --encrypt-to: AGE-SECRET-KEY lines, as age-keygen
+    /// writes them [env: KSNAP_IDENTITY]
+    // KSNAP_IDENTITY is read where it is used, so that an empty value counts as unset.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub identity: Option<PathBuf>,
     /// Print errors only
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,

@@ -41,6 +41,13 @@ impl Context {
         self.global.ram.is_some()
     }
 
+    /// `--identity`
+    pub fn identity(&self) -> Option<PathBuf> {
+        let variable = || std::env::var_os("KSNAP_IDENTITY").filter(|value| !value.is_empty());
+        let named = self.global.identity.clone();
+        named.or_else(|| variable().map(PathBuf::from))
+    }
+
     /// `--store` without a folder: it is the store that is asked about.
     pub fn is_about_the_store(&self) -> bool {
         self.global.store == Some(None)

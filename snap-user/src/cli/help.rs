@@ -18,7 +18,7 @@ Examples:
   ksnap rollback $(pidof redis-server) latest~5 go back
 
 Exit codes: 0 done; 1 failed; 2 usage; 3 captured, but something could not be saved; 10 no store; \
-11 store locked; 12 kernel feature missing; 13 permission; 14 target vanished; 15 corrupt; 130 interrupted.
+11 store locked; 12 kernel feature missing; 13 permission, or sealed and the key is missing or another one; 14 target vanished; 15 corrupt; 130 interrupted.
 
 Data goes to standard output, everything else to standard error.";
 
@@ -49,6 +49,7 @@ Examples:
   ksnap watch 1234 --every 100ms --count 50
   ksnap watch $(pidof nginx)
   ksnap watch 1234 --every 50ms --ram=4G        in memory: nothing is written to a disk before `ksnap flush`
+  ksnap watch 1234 --encrypt-to age1…           sealed: only the holder of the key can read it (--identity)
   ksnap watch 1234 --json | jq 'select(.event == \"taken\") | .costs.phases.stop_ns'";
 
 pub(super) const SNAP: &str = "\
@@ -62,6 +63,7 @@ with them; killing it gives them up.
 Examples:
   ksnap snap 1234
   ksnap snap 1234 --audit --json
+  ksnap snap 1234 --encrypt-to team.keys        sealed, for each of the keys in a file
   ksnap snap $(cat /run/nginx.pid) --tree --kill
   ksnap snap 1234 --kill --tcp && ksnap restore latest --tcp";
 
@@ -77,6 +79,8 @@ Examples:
 pub(super) const LOG: &str = "\
 Columns: number in its session, id, kind, time (UTC), process, how long it was stopped, pages stored, bytes \
 stored, and for a snapshot that follows another than the one before it (after a rollback), which.
+
+What is sealed is left out where --identity names no key for it; how much that is, is said on standard error.
 
 With --json: one object a line.
 
@@ -101,7 +105,8 @@ For what `run`, `watch` and `snap` with --ram have put into memory. Snapshots ke
 the disk has, or has removed by its own rules, are not written again. The process with the newest snapshot comes first, \
 and of its snapshots those that lead to the newest one. Before it begins, it says how long it will take, by a measurement \
 of 0.3 s. A flush that is killed or loses power leaves whole snapshots on the disk, and the next one goes on from there. \
-It needs no watcher, and does not disturb one.
+It needs no watcher, and does not disturb one. What is sealed (--encrypt-to) needs --identity, and stays sealed for the same keys; a watch that began it \
+needs none.
 
 A watch with --ram does the same before it ends when it gets SIGTERM or SIGPWR, not on Ctrl-C. docs/memory.md has the lines \
 for a UPS.
@@ -124,7 +129,7 @@ Examples:
 pub(super) const VERIFY: &str = concat!(
     "\
 Every header, index and page is read and compared with its checksum. Ends with exit code 15 when something \
-is damaged.
+is damaged. Of what is sealed only lengths are checked where --identity names no key for it, which is said on standard error.
 
 Examples:
   ksnap verify
@@ -151,6 +156,9 @@ newest one. What kept snapshots need of those that go is merged first, so that t
 leaves all of them or only what is kept. A session whose process is being watched is pruned by its watcher. Without a \
 rule nothing goes but what an interrupted prune has left behind. Asks first; without a terminal, -y is needed.
 
+What is sealed (--encrypt-to) is left alone where --identity names no key for it, which is said; a watcher has the key of what \
+it takes, and keeps to its own rules.
+
 With --bucket it is about what `ksnap push` has put into object storage. What no snapshot there needs any more is first \
 marked, and deleted by a prune that comes at least --grace later: so it is never taken from under a push. \
 Run it regularly, from anywhere.
@@ -175,7 +183,8 @@ pub(super) const EXPORT: &str = concat!(
     "\
 The core has all threads with their registers, and the memory that the snapshot has: heap, stacks, globals, shared \
 memory. Code and other unchanged content of mapped files is in those files, which debuggers find by the \
-build id; so is what the program marked with MADV_DONTDUMP left out. Pages of zeroes are holes in the file.
+build id; so is what the program marked with MADV_DONTDUMP left out. Pages of zeroes are holes in the file. The core of a \
+sealed snapshot is plain.
 
 Examples:
   ksnap export latest --core core.1234
@@ -185,8 +194,8 @@ Examples:
 
 pub(super) const GDB: &str = concat!(
     "\
-Writes a core file without a name to the folder for temporary files (TMPDIR), and starts gdb on it; nothing is \
-left when gdb ends.
+Writes a core file without a name to the folder for temporary files (TMPDIR), for a sealed snapshot to memory, and starts \
+gdb on it; nothing is left when gdb ends.
 
 Examples:
   ksnap gdb
@@ -230,6 +239,8 @@ each with what was written since the one before; then it stands still for the la
 happens, it runs on here unless it runs there: without --move it does so in any case. Pages that the other machine \
 has already are not sent, so an attempt that was cut off goes on where it ended. The snapshots stay in both stores.
 
+A snapshot that is sealed here (--encrypt-to, --identity) is sent over TLS, and is plain in the store there.
+
 Both machines need each other's key (`ksnap key --help`), the same version of ksnap, the program's files at the same \
 paths, and the other one a processor that has all that this one has. What differs there is named on \
 standard error, and the exit code is 3 then.
@@ -270,7 +281,7 @@ pub(super) const PUSH: &str = concat!(
 What arrives there is the snapshot as a whole: it needs no other one, and no store. Pages are sent once, whatever the \
 number of snapshots and machines that have them; only those are sent that are not there. A push that was cut off goes \
 on where it ended, and until it is done nothing of the snapshot is there. Any number of machines may push to one place \
-at the same time.
+at the same time. What is sealed is refused: pages lie there in plain.
 
 Keys come from the environment, as the services' own tools read them: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, \
 AWS_REGION and AWS_ENDPOINT_URL for s3; GOOGLE_APPLICATION_CREDENTIALS for gs; AZURE_STORAGE_ACCOUNT_NAME and \

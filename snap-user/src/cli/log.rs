@@ -10,6 +10,9 @@ use std::io::Write;
 /// Lists snapshots; with `--json` one object a line.
 pub fn log(context: &Context, args: &Log) -> Result<Exit, CliError> {
     let entries = session::log(&context.store()?, args.pid, args.last)?;
+    if let Some(note) = session::sealed_note(&context.store()?)? {
+        context.note(&note);
+    }
     let mut out = stdout();
     if args.json.json {
         entries

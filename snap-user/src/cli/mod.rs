@@ -8,6 +8,7 @@
 //! | `context` | options of every command, and the terminal |
 //! | `status`, `logging` | standard error: the live line, messages |
 //! | `render` | data as text for people |
+//! | `keys` | --identity and --encrypt-to |
 //! | `exit` | exit codes |
 
 mod args;
@@ -24,6 +25,7 @@ mod gdb;
 mod help;
 mod inspect;
 mod key;
+mod keys;
 mod log;
 mod logging;
 mod profile;
@@ -92,6 +94,7 @@ fn dispatch(context: &Context, verb: &Verb) -> Result<Exit, CliError> {
         | Verb::Serve(_) => session::raise_descriptors(),
         _ => {}
     }
+    keys::use_keys(context, verb)?;
     match verb {
         Verb::Run(args) => watch::run(context, args),
         Verb::Watch(args) => watch::watch(context, args),

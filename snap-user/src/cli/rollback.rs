@@ -17,15 +17,14 @@ pub fn rollback(context: &Context, args: &Rollback) -> Result<Exit, CliError> {
     }
     let entry = session::find_to_go_back_to(&store, args.pid, &args.reference)?;
     if !args.yes {
-        confirm(context, &entry, 0)?;
+        confirm(context, args, entry.as_ref(), 0)?;
     }
     // By its whole name: what was `latest` when the user said yes may not be any more.
-    let done = session::rollback(
-        &store,
-        args.pid,
-        &entry.id.to_string(),
-        &args.taking.options(),
-    )?;
+    let reference = match &entry {
+        Some(entry) => entry.id.to_string(),
+        None => args.reference.clone(),
+    };
+    let done = session::rollback(&store, args.pid, &reference, &args.taking.options())?;
     context.print(args.json, &done, |out, _| {
         taken::rolled_back(args.pid, &done)
             .iter()
@@ -38,7 +37,7 @@ pub fn rollback(context: &Context, args: &Rollback) -> Result<Exit, CliError> {
 fn tree(context: &Context, args: &Rollback, store: &Path) -> Result<Exit, CliError> {
     let (entry, tree) = session::find_tree_to_go_back_to(store, args.pid, &args.reference)?;
     if !args.yes {
-        confirm(context, &entry, tree.members.len() as u64 - 1)?;
+        confirm(context, args, Some(&entry), tree.members.len() as u64 - 1)?;
     }
     let id = entry.id.to_string();
     let done = session::rollback_tree(store, args.pid, &id, &args.taking.options())?;
@@ -50,8 +49,13 @@ fn tree(context: &Context, args: &Rollback, store: &Path) -> Result<Exit, CliErr
     Ok(Exit::Done)
 }
 
-/// `others` go back with it.
-fn confirm(context: &Context, entry: &LogEntry, others: u64) -> Result<(), CliError> {
+/// `others` go back with it. Without an `entry` the snapshot is one that only its watcher can read.
+fn confirm(
+    context: &Context,
+    args: &Rollback,
+    entry: Option<&LogEntry>,
+    others: u64,
+) -> Result<(), CliError> {
     let (with, lost) = match others {
         0 => (String::new(), "What it did since is lost."),
         n => (
@@ -59,21 +63,28 @@ fn confirm(context: &Context, entry: &LogEntry, others: u64) -> Result<(), CliEr
             "What they did since is lost, and processes that came since are ended.",
         ),
     };
-    let question = format!(
-        "Put process {} ({}){with} back to {} (@{}, {})? {lost}",
-        entry.pid,
-        clean(&entry.comm),
-        entry.id.short(),
-        entry.seq,
-        ago(entry.time_ns, SystemTime::now())
-    );
+    let question = match entry {
+        Some(entry) => format!(
+            "Put process {} ({}){with} back to {} (@{}, {})? {lost}",
+            entry.pid,
+            clean(&entry.comm),
+            entry.id.short(),
+            entry.seq,
+            ago(entry.time_ns, SystemTime::now())
+        ),
+        None => format!(
+            "Put process {} back to {}, which is sealed and only its watcher can read? {lost}",
+            args.pid,
+            clean(&args.reference)
+        ),
+    };
     match context.ask(&question) {
         Some(true) => Ok(()),
         Some(false) => Err(CliError::Declined),
         None => Err(CliError::Refused(format!(
             "a rollback loses what process {} did since the snapshot, and there is no terminal to ask on: \
              confirm with -y",
-            entry.pid
+            args.pid
         ))),
     }
 }

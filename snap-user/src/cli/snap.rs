@@ -3,6 +3,7 @@
 use super::args::Snap;
 use super::context::Context;
 use super::exit::{CliError, Exit};
+use super::keys;
 use super::render::human::clean;
 use super::render::taken;
 use crate::session::{self, Filling, Options, Rules, Then};
@@ -10,9 +11,10 @@ use std::path::Path;
 
 /// Takes one snapshot.
 pub fn snap(context: &Context, args: &Snap) -> Result<Exit, CliError> {
-    let filling = processes(args)?;
-    let filling = Filling::Processes(&filling);
+    let pids = processes(args)?;
+    let filling = Filling::Processes(&pids);
     let (store, keep) = context.store_to_fill(filling, Rules::default())?;
+    keys::tell(context, &store, &pids)?;
     let options = Options {
         keep,
         then: match (args.kill, args.stop) {

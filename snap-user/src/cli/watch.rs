@@ -4,6 +4,7 @@ use super::args::{Run, Watch};
 use super::context::Context;
 use super::exit::{CliError, Exit};
 use super::flush;
+use super::keys;
 use super::reporter::Reporter;
 use crate::session::{self, Ended, Filling, Options, Progress, SessionError, Unwatched};
 use std::process::ExitStatus;
@@ -15,6 +16,7 @@ pub fn watch(context: &Context, args: &Watch) -> Result<Exit, CliError> {
     let mut reporter = reporter.of_several(several);
     let filling = Filling::Processes(&args.pids);
     let (store, keep) = context.store_to_fill(filling, args.watching.keeping.rules())?;
+    keys::tell(context, &store, &args.pids)?;
     let mut all = session::watch(
         &store,
         &args.pids,
@@ -50,6 +52,7 @@ pub fn run(context: &Context, args: &Run) -> Result<Exit, CliError> {
     let mut pid = 0;
     let (store, keep) =
         context.store_to_fill(Filling::Processes(&[]), args.watching.keeping.rules())?;
+    keys::tell(context, &store, &[])?;
     let (outcome, status) = session::run(
         &store,
         &args.command,

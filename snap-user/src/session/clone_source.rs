@@ -56,7 +56,9 @@ impl Source {
     /// A snapshot, after which the process runs on.
     pub(super) fn snap(&mut self) -> Result<Taken> {
         match self {
-            Self::Watched(watcher, _, _, also) => watcher.snap(Then::GoOn, *also),
+            Self::Watched(watcher, store, _, also) => {
+                watcher.snap(Then::GoOn, *also, &store.recipients())
+            }
             Self::Own(engine) => {
                 engine.snapshot()?;
                 engine.settle().unwrap_or_else(|| {
@@ -92,7 +94,7 @@ fn hold_watched(watcher: &mut Watcher, store: &Store, pid: i32, also: Also) -> R
     let was_stopped = is_job_stopped(pid)?;
     let asked = monotonic_ns();
     // Whatever came of it: a watcher that failed or died may have left the process stopped.
-    let taken = watcher.snap(Then::Stop, also);
+    let taken = watcher.snap(Then::Stop, also, &store.recipients());
     let frozen = freeze(pid);
     // A rollback that failed meanwhile has stopped it for good.
     let is_mixed = || {

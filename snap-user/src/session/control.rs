@@ -5,7 +5,6 @@
 
 use super::prune::{PrunedSession, What};
 use super::{Options, Result, RolledBack, SessionError, Taken, Then};
-use crate::model::SnapshotId;
 use crate::profile::Report;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Write};
@@ -25,10 +24,13 @@ pub enum Request {
         /// What is done in addition to what the watcher does.
         #[serde(default)]
         also: Also,
+        /// The keys for which it has to be sealed, if it has to be.
+        #[serde(default)]
+        recipients: Vec<String>,
     },
     /// Roll the process back.
     Rollback {
-        /// The snapshot, 32 hex digits.
+        /// The snapshot, 32 hex digits; another reference where whoever asks cannot read the store.
         to: String,
     },
     /// Go on for so long, then tell what it cost.
@@ -175,16 +177,21 @@ impl Watcher {
     }
 
     /// Has a snapshot taken.
-    pub fn snap(&mut self, then: Then, also: Also) -> Result<Taken> {
-        match self.ask(&Request::Snap { then, also })? {
+    pub fn snap(&mut self, then: Then, also: Also, recipients: &[String]) -> Result<Taken> {
+        let recipients = recipients.to_vec();
+        match self.ask(&Request::Snap {
+            then,
+            also,
+            recipients,
+        })? {
             Reply::Taken(taken) => Ok(*taken),
             other => Err(unexpected(&other)),
         }
     }
 
     /// Has the process rolled back.
-    pub fn rollback(&mut self, to: SnapshotId) -> Result<RolledBack> {
-        match self.ask(&Request::Rollback { to: to.to_string() })? {
+    pub fn rollback(&mut self, to: &str) -> Result<RolledBack> {
+        match self.ask(&Request::Rollback { to: to.to_owned() })? {
             Reply::RolledBack(done) => Ok(done),
             other => Err(unexpected(&other)),
         }
@@ -224,13 +231,25 @@ mod tests {
         let old: Request = serde_json::from_str(r#"{"snap":{"then":"stop"}}"#).unwrap();
         let also = Also::default();
         let then = Then::Stop;
-        assert_eq!(old, Request::Snap { then, also });
+        let recipients = Vec::new();
+        let want = Request::Snap {
+            then,
+            also,
+            recipients,
+        };
+        assert_eq!(old, want);
         let part: Request =
             serde_json::from_str(r#"{"snap":{"then":"stop","also":{"files":true}}}"#).unwrap();
         let also = Also {
             files: true,
             ..also
         };
-        assert_eq!(part, Request::Snap { then, also });
+        let recipients = Vec::new();
+        let want = Request::Snap {
+            then,
+            also,
+            recipients,
+        };
+        assert_eq!(part, want);
     }
 }

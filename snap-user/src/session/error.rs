@@ -204,7 +204,8 @@ fn store(error: &StoreError) -> Trouble {
         StoreError::Locked { .. } | StoreError::TagsBusy { .. } => Trouble::Locked,
         StoreError::Corrupt { .. } => Trouble::Corrupt,
         StoreError::Io { source, .. } => io_trouble(source),
-        StoreError::BadReference { .. } => Trouble::Usage,
+        StoreError::BadReference { .. } | StoreError::BadKey { .. } => Trouble::Usage,
+        StoreError::Sealed { .. } | StoreError::WrongIdentity { .. } => Trouble::Permission,
         StoreError::Full { .. }
         | StoreError::NotFound { .. }
         | StoreError::Ambiguous { .. }

@@ -78,9 +78,26 @@ pub fn export_core(
     written
 }
 
-/// Writes a snapshot as an ELF core into an empty file without a name, in the folder for temporary files: for
-/// a debugger that is about to be started. Nothing of it is left when the last descriptor is closed.
+/// Writes a snapshot as an ELF core into an empty file without a name, in the folder for temporary files, or in memory
+/// where the snapshot is sealed: for a debugger that is about to be started. Nothing of it is left when the last
+/// descriptor is closed.
 pub fn unnamed_core(store: &Path, reference: &str) -> Result<(File, ExportedCore)> {
+    let opened = Store::open(store)?;
+    let session = opened
+        .snapshot(opened.resolve(reference, None)?)?
+        .header()
+        .session;
+    let file = match opened.is_sealed(session)? {
+        true => rustix::fs::memfd_create("ksnap-core", rustix::fs::MemfdFlags::CLOEXEC)
+            .map_err(|e| SessionError::io("make a file in memory")(e.into()))?
+            .into(),
+        false => unnamed_file()?,
+    };
+    let core = core_into(store, reference, &file)?;
+    Ok((file, core))
+}
+
+fn unnamed_file() -> Result<File> {
     let folder = std::env::temp_dir();
     let temp = folder.join(format!(".ksnap-core-{}", std::process::id()));
     let file = OpenOptions::new()
@@ -91,8 +108,7 @@ pub fn unnamed_core(store: &Path, reference: &str) -> Result<(File, ExportedCore
         .open(&temp)
         .map_err(SessionError::io(format!("create {}", temp.display())))?;
     fs::remove_file(&temp).map_err(SessionError::io(format!("remove {}", temp.display())))?;
-    let core = core_into(store, reference, &file)?;
-    Ok((file, core))
+    Ok(file)
 }
 
 fn temporary(path: &Path) -> Option<PathBuf> {

@@ -1,5 +1,6 @@
 //! `flush`: what lies in memory, to the disk, the newest first.
 
+use super::sealing::left_out;
 use super::{Result, SessionError};
 use crate::store::{Due, Flushed, Speed, Store, StoreError};
 use serde::Serialize;
@@ -130,6 +131,8 @@ pub fn plan_flush(from: &Path, to: &Path, measured: bool) -> Result<FlushPlan> {
         Err(error) => return Err(error.into()),
     };
     let due = found.sessions;
+    let mut notes = found.notes;
+    notes.extend(left_out(&source)?);
     let snapshots = due.iter().map(|due| due.snapshots).sum();
     let bytes = due.iter().map(|due| due.bytes).sum();
     // What cannot be measured can be written all the same.
@@ -145,7 +148,7 @@ pub fn plan_flush(from: &Path, to: &Path, measured: bool) -> Result<FlushPlan> {
         bytes,
         bytes_per_second: speed.map(|speed| speed.bytes_per_second),
         expected_ns: speed.map_or(0, |speed| speed.time_ns(snapshots, bytes)),
-        notes: found.notes,
+        notes,
         due,
     })
 }

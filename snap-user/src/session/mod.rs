@@ -65,6 +65,7 @@ mod rollback_tree;
 mod rollback_tree_stop;
 mod rollback_world;
 mod run;
+mod sealing;
 mod serve;
 mod serve_incoming;
 mod serve_known;
@@ -128,6 +129,7 @@ pub use rollback_tree::{
     RolledBackProcess, RolledBackTree, find_tree_to_go_back_to, rollback_tree,
 };
 pub use run::{Unwatched, run};
+pub use sealing::{sealed_note, sealing_notes, use_keys};
 pub use serve::{Served, serve};
 pub use several::{Watched, watch};
 pub use show::{Description, Mapping, Process, Thread, show};

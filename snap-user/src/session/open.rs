@@ -15,7 +15,9 @@ pub(super) fn open_session(
     target: &Target,
 ) -> Result<(Session, Option<SnapshotId>, Hashes)> {
     let mut sessions = store.sessions()?.into_iter().rev();
-    let mine = sessions.find(|(_, info)| info.is_of(target.pid, target.start_time));
+    // One that is not sealed for the same keys is left as it is.
+    let mine =
+        sessions.find(|(_, info)| info.is_of(target.pid, target.start_time) && info.fits(store));
     let Some((id, info)) = mine else {
         let session = store.create_session(&SessionInfo {
             pid: target.pid,

@@ -1,6 +1,7 @@
 //! Removes snapshots by rule, in every session or in those of one process.
 
 use super::control;
+use super::sealing::{left_out, may_be_sealed};
 use super::types::{hex, unhex};
 use super::{Result, SessionError, mixed};
 use crate::model::SnapshotId;
@@ -213,6 +214,12 @@ pub fn prune(dir: &Path, rules: &Rules, pid: Option<i32>, dry_run: bool) -> Resu
             )),
         }
     }
+    if let Some(pid) = pid
+        && hands.is_empty()
+    {
+        may_be_sealed(&store, pid)?;
+    }
+    told.notes.extend(left_out(&store)?);
     let mut excess = rules.max_size.map_or(0, |most| {
         let total: u64 = hands.iter().map(|(_, plan)| plan.bytes_after).sum();
         total.saturating_sub(most)

@@ -85,6 +85,11 @@ pub fn push(
         )));
     }
     let snapshot = store.snapshot(id)?;
+    if store.is_sealed(snapshot.header().session)? {
+        return Err(SessionError::Usage(format!(
+            "{reference} is sealed, and what is pushed is not: object storage has pages in plain, which this ksnap cannot seal; `ksnap clone` brings it to another machine"
+        )));
+    }
     let bucket = Bucket::open_or_create(url)?;
     let mut sent_before = (0, 0);
     for _ in 0..ATTEMPTS {

@@ -28,6 +28,12 @@ pub fn revive_watched(
     let store = Store::open(dir)?;
     let id = store.resolve(reference, None)?;
     let held = store.snapshot(id)?.header().session;
+    if !store.session_info(held)?.fits(&store) {
+        return Err(SessionError::Usage(format!(
+            "with --watch snapshots go on in the session of {}, which is not sealed for the keys of --encrypt-to: leave that option out, or bring the snapshot back without --watch, and watch the new process by itself",
+            id.short()
+        )));
+    }
     // From here on nothing of the session is removed, and nobody else writes it.
     let mut session = store.open_session(held).map_err(|e| match e {
         StoreError::Locked { pid, .. } => SessionError::Usage(format!(

@@ -17,18 +17,31 @@ use std::time::Duration;
 /// Rolls `pid` back to a snapshot: through the ksnap that watches it, or right here.
 pub fn rollback(dir: &Path, pid: i32, reference: &str, options: &Options) -> Result<RolledBack> {
     let store = Store::open(dir)?;
-    let id = store.resolve(reference, Some(pid))?;
+    let found = store.resolve(reference, Some(pid));
     if let Some(mut watcher) = control::connect(dir, pid)? {
         control::refuse_own(options.own)?;
-        return watcher.rollback(id);
+        return match found {
+            Ok(id) => watcher.rollback(&id.to_string()),
+            // It has the key of what it stores.
+            Err(error) if error.is_sealed() => watcher.rollback(reference),
+            Err(error) => Err(error.into()),
+        };
     }
+    let id = found?;
     Engine::attach_to_put_back(&store, pid, options)?.rollback(id)
 }
 
-/// The snapshot that a process is to go back to. Where there is none, a process that could not go back to any is the
-/// better reason.
-pub fn find_to_go_back_to(dir: &Path, pid: i32, reference: &str) -> Result<LogEntry> {
-    find(dir, reference, Some(pid)).map_err(|error| {
+/// The snapshot that a process is to go back to; `None` where only the ksnap that watches the process can read it. Where
+/// there is none, a process that could not go back to any is the better reason.
+pub fn find_to_go_back_to(dir: &Path, pid: i32, reference: &str) -> Result<Option<LogEntry>> {
+    let found = find(dir, reference, Some(pid));
+    if let Err(SessionError::Store(error)) = &found
+        && error.is_sealed()
+        && control::connect(dir, pid)?.is_some()
+    {
+        return Ok(None);
+    }
+    found.map(Some).map_err(|error| {
         let nothing = matches!(
             error,
             SessionError::Store(StoreError::NotFound { .. } | StoreError::NoStore { .. })
@@ -63,6 +76,20 @@ pub(super) fn of_one_to_put_back(pid: i32, error: SessionError) -> SessionError 
 }
 
 impl Engine {
+    /// As [`Engine::rollback`], to what a reference means of its process.
+    pub(super) fn rollback_to(&mut self, reference: &str) -> Result<RolledBack> {
+        let id = match SnapshotId::from_hex(reference) {
+            Some(id) => id,
+            None => self.store.resolve(reference, Some(self.target.pid))?,
+        };
+        self.rollback(id)
+    }
+
+    /// The keys for which its snapshots are sealed.
+    pub(super) fn recipients(&self) -> Result<Vec<String>> {
+        Ok(self.store.session_info(self.session())?.recipients)
+    }
+
     /// Puts the process back to a snapshot of its session, backwards or forwards. Snapshots that
     /// follow have it as their parent.
     ///

@@ -12,7 +12,7 @@ use super::rollback_tree_stop::{Standing, refuse, refuse_ended, refuse_watched};
 use super::rollback_world::Live;
 use super::tree_files::{HeldFile, Holder, held_files, shared_files};
 use super::types::hex;
-use super::{LogEntry, Options, Result, RolledBack, SessionError};
+use super::{LogEntry, Options, Result, RolledBack, SessionError, find};
 use crate::model::{PageSet, ProcessState, ProcessTree, SavedFile, SharedFile, SnapshotId};
 use crate::restore::files::{self, Joint, Owner};
 use crate::restore::{
@@ -59,7 +59,11 @@ pub fn find_tree_to_go_back_to(
     pid: i32,
     reference: &str,
 ) -> Result<(LogEntry, ProcessTree)> {
-    let entry = find_to_go_back_to(dir, pid, reference)?;
+    let entry = match find_to_go_back_to(dir, pid, reference)? {
+        Some(entry) => entry,
+        // It is sealed, and a tree does not go back through a watcher, who could read it.
+        None => find(dir, reference, Some(pid))?,
+    };
     let tree = tree_of(&Store::open(dir)?, pid, entry.id)?;
     Ok((entry, tree))
 }

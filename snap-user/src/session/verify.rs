@@ -1,6 +1,7 @@
 //! Checks what is stored.
 
 use super::SessionError;
+use super::sealing::left_out;
 use super::types::hex_option;
 use crate::model::SnapshotId;
 use crate::store::{Store, StoreError, marker_line};
@@ -50,6 +51,7 @@ pub struct Rebuilt {
 pub fn rebuild(store: &Path) -> Result<Rebuilt, SessionError> {
     let store = Store::open(store)?;
     let mut rebuilt = Rebuilt::default();
+    rebuilt.notes.extend(left_out(&store)?);
     for (id, _) in store.sessions()? {
         let done = store.pruner(id).and_then(|_lock| store.rebuild_headers(id));
         match done {

@@ -244,7 +244,16 @@ fn answer_to(
              or flush what is there"
                 .into(),
         ),
-        Request::Snap { then, also } => {
+        Request::Snap { recipients, .. }
+            if !recipients.is_empty() && engine.recipients()? != *recipients =>
+        {
+            Reply::Failed(
+                "its snapshots are not sealed for the keys of --encrypt-to: leave that option out, or end that watch and \
+                 give it to a new one"
+                    .into(),
+            )
+        }
+        Request::Snap { then, also, .. } => {
             pacer.begin();
             let usual = engine.options;
             engine.options.audit |= also.audit;
@@ -272,21 +281,18 @@ fn answer_to(
                 }
             }
         }
-        Request::Rollback { to } => match SnapshotId::from_hex(to) {
-            None => Reply::Failed(format!("'{to}' is no snapshot id")),
-            Some(id) => match engine.rollback(id) {
-                Ok(done) => {
-                    report(&Progress::RolledBack(done.clone()));
-                    Reply::RolledBack(done)
+        Request::Rollback { to } => match engine.rollback_to(to) {
+            Ok(done) => {
+                report(&Progress::RolledBack(done.clone()));
+                Reply::RolledBack(done)
+            }
+            Err(e) => {
+                let why = e.to_string();
+                if matches!(e, SessionError::Restore(RestoreError::Halfway { .. })) {
+                    report(&Progress::Mixed { why: why.clone() });
                 }
-                Err(e) => {
-                    let why = e.to_string();
-                    if matches!(e, SessionError::Restore(RestoreError::Halfway { .. })) {
-                        report(&Progress::Mixed { why: why.clone() });
-                    }
-                    Reply::Failed(why)
-                }
-            },
+                Reply::Failed(why)
+            }
         },
     };
     Ok((reply, failed))
@@ -322,6 +328,7 @@ mod tests {
         let request = Request::Snap {
             then: Then::GoOn,
             also: Also::default(),
+            recipients: Vec::new(),
         };
         let mut tally = Tally::new();
         let done = answer_to(&mut engine, &request, &mut tally, &mut pacer, &mut |_| {});

@@ -6,6 +6,7 @@ use super::error::StoreError;
 use super::files::{Disk, Files, Locking};
 use super::headers::{self, HEADERS_FILE, Headers};
 use super::names::{self, MARKER, SESSION_FILE, TEMP_PREFIX};
+use super::seal::{Keys, Sealing};
 use super::session::{Session, SessionInfo};
 use super::snapshot::Snapshot;
 use super::text::{publish_text, read_text};
@@ -37,7 +38,10 @@ const OTHER_THINGS: &str = "the folder holds other things; name another one with
 #[derive(Clone, Debug)]
 pub struct Store {
     pub(super) dir: PathBuf,
+    /// Sealed files are opened and sealed on their way.
     pub(super) files: Arc<dyn Files>,
+    pub(super) sealing: Arc<Sealing>,
+    pub(super) keys: Arc<Keys>,
     pub(super) cache: Arc<FileCache>,
 }
 
@@ -135,6 +139,15 @@ impl Store {
 
     /// [`Store::open`] on other files.
     pub fn open_with(files: Arc<dyn Files>, dir: &Path) -> Result<Self, StoreError> {
+        Self::open_with_keys(files, Keys::of_process(), dir)
+    }
+
+    /// [`Store::open_with`] with other keys than those of the process.
+    pub fn open_with_keys(
+        files: Arc<dyn Files>,
+        keys: Arc<Keys>,
+        dir: &Path,
+    ) -> Result<Self, StoreError> {
         let no_store = |why: &str| StoreError::NoStore {
             dir: dir.to_owned(),
             why: why.to_owned(),
@@ -168,9 +181,12 @@ impl Store {
                 supported: VERSION,
             });
         }
+        let sealing = Arc::new(Sealing::new(files, Arc::clone(&keys)));
         let store = Self {
             dir: dir.to_owned(),
-            files,
+            files: Arc::clone(&sealing) as Arc<dyn Files>,
+            sealing,
+            keys,
             cache: Arc::default(),
         };
         store.recover();
@@ -179,7 +195,16 @@ impl Store {
 
     /// [`Store::open_or_create`] on other files.
     pub fn open_or_create_with(files: Arc<dyn Files>, dir: &Path) -> Result<Self, StoreError> {
-        match Self::open_with(Arc::clone(&files), dir) {
+        Self::open_or_create_with_keys(files, Keys::of_process(), dir)
+    }
+
+    /// [`Store::open_or_create_with`] with other keys than those of the process.
+    pub fn open_or_create_with_keys(
+        files: Arc<dyn Files>,
+        keys: Arc<Keys>,
+        dir: &Path,
+    ) -> Result<Self, StoreError> {
+        match Self::open_with_keys(Arc::clone(&files), Arc::clone(&keys), dir) {
             Err(error @ StoreError::NoStore { .. }) if is_below_a_file(dir) => return Err(error),
             Err(StoreError::NoStore { .. }) => {}
             done => return done.inspect(Store::sweep),
@@ -212,7 +237,7 @@ impl Store {
                 .sync_dir(above)
                 .map_err(StoreError::io("sync folder", above))?;
         }
-        Self::open_with(files, dir)
+        Self::open_with_keys(files, keys, dir)
     }
 
     /// Removes what a writer that died left at the top: best effort, a reader passes over it anyway.
@@ -245,12 +270,15 @@ impl Store {
         Session::open(self, id)
     }
 
-    /// All sessions, oldest first. A session without a readable description is passed over, with a warning.
+    /// All sessions, oldest first. A session without a readable description is passed over, with a warning; one that is
+    /// sealed and cannot be read, without ([`Store::sealed_sessions`]).
     pub fn sessions(&self) -> Result<Vec<(SessionId, SessionInfo)>, StoreError> {
         let mut sessions = Vec::new();
         for id in self.session_ids()? {
             match self.session_info(id) {
                 Ok(info) => sessions.push((id, info)),
+                // Told by who lists them: `Store::sealed_sessions`.
+                Err(error) if error.is_sealed() => tracing::debug!("session {id}: {error}"),
                 Err(error) => tracing::warn!("session {id}: {error}"),
             }
         }
@@ -274,12 +302,17 @@ impl Store {
     }
 
     /// Every readable snapshot, oldest first. Reads one header a snapshot; a damaged one is passed over, with
-    /// a warning: [`Store::verify`] names it.
+    /// a warning: [`Store::verify`] names it. Those of sealed sessions are left out where the key is missing.
     pub fn list(&self) -> Result<Vec<SnapshotMeta>, StoreError> {
         let mut list = Vec::new();
         for session in self.session_ids()? {
             match self.list_session(session) {
                 Err(_) if self.is_session_gone(session) => {}
+                Err(error) if error.is_sealed() => tracing::debug!("session {session}: {error}"),
+                // Of which the key is damaged: the others can be read.
+                Err(error @ StoreError::Corrupt { .. }) => {
+                    tracing::warn!("session {session}: {error}")
+                }
                 found => list.append(&mut found?),
             }
         }
@@ -301,6 +334,7 @@ impl Store {
     }
 
     fn list_once(&self, session: SessionId) -> Result<Listed, StoreError> {
+        self.session_key(session)?;
         let comm = match self.session_info(session) {
             Ok(info) => info.comm,
             Err(error) => {
@@ -402,8 +436,17 @@ impl Store {
     /// Opens a snapshot to read from.
     pub fn snapshot(&self, id: SnapshotId) -> Result<Snapshot, StoreError> {
         for session in self.session_ids()? {
-            let Some(files) = self.session_files_if_there(session)? else {
-                continue;
+            let files = match self.session_files_if_there(session) {
+                Ok(Some(files)) => files,
+                Ok(None) => continue,
+                // It alone cannot be read.
+                Err(error) if error.is_sealed() || matches!(error, StoreError::Corrupt { .. }) => {
+                    match self.session_with(id)? == Some(session) {
+                        true => return Err(error),
+                        false => continue,
+                    }
+                }
+                Err(error) => return Err(error),
             };
             let listing = files.listing();
             let found = listing.by_seq.iter().find(|(_, other)| **other == id);
@@ -451,6 +494,8 @@ impl Store {
     }
 
     pub(super) fn session_files(&self, id: SessionId) -> Result<SessionFiles, StoreError> {
+        // First of all: without it, a pack would look damaged.
+        self.session_key(id)?;
         SessionFiles::list(&self.files, &self.cache, id, &self.session_path(id))
     }
 }

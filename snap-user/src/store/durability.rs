@@ -204,6 +204,8 @@ pub(super) fn recover(store: &Store, id: SessionId) -> Result<u64, StoreError> {
     let Some(durable) = suspect_after(files, &dir)? else {
         return Ok(0);
     };
+    // What cannot be read is not judged.
+    store.session_key(id)?;
     let all = SessionFiles::list_with_suspects(&store.files, &store.cache, id, &dir)?;
     let listing = all.listing();
     if let Some((path, what)) = &listing.pack_damage {
@@ -290,6 +292,7 @@ impl Store {
                 ),
                 // Its writer looks for itself.
                 Err(error @ StoreError::Locked { .. }) => tracing::debug!("session {id}: {error}"),
+                Err(error) if error.is_sealed() => tracing::debug!("session {id}: {error}"),
                 Err(error) => tracing::warn!(
                     "session {id}: snapshots that may not have been durable when the power failed stay hidden: {error}"
                 ),

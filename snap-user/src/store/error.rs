@@ -1,5 +1,6 @@
 //! What can go wrong with a store.
 
+use super::seal::{self, SealError};
 use crate::image::ImageError;
 use crate::model::SnapshotId;
 use std::fmt;
@@ -136,6 +137,30 @@ pub enum StoreError {
         /// The lock.
         path: PathBuf,
     },
+    /// What is meant is sealed, and no key was named.
+    #[error(
+        "{what} cannot be read: it is sealed, and no key was named; name the file with the key with --identity FILE, or in KSNAP_IDENTITY"
+    )]
+    Sealed {
+        /// What was asked for, and where.
+        what: String,
+    },
+    /// What is meant is sealed, and not for the keys that were named.
+    #[error(
+        "{what} cannot be read: it is sealed, and none of the keys in the file of --identity opens it; name the file with the key that belongs to its --encrypt-to"
+    )]
+    WrongIdentity {
+        /// What was asked for, and where.
+        what: String,
+    },
+    /// What was named as a key is none.
+    #[error("{what}: {why}")]
+    BadKey {
+        /// What was named.
+        what: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The operating system refused.
     #[error("{call} {}: {source}", path.display())]
     Io {
@@ -156,8 +181,16 @@ impl StoreError {
             io::ErrorKind::StorageFull
             | io::ErrorKind::QuotaExceeded
             | io::ErrorKind::FileTooLarge => Self::Full { path, source },
-            _ => Self::Io { call, path, source },
+            _ => match SealError::behind(&source) {
+                Some(cause) => seal::told(&path, cause),
+                None => Self::Io { call, path, source },
+            },
         }
+    }
+
+    /// What was asked for is sealed, and the key is missing or another one.
+    pub fn is_sealed(&self) -> bool {
+        matches!(self, Self::Sealed { .. } | Self::WrongIdentity { .. })
     }
 
     /// Another ksnap writes it just now, or is making it: later it may be free.

@@ -31,6 +31,11 @@ pub trait Files: Send + Sync + Debug {
     fn stat(&self, path: &Path) -> io::Result<Stamp>;
     /// Adds bytes to the end of a file, which is made, mode 0600, if it is not there.
     fn append(&self, path: &Path, bytes: &[u8]) -> io::Result<()>;
+    /// Whether bytes can be added to this file once it is there.
+    fn can_append(&self, path: &Path) -> bool {
+        let _ = path;
+        true
+    }
     /// Names this boot of the kernel: what was written under another one may not have reached the disk. `None`
     /// where the kernel does not say.
     fn boot(&self) -> Option<String>;
@@ -53,6 +58,10 @@ pub struct Stamp {
 pub trait WriteFile: Send + Debug {
     /// Writes all of `bytes` at `offset`.
     fn write_all_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Nothing more is written: whatever was held back is written now. Syncing does it as well.
+    fn finish(&mut self) -> io::Result<()> {
+        Ok(())
+    }
     /// Makes content and length durable.
     fn sync(&mut self) -> io::Result<()>;
 }

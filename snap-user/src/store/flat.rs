@@ -80,8 +80,9 @@ impl Store {
             return Ok(flat);
         }
         let pieces = pieces(snapshot)?;
-        // A store in memory has its room for snapshots.
+        // A store in memory has its room for snapshots; and what is sealed does not come onto a disk in plain.
         if !self.files.is_in_memory(self.dir())
+            && !self.is_sealed(snapshot.header().session)?
             && let Some(flat) = to_file(&folder, &path, &pieces, snapshot, &boot)?
         {
             return Ok(flat);

@@ -61,8 +61,9 @@ impl Store {
         let folder = self.dir().join(FOLDER);
         let number = RandomState::new().hash_one(std::process::id());
         let temp = folder.join(format!("{PREFIX}{number:016x}"));
-        // A store in memory has its room for snapshots.
-        let has_name = !self.files.is_in_memory(self.dir());
+        // A store in memory has its room for snapshots; and what is sealed does not come onto a disk in plain.
+        let has_name =
+            !self.files.is_in_memory(self.dir()) && !self.is_sealed(snapshot.header().session)?;
         let file = match has_name {
             true => {
                 sweep(&folder);

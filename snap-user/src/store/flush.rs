@@ -66,7 +66,7 @@ impl Store {
             from: self.apart(),
             to: to.apart(),
             session,
-            right: to.take_session(session, &info)?,
+            right: to.take_session(session, &info, self.key_to_copy(session)?.as_deref())?,
             read: ReadBuffer::default(),
             write: WriteBuffer::default(),
             done: Flushed::default(),
@@ -97,12 +97,29 @@ impl Store {
         Ok(flush.done)
     }
 
+    /// The encrypted key of a session that is sealed. From here on the process knows it, so that what it writes for the
+    /// session is sealed in whichever store.
+    fn key_to_copy(&self, session: SessionId) -> Result<Option<Vec<u8>>, StoreError> {
+        if self.session_key(session)?.is_none() {
+            return Ok(None);
+        }
+        let dir = self.session_path(session);
+        let key = self.sealing.wrapped_key(&dir);
+        key.map(Some)
+            .map_err(StoreError::io("read the key of", &dir))
+    }
+
     /// The right to add to the copy of a session that has its home in another store.
-    fn take_session(&self, session: SessionId, info: &SessionInfo) -> Result<Pruner, StoreError> {
+    fn take_session(
+        &self,
+        session: SessionId,
+        info: &SessionInfo,
+        key: Option<&[u8]>,
+    ) -> Result<Pruner, StoreError> {
         if !self.is_session_gone(session) {
             return self.pruner(session);
         }
-        let lock = publish_folder(self, session, info, true)?;
+        let lock = publish_folder(self, session, info, key, true)?;
         Ok(Pruner::new(
             self,
             session,

@@ -109,12 +109,17 @@ fn decode(raw: &[u8]) -> Option<Record> {
 
 /// Adds a snapshot that was just published. Failing is no harm: its header is read from its own file then.
 pub(super) fn note(files: &dyn Files, dir: &Path, path: &Path, head: &[u8; HEADER_LEN]) {
+    let list = dir.join(HEADERS_FILE);
+    // Sealed it does not grow; a writer that finds it far behind makes it anew.
+    if !files.can_append(&list) {
+        return;
+    }
     let noted = files
         .stat(path)
-        .and_then(|stamp| files.append(&dir.join(HEADERS_FILE), &encode(head, stamp)));
+        .and_then(|stamp| files.append(&list, &encode(head, stamp)));
     if let Err(error) = noted {
         // Half a record would spoil those after it.
-        let _ = files.remove_file(&dir.join(HEADERS_FILE));
+        let _ = files.remove_file(&list);
         tracing::debug!("{} is not in the list of headers: {error}", path.display());
     }
 }

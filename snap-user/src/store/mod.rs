@@ -21,6 +21,7 @@
 //! | `pruner` | removes snapshots, and nothing that others need |
 //! | `mixed` | marks of processes that a rollback has not made whole |
 //! | `tags` | names that people give to snapshots; they protect them |
+//! | `tree_record` | the bytes of their records |
 //! | `trees` | which snapshots are of the processes of one tree; they stay together |
 //! | `versions` | pages with the versions that they hold the changes to |
 //! | `reference` | `latest~2`, prefixes and the like → id |
@@ -30,6 +31,7 @@
 //! | `received`, `received_left` | pages that another machine sends, until their snapshot is published; what earlier attempts have left of them |
 //! | `flat_ahead` | such a file, made while snapshots still come |
 //! | `names` | file names, default folder |
+//! | `seal` | sessions whose content only the holder of a key can read |
 //! | `text` | small files: read whole, published in one step |
 //! | `cache`, `files` | open files; the operating system behind a seam |
 
@@ -59,12 +61,14 @@ mod received;
 mod received_left;
 mod reference;
 mod retention;
+mod seal;
 mod session;
 mod snapshot;
 mod speed;
 mod tags;
 mod temp;
 mod text;
+mod tree_record;
 mod trees;
 mod verify;
 mod versions;
@@ -90,6 +94,7 @@ pub use pending::{PendingSnapshot, Published};
 pub use pruner::{Plan, Pruned, Pruner};
 pub use received::Received;
 pub use retention::Rules;
+pub use seal::{Identities, Keys, Recipients, SealedSession};
 pub use session::{Continuation, Session, SessionInfo};
 pub use snapshot::Snapshot;
 pub use speed::Speed;

@@ -203,11 +203,12 @@ impl<'a> PendingSnapshot<'a> {
             write_ns: self.out.write_ns(),
             sync_ns: ns(start),
         };
-        // Only for the record, and only known now: after a crash it may be missing.
+        // Only for the record, and only known now: after a crash it may be missing, and a sealed file that is synced does
+        // not change any more.
         if let Err(error) = self.out.rewrite(&late.encode(), LATE_OFFSET as usize) {
             tracing::debug!("costs of writing: {error}");
         }
-        let file = self.out.take_file();
+        let file = self.out.take_file()?;
         let seq = self.identity.seq;
         let files = Arc::clone(&self.session.store.files);
         let files = &*files;

@@ -2,6 +2,7 @@
 
 use super::directory::{SnapshotMeta, Store};
 use super::error::{Candidate, StoreError};
+use super::seal::SealedSession;
 use crate::model::SnapshotId;
 use std::collections::{HashMap, HashSet};
 
@@ -81,8 +82,55 @@ impl Store {
             None => self.in_trees().unwrap_or_default(),
             Some(_) => HashSet::new(),
         };
-        resolve_in(list, text, pid, tag, &parts)
+        let found = resolve_in(list, text, pid, tag, &parts);
+        let closed = self.sealed_sessions()?;
+        if closed.is_empty() {
+            return found;
+        }
+        match meant_in(&closed, list, text, pid, tag, &found) {
+            Some(error) => Err(error),
+            None => found,
+        }
     }
+}
+
+/// Whether a reference means, or may mean, a snapshot that cannot be read, as the names of files and their times tell:
+/// then it must not mean another one instead.
+fn meant_in(
+    closed: &[SealedSession],
+    list: &[SnapshotMeta],
+    text: &str,
+    pid: Option<i32>,
+    tag: Option<SnapshotId>,
+    found: &Result<SnapshotId, StoreError>,
+) -> Option<StoreError> {
+    let (start, _) = parse(text).ok()?;
+    let has = |which: &dyn Fn(&SnapshotId) -> bool| {
+        let mut all = closed.iter();
+        all.find(|session| session.snapshots.iter().any(which))
+    };
+    let meant = match start {
+        Start::Prefix(prefix) => {
+            let prefix = prefix.to_ascii_lowercase();
+            has(&|id| id.to_string().starts_with(&prefix))
+        }
+        Start::Name(_) => has(&|id| Some(*id) == tag),
+        // Of which process each is cannot be told.
+        Start::Sequence(_) => closed.first().filter(|_| found.is_err()),
+        Start::Latest => {
+            let newest = closed.iter().max_by_key(|session| session.newest_ns)?;
+            let own = |meta: &&SnapshotMeta| pid.is_none_or(|pid| meta.pid == pid);
+            let known = list.iter().filter(own).map(|meta| meta.time_ns).max();
+            Some(newest).filter(|newest| known.is_none_or(|known| newest.newest_ns > known))
+        }
+    };
+    meant.map(|session| {
+        let scope = pid.map_or(String::new(), |pid| format!(" of process {pid}"));
+        session.error(format!(
+            "snapshot {text}{scope}, which is or may be in session {},",
+            session.id
+        ))
+    })
 }
 
 /// [`Store::resolve`] in a listing, oldest first. `parts` of trees are not what `latest` means.

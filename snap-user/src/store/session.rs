@@ -10,7 +10,8 @@ use super::headers::Headers;
 use super::names::{self, COPIED, LOCK_FILE, SESSION_FILE, TEMP_PREFIX};
 use super::pending::PendingSnapshot;
 use super::pruner::{Pruner, Shared};
-use super::text::publish_text;
+use super::seal::KEY_FILE;
+use super::text::{publish_bytes, publish_text};
 use crate::image::{Location, SessionId};
 use crate::model::{PageTable, SnapshotId, SnapshotKind};
 use serde::{Deserialize, Serialize};
@@ -41,6 +42,9 @@ pub struct SessionInfo {
     /// The snapshot that was pulled from object storage into it, in hex digits.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub pulled: String,
+    /// The public keys for which it is sealed; none where it is not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub recipients: Vec<String>,
 }
 
 /// A process that was brought back from a snapshot, and whose own snapshots follow that one.
@@ -66,6 +70,12 @@ impl SessionInfo {
     /// It is of this process: the session began with it, or it goes on in it.
     pub fn is_of(&self, pid: i32, start_time: u64) -> bool {
         self.began_with(pid, start_time) || self.continuation(pid, start_time).is_some()
+    }
+
+    /// What this process stores may go into it: it seals for the same keys, or for none, and then as the session was
+    /// begun.
+    pub fn fits(&self, store: &Store) -> bool {
+        !store.seals() || self.recipients == store.recipients()
     }
 
     /// Where a process came in that goes on in the session.
@@ -133,7 +143,10 @@ impl Session {
             info.created_ns = now_ns();
         }
         let id = fresh_id(&info);
-        let lock = publish_folder(store, id, &info, false)?;
+        info.recipients = store.recipients();
+        let key = store.keys.begin(id);
+        let key = key.map_err(StoreError::io("make a key for", &store.session_path(id)))?;
+        let lock = publish_folder(store, id, &info, key.as_deref(), false)?;
         let dir = store.session_path(id);
         Ok(Self {
             store: store.clone(),
@@ -151,6 +164,13 @@ impl Session {
 
     pub(super) fn open(store: &Store, id: SessionId) -> Result<Self, StoreError> {
         let info = store.session_info(id)?;
+        if !info.fits(store) {
+            return Err(StoreError::Misuse {
+                why: format!(
+                    "session {id} is not sealed for the keys of --encrypt-to; without that option it goes on as it was begun"
+                ),
+            });
+        }
         let dir = store.session_path(id);
         let lock = lock(store, &dir)?;
         recover(store, id)?;
@@ -345,11 +365,13 @@ impl Store {
     }
 }
 
-/// Makes the folder of a session, locked from its first moment. `copied`: its home is in another store.
+/// Makes the folder of a session, locked from its first moment. `key`: its key, encrypted, where it is sealed; it is
+/// known already. `copied`: its home is in another store.
 pub(super) fn publish_folder(
     store: &Store,
     id: SessionId,
     info: &SessionInfo,
+    key: Option<&[u8]>,
     copied: bool,
 ) -> Result<LockGuard, StoreError> {
     // Another process that opens the store may sweep the new folder in the instant before it is locked.
@@ -358,8 +380,8 @@ pub(super) fn publish_folder(
         StoreError::Io { source, .. } => source.kind() == std::io::ErrorKind::NotFound,
         _ => false,
     };
-    match try_publish_folder(store, id, info, copied) {
-        Err(error) if swept(&error) => try_publish_folder(store, id, info, copied),
+    match try_publish_folder(store, id, info, key, copied) {
+        Err(error) if swept(&error) => try_publish_folder(store, id, info, key, copied),
         done => done,
     }
 }
@@ -368,6 +390,7 @@ fn try_publish_folder(
     store: &Store,
     id: SessionId,
     info: &SessionInfo,
+    key: Option<&[u8]>,
     copied: bool,
 ) -> Result<LockGuard, StoreError> {
     let dir = store.session_path(id);
@@ -381,6 +404,10 @@ fn try_publish_folder(
     let mut named = false;
     // The lock goes along with the rename, so that no one sees the session unlocked.
     let made = lock(store, &temp).and_then(|lock| {
+        if let Some(key) = key {
+            let unnamed = temp.join(format!("{TEMP_PREFIX}{KEY_FILE}"));
+            publish_bytes(files, &unnamed, &temp.join(KEY_FILE), key)?;
+        }
         let text = serde_json::to_string_pretty(info).expect("plain data becomes JSON");
         publish_text(files, &temp, SESSION_FILE, &text)?;
         if copied {
@@ -397,7 +424,7 @@ fn try_publish_folder(
     });
     made.inspect_err(|_| {
         let folder = if named { &dir } else { &temp };
-        for name in [SESSION_FILE, COPIED, LOCK_FILE] {
+        for name in [KEY_FILE, SESSION_FILE, COPIED, LOCK_FILE] {
             let _ = files.remove_file(&folder.join(name));
         }
         let _ = files.remove_dir(folder);

@@ -121,11 +121,11 @@ impl TempFile {
     /// Writes the beginning of the file again, with other bytes at `offset`. A whole page of it, because a part
     /// would have to be read back first.
     pub(super) fn rewrite(&mut self, bytes: &[u8], offset: usize) -> Result<(), StoreError> {
-        self.first[offset..offset + bytes.len()].copy_from_slice(bytes);
-        let first = std::mem::take(&mut self.first);
-        let done = self.write(&first, 0);
+        let mut first = self.first.clone();
+        first[offset..offset + bytes.len()].copy_from_slice(bytes);
+        self.write(&first, 0)?;
         self.first = first;
-        done
+        Ok(())
     }
 
     /// Makes content and length durable.
@@ -136,13 +136,23 @@ impl TempFile {
         }
     }
 
+    /// Nothing more is written.
+    pub(super) fn finish(&mut self) -> Result<(), StoreError> {
+        match &mut self.file {
+            Some(file) => file.finish().map_err(StoreError::io("write", &self.shown)),
+            None => Ok(()),
+        }
+    }
+
     /// The file, to be synced later; nothing more is written.
-    pub(super) fn take_file(&mut self) -> Option<Box<dyn WriteFile>> {
-        self.file.take()
+    pub(super) fn take_file(&mut self) -> Result<Option<Box<dyn WriteFile>>, StoreError> {
+        self.finish()?;
+        Ok(self.file.take())
     }
 
     /// Gives it its name. From here on it stays.
     pub(super) fn rename(&mut self, to: &Path) -> Result<(), StoreError> {
+        self.finish()?;
         self.files
             .rename(&self.shown, to)
             .map_err(StoreError::io("publish", to))?;

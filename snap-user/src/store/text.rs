@@ -9,6 +9,11 @@ use std::path::Path;
 const MAX_TEXT: u64 = 16 << 20;
 
 pub(super) fn read_text(files: &dyn Files, path: &Path) -> Result<String, StoreError> {
+    let bytes = read_bytes(files, path)?;
+    String::from_utf8(bytes).map_err(|_| StoreError::corrupt(path, "text", "not UTF-8"))
+}
+
+pub(super) fn read_bytes(files: &dyn Files, path: &Path) -> Result<Vec<u8>, StoreError> {
     let file = files.open(path).map_err(StoreError::io("open", path))?;
     let len = file.len().map_err(StoreError::io("stat", path))?;
     if len > MAX_TEXT {
@@ -17,7 +22,7 @@ pub(super) fn read_text(files: &dyn Files, path: &Path) -> Result<String, StoreE
     let mut bytes = vec![0; len as usize];
     file.read_exact_at(&mut bytes, 0)
         .map_err(StoreError::io("read", path))?;
-    String::from_utf8(bytes).map_err(|_| StoreError::corrupt(path, "text", "not UTF-8"))
+    Ok(bytes)
 }
 
 /// Writes a small file under a temporary name, syncs it, renames it into place and syncs the folder.

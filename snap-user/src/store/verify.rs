@@ -9,7 +9,7 @@ use super::pack::PackFile;
 use super::snapshot::Snapshot;
 use super::versions::read_decoded;
 use crate::codec::Encoding;
-use crate::image::{IndexEntry, Location, decode_dropped, decode_span};
+use crate::image::{IndexEntry, Location, SessionId, decode_dropped, decode_span};
 use crate::model::{PageTable, SnapshotId};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -52,8 +52,28 @@ impl Store {
         let mut report = Report::default();
         let mut found = false;
         for session in self.session_ids()? {
-            let Some(files) = self.session_files_if_there(session)? else {
-                continue;
+            let files = match self.session_files_if_there(session) {
+                Ok(Some(files)) => files,
+                Ok(None) => continue,
+                Err(error) if error.is_sealed() => {
+                    found |= self.verify_closed(session, only, error, &mut report)?;
+                    continue;
+                }
+                // Its key is damaged; of the other sessions that says nothing.
+                Err(error @ StoreError::Corrupt { .. }) if only.is_none() => {
+                    report.problems.push(Problem {
+                        id: None,
+                        path: self.session_path(session),
+                        what: error.to_string(),
+                    });
+                    continue;
+                }
+                Err(StoreError::Corrupt { .. })
+                    if self.session_with_only(only)? != Some(session) =>
+                {
+                    continue;
+                }
+                Err(error) => return Err(error),
             };
             let listing = files.listing();
             let wanted: Vec<(u32, SnapshotId)> = listing
@@ -94,6 +114,56 @@ impl Store {
         }
     }
 
+    fn session_with_only(&self, only: Option<SnapshotId>) -> Result<Option<SessionId>, StoreError> {
+        match only {
+            Some(id) => self.session_with(id),
+            None => Ok(None),
+        }
+    }
+
+    /// What can be said of a sealed session without its key: that its files have lengths that sealed files have. Gives
+    /// whether it has what is to be checked, which fails where that is one snapshot.
+    fn verify_closed(
+        &self,
+        session: SessionId,
+        only: Option<SnapshotId>,
+        why: StoreError,
+        report: &mut Report,
+    ) -> Result<bool, StoreError> {
+        let dir = self.session_path(session);
+        let names = self
+            .files
+            .names(&dir)
+            .map_err(StoreError::io("list", &dir))?;
+        let mut snapshots = 0;
+        for name in &names {
+            let id = match names::parse_snapshot_file(name) {
+                Some((_, id)) if only == Some(id) => return Err(why),
+                Some((_, id)) => Some(id),
+                None if names::parse_pack_file(name).is_some() => None,
+                None => continue,
+            };
+            snapshots += u64::from(id.is_some());
+            let path = dir.join(name);
+            match self.sealing.has_shape(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    report.problems.push(Problem {
+                        id,
+                        what: StoreError::io("stat", &path)(error).to_string(),
+                        path,
+                    });
+                }
+                _ => {}
+            }
+        }
+        if only.is_none() {
+            report.notes.push(format!(
+                "of {snapshots} snapshots only the lengths of the files were checked: {why}"
+            ));
+        }
+        Ok(false)
+    }
+
     /// Records of trees can be read, and name snapshots that are there.
     fn verify_trees(
         &self,
@@ -108,6 +178,8 @@ impl Store {
         let living = roots.into_iter().filter(|root| there.contains(root));
         for root in living.filter(|root| only.is_none_or(|only| only == *root)) {
             let what = match self.tree(root) {
+                // Told with its session.
+                Err(error) if error.is_sealed() => continue,
                 Err(error) => error.to_string(),
                 Ok(tree) => {
                     let members = tree.map(|tree| tree.members).unwrap_or_default();

@@ -54,8 +54,8 @@ fn twice<T>(errno: i32, mut step: impl FnMut() -> Result<T, StoreError>) -> (T, 
     }
 }
 
-fn assert_whole(dir: &Path, published: &[(SnapshotId, u32)]) {
-    let store = Store::open(dir).expect("the store opens");
+fn assert_whole(owner: &Owner, dir: &Path, published: &[(SnapshotId, u32)]) {
+    let store = owner.open(dir);
     let report = store.verify(None).expect("the store can be listed");
     assert!(report.is_clean(), "{report:?}");
     for (id, n) in published {
@@ -68,13 +68,23 @@ fn assert_whole(dir: &Path, published: &[(SnapshotId, u32)]) {
 
 #[test]
 fn after_any_failed_operation_the_next_try_succeeds() {
+    fail_each_operation(&Owner::default());
+}
+
+#[test]
+fn after_any_failed_operation_on_a_sealed_session_the_next_try_succeeds() {
+    fail_each_operation(&Owner::new());
+}
+
+fn fail_each_operation(owner: &Owner) {
     for errno in [ENOSPC, EIO] {
         let mut failures = 0;
         for at in 1.. {
             let folder = tempfile::tempdir().expect("a temporary folder");
             let dir = folder.path().join("store");
             let files = TestFiles::new(Plan::Fail(at, errno));
-            let open = || Store::open_or_create_with(files.shared(), &dir);
+            let keys = owner.keys();
+            let open = || Store::open_or_create_with_keys(files.shared(), keys.clone(), &dir);
             let (store, failed) = twice(errno, open);
             failures += u32::from(failed);
             let (mut session, failed) = twice(errno, || store.create_session(&info(7)));
@@ -87,7 +97,7 @@ fn after_any_failed_operation_the_next_try_succeeds() {
                 published.push((id, n));
             }
             drop(session);
-            assert_whole(&dir, &published);
+            assert_whole(owner, &dir, &published);
             let list = store.list().expect("a listing");
             assert_eq!(
                 list.len(),
@@ -112,6 +122,15 @@ fn after_any_failed_operation_the_next_try_succeeds() {
 
 #[test]
 fn after_a_crash_at_any_operation_there_are_only_whole_snapshots() {
+    crash_at_each_operation(&Owner::default());
+}
+
+#[test]
+fn after_a_crash_at_any_operation_there_are_only_whole_snapshots_in_a_sealed_session() {
+    crash_at_each_operation(&Owner::new());
+}
+
+fn crash_at_each_operation(owner: &Owner) {
     for power_cut in [false, true] {
         for at in 1.. {
             let folder = tempfile::tempdir().expect("a temporary folder");
@@ -119,11 +138,11 @@ fn after_a_crash_at_any_operation_there_are_only_whole_snapshots() {
             let files = TestFiles::new(Plan::Crash(at));
             let mut published = Vec::new();
             let mut ended = None;
-            let done = run(&files, &dir, &mut published, &mut ended);
+            let done = run(owner, &files, &dir, &mut published, &mut ended);
             if power_cut {
                 files.power_cut();
             }
-            assert_recovers(&dir, &published, ended);
+            assert_recovers(owner, &dir, &published, ended);
             if done.is_ok() {
                 break;
             }
@@ -133,12 +152,13 @@ fn after_a_crash_at_any_operation_there_are_only_whole_snapshots() {
 
 /// The scenario, up to the crash. Everything it holds is dropped, as a dead process's would be.
 fn run(
+    owner: &Owner,
     files: &TestFiles,
     dir: &Path,
     published: &mut Vec<(SnapshotId, u32)>,
     session_id: &mut Option<SessionId>,
 ) -> Result<(), StoreError> {
-    let store = Store::open_or_create_with(files.shared(), dir)?;
+    let store = Store::open_or_create_with_keys(files.shared(), owner.keys(), dir)?;
     let mut session = store.create_session(&info(7))?;
     *session_id = Some(session.id());
     for n in 0..3 {
@@ -148,9 +168,14 @@ fn run(
     Ok(())
 }
 
-fn assert_recovers(dir: &Path, published: &[(SnapshotId, u32)], session: Option<SessionId>) {
-    let store = Store::open_or_create(dir).expect("the store opens or is made");
-    assert_whole(dir, published);
+fn assert_recovers(
+    owner: &Owner,
+    dir: &Path,
+    published: &[(SnapshotId, u32)],
+    session: Option<SessionId>,
+) {
+    let store = owner.open_or_create(dir);
+    assert_whole(owner, dir, published);
     let list = store.list().expect("a listing");
     assert!(list.len() <= published.len() + 1, "{list:?}");
     // At most the snapshot that was being published is there besides, and then it is whole.
@@ -170,7 +195,7 @@ fn assert_recovers(dir: &Path, published: &[(SnapshotId, u32)], session: Option<
     let id = take(&mut session, n, parent).expect("the snapshot can be taken again");
     let mut all = published.to_vec();
     all.push((id, n));
-    assert_whole(dir, &all);
+    assert_whole(owner, dir, &all);
     for folder in [dir.to_owned(), dir.join(session.id().to_string())] {
         for entry in std::fs::read_dir(folder).expect("a folder") {
             let name = entry.expect("an entry").file_name();

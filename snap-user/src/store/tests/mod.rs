@@ -14,6 +14,8 @@ mod history;
 mod many;
 mod prune;
 mod retention;
+mod seal;
+mod seal_files;
 pub(crate) mod support;
 mod trees;
 mod versions;

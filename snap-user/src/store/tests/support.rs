@@ -3,10 +3,12 @@
 use crate::codec::Scratch;
 use crate::model::{Costs, PAGE_SIZE, Page, PageSet, ProcessState, SnapshotId, SnapshotKind};
 use crate::store::{
-    EncodedBatch, PageSink, PageSource, Published, Session, SessionInfo, Snapshot, Store,
-    StoreError,
+    Disk, EncodedBatch, Identities, Keys, PageSink, PageSource, Published, Recipients, Session,
+    SessionInfo, Snapshot, Store, StoreError,
 };
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
 use tempfile::TempDir;
 
 /// What a snapshot should hold: page number → seed of its content.
@@ -60,6 +62,48 @@ pub fn new_disk_store() -> (TempDir, Store) {
     let files = super::files::TestFiles::default().shared();
     let store = Store::open_or_create_with(files, &dir.path().join("store"));
     (dir, store.expect("a new store"))
+}
+
+/// Someone for whom sessions are sealed, or nobody.
+#[derive(Clone, Debug, Default)]
+pub struct Owner(Option<(Identities, Recipients)>);
+
+impl Owner {
+    /// With a key of their own.
+    pub fn new() -> Self {
+        Self(Some(Identities::generate()))
+    }
+
+    /// What a process of theirs begins with.
+    pub fn keys(&self) -> Arc<Keys> {
+        let (identities, recipients) = self.0.clone().unwrap_or_default();
+        Keys::new(identities, recipients)
+    }
+
+    /// The same, in a process that stores without sealing.
+    pub fn reading(&self) -> Arc<Keys> {
+        let (identities, _) = self.0.clone().unwrap_or_default();
+        Keys::new(identities, Recipients::default())
+    }
+
+    /// They read, and seal for someone else.
+    pub fn sealing_for(&self, other: &Self) -> Arc<Keys> {
+        let (identities, _) = self.0.clone().unwrap_or_default();
+        let (_, recipients) = other.0.clone().unwrap_or_default();
+        Keys::new(identities, recipients)
+    }
+
+    /// As another process of theirs opens a store.
+    pub fn open(&self, dir: &Path) -> Store {
+        let keys = self.keys();
+        Store::open_with_keys(Arc::new(Disk), keys, dir).expect("the store opens")
+    }
+
+    /// As [`Owner::open`], and makes it first if need be.
+    pub fn open_or_create(&self, dir: &Path) -> Store {
+        let store = Store::open_or_create_with_keys(Arc::new(Disk), self.keys(), dir);
+        store.expect("the store opens or is made")
+    }
 }
 
 pub fn info(pid: i32) -> SessionInfo {
