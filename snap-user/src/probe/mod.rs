@@ -17,6 +17,7 @@ mod object;
 mod offsets;
 mod probes;
 mod programs;
+mod queues;
 mod saver;
 mod shared;
 mod state;

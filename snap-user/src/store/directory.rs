@@ -5,13 +5,14 @@ use super::chain::SessionFiles;
 use super::error::StoreError;
 use super::files::{Disk, Files, Locking};
 use super::headers::{self, HEADERS_FILE, Headers};
+use super::meta::SnapshotMeta;
 use super::names::{self, MARKER, SESSION_FILE, TEMP_PREFIX};
 use super::seal::{Keys, Sealing};
 use super::session::{Session, SessionInfo};
 use super::snapshot::Snapshot;
 use super::text::{publish_text, read_text};
-use crate::image::{Header, Late, SessionId};
-use crate::model::{SnapshotId, SnapshotKind};
+use crate::image::SessionId;
+use crate::model::SnapshotId;
 use std::fmt::Debug;
 use std::fs::DirBuilder;
 use std::io;
@@ -50,66 +51,6 @@ struct Listed {
     list: Vec<SnapshotMeta>,
     /// Every snapshot that was there has been pruned before it was read.
     overtaken: bool,
-}
-
-/// What a listing says of a snapshot, from its header alone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SnapshotMeta {
-    /// Its name.
-    pub id: SnapshotId,
-    /// Session it belongs to.
-    pub session: SessionId,
-    /// Sequence number in the session, from 1.
-    pub seq: u32,
-    /// Base or delta.
-    pub kind: SnapshotKind,
-    /// The snapshot it follows.
-    pub parent: Option<SnapshotId>,
-    /// The parent's sequence number, 0 without a parent.
-    pub parent_seq: u32,
-    /// Wall-clock time, nanoseconds since 1970.
-    pub time_ns: u64,
-    /// Process id.
-    pub pid: i32,
-    /// Command name of the session's process.
-    pub comm: String,
-    /// Pages of the snapshot, its ancestors' included.
-    pub pages: u64,
-    /// Pages stored in its own file.
-    pub stored_pages: u64,
-    /// Bytes of encoded pages in its own file.
-    pub data_bytes: u64,
-    /// Length of its file.
-    pub file_bytes: u64,
-    /// How long the process was stopped, in nanoseconds.
-    pub stop_ns: u64,
-    /// What writing the file cost, if it was recorded.
-    pub late: Option<Late>,
-    /// Where it is.
-    pub path: PathBuf,
-}
-
-impl SnapshotMeta {
-    fn new(header: &Header, path: PathBuf, comm: &str) -> Self {
-        Self {
-            id: header.id,
-            session: header.session,
-            seq: header.seq,
-            kind: header.kind,
-            parent: header.parent,
-            parent_seq: header.parent_seq,
-            time_ns: header.time_ns,
-            pid: header.pid,
-            comm: comm.to_owned(),
-            pages: header.pages,
-            stored_pages: header.entries(),
-            data_bytes: header.data.len,
-            file_bytes: header.file_len(),
-            stop_ns: header.stop_ns,
-            late: header.late,
-            path,
-        }
-    }
 }
 
 /// Whether there is something in a folder that no store puts there before its marker.

@@ -1,7 +1,8 @@
 //! What one store has and another one does not.
 
-use super::directory::{SnapshotMeta, Store};
+use super::directory::Store;
 use super::error::StoreError;
+use super::meta::SnapshotMeta;
 use super::session::SessionInfo;
 use crate::image::SessionId;
 

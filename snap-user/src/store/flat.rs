@@ -5,8 +5,9 @@
 //! (it is renamed into place), it may be removed at any time, and one from before the last boot of the
 //! machine is not trusted, so that nothing has to be synced.
 
-use super::directory::{SnapshotMeta, Store};
+use super::directory::Store;
 use super::error::StoreError;
+use super::meta::SnapshotMeta;
 use super::snapshot::Snapshot;
 use crate::image::PageSource;
 use crate::model::{FILE_SPACE, PAGE_SIZE, PageRange, SnapshotId};

@@ -10,11 +10,12 @@
 use super::buffer::{ReadBuffer, WriteBuffer};
 use super::cache::{ImageFile, PageFile};
 use super::chain::{Listing, SessionFiles};
-use super::directory::{SnapshotMeta, Store};
+use super::directory::Store;
 use super::encoded::read_wanted;
 use super::error::StoreError;
 use super::flush_order::{order, will_have_set, without};
 use super::headers::{self, Headers};
+use super::meta::SnapshotMeta;
 use super::names::{self, TEMP_PREFIX};
 use super::needs::{Fate, Needs};
 use super::pack::PackWriter;

@@ -1,7 +1,7 @@
 //! Which snapshots a flush copies first, and of which numbers the other store knows.
 
 use super::chain::Listing;
-use super::directory::SnapshotMeta;
+use super::meta::SnapshotMeta;
 use std::collections::{BTreeMap, BTreeSet};
 
 pub(super) fn will_have_set(

@@ -51,6 +51,7 @@ mod flush;
 mod flush_order;
 mod head;
 mod headers;
+mod meta;
 mod mixed;
 mod names;
 mod needs;
@@ -80,7 +81,7 @@ pub use crate::image::{
     EncodedBatch, Late, Location, Manifest, PageSink, PageSource, SessionId, SpanKind,
 };
 pub use diff::{PageChange, PageDiff};
-pub use directory::{SnapshotMeta, Store, marker_line};
+pub use directory::{Store, marker_line};
 pub use due::{Due, Outstanding};
 pub use durability::{Durability, SYNC_INTERVAL};
 pub use error::{Candidate, StoreError};
@@ -88,6 +89,7 @@ pub use files::{Disk, Files, LockGuard, Locking, ReadFile, Stamp, WriteFile};
 pub use flat::{Flat, FlatPiece};
 pub use flat_ahead::FlatAhead;
 pub use flush::Flushed;
+pub use meta::SnapshotMeta;
 pub use mixed::Mixed;
 pub use names::default_dir;
 pub use pending::{PendingSnapshot, Published};

@@ -1,9 +1,9 @@
 //! Finds what snapshots that stay need of those that go.
 
 use super::chain::SessionFiles;
-use super::directory::SnapshotMeta;
 use super::encoded::{entries_of, read_wanted};
 use super::error::StoreError;
+use super::meta::SnapshotMeta;
 use crate::image::{
     IndexEntry, Location, PACK_ENTRY_LEN, PACK_HEADER_LEN, RUN_LEN, SpanKind, runs_of,
 };

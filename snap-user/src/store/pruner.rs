@@ -9,11 +9,12 @@
 //! stays.
 
 use super::chain::SessionFiles;
-use super::directory::{SnapshotMeta, Store};
+use super::directory::Store;
 use super::durability::{durable_up_to, recover};
 use super::error::StoreError;
 use super::files::LockGuard;
 use super::headers::Headers;
+use super::meta::SnapshotMeta;
 use super::needs::{Fate, Needs};
 use super::pack::PackWriter;
 use super::retention::{Rules, removable};

@@ -1,7 +1,8 @@
 //! `latest~2`, prefixes and the like → id.
 
-use super::directory::{SnapshotMeta, Store};
+use super::directory::Store;
 use super::error::{Candidate, StoreError};
+use super::meta::SnapshotMeta;
 use super::seal::SealedSession;
 use crate::model::SnapshotId;
 use std::collections::{HashMap, HashSet};

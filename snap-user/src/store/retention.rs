@@ -1,6 +1,6 @@
 //! Which snapshots are kept: rules without any I/O.
 
-use super::directory::SnapshotMeta;
+use super::meta::SnapshotMeta;
 use crate::model::SnapshotId;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;

@@ -1,6 +1,7 @@
 //! Linux and nothing else: each function is one kernel interface with its traps handled.
 #![allow(unsafe_code, reason = "system calls; each block says why it is sound")]
 
+mod alarm;
 pub mod arch;
 mod batch;
 mod bpf;

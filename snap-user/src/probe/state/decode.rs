@@ -5,11 +5,11 @@ use super::record::{
 };
 use crate::model::{
     AltStack, Credentials, Deadlines, IntervalTimer, Limit, MemoryPolicy, Observed, ObservedThread,
-    PosixTimer, ProcessAttributes, Referent, RobustList, Rseq, Seccomp, SignalAction, Source,
+    PosixTimer, ProcessAttributes, RobustList, Rseq, Seccomp, SignalAction, Source,
     SyscallDispatch, ThreadAttributes,
 };
 use crate::sys::proc;
-use snap_common::{FILE_WORDS, RecordHeader, RecordKind};
+use snap_common::{RecordHeader, RecordKind};
 use zerocopy::FromBytes;
 
 /// Bits of `task_struct.atomic_flags` (include/linux/sched.h).
@@ -138,29 +138,6 @@ pub fn decode(mut bytes: &[u8], clocks: &Clocks, bits: Bits) -> Result<Observed,
         );
     }
     Ok(observed)
-}
-
-/// What each descriptor refers to, ascending by number.
-///
-/// # Errors
-/// The stream is not what this kernel's program writes.
-pub fn referents(bytes: &[u8]) -> Result<Vec<(i32, Referent)>, &'static str> {
-    let len = size_of::<[u64; FILE_WORDS]>();
-    let mut found = Vec::with_capacity(bytes.len() / len);
-    for record in bytes.chunks(len) {
-        let [fd, file, inode, number, operations] =
-            <[u64; FILE_WORDS]>::read_from_bytes(record).map_err(|_| "a descriptor")?;
-        let fd = i32::try_from(fd).map_err(|_| "the number of a descriptor")?;
-        let referent = Referent {
-            file,
-            inode,
-            number,
-            operations,
-        };
-        found.push((fd, referent));
-    }
-    found.sort_unstable_by_key(|(fd, _)| *fd);
-    Ok(found)
 }
 
 /// The flags of one thread.

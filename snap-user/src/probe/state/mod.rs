@@ -7,6 +7,7 @@
 mod calibrate;
 mod decode;
 mod record;
+mod referents;
 
 use super::error::ProbeError;
 use super::iterator::Iterator;
@@ -162,7 +163,7 @@ impl StateReader {
         let Some(files) = &mut self.files else {
             return Ok(None);
         };
-        let found = decode::referents(files.run(pid)?).map_err(|what| senseless(pid, what))?;
+        let found = referents::decode(files.run(pid)?).map_err(|what| senseless(pid, what))?;
         Ok((!found.is_empty()).then_some(found))
     }
 

@@ -16,6 +16,7 @@ mod prune;
 mod retention;
 mod seal;
 mod seal_files;
+mod seal_life;
 pub(crate) mod support;
 mod trees;
 mod versions;

@@ -49,29 +49,3 @@ fn a_stream_cut_anywhere_is_an_error_not_a_panic() {
     stream[0] = 77;
     assert!(decode(&stream, &clocks, Bits::default()).is_err());
 }
-
-#[test]
-fn descriptors_come_sorted_and_a_cut_record_is_an_error() {
-    let mut stream = Vec::new();
-    for fd in [7u64, 3] {
-        for word in [fd, 10 * fd, 20 * fd, 30 * fd, 40 * fd] {
-            stream.extend(word.to_ne_bytes());
-        }
-    }
-    let found = referents(&stream).unwrap();
-    assert_eq!(found.iter().map(|(fd, _)| *fd).collect::<Vec<_>>(), [3, 7]);
-    assert_eq!(
-        found[0].1,
-        Referent {
-            file: 30,
-            inode: 60,
-            number: 90,
-            operations: 120
-        }
-    );
-    for len in (1..stream.len()).filter(|len| len % 40 != 0) {
-        assert!(referents(&stream[..len]).is_err());
-    }
-    stream[..8].fill(0xff);
-    assert!(referents(&stream).is_err(), "no descriptor has that number");
-}
