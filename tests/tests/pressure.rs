@@ -133,6 +133,9 @@ fn lost_events_cost_a_full_scan_and_no_page() -> Result<()> {
     let mut victim = Victim::spawn("counter", &["--mib", "16", "--rate", "100"])?;
     let before = Footprint::of(victim.pid())?;
     let mut watch = watched(&ksnap, &victim, &["--every", "100ms", "--audit"])?;
+    // Without fentry, get_user_pages is told by the lock that it takes. A fault inside a system call whose processor is
+    // taken away before it takes that lock looks the same, and has everything looked at, twice (snap-ebpf/src/mm_lock.rs).
+    let by_lock = !watch.attached()["faults"].to_string().contains("fentry");
     let mut all = vec![next(&mut watch)?];
     let end = Instant::now() + effort::patience(LIMIT);
     let (mut made_up, mut lost_before, mut unexplained) = (0, 0, 0);
@@ -148,17 +151,18 @@ fn lost_events_cost_a_full_scan_and_no_page() -> Result<()> {
             ensure!(scanned || lost == 0, "{taken}");
             all.push(taken);
             // What a stop looked at is protected behind it only, so that the next one may look there again; the one
-            // after that uses the log. So may one behind a snapshot that failed, or that was taken anew.
+            // after that uses the log.
             unexplained += usize::from(scanned && lost == 0 && lost_before == 0);
+            lost_before = lost;
             if has_lost && !scanned {
                 made_up += 1;
                 break;
             }
             has_lost |= lost > 0;
-            lost_before = lost;
         }
     }
-    ensure!(10 * unexplained < all.len(), "{:?}", told_of(&all)?);
+    let most = if by_lock { 2 + all.len() / 10 } else { 0 };
+    ensure!(unexplained <= most, "{:?}", told_of(&all)?);
     // Stopped while it was stopping the victim, it finds that this has taken too long.
     for why in &watch.interrupt(LIMIT)?.failed {
         ensure!(why.contains("it does not stop"), "{why}");
