@@ -170,6 +170,16 @@ impl<'a> Applying<'a> {
             .filter(|v| !v.is_special())
             .map(|v| v.range)
             .collect();
+        // A guard page has no content, and one that was there all along takes none.
+        let guards: PageSet = self
+            .target
+            .attributes
+            .memory
+            .guards
+            .iter()
+            .copied()
+            .collect();
+        let mapped = mapped.subtract(&guards);
         let (written, absent) = memory::write(pid, &self.pages, &mapped)?;
         memory::discard(pid, &absent, &self.target.vmas, &mut remote)?;
         (self.done.written, self.done.discarded) = (written, absent.pages());
