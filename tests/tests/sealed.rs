@@ -189,6 +189,27 @@ fn a_sealed_watch_goes_back_without_a_key_and_comes_back_with_it_alone() -> Resu
 }
 
 #[test]
+fn a_sealed_watch_goes_back_to_its_latest_whatever_else_is_sealed_in_the_store() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    let (victim, stranger) = (victim()?, victim()?);
+    let options = ["--every", "1h", "--encrypt-to", OWN[1]];
+    let mut watch = Watch::start(&ksnap, victim.pid(), &options)?;
+    watch.wait_taken(1, LIMIT)?;
+    let other = stranger.pid().to_string();
+    ksnap.ok(&["snap", &other, "--encrypt-to", OTHER[1]])?;
+    let pid = victim.pid().to_string();
+    for reference in ["latest", "@1"] {
+        ksnap.ok(&["rollback", &pid, reference, "-y"])?;
+    }
+    let watched = watch.interrupt(LIMIT)?;
+    watched.none_failed()?;
+    ensure!(watched.rolled_back.len() == 2, "{watched:?}");
+    stranger.quit()?;
+    victim.quit()
+}
+
+#[test]
 fn without_the_key_a_new_session_begins_and_it_is_said() -> Result<()> {
     require!(Root, Ksnap);
     let keys = Keys::new()?;

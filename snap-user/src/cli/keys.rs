@@ -21,6 +21,10 @@ fn taking(verb: &Verb) -> Option<&Taking> {
 
 /// Has this process read and seal with the keys that the user has named.
 pub fn use_keys(context: &Context, verb: &Verb) -> Result<(), CliError> {
+    // They open no store.
+    if let Verb::Completions(_) | Verb::Man(_) | Verb::Doctor(_) | Verb::Key(_) = verb {
+        return Ok(());
+    }
     if let Verb::Rollback(args) = verb
         && !args.taking.encrypt_to.is_empty()
     {

@@ -52,7 +52,6 @@ pub fn run(context: &Context, args: &Run) -> Result<Exit, CliError> {
     let mut pid = 0;
     let (store, keep) =
         context.store_to_fill(Filling::Processes(&[]), args.watching.keeping.rules())?;
-    keys::tell(context, &store, &[])?;
     let (outcome, status) = session::run(
         &store,
         &args.command,

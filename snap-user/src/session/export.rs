@@ -83,17 +83,16 @@ pub fn export_core(
 /// descriptor is closed.
 pub fn unnamed_core(store: &Path, reference: &str) -> Result<(File, ExportedCore)> {
     let opened = Store::open(store)?;
-    let session = opened
-        .snapshot(opened.resolve(reference, None)?)?
-        .header()
-        .session;
+    // Once: a snapshot taken meanwhile may be the latest one, and sealed.
+    let id = opened.resolve(reference, None)?;
+    let session = opened.snapshot(id)?.header().session;
     let file = match opened.is_sealed(session)? {
         true => rustix::fs::memfd_create("ksnap-core", rustix::fs::MemfdFlags::CLOEXEC)
             .map_err(|e| SessionError::io("make a file in memory")(e.into()))?
             .into(),
         false => unnamed_file()?,
     };
-    let core = core_into(store, reference, &file)?;
+    let core = core_into(store, &id.to_string(), &file)?;
     Ok((file, core))
 }
 

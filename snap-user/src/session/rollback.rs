@@ -80,7 +80,11 @@ impl Engine {
     pub(super) fn rollback_to(&mut self, reference: &str) -> Result<RolledBack> {
         let id = match SnapshotId::from_hex(reference) {
             Some(id) => id,
-            None => self.store.resolve(reference, Some(self.target.pid))?,
+            // It can read its own session, and goes back to no other.
+            None => {
+                let (session, pid) = (self.session(), self.target.pid);
+                self.store.resolve_in_session(session, reference, pid)?
+            }
         };
         self.rollback(id)
     }

@@ -18,8 +18,8 @@ pub fn use_keys(identity: Option<&Path>, encrypt_to: &[String]) -> Result<()> {
         Some(path) => Identities::read(path)?,
         None => Identities::default(),
     };
-    Keys::set_for_process(Keys::new(identities, Recipients::parse(encrypt_to)?));
-    Ok(())
+    let keys = Keys::new(identities, Recipients::parse(encrypt_to)?);
+    Ok(Keys::set_for_process(keys)?)
 }
 
 fn count(sessions: usize) -> String {
@@ -77,8 +77,7 @@ pub fn sealing_notes(dir: &Path, pids: &[i32]) -> Result<Vec<String>> {
     };
     let mut notes = Vec::new();
     let closed = store.sealed_sessions()?;
-    // A process that is yet to be started has none.
-    if !closed.is_empty() && !pids.is_empty() {
+    if !closed.is_empty() {
         let stored = match store.seals() {
             true => "sealed",
             false => "not sealed: --encrypt-to seals it",

@@ -395,9 +395,13 @@ impl Store {
                 return Snapshot::open(files, seq);
             }
         }
-        Err(StoreError::NotFound {
+        Err(self.no_snapshot(id))
+    }
+
+    pub(super) fn no_snapshot(&self, id: SnapshotId) -> StoreError {
+        StoreError::NotFound {
             what: format!("snapshot {id} in {}", self.dir.display()),
-        })
+        }
     }
 
     pub(super) fn session_path(&self, id: SessionId) -> PathBuf {

@@ -369,6 +369,7 @@ impl Flush {
             at += piece as u64;
         }
         out.flush()?;
+        out.finish()?;
         self.write = out.take_buffer();
         Ok(Written {
             file: out,

@@ -4,6 +4,7 @@ use super::directory::Store;
 use super::error::{Candidate, StoreError};
 use super::meta::SnapshotMeta;
 use super::seal::SealedSession;
+use crate::image::SessionId;
 use crate::model::SnapshotId;
 use std::collections::{HashMap, HashSet};
 
@@ -69,6 +70,23 @@ impl Store {
         self.resolve_among(&self.list()?, text, pid)
     }
 
+    /// As [`Store::resolve`], among the snapshots of one session: what is sealed elsewhere does not matter.
+    pub fn resolve_in_session(
+        &self,
+        session: SessionId,
+        text: &str,
+        pid: i32,
+    ) -> Result<SnapshotId, StoreError> {
+        let tag = self.tag_meant(text)?;
+        let list = self.list_session(session)?;
+        resolve_in(&list, text, Some(pid), tag, &HashSet::new())
+    }
+
+    fn tag_meant(&self, text: &str) -> Result<Option<SnapshotId>, StoreError> {
+        let name = text.split('~').next().unwrap_or_default();
+        Ok(self.tag(name)?.map(|tag| tag.id))
+    }
+
     /// [`Store::resolve`] in a listing that is known already.
     pub fn resolve_among(
         &self,
@@ -76,15 +94,15 @@ impl Store {
         text: &str,
         pid: Option<i32>,
     ) -> Result<SnapshotId, StoreError> {
-        let name = text.split('~').next().unwrap_or_default();
-        let tag = self.tag(name)?.map(|tag| tag.id);
+        let tag = self.tag_meant(text)?;
         // Of one process, it is its own newest that is asked for.
         let parts = match pid {
             None => self.in_trees().unwrap_or_default(),
             Some(_) => HashSet::new(),
         };
         let found = resolve_in(list, text, pid, tag, &parts);
-        let closed = self.sealed_sessions()?;
+        let mut closed = self.sealed_sessions()?;
+        closed.retain(|session| !session.snapshots.is_empty());
         if closed.is_empty() {
             return found;
         }

@@ -101,7 +101,7 @@ pub(super) fn decode(path: &Path, text: &str) -> Result<ProcessTree, StoreError>
             return Err(StoreError::NewerVersion {
                 path: path.to_owned(),
                 found,
-                supported: VERSION,
+                supported: SEALED,
             });
         }
         _ => return Err(damaged(format!("version {version:?}"))),

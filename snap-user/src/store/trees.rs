@@ -41,9 +41,7 @@ impl Store {
         let _guard = self.lock_tags()?;
         let there = self.all_ids()?;
         if let Some(lost) = tree.members.iter().find(|one| !there.contains(&one.id)) {
-            return Err(StoreError::NotFound {
-                what: format!("snapshot {} in {}", lost.id, self.dir.display()),
-            });
+            return Err(self.no_snapshot(lost.id));
         }
         let bytes = self.encode_tree(tree)?;
         let name = root.id.to_string();
@@ -61,11 +59,10 @@ impl Store {
     fn encode_tree(&self, tree: &ProcessTree) -> Result<Vec<u8>, StoreError> {
         let text = encode(tree).into_bytes();
         let members: Vec<SnapshotId> = tree.members.iter().map(|member| member.id).collect();
-        let key = match self.session_with(members[0])? {
-            Some(session) => self.session_key(session)?.map(|key| (session, key)),
-            None => None,
-        };
-        let Some((session, key)) = key else {
+        let session = self
+            .session_with(members[0])?
+            .ok_or_else(|| self.no_snapshot(members[0]))?;
+        let Some(key) = self.session_key(session)? else {
             return Ok(text);
         };
         let line = clear_line(session, &members);
@@ -91,8 +88,13 @@ impl Store {
         let Some(bytes) = self.read_tree(root)? else {
             return Ok(None);
         };
+        let damaged = |why: &str| StoreError::corrupt(&path, "tree", why);
+        let of_root = |tree: ProcessTree| match tree.members[0].id == root {
+            true => Ok(Some(tree)),
+            false => Err(damaged("it is of another snapshot than its name says")),
+        };
         let (session, line, rest, members) = match take_apart(&path, &bytes)? {
-            Record::Clear(text) => return decode(&path, text).map(Some),
+            Record::Clear(text) => return of_root(decode(&path, text)?),
             Record::Sealed {
                 line,
                 session,
@@ -100,7 +102,6 @@ impl Store {
                 rest,
             } => (session, line, rest, members),
         };
-        let damaged = |why: &str| StoreError::corrupt(&path, "tree", why);
         let key = self
             .session_key(session)?
             .ok_or_else(|| damaged("it is sealed, and its root's session is not"))?;
@@ -110,7 +111,7 @@ impl Store {
         let text = String::from_utf8(text).map_err(|_| damaged("not UTF-8"))?;
         let tree = decode(&path, &text)?;
         match tree.members.iter().map(|member| member.id).eq(members) {
-            true => Ok(Some(tree)),
+            true => of_root(tree),
             false => Err(damaged("its first line names other snapshots")),
         }
     }

@@ -55,22 +55,12 @@ impl Store {
             let files = match self.session_files_if_there(session) {
                 Ok(Some(files)) => files,
                 Ok(None) => continue,
-                Err(error) if error.is_sealed() => {
-                    found |= self.verify_closed(session, only, error, &mut report)?;
-                    continue;
-                }
-                // Its key is damaged; of the other sessions that says nothing.
-                Err(error @ StoreError::Corrupt { .. }) if only.is_none() => {
-                    report.problems.push(Problem {
-                        id: None,
-                        path: self.session_path(session),
-                        what: error.to_string(),
-                    });
-                    continue;
-                }
-                Err(StoreError::Corrupt { .. })
-                    if self.session_with_only(only)? != Some(session) =>
-                {
+                Err(error) if error.is_sealed() || matches!(error, StoreError::Corrupt { .. }) => {
+                    match only {
+                        None => self.verify_closed(session, error, &mut report)?,
+                        Some(id) if self.session_with(id)? == Some(session) => return Err(error),
+                        Some(_) => {}
+                    }
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -107,29 +97,27 @@ impl Store {
         }
         self.verify_trees(only, &mut report)?;
         match only {
-            Some(id) if !found => Err(StoreError::NotFound {
-                what: format!("snapshot {id} in {}", self.dir().display()),
-            }),
+            Some(id) if !found => Err(self.no_snapshot(id)),
             _ => Ok(report),
         }
     }
 
-    fn session_with_only(&self, only: Option<SnapshotId>) -> Result<Option<SessionId>, StoreError> {
-        match only {
-            Some(id) => self.session_with(id),
-            None => Ok(None),
-        }
-    }
-
-    /// What can be said of a sealed session without its key: that its files have lengths that sealed files have. Gives
-    /// whether it has what is to be checked, which fails where that is one snapshot.
+    /// What can be said of a session that cannot be opened: of a sealed one without its key, that its files have lengths
+    /// that sealed files have; where the key is damaged, that. Of other sessions it says nothing.
     fn verify_closed(
         &self,
         session: SessionId,
-        only: Option<SnapshotId>,
         why: StoreError,
         report: &mut Report,
-    ) -> Result<bool, StoreError> {
+    ) -> Result<(), StoreError> {
+        if !why.is_sealed() {
+            report.problems.push(Problem {
+                id: None,
+                path: self.session_path(session),
+                what: why.to_string(),
+            });
+            return Ok(());
+        }
         let dir = self.session_path(session);
         let names = self
             .files
@@ -138,7 +126,6 @@ impl Store {
         let mut snapshots = 0;
         for name in &names {
             let id = match names::parse_snapshot_file(name) {
-                Some((_, id)) if only == Some(id) => return Err(why),
                 Some((_, id)) => Some(id),
                 None if names::parse_pack_file(name).is_some() => None,
                 None => continue,
@@ -156,12 +143,10 @@ impl Store {
                 _ => {}
             }
         }
-        if only.is_none() {
-            report.notes.push(format!(
-                "of {snapshots} snapshots only the lengths of the files were checked: {why}"
-            ));
-        }
-        Ok(false)
+        report.notes.push(format!(
+            "of {snapshots} snapshots only the lengths of the files were checked: {why}"
+        ));
+        Ok(())
     }
 
     /// Records of trees can be read, and name snapshots that are there.

@@ -20,7 +20,7 @@ pub(super) const ROOM: usize = BLOCK - TAG;
 pub(super) const FIRST_ROOM: usize = ROOM - HEAD;
 
 const MAGIC: &[u8; 8] = b"\x89KSEAL\r\n";
-const VERSION: u16 = 1;
+pub(super) const VERSION: u16 = 1;
 const SALT: usize = 32;
 
 /// Seals and opens the blocks of one file.

@@ -101,6 +101,12 @@ impl Recipients {
                 all.push(recipient(name, name)?);
                 continue;
             }
+            if name.to_ascii_uppercase().starts_with("AGE-SECRET-KEY-") {
+                return Err(bad(
+                    "a recipient",
+                    "it is a private key, which others can see in the list of processes: name the public one that age-keygen -y writes",
+                ));
+            }
             let found = lines(Path::new(name)).map_err(|error| match error {
                 StoreError::BadKey { why, .. } => bad(
                     name,
@@ -145,6 +151,13 @@ impl Recipients {
 }
 
 fn recipient(named: &str, key: &str) -> Result<x25519::Recipient, StoreError> {
+    if !key.starts_with("age1") {
+        // Not told: in a file with private keys that is one of them.
+        return Err(bad(
+            named,
+            "a line of it is no public key of age, age1…; keys of plugins and of ssh are not taken; of a file with private keys, age-keygen -y writes the public ones",
+        ));
+    }
     key.parse().map_err(|why: &str| {
         bad(
             named,
@@ -235,9 +248,14 @@ impl Keys {
     }
 
     /// Has all stores that this process opens from now on use these, unless others are named. They belong to the whole
-    /// process, so that no way leads around them: whatever begins a session seals it. The first to say so counts.
-    pub fn set_for_process(keys: Arc<Self>) {
-        let _ = OF_PROCESS.set(keys);
+    /// process, so that no way leads around them: whatever begins a session seals it.
+    ///
+    /// # Errors
+    /// A store was opened before, or others were named: what was to be sealed would not be.
+    pub fn set_for_process(keys: Arc<Self>) -> Result<(), StoreError> {
+        OF_PROCESS.set(keys).map_err(|_| StoreError::Misuse {
+            why: "the keys of a process are named once, before it opens a store".into(),
+        })
     }
 
     /// What [`Keys::set_for_process`] has said, else none.
@@ -313,6 +331,22 @@ mod tests {
         for bad in ["age1nokey", "/nowhere", empty.path().to_str().unwrap()] {
             let error = Recipients::parse(&[bad]).expect_err("no key").to_string();
             assert!(error.contains(bad), "{error}");
+        }
+    }
+
+    #[test]
+    fn private_keys_in_place_of_recipients_are_not_told() {
+        let secret = x25519::Identity::generate().to_string();
+        let secret = age::secrecy::ExposeSecret::expose_secret(&secret);
+        let file = file(&format!(
+            "# created: today\n# public key: age1x\n{secret}\n"
+        ));
+        let path = file.path().to_str().expect("a path");
+        for named in [path, secret] {
+            let error = Recipients::parse(&[named]).expect_err("private");
+            let error = error.to_string();
+            assert!(!error.contains(&secret[20..]), "{error}");
+            assert!(error.contains("age-keygen -y"), "{error}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! What a store says of sealed sessions, and the small files outside their folders that are sealed as well.
 
 use super::SessionKey;
-use super::blocks::Blocks;
+use super::blocks::{Blocks, VERSION};
 use super::error::SealError;
 use super::keys::random;
 use super::reader::SealedReader;
@@ -86,7 +86,7 @@ impl Store {
             };
             let dir = self.session_path(id);
             // Removed since it was listed.
-            let Ok(names) = self.files.names(&dir) else {
+            let Some(names) = self.names_if_there(id)? else {
                 continue;
             };
             let mut snapshots = Vec::new();
@@ -114,13 +114,23 @@ impl Store {
         snapshot: SnapshotId,
     ) -> Result<Option<SessionId>, StoreError> {
         for id in self.session_ids()? {
-            let names = self.files.names(&self.session_path(id)).unwrap_or_default();
+            let names = self.names_if_there(id)?.unwrap_or_default();
             let mut parsed = names.iter().filter_map(|n| names::parse_snapshot_file(n));
             if parsed.any(|(_, other)| other == snapshot) {
                 return Ok(Some(id));
             }
         }
         Ok(None)
+    }
+
+    /// The names in the folder of a session that was listed; `None` if it has been removed since.
+    fn names_if_there(&self, session: SessionId) -> Result<Option<Vec<String>>, StoreError> {
+        let dir = self.session_path(session);
+        match self.files.names(&dir) {
+            Ok(names) => Ok(Some(names)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(StoreError::io("list", &dir)(error)),
+        }
     }
 }
 
@@ -215,7 +225,7 @@ pub(in crate::store) fn told(path: &std::path::Path, cause: &SealError) -> Store
         SealError::Newer { found } => StoreError::NewerVersion {
             path: path.to_owned(),
             found: *found,
-            supported: 1,
+            supported: VERSION.into(),
         },
     }
 }

@@ -148,6 +148,9 @@ impl WriteFile for SealedWriter {
                 self.state = State::Failed;
                 self.seal_rest()?;
                 self.state = State::Whole;
+                // It may wait for a while until it is synced.
+                (self.first, self.tail, self.scratch) = Default::default();
+                self.out = WriteBuffer::default();
                 Ok(())
             }
         }

@@ -23,6 +23,8 @@ fn snapshots_that_are_not_synced_are_sealed_and_whole() {
         let reader = sample.owner.open(&sample.dir);
         assert_holds(&reader.snapshot(id).expect("there"), &memory);
         drop(session);
+        assert!(having(&sample.dir, COMM.as_bytes()).is_empty());
+        assert!(having(&sample.dir, &page(1002)[..32]).is_empty());
         sample.assert_whole(&sample.owner.open(&sample.dir));
     }
 }
@@ -162,8 +164,15 @@ fn a_tree_is_sealed_with_its_root_and_protects_its_members_without_the_key() {
     assert_eq!(owner.copy_trees(&to), [""; 0]);
     assert_eq!(to.tree(sample.ids[0]).expect("readable"), Some(tree));
     assert!(having(to.dir(), COMM.as_bytes()).is_empty());
+    // Under another name it is none.
+    let record = sample.dir.join("trees");
+    let (path, other) = (
+        record.join(sample.ids[0].to_string()),
+        record.join(sample.ids[1].to_string()),
+    );
+    fs::copy(&path, other).expect("copied");
+    assert!(owner.tree(sample.ids[1]).is_err());
     // Any change of the record is an error.
-    let path = sample.dir.join("trees").join(sample.ids[0].to_string());
     let whole = fs::read(&path).expect("readable");
     for at in 0..whole.len() {
         let mut bytes = whole.clone();
