@@ -5,6 +5,11 @@ use crate::sys::arch::Registers;
 use crate::sys::ptrace::{self, Event, Tid};
 use crate::sys::{CloneArgs, Result, SysError, memory};
 use std::io;
+use std::time::{Duration, Instant};
+
+/// How long an id that is taken is waited for, and from one look to the next.
+const PATIENCE: Duration = Duration::from_secs(1);
+const PAUSE: Duration = Duration::from_millis(2);
 
 /// A system call to be run by the stub.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -171,7 +176,10 @@ impl Stub {
     }
 
     /// Makes threads by clone3(2) with these flags; `ids` are theirs in their own PID namespace, `None`
-    /// for whichever the kernel gives.
+    /// for whichever the kernel gives. An id that is taken is waited for: most processes are short.
+    ///
+    /// # Errors
+    /// EEXIST when one stays taken.
     pub fn make_threads(&mut self, flags: u64, ids: &[Option<i32>]) -> Result<()> {
         for some in ids.chunks(self.area.most_calls().min(256)) {
             let mut calls = Vec::with_capacity(some.len());
@@ -186,9 +194,25 @@ impl Stub {
                 calls.push(StubCall::new("clone3", args.what(), libc::SYS_clone3, call));
             }
             let first = self.threads.len();
-            let results = self.run(&calls)?;
-            for (thread, own) in self.threads[first..].iter_mut().zip(results) {
-                thread.own = own as i32;
+            let until = Instant::now() + PATIENCE;
+            loop {
+                let begin = self.threads.len();
+                let done = self.run(&calls[begin - first..]);
+                // Those that were made have the ids that they were to have.
+                let made = self.threads[begin..].iter_mut().zip(&some[begin - first..]);
+                for (n, (thread, id)) in made.enumerate() {
+                    let told = || done.as_ref().ok().and_then(|results| results.get(n));
+                    thread.own = id
+                        .or_else(|| told().map(|own| *own as i32))
+                        .unwrap_or(thread.tid);
+                }
+                match done {
+                    Ok(_) => break,
+                    Err(e) if e.errno() == Some(libc::EEXIST) && Instant::now() < until => {
+                        std::thread::sleep(PAUSE);
+                    }
+                    Err(e) => return Err(e),
+                }
             }
             self.forget();
         }

@@ -73,6 +73,33 @@ fn threads_are_made_and_run_calls_of_their_own() {
 }
 
 #[test]
+fn an_id_that_a_short_process_has_is_waited_for() {
+    if !is_root() || !may_choose_ids() {
+        return crate::skip::without_root("the right to choose ids");
+    }
+    let mut stub = Stub::start(Birth::default(), &[], None).unwrap();
+    let mut sleeper = std::process::Command::new("sleep")
+        .arg("0.2")
+        .spawn()
+        .unwrap();
+    let taken = sleeper.id() as i32;
+    let reaper = std::thread::spawn(move || sleeper.wait());
+    let ids = [None, Some(taken), None];
+    stub.make_threads(super::super::THREAD_FLAGS, &ids).unwrap();
+    assert!(reaper.join().unwrap().unwrap().success());
+    let gettid = StubCall::new("gettid", "itself", libc::SYS_gettid, [0; 6]);
+    for n in 0..4 {
+        let got = stub.run_by(n, std::slice::from_ref(&gettid)).unwrap();
+        assert_eq!(got, [i64::from(stub.threads()[n].own)]);
+    }
+    assert_eq!(stub.threads()[2].own, taken);
+    // One that stays taken is an error.
+    let own = Some(std::process::id() as i32);
+    let error = stub.make_threads(super::super::THREAD_FLAGS, &[own]);
+    assert_eq!(error.unwrap_err().errno(), Some(libc::EEXIST));
+}
+
+#[test]
 fn a_namespace_gives_the_process_the_id_it_asks_for() {
     if !is_root() {
         return crate::skip::without_root("the right to make a PID namespace");
