@@ -28,6 +28,8 @@ pub struct Watch {
     attached: Value,
     events: Vec<Value>,
     programs: BTreeSet<u32>,
+    /// It is of a tree.
+    tree: bool,
 }
 
 /// A watch that is over.
@@ -35,9 +37,9 @@ pub struct Watch {
 pub struct Watched {
     /// The `attached` event.
     pub attached: Value,
-    /// The `taken` events.
+    /// The `taken` events, or of a tree the `taken_tree` events.
     pub taken: Vec<Value>,
-    /// The `rolled_back` events.
+    /// The `rolled_back` events, or of a tree the `rolled_back_tree` events.
     pub rolled_back: Vec<Value>,
     /// The `late` events.
     pub late: Vec<Value>,
@@ -64,6 +66,7 @@ impl Watch {
             attached: Value::Null,
             events: Vec::new(),
             programs: BTreeSet::new(),
+            tree: options.contains(&"--tree"),
         };
         watch.process.close_stdin();
         watch.attached = watch
@@ -98,11 +101,9 @@ impl Watch {
     pub fn wait_taken(&mut self, count: usize, limit: Duration) -> Result<Value> {
         let end = Instant::now() + effort::patience(limit);
         loop {
-            let mut taken = of_kind(&self.events, "taken");
-            if let Some(last) = taken.nth(count - 1) {
+            if let Some(last) = self.taken().nth(count - 1) {
                 return Ok(last.clone());
             }
-            drop(taken);
             let left = end.saturating_duration_since(Instant::now());
             ensure!(
                 self.receive(left)?.is_some(),
@@ -116,7 +117,11 @@ impl Watch {
     /// Ids of the snapshots taken so far, oldest first.
     pub fn ids(&mut self) -> Result<Vec<String>> {
         while self.receive(Duration::ZERO)?.is_some() {}
-        of_kind(&self.events, "taken").map(id).collect()
+        self.taken().map(id).collect()
+    }
+
+    fn taken(&self) -> impl Iterator<Item = &Value> {
+        of_kind(&self.events, of_tree("taken", self.tree))
     }
 
     /// Waits for the watch to end by itself: by its count, its time, or its target's end.
@@ -151,8 +156,8 @@ impl Watch {
         };
         Ok(Watched {
             attached: self.attached.clone(),
-            taken: all("taken"),
-            rolled_back: all("rolled_back"),
+            taken: all(of_tree("taken", self.tree)),
+            rolled_back: all(of_tree("rolled_back", self.tree)),
             late: all("late"),
             failed,
             ended,
@@ -210,6 +215,15 @@ impl Watched {
     /// Ids of the snapshots, oldest first.
     pub fn ids(&self) -> Result<Vec<String>> {
         self.taken.iter().map(id).collect()
+    }
+}
+
+/// The kind of event by which a tree says the same.
+fn of_tree(kind: &'static str, tree: bool) -> &'static str {
+    match (tree, kind) {
+        (false, kind) => kind,
+        (true, "taken") => "taken_tree",
+        (true, _) => "rolled_back_tree",
     }
 }
 

@@ -5,7 +5,7 @@ use super::context::{Context, stdout, write_json};
 use super::exit::Exit;
 use super::render::{human, summary, taken};
 use super::status::Status;
-use crate::session::{Ended, Progress, Summary, Taken, Watched};
+use crate::session::{Ended, Progress, Summary, Watched};
 use serde::Serialize;
 use serde_json::json;
 use std::collections::{BTreeMap, BTreeSet};
@@ -85,24 +85,42 @@ impl<'a> Reporter<'a> {
         match progress {
             Progress::Attached {
                 comm,
+                below,
                 tracker,
                 faults,
                 notes,
                 ..
             } => {
+                let below = match below {
+                    0 => String::new(),
+                    n => format!(" and {n} below it"),
+                };
                 let faults = match faults {
                     Some(source) => format!("fault log from {source}"),
                     None => "no fault log".into(),
                 };
                 let comm = human::clean(comm);
                 self.context.tell(&format!(
-                    "watching process {pid} ({comm}): tracker {tracker}, {faults}"
+                    "watching process {pid} ({comm}){below}: tracker {tracker}, {faults}"
                 ));
                 for note in notes {
                     self.warn(pid, note);
                 }
             }
-            Progress::Taken(taken) => self.taken(pid, taken),
+            Progress::Taken(one) => {
+                let short = taken::short(pid, one.seq, one.costs.phases.stop_ns);
+                self.taken(
+                    pid,
+                    (taken::taken(one), short),
+                    one.file_bytes,
+                    &one.unsupported,
+                );
+            }
+            Progress::TakenTree(tree) => {
+                let short = taken::short(pid, tree.processes[0].taken.seq, tree.stop_ns);
+                let line = taken::tree_in_short(tree);
+                self.taken(pid, (line, short), tree.file_bytes(), &tree.unsupported);
+            }
             Progress::Failed { why } => {
                 let about = self.about(pid);
                 let text = format!("{about}snapshot failed, its pages go into the next one: {why}");
@@ -135,6 +153,11 @@ impl<'a> Reporter<'a> {
                     self.context.tell(&format!("{about}{line}"));
                 }
             }
+            Progress::RolledBackTree(done) => {
+                for line in taken::rolled_back_tree(done) {
+                    self.context.tell(&line);
+                }
+            }
             Progress::Mixed { why } => {
                 let about = self.about(pid);
                 let text = format!(
@@ -157,18 +180,16 @@ impl<'a> Reporter<'a> {
         }
     }
 
-    fn taken(&mut self, pid: i32, one: &Taken) {
+    /// A snapshot was taken: a line on it, and the same in a few words.
+    fn taken(&mut self, pid: i32, told: (String, String), bytes: u64, unsupported: &[String]) {
         let several = self.several;
-        let text = taken::taken(one);
+        let (text, short) = told;
         tracing::info!("{}{text}", self.about(pid));
         let seen = self.seen(pid);
         seen.taken += 1;
-        seen.bytes += one.file_bytes;
-        seen.latest = match several {
-            true => taken::short(pid, one),
-            false => text,
-        };
-        let new = one.unsupported.iter();
+        seen.bytes += bytes;
+        seen.latest = if several { short } else { text };
+        let new = unsupported.iter();
         let new: Vec<&String> = new
             .filter(|what| seen.unsaved.insert((*what).clone()))
             .collect();
@@ -216,19 +237,28 @@ impl<'a> Reporter<'a> {
         let written = match progress {
             Progress::Attached {
                 comm,
+                below,
                 tracker,
                 faults,
                 notes,
                 ..
             } => write_json(
                 &mut out,
-                &json!({"event": "attached", "pid": pid, "comm": comm, "tracker": tracker.to_string(),
-                    "faults": faults, "notes": notes}),
+                &json!({"event": "attached", "pid": pid, "comm": comm, "below": below,
+                    "tracker": tracker.to_string(), "faults": faults, "notes": notes}),
             ),
             Progress::Taken(data) => write_json(
                 &mut out,
                 &Event {
                     event: "taken",
+                    pid,
+                    data,
+                },
+            ),
+            Progress::TakenTree(data) => write_json(
+                &mut out,
+                &Event {
+                    event: "taken_tree",
                     pid,
                     data,
                 },
@@ -252,6 +282,14 @@ impl<'a> Reporter<'a> {
                 &mut out,
                 &Event {
                     event: "rolled_back",
+                    pid,
+                    data,
+                },
+            ),
+            Progress::RolledBackTree(data) => write_json(
+                &mut out,
+                &Event {
+                    event: "rolled_back_tree",
                     pid,
                     data,
                 },

@@ -35,12 +35,17 @@ pub fn rollback(context: &Context, args: &Rollback) -> Result<Exit, CliError> {
 
 /// Puts a process and its descendants back to a snapshot of all of them.
 fn tree(context: &Context, args: &Rollback, store: &Path) -> Result<Exit, CliError> {
-    let (entry, tree) = session::find_tree_to_go_back_to(store, args.pid, &args.reference)?;
+    let found = session::find_tree_to_go_back_to(store, args.pid, &args.reference)?;
     if !args.yes {
-        confirm(context, args, Some(&entry), tree.members.len() as u64 - 1)?;
+        let others = found.as_ref().map_or(0, |(_, tree)| tree.members.len() - 1);
+        let entry = found.as_ref().map(|(entry, _)| entry);
+        confirm(context, args, entry, others as u64)?;
     }
-    let id = entry.id.to_string();
-    let done = session::rollback_tree(store, args.pid, &id, &args.taking.options())?;
+    let reference = match &found {
+        Some((entry, _)) => entry.id.to_string(),
+        None => args.reference.clone(),
+    };
+    let done = session::rollback_tree(store, args.pid, &reference, &args.taking.options())?;
     context.print(args.json, &done, |out, _| {
         taken::rolled_back_tree(&done)
             .iter()

@@ -14,9 +14,10 @@ pub fn watch(context: &Context, args: &Watch) -> Result<Exit, CliError> {
     let several = args.pids.iter().any(|pid| *pid != args.pids[0]);
     let reporter = Reporter::new(context, args.watching.live, args.json.json, false);
     let mut reporter = reporter.of_several(several);
-    let filling = Filling::Processes(&args.pids);
+    let pids = processes(args)?;
+    let filling = Filling::Processes(&pids);
     let (store, keep) = context.store_to_fill(filling, args.watching.keeping.rules())?;
-    keys::tell(context, &store, &args.pids)?;
+    keys::tell(context, &store, &pids)?;
     let mut all = session::watch(
         &store,
         &args.pids,
@@ -24,6 +25,7 @@ pub fn watch(context: &Context, args: &Watch) -> Result<Exit, CliError> {
         &Options {
             keep,
             bounded: context.is_in_memory(),
+            tree: args.tree,
             ..args.watching.taking.options()
         },
         &mut |pid, progress| reporter.report(pid, progress),
@@ -46,6 +48,18 @@ pub fn watch(context: &Context, args: &Watch) -> Result<Exit, CliError> {
     flushed.map(|()| exit)
 }
 
+/// Whose snapshots are going to be in the store.
+fn processes(args: &Watch) -> Result<Vec<i32>, CliError> {
+    if !args.tree {
+        return Ok(args.pids.clone());
+    }
+    let mut all = Vec::new();
+    for pid in &args.pids {
+        all.extend(session::look_at_tree(*pid)?);
+    }
+    Ok(all)
+}
+
 /// Starts a command under snapshots, and ends as it does, unless it went well and an audit found that ksnap did not.
 pub fn run(context: &Context, args: &Run) -> Result<Exit, CliError> {
     let mut reporter = Reporter::new(context, args.watching.live, false, true);
@@ -59,6 +73,7 @@ pub fn run(context: &Context, args: &Run) -> Result<Exit, CliError> {
         &Options {
             keep,
             bounded: context.is_in_memory(),
+            tree: args.tree,
             ..args.watching.taking.options()
         },
         &mut |progress| {

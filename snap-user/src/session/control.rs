@@ -4,7 +4,8 @@
 //! owner alone.
 
 use super::prune::{PrunedSession, What};
-use super::{Options, Result, RolledBack, SessionError, Taken, Then};
+use super::{Options, Result, RolledBack, RolledBackTree, SessionError, Taken, TakenTree, Then};
+use crate::image::SessionId;
 use crate::profile::Report;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Write};
@@ -27,11 +28,17 @@ pub enum Request {
         /// The keys for which it has to be sealed, if it has to be.
         #[serde(default)]
         recipients: Vec<String>,
+        /// Of the process and all of its descendants.
+        #[serde(default)]
+        tree: bool,
     },
     /// Roll the process back.
     Rollback {
         /// The snapshot, 32 hex digits; another reference where whoever asks cannot read the store.
         to: String,
+        /// With all of its descendants.
+        #[serde(default)]
+        tree: bool,
     },
     /// Go on for so long, then tell what it cost.
     Profile {
@@ -44,6 +51,9 @@ pub enum Request {
         what: What,
         /// Only say which.
         dry_run: bool,
+        /// From which session, 32 hex digits; without one, that of the process that is watched.
+        #[serde(default)]
+        session: Option<String>,
     },
 }
 
@@ -88,8 +98,12 @@ pub(super) fn refuse_own(option: Option<&str>) -> Result<()> {
 pub enum Reply {
     /// The snapshot that was taken.
     Taken(Box<Taken>),
+    /// The tree that was taken.
+    TakenTree(Box<TakenTree>),
     /// The rollback that was done.
     RolledBack(RolledBack),
+    /// The rollback of a tree that was done.
+    RolledBackTree(Box<RolledBackTree>),
     /// The profile.
     Profile(Box<Report>),
     /// What was removed, or would be.
@@ -183,24 +197,63 @@ impl Watcher {
             then,
             also,
             recipients,
+            tree: false,
         })? {
             Reply::Taken(taken) => Ok(*taken),
             other => Err(unexpected(&other)),
         }
     }
 
+    /// Has a snapshot taken of all processes of the tree that it watches.
+    pub fn snap_tree(
+        &mut self,
+        then: Then,
+        also: Also,
+        recipients: &[String],
+    ) -> Result<TakenTree> {
+        let recipients = recipients.to_vec();
+        match self.ask(&Request::Snap {
+            then,
+            also,
+            recipients,
+            tree: true,
+        })? {
+            Reply::TakenTree(taken) => Ok(*taken),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     /// Has the process rolled back.
     pub fn rollback(&mut self, to: &str) -> Result<RolledBack> {
-        match self.ask(&Request::Rollback { to: to.to_owned() })? {
+        let (to, tree) = (to.to_owned(), false);
+        match self.ask(&Request::Rollback { to, tree })? {
             Reply::RolledBack(done) => Ok(done),
             other => Err(unexpected(&other)),
         }
     }
 
-    /// Has snapshots removed.
-    pub fn prune(&mut self, what: &What, dry_run: bool) -> Result<PrunedSession> {
+    /// Has all processes of the tree that it watches rolled back.
+    pub fn rollback_tree(&mut self, to: &str) -> Result<RolledBackTree> {
+        let (to, tree) = (to.to_owned(), true);
+        match self.ask(&Request::Rollback { to, tree })? {
+            Reply::RolledBackTree(done) => Ok(*done),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Has snapshots of a session removed.
+    pub fn prune(
+        &mut self,
+        what: &What,
+        dry_run: bool,
+        session: SessionId,
+    ) -> Result<PrunedSession> {
         let what = what.clone();
-        match self.ask(&Request::Prune { what, dry_run })? {
+        match self.ask(&Request::Prune {
+            what,
+            dry_run,
+            session: Some(session.to_string()),
+        })? {
             Reply::Pruned(pruned) => Ok(*pruned),
             other => Err(unexpected(&other)),
         }
@@ -231,11 +284,12 @@ mod tests {
         let old: Request = serde_json::from_str(r#"{"snap":{"then":"stop"}}"#).unwrap();
         let also = Also::default();
         let then = Then::Stop;
-        let recipients = Vec::new();
+        let (recipients, tree) = (Vec::new(), false);
         let want = Request::Snap {
             then,
             also,
             recipients,
+            tree,
         };
         assert_eq!(old, want);
         let part: Request =
@@ -249,6 +303,7 @@ mod tests {
             then,
             also,
             recipients,
+            tree,
         };
         assert_eq!(part, want);
     }

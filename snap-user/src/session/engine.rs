@@ -173,7 +173,7 @@ impl Engine {
         .into())
     }
 
-    fn refuse_mixed(&self) -> Result<()> {
+    pub(super) fn refuse_mixed(&self) -> Result<()> {
         match self.mixed {
             false => Ok(()),
             true => Err(mixed::refusal(self.target.pid).into()),

@@ -1,7 +1,8 @@
 //! When the next snapshot is due.
 
+use super::Schedule;
 use super::budget::Budget;
-use super::{Schedule, Taken};
+use crate::model::{Costs, SnapshotKind};
 use std::time::{Duration, Instant};
 
 /// An interval is told again when it has changed by more than one such part.
@@ -49,8 +50,8 @@ impl Pacer {
     }
 
     /// The last one is stored. What it has cost sets when the next is due at the earliest; the interval, if that is news.
-    pub(super) fn stored(&mut self, taken: &Taken) -> Option<Duration> {
-        let least = self.budget.interval(taken.kind, &taken.costs);
+    pub(super) fn stored(&mut self, kind: SnapshotKind, costs: &Costs) -> Option<Duration> {
+        let least = self.budget.interval(kind, costs);
         self.due = self.due.max(self.begun + least);
         let every = least.max(self.every);
         let is_news = every.abs_diff(self.held) > self.held / NEWS;
@@ -64,24 +65,15 @@ impl Pacer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Costs, Phases, SnapshotId, SnapshotKind};
+    use crate::model::Phases;
 
-    fn taken(stop: Duration) -> Taken {
-        Taken {
-            id: SnapshotId([1; 16]),
-            seq: 2,
-            kind: SnapshotKind::Delta,
-            time_ns: 0,
-            costs: Costs {
-                phases: Phases {
-                    stop_ns: stop.as_nanos() as u64,
-                    ..Phases::default()
-                },
-                ..Costs::default()
+    fn costs(stop: Duration) -> Costs {
+        Costs {
+            phases: Phases {
+                stop_ns: stop.as_nanos() as u64,
+                ..Phases::default()
             },
-            unsupported: Vec::new(),
-            file_bytes: 0,
-            kept: None,
+            ..Costs::default()
         }
     }
 
@@ -96,11 +88,12 @@ mod tests {
         });
         let start = Instant::now();
         pacer.begin_due();
-        assert_eq!(pacer.stored(&taken(Duration::ZERO)), None);
+        let delta = SnapshotKind::Delta;
+        assert_eq!(pacer.stored(delta, &costs(Duration::ZERO)), None);
         assert!(pacer.due() < start + Duration::from_secs(4));
         // Not the one that was due.
         pacer.begin();
-        let told = pacer.stored(&taken(Duration::from_millis(500)));
+        let told = pacer.stored(delta, &costs(Duration::from_millis(500)));
         assert!(told.is_some_and(|every| every >= Duration::from_secs(5)));
         assert!(pacer.due() >= start + Duration::from_secs(5));
     }

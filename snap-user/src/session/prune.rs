@@ -4,6 +4,7 @@ use super::control;
 use super::sealing::{left_out, may_be_sealed};
 use super::types::{hex, unhex};
 use super::{Result, SessionError, mixed};
+use crate::image::SessionId;
 use crate::model::SnapshotId;
 use crate::store::{Plan, Pruner, Rules, SessionInfo, SnapshotMeta, Store, StoreError};
 use serde::{Deserialize, Serialize};
@@ -81,7 +82,7 @@ pub struct Pruning {
 /// Someone who may remove from a session: this process, or the watcher that has its lock.
 enum Hand {
     Own(Pruner),
-    Watcher(control::Watcher),
+    Watcher(control::Watcher, SessionId),
 }
 
 impl Hand {
@@ -90,7 +91,7 @@ impl Hand {
             Ok(pruner) => Ok(Self::Own(pruner)),
             Err(locked @ StoreError::Locked { .. }) => {
                 match control::connect(store.dir(), meta.info.pid)? {
-                    Some(watcher) => Ok(Self::Watcher(watcher)),
+                    Some(watcher) => Ok(Self::Watcher(watcher, meta.id)),
                     None => Err(locked.into()),
                 }
             }
@@ -101,16 +102,16 @@ impl Hand {
     fn remove(&mut self, what: &What, dry_run: bool) -> Result<PrunedSession> {
         match self {
             Self::Own(pruner) => remove(pruner, what, dry_run),
-            Self::Watcher(watcher) => Ok(PrunedSession {
+            Self::Watcher(watcher, session) => Ok(PrunedSession {
                 by_watcher: true,
-                ..watcher.prune(what, dry_run)?
+                ..watcher.prune(what, dry_run, *session)?
             }),
         }
     }
 }
 
 struct SessionMeta {
-    id: crate::image::SessionId,
+    id: SessionId,
     info: SessionInfo,
 }
 

@@ -103,16 +103,21 @@ impl Engine {
         let pid = self.target.pid;
         let done = self.go_back(to);
         if done.is_err() {
-            // Pages may have been looked at or protected for it, which no snapshot has.
-            self.epoch.abort();
+            self.did_not_go_back();
         }
+        done.map_err(|e| of_one_to_put_back(pid, e))
+    }
+
+    /// A rollback was refused, or failed.
+    pub(super) fn did_not_go_back(&mut self) {
+        // Pages may have been looked at or protected for it, which no snapshot has.
+        self.epoch.abort();
         if self.mixed {
             // What was written until it failed nobody has told.
             self.synced = false;
             self.epoch.distrust();
             self.epoch.remapped(PageRange::new(0, USER_END));
         }
-        done.map_err(|e| of_one_to_put_back(pid, e))
     }
 
     fn go_back(&mut self, to: SnapshotId) -> Result<RolledBack> {

@@ -10,9 +10,10 @@ use super::rollback::{find_to_go_back_to, of_one_to_put_back};
 use super::rollback_parts::{Found, Prepared, Writing};
 use super::rollback_tree_stop::{Standing, refuse, refuse_ended, refuse_watched};
 use super::rollback_world::Live;
+use super::tree_engine::TreeEngine;
 use super::tree_files::{HeldFile, Holder, held_files, shared_files};
-use super::types::hex;
-use super::{LogEntry, Options, Result, RolledBack, SessionError, find};
+use super::types::{hex, unhex};
+use super::{LogEntry, Options, Result, RolledBack, SessionError, control};
 use crate::model::{PageSet, ProcessState, ProcessTree, SavedFile, SharedFile, SnapshotId};
 use crate::restore::files::{self, Joint, Owner};
 use crate::restore::{
@@ -20,16 +21,16 @@ use crate::restore::{
 };
 use crate::store::Store;
 use crate::sys::{Frozen, SysError, monotonic_ns};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::path::Path;
 
 /// A tree that was rolled back.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RolledBackTree {
     /// The snapshot of its root, by which the tree is named.
-    #[serde(serialize_with = "hex")]
+    #[serde(serialize_with = "hex", deserialize_with = "unhex")]
     pub to: SnapshotId,
     /// The processes, parents before their children.
     pub processes: Vec<RolledBackProcess>,
@@ -42,7 +43,7 @@ pub struct RolledBackTree {
 }
 
 /// A process of a tree that was rolled back.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RolledBackProcess {
     /// The process.
     pub pid: i32,
@@ -53,19 +54,18 @@ pub struct RolledBackProcess {
     pub back: RolledBack,
 }
 
-/// The tree that a process and its descendants are to go back to: the snapshot of its root, and its record.
+/// The tree that a process and its descendants are to go back to: the snapshot of its root, and its record; `None` where
+/// only the ksnap that watches them can read it.
 pub fn find_tree_to_go_back_to(
     dir: &Path,
     pid: i32,
     reference: &str,
-) -> Result<(LogEntry, ProcessTree)> {
-    let entry = match find_to_go_back_to(dir, pid, reference)? {
-        Some(entry) => entry,
-        // It is sealed, and a tree does not go back through a watcher, who could read it.
-        None => find(dir, reference, Some(pid))?,
+) -> Result<Option<(LogEntry, ProcessTree)>> {
+    let Some(entry) = find_to_go_back_to(dir, pid, reference)? else {
+        return Ok(None);
     };
     let tree = tree_of(&Store::open(dir)?, pid, entry.id)?;
-    Ok((entry, tree))
+    Ok(Some((entry, tree)))
 }
 
 fn tree_of(store: &Store, pid: i32, root: SnapshotId) -> Result<ProcessTree> {
@@ -92,7 +92,8 @@ fn tree_of(store: &Store, pid: i32, root: SnapshotId) -> Result<ProcessTree> {
     }
 }
 
-/// Rolls a process and its descendants back to the moment at which they were captured together.
+/// Rolls a process and its descendants back to the moment at which they were captured together: through the ksnap that
+/// watches them as a tree, or right here.
 ///
 /// # Errors
 /// A refusal leaves all of them as they were. A failure halfway leaves all of them stopped.
@@ -103,7 +104,17 @@ pub fn rollback_tree(
     options: &Options,
 ) -> Result<RolledBackTree> {
     let store = Store::open(dir)?;
-    let to = store.resolve(reference, Some(pid))?;
+    let found = store.resolve(reference, Some(pid));
+    if let Some(mut watcher) = control::connect(dir, pid)? {
+        control::refuse_own(options.own)?;
+        return match found {
+            Ok(id) => watcher.rollback_tree(&id.to_string()),
+            // It has the key of what it stores.
+            Err(error) if error.is_sealed() => watcher.rollback_tree(reference),
+            Err(error) => Err(error.into()),
+        };
+    }
+    let to = found?;
     let tree = tree_of(&store, pid, to)?;
     refuse_watched(dir, &tree)?;
     refuse_ended(&store, &tree)?;
@@ -120,10 +131,76 @@ pub fn rollback_tree(
         let one = Member::prepare(&store, member.pid, member.id, &each, &probes);
         members.push(one.map_err(|e| of_one_to_put_back(member.pid, e))?);
     }
+    go_back(&tree, &mut members)
+}
+
+impl TreeEngine<'_> {
+    /// Rolls its processes back to a tree that was captured of them. Snapshots that follow have it as their parent.
+    ///
+    /// # Errors
+    /// A refusal leaves all of them as they were. A failure halfway leaves all of them stopped.
+    pub(super) fn roll_back(&mut self, reference: &str) -> Result<RolledBackTree> {
+        let to = match SnapshotId::from_hex(reference) {
+            Some(id) => id,
+            None => {
+                let session = self.first().session();
+                self.store
+                    .resolve_in_session(session, reference, self.root)?
+            }
+        };
+        let tree = tree_of(&self.store, self.root, to)?;
+        refuse_ended(&self.store, &tree)?;
+        let mut members = Vec::with_capacity(tree.members.len());
+        let prepared = self.take_out(&tree, &mut members);
+        let done = prepared.and_then(|()| go_back(&tree, &mut members));
+        let halfway = matches!(
+            done,
+            Err(SessionError::Restore(RestoreError::TreeHalfway { .. }))
+        );
+        for mut member in members {
+            member.engine.mixed |= halfway;
+            if done.is_err() {
+                member.engine.did_not_go_back();
+            }
+            self.engines.push(member.engine);
+        }
+        done
+    }
+
+    /// Takes the engines of these processes, each with what is loaded for it. It is for the caller to put them back.
+    fn take_out(&mut self, tree: &ProcessTree, members: &mut Vec<Member>) -> Result<()> {
+        for member in &tree.members {
+            let pid = member.pid;
+            let found = self.engines.iter().position(|one| one.target.pid == pid);
+            let mut engine = match found {
+                Some(at) => self.engines.remove(at),
+                // It has come back below the root since.
+                None => Engine::attach_sharing_to_put_back(
+                    &self.store,
+                    pid,
+                    &self.options,
+                    self.probes,
+                )?,
+            };
+            match engine.prepare_to_go_back(member.id) {
+                Ok(prepared) => members.push(Member { engine, prepared }),
+                Err(e) => {
+                    engine.did_not_go_back();
+                    self.engines.push(engine);
+                    return Err(of_one_to_put_back(pid, e));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Stops all of them, puts them back, and lets them go on.
+fn go_back(tree: &ProcessTree, members: &mut [Member]) -> Result<RolledBackTree> {
     let stop = monotonic_ns();
-    let mut standing = Standing::stop(&tree)?;
+    let mut standing = Standing::stop(tree)?;
     fault::point("stopped");
-    let done = match put_back(&tree, &mut members, &mut standing) {
+    let done = match put_back(tree, members, &mut standing) {
         Ok(done) => done,
         Err(e) => {
             if matches!(e, SessionError::Restore(RestoreError::TreeHalfway { .. })) {
@@ -136,8 +213,9 @@ pub fn rollback_tree(
     notes.append(&mut standing.notes);
     let ended = standing.end_born(&mut notes);
     fault::point("those born since ended");
-    for member in &members {
+    for member in members.iter_mut() {
         member.engine.unmark_mixed();
+        member.engine.mixed = false;
     }
     let stopped: Vec<bool> = standing
         .members
@@ -168,7 +246,7 @@ pub fn rollback_tree(
         })
         .collect();
     Ok(RolledBackTree {
-        to,
+        to: tree.members[0].id,
         processes,
         ended,
         stop_ns,

@@ -16,7 +16,7 @@ pub(super) fn refuse_watched(dir: &Path, tree: &ProcessTree) -> Result<()> {
     for member in &tree.members {
         if control::connect(dir, member.pid)?.is_some() {
             watched.push(format!(
-                "process {} is being watched, and a tree is not rolled back through a watcher: end that watch first (Ctrl-C)",
+                "process {} is being watched by itself, and not as a part of this tree: end that watch first (Ctrl-C)",
                 member.pid
             ));
         }

@@ -3,6 +3,7 @@
 use super::descriptors::raise_descriptors;
 use super::events::LazyProbes;
 use super::service::{self, Service};
+use super::tree_engine::TreeEngine;
 use super::watch::drive;
 use super::{
     Ended, Engine, Options, Progress, Result, Schedule, SessionError, Summary, TrackerChoice,
@@ -71,6 +72,12 @@ pub fn run(
         raise_descriptors();
         let pidfd = pidfd_open(pid).map_err(|e| CaptureError::from_sys(pid, e))?;
         let _service = Service::start(store.dir(), pid, pidfd, true, send)?;
+        if options.tree {
+            let mut tree = TreeEngine::attach(&store, pid, options, &probes)?;
+            attached = true;
+            tree.link();
+            return drive(&mut tree, schedule, &commands, report);
+        }
         let mut engine = Engine::attach_sharing(&store, pid, options, &probes)?;
         attached = true;
         drive(&mut engine, schedule, &commands, report)

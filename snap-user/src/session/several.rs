@@ -6,6 +6,7 @@
 use super::control;
 use super::events::LazyProbes;
 use super::service::{Command, Service};
+use super::tree_engine::TreeEngine;
 use super::watch::drive;
 use super::{Ended, Engine, Options, Progress, Result, Schedule, SessionError, Summary};
 use crate::capture::CaptureError;
@@ -132,8 +133,14 @@ pub(super) fn one(
         }
         .into());
     }
+    let pidfd = || pidfd_open(pid).map_err(|e| CaptureError::from_sys(pid, e));
+    if options.tree {
+        let mut tree = TreeEngine::attach(store, pid, options, probes)?;
+        let _service = Service::start(store.dir(), pid, pidfd()?, false, send)?;
+        tree.link();
+        return drive(&mut tree, schedule, commands, report);
+    }
     let mut engine = Engine::attach_sharing(store, pid, options, probes)?;
-    let pidfd = pidfd_open(pid).map_err(|e| CaptureError::from_sys(pid, e))?;
-    let _service = Service::start(store.dir(), pid, pidfd, false, send)?;
+    let _service = Service::start(store.dir(), pid, pidfd()?, false, send)?;
     drive(&mut engine, schedule, commands, report)
 }

@@ -21,7 +21,7 @@ pub fn snap(dir: &Path, pid: i32, options: &Options) -> Result<Taken> {
 }
 
 /// The keys for which this process seals. Whoever watches a process has made its store.
-fn recipients(dir: &Path) -> Result<Vec<String>> {
+pub(super) fn recipients(dir: &Path) -> Result<Vec<String>> {
     match Store::open(dir) {
         Err(StoreError::NoStore { .. }) => Ok(Vec::new()),
         opened => Ok(opened?.recipients()),

@@ -1,5 +1,6 @@
 //! What the verbs take and what they tell.
 
+use super::{RolledBackTree, TakenTree};
 use crate::model::{Costs, SnapshotId, SnapshotKind};
 pub use crate::store::{Durability, Rules};
 use crate::sys::proc;
@@ -42,6 +43,8 @@ pub struct Options {
     pub durability: Durability,
     /// What becomes of the process after a snapshot that is asked for.
     pub then: Then,
+    /// A watch is of the process and all of its descendants, as one.
+    pub tree: bool,
     /// An option that the user gave and that only whoever begins to track the process can follow: refused where
     /// a watcher does already.
     pub own: Option<&'static str>,
@@ -74,6 +77,7 @@ impl Default for Options {
             keep: Rules::default(),
             bounded: false,
             then: Then::GoOn,
+            tree: false,
             durability: Durability::Each,
             own: None,
         }
@@ -160,6 +164,8 @@ pub enum Progress {
         pid: i32,
         /// Its name.
         comm: String,
+        /// Its descendants that are watched with it.
+        below: u64,
         /// The tracker in use.
         tracker: TrackerKind,
         /// Where the fault log comes from; `None` without one.
@@ -169,6 +175,8 @@ pub enum Progress {
     },
     /// A snapshot is stored.
     Taken(Taken),
+    /// A snapshot of a tree is stored.
+    TakenTree(TakenTree),
     /// A snapshot failed; its pages go into the next one.
     Failed {
         /// Why.
@@ -186,6 +194,8 @@ pub enum Progress {
     },
     /// The process was rolled back on someone's request.
     RolledBack(RolledBack),
+    /// The tree was rolled back on someone's request.
+    RolledBackTree(RolledBackTree),
     /// A rollback failed in the middle: no snapshots of the process are taken until another one has put it right.
     Mixed {
         /// What failed, and how the process was left.

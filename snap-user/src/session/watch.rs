@@ -3,7 +3,9 @@
 use super::control::{Reply, Request};
 use super::pacer::Pacer;
 use super::service::Command;
-use super::{Ended, Engine, Progress, Result, Schedule, SessionError, Summary, Taken, Trouble};
+use super::subject::{Price, Subject};
+use super::{Ended, Progress, Result, Schedule, SessionError, Summary, Trouble};
+use crate::image::SessionId;
 use crate::model::SnapshotId;
 use crate::restore::RestoreError;
 use crate::sys::renice;
@@ -46,12 +48,12 @@ impl Tally {
         }
     }
 
-    fn take(&mut self, taken: &Taken) {
+    fn take(&mut self, price: &Price) {
         self.taken += 1;
-        self.first.get_or_insert(taken.id);
-        self.last = Some(taken.id);
-        self.bytes += taken.file_bytes;
-        let _ = self.stops.record(taken.costs.phases.stop_ns.max(1));
+        self.first.get_or_insert(price.id);
+        self.last = Some(price.id);
+        self.bytes += price.bytes;
+        let _ = self.stops.record(price.costs.phases.stop_ns.max(1));
     }
 
     fn end(self, ended: Ended, mixed: bool) -> Summary {
@@ -72,8 +74,8 @@ impl Tally {
 }
 
 /// Takes snapshots as scheduled and answers commands, on the tracer's thread.
-pub(super) fn drive(
-    engine: &mut Engine,
+pub(super) fn drive<S: Subject>(
+    subject: &mut S,
     schedule: &Schedule,
     commands: &Receiver<Command>,
     report: &mut dyn FnMut(&Progress),
@@ -82,14 +84,8 @@ pub(super) fn drive(
     // The faster the copying ahead, the fewer pages are left for the stop. The threads that encode
     // were started before, and stay behind the target.
     renice(TRACER_STEPS);
-    report(&Progress::Attached {
-        pid: engine.target().pid,
-        comm: engine.target().comm.clone(),
-        tracker: engine.tracker(),
-        faults: engine.fault_source(),
-        notes: engine.notes(),
-    });
-    engine.pace(schedule.every);
+    report(&subject.attached());
+    subject.pace(schedule.every);
     let mut pacer = Pacer::new(schedule);
     let mut was_late = false;
     // Who waits for a profile, and until when.
@@ -97,16 +93,16 @@ pub(super) fn drive(
     // Snapshots that were asked for and wait for room, and until when.
     let mut asked: VecDeque<(Instant, Request, oneshot::Sender<Reply>)> = VecDeque::new();
     let ended = loop {
-        if let Some(outcome) = engine.try_settle()
-            && let Some(ended) = told(outcome, &mut tally, &mut pacer, report)?
+        if let Some(outcome) = subject.try_settle()
+            && let Some(ended) = told::<S>(outcome, &mut tally, &mut pacer, report)?
         {
             break ended;
         }
         while let Some((until, ..)) = asked.front()
-            && (!engine.is_busy() && engine.keeper.has_room() || *until <= Instant::now())
+            && (!subject.is_busy() && subject.has_room() || *until <= Instant::now())
             && let Some((_, request, answer)) = asked.pop_front()
         {
-            let (reply, failed) = answer_to(engine, &request, &mut tally, &mut pacer, report)?;
+            let (reply, failed) = answer_to(subject, &request, &mut tally, &mut pacer, report)?;
             let _ = answer.send(reply);
             if let Some(error) = failed {
                 return Err(error);
@@ -116,15 +112,15 @@ pub(super) fn drive(
         if schedule.lasting.is_some_and(|l| tally.start.elapsed() >= l) {
             break Ended::Time;
         }
-        if !engine.is_busy()
+        if !subject.is_busy()
             && schedule
                 .count
                 .is_some_and(|c| tally.taken + tally.failed >= c)
         {
             break Ended::Count;
         }
-        if now >= pacer.due() && !engine.mixed {
-            if engine.is_busy() || !engine.keeper.has_room() {
+        if now >= pacer.due() && !subject.is_mixed() {
+            if subject.is_busy() || !subject.has_room() {
                 // Storing takes longer than the interval: the next one waits, and that is said once.
                 was_late = true;
             } else {
@@ -134,8 +130,8 @@ pub(super) fn drive(
                     });
                 }
                 pacer.begin_due();
-                if let Err(e) = engine.snapshot()
-                    && let Some(ended) = told(Err(e), &mut tally, &mut pacer, report)?
+                if let Err(e) = subject.begin()
+                    && let Some(ended) = told::<S>(Err(e), &mut tally, &mut pacer, report)?
                 {
                     break ended;
                 }
@@ -144,10 +140,10 @@ pub(super) fn drive(
             }
         }
         if let Some((_, answer)) = profile.take_if(|(end, _)| *end <= now) {
-            let _ = answer.send(Reply::Profile(Box::new(engine.end_profile())));
+            let _ = answer.send(end_profile(subject));
         }
-        let tick = if engine.is_busy() { SETTLE_TICK } else { TICK };
-        let wait = match engine.is_busy() || engine.mixed || !engine.keeper.has_room() {
+        let tick = if subject.is_busy() { SETTLE_TICK } else { TICK };
+        let wait = match subject.is_busy() || subject.is_mixed() || !subject.has_room() {
             true => tick,
             false => pacer
                 .due()
@@ -158,24 +154,43 @@ pub(super) fn drive(
             Ok(Command::Stop(ended)) => break ended,
             Err(RecvTimeoutError::Disconnected) => break Ended::Interrupted,
             Ok(Command::TargetExited) => break Ended::TargetExited(None),
-            Ok(Command::Ask(Request::Profile { lasting_ms }, answer)) => {
-                engine.start_profile();
-                profile = Some((Instant::now() + Duration::from_millis(lasting_ms), answer));
-            }
+            Ok(Command::Ask(Request::Profile { lasting_ms }, answer)) => match subject.profiled() {
+                Ok(engine) => {
+                    engine.start_profile();
+                    profile = Some((Instant::now() + Duration::from_millis(lasting_ms), answer));
+                }
+                Err(why) => {
+                    let _ = answer.send(Reply::Failed(why));
+                }
+            },
             // On a thread of its own: the next snapshot does not wait for it.
-            Ok(Command::Ask(Request::Prune { what, dry_run }, answer)) => {
-                engine.keeper.ask(what, dry_run, answer);
+            Ok(Command::Ask(
+                Request::Prune {
+                    what,
+                    dry_run,
+                    session,
+                },
+                answer,
+            )) => {
+                let of = session.as_deref().and_then(SessionId::from_hex);
+                match subject.keeper(of) {
+                    Some(keeper) => keeper.ask(what, dry_run, answer),
+                    None => {
+                        let why = "the process has just ended, or come: try again".to_owned();
+                        let _ = answer.send(Reply::Failed(why));
+                    }
+                }
             }
             Ok(Command::Ask(request @ Request::Snap { .. }, answer)) => {
                 asked.push_back((Instant::now() + ROOM_PATIENCE, request, answer));
             }
             Ok(Command::Ask(request, answer)) => {
-                let (reply, _) = answer_to(engine, &request, &mut tally, &mut pacer, report)?;
+                let (reply, _) = answer_to(subject, &request, &mut tally, &mut pacer, report)?;
                 let _ = answer.send(reply);
             }
             Err(RecvTimeoutError::Timeout) => {
-                if let Err(e) = engine.tick()
-                    && let Some(ended) = told(Err(e), &mut tally, &mut pacer, report)?
+                if let Err(e) = subject.tick()
+                    && let Some(ended) = told::<S>(Err(e), &mut tally, &mut pacer, report)?
                 {
                     break ended;
                 }
@@ -184,31 +199,39 @@ pub(super) fn drive(
     };
     if ended == Ended::Terminated {
         // What lies in memory is about to be written to the disk: there is no time to tidy it.
-        engine.keeper.leave();
+        subject.leave();
     }
-    if let Some(outcome) = engine.settle() {
-        told(outcome, &mut tally, &mut pacer, report)?;
+    if let Some(outcome) = subject.settle() {
+        told::<S>(outcome, &mut tally, &mut pacer, report)?;
     }
     if let Some((_, answer)) = profile {
-        let _ = answer.send(Reply::Profile(Box::new(engine.end_profile())));
+        let _ = answer.send(end_profile(subject));
     }
-    Ok(tally.end(ended, engine.mixed))
+    Ok(tally.end(ended, subject.is_mixed()))
+}
+
+fn end_profile<S: Subject>(subject: &mut S) -> Reply {
+    match subject.profiled() {
+        Ok(engine) => Reply::Profile(Box::new(engine.end_profile())),
+        Err(why) => Reply::Failed(why),
+    }
 }
 
 /// Reports an outcome. `Some` when it ends the watching, an error when it must not go on.
-fn told(
-    outcome: Result<Taken>,
+fn told<S: Subject>(
+    outcome: Result<S::Taken>,
     tally: &mut Tally,
     pacer: &mut Pacer,
     report: &mut dyn FnMut(&Progress),
 ) -> Result<Option<Ended>> {
     match outcome {
         Ok(taken) => {
-            if let Some(every) = pacer.stored(&taken) {
+            let price = S::price(&taken);
+            if let Some(every) = pacer.stored(price.kind, &price.costs) {
                 report(&Progress::Held { every });
             }
-            tally.take(&taken);
-            report(&Progress::Taken(taken));
+            tally.take(&price);
+            report(&S::told(taken));
             Ok(None)
         }
         Err(e) if e.trouble() == Trouble::Vanished => Ok(Some(Ended::TargetExited(None))),
@@ -224,84 +247,91 @@ fn told(
 }
 
 /// The answer, and what has to end the watch when it is given.
-fn answer_to(
-    engine: &mut Engine,
+fn answer_to<S: Subject>(
+    subject: &mut S,
     request: &Request,
     tally: &mut Tally,
     pacer: &mut Pacer,
     report: &mut dyn FnMut(&Progress),
 ) -> Result<(Reply, Option<SessionError>)> {
-    if let Some(outcome) = engine.settle() {
-        told(outcome, tally, pacer, report)?;
+    if let Some(outcome) = subject.settle() {
+        told::<S>(outcome, tally, pacer, report)?;
     }
-    let mut failed = None;
-    let reply = match request {
+    let refused = |why: String| Ok((Reply::Failed(why), None));
+    if let Request::Snap { tree, .. } | Request::Rollback { tree, .. } = request
+        && let Some(why) = subject.refusal(*tree)
+    {
+        return refused(why);
+    }
+    match request {
         Request::Profile { .. } | Request::Prune { .. } => {
             unreachable!("answered when it is over")
         }
-        Request::Snap { .. } if !engine.keeper.has_room() => Reply::Failed(
+        Request::Snap { .. } if !subject.has_room() => refused(
             "no room for another snapshot until older ones are merged, which needs room itself: free some, or prune \
              or flush what is there"
                 .into(),
         ),
-        Request::Snap { recipients, .. }
-            if !recipients.is_empty() && engine.recipients()? != *recipients =>
-        {
-            Reply::Failed(
-                "its snapshots are not sealed for the keys of --encrypt-to: leave that option out, or end that watch and \
-                 give it to a new one"
-                    .into(),
-            )
-        }
-        Request::Snap { then, also, .. } => {
+        Request::Snap {
+            then,
+            also,
+            recipients,
+            ..
+        } => {
+            if let Err(e) = sealed_for(subject, recipients) {
+                return refused(e);
+            }
             pacer.begin();
-            let usual = engine.options;
-            engine.options.audit |= also.audit;
-            engine.options.files |= also.files;
-            let begun = engine.snapshot_then(*then);
-            engine.options = usual;
-            let outcome = match begun {
-                Ok(()) => engine.settle().unwrap_or_else(|| {
-                    Err(SessionError::Control {
-                        why: "took no snapshot".into(),
-                    })
-                }),
-                Err(e) => Err(e),
-            };
-            match outcome {
+            match subject.snap(*then, *also) {
                 Ok(taken) => {
-                    told(Ok(taken.clone()), tally, pacer, report)?;
-                    Reply::Taken(Box::new(taken))
+                    let reply = S::answer(&taken);
+                    told::<S>(Ok(taken), tally, pacer, report)?;
+                    Ok((reply, None))
                 }
-                Err(e) => {
-                    let reply = Reply::Failed(e.to_string());
-                    // What comes after it would build on what is wrong.
-                    failed = matches!(e, SessionError::Audit { .. }).then_some(e);
-                    reply
-                }
+                // What comes after it would build on what is wrong.
+                Err(e @ SessionError::Audit { .. }) => Ok((Reply::Failed(e.to_string()), Some(e))),
+                Err(e) => refused(e.to_string()),
             }
         }
-        Request::Rollback { to } => match engine.rollback_to(to) {
-            Ok(done) => {
-                report(&Progress::RolledBack(done.clone()));
-                Reply::RolledBack(done)
+        Request::Rollback { to, .. } => match subject.roll_back(to) {
+            Ok((progress, reply)) => {
+                report(&progress);
+                Ok((reply, None))
             }
             Err(e) => {
                 let why = e.to_string();
-                if matches!(e, SessionError::Restore(RestoreError::Halfway { .. })) {
+                if is_halfway(&e) {
                     report(&Progress::Mixed { why: why.clone() });
                 }
-                Reply::Failed(why)
+                refused(why)
             }
         },
-    };
-    Ok((reply, failed))
+    }
+}
+
+/// Whether its snapshots are sealed for these keys, if any are asked for.
+fn sealed_for<S: Subject>(subject: &S, recipients: &[String]) -> std::result::Result<(), String> {
+    if recipients.is_empty() || subject.recipients().map_err(|e| e.to_string())? == recipients {
+        return Ok(());
+    }
+    Err(
+        "its snapshots are not sealed for the keys of --encrypt-to: leave that option out, or end that watch and \
+         give it to a new one"
+            .into(),
+    )
+}
+
+fn is_halfway(error: &SessionError) -> bool {
+    matches!(
+        error,
+        SessionError::Restore(RestoreError::Halfway { .. } | RestoreError::TreeHalfway { .. })
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::control::Also;
-    use super::super::{Options, Then, TrackerChoice, TrackerKind};
+    use super::super::{Engine, Options, Then, TrackerChoice, TrackerKind};
     use super::*;
     use crate::store::Store;
     use std::process::Command;
@@ -329,6 +359,7 @@ mod tests {
             then: Then::GoOn,
             also: Also::default(),
             recipients: Vec::new(),
+            tree: false,
         };
         let mut tally = Tally::new();
         let done = answer_to(&mut engine, &request, &mut tally, &mut pacer, &mut |_| {});

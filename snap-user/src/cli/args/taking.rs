@@ -58,6 +58,7 @@ impl Taking {
             then: Then::GoOn,
             durability: self.durability,
             own: self.own(),
+            tree: false,
         }
     }
 
@@ -159,6 +160,9 @@ pub struct Watching {
 /// `ksnap run`
 #[derive(Debug, Args)]
 pub struct Run {
+    /// Of the command and all of its descendants, at one moment each: one can be rolled back or restored as a whole
+    #[arg(long)]
+    pub tree: bool,
     #[command(flatten)]
     pub watching: Watching,
     /// The command and its arguments, after `--`
@@ -172,6 +176,9 @@ pub struct Watch {
     /// The processes
     #[arg(required = true, value_name = "PID", value_parser = pid)]
     pub pids: Vec<i32>,
+    /// Each with all of its descendants, at one moment: a tree that can be rolled back or restored as a whole
+    #[arg(long)]
+    pub tree: bool,
     #[command(flatten)]
     pub watching: Watching,
     #[command(flatten)]

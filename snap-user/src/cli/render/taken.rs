@@ -31,16 +31,7 @@ pub fn kept(kept: &KeptConnections, id: &SnapshotId) -> String {
 
 /// A line on a tree, and one on each of its processes.
 pub fn tree(tree: &TakenTree) -> Vec<String> {
-    let zombies = match tree.zombies {
-        0 => String::new(),
-        n => format!(" and {}", count(n as u64, "zombie")),
-    };
-    let mut lines = vec![format!(
-        "tree {} of {}{zombies}: stopped for {}",
-        tree.id.short(),
-        processes(tree.processes.len()),
-        nanos(tree.stop_ns)
-    )];
+    let mut lines = vec![tree_itself(tree)];
     lines.extend(
         tree.processes
             .iter()
@@ -49,10 +40,32 @@ pub fn tree(tree: &TakenTree) -> Vec<String> {
     lines
 }
 
-/// The same in a few words, where other processes have their share of the line.
-pub fn short(pid: i32, taken: &Taken) -> String {
-    let stop = nanos(taken.costs.phases.stop_ns);
-    format!("{pid} @{} {stop}", taken.seq)
+/// One line on a tree.
+pub fn tree_in_short(tree: &TakenTree) -> String {
+    format!(
+        "{}, {} changed, {} stored",
+        tree_itself(tree),
+        count(tree.changed(), "page"),
+        bytes(tree.file_bytes())
+    )
+}
+
+fn tree_itself(tree: &TakenTree) -> String {
+    let zombies = match tree.zombies {
+        0 => String::new(),
+        n => format!(" and {}", count(n as u64, "zombie")),
+    };
+    format!(
+        "tree {} of {}{zombies}: stopped for {}",
+        tree.id.short(),
+        processes(tree.processes.len()),
+        nanos(tree.stop_ns)
+    )
+}
+
+/// A snapshot in a few words, where other processes have their share of the line.
+pub fn short(pid: i32, seq: u32, stop_ns: u64) -> String {
+    format!("{pid} @{seq} {}", nanos(stop_ns))
 }
 
 /// Notes printed at most: a server whose clients have gone has one for each connection.

@@ -1,0 +1,165 @@
+//! The processes of a tree in their stop, and from there until the tree is stored.
+
+use super::engine::Engine;
+use super::family::Stopped;
+use super::stop::{Ahead, Caught};
+use super::tree_files::{Holder, shared_files};
+use super::tree_terminals::{Grouped, foreground, unread};
+use super::{Result, SessionError, Taken, Then};
+use crate::capture::CaptureError;
+use crate::model::{ProcessTree, SharedFile, SnapshotId, SnapshotKind, TreeMember, Zombie};
+use crate::sys::{SysError, proc};
+
+/// A process that was captured.
+pub(super) struct Member {
+    pub(super) pid: i32,
+    pub(super) comm: String,
+    /// Its parent, by its place among them.
+    pub(super) parent: Option<u32>,
+    pub(super) group: i32,
+    pub(super) session: i32,
+    /// It was in a job-control stop.
+    pub(super) stopped: bool,
+    pub(super) caught: Caught,
+    /// What became of its snapshot, once that is known.
+    pub(super) outcome: Option<Result<Taken>>,
+}
+
+/// Captures a stopped process. It stands until its member is dropped.
+pub(super) fn catch(
+    engine: &mut Engine,
+    (kind, ahead): (SnapshotKind, Ahead),
+    stopped: Stopped,
+    stop: u64,
+) -> Result<Member> {
+    let pid = stopped.pid;
+    let job_stopped = stopped.frozen.is_job_stopped();
+    let failed = |e| SessionError::from(CaptureError::from_sys(pid, e));
+    let group = proc::own_group(pid).map_err(failed)?;
+    let session = proc::own_session(pid).map_err(failed)?;
+    let caught = engine.stopped(kind, ahead, stopped.frozen, stop, true)?;
+    let caught = caught.map_err(|_| SessionError::Control {
+        why: "found another program in a stopped process".into(),
+    })?;
+    Ok(Member {
+        pid,
+        comm: engine.target().comm.clone(),
+        parent: stopped.parent,
+        group,
+        session,
+        stopped: job_stopped,
+        caught,
+        outcome: None,
+    })
+}
+
+/// What is between the processes of a tree.
+#[derive(Default)]
+pub(super) struct Relations {
+    /// Open files that several share.
+    pub(super) shared: Vec<Vec<SharedFile>>,
+    /// The process group in the foreground of the terminal of each, where it leads a session.
+    pub(super) foregrounds: Vec<Option<i32>>,
+}
+
+impl Relations {
+    /// Looks at all of them while they stand; what cannot be saved is added to the notes.
+    pub(super) fn look(flight: &mut Flight) -> Self {
+        let members = &flight.members;
+        let holders = members.iter().map(|member| Holder {
+            pid: member.pid,
+            files: &member.caught.files,
+        });
+        let holders: Vec<_> = holders.collect();
+        let shared = shared_files(&holders, &mut flight.notes);
+        flight.notes.extend(unread(&holders));
+        let grouped = members.iter().map(|m| Grouped::of(m.pid, m.group));
+        let zombies = flight.zombies.iter().map(|z| Grouped::of(z.pid, z.group));
+        let grouped: Vec<Grouped> = grouped.chain(zombies).collect();
+        let leads = |m: &Member| proc::own_id(m.pid, m.pid).is_ok_and(|own| own == m.session);
+        let foregrounds = members
+            .iter()
+            .map(|m| leads(m).then(|| foreground(m.pid, &grouped)).flatten());
+        Self {
+            shared,
+            foregrounds: foregrounds.collect(),
+        }
+    }
+}
+
+/// A tree from its stop until it is stored. Those that stand go on when this is dropped.
+pub(super) struct Flight {
+    then: Then,
+    pub(super) time_ns: u64,
+    pub(super) stop_ns: u64,
+    /// Parents before their children.
+    pub(super) members: Vec<Member>,
+    pub(super) zombies: Vec<Zombie>,
+    pub(super) relations: Relations,
+    /// What is not saved, a sentence each.
+    pub(super) notes: Vec<String>,
+}
+
+impl Flight {
+    pub(super) fn new(then: Then, time_ns: u64, zombies: Vec<Zombie>, notes: Vec<String>) -> Self {
+        Self {
+            then,
+            time_ns,
+            stop_ns: 0,
+            members: Vec::new(),
+            zombies,
+            relations: Relations::default(),
+            notes,
+        }
+    }
+
+    /// Lets all of them go on.
+    pub(super) fn thaw(&mut self) {
+        for member in &mut self.members {
+            drop(member.caught.frozen.take());
+        }
+    }
+
+    /// What is stored of it, with the snapshots of its processes in their order.
+    pub(super) fn record(&self, ids: impl Iterator<Item = SnapshotId>) -> ProcessTree {
+        let members = self.members.iter().zip(ids);
+        let members = members
+            .zip(&self.relations.foregrounds)
+            .map(|((member, id), foreground)| TreeMember {
+                id,
+                pid: member.pid,
+                parent: member.parent,
+                group: member.group,
+                session: member.session,
+                stopped: member.stopped,
+                foreground: *foreground,
+            });
+        ProcessTree {
+            time_ns: self.time_ns,
+            stop_ns: self.stop_ns,
+            members: members.collect(),
+            zombies: self.zombies.clone(),
+            shared: self.relations.shared.clone(),
+        }
+    }
+
+    /// They are stored: what becomes of them now. Where they end, children do first: process 1 of a PID namespace ends
+    /// after all others there.
+    ///
+    /// # Errors
+    /// The first of them; all have been let go all the same.
+    pub(super) fn end(mut self) -> Result<()> {
+        let signal = match self.then {
+            Then::GoOn => return Ok(()),
+            Then::Stop => libc::SIGSTOP,
+            Then::Kill => libc::SIGKILL,
+            Then::KillKeeping => unreachable!("refused before the stop"),
+        };
+        let standing = self.members.iter_mut().rev();
+        let standing = standing.filter_map(|m| m.caught.frozen.take());
+        let failed: Vec<SysError> = standing
+            .filter_map(|frozen| frozen.end_with(signal).err())
+            .collect();
+        failed.into_iter().next().map_or(Ok(()), |e| Err(e.into()))
+    }
+}
