@@ -86,6 +86,7 @@ mod tree_engine;
 mod tree_files;
 mod tree_left;
 mod tree_links;
+mod tree_shared;
 mod tree_stop;
 mod tree_terminals;
 mod types;

@@ -96,18 +96,20 @@ impl Engine {
                 self.copy_changed(&all, now)?;
                 return Ok(());
             };
-            let pages = found.union(&shared);
-            let count = pages.pages();
+            let count = found.union(&shared).pages();
             costs.pages.scanned += count;
             costs.pages.dirty += count;
             costs.pages.copied += count;
+            // By content, as inside the stop: what has not changed by then is not copied there again.
+            self.copy_changed(&shared, now)?;
+            let rest = found.subtract(&shared);
             match count <= self.pipeline.capacity() {
                 true => {
-                    self.copy(&pages, now)?;
+                    self.copy(&rest, now)?;
                 }
                 // Not all of them fit the buffers: only those that have really changed are kept.
                 false => {
-                    self.copy_changed(&pages, now)?;
+                    self.copy_changed(&rest, now)?;
                 }
             }
             self.events.drain(&mut self.epoch);

@@ -4,6 +4,7 @@ use super::engine::{Captured, Engine, covered, wall_clock_ns};
 use super::flight::{Flight, InFlight};
 use super::pipeline::Hashes;
 use super::tree_files::{HeldFile, held_files};
+use super::tree_shared::SharedSeen;
 use super::{AuditPage, Result, Taken, audit};
 use crate::capture::{
     Stamps, bare_state, compared, compared_pages, describe, nameless, saved_ranges, without_files,
@@ -133,14 +134,15 @@ impl Engine {
     }
 
     /// Captures the stopped process, and sends what was captured on its way to the disk. `stop` is when stopping it
-    /// began; with `hold` it is not let go. Else why there is no snapshot of it.
+    /// began; with `hold` it is not let go. `seen` is what others that are stopped as well were found to hold. Else why
+    /// there is no snapshot of it.
     pub(super) fn stopped(
         &mut self,
         kind: SnapshotKind,
         ahead: Ahead,
         frozen: Frozen,
         stop: u64,
-        hold: bool,
+        (hold, seen): (bool, &mut SharedSeen),
     ) -> Result<std::result::Result<Caught, Captured>> {
         let pid = self.target.pid;
         let Ahead {
@@ -183,10 +185,14 @@ impl Engine {
             Some(marks) => Some(self.await_copy(marks, &removed, &dirty.copy)?),
             None => None,
         };
+        let shared_pages = shared_pages.subtract(&seen.unchanged(&vmas, &shared_pages, &now));
         let gone = match opened {
             Some(_) => self.copy_changed(&shared_pages, &mut now)?,
             None => self.copy_stopped(&dirty, &shared_pages, compare_all, &mut now)?,
         };
+        if hold {
+            seen.learn(&vmas, &shared_pages.subtract(&gone), &now);
+        }
         removed = removed.union(&gone);
         let copied_at = monotonic_ns();
 

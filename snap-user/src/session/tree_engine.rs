@@ -12,6 +12,7 @@ use super::subject::nothing_taken;
 use super::tree::{TakenProcess, TakenTree};
 use super::tree_left::Leftovers;
 use super::tree_links::Links;
+use super::tree_shared::SharedSeen;
 use super::tree_stop::{Flight, Member, Relations, catch};
 use super::{Options, Result, SessionError, Taken, Then};
 use crate::capture::CaptureError;
@@ -230,10 +231,12 @@ impl<'a> TreeEngine<'a> {
         let (time_ns, stop) = (wall_clock_ns(), monotonic_ns());
         let family = family::freeze(self.root, Hold::Trace)?;
         let mut flight = Flight::new(then, time_ns, family.zombies, family.notes);
+        let mut seen = SharedSeen::default();
         for stopped in family.members {
             let pid = stopped.pid;
             let (n, Ready { kind, ahead }) = self.place(pid, ready.remove(&pid))?;
-            let member = catch(&mut self.engines[n], (kind, ahead), stopped, stop);
+            let engine = &mut self.engines[n];
+            let member = catch(engine, (kind, ahead), stopped, stop, &mut seen);
             flight.members.push(member.map_err(|e| e.of_process(pid))?);
             self.begun.remove(&pid);
         }

@@ -4,6 +4,7 @@ use super::engine::Engine;
 use super::family::Stopped;
 use super::stop::{Ahead, Caught};
 use super::tree_files::{Holder, shared_files};
+use super::tree_shared::SharedSeen;
 use super::tree_terminals::{Grouped, foreground, unread};
 use super::{Result, SessionError, Taken, Then};
 use crate::capture::CaptureError;
@@ -31,13 +32,14 @@ pub(super) fn catch(
     (kind, ahead): (SnapshotKind, Ahead),
     stopped: Stopped,
     stop: u64,
+    seen: &mut SharedSeen,
 ) -> Result<Member> {
     let pid = stopped.pid;
     let job_stopped = stopped.frozen.is_job_stopped();
     let failed = |e| SessionError::from(CaptureError::from_sys(pid, e));
     let group = proc::own_group(pid).map_err(failed)?;
     let session = proc::own_session(pid).map_err(failed)?;
-    let caught = engine.stopped(kind, ahead, stopped.frozen, stop, true)?;
+    let caught = engine.stopped(kind, ahead, stopped.frozen, stop, (true, seen))?;
     let caught = caught.map_err(|_| SessionError::Control {
         why: "found another program in a stopped process".into(),
     })?;
