@@ -4,7 +4,7 @@ use super::install::Room;
 use super::make::Made;
 use super::plan::FilesPlan;
 use crate::model::{FileLock, LockKind, OpenFile};
-use crate::sys::{self, Remote, fd as opened};
+use crate::sys::{self, Remote, SysError, fd as opened};
 use std::os::fd::AsFd;
 
 impl Made {
@@ -30,38 +30,75 @@ impl Made {
     }
 }
 
-/// Takes the locks of an open file and gives back those that it should not have.
-pub(super) fn of_file(fd: impl AsFd, want: &OpenFile, have: Option<&OpenFile>) -> sys::Result<()> {
-    let of = |file: &OpenFile, kind: LockKind| -> Vec<FileLock> {
-        file.locks
-            .iter()
-            .filter(|lock| lock.kind == kind)
-            .copied()
-            .collect()
-    };
-    let differ = |kind| match have {
-        None => !of(want, kind).is_empty(),
-        Some(have) => of(want, kind) != of(have, kind),
-    };
-    if differ(LockKind::Flock) {
-        opened::lock_flock(
-            &fd,
-            of(want, LockKind::Flock).first().map(|lock| lock.write),
-        )?;
-    }
-    if differ(LockKind::Ofd) {
-        opened::unlock_ofd(&fd)?;
-        for lock in of(want, LockKind::Ofd) {
-            opened::lock_ofd(&fd, &lock)?;
-        }
-    }
-    if differ(LockKind::Lease) {
-        match of(want, LockKind::Lease).first() {
-            Some(lease) => opened::take_lease(&fd, lease.write)?,
-            None => opened::drop_lease(&fd)?,
+/// Gives back the locks of an open file that it is to have otherwise. What two open files have, of one process or of
+/// several, may have been the other way round: all of them give back before any takes.
+pub(super) fn give_back(fd: impl AsFd, want: &OpenFile, have: &OpenFile) -> sys::Result<()> {
+    for lock in only_in(have, want) {
+        match lock.kind {
+            LockKind::Posix => {}
+            LockKind::Ofd => opened::unlock_ofd(&fd, lock)?,
+            LockKind::Lease => opened::drop_lease(&fd)?,
+            LockKind::Flock => {
+                // Shared it stays, if it is to be held at all: nobody who waits for it comes in between.
+                let stays = want.locks.iter().any(|l| l.kind == LockKind::Flock);
+                opened::lock_flock(&fd, stays.then_some(false))?;
+            }
         }
     }
     Ok(())
+}
+
+/// Takes the locks that an open file lacks. Those that others are in the way of are told, a sentence each.
+pub(super) fn take(
+    fd: impl AsFd,
+    want: &OpenFile,
+    have: Option<&OpenFile>,
+    notes: &mut Vec<String>,
+) -> sys::Result<()> {
+    let nothing = OpenFile::default();
+    for lock in only_in(want, have.unwrap_or(&nothing)) {
+        let taken = match lock.kind {
+            LockKind::Posix => continue,
+            LockKind::Ofd => opened::lock_ofd(&fd, lock),
+            LockKind::Flock => opened::lock_flock(&fd, Some(lock.write)),
+            LockKind::Lease => opened::take_lease(&fd, lock.write),
+        };
+        match taken {
+            Err(e) if is_in_use(&e) => tell(
+                notes,
+                match lock.kind {
+                    LockKind::Lease => format!(
+                        "{}: its lease is not taken again, since others have the file open now ({})",
+                        want.link, e.source
+                    ),
+                    _ => format!(
+                        "{}: another process holds a lock on it that was held here",
+                        want.link
+                    ),
+                },
+            ),
+            taken => taken?,
+        }
+    }
+    Ok(())
+}
+
+/// Locks that the first has and the second has not. Those of one open file do not overlap.
+fn only_in<'a>(one: &'a OpenFile, other: &'a OpenFile) -> impl Iterator<Item = &'a FileLock> {
+    let mut all = one.locks.iter();
+    std::iter::from_fn(move || all.find(|lock| !other.locks.contains(lock)))
+}
+
+/// Of several locks of a file once.
+fn tell(notes: &mut Vec<String>, note: String) {
+    if !notes.contains(&note) {
+        notes.push(note);
+    }
+}
+
+/// Others are in the way of what was to be taken.
+fn is_in_use(e: &SysError) -> bool {
+    matches!(e.errno(), Some(libc::EAGAIN | libc::EACCES | libc::EBUSY))
 }
 
 /// Lets the process take its locks on the file behind `fd`, and no others.
@@ -93,4 +130,33 @@ fn set(remote: &mut Remote, room: &Room, fd: i32, bytes: &[u8]) -> sys::Result<(
     remote
         .call("fcntl(F_SETLK)", libc::SYS_fcntl, args)
         .map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_is_to_be_shared_is_not_given_up_for_it() {
+        let flock = |write| OpenFile {
+            locks: vec![FileLock {
+                kind: LockKind::Flock,
+                write,
+                ..FileLock::default()
+            }],
+            ..OpenFile::default()
+        };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let other = std::fs::File::open(file.path()).unwrap();
+        let mut notes = Vec::new();
+        take(&file, &flock(true), None, &mut notes).unwrap();
+        give_back(&file, &flock(false), &flock(true)).unwrap();
+        assert!(opened::lock_flock(&other, Some(true)).is_err());
+        take(&file, &flock(false), Some(&flock(true)), &mut notes).unwrap();
+        opened::lock_flock(&other, Some(false)).unwrap();
+        assert_eq!(notes, Vec::<String>::new());
+        // In the way of it now.
+        take(&file, &flock(true), Some(&flock(false)), &mut notes).unwrap();
+        assert_eq!(notes.len(), 1, "{notes:?}");
+    }
 }
