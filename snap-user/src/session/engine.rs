@@ -189,7 +189,7 @@ impl Engine {
     /// The process is whole, or it is another one.
     pub(super) fn unmark_mixed(&self) {
         let mark = mixed::mark(&self.target, self.layout);
-        if let Err(e) = self.store.unmark_mixed(self.session, &mark) {
+        if let Err(e) = mixed::unmark(&self.store, self.session, &mark, self.mixed) {
             tracing::warn!(
                 "process {} is whole, but no snapshot is taken of it until that file is removed: {e}",
                 self.target.pid

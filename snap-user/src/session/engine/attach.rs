@@ -151,8 +151,9 @@ impl Engine {
         let attached = track::attach(pid, self.options.tracker).map_err(|e| named(pid, e))?;
         self.instead = attached.instead;
         // Of what was mixed nothing is left.
-        if std::mem::take(&mut self.mixed) {
+        if self.mixed {
             self.unmark_mixed();
+            self.mixed = false;
         }
         self.events.brk = attached.brk;
         self.layout = layout(pid)?;
