@@ -101,20 +101,31 @@ fn is_in_use(e: &SysError) -> bool {
     matches!(e.errno(), Some(libc::EAGAIN | libc::EACCES | libc::EBUSY))
 }
 
-/// Lets the process take its locks on the file behind `fd`, and no others.
+/// Lets the process take its locks on the file behind `fd`; those that others are in the way of are told. What it is not to
+/// have it has given back before, by [`Made::unlock_process`]: of two open files of one file, giving back through one drops
+/// what was taken through the other.
 pub(super) fn of_process(
     remote: &mut Remote,
     room: &Room,
     fd: i32,
     want: &OpenFile,
+    notes: &mut Vec<String>,
 ) -> sys::Result<()> {
-    unlock(remote, room, fd)?;
     for lock in want
         .locks
         .iter()
         .filter(|lock| lock.kind == LockKind::Posix)
     {
-        set(remote, room, fd, &opened::flock_bytes(lock, false))?;
+        match set(remote, room, fd, &opened::flock_bytes(lock, false)) {
+            Err(e) if is_in_use(&e) => tell(
+                notes,
+                format!(
+                    "descriptor {fd}: another process holds a lock on {} that was this one's",
+                    want.link
+                ),
+            ),
+            taken => taken?,
+        }
     }
     Ok(())
 }

@@ -76,7 +76,7 @@ impl Made {
     }
 
     /// The part of [`Made::settle`] that a process has to do itself. `wanted` is what the plan was made for, `own` has
-    /// the locks of this process.
+    /// the locks of this process. Locks that it is not to have it has given back before ([`Made::unlock_process`]).
     ///
     /// # Errors
     /// The process is left in between.
@@ -157,15 +157,7 @@ fn within(
         let Some((_, want)) = wanted.open_files().find(|(d, _)| d.fd == fd) else {
             continue;
         };
-        if let Err(e) = locks::of_process(remote, room, fd, want) {
-            match e.errno() {
-                Some(libc::EAGAIN | libc::EACCES) => notes.push(format!(
-                    "descriptor {fd}: another process holds a lock on {} that was this one's",
-                    want.link
-                )),
-                _ => return Err(e),
-            }
-        }
+        locks::of_process(remote, room, fd, want, notes)?;
     }
     Ok(())
 }
