@@ -133,11 +133,20 @@ for word in lines(0):
         os.lseek(place, len(mine), os.SEEK_SET)
     if word[0] == "lock" and word[1] != "parent":
         fcntl.lockf(place, fcntl.LOCK_UN)
-    if word[0] == "hold":
+    if word[0] in ("hold", "ranges"):
         apart = opened(apart)
     if word[0] == "hold" and word[1] != "parent":
         hold(apart, False)
-    if word[0] == "born":
+    if word[0] == "ranges":
+        # Through two open files of one file, and both are the process's.
+        how = fcntl.LOCK_EX if word[1] == "both" else fcntl.LOCK_UN
+        fcntl.lockf(place, how, 1, 0)
+        fcntl.lockf(apart, how, 1, 10)
+    elif word[0] == "extra":
+        extra = os.open(sys.argv[1], os.O_RDWR)
+    elif word[0] == "over":
+        os.close(extra)
+    elif word[0] == "born":
         born = os.fork()
         if born == 0:
             deeper = os.fork()

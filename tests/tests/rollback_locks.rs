@@ -68,6 +68,35 @@ fn locks_go_back_to_those_who_held_them() -> Result<()> {
     family.end()
 }
 
+/// Through which open file of a file a process has taken its locks is of no matter: by one of them it may lose all.
+#[test]
+fn a_process_keeps_the_locks_that_it_has_through_several_open_files() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"));
+    let mut family = Family::start()?;
+    let root = family.root();
+    family.say("extra")?;
+    family.say("ranges both")?;
+    let id = family.capture()?;
+    for go_back in [alone, roll_back] {
+        for since in [
+            &[][..],
+            &["ranges none"],
+            // Closed, with which all are lost, and taken again: they are lost once more when it is put back.
+            &["over", "ranges both"],
+            &["extra"],
+        ] {
+            for word in since {
+                family.say(word)?;
+            }
+            let said = go_back(&family.ksnap, root, &id)?;
+            let holders = lockers(&[root])?;
+            ensure!(holders == [root, root], "{since:?}: {holders:?}");
+            ensure!(!said.to_string().contains("lock"), "{since:?}: {said}");
+        }
+    }
+    family.end()
+}
+
 /// The same of locks that belong to open files.
 #[test]
 fn locks_of_open_files_go_back_to_those_that_had_them() -> Result<()> {

@@ -3,8 +3,8 @@
 mod in_place;
 
 use super::plan::{FileWorld, FilesPlan, Source, plan_of_one};
-use super::{Options, Replacement, is_from_elsewhere};
-use crate::model::{Descriptor, LockKind, OpenFile, ProcessState, SharedFile};
+use super::{Options, Replacement, is_from_elsewhere, locks};
+use crate::model::{Descriptor, OpenFile, ProcessState, SharedFile};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The open files of several processes, and who has which.
@@ -149,15 +149,7 @@ impl Joint {
         let new = ProcessState::default();
         self.merge(states, |wanted, n| {
             let mut own = plan_of_one(wanted, &new, world, &options[n], None);
-            // By the records of the process's own: another one's locks are not among them.
-            let held = |file: &OpenFile| file.locks.iter().any(|l| l.kind == LockKind::Posix);
-            let mut locked = BTreeSet::new();
-            own.lock = states[n]
-                .open_files()
-                .filter(|(d, file)| held(file) && !options[n].map_fds.contains_key(&d.fd))
-                .filter(|(d, _)| locked.insert(d.file))
-                .map(|(d, _)| d.fd)
-                .collect();
+            own.plan_locks(wanted, (states[n], &new), &options[n]);
             own
         })
     }
@@ -227,6 +219,25 @@ impl Joint {
         }
         all.settle.sort_unstable();
         JointPlan { all, members }
+    }
+}
+
+impl FilesPlan {
+    /// By the records of the process's own, as it was and is: `wanted` has the files of all, and of one that several have
+    /// the locks of another.
+    fn plan_locks(
+        &mut self,
+        wanted: &ProcessState,
+        (then, now): (&ProcessState, &ProcessState),
+        options: &Options,
+    ) {
+        let has = |d: &Descriptor| {
+            let mut joint = wanted.descriptors.iter();
+            let joint = joint.find(|joint| joint.fd == d.fd);
+            joint.is_some_and(|joint| self.sources[joint.file as usize] != Source::Lost)
+                && !options.map_fds.contains_key(&d.fd)
+        };
+        (self.unlock, self.lock) = locks::plan(then, now, has);
     }
 }
 

@@ -3,8 +3,9 @@
 use super::install::Room;
 use super::make::Made;
 use super::plan::FilesPlan;
-use crate::model::{FileLock, LockKind, OpenFile};
+use crate::model::{Descriptor, FileLock, LockKind, OpenFile, ProcessState};
 use crate::sys::{self, Remote, SysError, fd as opened};
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 
 impl Made {
@@ -19,15 +20,61 @@ impl Made {
         pid: i32,
         plan: &FilesPlan,
     ) -> sys::Result<()> {
-        if plan.lock.is_empty() {
+        if plan.unlock.is_empty() {
             return Ok(());
         }
         let room = Room::new(remote, pid)?;
-        let mut each = plan.lock.iter();
+        let mut each = plan.unlock.iter();
         let done = each.try_for_each(|fd| unlock(remote, &room, *fd));
         room.close(remote)?;
         done
     }
+}
+
+/// Plans the locks of a process from `now` to `wanted`. They belong to the process and the file, through whichever open
+/// file they were taken. `has` says which descriptors refer to their open files in the end. Gives those by which it gives
+/// back what it has, one for each file, and those whose locks it takes, one for each open file.
+pub(super) fn plan(
+    wanted: &ProcessState,
+    now: &ProcessState,
+    has: impl Fn(&Descriptor) -> bool,
+) -> (Vec<i32>, Vec<i32>) {
+    let (then, now) = (by_file(wanted), by_file(now));
+    let (mut unlock, mut lock) = (Vec::new(), Vec::new());
+    let mut unlocked = BTreeSet::new();
+    let mut seen = BTreeSet::new();
+    for (d, file) in wanted.open_files() {
+        if !has(&d) || file.flags & libc::O_PATH as u32 != 0 {
+            continue;
+        }
+        let held = now.get(&file.identity);
+        if held.is_some_and(|held| then.get(&file.identity) != Some(held))
+            && unlocked.insert(file.identity)
+        {
+            unlock.push(d.fd);
+        }
+        // Also where they are held: closing any descriptor of the file on the way, be it of a moment, drops all of them.
+        if seen.insert(d.file) && of_process_in(file).next().is_some() {
+            lock.push(d.fd);
+        }
+    }
+    (unlock, lock)
+}
+
+/// The locks of a process, by the files that they are on.
+fn by_file(state: &ProcessState) -> BTreeMap<(u64, u64), BTreeSet<FileLock>> {
+    let mut all: BTreeMap<_, BTreeSet<_>> = BTreeMap::new();
+    for (_, file) in state.open_files() {
+        for lock in of_process_in(file) {
+            all.entry(file.identity).or_default().insert(*lock);
+        }
+    }
+    all
+}
+
+fn of_process_in(file: &OpenFile) -> impl Iterator<Item = &FileLock> {
+    let all = file.locks.iter();
+    all.filter(|lock| lock.kind == LockKind::Posix)
 }
 
 /// Gives back the locks of an open file that it is to have otherwise. What two open files have, of one process or of
@@ -111,11 +158,7 @@ pub(super) fn of_process(
     want: &OpenFile,
     notes: &mut Vec<String>,
 ) -> sys::Result<()> {
-    for lock in want
-        .locks
-        .iter()
-        .filter(|lock| lock.kind == LockKind::Posix)
-    {
+    for lock in of_process_in(want) {
         match set(remote, room, fd, &opened::flock_bytes(lock, false)) {
             Err(e) if is_in_use(&e) => tell(
                 notes,
@@ -146,6 +189,61 @@ fn set(remote: &mut Remote, room: &Room, fd: i32, bytes: &[u8]) -> sys::Result<(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn lock(kind: LockKind, start: u64) -> FileLock {
+        FileLock {
+            kind,
+            write: true,
+            start,
+            end: Some(start + 1),
+        }
+    }
+
+    /// Descriptors 3, 4 and so on, all of one file; each opened anew, with its locks.
+    fn state(locks: &[&[FileLock]]) -> ProcessState {
+        let file = |locks: &&[FileLock]| OpenFile {
+            identity: (1, 5),
+            locks: locks.to_vec(),
+            ..OpenFile::default()
+        };
+        let descriptor = |file: u32| Descriptor {
+            fd: 3 + file as i32,
+            file,
+            cloexec: false,
+        };
+        ProcessState {
+            files: locks.iter().map(file).collect(),
+            descriptors: (0..locks.len() as u32).map(descriptor).collect(),
+            ..ProcessState::default()
+        }
+    }
+
+    #[test]
+    fn locks_of_a_process_are_compared_by_file_whatever_they_were_taken_through() {
+        let [a, b] = [1, 2].map(|start| lock(LockKind::Posix, start));
+        let then = state(&[&[a], &[b]]);
+        let planned = |now: &[&[FileLock]]| plan(&then, &state(now), |_| true);
+        // The same, in whichever order and through whichever: none is given up for a moment.
+        for now in [&[&[a][..], &[b]][..], &[&[b], &[a]], &[&[], &[b, a]]] {
+            assert_eq!(planned(now), (vec![], vec![3, 4]));
+        }
+        // Given back once, before both are taken.
+        assert_eq!(planned(&[&[a], &[]]), (vec![3], vec![3, 4]));
+        assert_eq!(planned(&[&[], &[]]), (vec![], vec![3, 4]));
+        // What belongs to an open file is no business of the process.
+        let ofd = lock(LockKind::Ofd, 1);
+        let planned = plan(&state(&[&[ofd]]), &state(&[&[]]), |_| true);
+        assert_eq!(planned, (vec![], vec![]));
+    }
+
+    #[test]
+    fn a_descriptor_that_locks_nothing_gives_back_nothing() {
+        let held = lock(LockKind::Posix, 1);
+        let mut then = state(&[&[], &[], &[]]);
+        then.files[0].flags = libc::O_PATH as u32;
+        let planned = plan(&then, &state(&[&[held]]), |d| d.fd != 4);
+        assert_eq!(planned, (vec![5], vec![]));
+    }
 
     #[test]
     fn a_lock_that_is_to_be_shared_is_not_given_up_for_it() {

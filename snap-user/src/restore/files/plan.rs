@@ -3,10 +3,8 @@
 use super::keep::{Kept, Living, pair};
 use super::same::differs;
 use super::watches::{self, Watch};
-use super::{Finding, Options, Replacement};
-use crate::model::{
-    Descriptor, Detail, FileKind, LockKind, OpenFile, ProcessState, Regular, Socket,
-};
+use super::{Finding, Options, Replacement, locks};
+use crate::model::{Descriptor, Detail, FileKind, OpenFile, ProcessState, Regular, Socket};
 use std::collections::BTreeMap;
 use std::os::fd::RawFd;
 
@@ -88,6 +86,8 @@ pub struct FilesPlan {
     /// Watches that the process cannot add, since it does not have the file under that number. One that shares the epoll
     /// instance may.
     pub out_of_reach: Vec<Watch>,
+    /// Descriptors of files of which the process gives back all locks that are its own, before it takes any.
+    pub unlock: Vec<i32>,
     /// Descriptors whose locks of the process are to be set.
     pub lock: Vec<i32>,
     /// What is not as it was, and why that is no reason to stop: a sentence each.
@@ -282,36 +282,13 @@ impl Planner<'_> {
                 Source::Path(_) | Source::Create(..) | Source::Unnamed(..) | Source::Make => true,
                 Source::Live(_) => false,
             };
-            let replaced = self
-                .wanted
-                .descriptors
-                .iter()
-                .any(|d| d.file as usize == at && self.options.map_fds.contains_key(&d.fd));
+            let replaced = self.is_replaced(at as u32);
             let have = kept.get(&at).map(|have| &self.live.files[*have]);
             if !replaced
                 && self.first[at] >= 0
                 && (fresh || have.is_some_and(|have| differs(want, have)))
             {
                 self.plan.settle.push(at as u32);
-            }
-            let own = |file: &OpenFile| {
-                let mut locks: Vec<_> = file
-                    .locks
-                    .iter()
-                    .filter(|l| l.kind == LockKind::Posix)
-                    .copied()
-                    .collect();
-                locks.sort_unstable();
-                locks
-            };
-            let held = have.map(own).unwrap_or_default();
-            // One closed descriptor drops the process's locks on the whole file.
-            let dropped = !own(want).is_empty()
-                && self.live.open_files().any(|(d, file)| {
-                    file.identity == want.identity && self.plan.close.contains(&d.fd)
-                });
-            if !replaced && (own(want) != held || dropped) {
-                self.plan.lock.push(self.first[at]);
             }
         }
         with_peers(
@@ -320,5 +297,17 @@ impl Planner<'_> {
             &mut self.plan.settle,
         );
         watches::plan(self.wanted, self.live, kept, &mut self.plan);
+        let has = |d: &Descriptor| {
+            let source = self.plan.sources.get(d.file as usize);
+            !matches!(source, None | Some(Source::Lost | Source::Own(_)))
+                && !self.is_replaced(d.file)
+        };
+        (self.plan.unlock, self.plan.lock) = locks::plan(self.wanted, self.live, has);
+    }
+
+    /// Whether the user gives another open file instead.
+    fn is_replaced(&self, file: u32) -> bool {
+        let mut own = self.wanted.descriptors.iter();
+        own.any(|d| d.file == file && self.options.map_fds.contains_key(&d.fd))
     }
 }
