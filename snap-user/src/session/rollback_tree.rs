@@ -141,6 +141,7 @@ pub fn rollback_tree(
     }
     let stopped: Vec<bool> = standing
         .members
+        .0
         .iter()
         .map(Frozen::is_job_stopped)
         .collect();
@@ -209,7 +210,7 @@ struct Done {
 /// The part inside the stop: what is dirty, all plans, and then their application.
 fn put_back(tree: &ProcessTree, members: &mut [Member], standing: &mut Standing) -> Result<Done> {
     let mut found = Vec::with_capacity(members.len());
-    for (member, frozen) in members.iter_mut().zip(&mut standing.members) {
+    for (member, frozen) in members.iter_mut().zip(&mut standing.members.0) {
         let pid = member.pid();
         let looked = member.engine.look_stopped(frozen, &member.prepared);
         found.push(looked.map_err(|e| of_one_to_put_back(pid, e))?);
@@ -258,7 +259,7 @@ fn put_back(tree: &ProcessTree, members: &mut [Member], standing: &mut Standing)
     };
     notes.extend(made.notes.iter().cloned());
     let mut parts = Vec::with_capacity(members.len());
-    for (n, frozen) in standing.members.iter_mut().enumerate() {
+    for (n, frozen) in standing.members.0.iter_mut().enumerate() {
         let prepared = &members[n].prepared;
         parts.push(Part {
             frozen,

@@ -134,10 +134,11 @@ pub fn snap_tree(dir: &Path, pid: i32, options: &Options) -> Result<TakenTree> {
         }
     }
     let (time_ns, stop) = (wall_clock_ns(), monotonic_ns());
-    let family = family::freeze(pid, Hold::Trace)?;
+    let mut family = family::freeze(pid, Hold::Trace)?;
     let mut unsupported = family.notes;
-    let mut members = Members(Vec::with_capacity(family.members.len()));
-    for stopped in family.members {
+    let stopped = std::mem::take(&mut family.members.0);
+    let mut members = Members(Vec::with_capacity(stopped.len()));
+    for stopped in stopped {
         let one = take_out(&mut prepared, stopped.pid)?;
         let member = capture(&store, stopped, one, stop, &each, &probes, &mut given_up)?;
         members.0.push(member);
