@@ -195,12 +195,17 @@ impl Joint {
             own.settle.retain(|at| mine.contains(at));
             let reaches = own.watch.iter().chain(&own.watched);
             reached.extend(reaches.map(|one| (self.place(n, one.epoll), one.watch)));
-            own.watch.retain(|one| {
-                let places = (self.place(n, one.epoll), self.place(n, one.watch.fd));
-                watched.insert((places, one.watch.fd))
-            });
             all.settle.extend(&own.settle);
             members.push(own);
+        }
+        // A watch is set once, whoever can: where one of them has it and changes it, the others need not add it.
+        for change in [true, false] {
+            for (n, own) in members.iter_mut().enumerate() {
+                own.watch.retain(|one| {
+                    let places = (self.place(n, one.epoll), self.place(n, one.watch.fd));
+                    one.change != change || watched.insert((places, one.watch.fd))
+                });
+            }
         }
         for (n, own) in members.iter().enumerate() {
             for one in &own.out_of_reach {

@@ -285,4 +285,30 @@ mod tests {
             assert!(plan.all.notes.is_empty(), "{:?}", plan.all.notes);
         }
     }
+
+    #[test]
+    fn a_watch_that_one_process_changes_no_other_adds() {
+        let watch = |events| EpollWatch {
+            fd: 4,
+            inode: 5,
+            events,
+            ..EpollWatch::default()
+        };
+        let epoll = |events| {
+            let detail = Detail::Epoll(vec![watch(events)]);
+            file(FileKind::Epoll, 9, libc::O_RDWR, detail)
+        };
+        let both = |pid, events| state(pid, vec![epoll(events), end(libc::O_RDWR, b"")]);
+        let place = |member, file| SharedFile { member, file };
+        let epolls = vec![place(0, 0), place(1, 0)];
+        let all = [epolls.clone(), vec![place(0, 1), place(1, 1)]];
+        // The first has closed what it watched, and the events are others now.
+        let (a, b) = (both(10, 1), both(11, 1));
+        let closed = state(10, vec![epoll(4)]);
+        let changed = both(11, 4);
+        let plan = plan_of([&a, &b], [&closed, &changed], &all, &all[..1]);
+        let set = |n: usize| plan.members[n].watch.iter().map(|one| one.change);
+        assert_eq!(set(0).count(), 0);
+        assert_eq!(set(1).collect::<Vec<_>>(), [true]);
+    }
 }
