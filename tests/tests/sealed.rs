@@ -237,6 +237,34 @@ fn without_the_key_a_new_session_begins_and_it_is_said() -> Result<()> {
 }
 
 #[test]
+fn a_process_goes_back_to_a_snapshot_of_any_of_its_sessions() -> Result<()> {
+    require!(Root, Ksnap);
+    let keys = Keys::new()?;
+    let ksnap = Ksnap::new()?.with_variable("KSNAP_IDENTITY", keys.path("own")?.into());
+    let mut victim = victim()?;
+    let pid = victim.pid().to_string();
+    let sealing = ["--every", "20ms", "--encrypt-to", OWN[1]];
+    let plain = ksnap.snap(victim.pid(), &["--audit"])?;
+    let sealed = ksnap.snap(victim.pid(), &["--audit", "--encrypt-to", OWN[1]])?;
+    for id in [&plain, &sealed, &plain] {
+        let then = victim.check()?.counter;
+        victim.wait_beyond(then + 5, LIMIT)?;
+        ksnap.roll_back(victim.pid(), id)?;
+        victim.check()?;
+    }
+    // A watcher writes one of them, and nobody else writes another one meanwhile.
+    let mut watch = Watch::start(&ksnap, victim.pid(), &sealing)?;
+    watch.wait_taken(2, LIMIT)?;
+    let args = ["rollback", &pid, &plain, "-y"];
+    refused(&ksnap, &args, 1, "end that watch first")?;
+    ksnap.roll_back(victim.pid(), &sealed)?;
+    watch.interrupt(LIMIT)?.none_failed()?;
+    ksnap.ok(&["verify"])?;
+    victim.check()?;
+    victim.quit()
+}
+
+#[test]
 fn a_rollback_that_failed_is_known_without_the_key_and_one_to_another_session_makes_it_good()
 -> Result<()> {
     require!(Root, Ksnap);

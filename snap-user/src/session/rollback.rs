@@ -28,7 +28,7 @@ pub fn rollback(dir: &Path, pid: i32, reference: &str, options: &Options) -> Res
         };
     }
     let id = found?;
-    Engine::attach_to_put_back(&store, pid, options)?.rollback(id)
+    Engine::attach_to_put_back(&store, pid, id, options)?.rollback(id)
 }
 
 /// The snapshot that a process is to go back to; `None` where only the ksnap that watches the process can read it. Where

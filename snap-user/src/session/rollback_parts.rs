@@ -164,10 +164,21 @@ impl Engine {
         if session == self.session() {
             return Ok(());
         }
-        Err(SessionError::Usage(format!(
-            "that snapshot is of another process than {} as it runs now; a rollback works in place, on the same process",
-            self.target.pid
-        )))
+        let pid = self.target.pid;
+        let info = self.store.session_info(session)?;
+        Err(SessionError::Usage(
+            match info.is_of(pid, self.target.start_time) {
+                // Whoever does not watch opens the session of the snapshot.
+                true => format!(
+                    "that snapshot is in an earlier session of process {pid} than the one that its watcher goes on with: \
+                     end that watch first (Ctrl-C)"
+                ),
+                false => format!(
+                    "that snapshot is of another process than {pid} as it runs now; a rollback works in place, on the same \
+                     process"
+                ),
+            },
+        ))
     }
 
     /// Pages whose content may not be the snapshot's: those that differ between the two snapshots,

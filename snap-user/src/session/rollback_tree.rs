@@ -191,7 +191,7 @@ impl Member {
         options: &Options,
         probes: &LazyProbes,
     ) -> Result<Self> {
-        let mut engine = Engine::attach_sharing_to_put_back(store, pid, options, probes)?;
+        let mut engine = Engine::attach_sharing_to_put_back(store, pid, to, options, probes)?;
         let prepared = engine.prepare_to_go_back(to)?;
         Ok(Self { engine, prepared })
     }
