@@ -161,11 +161,11 @@ impl Engine {
     fn put_back(&mut self, frozen: &mut Frozen, prepared: &mut Prepared) -> Result<PutBack> {
         let pid = self.target.pid;
         let begun = monotonic_ns();
-        let found = self.look_stopped(frozen, prepared)?;
+        let mut found = self.look_stopped(frozen, prepared)?;
         let looked = monotonic_ns();
         let planned = plan(&prepared.target, &found.live, &Live { pid })?;
         let planned_at = monotonic_ns();
-        let writing = self.load_rest(&planned, &found, prepared)?;
+        let writing = self.load_rest(&planned, &mut found, prepared)?;
         let loaded = monotonic_ns();
         let (target, live) = (&prepared.target, &found.live);
         let process = self.target.pidfd.as_fd();

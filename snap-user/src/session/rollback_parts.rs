@@ -131,7 +131,7 @@ impl Engine {
     pub(super) fn load_rest(
         &self,
         planned: &RestorePlan,
-        found: &Found,
+        found: &mut Found,
         prepared: &mut Prepared,
     ) -> Result<Writing> {
         let pid = self.target.pid;
@@ -154,7 +154,7 @@ impl Engine {
         let late = missing(snapshot, &may_differ, &ahead.content)?;
         snapshot.read_pages(&late, &mut |addr, page| ahead.content.insert(addr, page))?;
         Ok(Writing {
-            written: found.written.clone(),
+            written: std::mem::take(&mut found.written),
             changed: changed.into_iter().cloned().collect(),
             may_differ,
         })

@@ -236,9 +236,13 @@ fn put_back(tree: &ProcessTree, members: &mut [Member], standing: &mut Standing)
     notes.append(&mut files.all.notes);
     let mut writings: Vec<Writing> = Vec::with_capacity(members.len());
     let mut seen = BTreeSet::new();
-    let each = members.iter_mut().zip(&mut plans).zip(&found).enumerate();
+    let each = members
+        .iter_mut()
+        .zip(&mut plans)
+        .zip(&mut found)
+        .enumerate();
     for (n, ((member, plan), found)) in each {
-        plan.files = files.members[n].clone();
+        plan.files = std::mem::take(&mut files.members[n]);
         let loaded = member.engine.load_rest(plan, found, &mut member.prepared);
         let mut writing = loaded.map_err(|e| e.of_process(member.pid()))?;
         // Several may have a file, whose content is written once.
@@ -274,7 +278,7 @@ fn put_back(tree: &ProcessTree, members: &mut [Member], standing: &mut Standing)
     let files = TreeFiles {
         wanted: &mut wanted,
         live: &mut live,
-        plan: &files,
+        plan: &files.all,
         made: &made,
     };
     let (applied, more) = apply_tree(parts, files, || mark_all(members))?;

@@ -124,12 +124,14 @@ pub(super) fn plan_of_one(
     options: &Options,
     among: Option<&Living>,
 ) -> FilesPlan {
-    let alone = || Living {
-        kept: Kept::new(),
-        holders: first_of(live)
-            .into_iter()
-            .map(|fd| Holding { member: 0, fd })
-            .collect(),
+    let held: Vec<Holding>;
+    let holders = match among {
+        Some(living) => &living.holders,
+        None => {
+            let first = first_of(live).into_iter();
+            held = first.map(|fd| Holding { member: 0, fd }).collect();
+            &held
+        }
     };
     let mut planner = Planner {
         wanted,
@@ -137,25 +139,25 @@ pub(super) fn plan_of_one(
         world,
         options,
         same: in_place(wanted, live),
-        living: among.cloned().unwrap_or_else(alone),
+        holders,
         first: first_of(wanted),
         going: Vec::new(),
         plan: FilesPlan::default(),
     };
     planner.plan.sources = vec![Source::Make; wanted.files.len()];
     planner.replace();
-    if planner.same && among.is_none() {
-        let tables = [(&wanted.descriptors[..], &live.descriptors[..])];
-        let sources = &planner.plan.sources;
-        planner.living.kept = pair(&wanted.files, &live.files, &tables, |want| {
-            sources[want] == Source::Make
-        });
-    }
-    let kept = std::mem::take(&mut planner.living.kept);
-    planner.obtain(&kept);
+    let paired: Kept;
+    let kept = match among {
+        Some(living) => &living.kept,
+        None => {
+            paired = planner.pair();
+            &paired
+        }
+    };
+    planner.obtain(kept);
     planner.check_connections();
-    planner.table(&kept);
-    planner.state(&kept);
+    planner.table(kept);
+    planner.state(kept);
     planner.plan
 }
 
@@ -195,8 +197,8 @@ pub(super) struct Planner<'a> {
     pub(super) world: &'a dyn FileWorld,
     pub(super) options: &'a Options,
     pub(super) same: bool,
-    /// What there is, and who has it.
-    pub(super) living: Living,
+    /// For each live file a descriptor of it.
+    pub(super) holders: &'a [Holding],
     /// Lowest descriptor of each wanted file.
     pub(super) first: Vec<i32>,
     /// Wanted files whose connections are to go on.
@@ -224,6 +226,17 @@ impl Planner<'_> {
         }
     }
 
+    /// Which files stay, where the plan is for one process.
+    fn pair(&self) -> Kept {
+        if !self.same {
+            return Kept::new();
+        }
+        let tables = [(&self.wanted.descriptors[..], &self.live.descriptors[..])];
+        pair(&self.wanted.files, &self.live.files, &tables, |want| {
+            self.plan.sources[want] == Source::Make
+        })
+    }
+
     /// Decides where each wanted file comes from.
     fn obtain(&mut self, kept: &Kept) {
         for at in 0..self.wanted.files.len() {
@@ -233,7 +246,7 @@ impl Planner<'_> {
             self.plan.sources[at] = match kept.get(&at) {
                 Some(have) => {
                     self.plan.kept.insert(at as u32, *have as u32);
-                    Source::Live(self.living.holders[*have])
+                    Source::Live(self.holders[*have])
                 }
                 None => self.source(at),
             };
