@@ -173,6 +173,11 @@ impl Engine {
         .into())
     }
 
+    /// The keys for which its snapshots are sealed.
+    pub(super) fn recipients(&self) -> Result<Vec<String>> {
+        Ok(self.store.session_info(self.session)?.recipients)
+    }
+
     fn refuse_mixed(&self) -> Result<()> {
         match self.mixed {
             false => Ok(()),

@@ -85,11 +85,6 @@ impl Engine {
         self.rollback(id)
     }
 
-    /// The keys for which its snapshots are sealed.
-    pub(super) fn recipients(&self) -> Result<Vec<String>> {
-        Ok(self.store.session_info(self.session())?.recipients)
-    }
-
     /// Puts the process back to a snapshot of its session, backwards or forwards. Snapshots that
     /// follow have it as their parent.
     ///

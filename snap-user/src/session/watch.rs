@@ -239,48 +239,41 @@ fn answer_to(
         Request::Profile { .. } | Request::Prune { .. } => {
             unreachable!("answered when it is over")
         }
-        Request::Snap { .. } if !engine.keeper.has_room() => Reply::Failed(
-            "no room for another snapshot until older ones are merged, which needs room itself: free some, or prune \
-             or flush what is there"
-                .into(),
-        ),
-        Request::Snap { recipients, .. }
-            if !recipients.is_empty() && engine.recipients()? != *recipients =>
-        {
-            Reply::Failed(
-                "its snapshots are not sealed for the keys of --encrypt-to: leave that option out, or end that watch and \
-                 give it to a new one"
-                    .into(),
-            )
-        }
-        Request::Snap { then, also, .. } => {
-            pacer.begin();
-            let usual = engine.options;
-            engine.options.audit |= also.audit;
-            engine.options.files |= also.files;
-            let begun = engine.snapshot_then(*then);
-            engine.options = usual;
-            let outcome = match begun {
-                Ok(()) => engine.settle().unwrap_or_else(|| {
-                    Err(SessionError::Control {
-                        why: "took no snapshot".into(),
-                    })
-                }),
-                Err(e) => Err(e),
-            };
-            match outcome {
-                Ok(taken) => {
-                    told(Ok(taken.clone()), tally, pacer, report)?;
-                    Reply::Taken(Box::new(taken))
-                }
-                Err(e) => {
-                    let reply = Reply::Failed(e.to_string());
-                    // What comes after it would build on what is wrong.
-                    failed = matches!(e, SessionError::Audit { .. }).then_some(e);
-                    reply
+        Request::Snap {
+            then,
+            also,
+            recipients,
+        } => match refusal(engine, recipients) {
+            Some(why) => Reply::Failed(why),
+            None => {
+                pacer.begin();
+                let usual = engine.options;
+                engine.options.audit |= also.audit;
+                engine.options.files |= also.files;
+                let begun = engine.snapshot_then(*then);
+                engine.options = usual;
+                let outcome = match begun {
+                    Ok(()) => engine.settle().unwrap_or_else(|| {
+                        Err(SessionError::Control {
+                            why: "took no snapshot".into(),
+                        })
+                    }),
+                    Err(e) => Err(e),
+                };
+                match outcome {
+                    Ok(taken) => {
+                        told(Ok(taken.clone()), tally, pacer, report)?;
+                        Reply::Taken(Box::new(taken))
+                    }
+                    Err(e) => {
+                        let reply = Reply::Failed(e.to_string());
+                        // What comes after it would build on what is wrong.
+                        failed = matches!(e, SessionError::Audit { .. }).then_some(e);
+                        reply
+                    }
                 }
             }
-        }
+        },
         Request::Rollback { to } => match engine.rollback_to(to) {
             Ok(done) => {
                 report(&Progress::RolledBack(done.clone()));
@@ -298,16 +291,40 @@ fn answer_to(
     Ok((reply, failed))
 }
 
+/// Why a snapshot that is asked for is not taken, though others are.
+fn refusal(engine: &Engine, recipients: &[String]) -> Option<String> {
+    if !engine.keeper.has_room() {
+        return Some(
+            "no room for another snapshot until older ones are merged, which needs room itself: free some, or prune \
+             or flush what is there"
+                .into(),
+        );
+    }
+    if recipients.is_empty() {
+        return None;
+    }
+    match engine.recipients() {
+        Ok(own) if own == recipients => None,
+        Ok(_) => Some(
+            "its snapshots are not sealed for the keys of --encrypt-to: leave that option out, or end that watch and \
+             give it to a new one"
+                .into(),
+        ),
+        Err(e) => Some(e.to_string()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::control::Also;
     use super::super::{Options, Then, TrackerChoice, TrackerKind};
     use super::*;
     use crate::store::Store;
+    use std::path::Path;
     use std::process::Command;
 
-    #[test]
-    fn the_next_snapshot_is_due_after_the_beginning_of_one_that_is_asked_for() {
+    /// A watch of a process that sleeps, until `work` is done.
+    fn watching<T>(work: impl FnOnce(&Path, &mut Engine, &mut Pacer) -> T) -> T {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open_or_create(folder.path()).unwrap();
         let mut sleeper = Command::new("sleep").arg("600").spawn().unwrap();
@@ -323,23 +340,47 @@ mod tests {
             lasting: None,
             max_overhead: None,
         });
-        let asked = Instant::now();
-        assert!(pacer.due() <= asked);
-        let request = Request::Snap {
-            then: Then::GoOn,
-            also: Also::default(),
-            recipients: Vec::new(),
-        };
-        let mut tally = Tally::new();
-        let done = answer_to(&mut engine, &request, &mut tally, &mut pacer, &mut |_| {});
+        let done = work(folder.path(), &mut engine, &mut pacer);
         drop(engine);
         sleeper.kill().unwrap();
         sleeper.wait().unwrap();
+        done
+    }
+
+    fn snap(recipients: &[&str]) -> Request {
+        Request::Snap {
+            then: Then::GoOn,
+            also: Also::default(),
+            recipients: recipients.iter().map(|key| (*key).to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn a_watch_goes_on_when_the_keys_of_its_session_cannot_be_read() {
+        let (reply, failed) = watching(|store, engine, pacer| {
+            let session = store.join(engine.session().to_string());
+            std::fs::remove_file(session.join("session.json")).unwrap();
+            let request = snap(&["age1"]);
+            answer_to(engine, &request, &mut Tally::new(), pacer, &mut |_| {}).unwrap()
+        });
+        assert!(matches!(reply, Reply::Failed(_)), "{reply:?}");
+        assert!(failed.is_none(), "{failed:?}");
+    }
+
+    #[test]
+    fn the_next_snapshot_is_due_after_the_beginning_of_one_that_is_asked_for() {
+        let (done, asked, due) = watching(|_, engine, pacer| {
+            let asked = Instant::now();
+            assert!(pacer.due() <= asked);
+            let mut tally = Tally::new();
+            let done = answer_to(engine, &snap(&[]), &mut tally, pacer, &mut |_| {});
+            (done, asked, pacer.due())
+        });
         let (reply, failed) = done.unwrap();
         assert!(
             matches!(reply, Reply::Taken(_)) && failed.is_none(),
             "{reply:?}"
         );
-        assert!(pacer.due() >= asked);
+        assert!(due >= asked);
     }
 }
