@@ -1,6 +1,7 @@
 //! Two processes with something between them, rolled back together.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -42,7 +43,7 @@ pub fn roll_back(ksnap: &Ksnap, root: i32, id: &str) -> Result<Value> {
 /// A parent and its child, with a pipe, a pair of sockets, a memory page and a file's position between them; both do only
 /// what they are told.
 const FAMILY: &str = r#"
-import fcntl, json, mmap, os, signal, socket, sys, time
+import fcntl, json, mmap, os, signal, socket, struct, sys, time
 shared = mmap.mmap(-1, 4096)
 queue, into = os.pipe()
 near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -75,8 +76,19 @@ def all_of(fd):
     os.set_blocking(fd, True)
     return found.decode()
 
+# The file, opened once more.
+def opened(fd):
+    return os.open(sys.argv[1], os.O_RDWR) if fd is None else fd
+
+# A lock of the whole file, or one of its first byte: both belong to the open file, not to the process.
+def hold(fd, on):
+    fcntl.flock(fd, fcntl.LOCK_EX if on else fcntl.LOCK_UN)
+    kind = fcntl.F_WRLCK if on else fcntl.F_UNLCK
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("hhqqixxxx", kind, os.SEEK_SET, 0, 1, 0))
+
 def child():
     own = ""
+    apart = None
     for word in lines(orders):
         said = {}
         if word[0] == "fill":
@@ -86,6 +98,12 @@ def child():
                     "shared": shared[:8].decode().strip("\0"), "place": os.lseek(place, 0, os.SEEK_CUR)}
         elif word[0] == "lock":
             fcntl.lockf(place, fcntl.LOCK_EX if word[1] == "child" else fcntl.LOCK_UN)
+        elif word[0] == "hold":
+            apart = opened(apart)
+            hold(apart, word[1] == "child")
+            if word[1] == "another":
+                os.open(sys.argv[1], os.O_RDWR)
+                hold(os.open(sys.argv[1], os.O_RDWR), True)
         elif word[0] == "close":
             os.close(queue)
             far.close()
@@ -101,6 +119,7 @@ if pid == 0:
     os.close(into); near.close(); os.close(order); os.close(answers)
     child()
 os.close(queue); far.close(); os.close(orders); os.close(answer)
+apart = None
 heard = lines(answers)
 mine = ""
 print(json.dumps({"child": pid}), flush=True)
@@ -114,7 +133,20 @@ for word in lines(0):
         os.lseek(place, len(mine), os.SEEK_SET)
     if word[0] == "lock" and word[1] != "parent":
         fcntl.lockf(place, fcntl.LOCK_UN)
-    if word[0] == "born":
+    if word[0] in ("hold", "ranges"):
+        apart = opened(apart)
+    if word[0] == "hold" and word[1] != "parent":
+        hold(apart, False)
+    if word[0] == "ranges":
+        # Through two open files of one file, and both are the process's.
+        how = fcntl.LOCK_EX if word[1] == "both" else fcntl.LOCK_UN
+        fcntl.lockf(place, how, 1, 0)
+        fcntl.lockf(apart, how, 1, 10)
+    elif word[0] == "extra":
+        extra = os.open(sys.argv[1], os.O_RDWR)
+    elif word[0] == "over":
+        os.close(extra)
+    elif word[0] == "born":
         born = os.fork()
         if born == 0:
             deeper = os.fork()
@@ -134,6 +166,8 @@ for word in lines(0):
         said["mine"] = mine
         if word[0] == "lock" and word[1] == "parent":
             fcntl.lockf(place, fcntl.LOCK_EX)
+        if word[0] == "hold" and word[1] == "parent":
+            hold(apart, True)
     print(json.dumps(said), flush=True)
 "#;
 
@@ -172,6 +206,11 @@ impl Family {
     /// The parent.
     pub fn root(&self) -> i32 {
         self.process.pid()
+    }
+
+    /// The file that both have open.
+    pub fn place(&self) -> PathBuf {
+        self.folder.path().join("place")
     }
 
     /// Tells the parent a word, and gives the answer.

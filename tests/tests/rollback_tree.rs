@@ -111,36 +111,6 @@ fn ends_that_one_of_them_has_closed_are_connected_again() -> Result<()> {
     family.end()
 }
 
-/// Processes that hold POSIX locks, among these (proc_locks(5)).
-fn lockers(among: &[i32]) -> Result<Vec<i32>> {
-    let locks = std::fs::read_to_string("/proc/locks")?;
-    let words = locks.lines().map(|line| line.split_whitespace().collect());
-    let posix = words.filter(|words: &Vec<&str>| words.get(1) == Some(&"POSIX"));
-    let pids = posix.filter_map(|words| words.get(4)?.parse().ok());
-    Ok(pids.filter(|pid| among.contains(pid)).collect())
-}
-
-/// What one holds now another one held then: it is given back before it is taken.
-#[test]
-fn locks_go_back_to_those_who_held_them() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"));
-    let mut family = Family::start()?;
-    let both = [family.root(), family.child];
-    let mut ids = Vec::new();
-    for who in ["parent", "child", "nobody"] {
-        family.say(&format!("lock {who}"))?;
-        ids.push(family.capture()?);
-    }
-    for n in [0, 1, 0, 2, 1, 2] {
-        let said = roll_back(&family.ksnap, family.root(), &ids[n])?;
-        let holders = lockers(&both)?;
-        let expected: Vec<i32> = both.get(n).copied().into_iter().collect();
-        ensure!(holders == expected, "{n}: {holders:?}");
-        ensure!(!said.to_string().contains("lock"), "{said}");
-    }
-    family.end()
-}
-
 /// Whom the tree did not have is ended, and found by its parent as any child that was killed.
 #[test]
 fn who_was_born_since_is_ended() -> Result<()> {

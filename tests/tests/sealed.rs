@@ -5,6 +5,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tests::{Footprint, Ksnap, Redis, Victim, Watch, paths, require};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -255,6 +257,65 @@ fn without_the_key_a_new_session_begins_and_it_is_said() -> Result<()> {
     victim.quit()
 }
 
+#[test]
+fn a_process_goes_back_to_a_snapshot_of_any_of_its_sessions() -> Result<()> {
+    require!(Root, Ksnap);
+    let keys = Keys::new()?;
+    let ksnap = Ksnap::new()?.with_variable("KSNAP_IDENTITY", keys.path("own")?.into());
+    let mut victim = victim()?;
+    let pid = victim.pid().to_string();
+    let sealing = ["--every", "20ms", "--encrypt-to", OWN[1]];
+    let plain = ksnap.snap(victim.pid(), &["--audit"])?;
+    let sealed = ksnap.snap(victim.pid(), &["--audit", "--encrypt-to", OWN[1]])?;
+    for id in [&plain, &sealed, &plain] {
+        let then = victim.check()?.counter;
+        victim.wait_beyond(then + 5, LIMIT)?;
+        ksnap.roll_back(victim.pid(), id)?;
+        victim.check()?;
+    }
+    // A watcher writes one of them, and nobody else writes another one meanwhile.
+    let mut watch = Watch::start(&ksnap, victim.pid(), &sealing)?;
+    watch.wait_taken(2, LIMIT)?;
+    let args = ["rollback", &pid, &plain, "-y"];
+    refused(&ksnap, &args, 1, "end that watch first")?;
+    ksnap.roll_back(victim.pid(), &sealed)?;
+    watch.interrupt(LIMIT)?.none_failed()?;
+    ksnap.ok(&["verify"])?;
+    victim.check()?;
+    victim.quit()
+}
+
+#[test]
+fn a_rollback_that_failed_is_known_without_the_key_and_one_to_another_session_makes_it_good()
+-> Result<()> {
+    require!(Root, Ksnap);
+    let keys = Keys::new()?;
+    let ksnap = Ksnap::new()?;
+    let mut victim = victim()?;
+    let pid = victim.pid().to_string();
+    let plain = ksnap.snap(victim.pid(), &[])?;
+    let sealed = ksnap.snap(victim.pid(), &["--encrypt-to", OWN[1]])?;
+    let then = victim.check()?.counter;
+    victim.wait_beyond(then + 20, LIMIT)?;
+    let identity = keys.path("own")?;
+    let failed = ksnap
+        .command()
+        .args(["rollback", &pid, &sealed, "-y", "--identity", &identity])
+        .env("KSNAP_FAIL_AT", "making threads")
+        .output()?;
+    let said = String::from_utf8_lossy(&failed.stderr);
+    ensure!(
+        failed.status.code() == Some(1) && said.contains("mixed state"),
+        "it did not fail in the middle (not a debug build?): {said}"
+    );
+    refused(&ksnap, &["snap", &pid], 1, "roll it back again")?;
+    ksnap.roll_back(victim.pid(), &plain)?;
+    kill(Pid::from_raw(victim.pid()), Signal::SIGCONT)?;
+    ksnap.snap(victim.pid(), &["--audit"])?;
+    victim.check()?;
+    victim.quit()
+}
+
 /// A place for a store in memory. What is mounted there is unmounted in the end.
 struct Place(tempfile::TempDir);
 
@@ -293,7 +354,7 @@ fn what_is_sealed_in_memory_gets_to_the_disk_sealed() -> Result<()> {
     ksnap.ok(&["flush", "--identity", &own])?;
     let so_far = watch.ids()?.len();
     watch.wait_taken(so_far + 40, LIMIT)?;
-    watch.process().signal(nix::sys::signal::Signal::SIGTERM)?;
+    watch.process().signal(Signal::SIGTERM)?;
     watch.process().finish(LIMIT)?;
     ensure!(seen(&ram, &[SECRET, "\"cmdline\"", "--rollbacks"])?.is_empty());
     ensure!(seen(ksnap.store(), &[SECRET, "\"cmdline\"", "--rollbacks"])?.is_empty());

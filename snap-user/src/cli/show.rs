@@ -10,8 +10,8 @@ use crate::session;
 pub fn show(context: &Context, args: &Show) -> Result<Exit, CliError> {
     if context.is_about_the_store() {
         let store = session::describe_store(&context.store()?, &context.disk()?)?;
-        if let Some(note) = session::sealed_note(&context.store()?)? {
-            context.note(&note);
+        for note in &store.notes {
+            context.note(note);
         }
         context.print(args.json, &store, |out, _| {
             render::flush::store(out, &store)

@@ -12,6 +12,11 @@ pub fn tag(context: &Context, args: &Tag) -> Result<Exit, CliError> {
     let store = context.store()?;
     let Some(name) = &args.name else {
         let tags = session::tags(&store)?;
+        if tags.iter().any(|tag| tag.seq.is_none())
+            && let Some(note) = session::sealed_note(&store)?
+        {
+            context.note(&note);
+        }
         context.print(args.json, &tags, |out, _| {
             tags.iter().try_for_each(|tag| write(out, tag))
         })?;

@@ -40,6 +40,7 @@ pub fn apply(
     let mut one = Applying::new(frozen, plan, states, *pages, process)?;
     let mut run = || -> sys::Result<()> {
         one.begin(made)?;
+        one.unlock(made)?;
         one.write_back(changed)?;
         one.step = "setting what open files hold";
         fault::point(one.step);

@@ -1,7 +1,7 @@
 //! Carrying out the plans of several processes that go back together.
 
 use super::apply::{Applied, Applying};
-use super::files::{Joint, JointPlan, Made};
+use super::files::{FilesPlan, Joint, Made};
 use super::memory::Pages;
 use super::plan::RestorePlan;
 use super::{RestoreError, fault};
@@ -33,8 +33,8 @@ pub struct TreeFiles<'a> {
     pub wanted: &'a mut Joint,
     /// As they are.
     pub live: &'a mut Joint,
-    /// The way.
-    pub plan: &'a JointPlan,
+    /// The way of what they share.
+    pub plan: &'a FilesPlan,
     /// What the processes lack of them.
     pub made: &'a Made,
 }
@@ -112,7 +112,7 @@ fn run(
     *at = 0;
     all[0].step = "setting what open files hold";
     fault::point(all[0].step);
-    let notes = made.settle_files(&plan.all, wanted.view(0), live.view(0))?;
+    let notes = made.settle_files(plan, wanted.view(0), live.view(0))?;
     for (n, one) in all.iter_mut().enumerate() {
         *at = n;
         one.settle_process(made, wanted.view(n))?;

@@ -3,6 +3,7 @@
 use super::Result;
 use super::flush::{FlushPlan, plan_flush, refuse_same};
 use super::ram::lies_in_memory;
+use super::sealing::left_out;
 use crate::store::{Speed, Store};
 use crate::sys::room;
 use serde::Serialize;
@@ -29,6 +30,8 @@ pub struct StoreDescription {
     pub bytes_per_second: Option<u64>,
     /// For a store in memory: what a flush would write.
     pub flush: Option<FlushPlan>,
+    /// What is left out of the numbers, a sentence each.
+    pub notes: Vec<String>,
 }
 
 /// What a store takes, and how quickly it takes more. `disk`: where a flush of one in memory would go.
@@ -65,5 +68,6 @@ pub fn describe_store(dir: &Path, disk: &Path) -> Result<StoreDescription> {
         total: room.total,
         bytes_per_second,
         flush,
+        notes: left_out(&store)?.into_iter().collect(),
     })
 }

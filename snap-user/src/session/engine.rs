@@ -174,6 +174,11 @@ impl Engine {
         .into())
     }
 
+    /// The keys for which its snapshots are sealed.
+    pub(super) fn recipients(&self) -> Result<Vec<String>> {
+        Ok(self.store.session_info(self.session)?.recipients)
+    }
+
     pub(super) fn refuse_mixed(&self) -> Result<()> {
         match self.mixed {
             false => Ok(()),
@@ -190,7 +195,7 @@ impl Engine {
     /// The process is whole, or it is another one.
     pub(super) fn unmark_mixed(&self) {
         let mark = mixed::mark(&self.target, self.layout);
-        if let Err(e) = self.store.unmark_mixed(self.session, &mark) {
+        if let Err(e) = mixed::unmark(&self.store, self.session, &mark, self.mixed) {
             tracing::warn!(
                 "process {} is whole, but no snapshot is taken of it until that file is removed: {e}",
                 self.target.pid

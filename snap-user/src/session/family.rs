@@ -18,10 +18,20 @@ pub(super) struct Stopped {
     pub(super) frozen: Frozen,
 }
 
+/// What is stopped, parents before their children. It goes on when this is dropped, children first: a parent that runs
+/// sees none of its children in a stop that is not its own.
+pub(super) struct Herd<T>(pub(super) Vec<T>);
+
+impl<T> Drop for Herd<T> {
+    fn drop(&mut self) {
+        while self.0.pop().is_some() {}
+    }
+}
+
 /// A stopped tree.
 pub(super) struct Family {
     /// Parents before their children.
-    pub(super) members: Vec<Stopped>,
+    pub(super) members: Herd<Stopped>,
     pub(super) zombies: Vec<Zombie>,
     /// Who is left out, a sentence each.
     pub(super) notes: Vec<String>,
@@ -53,17 +63,17 @@ pub fn look(root: i32) -> Result<Vec<i32>> {
 pub(super) fn freeze(root: i32, hold: Hold) -> Result<Family> {
     let own = std::process::id() as i32;
     let mut family = Family {
-        members: vec![Stopped {
+        members: Herd(vec![Stopped {
             pid: root,
             parent: None,
             frozen: stop(root, hold).map_err(|e| CaptureError::from_sys(root, e))?,
-        }],
+        }]),
         zombies: Vec::new(),
         notes: Vec::new(),
     };
     let mut known = BTreeSet::from([root]);
     loop {
-        let parents: Vec<i32> = family.members.iter().map(|m| m.pid).collect();
+        let parents: Vec<i32> = family.members.0.iter().map(|m| m.pid).collect();
         let mut more = false;
         for (at, (_, children)) in proc::children(&parents).into_iter().enumerate() {
             for pid in children {
@@ -78,7 +88,7 @@ pub(super) fn freeze(root: i32, hold: Hold) -> Result<Family> {
                     continue;
                 }
                 match stop(pid, hold) {
-                    Ok(frozen) => family.members.push(Stopped {
+                    Ok(frozen) => family.members.0.push(Stopped {
                         pid,
                         parent: Some(at as u32),
                         frozen,
@@ -122,8 +132,22 @@ fn zombie(pid: i32, parent: u32) -> Option<Zombie> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::cell::RefCell;
     use std::process::{Command, Stdio};
     use std::time::Instant;
+
+    #[test]
+    fn what_is_stopped_goes_on_from_the_last_to_the_first() {
+        struct One<'a>(i32, &'a RefCell<Vec<i32>>);
+        impl Drop for One<'_> {
+            fn drop(&mut self) {
+                self.1.borrow_mut().push(self.0);
+            }
+        }
+        let gone = RefCell::new(Vec::new());
+        drop(Herd([1, 2, 3].map(|n| One(n, &gone)).into()));
+        assert_eq!(*gone.borrow(), [3, 2, 1]);
+    }
 
     #[test]
     fn all_descendants_are_stopped_and_zombies_are_told() {
@@ -140,7 +164,7 @@ mod tests {
         let family = loop {
             assert!(Instant::now() < end, "they do not come to be so");
             let family = freeze(pid, Hold::Trace).unwrap();
-            if family.members.len() == 4 && family.zombies.len() == 1 {
+            if family.members.0.len() == 4 && family.zombies.len() == 1 {
                 break family;
             }
             drop(family);
@@ -148,13 +172,13 @@ mod tests {
         };
         assert_eq!(family.zombies[0].status, 7 << 8);
         assert_eq!(family.zombies[0].parent, 0);
-        for member in &family.members {
+        for member in &family.members.0 {
             assert_eq!(proc::stat(member.pid, None).unwrap().state, 't');
-            let parent = member.parent.map(|at| family.members[at as usize].pid);
+            let parent = member.parent.map(|at| family.members.0[at as usize].pid);
             let ppid = proc::stat(member.pid, None).unwrap().ppid;
             assert_eq!(ppid, parent.unwrap_or(std::process::id() as i32));
         }
-        let pids: Vec<i32> = family.members.iter().map(|m| m.pid).collect();
+        let pids: Vec<i32> = family.members.0.iter().map(|m| m.pid).collect();
         drop(family);
         for pid in pids {
             Command::new("kill")

@@ -47,12 +47,25 @@ pub(super) fn is_mixed(store: &Store, pid: i32) -> Result<bool> {
     let Some(now) = now(pid) else {
         return Ok(false);
     };
-    for (id, info) in store.sessions()? {
-        if info.is_of(pid, now.start_time) && is_marked(store, id, &now)? {
+    // Also in sealed sessions whose key is missing: a mark is the name of a file.
+    for id in store.session_ids()? {
+        if is_marked(store, id, &now)? {
             return Ok(true);
         }
     }
     Ok(false)
+}
+
+/// Takes the mark of a process away. A rollback that has made it whole may have had its snapshot in another session
+/// than the one that left it `mixed`: then from all of them.
+pub(super) fn unmark(store: &Store, own: SessionId, mark: &Mixed, mixed: bool) -> StoreResult<()> {
+    let sessions = match mixed {
+        true => store.session_ids()?,
+        false => vec![own],
+    };
+    sessions
+        .into_iter()
+        .try_for_each(|id| store.unmark_mixed(id, mark))
 }
 
 fn is_marked(store: &Store, id: SessionId, mixed: &Mixed) -> Result<bool> {

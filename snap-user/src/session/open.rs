@@ -9,16 +9,22 @@ use crate::store::{Session, SessionInfo, Store};
 use xxhash_rust::xxh3::xxh3_128;
 
 /// The session that the process has in the store, with its latest snapshot and the hashes of its
-/// pages; or a new one.
+/// pages; or a new one. Of several the one that has `snapshot`, or else the last.
 pub(super) fn open_session(
     store: &Store,
     target: &Target,
+    snapshot: Option<SnapshotId>,
 ) -> Result<(Session, Option<SnapshotId>, Hashes)> {
-    let mut sessions = store.sessions()?.into_iter().rev();
+    let with = match snapshot {
+        Some(snapshot) => Some(store.snapshot(snapshot)?.header().session),
+        None => None,
+    };
+    let mut own = store.sessions()?;
+    own.retain(|(_, info)| info.is_of(target.pid, target.start_time));
     // One that is not sealed for the same keys is left as it is.
-    let mine =
-        sessions.find(|(_, info)| info.is_of(target.pid, target.start_time) && info.fits(store));
-    let Some((id, info)) = mine else {
+    let last = || own.iter().rfind(|(_, info)| info.fits(store));
+    let mine = own.iter().find(|(id, _)| Some(*id) == with).or_else(last);
+    let Some((id, info)) = mine.cloned() else {
         let session = store.create_session(&SessionInfo {
             pid: target.pid,
             start_time: target.start_time,

@@ -28,7 +28,7 @@ pub fn rollback(dir: &Path, pid: i32, reference: &str, options: &Options) -> Res
         };
     }
     let id = found?;
-    Engine::attach_to_put_back(&store, pid, options)?.rollback(id)
+    Engine::attach_to_put_back(&store, pid, id, options)?.rollback(id)
 }
 
 /// The snapshot that a process is to go back to; `None` where only the ksnap that watches the process can read it. Where
@@ -87,11 +87,6 @@ impl Engine {
             }
         };
         self.rollback(id)
-    }
-
-    /// The keys for which its snapshots are sealed.
-    pub(super) fn recipients(&self) -> Result<Vec<String>> {
-        Ok(self.store.session_info(self.session())?.recipients)
     }
 
     /// Puts the process back to a snapshot of its session, backwards or forwards. Snapshots that
@@ -170,11 +165,11 @@ impl Engine {
     fn put_back(&mut self, frozen: &mut Frozen, prepared: &mut Prepared) -> Result<PutBack> {
         let pid = self.target.pid;
         let begun = monotonic_ns();
-        let found = self.look_stopped(frozen, prepared)?;
+        let mut found = self.look_stopped(frozen, prepared)?;
         let looked = monotonic_ns();
         let planned = plan(&prepared.target, &found.live, &Live { pid })?;
         let planned_at = monotonic_ns();
-        let writing = self.load_rest(&planned, &found, prepared)?;
+        let writing = self.load_rest(&planned, &mut found, prepared)?;
         let loaded = monotonic_ns();
         let (target, live) = (&prepared.target, &found.live);
         let process = self.target.pidfd.as_fd();

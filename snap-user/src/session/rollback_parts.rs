@@ -131,7 +131,7 @@ impl Engine {
     pub(super) fn load_rest(
         &self,
         planned: &RestorePlan,
-        found: &Found,
+        found: &mut Found,
         prepared: &mut Prepared,
     ) -> Result<Writing> {
         let pid = self.target.pid;
@@ -154,7 +154,7 @@ impl Engine {
         let late = missing(snapshot, &may_differ, &ahead.content)?;
         snapshot.read_pages(&late, &mut |addr, page| ahead.content.insert(addr, page))?;
         Ok(Writing {
-            written: found.written.clone(),
+            written: std::mem::take(&mut found.written),
             changed: changed.into_iter().cloned().collect(),
             may_differ,
         })
@@ -164,10 +164,21 @@ impl Engine {
         if session == self.session() {
             return Ok(());
         }
-        Err(SessionError::Usage(format!(
-            "that snapshot is of another process than {} as it runs now; a rollback works in place, on the same process",
-            self.target.pid
-        )))
+        let pid = self.target.pid;
+        let info = self.store.session_info(session)?;
+        Err(SessionError::Usage(
+            match info.is_of(pid, self.target.start_time) {
+                // Whoever does not watch opens the session of the snapshot.
+                true => format!(
+                    "that snapshot is in an earlier session of process {pid} than the one that its watcher goes on with: \
+                     end that watch first (Ctrl-C)"
+                ),
+                false => format!(
+                    "that snapshot is of another process than {pid} as it runs now; a rollback works in place, on the same \
+                     process"
+                ),
+            },
+        ))
     }
 
     /// Pages whose content may not be the snapshot's: those that differ between the two snapshots,

@@ -178,6 +178,7 @@ impl TreeEngine<'_> {
                 None => Engine::attach_sharing_to_put_back(
                     &self.store,
                     pid,
+                    member.id,
                     &self.options,
                     self.probes,
                 )?,
@@ -219,6 +220,7 @@ fn go_back(tree: &ProcessTree, members: &mut [Member]) -> Result<RolledBackTree>
     }
     let stopped: Vec<bool> = standing
         .members
+        .0
         .iter()
         .map(Frozen::is_job_stopped)
         .collect();
@@ -268,7 +270,7 @@ impl Member {
         options: &Options,
         probes: &LazyProbes,
     ) -> Result<Self> {
-        let mut engine = Engine::attach_sharing_to_put_back(store, pid, options, probes)?;
+        let mut engine = Engine::attach_sharing_to_put_back(store, pid, to, options, probes)?;
         let prepared = engine.prepare_to_go_back(to)?;
         Ok(Self { engine, prepared })
     }
@@ -287,7 +289,7 @@ struct Done {
 /// The part inside the stop: what is dirty, all plans, and then their application.
 fn put_back(tree: &ProcessTree, members: &mut [Member], standing: &mut Standing) -> Result<Done> {
     let mut found = Vec::with_capacity(members.len());
-    for (member, frozen) in members.iter_mut().zip(&mut standing.members) {
+    for (member, frozen) in members.iter_mut().zip(&mut standing.members.0) {
         let pid = member.pid();
         let looked = member.engine.look_stopped(frozen, &member.prepared);
         found.push(looked.map_err(|e| of_one_to_put_back(pid, e))?);
@@ -313,9 +315,13 @@ fn put_back(tree: &ProcessTree, members: &mut [Member], standing: &mut Standing)
     notes.append(&mut files.all.notes);
     let mut writings: Vec<Writing> = Vec::with_capacity(members.len());
     let mut seen = BTreeSet::new();
-    let each = members.iter_mut().zip(&mut plans).zip(&found).enumerate();
+    let each = members
+        .iter_mut()
+        .zip(&mut plans)
+        .zip(&mut found)
+        .enumerate();
     for (n, ((member, plan), found)) in each {
-        plan.files = files.members[n].clone();
+        plan.files = std::mem::take(&mut files.members[n]);
         let loaded = member.engine.load_rest(plan, found, &mut member.prepared);
         let mut writing = loaded.map_err(|e| e.of_process(member.pid()))?;
         // Several may have a file, whose content is written once.
@@ -336,7 +342,7 @@ fn put_back(tree: &ProcessTree, members: &mut [Member], standing: &mut Standing)
     };
     notes.extend(made.notes.iter().cloned());
     let mut parts = Vec::with_capacity(members.len());
-    for (n, frozen) in standing.members.iter_mut().enumerate() {
+    for (n, frozen) in standing.members.0.iter_mut().enumerate() {
         let prepared = &members[n].prepared;
         parts.push(Part {
             frozen,
@@ -351,7 +357,7 @@ fn put_back(tree: &ProcessTree, members: &mut [Member], standing: &mut Standing)
     let files = TreeFiles {
         wanted: &mut wanted,
         live: &mut live,
-        plan: &files,
+        plan: &files.all,
         made: &made,
     };
     let (applied, more) = apply_tree(parts, files, || mark_all(members))?;

@@ -1,7 +1,7 @@
 //! Stopping the processes of a tree that is to go back in place: who is there still, who has come since, and what of them
 //! stays as it is.
 
-use super::family::{self, Family, Stopped};
+use super::family::{self, Family, Herd, Stopped};
 use super::tree_terminals::{Grouped, foreground};
 use super::{Result, control};
 use crate::model::ProcessTree;
@@ -61,12 +61,12 @@ pub(super) fn refuse(tree: &ProcessTree, reasons: Vec<String>) -> Result<()> {
     }
 }
 
-/// The stopped processes. All go on when this is dropped.
+/// The stopped processes. All go on when this is dropped, children before their parents.
 pub(super) struct Standing {
+    /// Those who descend from the others and were not there.
+    born: Herd<Frozen>,
     /// Those of the tree, in its order.
-    pub(super) members: Vec<Frozen>,
-    /// Those who descend from them and were not there, parents before their children.
-    born: Vec<Frozen>,
+    pub(super) members: Herd<Frozen>,
     pub(super) notes: Vec<String>,
 }
 
@@ -76,14 +76,10 @@ impl Standing {
     /// # Errors
     /// Where one of the tree is not there any more; all run on then.
     pub(super) fn stop(tree: &ProcessTree) -> Result<Self> {
-        let family = family::freeze(tree.members[0].pid, Hold::JobControl)?;
+        let mut family = family::freeze(tree.members[0].pid, Hold::JobControl)?;
         let mut notes = differences(tree, &family);
-        let Family {
-            members: mut all,
-            notes: mut more,
-            ..
-        } = family;
-        notes.append(&mut more);
+        notes.append(&mut family.notes);
+        let mut all = std::mem::take(&mut family.members.0);
         let mut members = Vec::with_capacity(tree.members.len());
         let mut lost = Vec::new();
         for member in &tree.members {
@@ -95,26 +91,27 @@ impl Standing {
         if !lost.is_empty() {
             lost.push(way_of_new_ones(tree));
         }
-        refuse(tree, lost)?;
-        Ok(Self {
-            members,
-            born: all.into_iter().map(|one| one.frozen).collect(),
+        let standing = Self {
+            born: Herd(all.into_iter().map(|one| one.frozen).collect()),
+            members: Herd(members),
             notes,
-        })
+        };
+        refuse(tree, lost)?;
+        Ok(standing)
     }
 
     /// They failed to go back: none of them may run.
-    pub(super) fn leave_stopped(self) {
-        for frozen in self.members.into_iter().chain(self.born) {
-            frozen.leave_stopped();
+    pub(super) fn leave_stopped(mut self) {
+        for all in [&mut self.born, &mut self.members] {
+            all.0.drain(..).for_each(Frozen::leave_stopped);
         }
     }
 
     /// Ends those that were not there, children first: process 1 of a PID namespace ends after all others there. Their
     /// parents learn of it as of any end. Gives who they were.
     pub(super) fn end_born(&mut self, notes: &mut Vec<String>) -> Vec<i32> {
-        let mut ended = Vec::with_capacity(self.born.len());
-        for frozen in std::mem::take(&mut self.born).into_iter().rev() {
+        let mut ended = Vec::with_capacity(self.born.0.len());
+        while let Some(frozen) = self.born.0.pop() {
             let pid = frozen.pid();
             match frozen.end_with(libc::SIGKILL) {
                 Ok(()) => ended.push(pid),
@@ -141,7 +138,7 @@ fn differences(tree: &ProcessTree, family: &Family) -> Vec<String> {
     }
     let is_member = |pid: i32| tree.members.iter().any(|member| member.pid == pid);
     for zombie in &family.zombies {
-        let parent = family.members[zombie.parent as usize].pid;
+        let parent = family.members.0[zombie.parent as usize].pid;
         if is_member(parent) && !tree.zombies.iter().any(|then| then.pid == zombie.pid) {
             notes.push(format!(
                 "process {} ({}) has ended since, and process {parent} has not waited for it yet",
@@ -151,7 +148,13 @@ fn differences(tree: &ProcessTree, family: &Family) -> Vec<String> {
     }
     let grouped = |one: &Stopped| Grouped::of(one.pid, proc::own_group(one.pid).unwrap_or(0));
     let zombies = family.zombies.iter().map(|z| Grouped::of(z.pid, z.group));
-    let all: Vec<Grouped> = family.members.iter().map(grouped).chain(zombies).collect();
+    let all: Vec<Grouped> = family
+        .members
+        .0
+        .iter()
+        .map(grouped)
+        .chain(zombies)
+        .collect();
     for member in &tree.members {
         let pid = member.pid;
         let mut differs = |what: &str, now: Option<i32>, then: i32| {

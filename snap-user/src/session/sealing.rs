@@ -41,9 +41,14 @@ fn way(closed: &[SealedSession]) -> &'static str {
 pub(super) fn left_out(store: &Store) -> Result<Option<String>> {
     let closed = store.sealed_sessions()?;
     let snapshots: usize = closed.iter().map(|session| session.snapshots.len()).sum();
+    let snapshots = match snapshots {
+        1 => "1 snapshot".into(),
+        n => format!("{n} snapshots"),
+    };
+    let are = if closed.len() == 1 { "is" } else { "are" };
     Ok((!closed.is_empty()).then(|| {
         format!(
-            "{} with {snapshots} snapshots cannot be read and is left out: {}",
+            "{} with {snapshots} cannot be read and {are} left out: {}",
             count(closed.len()),
             way(&closed)
         )
@@ -110,4 +115,49 @@ pub fn sealing_notes(dir: &Path, pids: &[i32]) -> Result<Vec<String>> {
         }
     }
     Ok(notes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::session::describe_store;
+    use crate::store::{Disk, SessionInfo};
+    use std::sync::Arc;
+
+    /// Made for this test; nothing else is encrypted to it.
+    const KEY: &str = "age1xm0d7wknmguj4wuaw6jzhyn9sjf4ggk7d90fh9q75na9ry78e5ms2nmgj2";
+
+    #[test]
+    fn what_is_left_out_of_the_description_of_a_store_is_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let dir = folder.path();
+        let recipients = Recipients::parse(&[KEY.to_owned()]).unwrap();
+        let keys = Keys::new(Identities::default(), recipients);
+        let store = Store::open_or_create_with_keys(Arc::new(Disk), keys, dir).unwrap();
+        assert_eq!(
+            describe_store(dir, dir).unwrap().notes,
+            Vec::<String>::new()
+        );
+        for (snapshots, said) in [
+            (
+                1,
+                "a sealed session with 1 snapshot cannot be read and is left out: ",
+            ),
+            (
+                2,
+                "2 sealed sessions with 3 snapshots cannot be read and are left out: ",
+            ),
+        ] {
+            let session = store.create_session(&SessionInfo::default()).unwrap();
+            let inside = dir.join(session.id().to_string());
+            for n in 1..=snapshots {
+                let id = format!("{n:032x}");
+                std::fs::write(inside.join(format!("{n:08}-{id}.ksnap")), "").unwrap();
+            }
+            let described = describe_store(dir, dir).unwrap();
+            assert_eq!((described.sessions, described.snapshots), (0, 0));
+            let notes = described.notes;
+            assert!(notes.len() == 1 && notes[0].starts_with(said), "{notes:?}");
+        }
+    }
 }

@@ -17,7 +17,7 @@ pub struct TagEntry {
     pub id: SnapshotId,
     /// When the name was given, nanoseconds since 1970.
     pub created_ns: u64,
-    /// The snapshot's sequence number; `null` when its file is damaged.
+    /// The snapshot's sequence number; `null` when its file is damaged, or sealed and the key is missing.
     pub seq: Option<u32>,
     /// Its process.
     pub pid: Option<i32>,

@@ -229,10 +229,11 @@ impl<'a> TreeEngine<'a> {
     /// The stop: all of them are stopped, and each is captured.
     fn stop_all(&mut self, mut ready: BTreeMap<i32, Ready>, then: Then) -> Result<Flight> {
         let (time_ns, stop) = (wall_clock_ns(), monotonic_ns());
-        let family = family::freeze(self.root, Hold::Trace)?;
+        let mut family = family::freeze(self.root, Hold::Trace)?;
+        let standing = std::mem::take(&mut family.members.0);
         let mut flight = Flight::new(then, time_ns, family.zombies, family.notes);
         let mut seen = SharedSeen::default();
-        for stopped in family.members {
+        for stopped in standing {
             let pid = stopped.pid;
             let (n, Ready { kind, ahead }) = self.place(pid, ready.remove(&pid))?;
             let engine = &mut self.engines[n];

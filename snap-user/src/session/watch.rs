@@ -334,10 +334,11 @@ mod tests {
     use super::super::{Engine, Options, Then, TrackerChoice, TrackerKind};
     use super::*;
     use crate::store::Store;
+    use std::path::Path;
     use std::process::Command;
 
-    #[test]
-    fn the_next_snapshot_is_due_after_the_beginning_of_one_that_is_asked_for() {
+    /// A watch of a process that sleeps, until `work` is done.
+    fn watching<T>(work: impl FnOnce(&Path, &mut Engine, &mut Pacer) -> T) -> T {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open_or_create(folder.path()).unwrap();
         let mut sleeper = Command::new("sleep").arg("600").spawn().unwrap();
@@ -353,24 +354,48 @@ mod tests {
             lasting: None,
             max_overhead: None,
         });
-        let asked = Instant::now();
-        assert!(pacer.due() <= asked);
-        let request = Request::Snap {
-            then: Then::GoOn,
-            also: Also::default(),
-            recipients: Vec::new(),
-            tree: false,
-        };
-        let mut tally = Tally::new();
-        let done = answer_to(&mut engine, &request, &mut tally, &mut pacer, &mut |_| {});
+        let done = work(folder.path(), &mut engine, &mut pacer);
         drop(engine);
         sleeper.kill().unwrap();
         sleeper.wait().unwrap();
+        done
+    }
+
+    fn snap(recipients: &[&str]) -> Request {
+        Request::Snap {
+            then: Then::GoOn,
+            also: Also::default(),
+            recipients: recipients.iter().map(|key| (*key).to_owned()).collect(),
+            tree: false,
+        }
+    }
+
+    #[test]
+    fn a_watch_goes_on_when_the_keys_of_its_session_cannot_be_read() {
+        let (reply, failed) = watching(|store, engine, pacer| {
+            let session = store.join(engine.session().to_string());
+            std::fs::remove_file(session.join("session.json")).unwrap();
+            let request = snap(&["age1"]);
+            answer_to(engine, &request, &mut Tally::new(), pacer, &mut |_| {}).unwrap()
+        });
+        assert!(matches!(reply, Reply::Failed(_)), "{reply:?}");
+        assert!(failed.is_none(), "{failed:?}");
+    }
+
+    #[test]
+    fn the_next_snapshot_is_due_after_the_beginning_of_one_that_is_asked_for() {
+        let (done, asked, due) = watching(|_, engine, pacer| {
+            let asked = Instant::now();
+            assert!(pacer.due() <= asked);
+            let mut tally = Tally::new();
+            let done = answer_to(engine, &snap(&[]), &mut tally, pacer, &mut |_| {});
+            (done, asked, pacer.due())
+        });
         let (reply, failed) = done.unwrap();
         assert!(
             matches!(reply, Reply::Taken(_)) && failed.is_none(),
             "{reply:?}"
         );
-        assert!(pacer.due() >= asked);
+        assert!(due >= asked);
     }
 }

@@ -408,8 +408,8 @@ impl Store {
         self.dir.join(names::session_dir(id))
     }
 
-    /// Sessions by folder name; unpublished and foreign folders are passed over.
-    pub(super) fn session_ids(&self) -> Result<Vec<SessionId>, StoreError> {
+    /// All sessions by the names of their folders, also sealed ones; unpublished and foreign folders are passed over.
+    pub fn session_ids(&self) -> Result<Vec<SessionId>, StoreError> {
         let mut ids: Vec<SessionId> = self
             .files
             .names(&self.dir)

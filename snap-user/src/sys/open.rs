@@ -3,6 +3,7 @@
 use super::{Result, SysError};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 
 /// Flags of an open file that also open(2) takes.
 fn flags_for_open(flags: u32) -> OFlags {
@@ -31,8 +32,9 @@ fn flags_for_open(flags: u32) -> OFlags {
 
 /// Opens a path below the root of process `pid`, links followed inside it, with the access mode and status flags of
 /// `flags` (`openat2(2)`, Linux 5.6). Never makes a controlling terminal.
-pub fn open_in_root(pid: i32, path: &str, flags: u32) -> Result<OwnedFd> {
-    let failed = |e: rustix::io::Errno| SysError::new("open", path, e);
+pub fn open_in_root(pid: i32, path: impl AsRef<Path>, flags: u32) -> Result<OwnedFd> {
+    let path = path.as_ref();
+    let failed = |e: rustix::io::Errno| SysError::new("open", path.display(), e);
     let root = rustix::fs::open(
         format!("/proc/{pid}/root"),
         OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,

@@ -3,8 +3,8 @@
 mod in_place;
 
 use super::plan::{FileWorld, FilesPlan, Source, plan_of_one};
-use super::{Options, Replacement, is_from_elsewhere};
-use crate::model::{Descriptor, LockKind, OpenFile, ProcessState, SharedFile};
+use super::{Options, Replacement, is_from_elsewhere, locks};
+use crate::model::{Descriptor, OpenFile, ProcessState, SharedFile};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The open files of several processes, and who has which.
@@ -149,15 +149,7 @@ impl Joint {
         let new = ProcessState::default();
         self.merge(states, |wanted, n| {
             let mut own = plan_of_one(wanted, &new, world, &options[n], None);
-            // By the records of the process's own: another one's locks are not among them.
-            let held = |file: &OpenFile| file.locks.iter().any(|l| l.kind == LockKind::Posix);
-            let mut locked = BTreeSet::new();
-            own.lock = states[n]
-                .open_files()
-                .filter(|(d, file)| held(file) && !options[n].map_fds.contains_key(&d.fd))
-                .filter(|(d, _)| locked.insert(d.file))
-                .map(|(d, _)| d.fd)
-                .collect();
+            own.plan_locks(wanted, (states[n], &new), &options[n]);
             own
         })
     }
@@ -203,12 +195,17 @@ impl Joint {
             own.settle.retain(|at| mine.contains(at));
             let reaches = own.watch.iter().chain(&own.watched);
             reached.extend(reaches.map(|one| (self.place(n, one.epoll), one.watch)));
-            own.watch.retain(|one| {
-                let places = (self.place(n, one.epoll), self.place(n, one.watch.fd));
-                watched.insert((places, one.watch.fd))
-            });
             all.settle.extend(&own.settle);
             members.push(own);
+        }
+        // A watch is set once, whoever can: where one of them has it and changes it, the others need not add it.
+        for change in [true, false] {
+            for (n, own) in members.iter_mut().enumerate() {
+                own.watch.retain(|one| {
+                    let places = (self.place(n, one.epoll), self.place(n, one.watch.fd));
+                    one.change != change || watched.insert((places, one.watch.fd))
+                });
+            }
         }
         for (n, own) in members.iter().enumerate() {
             for one in &own.out_of_reach {
@@ -227,6 +224,25 @@ impl Joint {
         }
         all.settle.sort_unstable();
         JointPlan { all, members }
+    }
+}
+
+impl FilesPlan {
+    /// By the records of the process's own, as it was and is: `wanted` has the files of all, and of one that several have
+    /// the locks of another.
+    fn plan_locks(
+        &mut self,
+        wanted: &ProcessState,
+        (then, now): (&ProcessState, &ProcessState),
+        options: &Options,
+    ) {
+        let has = |d: &Descriptor| {
+            let mut joint = wanted.descriptors.iter();
+            let joint = joint.find(|joint| joint.fd == d.fd);
+            joint.is_some_and(|joint| self.sources[joint.file as usize] != Source::Lost)
+                && !options.map_fds.contains_key(&d.fd)
+        };
+        (self.unlock, self.lock) = locks::plan(then, now, has);
     }
 }
 

@@ -30,12 +30,13 @@ impl Made {
 /// A process that has files which a plan keeps: its id, and a pidfd of it.
 pub type Owner<'a> = (i32, BorrowedFd<'a>);
 
-/// Makes what the plan says, in the namespaces and below the root of the first of the processes that the plan is for.
-/// With an error, nothing of them has been touched.
+/// Makes what the plan says, in the network namespace and below the root of the first of the processes that the plan is
+/// for; names of sockets are made where they are in ksnap's own root. With an error, nothing of the processes has been
+/// touched.
 ///
 /// # Errors
 /// More than this program may have open; else those of the calls that make the files: a path that cannot be opened, an
-/// address in use.
+/// address in use, the name of a socket in a folder that is another one for the process.
 pub fn make(
     plan: &FilesPlan,
     wanted: &ProcessState,
@@ -140,7 +141,7 @@ impl Maker<'_> {
                 let goes_on = self.options.tcp && socket.connection.is_some();
                 let made = sys::in_network_of(self.pid, || match goes_on {
                     true => connections::prepare(socket),
-                    false => sockets::make(socket),
+                    false => sockets::make(socket, self.pid),
                 })?;
                 let (made, notes) = made?;
                 if goes_on {

@@ -3,10 +3,8 @@
 use super::keep::{Kept, Living, pair};
 use super::same::differs;
 use super::watches::{self, Watch};
-use super::{Finding, Options, Replacement};
-use crate::model::{
-    Descriptor, Detail, FileKind, LockKind, OpenFile, ProcessState, Regular, Socket,
-};
+use super::{Finding, Options, Replacement, locks};
+use crate::model::{Descriptor, Detail, FileKind, OpenFile, ProcessState, Regular, Socket};
 use std::collections::BTreeMap;
 use std::os::fd::RawFd;
 
@@ -88,6 +86,8 @@ pub struct FilesPlan {
     /// Watches that the process cannot add, since it does not have the file under that number. One that shares the epoll
     /// instance may.
     pub out_of_reach: Vec<Watch>,
+    /// Descriptors of files of which the process gives back all locks that are its own, before it takes any.
+    pub unlock: Vec<i32>,
     /// Descriptors whose locks of the process are to be set.
     pub lock: Vec<i32>,
     /// What is not as it was, and why that is no reason to stop: a sentence each.
@@ -124,12 +124,14 @@ pub(super) fn plan_of_one(
     options: &Options,
     among: Option<&Living>,
 ) -> FilesPlan {
-    let alone = || Living {
-        kept: Kept::new(),
-        holders: first_of(live)
-            .into_iter()
-            .map(|fd| Holding { member: 0, fd })
-            .collect(),
+    let held: Vec<Holding>;
+    let holders = match among {
+        Some(living) => &living.holders,
+        None => {
+            let first = first_of(live).into_iter();
+            held = first.map(|fd| Holding { member: 0, fd }).collect();
+            &held
+        }
     };
     let mut planner = Planner {
         wanted,
@@ -137,25 +139,25 @@ pub(super) fn plan_of_one(
         world,
         options,
         same: in_place(wanted, live),
-        living: among.cloned().unwrap_or_else(alone),
+        holders,
         first: first_of(wanted),
         going: Vec::new(),
         plan: FilesPlan::default(),
     };
     planner.plan.sources = vec![Source::Make; wanted.files.len()];
     planner.replace();
-    if planner.same && among.is_none() {
-        let tables = [(&wanted.descriptors[..], &live.descriptors[..])];
-        let sources = &planner.plan.sources;
-        planner.living.kept = pair(&wanted.files, &live.files, &tables, |want| {
-            sources[want] == Source::Make
-        });
-    }
-    let kept = std::mem::take(&mut planner.living.kept);
-    planner.obtain(&kept);
+    let paired: Kept;
+    let kept = match among {
+        Some(living) => &living.kept,
+        None => {
+            paired = planner.pair();
+            &paired
+        }
+    };
+    planner.obtain(kept);
     planner.check_connections();
-    planner.table(&kept);
-    planner.state(&kept);
+    planner.table(kept);
+    planner.state(kept);
     planner.plan
 }
 
@@ -195,8 +197,8 @@ pub(super) struct Planner<'a> {
     pub(super) world: &'a dyn FileWorld,
     pub(super) options: &'a Options,
     pub(super) same: bool,
-    /// What there is, and who has it.
-    pub(super) living: Living,
+    /// For each live file a descriptor of it.
+    pub(super) holders: &'a [Holding],
     /// Lowest descriptor of each wanted file.
     pub(super) first: Vec<i32>,
     /// Wanted files whose connections are to go on.
@@ -224,6 +226,17 @@ impl Planner<'_> {
         }
     }
 
+    /// Which files stay, where the plan is for one process.
+    fn pair(&self) -> Kept {
+        if !self.same {
+            return Kept::new();
+        }
+        let tables = [(&self.wanted.descriptors[..], &self.live.descriptors[..])];
+        pair(&self.wanted.files, &self.live.files, &tables, |want| {
+            self.plan.sources[want] == Source::Make
+        })
+    }
+
     /// Decides where each wanted file comes from.
     fn obtain(&mut self, kept: &Kept) {
         for at in 0..self.wanted.files.len() {
@@ -233,7 +246,7 @@ impl Planner<'_> {
             self.plan.sources[at] = match kept.get(&at) {
                 Some(have) => {
                     self.plan.kept.insert(at as u32, *have as u32);
-                    Source::Live(self.living.holders[*have])
+                    Source::Live(self.holders[*have])
                 }
                 None => self.source(at),
             };
@@ -282,36 +295,13 @@ impl Planner<'_> {
                 Source::Path(_) | Source::Create(..) | Source::Unnamed(..) | Source::Make => true,
                 Source::Live(_) => false,
             };
-            let replaced = self
-                .wanted
-                .descriptors
-                .iter()
-                .any(|d| d.file as usize == at && self.options.map_fds.contains_key(&d.fd));
+            let replaced = self.is_replaced(at as u32);
             let have = kept.get(&at).map(|have| &self.live.files[*have]);
             if !replaced
                 && self.first[at] >= 0
                 && (fresh || have.is_some_and(|have| differs(want, have)))
             {
                 self.plan.settle.push(at as u32);
-            }
-            let own = |file: &OpenFile| {
-                let mut locks: Vec<_> = file
-                    .locks
-                    .iter()
-                    .filter(|l| l.kind == LockKind::Posix)
-                    .copied()
-                    .collect();
-                locks.sort_unstable();
-                locks
-            };
-            let held = have.map(own).unwrap_or_default();
-            // One closed descriptor drops the process's locks on the whole file.
-            let dropped = !own(want).is_empty()
-                && self.live.open_files().any(|(d, file)| {
-                    file.identity == want.identity && self.plan.close.contains(&d.fd)
-                });
-            if !replaced && (own(want) != held || dropped) {
-                self.plan.lock.push(self.first[at]);
             }
         }
         with_peers(
@@ -320,5 +310,17 @@ impl Planner<'_> {
             &mut self.plan.settle,
         );
         watches::plan(self.wanted, self.live, kept, &mut self.plan);
+        let has = |d: &Descriptor| {
+            let source = self.plan.sources.get(d.file as usize);
+            !matches!(source, None | Some(Source::Lost | Source::Own(_)))
+                && !self.is_replaced(d.file)
+        };
+        (self.plan.unlock, self.plan.lock) = locks::plan(self.wanted, self.live, has);
+    }
+
+    /// Whether the user gives another open file instead.
+    fn is_replaced(&self, file: u32) -> bool {
+        let mut own = self.wanted.descriptors.iter();
+        own.any(|d| d.file == file && self.options.map_fds.contains_key(&d.fd))
     }
 }

@@ -38,22 +38,26 @@ impl Made {
         live: &ProcessState,
     ) -> sys::Result<Vec<String>> {
         let mut notes = Vec::new();
-        for &at in &plan.settle {
-            let want = &wanted.files[at as usize];
-            let Some(file) = self.file(at as usize) else {
-                continue;
-            };
-            let have = plan.kept.get(&at).map(|have| &live.files[*have as usize]);
-            let setting = Setting {
+        let setting = |at: &u32| {
+            Some(Setting {
                 made: self,
                 wanted,
                 live,
-                want,
-                have,
-                file,
-            };
-            setting.content(&mut notes)?;
-            setting.common()?;
+                want: &wanted.files[*at as usize],
+                have: plan.kept.get(at).map(|have| &live.files[*have as usize]),
+                file: self.file(*at as usize)?,
+            })
+        };
+        let all: Vec<Setting<'_>> = plan.settle.iter().filter_map(setting).collect();
+        for one in &all {
+            if let Some(have) = one.have {
+                locks::give_back(one.file, one.want, have)?;
+            }
+            one.content(&mut notes)?;
+            one.common()?;
+        }
+        for one in &all {
+            locks::take(one.file, one.want, one.have, &mut notes)?;
         }
         for file in plan.flush.iter().filter_map(|at| self.file(*at as usize)) {
             opened::flush_terminal(file)?;
@@ -72,7 +76,7 @@ impl Made {
     }
 
     /// The part of [`Made::settle`] that a process has to do itself. `wanted` is what the plan was made for, `own` has
-    /// the locks of this process.
+    /// the locks of this process. Locks that it is not to have it has given back before ([`Made::unlock_process`]).
     ///
     /// # Errors
     /// The process is left in between.
@@ -153,15 +157,7 @@ fn within(
         let Some((_, want)) = wanted.open_files().find(|(d, _)| d.fd == fd) else {
             continue;
         };
-        if let Err(e) = locks::of_process(remote, room, fd, want) {
-            match e.errno() {
-                Some(libc::EAGAIN | libc::EACCES) => notes.push(format!(
-                    "descriptor {fd}: another process holds a lock on {} that was this one's",
-                    want.link
-                )),
-                _ => return Err(e),
-            }
-        }
+        locks::of_process(remote, room, fd, want, notes)?;
     }
     Ok(())
 }
@@ -194,6 +190,7 @@ impl Setting<'_> {
         }
     }
 
+    /// What all open files have, locks aside.
     fn common(&self) -> sys::Result<()> {
         let path_only = self.want.flags & libc::O_PATH as u32 != 0;
         if path_only {
@@ -206,14 +203,13 @@ impl Setting<'_> {
             opened::set_status_flags(self.file, self.want.flags & !(libc::O_ASYNC as u32))?;
         }
         match (self.want.owner, self.have.and_then(|have| have.owner)) {
-            (want, have) if want == have => {}
+            (want, have) if want == have => Ok(()),
             (Some(mut owner), _) => {
                 owner.id = *self.made.pids.get(&owner.id).unwrap_or(&owner.id);
-                opened::set_owner(self.file, owner)?;
+                opened::set_owner(self.file, owner)
             }
-            (None, _) => opened::set_owner(self.file, crate::model::Owner::default())?,
+            (None, _) => opened::set_owner(self.file, crate::model::Owner::default()),
         }
-        locks::of_file(self.file, self.want, self.have)
     }
 
     fn has_both_ends(&self, state: &ProcessState) -> bool {

@@ -12,8 +12,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-/// Makes a socket as it was; what could not be set is told, a sentence each.
-pub(super) fn make(wanted: &Socket) -> sys::Result<(OwnedFd, Vec<String>)> {
+/// Makes a socket of process `pid` as it was; what could not be set is told, a sentence each.
+///
+/// # Errors
+/// Also where its name in a file system would come to be in another folder than it has for the process.
+pub(super) fn make(wanted: &Socket, pid: i32) -> sys::Result<(OwnedFd, Vec<String>)> {
     let mut notes = Vec::new();
     let stream = wanted.ty != libc::SOCK_DGRAM || wanted.domain == libc::AF_UNIX;
     let was_connected = matches!(wanted.state, SocketState::Connected | SocketState::Other);
@@ -35,7 +38,7 @@ pub(super) fn make(wanted: &Socket) -> sys::Result<(OwnedFd, Vec<String>)> {
     let socket = made::socket(wanted.domain, wanted.ty, wanted.protocol)?;
     set_options(&socket, wanted, &mut notes);
     if !wanted.local.is_empty() {
-        bind(&socket, wanted, &mut notes)?;
+        bind(&socket, wanted, pid, &mut notes)?;
     }
     match wanted.state {
         SocketState::Listening(backlog) => {
@@ -50,7 +53,11 @@ pub(super) fn make(wanted: &Socket) -> sys::Result<(OwnedFd, Vec<String>)> {
             }
         }
         SocketState::Connected => {
-            if let Err(e) = made::connect(&socket, &wanted.peer) {
+            let folder = match wanted.domain {
+                libc::AF_UNIX => Folder::of(&wanted.peer, pid).map(drop),
+                _ => Ok(()),
+            };
+            if let Err(e) = folder.and_then(|()| made::connect(&socket, &wanted.peer)) {
                 notes.push(format!("it is not connected any more ({e})"));
             }
         }
@@ -116,9 +123,9 @@ fn borrows_reuse(wanted: &Socket) -> bool {
     inet && wanted.ty == libc::SOCK_STREAM && !was_on
 }
 
-fn bind(socket: impl AsFd, wanted: &Socket, notes: &mut Vec<String>) -> sys::Result<()> {
+fn bind(socket: impl AsFd, wanted: &Socket, pid: i32, notes: &mut Vec<String>) -> sys::Result<()> {
     match wanted.domain {
-        libc::AF_UNIX => bind_unix(socket, &wanted.local, notes),
+        libc::AF_UNIX => bind_unix(socket, &wanted.local, pid, notes),
         libc::AF_INET | libc::AF_INET6 => {
             // Connections of the one before may still be closing.
             if borrows_reuse(wanted) {
@@ -151,25 +158,64 @@ fn bind(socket: impl AsFd, wanted: &Socket, notes: &mut Vec<String>) -> sys::Res
 /// Bytes of `struct sockaddr_ll`.
 const PACKET_ADDRESS: usize = 20;
 
+/// Where a name of a Unix socket is.
+struct Folder<'a> {
+    path: &'a Path,
+    folder: OwnedFd,
+    name: &'a OsStr,
+}
+
+impl<'a> Folder<'a> {
+    /// Of an address of process `pid`; `None` where that is no path from the root.
+    ///
+    /// # Errors
+    /// The folder is another one for the process than for ksnap, by whose root the kernel looks the address up.
+    fn of(address: &'a [u8], pid: i32) -> sys::Result<Option<Self>> {
+        let name = address.get(2..).unwrap_or_default();
+        let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+        let path = Path::new(OsStr::from_bytes(name));
+        let (Some(parent), Some(name), true) =
+            (path.parent(), path.file_name(), path.is_absolute())
+        else {
+            return Ok(None);
+        };
+        let failed = |call| move |e: rustix::io::Errno| SysError::new(call, path.display(), e);
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = rustix::fs::open(parent, flags, Mode::empty()).map_err(failed("open"))?;
+        let theirs = sys::open_in_root(pid, parent, (libc::O_PATH | libc::O_DIRECTORY) as u32)?;
+        let [ours, theirs] = [&folder, &theirs].map(|folder| {
+            let stat = fstat(folder).map_err(failed("stat"))?;
+            Ok::<_, SysError>((stat.st_dev, stat.st_ino))
+        });
+        match ours? == theirs? {
+            true => Ok(Some(Self { path, folder, name })),
+            false => Err(SysError::new(
+                "bind or connect",
+                path.display(),
+                std::io::Error::other(format!(
+                    "process {pid} has another root or mount namespace, and another folder there"
+                )),
+            )),
+        }
+    }
+}
+
 /// A socket that nobody serves any more leaves its name behind, which is replaced: owner and permissions of the name, which
 /// say who may connect, stay. All of it in the folder as it was opened once, whatever others make of its path.
-fn bind_unix(socket: impl AsFd, address: &[u8], notes: &mut Vec<String>) -> sys::Result<()> {
+fn bind_unix(
+    socket: impl AsFd,
+    address: &[u8],
+    pid: i32,
+    notes: &mut Vec<String>,
+) -> sys::Result<()> {
+    let place = Folder::of(address, pid)?;
     let Err(e) = made::bind(&socket, address) else {
         return Ok(());
     };
-    let name = address.get(2..).unwrap_or_default();
-    let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-    let path = Path::new(OsStr::from_bytes(name));
-    let (Some(folder), Some(name)) = (path.parent(), path.file_name()) else {
+    let (Some(Folder { path, folder, name }), Some(libc::EADDRINUSE)) = (place, e.errno()) else {
         return Err(e);
     };
-    if e.errno() != Some(libc::EADDRINUSE) || !path.is_absolute() {
-        return Err(e);
-    }
-    let about = path.display();
     let failed = |call| move |e: rustix::io::Errno| SysError::new(call, path.display(), e);
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let folder = rustix::fs::open(folder, flags, Mode::empty()).map_err(failed("open"))?;
     let stale = statat(&folder, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("stat"))?;
     if !is_socket(&stale) || is_served(address)? {
         return Err(e);
@@ -178,7 +224,8 @@ fn bind_unix(socket: impl AsFd, address: &[u8], notes: &mut Vec<String>) -> sys:
     made::bind(socket, address)?;
     if let Err(e) = give(&folder, name, &stale) {
         notes.push(format!(
-            "{about} has other permissions than before, which say who may connect ({e})"
+            "{} has other permissions than before, which say who may connect ({e})",
+            path.display()
         ));
     }
     Ok(())
@@ -214,6 +261,7 @@ mod tests {
     use super::*;
     use std::os::unix::fs::{MetadataExt, chown};
     use std::os::unix::net::UnixListener;
+    use std::process::{Child, Command, Stdio};
 
     fn listening(path: &Path) -> Socket {
         let family = (libc::AF_UNIX as u16).to_ne_bytes();
@@ -227,7 +275,52 @@ mod tests {
     }
 
     fn make_here(wanted: &Socket) -> sys::Result<(OwnedFd, Vec<String>)> {
-        make(wanted)
+        make(wanted, std::process::id() as i32)
+    }
+
+    /// It has another folder at this path than all others.
+    fn elsewhere(folder: &Path) -> Option<Child> {
+        let script = format!("mount -t tmpfs none '{}' && exec cat", folder.display());
+        let mut child = Command::new("unshare")
+            .args(["--mount", "sh", "-c", &script])
+            .stdin(Stdio::piped())
+            .spawn()
+            .ok()?;
+        let comm = format!("/proc/{}/comm", child.id());
+        while child.try_wait().is_ok_and(|ended| ended.is_none()) {
+            if fs::read(&comm).is_ok_and(|comm| comm == b"cat\n") {
+                return Some(child);
+            }
+            std::thread::yield_now();
+        }
+        None
+    }
+
+    #[test]
+    fn a_name_in_a_folder_that_is_another_one_for_the_process_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let Some(mut other) = elsewhere(folder.path()) else {
+            return crate::skip::without_root("the right to mount");
+        };
+        let pid = other.id() as i32;
+        let (path, new) = (folder.path().join("socket"), folder.path().join("new"));
+        drop(UnixListener::bind(&path));
+        let before = fs::symlink_metadata(&path).unwrap().ino();
+        let refused = [&path, &new].map(|path| make(&listening(path), pid));
+        let abstracted = Socket {
+            local: [&(libc::AF_UNIX as u16).to_ne_bytes()[..], b"\0ksnap-test"].concat(),
+            ..listening(&path)
+        };
+        let has_no_folder = make(&abstracted, pid);
+        other.kill().unwrap();
+        other.wait().unwrap();
+        for refused in refused {
+            let error = refused.unwrap_err().to_string();
+            assert!(error.contains("another folder"), "{error}");
+        }
+        has_no_folder.unwrap();
+        assert_eq!(fs::symlink_metadata(&path).unwrap().ino(), before);
+        assert!(!new.exists());
     }
 
     #[test]

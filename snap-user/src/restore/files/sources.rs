@@ -145,7 +145,7 @@ impl Planner<'_> {
         let mut live = self.live.files.iter();
         let here = live.position(|f| f.kind == FileKind::Pipe && f.identity == file.identity);
         if let Some(here) = here.filter(|_| self.same) {
-            let lead = self.living.holders[here];
+            let lead = self.holders[here];
             self.plan.leads.insert(at as u32, lead);
             return Source::Make;
         }

@@ -2,7 +2,7 @@
 
 use super::{EXEC_SOON, Engine, Layout, MOST_EXECS, is_mere_exec};
 use crate::capture::{CaptureError, Contents, Live, preflight};
-use crate::model::PageSet;
+use crate::model::{PageSet, SnapshotId};
 use crate::probe::Losses;
 use crate::session::events::{Events, LazyProbes};
 use crate::session::keeper::Keeper;
@@ -20,8 +20,8 @@ use std::sync::Arc;
 enum Wanted {
     /// A process that is as it was at some moment.
     Whole,
-    /// Also one that a rollback has left on a mixed state.
-    Any,
+    /// Also one that a rollback has left on a mixed state: it is to go back to this snapshot.
+    Any(SnapshotId),
 }
 
 impl Engine {
@@ -34,24 +34,27 @@ impl Engine {
         Self::attach_sharing(store, pid, options, &LazyProbes::new(options.probes))
     }
 
-    /// The same for a rollback, which makes a mixed state whole.
+    /// The same for a rollback, which makes a mixed state whole: in the session of its snapshot, where that is one of the
+    /// process's.
     pub(in crate::session) fn attach_to_put_back(
         store: &Store,
         pid: i32,
+        to: SnapshotId,
         options: &Options,
     ) -> Result<Self> {
         let probes = LazyProbes::new(options.probes);
-        Self::attach_sharing_to_put_back(store, pid, options, &probes)
+        Self::attach_sharing_to_put_back(store, pid, to, options, &probes)
     }
 
     /// The same with probes that others use as well.
     pub(in crate::session) fn attach_sharing_to_put_back(
         store: &Store,
         pid: i32,
+        to: SnapshotId,
         options: &Options,
         probes: &LazyProbes,
     ) -> Result<Self> {
-        Self::attach_any(store, pid, options, probes, Wanted::Any)
+        Self::attach_any(store, pid, options, probes, Wanted::Any(to))
     }
 
     /// The same with probes that others use as well.
@@ -92,6 +95,10 @@ impl Engine {
         wanted: Wanted,
     ) -> Result<Self> {
         let target = preflight(pid)?;
+        let to = match wanted {
+            Wanted::Whole => None,
+            Wanted::Any(to) => Some(to),
+        };
         // Before anything is put into it.
         let mixed = mixed::is_mixed(store, pid)?;
         if mixed && wanted == Wanted::Whole {
@@ -101,7 +108,7 @@ impl Engine {
         let attached = track::attach(pid, options.tracker).map_err(|e| named(pid, e))?;
         events.brk = attached.brk;
         let live = Live::read(pid, events.observes())?;
-        let (mut session, head, hashes) = open_session(store, &target)?;
+        let (mut session, head, hashes) = open_session(store, &target, to)?;
         session.set_durability(options.durability);
         let contents = match head {
             Some(head) => Contents::after(&store.snapshot(head)?.manifest()?.state.saved),
@@ -151,8 +158,9 @@ impl Engine {
         let attached = track::attach(pid, self.options.tracker).map_err(|e| named(pid, e))?;
         self.instead = attached.instead;
         // Of what was mixed nothing is left.
-        if std::mem::take(&mut self.mixed) {
+        if self.mixed {
             self.unmark_mixed();
+            self.mixed = false;
         }
         self.events.brk = attached.brk;
         self.layout = layout(pid)?;

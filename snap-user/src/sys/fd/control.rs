@@ -118,14 +118,14 @@ pub fn lock_ofd(fd: impl AsFd, lock: &FileLock) -> Result<()> {
     check("fcntl(F_OFD_SETLK)", &fd, r).map(drop)
 }
 
-/// Gives all locks back that belong to the open file.
-pub fn unlock_ofd(fd: impl AsFd) -> Result<()> {
-    let all = libc::flock {
+/// Gives a lock back that belongs to the open file.
+pub fn unlock_ofd(fd: impl AsFd, lock: &FileLock) -> Result<()> {
+    let held = libc::flock {
         l_type: libc::F_UNLCK as i16,
-        ..flock_of(&FileLock::default())
+        ..flock_of(lock)
     };
-    // SAFETY: `all` is a live `struct flock`, which the call reads.
-    let r = unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_OFD_SETLK, &all) };
+    // SAFETY: `held` is a live `struct flock`, which the call reads.
+    let r = unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_OFD_SETLK, &held) };
     check("fcntl(F_OFD_SETLK)", &fd, r).map(drop)
 }
 
@@ -196,7 +196,7 @@ mod tests {
         };
         lock_ofd(&file, &lock).unwrap();
         assert_eq!(locks(), [lock]);
-        unlock_ofd(&file).unwrap();
+        unlock_ofd(&file, &lock).unwrap();
         lock_flock(&file, Some(false)).unwrap();
         assert_eq!(
             locks(),

@@ -5,7 +5,7 @@ use super::super::keep::{Kept, Living, Tables, pair};
 use super::super::plan::{FileWorld, Holding, plan_of_one, with_peers};
 use super::super::streams::other_end;
 use super::{Joint, JointPlan};
-use crate::model::{Descriptor, Detail, FileLock, LockKind, OpenFile, ProcessState};
+use crate::model::{Detail, ProcessState};
 use std::collections::BTreeSet;
 
 impl Joint {
@@ -31,7 +31,7 @@ impl Joint {
         let options = Options::default();
         let mut plan = self.merge(states, |wanted, n| {
             let mut own = plan_of_one(wanted, live.view(n), world, &options, Some(&living));
-            own.lock = locks(states[n], now[n], &own.close);
+            own.plan_locks(wanted, (states[n], now[n]), &options);
             // Where the instance stays, its watch may be there all the same.
             own.out_of_reach.retain(|one| {
                 let epoll = wanted.descriptors.iter().find(|d| d.fd == one.epoll);
@@ -110,34 +110,13 @@ impl Joint {
     }
 }
 
-/// Descriptors of files whose locks of the process are not as they should be.
-fn locks(wanted: &ProcessState, now: &ProcessState, close: &[i32]) -> Vec<i32> {
-    let of = |file: &OpenFile| -> Vec<FileLock> {
-        let all = file.locks.iter().filter(|l| l.kind == LockKind::Posix);
-        let mut all: Vec<FileLock> = all.copied().collect();
-        all.sort_unstable();
-        all
-    };
-    let mut seen = BTreeSet::new();
-    let each = wanted.open_files().filter(|(d, _)| seen.insert(d.file));
-    each.filter(|(_, want)| {
-        let same = |(_, file): &(_, &OpenFile)| file.identity == want.identity;
-        let held = now.open_files().find(same);
-        let held = held.map(|(_, file)| of(file)).unwrap_or_default();
-        // One closed descriptor drops the process's locks on the whole file.
-        let closes = |(d, _): (Descriptor, _)| close.contains(&d.fd);
-        let dropped = !of(want).is_empty() && now.open_files().filter(same).any(closes);
-        of(want) != held || dropped
-    })
-    .map(|(d, _)| d.fd)
-    .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::super::plan::{Look, Source};
     use super::*;
-    use crate::model::{EpollWatch, FileKind, Pipe, SharedFile, Socket, SocketState};
+    use crate::model::{
+        Descriptor, EpollWatch, FileKind, OpenFile, Pipe, SharedFile, Socket, SocketState,
+    };
 
     struct Nowhere;
 
@@ -305,5 +284,31 @@ mod tests {
             }
             assert!(plan.all.notes.is_empty(), "{:?}", plan.all.notes);
         }
+    }
+
+    #[test]
+    fn a_watch_that_one_process_changes_no_other_adds() {
+        let watch = |events| EpollWatch {
+            fd: 4,
+            inode: 5,
+            events,
+            ..EpollWatch::default()
+        };
+        let epoll = |events| {
+            let detail = Detail::Epoll(vec![watch(events)]);
+            file(FileKind::Epoll, 9, libc::O_RDWR, detail)
+        };
+        let both = |pid, events| state(pid, vec![epoll(events), end(libc::O_RDWR, b"")]);
+        let place = |member, file| SharedFile { member, file };
+        let epolls = vec![place(0, 0), place(1, 0)];
+        let all = [epolls.clone(), vec![place(0, 1), place(1, 1)]];
+        // The first has closed what it watched, and the events are others now.
+        let (a, b) = (both(10, 1), both(11, 1));
+        let closed = state(10, vec![epoll(4)]);
+        let changed = both(11, 4);
+        let plan = plan_of([&a, &b], [&closed, &changed], &all, &all[..1]);
+        let set = |n: usize| plan.members[n].watch.iter().map(|one| one.change);
+        assert_eq!(set(0).count(), 0);
+        assert_eq!(set(1).collect::<Vec<_>>(), [true]);
     }
 }
