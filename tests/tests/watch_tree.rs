@@ -191,6 +191,15 @@ fn who_comes_is_taken_in_and_who_ends_is_let_go_of() -> Result<()> {
         ![root, second, third].contains(&pid)
     });
     ensure!(others.count() == 0, "{listed:?}");
+    // Nor of those of whom there never was one.
+    let folders = std::fs::read_dir(ksnap.store())?.flatten();
+    let sessions =
+        folders.filter_map(|e| std::fs::read_to_string(e.path().join("session.json")).ok());
+    let sessions: Vec<String> = sessions.collect();
+    ensure!(
+        sessions.len() == 3,
+        "{sessions:?}, {root} {first} {second} {third}"
+    );
     ksnap.ok(&["verify"])?;
     parent.end()
 }
@@ -207,6 +216,8 @@ fn requests_go_to_the_watcher_of_the_tree_or_say_what_to_do() -> Result<()> {
     for args in [
         &["snap", &root][..],
         &["snap", &child],
+        // The whole tree would be.
+        &["snap", &child, "--tree", "--kill"],
         &["rollback", &root, "latest", "-y"],
         &["rollback", &child, "latest", "-y"],
     ] {
@@ -237,7 +248,9 @@ fn requests_go_to_the_watcher_of_the_tree_or_say_what_to_do() -> Result<()> {
         pruned["notes"].as_array().is_some_and(Vec::is_empty),
         "{pruned}"
     );
-    ensure!(pruned["sessions"][0]["by_watcher"] == true, "{pruned}");
+    let sessions = pruned["sessions"].as_array().context("no sessions")?;
+    let by_watcher = sessions.iter().filter(|one| one["by_watcher"] == true);
+    ensure!(by_watcher.count() == pids.len(), "{pruned}");
     ksnap.ok(&["verify"])?;
     let watched = watch.interrupt(LIMIT)?;
     watched.none_failed()?;
@@ -263,8 +276,19 @@ fn a_watcher_that_is_killed_leaves_all_of_them_running_and_nothing_in_the_way() 
         victim.wait_beyond(then + 20, LIMIT)?;
         ksnap.ok(&["verify"])?;
     }
-    // Whatever lies there still.
+    // Whatever lies there still: it leads nobody to another one.
     let root = pid.to_string();
+    let mut alone = Watch::start(&ksnap, pid, &["--every", "1h"])?;
+    alone.wait_taken(1, LIMIT)?;
+    let refused = ksnap.run(&["snap", &pids[1].to_string(), "--kill"])?;
+    ensure!(refused.code()? == 1, "{refused:?}");
+    ensure!(refused.stderr.contains("not process"), "{refused:?}");
+    alone.interrupt(LIMIT)?.none_failed()?;
+    victim.check()?;
+    let mut watch = Watch::start(&ksnap, pid, &["--tree", "--every", "1h"])?;
+    watch.wait_taken(1, LIMIT)?;
+    watch.interrupt(LIMIT)?.none_failed()?;
+    ensure!(sockets(&ksnap)?.is_empty(), "{:?}", sockets(&ksnap)?);
     ksnap.ok(&["snap", &root, "--tree", "--audit"])?;
     for pid in pids {
         ksnap.snap(pid, &["--audit"])?;

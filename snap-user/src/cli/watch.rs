@@ -14,6 +14,7 @@ pub fn watch(context: &Context, args: &Watch) -> Result<Exit, CliError> {
     let several = args.pids.iter().any(|pid| *pid != args.pids[0]);
     let reporter = Reporter::new(context, args.watching.live, args.json.json, false);
     let mut reporter = reporter.of_several(several);
+    refuse_in_memory(context, args.tree)?;
     let pids = processes(args)?;
     let filling = Filling::Processes(&pids);
     let (store, keep) = context.store_to_fill(filling, args.watching.keeping.rules())?;
@@ -48,6 +49,19 @@ pub fn watch(context: &Context, args: &Watch) -> Result<Exit, CliError> {
     flushed.map(|()| exit)
 }
 
+/// A store in memory is kept from filling up by dropping the oldest snapshots of each process, and those of a tree stay
+/// for as long as the tree does.
+fn refuse_in_memory(context: &Context, tree: bool) -> Result<(), CliError> {
+    match tree && context.is_in_memory() {
+        true => Err(CliError::Refused(
+            "a tree is watched in a store on a disk only: leave --ram out, and bound what is kept with --keep or \
+             --keep-last"
+                .into(),
+        )),
+        false => Ok(()),
+    }
+}
+
 /// Whose snapshots are going to be in the store.
 fn processes(args: &Watch) -> Result<Vec<i32>, CliError> {
     if !args.tree {
@@ -64,6 +78,7 @@ fn processes(args: &Watch) -> Result<Vec<i32>, CliError> {
 pub fn run(context: &Context, args: &Run) -> Result<Exit, CliError> {
     let mut reporter = Reporter::new(context, args.watching.live, false, true);
     let mut pid = 0;
+    refuse_in_memory(context, args.tree)?;
     let (store, keep) =
         context.store_to_fill(Filling::Processes(&[]), args.watching.keeping.rules())?;
     let (outcome, status) = session::run(

@@ -31,6 +31,9 @@ pub enum Request {
         /// Of the process and all of its descendants.
         #[serde(default)]
         tree: bool,
+        /// The process; without one, the one that is watched.
+        #[serde(default)]
+        pid: Option<i32>,
     },
     /// Roll the process back.
     Rollback {
@@ -39,6 +42,9 @@ pub enum Request {
         /// With all of its descendants.
         #[serde(default)]
         tree: bool,
+        /// The process; without one, the one that is watched.
+        #[serde(default)]
+        pid: Option<i32>,
     },
     /// Go on for so long, then tell what it cost.
     Profile {
@@ -126,6 +132,8 @@ pub fn short_path(folder: &std::fs::File, pid: i32) -> PathBuf {
 /// A connection to a watcher.
 pub struct Watcher {
     stream: BufReader<UnixStream>,
+    /// The process whose watcher was looked for. The watcher of a tree has ways to it from all of its processes.
+    of: i32,
 }
 
 /// Finds the watcher of a process. `None` when nobody watches it.
@@ -136,6 +144,7 @@ pub fn connect(store: &Path, pid: i32) -> Result<Option<Watcher>> {
     match UnixStream::connect(short_path(&folder, pid)) {
         Ok(stream) => Ok(Some(Watcher {
             stream: BufReader::new(stream),
+            of: pid,
         })),
         // A socket whose watcher was killed refuses. What is no folder at all whoever opens the store tells better.
         Err(e)
@@ -198,6 +207,7 @@ impl Watcher {
             also,
             recipients,
             tree: false,
+            pid: Some(self.of),
         })? {
             Reply::Taken(taken) => Ok(*taken),
             other => Err(unexpected(&other)),
@@ -217,6 +227,7 @@ impl Watcher {
             also,
             recipients,
             tree: true,
+            pid: Some(self.of),
         })? {
             Reply::TakenTree(taken) => Ok(*taken),
             other => Err(unexpected(&other)),
@@ -225,8 +236,8 @@ impl Watcher {
 
     /// Has the process rolled back.
     pub fn rollback(&mut self, to: &str) -> Result<RolledBack> {
-        let (to, tree) = (to.to_owned(), false);
-        match self.ask(&Request::Rollback { to, tree })? {
+        let (to, tree, pid) = (to.to_owned(), false, Some(self.of));
+        match self.ask(&Request::Rollback { to, tree, pid })? {
             Reply::RolledBack(done) => Ok(done),
             other => Err(unexpected(&other)),
         }
@@ -234,8 +245,8 @@ impl Watcher {
 
     /// Has all processes of the tree that it watches rolled back.
     pub fn rollback_tree(&mut self, to: &str) -> Result<RolledBackTree> {
-        let (to, tree) = (to.to_owned(), true);
-        match self.ask(&Request::Rollback { to, tree })? {
+        let (to, tree, pid) = (to.to_owned(), true, Some(self.of));
+        match self.ask(&Request::Rollback { to, tree, pid })? {
             Reply::RolledBackTree(done) => Ok(*done),
             other => Err(unexpected(&other)),
         }
@@ -284,12 +295,13 @@ mod tests {
         let old: Request = serde_json::from_str(r#"{"snap":{"then":"stop"}}"#).unwrap();
         let also = Also::default();
         let then = Then::Stop;
-        let (recipients, tree) = (Vec::new(), false);
+        let (recipients, tree, pid) = (Vec::new(), false, None);
         let want = Request::Snap {
             then,
             also,
             recipients,
             tree,
+            pid,
         };
         assert_eq!(old, want);
         let part: Request =
@@ -304,6 +316,7 @@ mod tests {
             also,
             recipients,
             tree,
+            pid,
         };
         assert_eq!(part, want);
     }

@@ -25,7 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// For so long a process that is replacing its program has no memory, on a busy machine.
-const EXEC_SOON: Duration = Duration::from_millis(2);
+pub(super) const EXEC_SOON: Duration = Duration::from_millis(2);
 /// Attempts at what a process gets in the way of by replacing its program.
 const MOST_EXECS: u32 = 5;
 /// How long a thread may take to stop. A vfork in progress takes as long as its child needs to

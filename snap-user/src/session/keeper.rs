@@ -27,6 +27,8 @@ const NICE: i32 = 19;
 const NICE_BOUNDED: i32 = 4;
 /// Snapshots that may wait to be merged, however small they are: keeps listings short.
 const MOST_WAITING: usize = 1000;
+/// The same where others wait for them, and merging is quick.
+const MOST_WAITING_IN_TREE: usize = 20;
 /// Least that is worth merging.
 const LEAST_BYTES: u64 = 16 << 20;
 /// How long to wait after a failure, or when all that is left is protected.
@@ -105,8 +107,13 @@ pub struct Keeper {
 
 impl Keeper {
     /// Starts keeping a session. Without rules it only answers. `bounded`: the room ends soon behind the size that the
-    /// rules allow; the folder of the store.
-    pub fn start(pruner: Pruner, rules: Rules, bounded: Option<&Path>) -> Result<Self> {
+    /// rules allow; the folder of the store. `in_tree`: other sessions' snapshots wait for those of this one.
+    pub fn start(
+        pruner: Pruner,
+        rules: Rules,
+        bounded: Option<&Path>,
+        in_tree: bool,
+    ) -> Result<Self> {
         let level = Arc::new(Level {
             bound: bounded.map(Path::to_owned).zip(rules.max_size),
             ..Level::default()
@@ -120,6 +127,7 @@ impl Keeper {
             pruner: pruner.clone(),
             rules,
             level: level.clone(),
+            in_tree,
             known: Vec::new(),
             fixed: 0,
             pack: 0,
@@ -166,6 +174,11 @@ impl Keeper {
         self.level.leave.store(self.level.bound.is_some(), Relaxed);
     }
 
+    /// Nothing is removed any more when this is dropped.
+    pub fn skip_last_look(&self) {
+        self.level.leave.store(true, Relaxed);
+    }
+
     /// Removes snapshots on someone's request.
     pub fn ask(&self, what: What, dry_run: bool, answer: oneshot::Sender<Reply>) {
         self.tell(Message::Ask {
@@ -194,6 +207,7 @@ struct Work {
     pruner: Pruner,
     rules: Rules,
     level: Arc<Level>,
+    in_tree: bool,
     /// Time and length of each snapshot that is not protected, oldest first.
     known: Vec<(u64, u64)>,
     /// Bytes of everything else: the pack, and what is protected.
@@ -262,7 +276,11 @@ impl Work {
         let over = self
             .most()
             .is_some_and(|most| self.total() + merged > most && self.known.len() > 1);
-        waiting.len() >= MOST_WAITING || freed >= LEAST_BYTES.max(merged / 2) || over
+        let most = match self.in_tree && merged <= LEAST_BYTES {
+            true => MOST_WAITING_IN_TREE,
+            false => MOST_WAITING,
+        };
+        waiting.len() >= most || freed >= LEAST_BYTES.max(merged / 2) || over
     }
 
     /// About what a pack takes: the one that is there, or the base image.

@@ -143,7 +143,8 @@ impl TreeEngine<'_> {
         let to = match SnapshotId::from_hex(reference) {
             Some(id) => id,
             None => {
-                let session = self.first().session();
+                let first = self.first().ok_or_else(|| self.is_changing())?;
+                let session = first.session();
                 self.store
                     .resolve_in_session(session, reference, self.root)?
             }
@@ -162,7 +163,10 @@ impl TreeEngine<'_> {
             if done.is_err() {
                 member.engine.did_not_go_back();
             }
-            self.engines.push(member.engine);
+            self.add(member.engine);
+        }
+        if let Ok(back) = &done {
+            self.let_go_of(|engine| back.ended.contains(&engine.target.pid));
         }
         done
     }
@@ -187,7 +191,7 @@ impl TreeEngine<'_> {
                 Ok(prepared) => members.push(Member { engine, prepared }),
                 Err(e) => {
                     engine.did_not_go_back();
-                    self.engines.push(engine);
+                    self.add(engine);
                     return Err(of_one_to_put_back(pid, e));
                 }
             }

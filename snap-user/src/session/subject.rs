@@ -4,7 +4,7 @@ use super::control::{Also, Reply};
 use super::keeper::Keeper;
 use super::tree_engine::TreeEngine;
 use super::types::{Progress, Taken};
-use super::{Engine, Result, SessionError, TakenTree, Then};
+use super::{Engine, Result, SessionError, TakenTree, Then, TrackerKind};
 use crate::image::SessionId;
 use crate::model::{Costs, SnapshotId, SnapshotKind};
 use std::time::Duration;
@@ -61,8 +61,8 @@ pub(super) trait Subject {
     /// The engine that a profile is made of; or why there is none.
     fn profiled(&mut self) -> std::result::Result<&mut Engine, String>;
 
-    /// Why a request that is for a tree, or is not for one, is not for this.
-    fn refusal(&self, tree: bool) -> Option<String>;
+    /// Why a request for a process, or for the tree below it, is not for this.
+    fn refusal(&self, tree: bool, pid: Option<i32>) -> Option<String>;
 
     /// A snapshot that is asked for, from its beginning until it is stored.
     fn snap(&mut self, then: Then, also: Also) -> Result<Self::Taken>;
@@ -143,14 +143,20 @@ impl Subject for Engine {
         Ok(self)
     }
 
-    fn refusal(&self, tree: bool) -> Option<String> {
-        tree.then(|| {
-            format!(
-                "process {} is watched alone, not as a tree: leave --tree out, or end that watch and give it to a new \
-                 one (ksnap watch {0} --tree)",
-                self.target.pid
-            )
-        })
+    fn refusal(&self, tree: bool, pid: Option<i32>) -> Option<String> {
+        let own = self.target.pid;
+        match pid {
+            // A way that was left by the watcher of a tree that was killed.
+            Some(other) if other != own => Some(format!(
+                "process {own} is watched here, and not process {other}: remove {other}.sock from the store's folder"
+            )),
+            _ => tree.then(|| {
+                format!(
+                    "process {own} is watched alone, not as a tree: leave --tree out, or end that watch and give it to a \
+                     new one (ksnap watch {own} --tree)"
+                )
+            }),
+        }
     }
 
     fn snap(&mut self, then: Then, also: Also) -> Result<Taken> {
@@ -191,15 +197,16 @@ impl Subject for TreeEngine<'_> {
 
     fn attached(&self) -> Progress {
         let first = self.first();
+        let comm = first.map_or_else(String::new, |first| first.target.comm.clone());
         let mut notes: Vec<String> = self.engines.iter().flat_map(Engine::notes).collect();
         notes.sort();
         notes.dedup();
         Progress::Attached {
             pid: self.root,
-            comm: first.target.comm.clone(),
-            below: self.engines.len() as u64 - 1,
-            tracker: first.tracker(),
-            faults: first.fault_source(),
+            comm,
+            below: self.engines.len().saturating_sub(1) as u64,
+            tracker: first.map_or(TrackerKind::Hash, Engine::tracker),
+            faults: first.and_then(Engine::fault_source),
             notes,
         }
     }
@@ -242,7 +249,7 @@ impl Subject for TreeEngine<'_> {
 
     fn keeper(&self, session: Option<SessionId>) -> Option<&Keeper> {
         match session {
-            None => Some(&self.first().keeper),
+            None => self.first().map(|first| &first.keeper),
             Some(session) => {
                 let of_it = |one: &&Engine| one.session() == session;
                 self.engines.iter().find(of_it).map(|one| &one.keeper)
@@ -251,7 +258,10 @@ impl Subject for TreeEngine<'_> {
     }
 
     fn recipients(&self) -> Result<Vec<String>> {
-        self.first().recipients()
+        match self.first() {
+            Some(first) => first.recipients(),
+            None => Err(self.is_changing()),
+        }
     }
 
     fn profiled(&mut self) -> std::result::Result<&mut Engine, String> {
@@ -261,12 +271,12 @@ impl Subject for TreeEngine<'_> {
         ))
     }
 
-    fn refusal(&self, tree: bool) -> Option<String> {
-        (!tree).then(|| {
+    fn refusal(&self, tree: bool, pid: Option<i32>) -> Option<String> {
+        let root = self.root;
+        (!tree || pid.is_some_and(|pid| pid != root)).then(|| {
             format!(
                 "process {root} is watched with all of its descendants, as one tree: name it, and add --tree (ksnap \
-                 snap {root} --tree, ksnap rollback {root} REF --tree)",
-                root = self.root
+                 snap {root} --tree, ksnap rollback {root} REF --tree)"
             )
         })
     }

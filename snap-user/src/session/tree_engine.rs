@@ -4,7 +4,7 @@
 //! who has ended is let go of.
 
 use super::control::Also;
-use super::engine::{Engine, wall_clock_ns};
+use super::engine::{EXEC_SOON, Engine, is_mere_exec, wall_clock_ns};
 use super::events::LazyProbes;
 use super::family;
 use super::stop::Ahead;
@@ -16,15 +16,19 @@ use super::tree_shared::SharedSeen;
 use super::tree_stop::{Flight, Member, Relations, catch};
 use super::{Options, Result, SessionError, Taken, Then};
 use crate::capture::CaptureError;
+use crate::image::SessionId;
 use crate::model::SnapshotKind;
 use crate::store::Store;
-use crate::sys::{Hold, monotonic_ns, proc};
+use crate::sys::{Hold, monotonic_ns, proc, share_memory};
 use crate::track::{TrackerChoice, TrackerKind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// Parts of the memory for copied pages: those that are there at first share one half, and each that comes gets as much.
-const LEAST_SHARES: u64 = 8;
+/// Where processes may come: those that are there at first share one half of the memory for copied pages, and each that
+/// comes has as much as one of these. A few have no more than this many would.
+const LEAST_SHARES: u64 = 4;
+/// Attempts at a tree whose processes get in the way by replacing their programs, and by ending in the stop.
+const MOST_CHANGES: u32 = 10;
 
 /// What was done for a process ahead of the stop.
 pub(super) struct Ready {
@@ -34,7 +38,6 @@ pub(super) struct Ready {
 
 /// Takes snapshots of a process and all of its descendants. All of its calls must come from one thread, the tracer.
 pub struct TreeEngine<'a> {
-    /// Dropped first: once the engines let go of a process, another watcher may have a socket there.
     links: Option<Links>,
     pub(super) store: Store,
     pub(super) root: i32,
@@ -46,6 +49,8 @@ pub struct TreeEngine<'a> {
     makeshift: BTreeSet<i32>,
     /// Of whom a snapshot was begun, for the tree under way.
     begun: BTreeSet<i32>,
+    /// Sessions that were begun here: they have nothing in them but parts of its trees.
+    own: BTreeSet<SessionId>,
     flight: Option<Flight>,
     every: Option<Duration>,
     /// After the engines: what the last of them leave is looked at as well.
@@ -63,7 +68,12 @@ impl<'a> TreeEngine<'a> {
         options: &Options,
         probes: &'a LazyProbes,
     ) -> Result<Self> {
-        let shares = 2 * (family::look(root)?.len() as u64).max(LEAST_SHARES);
+        let there = family::look(root)?.len() as u64;
+        let shares = match options.tree {
+            true => 2 * there.max(LEAST_SHARES),
+            // One snapshot: nearly all that it is of are there.
+            false => there,
+        };
         let mut tree = Self {
             links: None,
             store: store.clone(),
@@ -78,9 +88,10 @@ impl<'a> TreeEngine<'a> {
             engines: Vec::new(),
             makeshift: BTreeSet::new(),
             begun: BTreeSet::new(),
+            own: BTreeSet::new(),
             flight: None,
             every: None,
-            left: Leftovers::start(store, &options.keep),
+            left: Leftovers::start(store),
         };
         tree.gather()?;
         Ok(tree)
@@ -98,50 +109,44 @@ impl<'a> TreeEngine<'a> {
         links.set(self.engines.iter().map(|one| one.target.pid));
     }
 
-    /// The engine of the root, which is there as long as the root is.
-    pub(super) fn first(&self) -> &Engine {
+    /// The engine of the root; `None` while it has another program that could not be attached to.
+    pub(super) fn first(&self) -> Option<&Engine> {
         let of_root = |one: &&Engine| one.target.pid == self.root;
-        let found = self.engines.iter().find(of_root);
-        found.expect("attached to before any other")
+        self.engines.iter().find(of_root)
+    }
+
+    /// Its processes are not what they were a moment ago.
+    pub(super) fn is_changing(&self) -> SessionError {
+        CaptureError::Refused {
+            pid: self.root,
+            why: "processes below it come, end and replace their programs (exec) faster than a snapshot can be taken"
+                .into(),
+        }
+        .into()
     }
 
     /// Attaches to who has come, and lets go of who has ended.
     fn gather(&mut self) -> Result<()> {
         let there = family::look(self.root)?;
         let root = self.root;
-        let makeshift = std::mem::take(&mut self.makeshift);
-        if self
-            .engines
-            .iter()
-            .any(|e| e.target.pid == root && !is_same_process(e))
-        {
+        if self.first().is_some_and(|first| !is_same_process(first)) {
             return Err(CaptureError::Vanished {
                 pid: root,
                 why: "it has ended".into(),
             }
             .into());
         }
-        let mut ended = Vec::new();
-        self.engines.retain(|engine| {
-            let pid = engine.target.pid;
-            let lives = there.contains(&pid) && is_same_process(engine);
-            if !lives {
-                ended.push(engine.session());
-            }
-            lives && !makeshift.contains(&pid)
-        });
-        ended.into_iter().for_each(|session| self.left.add(session));
+        self.let_go_of(|engine| !there.contains(&engine.target.pid) || !is_same_process(engine));
+        let makeshift = std::mem::take(&mut self.makeshift);
+        self.engines
+            .retain(|engine| !makeshift.contains(&engine.target.pid));
+        let options = self.options;
         for pid in there {
-            if self.engines.iter().any(|engine| engine.target.pid == pid) {
+            if self.engines.iter().any(|engine| engine.target.pid == pid) || is_borrower(pid) {
                 continue;
             }
-            match Engine::attach_sharing(&self.store, pid, &self.options, self.probes) {
-                Ok(mut engine) => {
-                    if let Some(every) = self.every {
-                        engine.pace(every);
-                    }
-                    self.engines.push(engine);
-                }
+            match self.attach_to(pid, &options) {
+                Ok(_) => {}
                 // Only the root must be there.
                 Err(_) if pid != root && !proc::is_alive(pid) => {}
                 Err(e) => return Err(e),
@@ -151,6 +156,45 @@ impl<'a> TreeEngine<'a> {
             links.set(self.engines.iter().map(|one| one.target.pid));
         }
         Ok(())
+    }
+
+    /// Attaches to one of them; gives the place of its engine.
+    fn attach_to(&mut self, pid: i32, options: &Options) -> Result<usize> {
+        let engine = Engine::attach_sharing(&self.store, pid, options, self.probes)?;
+        if engine.head.is_none() {
+            self.own.insert(engine.session());
+        }
+        self.add(engine);
+        Ok(self.engines.len() - 1)
+    }
+
+    pub(super) fn add(&mut self, mut engine: Engine) {
+        if let Some(every) = self.every {
+            engine.pace(every);
+        }
+        self.engines.push(engine);
+    }
+
+    /// Lets go of processes that have ended, or are not below the root any more.
+    pub(super) fn let_go_of(&mut self, goes: impl Fn(&Engine) -> bool) {
+        let mut n = 0;
+        while let Some(engine) = self.engines.get(n) {
+            if !goes(engine) {
+                n += 1;
+                continue;
+            }
+            let engine = self.engines.remove(n);
+            let (session, has_ended) = (engine.session(), !is_same_process(&engine));
+            let is_own = self.own.remove(&session);
+            if has_ended {
+                // Parts of trees are left of it, which go with these.
+                engine.keeper.skip_last_look();
+            }
+            drop(engine);
+            if has_ended && is_own {
+                self.left.add(session);
+            }
+        }
     }
 
     /// Takes in what happened meanwhile.
@@ -182,9 +226,22 @@ impl<'a> TreeEngine<'a> {
                 "connections are kept of one process, not of a tree: leave --tcp out".into(),
             ));
         }
-        let done = self
-            .prepare_all()
-            .and_then(|ready| self.stop_all(ready, then));
+        for _ in 0..MOST_CHANGES {
+            self.flight = self.try_snapshot(then)?;
+            if self.flight.is_some() {
+                return Ok(());
+            }
+            std::thread::sleep(EXEC_SOON);
+        }
+        Err(self.is_changing())
+    }
+
+    /// `None` where one of them has become another program, or has ended, in the middle of it.
+    fn try_snapshot(&mut self, then: Then) -> Result<Option<Flight>> {
+        let done = self.prepare_all().and_then(|ready| match ready {
+            Some(ready) => self.stop_all(ready, then),
+            None => Ok(None),
+        });
         // Of those that have ended meanwhile, or of all of them.
         let begun = std::mem::take(&mut self.begun);
         let begun = |one: &&mut Engine| begun.contains(&one.target.pid);
@@ -192,25 +249,21 @@ impl<'a> TreeEngine<'a> {
             .iter_mut()
             .filter(begun)
             .for_each(Engine::give_up);
-        match done {
-            Ok(flight) => self.flight = Some(flight),
-            Err(e) => {
-                // Who was captured already keeps a snapshot of its own.
-                for engine in &mut self.engines {
-                    if let Some(Err(e)) = engine.settle() {
-                        tracing::warn!("process {}: {e}", engine.target.pid);
-                    }
+        if !matches!(done, Ok(Some(_))) {
+            // Who was captured already keeps a snapshot of its own.
+            for engine in &mut self.engines {
+                if let Some(Err(e)) = engine.settle() {
+                    tracing::warn!("process {}: {e}", engine.target.pid);
                 }
-                return Err(e);
             }
         }
-        Ok(())
+        done
     }
 
-    /// Does for each of them what can be done while it runs.
-    fn prepare_all(&mut self) -> Result<BTreeMap<i32, Ready>> {
-        self.engines.iter().try_for_each(Engine::refuse_mixed)?;
+    /// Does for each of them what can be done while it runs. `None` where one is in the middle of replacing its program.
+    fn prepare_all(&mut self) -> Result<Option<BTreeMap<i32, Ready>>> {
         self.gather()?;
+        self.engines.iter().try_for_each(Engine::refuse_mixed)?;
         let mut ready = BTreeMap::new();
         for engine in &mut self.engines {
             let pid = engine.target.pid;
@@ -220,25 +273,44 @@ impl<'a> TreeEngine<'a> {
                     ready.insert(pid, one);
                 }
                 Err(_) if pid != self.root && !proc::is_alive(pid) => {}
+                Err(e) if is_mere_exec(pid, &e) => {
+                    engine.events.exec = true;
+                    return Ok(None);
+                }
                 Err(e) => return Err(e.of_process(pid)),
             }
         }
-        Ok(ready)
+        Ok(Some(ready))
     }
 
-    /// The stop: all of them are stopped, and each is captured.
-    fn stop_all(&mut self, mut ready: BTreeMap<i32, Ready>, then: Then) -> Result<Flight> {
+    /// The stop: all of them are stopped, and each is captured. `None` where one is not what was prepared.
+    fn stop_all(&mut self, mut ready: BTreeMap<i32, Ready>, then: Then) -> Result<Option<Flight>> {
         let (time_ns, stop) = (wall_clock_ns(), monotonic_ns());
         let mut family = family::freeze(self.root, Hold::Trace)?;
         let standing = std::mem::take(&mut family.members.0);
-        let mut flight = Flight::new(then, time_ns, family.zombies, family.notes);
+        let mut flight = Flight::new(
+            then,
+            time_ns,
+            std::mem::take(&mut family.zombies),
+            std::mem::take(&mut family.notes),
+        );
         let mut seen = SharedSeen::default();
         for stopped in standing {
             let pid = stopped.pid;
-            let (n, Ready { kind, ahead }) = self.place(pid, ready.remove(&pid))?;
-            let engine = &mut self.engines[n];
-            let member = catch(engine, (kind, ahead), stopped, stop, &mut seen);
-            flight.members.push(member.map_err(|e| e.of_process(pid))?);
+            let caught = self.place(pid, ready.remove(&pid)).and_then(|place| {
+                let Some((n, Ready { kind, ahead })) = place else {
+                    return Ok(None);
+                };
+                let engine = &mut self.engines[n];
+                catch(engine, (kind, ahead), stopped, stop, &mut seen).map(Some)
+            });
+            match caught {
+                Ok(Some(member)) => flight.members.push(member),
+                Ok(None) => return Ok(None),
+                // It was killed in the stop.
+                Err(_) if pid != self.root && !proc::is_alive(pid) => return Ok(None),
+                Err(e) => return Err(e.of_process(pid)),
+            }
             self.begun.remove(&pid);
         }
         flight.relations = Relations::look(&mut flight);
@@ -246,37 +318,35 @@ impl<'a> TreeEngine<'a> {
         if then == Then::GoOn {
             flight.thaw();
         }
-        Ok(flight)
+        Ok(Some(flight))
     }
 
-    /// The engine of a stopped process, with what was prepared for it; where it came just now or has become another
-    /// program since, one that is attached to it now.
-    fn place(&mut self, pid: i32, ready: Option<Ready>) -> Result<(usize, Ready)> {
+    /// The engine of a stopped process, with what was prepared for it; one that is attached to now for a process that
+    /// came just now. `None` where it is not what was prepared: that is mended while it runs.
+    fn place(&mut self, pid: i32, ready: Option<Ready>) -> Result<Option<(usize, Ready)>> {
         let found = self.engines.iter().position(|one| one.target.pid == pid);
         if let Some(n) = found {
             let engine = &mut self.engines[n];
-            if let Some(ready) = ready
-                && is_same_process(engine)
-                && engine.is_same_program()?
-            {
-                return Ok((n, ready));
+            let is_same = is_same_process(engine);
+            if is_same && !engine.is_same_program()? {
+                engine.events.exec = true;
+                return Ok(None);
             }
-            // Now, though the others stand: whoever is attached to next may go on in the same session.
-            engine.give_up();
-            drop(self.engines.remove(n));
+            return Ok(ready.filter(|_| is_same).map(|ready| (n, ready)));
+        }
+        if pid == self.root {
+            return Ok(None);
         }
         // All of it is copied in the stop, which needs no tracker that would be put into it.
         let options = Options {
             tracker: TrackerChoice::Only(TrackerKind::Hash),
             ..self.options
         };
-        let engine = Engine::attach_sharing(&self.store, pid, &options, self.probes)?;
-        let n = self.engines.len();
-        self.engines.push(engine);
+        let n = self.attach_to(pid, &options)?;
         self.makeshift.insert(pid);
         self.begun.insert(pid);
         let ready = prepare(&mut self.engines[n]).map_err(|e| e.of_process(pid))?;
-        Ok((n, ready))
+        Ok(Some((n, ready)))
     }
 
     /// Takes a snapshot, and waits until it is stored.
@@ -374,6 +444,14 @@ impl<'a> TreeEngine<'a> {
     }
 }
 
+impl Drop for TreeEngine<'_> {
+    fn drop(&mut self) {
+        // First: once a process is let go of, another watcher may have a socket there.
+        self.links = None;
+        self.let_go_of(|engine| !is_same_process(engine));
+    }
+}
+
 /// What was taken, if it is what the process had.
 fn audited(engine: &Engine, member: &Member, taken: Taken) -> Result<Taken> {
     let wrong = engine.compare(&member.caught.audit, &taken)?;
@@ -387,6 +465,12 @@ fn audited(engine: &Engine, member: &Member, taken: Taken) -> Result<Taken> {
 fn is_same_process(engine: &Engine) -> bool {
     proc::stat(engine.target.pid, None)
         .is_ok_and(|stat| stat.start_time == engine.target.start_time)
+}
+
+/// It has its parent's memory until it executes a program (vfork(2)): what would be put into it would be put into both.
+fn is_borrower(pid: i32) -> bool {
+    let parent = proc::stat(pid, None).map(|stat| stat.ppid);
+    parent.is_ok_and(|parent| share_memory(pid, parent).unwrap_or(false))
 }
 
 fn prepare(engine: &mut Engine) -> Result<Ready> {

@@ -1,11 +1,13 @@
-//! Sessions of processes that were in a watched tree and have ended: once the rules have removed the trees that they were
-//! in, nothing needs them any more.
+//! Sessions that a watch of a tree has begun, and whose processes have ended: once the rules have removed the trees that
+//! they were in, nothing needs them any more.
 
 use super::prune::{What, remove};
 use super::{Result, SessionError};
 use crate::image::SessionId;
-use crate::store::{Rules, Store, StoreError};
+use crate::model::SnapshotId;
+use crate::store::{Store, StoreError};
 use crate::sys::{renice, yield_io};
+use std::collections::HashSet;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -15,22 +17,15 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// As for whoever keeps the sessions that are written.
 const NICE: i32 = 19;
 
-/// Removes what no tree needs and nobody has named, on a thread of its own that comes after all others. Looks once more
-/// on drop.
+/// Removes those that no tree needs and nobody has named, on a thread of its own that comes after all others. Looks once
+/// more on drop.
 pub(super) struct Leftovers {
     sessions: Option<Sender<SessionId>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Leftovers {
-    /// Without rules everything is kept.
-    pub(super) fn start(store: &Store, rules: &Rules) -> Self {
-        if rules.is_empty() {
-            return Self {
-                sessions: None,
-                thread: None,
-            };
-        }
+    pub(super) fn start(store: &Store) -> Self {
         let (sessions, left) = channel();
         let store = store.clone();
         let work = move || {
@@ -71,20 +66,24 @@ impl Drop for Leftovers {
 fn keep(store: &Store, left: &Receiver<SessionId>) {
     let mut all = Vec::new();
     loop {
-        match left.recv_timeout(PAUSE) {
+        let told = left.recv_timeout(PAUSE);
+        match told {
             Ok(session) => all.push(session),
-            Err(RecvTimeoutError::Timeout) => all.retain(|one| stays(store, *one)),
-            Err(RecvTimeoutError::Disconnected) => {
-                all.retain(|one| stays(store, *one));
-                return;
-            }
+            Err(_) if all.is_empty() => {}
+            Err(_) => match store.named_or_in_trees() {
+                Ok(needed) => all.retain(|one| stays(store, *one, &needed)),
+                Err(e) => tracing::debug!("what trees need is not known: {e}"),
+            },
+        }
+        if told == Err(RecvTimeoutError::Disconnected) {
+            return;
         }
     }
 }
 
-/// Removes what nothing needs, and tells whether anything stays.
-fn stays(store: &Store, session: SessionId) -> bool {
-    match remove_unneeded(store, session) {
+/// Removes a session none of whose snapshots is needed; tells whether it stays.
+fn stays(store: &Store, session: SessionId, needed: &HashSet<SnapshotId>) -> bool {
+    match remove_unneeded(store, session, needed) {
         Ok(stays) => stays,
         Err(SessionError::Store(StoreError::NotFound { .. })) => false,
         Err(e) => {
@@ -94,15 +93,22 @@ fn stays(store: &Store, session: SessionId) -> bool {
     }
 }
 
-fn remove_unneeded(store: &Store, session: SessionId) -> Result<bool> {
-    let pruner = store.pruner(session)?;
-    let list = pruner.snapshots()?;
-    let needed = pruner.protected(&list)?;
-    let unneeded = list.iter().filter(|meta| !needed.contains(&meta.id));
-    let unneeded: Vec<String> = unneeded.map(|meta| meta.id.to_string()).collect();
-    if unneeded.is_empty() {
-        return Ok(!list.is_empty());
+fn remove_unneeded(
+    store: &Store,
+    session: SessionId,
+    needed: &HashSet<SnapshotId>,
+) -> Result<bool> {
+    let list = store.list_session(session)?;
+    if list.is_empty() {
+        // Its process ended before anything was stored of it.
+        store.open_session(session)?.abandon();
+        return Ok(false);
     }
-    let done = remove(&pruner, &What::Snapshots(unneeded), false)?;
+    if list.iter().any(|meta| needed.contains(&meta.id)) {
+        return Ok(true);
+    }
+    // As a whole: nothing has to be merged for that.
+    let all = list.iter().map(|meta| meta.id.to_string()).collect();
+    let done = remove(&store.pruner(session)?, &What::Snapshots(all), false)?;
     Ok(!done.whole_session)
 }

@@ -1,12 +1,12 @@
 //! The ways to the watcher of a tree from each of its processes.
 
-use super::control::socket_path;
+use super::control::{connect, socket_path};
 use crate::store::Store;
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-/// Links from where the socket of each process would lie to that of the root. Taken away on drop; those that a watcher
-/// leaves behind that was killed lead nowhere, as its socket does.
+/// Links from where the socket of each process would lie to that of the root. Taken away on drop, and by the next watcher of
+/// the root where this one was killed.
 pub(super) struct Links {
     store: PathBuf,
     root: i32,
@@ -14,11 +14,28 @@ pub(super) struct Links {
 }
 
 impl Links {
+    /// Takes away what an earlier watcher of this root has left.
     pub(super) fn new(store: &Store, root: i32) -> Self {
-        Self {
+        let links = Self {
             store: store.dir().to_owned(),
             root,
             pids: BTreeSet::new(),
+        };
+        let entries = std::fs::read_dir(&links.store).into_iter().flatten();
+        for entry in entries.flatten() {
+            links.remove(&entry.path());
+        }
+        links
+    }
+
+    fn target(&self) -> String {
+        format!("{}.sock", self.root)
+    }
+
+    /// Removes a link to the root's socket, and nothing else.
+    fn remove(&self, path: &Path) {
+        if std::fs::read_link(path).is_ok_and(|to| to == Path::new(&self.target())) {
+            let _ = std::fs::remove_file(path);
         }
     }
 
@@ -27,16 +44,17 @@ impl Links {
         let mut now: BTreeSet<i32> = pids.collect();
         now.remove(&self.root);
         for gone in self.pids.difference(&now) {
-            let _ = std::fs::remove_file(socket_path(&self.store, *gone));
+            self.remove(&socket_path(&self.store, *gone));
         }
         for new in now.difference(&self.pids) {
-            let (link, target) = (
-                socket_path(&self.store, *new),
-                format!("{}.sock", self.root),
-            );
-            // Left by a watcher that was killed; one that lives holds the session's lock.
+            // One that lives has a session of its own, sealed for others.
+            if matches!(connect(&self.store, *new), Ok(Some(_))) {
+                continue;
+            }
+            let link = socket_path(&self.store, *new);
+            // Left by a watcher that was killed.
             let _ = std::fs::remove_file(&link);
-            if let Err(e) = std::os::unix::fs::symlink(target, &link) {
+            if let Err(e) = std::os::unix::fs::symlink(self.target(), &link) {
                 tracing::warn!("no way to the watcher from process {new}: {e}");
             }
         }
@@ -47,7 +65,7 @@ impl Links {
 impl Drop for Links {
     fn drop(&mut self) {
         for pid in &self.pids {
-            let _ = std::fs::remove_file(socket_path(&self.store, *pid));
+            self.remove(&socket_path(&self.store, *pid));
         }
     }
 }

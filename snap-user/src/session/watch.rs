@@ -258,8 +258,8 @@ fn answer_to<S: Subject>(
         told::<S>(outcome, tally, pacer, report)?;
     }
     let refused = |why: String| Ok((Reply::Failed(why), None));
-    if let Request::Snap { tree, .. } | Request::Rollback { tree, .. } = request
-        && let Some(why) = subject.refusal(*tree)
+    if let Request::Snap { tree, pid, .. } | Request::Rollback { tree, pid, .. } = request
+        && let Some(why) = subject.refusal(*tree, *pid)
     {
         return refused(why);
     }
@@ -367,6 +367,7 @@ mod tests {
             also: Also::default(),
             recipients: recipients.iter().map(|key| (*key).to_owned()).collect(),
             tree: false,
+            pid: None,
         }
     }
 

@@ -186,6 +186,14 @@ impl Store {
         Ok(members)
     }
 
+    /// Snapshots that have a tag or belong to a tree, roots among them.
+    pub fn named_or_in_trees(&self) -> Result<HashSet<SnapshotId>, StoreError> {
+        let mut ids = self.tagged()?;
+        ids.extend(self.in_trees()?);
+        ids.extend(self.tree_roots()?);
+        Ok(ids)
+    }
+
     /// Removes the records of trees whose root is gone: best effort, they protect nothing.
     pub(super) fn sweep_trees(&self) {
         let (Ok(roots), Ok(there)) = (self.tree_roots(), self.all_ids()) else {

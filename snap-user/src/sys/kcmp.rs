@@ -4,6 +4,7 @@ use super::{Result, SysError};
 use std::cmp::Ordering;
 
 const KCMP_FILE: libc::c_int = 0;
+const KCMP_VM: libc::c_int = 1;
 
 /// Orders the open file descriptions of two descriptors of a process: equal when they share one.
 ///
@@ -43,10 +44,40 @@ pub fn compare_files_of(a: (i32, i32), b: (i32, i32)) -> Result<Ordering> {
     }
 }
 
+/// Whether two processes have one memory, as behind vfork(2).
+///
+/// # Errors
+/// ENOSYS where the kernel was built without it, ESRCH, EPERM.
+pub fn share_memory(a: i32, b: i32) -> Result<bool> {
+    // SAFETY: a system call without pointers.
+    match unsafe { libc::syscall(libc::SYS_kcmp, a, b, KCMP_VM, 0, 0) } {
+        0 => Ok(true),
+        1 | 2 => Ok(false),
+        _ => Err(SysError::last(
+            "kcmp",
+            format_args!("the memory of processes {a} and {b}"),
+        )),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::fd::AsRawFd;
+
+    #[test]
+    fn a_process_shares_memory_with_itself_and_with_no_other() {
+        let own = std::process::id() as i32;
+        assert!(share_memory(own, own).unwrap());
+        let mut other = std::process::Command::new("sleep")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        let shared = share_memory(own, other.id() as i32);
+        other.kill().unwrap();
+        other.wait().unwrap();
+        assert!(!shared.unwrap());
+    }
 
     #[test]
     fn a_duplicate_shares_and_a_second_opening_does_not() {

@@ -44,7 +44,7 @@ pub use gadgets::Gadgets;
 pub use guarded::{Call, Guarded, inject};
 pub use handle::path_of_handle;
 pub use interrupted::{ContinuedCall, continued_call, time_left};
-pub use kcmp::{compare_files, compare_files_of};
+pub use kcmp::{compare_files, compare_files_of, share_memory};
 pub use limits::{limit_name, limits, may_open, raise_descriptors, set_limit};
 pub use memory::{
     ReadFault, memfd, read_bytes, read_pages, read_pages_into, read_ranges, shared_memory,

@@ -161,7 +161,7 @@ pub struct Watching {
 #[derive(Debug, Args)]
 pub struct Run {
     /// Of the command and all of its descendants, at one moment each: one can be rolled back or restored as a whole
-    #[arg(long)]
+    #[arg(long, conflicts_with = "max_size")]
     pub tree: bool,
     #[command(flatten)]
     pub watching: Watching,
@@ -177,7 +177,7 @@ pub struct Watch {
     #[arg(required = true, value_name = "PID", value_parser = pid)]
     pub pids: Vec<i32>,
     /// Each with all of its descendants, at one moment: a tree that can be rolled back or restored as a whole
-    #[arg(long)]
+    #[arg(long, conflicts_with = "max_size")]
     pub tree: bool,
     #[command(flatten)]
     pub watching: Watching,

@@ -108,6 +108,8 @@ impl Engine {
         let attached = track::attach(pid, options.tracker).map_err(|e| named(pid, e))?;
         events.brk = attached.brk;
         let live = Live::read(pid, events.observes())?;
+        // Before a session is begun for it: it may be gone by now.
+        let layout = layout(pid)?;
         let (mut session, head, hashes) = open_session(store, &target, to)?;
         session.set_durability(options.durability);
         let contents = match head {
@@ -120,13 +122,14 @@ impl Engine {
                 session.pruner(),
                 options.keep,
                 options.bounded.then(|| store.dir()),
+                options.tree,
             )?,
             session: session.id(),
             hold: false,
             held: None,
             mixed,
             losses: Losses::default(),
-            layout: layout(pid)?,
+            layout,
             epoch: Epoch::new(attached.tracker, events.is_on()),
             cpu_ns: proc::cpu_time_ns(pid).unwrap_or(0),
             pipeline: Pipeline::start(session, options.memory, options.mirror),
