@@ -375,37 +375,34 @@ impl<'a> TreeEngine<'a> {
     pub(super) fn land(&mut self) -> Option<Result<TakenTree>> {
         let mut flight = self.flight.take()?;
         // All of them, whatever becomes of one: the next snapshot builds on what is known of each.
-        for member in &mut flight.members {
-            member.outcome = member.outcome.take().or_else(|| {
-                let engine = self.engine_of(member.pid)?;
-                Some(
-                    engine
-                        .settle()?
-                        .and_then(|taken| audited(engine, member, taken)),
-                )
-            });
-        }
+        self.take_outcomes(&mut flight, Engine::settle);
         Some(self.publish(flight))
     }
 
     /// As [`TreeEngine::land`], without waiting: `None` also while it is still on its way.
     pub(super) fn try_land(&mut self) -> Option<Result<TakenTree>> {
         let mut flight = self.flight.take()?;
-        for member in &mut flight.members {
-            member.outcome = member.outcome.take().or_else(|| {
-                let engine = self.engine_of(member.pid)?;
-                Some(
-                    engine
-                        .try_settle()?
-                        .and_then(|taken| audited(engine, member, taken)),
-                )
-            });
-        }
+        self.take_outcomes(&mut flight, Engine::try_settle);
         if self.engines.iter().any(Engine::is_busy) {
             self.flight = Some(flight);
             return None;
         }
         Some(self.publish(flight))
+    }
+
+    fn take_outcomes(
+        &mut self,
+        flight: &mut Flight,
+        settle: impl Fn(&mut Engine) -> Option<Result<Taken>>,
+    ) {
+        for member in &mut flight.members {
+            if member.outcome.is_none()
+                && let Some(engine) = self.engine_of(member.pid)
+                && let Some(outcome) = settle(engine)
+            {
+                member.outcome = Some(outcome.and_then(|taken| audited(engine, member, taken)));
+            }
+        }
     }
 
     fn engine_of(&mut self, pid: i32) -> Option<&mut Engine> {
