@@ -3,13 +3,14 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use tests::family::{pids_in, roll_back};
 use tests::python::{ask, tell};
-use tests::tree::children_of;
+use tests::tree::{Pids, children_of};
 use tests::victim::rng::Rng;
-use tests::{Footprint, Ksnap, Python, Victim, Watch, effort, require};
+use tests::{Footprint, Ksnap, Nginx, Python, Victim, Watch, effort, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
 const OFTEN: [&str; 4] = ["--tree", "--every", "50ms", "--audit"];
@@ -319,5 +320,40 @@ fn a_command_is_run_with_all_that_it_starts() -> Result<()> {
     victim.check()?;
     victim.quit()?;
     ksnap.ok(&["verify"])?;
+    Ok(())
+}
+
+/// Requests go on while it is watched, and behind each rollback.
+#[test]
+fn nginx_is_watched_with_its_workers() -> Result<()> {
+    require!(Root, Ksnap, Program("nginx"));
+    let ksnap = Ksnap::new()?;
+    let mut server = Nginx::start()?;
+    let root = server.process().pid();
+    let mut watch = Watch::start(&ksnap, root, &OFTEN)?;
+    let pids = taken(&watch.wait_taken(3, LIMIT)?)?;
+    ensure!(pids.len() == 3, "{pids:?}");
+    let _workers = Pids(pids[1..].to_vec());
+    let answers = |times: usize| -> Result<()> {
+        (0..times).try_for_each(|n| {
+            ensure!(server.answers(), "request {n} has no answer");
+            Ok(())
+        })
+    };
+    for back in [1, 3, 2] {
+        answers(20)?;
+        let ids = watch.ids()?;
+        let said = roll_back(&ksnap, root, &ids[ids.len() - back])?;
+        ensure!(pids_in(&said["processes"])? == pids, "{said}");
+        answers(20)?;
+        watch.wait_taken(ids.len() + 2, LIMIT)?;
+    }
+    let watched = watch.interrupt(LIMIT)?;
+    watched.none_failed()?;
+    answers(20)?;
+    ksnap.ok(&["verify"])?;
+    kill(Pid::from_raw(root), Signal::SIGQUIT)?;
+    let ended = server.process().wait(LIMIT)?.context("nginx lives")?;
+    ensure!(ended.success(), "{ended}");
     Ok(())
 }
