@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use tests::family::{capture, roll_back};
 use tests::postgres::Postgres;
 use tests::tree::{Pids, bring_back, children_of, nothing_early};
-use tests::{Ksnap, require};
+use tests::{Ksnap, Watch, require};
 
 const LIMIT: Duration = Duration::from_secs(120);
 /// Transactions of one run of pgbench.
@@ -134,6 +134,45 @@ fn a_table_of_a_running_postgres_goes_back_with_its_server() -> Result<()> {
     let checked = ["--install-missing", "--heapallindexed", "-d", "postgres"];
     server.client("pg_amcheck", &checked)?;
     drop(client);
+    kill(Pid::from_raw(root), Signal::SIGINT)?;
+    let ended = server.process().wait(LIMIT)?.context("it lives")?;
+    ensure!(ended.success(), "{ended}");
+    ksnap.ok(&["verify"])?;
+    Ok(())
+}
+
+/// Snapshots go on while clients come and go, each a process of its own, and the server goes back to a moment of rest.
+#[test]
+fn a_postgres_that_is_watched_goes_back_with_its_cluster() -> Result<()> {
+    require!(Root, Ksnap, Postgres);
+    let ksnap = Ksnap::new()?;
+    let mut server = Postgres::start()?;
+    server.client("pgbench", &["-i", "-q", "-s", "1", "postgres"])?;
+    run(&server)?;
+    server.await_alone()?;
+    let root = server.pid();
+    let options = ["--tree", "--files", "--every", "200ms", "--keep-last", "20"];
+    let mut watch = Watch::start(&ksnap, root, &options)?;
+    watch.wait_taken(2, LIMIT)?;
+    let (rest, pids) = capture(&ksnap, root, &[])?;
+    let _pids = Pids(pids[1..].to_vec());
+    ksnap.ok(&["tag", "rest", &rest])?;
+    for round in 1..3 {
+        run(&server)?;
+        sums_agree(&server, 2 * TRANSACTIONS).with_context(|| format!("round {round}"))?;
+        server.await_alone()?;
+        roll_back(&ksnap, root, "rest")?;
+        sums_agree(&server, TRANSACTIONS).with_context(|| format!("back, round {round}"))?;
+        server.await_alone()?;
+    }
+    let taken = watch.ids()?.len();
+    watch.wait_taken(taken + 2, LIMIT)?;
+    let watched = watch.interrupt(LIMIT)?;
+    watched.none_failed()?;
+    run(&server)?;
+    sums_agree(&server, 2 * TRANSACTIONS)?;
+    let checked = ["--install-missing", "--heapallindexed", "-d", "postgres"];
+    server.client("pg_amcheck", &checked)?;
     kill(Pid::from_raw(root), Signal::SIGINT)?;
     let ended = server.process().wait(LIMIT)?.context("it lives")?;
     ensure!(ended.success(), "{ended}");
