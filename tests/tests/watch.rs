@@ -415,3 +415,15 @@ fn a_page_of_hugetlbfs_is_watched_beyond_its_first_write() -> Result<()> {
     let _pages = HugetlbPages::allow(16)?;
     watched("hugepages", &["--mib", "8", "--hugetlb"], 20, &["--audit"])
 }
+
+#[test]
+fn an_interrupt_right_at_the_start_ends_the_watch_and_not_ksnap() -> Result<()> {
+    require!(Root, Ksnap);
+    let ksnap = Ksnap::new()?;
+    let victim = Victim::spawn("counter", &["--mib", "4"])?;
+    for _ in 0..effort::times(10) {
+        let watch = Watch::start(&ksnap, victim.pid(), &["--every", "1h"])?;
+        watch.interrupt(LIMIT)?.none_failed()?;
+    }
+    victim.quit()
+}

@@ -70,6 +70,7 @@ impl Service {
             .spawn(move || wait_for_exit(&pidfd, &ended_pipe, &watcher_commands))
             .map_err(io("start the thread for"))?;
         let (end, ended) = oneshot::channel();
+        let (ready, is_ready) = std::sync::mpsc::channel();
         let server = std::thread::Builder::new()
             .name("ksnap-service".into())
             .spawn(move || {
@@ -78,12 +79,20 @@ impl Service {
                     .build();
                 match runtime {
                     Ok(runtime) => {
-                        runtime.block_on(serve(listener, keep_on_interrupt, commands, ended));
+                        runtime.block_on(serve(
+                            listener,
+                            keep_on_interrupt,
+                            commands,
+                            ended,
+                            ready,
+                        ));
                     }
                     Err(e) => tracing::error!("no service thread: {e}"),
                 }
             })
             .map_err(io("start the thread for"))?;
+        // From here on a signal ends the watching, and not ksnap. Where that cannot be had, it is said.
+        let _ = is_ready.recv();
         Ok(Self {
             end: Some((end, end_pipe)),
             threads: vec![watcher, server],
@@ -123,6 +132,7 @@ async fn serve(
     keep_on_interrupt: bool,
     commands: Sender<Command>,
     mut ended: oneshot::Receiver<()>,
+    ready: Sender<()>,
 ) {
     let set_up = || -> std::io::Result<_> {
         Ok((
@@ -137,6 +147,7 @@ async fn serve(
         Ok(all) => all,
         Err(e) => return tracing::error!("commands and signals are not served: {e}"),
     };
+    let _ = ready.send(());
     loop {
         tokio::select! {
             _ = &mut ended => return,
