@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tests::family::roll_back;
 use tests::footprint::await_gone;
+use tests::tree::end_captured;
 use tests::{Ksnap, Victim, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -112,5 +114,48 @@ fn a_session_that_another_ksnap_writes_is_not_continued_and_nothing_is_started()
     watch.signal(Signal::SIGTERM)?;
     ensure!(watch.wait(LIMIT)?.is_some());
     victim.check()?;
+    victim.quit()
+}
+
+/// All of its processes, each in the session that it has been in before.
+#[test]
+fn a_restored_tree_is_watched_as_one_and_its_snapshots_follow_the_restored_ones() -> Result<()> {
+    require!(Root, Ksnap, ChosenIds);
+    let ksnap = Ksnap::new()?;
+    let mut first = Victim::spawn("tree", &[])?;
+    let counter = first.check()?.counter;
+    let pids = end_captured(&ksnap, first.pid())?;
+    first.process().wait(LIMIT)?.context("it lives")?;
+    pids.are_gone()?;
+    let before = log(&ksnap)?;
+    ensure!(before.len() == pids.0.len(), "{before:?}");
+    let args = ["restore", "latest", "--watch", "--every", "50ms"];
+    let args = [&args[..], &["--audit", "--wait", "--json"]].concat();
+    let mut victim = Victim::brought_back(ksnap.start(&args)?)?;
+    ensure!(victim.pid() == first.pid(), "another id");
+    victim.wait_beyond(counter + 20, LIMIT)?;
+    let end = Instant::now() + LIMIT;
+    let new = loop {
+        let new = log(&ksnap)?.split_off(before.len());
+        if new.len() >= 3 * pids.0.len() {
+            break new;
+        }
+        ensure!(Instant::now() < end, "only {} snapshots", new.len());
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    for from in &before {
+        let next = new.iter().find(|one| one["pid"] == from["pid"]);
+        let next = next.with_context(|| format!("nothing follows {from}"))?;
+        ensure!(next["parent"] == from["id"], "{next} behind {from}");
+        ensure!(next["session"] == from["session"] && next["kind"] == "delta");
+    }
+    let root = victim.pid();
+    // Not to what it was brought back from: that was another process.
+    for reference in ["latest~", "latest"] {
+        roll_back(&ksnap, root, reference)?;
+        let then = victim.check()?.counter;
+        victim.wait_beyond(then + 5, LIMIT)?;
+    }
+    ksnap.ok(&["verify"])?;
     victim.quit()
 }
