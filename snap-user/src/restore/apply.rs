@@ -40,11 +40,12 @@ pub fn apply(
     let mut one = Applying::new(frozen, plan, states, *pages, process)?;
     let mut run = || -> sys::Result<()> {
         one.begin(made)?;
-        one.unlock(made)?;
         one.write_back(changed)?;
         one.step = "setting what open files hold";
         fault::point(one.step);
         one.settle_files(made)?;
+        // Right before they are taken: whoever waits for one gets it in between.
+        one.unlock(made)?;
         one.settle_process(made, one.target)?;
         one.finish()?;
         fault::point("all done");

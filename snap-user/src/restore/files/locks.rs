@@ -103,7 +103,8 @@ pub(super) fn take(
     notes: &mut Vec<String>,
 ) -> sys::Result<()> {
     let nothing = OpenFile::default();
-    for lock in only_in(want, have.unwrap_or(&nothing)) {
+    let have = have.unwrap_or(&nothing);
+    for lock in only_in(want, have) {
         let taken = match lock.kind {
             LockKind::Posix => continue,
             LockKind::Ofd => opened::lock_ofd(&fd, lock),
@@ -111,19 +112,25 @@ pub(super) fn take(
             LockKind::Lease => opened::take_lease(&fd, lock.write),
         };
         match taken {
-            Err(e) if is_in_use(&e) => tell(
-                notes,
-                match lock.kind {
-                    LockKind::Lease => format!(
-                        "{}: its lease is not taken again, since others have the file open now ({})",
-                        want.link, e.source
-                    ),
-                    _ => format!(
-                        "{}: another process holds a lock on it that was held here",
-                        want.link
-                    ),
-                },
-            ),
+            Err(e) if is_in_use(&e) => {
+                if lock.kind == LockKind::Flock && have.locks.iter().any(|l| l.kind == lock.kind) {
+                    // What cannot become exclusive is given up on the way (flock(2)).
+                    let _ = opened::lock_flock(&fd, Some(false));
+                }
+                tell(
+                    notes,
+                    match lock.kind {
+                        LockKind::Lease => format!(
+                            "{}: its lease is not taken again, since others have the file open now ({})",
+                            want.link, e.source
+                        ),
+                        _ => format!(
+                            "{}: another process holds a lock on it that was held here",
+                            want.link
+                        ),
+                    },
+                )
+            }
             taken => taken?,
         }
     }
@@ -267,5 +274,28 @@ mod tests {
         // In the way of it now.
         take(&file, &flock(true), Some(&flock(false)), &mut notes).unwrap();
         assert_eq!(notes.len(), 1, "{notes:?}");
+    }
+
+    #[test]
+    fn what_cannot_become_exclusive_again_stays_shared() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let open = || std::fs::File::open(file.path()).unwrap();
+        let (own, other, third) = (open(), open(), open());
+        for fd in [&own, &other] {
+            opened::lock_flock(fd, Some(false)).unwrap();
+        }
+        let with = |write| OpenFile {
+            locks: vec![FileLock {
+                write,
+                ..lock(LockKind::Flock, 0)
+            }],
+            ..OpenFile::default()
+        };
+        let mut notes = Vec::new();
+        take(&own, &with(true), Some(&with(false)), &mut notes).unwrap();
+        assert_eq!(notes.len(), 1, "{notes:?}");
+        opened::lock_flock(&other, None).unwrap();
+        assert!(opened::lock_flock(&third, Some(true)).is_err());
+        opened::lock_flock(&third, Some(false)).unwrap();
     }
 }
