@@ -12,7 +12,6 @@ use super::keeper::Keeper;
 use super::pipeline::{Hashes, Pipeline};
 use super::postcopy::Caution;
 use super::profile::Profiling;
-use super::tree_shared::SharedSeen;
 use super::{Options, Result, SessionError, Taken, Then, mixed};
 use crate::capture::{CaptureError, Contents, Live, Target, compared};
 use crate::image::SessionId;
@@ -299,13 +298,7 @@ impl Engine {
         let frozen = self.freeze()?;
         let keep = self.options.then == Then::KillKeeping;
         self.live.files.want_connections(keep);
-        let outcome = self.stopped(
-            kind,
-            ahead,
-            frozen,
-            stop,
-            (hold, &mut SharedSeen::default()),
-        );
+        let outcome = self.stopped(kind, ahead, frozen, stop, (hold, None));
         // Dropped, the connections go on: so they do whatever fails from here on.
         let connections = self.live.files.taken_connections();
         self.live.files.want_connections(false);

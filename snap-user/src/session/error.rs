@@ -42,6 +42,14 @@ pub enum SessionError {
     #[cfg(feature = "object-storage")]
     #[error(transparent)]
     Bucket(#[from] BucketError),
+    /// The processes of a tree are not what they were a moment ago, again and again.
+    #[error(
+        "processes below process {pid} come, end and replace their programs (exec) faster than a snapshot can be taken"
+    )]
+    Changing {
+        /// The root.
+        pid: i32,
+    },
     /// What was to be done with another machine came to nothing.
     #[error("{0}")]
     Remote(String),
@@ -192,7 +200,9 @@ impl SessionError {
                 | BucketError::TooLarge(_) => Trouble::Failed,
             },
             Self::Io { source, .. } => io_trouble(source),
-            Self::Audit { .. } | Self::Control { .. } | Self::Remote(_) => Trouble::Failed,
+            Self::Audit { .. } | Self::Control { .. } | Self::Changing { .. } | Self::Remote(_) => {
+                Trouble::Failed
+            }
             Self::Usage(_) => Trouble::Usage,
         }
     }

@@ -142,7 +142,7 @@ impl Engine {
         ahead: Ahead,
         frozen: Frozen,
         stop: u64,
-        (hold, seen): (bool, &mut SharedSeen),
+        (hold, mut seen): (bool, Option<&mut SharedSeen>),
     ) -> Result<std::result::Result<Caught, Captured>> {
         let pid = self.target.pid;
         let Ahead {
@@ -185,12 +185,15 @@ impl Engine {
             Some(marks) => Some(self.await_copy(marks, &removed, &dirty.copy)?),
             None => None,
         };
-        let shared_pages = shared_pages.subtract(&seen.unchanged(&vmas, &shared_pages, &now));
+        let shared_pages = match &seen {
+            Some(seen) => shared_pages.subtract(&seen.unchanged(&vmas, &shared_pages, &now)),
+            None => shared_pages,
+        };
         let gone = match opened {
             Some(_) => self.copy_changed(&shared_pages, &mut now)?,
             None => self.copy_stopped(&dirty, &shared_pages, compare_all, &mut now)?,
         };
-        if hold {
+        if let Some(seen) = &mut seen {
             seen.learn(&vmas, &shared_pages.subtract(&gone), &now);
         }
         removed = removed.union(&gone);

@@ -49,8 +49,9 @@ pub struct TreeEngine<'a> {
     makeshift: BTreeSet<i32>,
     /// Of whom a snapshot was begun, for the tree under way.
     begun: BTreeSet<i32>,
-    /// Sessions that were begun here: they have nothing in them but parts of its trees.
-    own: BTreeSet<SessionId>,
+    /// Sessions that were begun here, with the process and the time when that started: they have nothing in them but parts
+    /// of its trees.
+    own: BTreeMap<SessionId, (i32, u64)>,
     flight: Option<Flight>,
     every: Option<Duration>,
     /// After the engines: what the last of them leave is looked at as well.
@@ -88,7 +89,7 @@ impl<'a> TreeEngine<'a> {
             engines: Vec::new(),
             makeshift: BTreeSet::new(),
             begun: BTreeSet::new(),
-            own: BTreeSet::new(),
+            own: BTreeMap::new(),
             flight: None,
             every: None,
             left: Leftovers::start(store),
@@ -117,12 +118,7 @@ impl<'a> TreeEngine<'a> {
 
     /// Its processes are not what they were a moment ago.
     pub(super) fn is_changing(&self) -> SessionError {
-        CaptureError::Refused {
-            pid: self.root,
-            why: "processes below it come, end and replace their programs (exec) faster than a snapshot can be taken"
-                .into(),
-        }
-        .into()
+        SessionError::Changing { pid: self.root }
     }
 
     /// Attaches to who has come, and lets go of who has ended.
@@ -162,7 +158,8 @@ impl<'a> TreeEngine<'a> {
     fn attach_to(&mut self, pid: i32, options: &Options) -> Result<usize> {
         let engine = Engine::attach_sharing(&self.store, pid, options, self.probes)?;
         if engine.head.is_none() {
-            self.own.insert(engine.session());
+            let process = (pid, engine.target.start_time);
+            self.own.insert(engine.session(), process);
         }
         self.add(engine);
         Ok(self.engines.len() - 1)
@@ -184,17 +181,19 @@ impl<'a> TreeEngine<'a> {
                 continue;
             }
             let engine = self.engines.remove(n);
-            let (session, has_ended) = (engine.session(), !is_same_process(&engine));
-            let is_own = self.own.remove(&session);
-            if has_ended {
+            if self.own.contains_key(&engine.session()) && has_ended(pid_and_start(&engine)) {
                 // Parts of trees are left of it, which go with these.
                 engine.keeper.skip_last_look();
             }
-            drop(engine);
-            if has_ended && is_own {
-                self.left.add(session);
-            }
         }
+        let held: BTreeSet<SessionId> = self.engines.iter().map(Engine::session).collect();
+        self.own.retain(|session, process| {
+            let goes = !held.contains(session) && has_ended(*process);
+            if goes {
+                self.left.add(*session);
+            }
+            !goes
+        });
     }
 
     /// Takes in what happened meanwhile.
@@ -445,7 +444,7 @@ impl Drop for TreeEngine<'_> {
     fn drop(&mut self) {
         // First: once a process is let go of, another watcher may have a socket there.
         self.links = None;
-        self.let_go_of(|engine| !is_same_process(engine));
+        self.let_go_of(|engine| has_ended(pid_and_start(engine)));
     }
 }
 
@@ -456,6 +455,16 @@ fn audited(engine: &Engine, member: &Member, taken: Taken) -> Result<Taken> {
         true => Ok(taken),
         false => Err(SessionError::Audit { pages: wrong }),
     }
+}
+
+fn pid_and_start(engine: &Engine) -> (i32, u64) {
+    (engine.target.pid, engine.target.start_time)
+}
+
+/// There is nothing of it any more but what its parent has not waited for.
+fn has_ended((pid, start_time): (i32, u64)) -> bool {
+    let lives = |stat: proc::Stat| stat.start_time == start_time && proc::is_alive(pid);
+    !proc::stat(pid, None).is_ok_and(lives)
 }
 
 /// The process that it was attached to, and no later one of the same id.

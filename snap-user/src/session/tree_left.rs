@@ -10,7 +10,7 @@ use crate::sys::{renice, yield_io};
 use std::collections::HashSet;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// From one look at them to the next.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -65,23 +65,31 @@ impl Drop for Leftovers {
 
 fn keep(store: &Store, left: &Receiver<SessionId>) {
     let mut all = Vec::new();
+    let mut next = Instant::now() + PAUSE;
     loop {
-        let told = left.recv_timeout(PAUSE);
-        match told {
+        match left.recv_timeout(next.saturating_duration_since(Instant::now())) {
             Ok(session) => all.push(session),
-            Err(_) if all.is_empty() => {}
-            Err(_) => match store.named_or_in_trees() {
-                Ok(needed) => all.retain(|one| stays(store, *one, &needed)),
-                Err(e) => tracing::debug!("what trees need is not known: {e}"),
-            },
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return look(store, &mut all),
         }
-        if told == Err(RecvTimeoutError::Disconnected) {
-            return;
+        if Instant::now() >= next {
+            look(store, &mut all);
+            next = Instant::now() + PAUSE;
         }
     }
 }
 
-/// Removes a session none of whose snapshots is needed; tells whether it stays.
+fn look(store: &Store, all: &mut Vec<SessionId>) {
+    if all.is_empty() {
+        return;
+    }
+    match store.named_or_in_trees() {
+        Ok(needed) => all.retain(|one| stays(store, *one, &needed)),
+        Err(e) => tracing::debug!("what trees need is not known: {e}"),
+    }
+}
+
+/// Removes a session none of whose snapshots is needed; tells whether it is to be looked at again.
 fn stays(store: &Store, session: SessionId, needed: &HashSet<SnapshotId>) -> bool {
     match remove_unneeded(store, session, needed) {
         Ok(stays) => stays,
@@ -98,6 +106,10 @@ fn remove_unneeded(
     session: SessionId,
     needed: &HashSet<SnapshotId>,
 ) -> Result<bool> {
+    // Others than its first process have gone on in it.
+    if !store.session_info(session)?.continued.is_empty() {
+        return Ok(false);
+    }
     let list = store.list_session(session)?;
     if list.is_empty() {
         // Its process ended before anything was stored of it.

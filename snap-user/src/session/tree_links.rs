@@ -46,9 +46,11 @@ impl Links {
         for gone in self.pids.difference(&now) {
             self.remove(&socket_path(&self.store, *gone));
         }
-        for new in now.difference(&self.pids) {
+        let new: Vec<i32> = now.difference(&self.pids).copied().collect();
+        for new in &new {
             // One that lives has a session of its own, sealed for others.
             if matches!(connect(&self.store, *new), Ok(Some(_))) {
+                now.remove(new);
                 continue;
             }
             let link = socket_path(&self.store, *new);

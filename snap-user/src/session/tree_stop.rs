@@ -39,7 +39,7 @@ pub(super) fn catch(
     let failed = |e| SessionError::from(CaptureError::from_sys(pid, e));
     let group = proc::own_group(pid).map_err(failed)?;
     let session = proc::own_session(pid).map_err(failed)?;
-    let caught = engine.stopped(kind, ahead, stopped.frozen, stop, (true, seen))?;
+    let caught = engine.stopped(kind, ahead, stopped.frozen, stop, (true, Some(seen)))?;
     let caught = caught.map_err(|_| SessionError::Control {
         why: "found another program in a stopped process".into(),
     })?;

@@ -236,8 +236,14 @@ fn told<S: Subject>(
         }
         Err(e) if e.trouble() == Trouble::Vanished => Ok(Some(Ended::TargetExited(None))),
         Err(e @ SessionError::Audit { .. }) => Err(e),
-        // What fails at the very first will fail again.
-        Err(e) if tally.taken == 0 && tally.failed == 0 => Err(e),
+        // What fails at the very first will fail again, but for a tree whose processes come and go.
+        Err(e)
+            if tally.taken == 0
+                && tally.failed == 0
+                && !matches!(e, SessionError::Changing { .. }) =>
+        {
+            Err(e)
+        }
         Err(e) => {
             tally.failed += 1;
             report(&Progress::Failed { why: e.to_string() });
