@@ -63,6 +63,14 @@ impl Nginx {
         &mut self.process
     }
 
+    /// Demands that it answers so many requests, one after the other.
+    pub fn answers_all(&self, requests: usize) -> Result<()> {
+        (0..requests).try_for_each(|n| {
+            ensure!(self.answers(), "request {n} has no answer");
+            Ok(())
+        })
+    }
+
     /// Whether it answers, and rightly.
     pub fn answers(&self) -> bool {
         self.page().is_ok_and(|page| page.contains(PAGE))

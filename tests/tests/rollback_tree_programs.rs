@@ -22,23 +22,17 @@ fn nginx_and_its_workers_go_back_together() -> Result<()> {
     let (first, pids) = capture(&ksnap, root, &[])?;
     ensure!(pids.len() == 3, "{pids:?}");
     let _workers = Pids(pids[1..].to_vec());
-    let answers = |times: usize| -> Result<()> {
-        (0..times).try_for_each(|n| {
-            ensure!(server.answers(), "request {n} has no answer");
-            Ok(())
-        })
-    };
-    answers(20)?;
+    server.answers_all(20)?;
     let (second, again) = capture(&ksnap, root, &[])?;
     ensure!(again == pids, "{again:?}");
     for id in [&first, &second, &second, &first] {
-        answers(20)?;
+        server.answers_all(20)?;
         let said = roll_back(&ksnap, root, id)?;
         ensure!(
             said["ended"].as_array().is_some_and(Vec::is_empty),
             "{said}"
         );
-        answers(20)?;
+        server.answers_all(20)?;
     }
     // Reloading replaces the workers: the master talks to them, and waits for their ends.
     kill(Pid::from_raw(root), Signal::SIGHUP)?;
@@ -48,7 +42,7 @@ fn nginx_and_its_workers_go_back_together() -> Result<()> {
         ensure!(Instant::now() < end, "the old workers stay");
         std::thread::sleep(Duration::from_millis(20));
     }
-    answers(5)?;
+    server.answers_all(5)?;
     let workers = children_of(root)?;
     let refused = ksnap.run(&["rollback", &root.to_string(), &first, "--tree", "-y"])?;
     ensure!(refused.code()? == 1, "{refused:?}");
@@ -57,7 +51,7 @@ fn nginx_and_its_workers_go_back_together() -> Result<()> {
         ensure!(refused.stderr.contains(&why), "{refused:?}");
     }
     ensure!(children_of(root)? == workers, "the new workers are gone");
-    answers(5)?;
+    server.answers_all(5)?;
     kill(Pid::from_raw(root), Signal::SIGQUIT)?;
     let ended = server.process().wait(LIMIT)?.context("nginx lives")?;
     ensure!(ended.success(), "{ended}");

@@ -334,23 +334,17 @@ fn nginx_is_watched_with_its_workers() -> Result<()> {
     let pids = taken(&watch.wait_taken(3, LIMIT)?)?;
     ensure!(pids.len() == 3, "{pids:?}");
     let _workers = Pids(pids[1..].to_vec());
-    let answers = |times: usize| -> Result<()> {
-        (0..times).try_for_each(|n| {
-            ensure!(server.answers(), "request {n} has no answer");
-            Ok(())
-        })
-    };
     for back in [1, 3, 2] {
-        answers(20)?;
+        server.answers_all(20)?;
         let ids = watch.ids()?;
         let said = roll_back(&ksnap, root, &ids[ids.len() - back])?;
         ensure!(pids_in(&said["processes"])? == pids, "{said}");
-        answers(20)?;
+        server.answers_all(20)?;
         watch.wait_taken(ids.len() + 2, LIMIT)?;
     }
     let watched = watch.interrupt(LIMIT)?;
     watched.none_failed()?;
-    answers(20)?;
+    server.answers_all(20)?;
     ksnap.ok(&["verify"])?;
     kill(Pid::from_raw(root), Signal::SIGQUIT)?;
     let ended = server.process().wait(LIMIT)?.context("nginx lives")?;

@@ -6,7 +6,9 @@
 use super::prune::{PrunedSession, What};
 use super::{Options, Result, RolledBack, RolledBackTree, SessionError, Taken, TakenTree, Then};
 use crate::image::SessionId;
+use crate::model::SnapshotId;
 use crate::profile::Report;
+use crate::store::StoreError;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Write};
 use std::os::fd::AsRawFd;
@@ -95,6 +97,18 @@ pub(super) fn refuse_own(option: Option<&str>) -> Result<()> {
             "{option} has no effect here: the process is being watched, and the watcher has its own; leave the option \
              out, or end that watch and give it to a new one"
         ))),
+    }
+}
+
+/// How a snapshot is named to a watcher: by its id, or as it was asked for where only the watcher has the key.
+pub(super) fn named(
+    found: std::result::Result<SnapshotId, StoreError>,
+    reference: &str,
+) -> Result<String> {
+    match found {
+        Ok(id) => Ok(id.to_string()),
+        Err(error) if error.is_sealed() => Ok(reference.to_owned()),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -201,14 +215,7 @@ impl Watcher {
 
     /// Has a snapshot taken.
     pub fn snap(&mut self, then: Then, also: Also, recipients: &[String]) -> Result<Taken> {
-        let recipients = recipients.to_vec();
-        match self.ask(&Request::Snap {
-            then,
-            also,
-            recipients,
-            tree: false,
-            pid: Some(self.of),
-        })? {
+        match self.ask(&self.snap_request(then, also, recipients, false))? {
             Reply::Taken(taken) => Ok(*taken),
             other => Err(unexpected(&other)),
         }
@@ -221,16 +228,19 @@ impl Watcher {
         also: Also,
         recipients: &[String],
     ) -> Result<TakenTree> {
-        let recipients = recipients.to_vec();
-        match self.ask(&Request::Snap {
-            then,
-            also,
-            recipients,
-            tree: true,
-            pid: Some(self.of),
-        })? {
+        match self.ask(&self.snap_request(then, also, recipients, true))? {
             Reply::TakenTree(taken) => Ok(*taken),
             other => Err(unexpected(&other)),
+        }
+    }
+
+    fn snap_request(&self, then: Then, also: Also, recipients: &[String], tree: bool) -> Request {
+        Request::Snap {
+            then,
+            also,
+            recipients: recipients.to_vec(),
+            tree,
+            pid: Some(self.of),
         }
     }
 

@@ -20,12 +20,7 @@ pub fn rollback(dir: &Path, pid: i32, reference: &str, options: &Options) -> Res
     let found = store.resolve(reference, Some(pid));
     if let Some(mut watcher) = control::connect(dir, pid)? {
         control::refuse_own(options.own)?;
-        return match found {
-            Ok(id) => watcher.rollback(&id.to_string()),
-            // It has the key of what it stores.
-            Err(error) if error.is_sealed() => watcher.rollback(reference),
-            Err(error) => Err(error.into()),
-        };
+        return watcher.rollback(&control::named(found, reference)?);
     }
     let id = found?;
     Engine::attach_to_put_back(&store, pid, id, options)?.rollback(id)

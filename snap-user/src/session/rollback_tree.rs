@@ -107,12 +107,7 @@ pub fn rollback_tree(
     let found = store.resolve(reference, Some(pid));
     if let Some(mut watcher) = control::connect(dir, pid)? {
         control::refuse_own(options.own)?;
-        return match found {
-            Ok(id) => watcher.rollback_tree(&id.to_string()),
-            // It has the key of what it stores.
-            Err(error) if error.is_sealed() => watcher.rollback_tree(reference),
-            Err(error) => Err(error.into()),
-        };
+        return watcher.rollback_tree(&control::named(found, reference)?);
     }
     let to = found?;
     let tree = tree_of(&store, pid, to)?;

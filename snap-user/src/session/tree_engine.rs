@@ -301,7 +301,7 @@ impl<'a> TreeEngine<'a> {
                     return Ok(None);
                 };
                 let engine = &mut self.engines[n];
-                catch(engine, (kind, ahead), stopped, stop, &mut seen).map(Some)
+                catch(engine, (kind, ahead), stopped, stop, &mut seen)
             });
             match caught {
                 Ok(Some(member)) => flight.members.push(member),
@@ -325,12 +325,7 @@ impl<'a> TreeEngine<'a> {
     fn place(&mut self, pid: i32, ready: Option<Ready>) -> Result<Option<(usize, Ready)>> {
         let found = self.engines.iter().position(|one| one.target.pid == pid);
         if let Some(n) = found {
-            let engine = &mut self.engines[n];
-            let is_same = is_same_process(engine);
-            if is_same && !engine.is_same_program()? {
-                engine.events.exec = true;
-                return Ok(None);
-            }
+            let is_same = is_same_process(&self.engines[n]);
             return Ok(ready.filter(|_| is_same).map(|ready| (n, ready)));
         }
         if pid == self.root {

@@ -26,24 +26,26 @@ pub(super) struct Member {
     pub(super) outcome: Option<Result<Taken>>,
 }
 
-/// Captures a stopped process. It stands until its member is dropped.
+/// Captures a stopped process, which stands until its member is dropped. `None` where it runs another program than was
+/// prepared.
 pub(super) fn catch(
     engine: &mut Engine,
     (kind, ahead): (SnapshotKind, Ahead),
     stopped: Stopped,
     stop: u64,
     seen: &mut SharedSeen,
-) -> Result<Member> {
+) -> Result<Option<Member>> {
     let pid = stopped.pid;
     let job_stopped = stopped.frozen.is_job_stopped();
     let failed = |e| SessionError::from(CaptureError::from_sys(pid, e));
     let group = proc::own_group(pid).map_err(failed)?;
     let session = proc::own_session(pid).map_err(failed)?;
     let caught = engine.stopped(kind, ahead, stopped.frozen, stop, (true, Some(seen)))?;
-    let caught = caught.map_err(|_| SessionError::Control {
-        why: "found another program in a stopped process".into(),
-    })?;
-    Ok(Member {
+    let Ok(caught) = caught else {
+        engine.events.exec = true;
+        return Ok(None);
+    };
+    Ok(Some(Member {
         pid,
         comm: engine.target().comm.clone(),
         parent: stopped.parent,
@@ -52,7 +54,7 @@ pub(super) fn catch(
         stopped: job_stopped,
         caught,
         outcome: None,
-    })
+    }))
 }
 
 /// What is between the processes of a tree.

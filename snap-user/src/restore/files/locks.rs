@@ -231,8 +231,8 @@ mod tests {
         let then = state(&[&[a], &[b]]);
         let planned = |now: &[&[FileLock]]| plan(&then, &state(now), |_| true);
         // The same, in whichever order and through whichever: none is given up for a moment.
-        for now in [&[&[a][..], &[b]][..], &[&[b], &[a]], &[&[], &[b, a]]] {
-            assert_eq!(planned(now), (vec![], vec![3, 4]));
+        for live in [&[&[a][..], &[b]][..], &[&[b], &[a]], &[&[], &[b, a]]] {
+            assert_eq!(planned(live), (vec![], vec![3, 4]));
         }
         // Given back once, before both are taken.
         assert_eq!(planned(&[&[a], &[]]), (vec![3], vec![3, 4]));
