@@ -73,6 +73,12 @@ mod tests {
             .arg("60")
             .spawn()
             .unwrap();
+        // A child of posix_spawn(3) lets its parent go on a moment before it has memory of its
+        // own; with it comes the program.
+        let program = |pid: i32| std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+        while program(other.id() as i32) == program(own) {
+            std::thread::yield_now();
+        }
         let shared = share_memory(own, other.id() as i32);
         other.kill().unwrap();
         other.wait().unwrap();
