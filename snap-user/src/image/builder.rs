@@ -49,6 +49,15 @@ pub struct Finished {
     pub tail: Vec<u8>,
 }
 
+/// Where the bytes of a page are already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// Number of the file: 0 for the snapshot's own.
+    pub loan: u8,
+    /// First byte in it.
+    pub at: u64,
+}
+
 struct Appended {
     entry: IndexEntry,
     pass: u32,
@@ -74,26 +83,35 @@ impl Builder {
         self.data_len
     }
 
-    /// Notes a batch whose bytes go to the end of the page data. References are looked up in `parent`, and what a
-    /// page holds the changes to must be what `parent` has for it; the address of one that is not there is the
-    /// error.
+    /// Notes a batch whose bytes go to the end of the page data, but for those of pages that are `elsewhere`: there is
+    /// a place for each page of the batch that is, or the slice is empty. References are looked up in `parent`, and what
+    /// a page holds the changes to must be what `parent` has for it; the address of one that is not there is the error.
     pub fn append(
         &mut self,
         batch: &EncodedBatch,
+        elsewhere: &[Option<Elsewhere>],
         parent: &PageTable<Location>,
     ) -> Result<(), u64> {
         let base = HEADER_LEN as u64 + self.data_len;
+        let mut left_out = 0;
         self.appended.reserve(batch.pages().len());
-        for page in batch.pages() {
+        for (n, page) in batch.pages().iter().enumerate() {
             if page.previous.is_some() && page.previous != parent.get(page.addr) {
                 return Err(page.addr);
             }
             let entry = if page.encoding == Encoding::Reference {
                 IndexEntry::reference(page.addr, parent.get(page.at).ok_or(page.at)?)
             } else {
+                let found = elsewhere.get(n).copied().flatten();
+                let place = found.unwrap_or(Elsewhere {
+                    loan: 0,
+                    at: base + page.at - left_out,
+                });
+                left_out += found.map_or(0, |_| u64::from(page.len));
                 IndexEntry {
                     addr: page.addr,
-                    at: base + page.at,
+                    at: place.at,
+                    loan: place.loan,
                     len: page.len,
                     encoding: page.encoding,
                     crc: page.crc,
@@ -104,8 +122,15 @@ impl Builder {
                 pass: batch.pass(),
             });
         }
-        self.data_len += batch.bytes().len() as u64;
+        self.data_len += batch.bytes().len() as u64 - left_out;
         Ok(())
+    }
+
+    /// Notes page data that went to the end; gives its place.
+    pub fn add_data(&mut self, len: usize) -> u64 {
+        let at = HEADER_LEN as u64 + self.data_len;
+        self.data_len += len as u64;
+        at
     }
 
     /// Drops pages of the parent.

@@ -293,7 +293,7 @@ fn make() -> Vec<u8> {
     batch.push_same(0x40_1000, 0x41_0000);
     let mut builder = Builder::new();
     builder
-        .append(&batch, &parent)
+        .append(&batch, &[], &parent)
         .expect("the reference is there");
     builder.drop_ranges(&dropped());
     let entries = builder.entries();

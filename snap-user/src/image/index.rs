@@ -23,7 +23,7 @@ struct RawEntry {
     crc: U32,
     len: U16,
     encoding: u8,
-    reserved: u8,
+    loan: u8,
 }
 
 const _: () = assert!(size_of::<RawEntry>() == ENTRY_LEN);
@@ -33,9 +33,11 @@ const _: () = assert!(size_of::<RawEntry>() == ENTRY_LEN);
 pub struct IndexEntry {
     /// Page address.
     pub addr: u64,
-    /// First byte of the encoded page, from the start of the file; for a reference, its target's
+    /// First byte of the encoded page, from the start of the file that has it; for a reference, its target's
     /// sequence number in the upper half and slot in the lower.
     pub at: u64,
+    /// Which file has it: 0 for the snapshot's own, else the number of the file that it borrows pages from.
+    pub loan: u8,
     /// Length of the encoded page in bytes.
     pub len: u16,
     /// How it is encoded.
@@ -51,6 +53,7 @@ impl IndexEntry {
         Self {
             addr,
             at: u64::from(target.seq.get()) << 32 | u64::from(target.slot),
+            loan: 0,
             len: 0,
             encoding: Encoding::Reference,
             crc: 0,
@@ -65,7 +68,7 @@ impl IndexEntry {
         Location::new((self.at >> 32) as u32, self.at as u32)
     }
 
-    /// First byte of the encoded page in this file; 0 for a reference, which has none.
+    /// First byte of the encoded page in the file that has it; 0 for a reference, which has none.
     pub fn at_if_stored(&self) -> u64 {
         match self.encoding {
             Encoding::Reference => 0,
@@ -82,7 +85,7 @@ impl IndexEntry {
                 crc: self.crc.into(),
                 len: self.len.into(),
                 encoding: self.encoding.tag(),
-                reserved: 0,
+                loan: self.loan,
             }
             .as_bytes(),
         );
@@ -101,20 +104,32 @@ impl IndexEntry {
         let entry = Self {
             addr,
             at: raw.at.get(),
+            loan: raw.loan,
             len: raw.len.get(),
             encoding,
             crc: raw.crc.get(),
         };
-        if !addr.is_multiple_of(PAGE_SIZE) || raw.reserved != 0 {
+        if !addr.is_multiple_of(PAGE_SIZE) {
             return corrupt("not a page address");
         }
         if encoding == Encoding::Reference {
             return match entry.target() {
-                Some(target) if target.seq.get() < header.seq && entry.len == 0 => Ok(entry),
+                Some(target) if target.seq.get() < header.seq && entry.len == 0 => match raw.loan {
+                    0 => Ok(entry),
+                    _ => corrupt("a reference is not borrowed"),
+                },
                 _ => corrupt("refers to no earlier snapshot"),
             };
         }
         let end = entry.at.checked_add(entry.len.into());
+        if entry.loan != 0 {
+            // Held against the length of the file that it is borrowed from when it is read.
+            return match end {
+                Some(_) if encoding.needs_previous() => corrupt("changes are not borrowed"),
+                Some(_) => Ok(entry),
+                None => corrupt("lies outside any file"),
+            };
+        }
         if entry.at < header.data.offset || end.is_none_or(|end| end > header.data.end()) {
             return corrupt("lies outside the page data");
         }

@@ -28,7 +28,7 @@ mod golden;
 mod total;
 
 pub use batch::{EncodedBatch, EncodedPage, Previous};
-pub use builder::{Builder, Finished, Identity, SpanPlan};
+pub use builder::{Builder, Elsewhere, Finished, Identity, SpanPlan};
 pub use error::ImageError;
 pub use header::{
     Arch, FORMAT_VERSION, HEADER_LEN, Header, LATE_LEN, LATE_OFFSET, Late, Section, SessionId,

@@ -77,7 +77,7 @@ impl<'a> TreeEngine<'a> {
         };
         let mut tree = Self {
             links: None,
-            store: store.clone(),
+            store: store.side_by_side(),
             root,
             options: Options {
                 memory: options.memory / shares,

@@ -2,6 +2,7 @@
 
 use super::error::StoreError;
 use super::files::{Files, ReadFile};
+use super::loans::LoanFile;
 use crate::image::{ENTRY_LEN, HEADER_LEN, Header, IndexEntry, Section, SessionId, decode_index};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +16,8 @@ pub(super) struct ImageFile {
     pub(super) path: PathBuf,
     pub(super) header: Header,
     file: Box<dyn ReadFile>,
+    /// Files that it borrows pages from.
+    pub(super) loans: Vec<LoanFile>,
 }
 
 impl ImageFile {
@@ -37,6 +40,22 @@ impl ImageFile {
             path: path.to_owned(),
             header,
             file,
+            loans: Vec::new(),
+        })
+    }
+
+    /// The file that has the pages whose entries name it by this number.
+    pub(super) fn page_file(&self, number: u8) -> Result<&dyn PageFile, StoreError> {
+        if number == 0 {
+            return Ok(self);
+        }
+        let found = self.loans.iter().find(|loan| loan.number == number);
+        found.map(|loan| loan as &dyn PageFile).ok_or_else(|| {
+            StoreError::corrupt(
+                &self.path,
+                "page data",
+                format!("borrowed from file {number}, which is missing"),
+            )
         })
     }
 

@@ -5,6 +5,7 @@ use super::durability::suspect_after;
 use super::error::StoreError;
 use super::files::Files;
 use super::head::{Anchor, Head};
+use super::loans::LoanFile;
 use super::names;
 use super::pack::PackFile;
 use crate::image::{
@@ -20,6 +21,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 pub(super) struct Listing {
     /// Its snapshots by sequence number; not those that a pack stands for, though their files may still be there.
     pub(super) by_seq: BTreeMap<u32, SnapshotId>,
+    /// Numbers of the files that they borrow pages from; also of snapshots that are not there, or not yet.
+    pub(super) loans: BTreeMap<u32, Vec<u8>>,
     /// The pack that counts.
     pub(super) pack: Option<Arc<PackFile>>,
     /// Why the pack that should count cannot be read.
@@ -57,8 +60,19 @@ impl Listing {
                     Some(pack) if pack.absorbs(seq) => listing.leftovers.push(name),
                     _ => _ = listing.by_seq.insert(seq, id),
                 }
+            } else if let Some((seq, number)) = names::parse_loan_file(&name) {
+                listing.loans.entry(seq).or_default().push(number);
             } else if names::parse_pack_file(&name).is_some_and(|n| Some(n) < newest) {
                 listing.leftovers.push(name);
+            }
+        }
+        // Those of a snapshot that is just being published have their names before it.
+        let published = listing.by_seq.last_key_value().map_or(0, |(seq, _)| *seq);
+        for (seq, numbers) in &listing.loans {
+            let is_over = *seq < published || listing.is_gone(*seq);
+            if is_over && !listing.by_seq.contains_key(seq) {
+                let names = numbers.iter().map(|number| names::loan_file(*seq, *number));
+                listing.leftovers.extend(names);
             }
         }
         Ok(listing)
@@ -183,14 +197,20 @@ impl SessionFiles {
     pub(super) fn open(&self, seq: u32) -> Result<Arc<ImageFile>, StoreError> {
         let path = self.path(seq)?;
         self.cache.get(self.session, seq, || {
-            let file = ImageFile::open(&*self.files, &path)?;
-            let named = self.listing().by_seq.get(&seq) == Some(&file.header.id);
+            let mut file = ImageFile::open(&*self.files, &path)?;
+            let listing = self.listing();
+            let named = listing.by_seq.get(&seq) == Some(&file.header.id);
             if file.header.seq != seq || file.header.session != self.session || !named {
                 return Err(StoreError::corrupt(
                     &path,
                     "header",
                     "belongs under another name: the file was renamed or copied",
                 ));
+            }
+            // Now, so that one that is removed meanwhile is found missing as a whole.
+            for number in listing.loans.get(&seq).into_iter().flatten() {
+                file.loans
+                    .push(LoanFile::open(&*self.files, &self.dir, seq, *number)?);
             }
             Ok(file)
         })

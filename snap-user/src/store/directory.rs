@@ -2,6 +2,7 @@
 
 use super::cache::{FileCache, ImageFile};
 use super::chain::SessionFiles;
+use super::common::Common;
 use super::error::StoreError;
 use super::files::{Disk, Files, Locking};
 use super::headers::{self, HEADERS_FILE, Headers};
@@ -44,6 +45,7 @@ pub struct Store {
     pub(super) sealing: Arc<Sealing>,
     pub(super) keys: Arc<Keys>,
     pub(super) cache: Arc<FileCache>,
+    common: Option<Arc<Common>>,
 }
 
 /// What one look at a session finds.
@@ -129,6 +131,7 @@ impl Store {
             sealing,
             keys,
             cache: Arc::default(),
+            common: None,
         };
         store.recover();
         Ok(store)
@@ -316,7 +319,11 @@ impl Store {
         let list = self.list_session(session)?;
         let listing = self.session_files(session)?.listing();
         let pack = listing.pack.as_ref().map_or(0, |p| p.header.file_len());
-        Ok(pack + list.iter().map(|meta| meta.file_bytes).sum::<u64>())
+        let loans = listing
+            .loans
+            .keys()
+            .map(|seq| self.loan_bytes(session, *seq, &listing));
+        Ok(pack + loans.sum::<u64>() + list.iter().map(|meta| meta.file_bytes).sum::<u64>())
     }
 
     /// Makes a session's list of headers anew from its snapshots. Gives how many are in it.
@@ -340,6 +347,22 @@ impl Store {
                 known.count
             )
         })
+    }
+
+    /// The same store for sessions that are written side by side: what they have in common is stored once.
+    pub fn side_by_side(&self) -> Self {
+        Self {
+            common: Some(Arc::default()),
+            ..self.clone()
+        }
+    }
+
+    /// What a session shares with others that are written now. A sealed one shares nothing: its key is its own.
+    pub(super) fn common_of(&self, session: SessionId) -> Result<Option<Arc<Common>>, StoreError> {
+        match &self.common {
+            Some(common) if self.session_key(session)?.is_none() => Ok(Some(Arc::clone(common))),
+            _ => Ok(None),
+        }
     }
 
     /// The same store with open files of its own.

@@ -225,6 +225,7 @@ pub(super) fn recover(store: &Store, id: SessionId) -> Result<u64, StoreError> {
             .remove_file(&path)
             .map_err(StoreError::io("remove", &path))?;
     }
+    store.remove_orphans(&dir, &all.listing())?;
     store.cache.forget(id, |seq| torn.contains(&seq));
     files
         .sync_dir(&dir)
@@ -242,13 +243,20 @@ fn is_torn(all: &SessionFiles, seq: u32) -> Result<bool, StoreError> {
     match check_suspect(all, seq) {
         Ok(whole) => Ok(!whole),
         Err(error) if error.is_missing() => Ok(true),
-        Err(StoreError::Corrupt { path: at, .. }) if at == path => Ok(true),
+        Err(StoreError::Corrupt { path: at, .. }) if is_of(&at, &path, seq) => Ok(true),
         Err(StoreError::Io {
             path: at, source, ..
-        }) if at == path && source.kind() == ErrorKind::UnexpectedEof => Ok(true),
+        }) if is_of(&at, &path, seq) && source.kind() == ErrorKind::UnexpectedEof => Ok(true),
         // An older file is damaged, or the machine has no descriptor left: that says nothing about this one.
         Err(error) => Err(error),
     }
+}
+
+/// Whether a file is this snapshot's: its own, or one that it borrows from.
+fn is_of(file: &Path, own: &Path, seq: u32) -> bool {
+    let name = file.file_name().and_then(|name| name.to_str());
+    let borrowed = name.and_then(names::parse_loan_file);
+    file == own || borrowed.is_some_and(|(of, _)| of == seq)
 }
 
 fn check_suspect(all: &SessionFiles, seq: u32) -> Result<bool, StoreError> {

@@ -160,8 +160,10 @@ fn read_from_file(
             .iter()
             .map(|(place, number)| (entries[(place.slot - first) as usize], *place, *number))
             .collect();
-        pages.sort_unstable_by_key(|(entry, ..)| entry.at_if_stored());
-        read_data(file, &pages, buffer, take)?;
+        pages.sort_unstable_by_key(|(entry, ..)| (entry.loan, entry.at_if_stored()));
+        for pages in pages.chunk_by(|a, b| a.0.loan == b.0.loan) {
+            read_data(file.page_file(pages[0].0.loan)?, pages, buffer, take)?;
+        }
     }
     Ok(())
 }
@@ -191,6 +193,16 @@ fn read_data(
         }
         let (group, after) = rest.split_at(count);
         rest = after;
+        if end > file.file_len() {
+            return Err(StoreError::corrupt(
+                file.path(),
+                "page data",
+                format!(
+                    "it ends at {}, and pages are borrowed up to {end}",
+                    file.file_len()
+                ),
+            ));
+        }
         // Widened to whole blocks, for direct I/O.
         let start = start / ALIGN as u64 * ALIGN as u64;
         let end = end.next_multiple_of(ALIGN as u64);

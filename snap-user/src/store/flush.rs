@@ -15,6 +15,7 @@ use super::encoded::read_wanted;
 use super::error::StoreError;
 use super::flush_order::{order, will_have_set, without};
 use super::headers::{self, Headers};
+use super::loans::LoanFile;
 use super::meta::SnapshotMeta;
 use super::names::{self, TEMP_PREFIX};
 use super::needs::{Fate, Needs};
@@ -147,6 +148,8 @@ struct Written {
     file: TempFile,
     path: PathBuf,
     bytes: u64,
+    /// Rather than one that a snapshot borrows from.
+    is_snapshot: bool,
 }
 
 impl Flush {
@@ -169,6 +172,7 @@ impl Flush {
         }
         let missing = self.missing(&source, &have)?;
         self.complete_pack(&source, &target, &missing)?;
+        let loans = source.listing().loans.clone();
         // What is removed from memory meanwhile takes up room there for as long as it is open here.
         drop(source);
         self.from.cache.forget(self.session, |_| true);
@@ -176,10 +180,11 @@ impl Flush {
         let mut waiting = 0;
         let mut copied = Ok(());
         for seq in order(&missing, &|seq| have.by_seq.contains_key(&seq)) {
-            match self.copy(&missing[&seq]) {
+            let borrowed = loans.get(&seq).map_or(&[][..], Vec::as_slice);
+            match self.copy_with_loans(&missing[&seq], borrowed) {
                 Ok(written) => {
-                    waiting += written.bytes;
-                    batch.push(written);
+                    waiting += written.iter().map(|one| one.bytes).sum::<u64>();
+                    batch.extend(written);
                 }
                 // Those before it are whole without it.
                 Err(error) => {
@@ -351,11 +356,36 @@ impl Flush {
         Ok(())
     }
 
-    /// Copies the file of a snapshot, not yet under its name.
-    fn copy(&mut self, meta: &SnapshotMeta) -> Result<Written, StoreError> {
+    /// Copies the files that a snapshot borrows from and its own, in this order, not yet under their names.
+    fn copy_with_loans(
+        &mut self,
+        meta: &SnapshotMeta,
+        loans: &[u8],
+    ) -> Result<Vec<Written>, StoreError> {
+        let mut written = Vec::with_capacity(loans.len() + 1);
+        let home = self.from.session_path(self.session);
+        for number in loans {
+            let file = LoanFile::open(&*self.from.files, &home, meta.seq, *number)?;
+            let name = names::loan_file(meta.seq, *number);
+            let temp = format!("{TEMP_PREFIX}{name}");
+            written.push(self.copy(&file, &temp, &name, false)?);
+        }
         let file = ImageFile::open(&*self.from.files, &meta.path)?;
+        let name = names::snapshot_file(meta.seq, meta.id);
+        let temp = format!("{TEMP_PREFIX}{:08}", meta.seq);
+        written.push(self.copy(&file, &temp, &name, true)?);
+        Ok(written)
+    }
+
+    fn copy(
+        &mut self,
+        file: &dyn PageFile,
+        temp: &str,
+        name: &str,
+        is_snapshot: bool,
+    ) -> Result<Written, StoreError> {
         let dir = self.to.session_path(self.session);
-        let temp = dir.join(format!("{TEMP_PREFIX}{:08}", meta.seq));
+        let temp = dir.join(temp);
         // Left by one that was killed: whoever is here holds the lock.
         let _ = self.to.files.remove_file(&temp);
         let mut out = TempFile::create(&self.to.files, temp, std::mem::take(&mut self.write), 0)?;
@@ -373,8 +403,9 @@ impl Flush {
         self.write = out.take_buffer();
         Ok(Written {
             file: out,
-            path: dir.join(names::snapshot_file(meta.seq, meta.id)),
+            path: dir.join(name),
             bytes: len,
+            is_snapshot,
         })
     }
 
@@ -403,12 +434,12 @@ impl Flush {
             }
             return Err(error);
         }
-        for one in &named {
+        for one in named.iter().filter(|one| one.is_snapshot) {
             if let Some(head) = one.file.first().first_chunk() {
                 headers::note(&*self.to.files, &dir, &one.path, head);
             }
         }
-        self.done.snapshots += named.len() as u64;
+        self.done.snapshots += named.iter().filter(|one| one.is_snapshot).count() as u64;
         self.done.bytes += named.iter().map(|one| one.bytes).sum::<u64>();
         Ok(())
     }

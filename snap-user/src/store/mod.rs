@@ -9,6 +9,8 @@
 //! | `session` | the one writer of a session |
 //! | `pending` | a snapshot being written, up to its publication |
 //! | `temp`, `buffer` | a file being written, before it has its name |
+//! | `common` | pages that sessions have in common which are written side by side |
+//! | `lender`, `loans` | a file that others borrow pages from; those that a snapshot borrows from |
 //! | `head` | the page table that the next delta builds on, and when it gets a span |
 //! | `headers` | the headers of a session in one file, for listings |
 //! | `chain` | the page table of any snapshot, by jumps over its ancestors |
@@ -38,6 +40,7 @@
 mod buffer;
 mod cache;
 mod chain;
+mod common;
 mod diff;
 mod directory;
 mod due;
@@ -51,6 +54,8 @@ mod flush;
 mod flush_order;
 mod head;
 mod headers;
+mod lender;
+mod loans;
 mod meta;
 mod mixed;
 mod names;

@@ -31,6 +31,20 @@ pub(super) fn parse_snapshot_file(name: &str) -> Option<(u32, SnapshotId)> {
     (snapshot_file(seq, id) == name).then_some((seq, id))
 }
 
+const LOAN_SUFFIX: &str = ".kloan";
+
+/// `00000007-001.kloan`: a file that snapshot 7 borrows pages from.
+pub(super) fn loan_file(seq: u32, number: u8) -> String {
+    format!("{seq:08}-{number:03}{LOAN_SUFFIX}")
+}
+
+/// Sequence number of the snapshot, and the number of the file that it borrows from.
+pub(super) fn parse_loan_file(name: &str) -> Option<(u32, u8)> {
+    let (seq, number) = name.strip_suffix(LOAN_SUFFIX)?.split_once('-')?;
+    let (seq, number) = (seq.parse().ok()?, number.parse().ok()?);
+    (loan_file(seq, number) == name).then_some((seq, number))
+}
+
 const PACK_SUFFIX: &str = ".kpack";
 
 /// `00000003.kpack`.
@@ -126,6 +140,25 @@ mod tests {
         }
         for spelled in [name.trim_start_matches('0'), &name.replace('a', "A")] {
             assert_eq!(parse_snapshot_file(spelled), None, "{spelled}");
+        }
+    }
+
+    #[test]
+    fn loan_file_names_come_back() {
+        for (seq, number) in [(1, 1), (7, 255), (u32::MAX, 9)] {
+            assert_eq!(
+                parse_loan_file(&loan_file(seq, number)),
+                Some((seq, number))
+            );
+        }
+        for other in [
+            "1-001.kloan",
+            "00000001-1.kloan",
+            "00000001-256.kloan",
+            "00000001.kloan",
+            ".tmp-00000001-001.kloan",
+        ] {
+            assert_eq!(parse_loan_file(other), None, "{other}");
         }
     }
 

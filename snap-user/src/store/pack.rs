@@ -116,6 +116,7 @@ impl PackFile {
         Ok(IndexEntry {
             addr: entry.addr,
             at: entry.at,
+            loan: 0,
             len: entry.len,
             encoding: entry.encoding,
             crc: entry.crc,

@@ -4,12 +4,14 @@ use super::durability::Durability;
 use super::error::StoreError;
 use super::head::Head;
 use super::headers;
+use super::lender::Lender;
+use super::loans::Loans;
 use super::names::{self, TEMP_PREFIX};
 use super::session::{Session, now_ns};
 use super::temp::TempFile;
 use crate::image::{
-    Arch, Builder, EncodedBatch, HEADER_LEN, Identity, LATE_OFFSET, Late, Location, PageSink,
-    SpanKind, SpanPlan,
+    Arch, Builder, EncodedBatch, HEADER_LEN, Identity, IndexEntry, LATE_OFFSET, Late, Location,
+    PageSink, SpanKind, SpanPlan,
 };
 use crate::model::{Costs, PageSet, PageTable, ProcessState, SnapshotId, SnapshotKind};
 use std::path::Path;
@@ -24,6 +26,8 @@ pub struct PendingSnapshot<'a> {
     identity: Identity,
     builder: Builder,
     out: TempFile,
+    /// Where sessions are written side by side: its file, and those that it borrows pages from.
+    sharing: Option<(Arc<Lender>, Loans)>,
     /// Its file may be among the published ones.
     tried: bool,
 }
@@ -68,7 +72,14 @@ impl<'a> PendingSnapshot<'a> {
         let temp = session.dir.join(format!("{TEMP_PREFIX}{seq:08}"));
         let buffer = std::mem::take(&mut session.buffer);
         // Room for the header, which is known last.
-        let out = TempFile::create(&session.store.files, temp, buffer, HEADER_LEN)?;
+        let mut out = TempFile::create(&session.store.files, temp.clone(), buffer, HEADER_LEN)?;
+        let sharing = session.common.as_ref().map(|common| {
+            let loans = Loans::new(&session.store.files, &session.dir, seq);
+            (common.lender(temp), loans)
+        });
+        if let Some((lender, _)) = &sharing {
+            out.lend(Arc::clone(lender));
+        }
         let identity = Identity {
             arch,
             kind,
@@ -82,6 +93,7 @@ impl<'a> PendingSnapshot<'a> {
             identity,
             builder: Builder::new(),
             out,
+            sharing,
             tried: false,
         })
     }
@@ -117,7 +129,8 @@ impl<'a> PendingSnapshot<'a> {
     ///
     /// After an error the session is as before [`Session::begin`], and the snapshot can be tried again.
     pub fn publish(mut self, state: &ProcessState, costs: &Costs) -> Result<Published, StoreError> {
-        let entries = self.builder.entries();
+        let mut entries = self.builder.entries();
+        self.take_over(&mut entries)?;
         let (table, span) = self.plan(&entries)?;
         let mut costs = costs.clone();
         costs.bytes_out = self.builder.data_len();
@@ -133,6 +146,10 @@ impl<'a> PendingSnapshot<'a> {
         self.out.extend(&finished.tail)?;
         self.out.flush()?;
         self.out.rewrite(&finished.head, 0)?;
+        if let Some((_, loans)) = &mut self.sharing {
+            // Behind the flush: others may wait for it in the same way.
+            loans.settle(&entries, self.session.unsynced.mode != Durability::None)?;
+        }
 
         let header = finished.header;
         let name = names::snapshot_file(header.seq, header.id);
@@ -164,10 +181,27 @@ impl<'a> PendingSnapshot<'a> {
         })
     }
 
+    /// Stores what is borrowed of files that are not worth keeping for it.
+    fn take_over(&mut self, entries: &mut [IndexEntry]) -> Result<(), StoreError> {
+        let Some((_, loans)) = &self.sharing else {
+            return Ok(());
+        };
+        if !loans.has_small(entries) {
+            return Ok(());
+        }
+        // First: others may wait for it in the same way.
+        self.out.flush()?;
+        let (out, builder) = (&mut self.out, &mut self.builder);
+        loans.take_over(entries, &mut |bytes| {
+            out.extend(bytes)?;
+            Ok(builder.add_data(bytes.len()))
+        })
+    }
+
     /// The snapshot's page table and the span section it gets.
     fn plan(
         &mut self,
-        entries: &[crate::image::IndexEntry],
+        entries: &[IndexEntry],
     ) -> Result<(PageTable<Location>, SpanPlan), StoreError> {
         let seq = self.identity.seq;
         let mut table = self.parent_table().cloned().unwrap_or_default();
@@ -216,7 +250,13 @@ impl<'a> PendingSnapshot<'a> {
             let (unsynced, dir) = (&mut self.session.unsynced, &self.session.dir);
             unsynced.mark(files, dir, seq - 1)?;
         }
+        if let Some((_, loans)) = &mut self.sharing {
+            loans.publish()?;
+        }
         self.out.rename(path)?;
+        if !each {
+            self.keep_loans();
+        }
         if let Some(file) = file.filter(|_| !each) {
             self.session.unsynced.add(file, seq);
             // One that cannot be synced now is published all the same, and tried again with the next.
@@ -232,7 +272,15 @@ impl<'a> PendingSnapshot<'a> {
             }
             return Err(StoreError::io("sync folder", &self.session.dir)(error));
         }
+        self.keep_loans();
         Ok(ns(start))
+    }
+
+    /// What is borrowed stays with the snapshot.
+    fn keep_loans(&mut self) {
+        if let Some((_, loans)) = &mut self.sharing {
+            loans.keep();
+        }
     }
 }
 
@@ -245,12 +293,30 @@ impl PageSink for PendingSnapshot<'_> {
             SnapshotKind::Base => &empty,
             SnapshotKind::Delta => self.session.head_table().unwrap_or(&empty),
         };
+        let elsewhere = match (&self.session.common, &mut self.sharing) {
+            (Some(common), Some((lender, loans))) => {
+                let from = HEADER_LEN as u64 + self.builder.data_len();
+                common.shelve(batch, lender, from, loans)
+            }
+            _ => Vec::new(),
+        };
         self.builder
-            .append(batch, parent)
+            .append(batch, &elsewhere, parent)
             .map_err(|addr| StoreError::Misuse {
                 why: format!("its parent has no page {addr:#x} to refer to"),
             })?;
-        self.out.extend(batch.bytes())
+        // What is elsewhere is not written again.
+        let mut from = 0;
+        for (page, _) in batch
+            .pages()
+            .iter()
+            .zip(&elsewhere)
+            .filter(|(_, place)| place.is_some())
+        {
+            self.out.extend(&batch.bytes()[from..page.at as usize])?;
+            from = page.at as usize + usize::from(page.len);
+        }
+        self.out.extend(&batch.bytes()[from..])
     }
 
     fn drop_ranges(&mut self, pages: &PageSet) {
@@ -264,6 +330,7 @@ impl PageSink for PendingSnapshot<'_> {
 
 impl Drop for PendingSnapshot<'_> {
     fn drop(&mut self) {
+        self.out.end_lending();
         self.session.buffer = self.out.take_buffer();
         if !self.tried {
             self.session.next_seq = self.identity.seq;

@@ -90,6 +90,8 @@ pub struct Plan {
     pub bytes_before: u64,
     /// Bytes of them afterwards, but for a few of each file's own.
     pub bytes_after: u64,
+    /// Bytes of the snapshots that go.
+    removed_bytes: u64,
     /// Nothing stays: the whole session goes.
     pub whole_session: bool,
     /// The newest snapshot that was looked at.
@@ -267,10 +269,14 @@ impl Pruner {
         let (removed, kept): (Vec<_>, Vec<_>) =
             list.into_iter().partition(|meta| gone.contains(&meta.seq));
         let pack_bytes = listing.pack.as_ref().map_or(0, |p| p.header.file_len());
-        let sum = |list: &[SnapshotMeta]| list.iter().map(|meta| meta.file_bytes).sum::<u64>();
+        let borrowed =
+            |meta: &SnapshotMeta| self.store.loan_bytes(self.session, meta.seq, &listing);
+        let bytes = |meta: &SnapshotMeta| meta.file_bytes + borrowed(meta);
+        let sum = |list: &[SnapshotMeta]| list.iter().map(bytes).sum::<u64>();
         let mut plan = Plan {
             bytes_before: sum(&removed) + sum(&kept) + pack_bytes,
             bytes_after: sum(&kept) + pack_bytes,
+            removed_bytes: sum(&removed),
             whole_session: kept.is_empty(),
             kept: kept.len() as u64,
             needs: Needs::default(),
@@ -363,11 +369,10 @@ impl Pruner {
         {
             tracing::debug!("list of headers: {error}");
         }
-        let removed: u64 = plan.removed.iter().map(|meta| meta.file_bytes).sum();
         Ok(Pruned {
             snapshots: plan.removed.len() as u64,
             merged_pages: plan.needs.places.len() as u64,
-            freed: (removed + old_pack) as i64 - bytes as i64,
+            freed: (plan.removed_bytes + old_pack) as i64 - bytes as i64,
         })
     }
 

@@ -1,6 +1,7 @@
 //! The one writer of a session.
 
 use super::buffer::WriteBuffer;
+use super::common::Common;
 use super::directory::Store;
 use super::durability::{Durability, Unsynced, recover};
 use super::error::StoreError;
@@ -104,6 +105,8 @@ pub struct Session {
     pub(super) buffer: WriteBuffer,
     info: SessionInfo,
     pub(super) unsynced: Unsynced,
+    /// What other sessions have that are written side by side.
+    pub(super) common: Option<Arc<Common>>,
     /// Shared with whoever removes snapshots of the session.
     pub(super) shared: Arc<Shared>,
     lock: Arc<LockGuard>,
@@ -157,6 +160,7 @@ impl Session {
             buffer: WriteBuffer::default(),
             info,
             unsynced: Unsynced::default(),
+            common: store.common_of(id)?,
             shared: Arc::default(),
             lock: Arc::new(lock),
         })
@@ -188,6 +192,7 @@ impl Session {
         }
         // Numbers are not used twice, also not those of snapshots that are gone.
         let listing = store.session_files(id)?.listing();
+        store.remove_orphans(&dir, &listing)?;
         if Headers::read(&*store.files, &dir).is_stale(listing.by_seq.len())
             && let Err(error) = store.rebuild_headers(id)
         {
@@ -210,6 +215,7 @@ impl Session {
             buffer: WriteBuffer::default(),
             info,
             unsynced: Unsynced::default(),
+            common: store.common_of(id)?,
             shared: Arc::default(),
             lock: Arc::new(lock),
         })

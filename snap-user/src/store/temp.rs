@@ -3,6 +3,7 @@
 use super::buffer::WriteBuffer;
 use super::error::StoreError;
 use super::files::{Files, WriteFile};
+use super::lender::Lender;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,6 +27,8 @@ pub(super) struct TempFile {
     flushed: u64,
     write_ns: u64,
     failed: bool,
+    /// Others may borrow from it.
+    lender: Option<Arc<Lender>>,
 }
 
 impl TempFile {
@@ -51,7 +54,13 @@ impl TempFile {
             flushed: 0,
             write_ns: 0,
             failed: false,
+            lender: None,
         })
+    }
+
+    /// From here on others may borrow from it.
+    pub(super) fn lend(&mut self, lender: Arc<Lender>) {
+        self.lender = Some(lender);
     }
 
     /// Where it is, or was before it was renamed.
@@ -102,6 +111,9 @@ impl TempFile {
         self.flushed += buffer.bytes().len() as u64;
         buffer.clear();
         self.buffer = buffer;
+        if let (Some(lender), Ok(())) = (&self.lender, &done) {
+            lender.wrote(self.flushed);
+        }
         done
     }
 
@@ -153,11 +165,28 @@ impl TempFile {
     /// Gives it its name. From here on it stays.
     pub(super) fn rename(&mut self, to: &Path) -> Result<(), StoreError> {
         self.finish()?;
-        self.files
-            .rename(&self.shown, to)
-            .map_err(StoreError::io("publish", to))?;
+        match &self.lender {
+            Some(lender) => lender.rename(&*self.files, to),
+            None => self.files.rename(&self.shown, to),
+        }
+        .map_err(StoreError::io("publish", to))?;
         self.path = None;
         Ok(())
+    }
+
+    /// Nothing more is written. What others have borrowed is in the file first: they go on without it.
+    pub(super) fn end_lending(&mut self) {
+        let Some(lender) = self.lender.clone() else {
+            return;
+        };
+        if self.path.is_some()
+            && lender.close()
+            && let Err(error) = self.flush()
+        {
+            tracing::debug!("what was lent of {}: {error}", self.shown.display());
+        }
+        lender.end();
+        self.lender = None;
     }
 
     /// The buffer, for the next file.
@@ -168,6 +197,7 @@ impl TempFile {
 
 impl Drop for TempFile {
     fn drop(&mut self) {
+        self.end_lending();
         let Some(path) = self.path.take() else {
             return;
         };

@@ -162,6 +162,25 @@ impl Files for Sealing {
         self.inner.rename(from, to)
     }
 
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        // Under another name, let alone in another session, nobody could read it.
+        match self.seal_of(from)?.or(self.seal_of(to)?) {
+            None => self.inner.link(from, to),
+            Some(_) => Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "a sealed file has one name",
+            )),
+        }
+    }
+
+    fn names_of(&self, path: &Path) -> io::Result<u64> {
+        self.inner.names_of(path)
+    }
+
+    fn sync_file(&self, path: &Path) -> io::Result<()> {
+        self.inner.sync_file(path)
+    }
+
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         self.inner.remove_file(path)
     }

@@ -39,6 +39,8 @@ struct State {
     written: HashMap<PathBuf, Unsynced>,
     /// Files that cannot be opened, and the errno.
     unreadable: HashMap<PathBuf, i32>,
+    /// Second names of files, and under which they were made.
+    links: HashMap<PathBuf, PathBuf>,
     /// What the next listing of a folder says.
     old_names: HashMap<PathBuf, Vec<String>>,
     /// Renames whose folder is not synced yet.
@@ -219,6 +221,34 @@ impl Files for TestFiles {
         rename_keys(&mut state.written, from, to);
         state.renames.push((from.to_owned(), to.to_owned()));
         state.moved.insert(from.to_owned(), to.to_owned());
+        if let Some(made) = state.links.remove(from) {
+            state.links.insert(to.to_owned(), made);
+        }
+        Ok(())
+    }
+
+    fn link(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.step()?;
+        Disk.link(from, to)?;
+        self.state().links.insert(to.to_owned(), from.to_owned());
+        Ok(())
+    }
+
+    fn names_of(&self, path: &Path) -> io::Result<u64> {
+        Disk.names_of(path)
+    }
+
+    fn sync_file(&self, path: &Path) -> io::Result<()> {
+        self.step()?;
+        let durable_len = fs::metadata(path)?.len();
+        let mut state = self.state();
+        let made = state.links.get(path).map_or(path, |made| made);
+        let now = state.moved.get(made).map_or(made, |now| now).to_owned();
+        let durable = Unsynced {
+            durable_len,
+            overwritten: Vec::new(),
+        };
+        state.written.insert(now, durable);
         Ok(())
     }
 

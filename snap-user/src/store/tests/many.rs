@@ -59,6 +59,10 @@ impl Files for Quick {
         Disk.rename(from, to)
     }
 
+    fn sync_file(&self, _path: &Path) -> io::Result<()> {
+        Ok(())
+    }
+
     fn remove_file(&self, path: &Path) -> io::Result<()> {
         Disk.remove_file(path)
     }

@@ -2,6 +2,7 @@
 
 mod access;
 mod basics;
+mod common;
 mod corruption;
 mod durability;
 mod evolve;

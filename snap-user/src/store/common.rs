@@ -1,0 +1,144 @@
+//! Pages that sessions have in common which one process writes side by side: those of a tree's processes.
+//!
+//! Memory that processes share, and what a fork left as it was, is the same in each of them. The first that writes such
+//! a page has it in its file; the others borrow it, through a link of their own to that file, so that nobody who removes
+//! snapshots has to ask anyone. Pages are the same when the BLAKE3 hashes of their encoded bytes are.
+
+use super::lender::Lender;
+use super::loans::Loans;
+use crate::codec::Encoding;
+use crate::image::{Elsewhere, EncodedBatch, EncodedPage};
+use rustc_hash::FxHashMap;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Shorter pages are not worth looking for: an entry of the index is half as long.
+const LEAST: u16 = 48;
+/// A file is linked to for so many bytes of one batch at least.
+const WORTH: u64 = 4 << 10;
+/// Pages known at a time, of about 60 bytes each here; those of the oldest files are forgotten first.
+const MOST_PAGES: usize = 1 << 20;
+/// Files known at a time.
+const MOST_FILES: usize = 4096;
+
+type Key = [u8; 16];
+
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    lender: u64,
+    at: u64,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    pages: FxHashMap<Key, Place>,
+    lenders: BTreeMap<u64, Arc<Lender>>,
+    last: u64,
+}
+
+impl Known {
+    fn forget(&mut self, lender: u64) {
+        self.lenders.remove(&lender);
+        self.pages.retain(|_, place| place.lender != lender);
+    }
+
+    /// Makes room by forgetting files, the oldest first, but never this one.
+    fn make_room(&mut self, own: u64) {
+        while self.pages.len() > MOST_PAGES || self.lenders.len() > MOST_FILES {
+            match self.lenders.keys().find(|id| **id != own).copied() {
+                Some(oldest) => self.forget(oldest),
+                None => return,
+            }
+        }
+    }
+}
+
+/// What is known of the pages of sessions that are written side by side.
+#[derive(Debug, Default)]
+pub(super) struct Common(Mutex<Known>);
+
+/// What identifies a page that stands alone, if it is worth looking for.
+fn key(page: &EncodedPage, bytes: &[u8]) -> Option<Key> {
+    let stands_alone = page.encoding != Encoding::Reference && !page.encoding.needs_previous();
+    if !stands_alone || page.len < LEAST {
+        return None;
+    }
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&[page.encoding.tag()]);
+    hasher.update(&bytes[page.at as usize..][..usize::from(page.len)]);
+    hasher.finalize().as_bytes().first_chunk().copied()
+}
+
+impl Common {
+    /// A file that is about to be written, and lends its pages.
+    pub(super) fn lender(&self, path: PathBuf) -> Arc<Lender> {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.last += 1;
+        Arc::new(Lender::new(known.last, path))
+    }
+
+    /// Where pages of a batch are already, each at its number; the others are known from here on as the file's own. It
+    /// gets them from the offset `from` on.
+    pub(super) fn shelve(
+        &self,
+        batch: &EncodedBatch,
+        own: &Arc<Lender>,
+        from: u64,
+        loans: &mut Loans,
+    ) -> Vec<Option<Elsewhere>> {
+        let keys: Vec<Option<Key>> = batch
+            .pages()
+            .iter()
+            .map(|page| key(page, batch.bytes()))
+            .collect();
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut worth: BTreeMap<u64, u64> = BTreeMap::new();
+        for (page, key) in batch.pages().iter().zip(&keys) {
+            if let Some(place) = key.and_then(|key| known.pages.get(&key)) {
+                *worth.entry(place.lender).or_default() += u64::from(page.len);
+            }
+        }
+        let mut numbers: BTreeMap<u64, u8> = [(own.id(), 0)].into();
+        worth.remove(&own.id());
+        for (id, bytes) in worth {
+            let Some(lender) = known.lenders.get(&id).cloned() else {
+                continue;
+            };
+            match loans.number(&lender, bytes >= WORTH) {
+                Ok(Some(number)) => _ = numbers.insert(id, number),
+                Ok(None) => {}
+                // Removed since; or the file system has no links.
+                Err(error) => {
+                    tracing::debug!("no link to {lender}: {error}");
+                    known.forget(id);
+                }
+            }
+        }
+        let mut at = from;
+        let mut elsewhere = Vec::with_capacity(keys.len());
+        for (page, key) in batch.pages().iter().zip(keys) {
+            let place = key.and_then(|key| known.pages.get(&key));
+            let found = place.and_then(|place| {
+                let loan = *numbers.get(&place.lender)?;
+                Some(Elsewhere { loan, at: place.at })
+            });
+            if let (Some(key), None) = (key, found) {
+                let lender = own.id();
+                known.pages.insert(key, Place { lender, at });
+            }
+            if found.is_none() {
+                at += u64::from(page.len);
+            }
+            elsewhere.push(found);
+        }
+        if at > from {
+            known
+                .lenders
+                .entry(own.id())
+                .or_insert_with(|| Arc::clone(own));
+        }
+        known.make_room(own.id());
+        elsewhere
+    }
+}

@@ -1,0 +1,115 @@
+//! A file that others borrow pages from, also while it is being written.
+
+use super::files::Files;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+#[derive(Debug)]
+struct State {
+    /// What it is called; for messages once it is gone.
+    path: PathBuf,
+    /// It is not called so any more, and another file may be.
+    gone: bool,
+    /// Bytes of it that are in the file.
+    written: u64,
+    /// Somebody has borrowed from it.
+    lent: bool,
+    /// Nothing more is written.
+    over: bool,
+}
+
+/// A snapshot's file, as those see it that borrow pages from it.
+#[derive(Debug)]
+pub(super) struct Lender {
+    id: u64,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl fmt::Display for Lender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.state().path.display().fmt(f)
+    }
+}
+
+impl Lender {
+    pub(super) fn new(id: u64, path: PathBuf) -> Self {
+        Self {
+            id,
+            state: Mutex::new(State {
+                path,
+                gone: false,
+                written: 0,
+                lent: false,
+                over: false,
+            }),
+            changed: Condvar::new(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Plain data, changed in single steps: whole also after a panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What tells it from others of the same process.
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// From here on nobody borrows from it any more: it is about to be removed. Whether somebody has: then all that it
+    /// was to hold must get into the file all the same.
+    pub(super) fn close(&self) -> bool {
+        let mut state = self.state();
+        state.gone = true;
+        state.lent
+    }
+
+    /// The file holds so many bytes by now.
+    pub(super) fn wrote(&self, bytes: u64) {
+        self.state().written = bytes;
+        self.changed.notify_all();
+    }
+
+    /// Bytes that the file holds by now.
+    pub(super) fn written(&self) -> u64 {
+        self.state().written
+    }
+
+    /// Nothing more is written.
+    pub(super) fn end(&self) {
+        self.state().over = true;
+        self.changed.notify_all();
+    }
+
+    /// Renames the file, while nobody links to it.
+    pub(super) fn rename(&self, files: &dyn Files, to: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        files.rename(&state.path, to)?;
+        state.path = to.to_owned();
+        Ok(())
+    }
+
+    /// Gives the file another name.
+    pub(super) fn link(&self, files: &dyn Files, name: &Path) -> io::Result<()> {
+        let mut state = self.state();
+        if state.gone {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        files.link(&state.path, name)?;
+        state.lent = true;
+        Ok(())
+    }
+
+    /// Waits until the file holds its first `bytes`. False: it never will.
+    pub(super) fn wait_for(&self, bytes: u64) -> bool {
+        let mut state = self.state();
+        while state.written < bytes && !state.over {
+            let woken = self.changed.wait(state);
+            state = woken.unwrap_or_else(PoisonError::into_inner);
+        }
+        state.written >= bytes
+    }
+}
