@@ -11,7 +11,7 @@ use super::{
 };
 use crate::capture::CaptureError;
 use crate::store::Store;
-use crate::sys::{leave_to_kernel, pidfd_open, ptrace};
+use crate::sys::{leave_to_kernel, pidfd_open, ptrace, share_memory};
 use crate::track::{Support, TrackError, support};
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
@@ -65,6 +65,7 @@ pub fn run(
                 source: e,
             })?;
     let pid = child.id() as i32;
+    await_own_memory(pid);
     let mut attached = false;
     let (send, commands) = channel();
     let watched = (|| {
@@ -135,6 +136,16 @@ fn end_as_told() {
     let own = rustix::process::getpid();
     if let Err(e) = rustix::process::kill_process(own, rustix::process::Signal::TERM) {
         tracing::warn!("told to end, which is not possible: {e}");
+    }
+}
+
+/// Waits until a child has memory of its own. In the middle of its execve(2) it lets its parent go on a moment before:
+/// what is opened of its memory then is ksnap's.
+fn await_own_memory(pid: i32) {
+    let own = std::process::id() as i32;
+    // One that has ended has none, and where the kernel cannot tell there is nothing to wait for.
+    while share_memory(own, pid).unwrap_or(false) {
+        std::thread::sleep(Duration::from_micros(50));
     }
 }
 
