@@ -106,7 +106,14 @@ pub enum Locking {
 #[derive(Debug)]
 pub struct LockGuard {
     /// `flock(2)` goes with the open file description.
-    _file: File,
+    file: File,
+}
+
+impl Drop for LockGuard {
+    fn drop(&mut self) {
+        // Closed alone, it would be held on by a child that has just been started, until that executes its program.
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
 }
 
 /// `TMPFS_MAGIC` and `RAMFS_MAGIC`, statfs(2).
@@ -226,7 +233,7 @@ impl Files for Disk {
                 if let Err(error) = told {
                     tracing::debug!("no process id in {}: {error}", path.display());
                 }
-                Ok(Locking::Held(LockGuard { _file: file }))
+                Ok(Locking::Held(LockGuard { file }))
             }
             Err(rustix::io::Errno::WOULDBLOCK) => {
                 let mut text = String::new();
