@@ -1,7 +1,8 @@
 //! What the first write to a protected page costs on this machine.
 
 use super::{Result, TrackError, TrackerKind};
-use crate::sys::{MayHold, Pagemap, ScratchMap, Userfaultfd, WpRegister, monotonic_ns};
+use crate::sys::{MayHold, Pagemap, ScratchMap, Userfaultfd, WpRegister};
+use rustix::time::{ClockId, clock_gettime};
 
 /// Large enough that the clock and the first touch of the page tables do not show.
 const PAGES: u64 = 1 << 14;
@@ -9,6 +10,12 @@ const ROUNDS: usize = 3;
 /// From one write to the next, in pages: odd, so that all of them are met, and far, so that neither caches nor
 /// translations are near.
 const STRIDE: u64 = 6_121;
+
+/// Nanoseconds that this thread has run: what others have of its processor meanwhile does not count.
+fn run_ns() -> u64 {
+    let now = clock_gettime(ClockId::ThreadCPUTime);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+}
 
 /// Nanoseconds that a write to a page under asynchronous write protection takes longer than one to
 /// a page that is not: the median of a few rounds, scattered over 64 MiB of this process itself. Takes some hundred
@@ -22,9 +29,9 @@ pub fn fault_cost_ns() -> Result<u64> {
     let mut pagemap = Pagemap::open(std::process::id().cast_signed())?;
     let range = map.range();
     let mut write_all = |byte| {
-        let start = monotonic_ns();
+        let start = run_ns();
         (0..PAGES).for_each(|n| map.write(n * STRIDE % PAGES, byte));
-        monotonic_ns() - start
+        run_ns() - start
     };
     write_all(0);
     if uffd.register(range)? != WpRegister::Done {
