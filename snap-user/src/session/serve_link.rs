@@ -186,15 +186,16 @@ mod tests {
 
     #[test]
     fn a_source_is_told_that_work_goes_on_until_it_is_done() {
-        let (mut source, mut target) = Link::pair(Duration::from_millis(400));
+        // A sign each half second, which a busy machine may delay: many fit into what the source waits for.
+        let (mut source, mut target) = Link::pair(Duration::from_secs(20));
+        let patience = Duration::from_secs(4);
         let work = std::thread::spawn(move || {
-            let work = || std::thread::sleep(Duration::from_secs(1));
+            let work = || std::thread::sleep(2 * patience + Duration::from_secs(1));
             while_alive(&mut target, work).unwrap();
             target.send(&Message::Done).unwrap();
             target
         });
         let (begun, mut signs) = (Instant::now(), 0);
-        let patience = source.stall();
         let said = source.receive_with(patience, &mut || signs += 1);
         assert!(matches!(said, Ok(Message::Done)), "{said:?}");
         assert!(signs > 2 && begun.elapsed() > 2 * patience, "{signs}");
