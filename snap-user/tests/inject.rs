@@ -8,7 +8,7 @@ use snap_user::sys::{
 };
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const TRACER: &str = "KSNAP_TEST_TRACE";
 /// What all of these need, and how to get it.
@@ -180,8 +180,12 @@ fn many_questions_are_answered_in_one_go_and_leave_no_trace() {
     let Some(mut target) = Target::start() else {
         return skip::skip(PYTHON.0, PYTHON.1);
     };
-    // Asleep in its read.
-    std::thread::sleep(Duration::from_millis(50));
+    // Asleep in its read, behind all that it does with its stack to answer.
+    let end = Instant::now() + Duration::from_secs(60);
+    while proc::stat(target.pid(), None).unwrap().state != 'S' {
+        assert!(Instant::now() < end, "it does not wait for a line");
+        std::thread::sleep(Duration::from_millis(1));
+    }
     let (gadgets, vmas) = prepare(target.pid());
     let before = dead_stack(target.pid(), &vmas);
     for round in 0..50 {

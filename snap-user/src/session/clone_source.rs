@@ -181,6 +181,7 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::asleep::await_sleep;
     use crate::store::{Mixed, SessionInfo};
     use rustix::process::{Pid, Signal, kill_process};
     use std::io::{BufRead, BufReader, Write};
@@ -193,11 +194,7 @@ mod tests {
         /// It sleeps when this returns: a program is known by its stack only when all of it has been loaded.
         fn start() -> Self {
             let sleeper = Self(Command::new("sleep").arg("600").spawn().unwrap());
-            let end = Instant::now() + Duration::from_secs(10);
-            while proc::stat(sleeper.pid(), None).unwrap().state != 'S' {
-                assert!(Instant::now() < end, "it does not sleep");
-                std::thread::sleep(AGAIN);
-            }
+            await_sleep(sleeper.pid());
             sleeper
         }
 
@@ -207,7 +204,7 @@ mod tests {
 
         /// In a moment it is stopped, or is not.
         fn assert_stopped(&self, stopped: bool) {
-            let end = Instant::now() + Duration::from_secs(10);
+            let end = Instant::now() + Duration::from_secs(60);
             while is_job_stopped(self.pid()).unwrap() != stopped {
                 assert!(Instant::now() < end, "stopped is not {stopped}");
                 std::thread::sleep(AGAIN);

@@ -163,11 +163,14 @@ mod tests {
         let end = Instant::now() + Duration::from_secs(60);
         let family = loop {
             assert!(Instant::now() < end, "they do not come to be so");
-            let family = freeze(pid, Hold::Trace).unwrap();
-            if family.members.0.len() == 4 && family.zombies.len() == 1 {
-                break family;
+            match freeze(pid, Hold::Trace) {
+                Ok(family) if family.members.0.len() == 4 && family.zombies.len() == 1 => {
+                    break family;
+                }
+                Ok(_) => {}
+                // On its way into its program it may take longer than is waited for.
+                Err(e) => assert!(e.to_string().contains("does not stop"), "{e}"),
             }
-            drop(family);
             std::thread::yield_now();
         };
         assert_eq!(family.zombies[0].status, 7 << 8);

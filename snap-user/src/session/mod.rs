@@ -1,6 +1,8 @@
 //! The verbs, each a short function over the other rooms, and the continuous scheduler.
 
 mod arrival;
+#[cfg(test)]
+mod asleep;
 mod audit;
 #[cfg(feature = "object-storage")]
 mod bucket_known;

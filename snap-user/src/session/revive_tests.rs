@@ -68,6 +68,7 @@ fn whether_a_tree_is_wanted_is_asked_when_nothing_is_left_that_may_be_refused() 
     assert_eq!(taken.processes.len(), 2);
     // Whoever ended it, this program, may have waited for it already.
     let _ = shell.wait();
+    let end = Instant::now() + Duration::from_secs(60);
     for process in &taken.processes {
         while is_process(process.pid) {
             assert!(Instant::now() < end, "{} does not end", process.pid);

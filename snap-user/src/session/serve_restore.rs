@@ -171,9 +171,10 @@ fn pids(wanted: wire::Pids, state: &ProcessState) -> Option<Pids> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::session::asleep::await_sleep;
     use crate::session::{Options, Then, TrackerChoice, TrackerKind, snap};
     use std::process::{Command, Stdio};
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     fn running() -> Running {
         Running {
@@ -184,25 +185,44 @@ mod tests {
         }
     }
 
+    /// Both ends of a connection. The second one says often that it lives, and so finds out soon that the first is
+    /// gone, and nobody takes the other for gone who is only slow.
+    fn pair() -> (Link, Link) {
+        Link::pair(Duration::from_secs(20))
+    }
+
+    /// Waits until that is known.
+    fn await_loss(lost: &OnceLock<String>) {
+        let end = Instant::now() + Duration::from_secs(60);
+        while lost.get().is_none() {
+            assert!(Instant::now() < end, "nobody sees that the source is gone");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     #[test]
     fn what_runs_is_told_also_when_its_source_has_gone() {
         // Before it runs, and before it depends on nobody.
         for early in [true, false] {
-            let (source, mut target) = Link::pair(Duration::from_millis(400));
+            let (mut source, mut target) = pair();
             let (say, said) = channel();
-            let mut source = Some(source);
-            if early {
-                source = None;
-            }
+            let lost = Arc::new(OnceLock::new());
+            let is_lost = Arc::clone(&lost);
             let bringing = std::thread::spawn(move || {
-                std::thread::sleep(Duration::from_millis(500));
-                say.send(Said::Runs(running())).unwrap();
-                drop(source);
-                std::thread::sleep(Duration::from_millis(1000));
+                if early {
+                    drop(source);
+                    await_loss(&is_lost);
+                    say.send(Said::Runs(running())).unwrap();
+                } else {
+                    say.send(Said::Runs(running())).unwrap();
+                    let heard = source.receive(Duration::from_secs(60)).unwrap();
+                    assert!(matches!(heard, Message::Running(_)), "{heard:?}");
+                    drop(source);
+                    await_loss(&is_lost);
+                }
                 say.send(Said::Over(Ok(()))).unwrap();
             });
             let mut told = Vec::new();
-            let lost = OnceLock::new();
             let done = follow(&mut target, &said, &lost, &mut |running| {
                 told.push(running.pid);
             });
@@ -214,14 +234,15 @@ mod tests {
 
     #[test]
     fn a_failure_is_told_rather_than_that_the_source_has_gone() {
-        let (source, mut target) = Link::pair(Duration::from_millis(400));
+        let (source, mut target) = pair();
         drop(source);
         let (say, said) = channel();
+        let lost = Arc::new(OnceLock::new());
+        let is_lost = Arc::clone(&lost);
         std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_secs(1));
+            await_loss(&is_lost);
             say.send(Said::Over(Err(SessionError::Usage("no room".into()))))
         });
-        let lost = OnceLock::new();
         let none = &mut |_: &Running| panic!("nothing runs");
         let done = follow(&mut target, &said, &lost, none);
         assert!(matches!(done, Err(SessionError::Usage(_))), "{done:?}");
@@ -250,6 +271,7 @@ mod tests {
             ..Options::default()
         };
         let pid = sleeper.id() as i32;
+        await_sleep(pid);
         let taken = snap(folder.path(), pid, &taking).unwrap();
         // Whoever ended it, this program, may have waited for it already.
         let _ = sleeper.wait();
@@ -293,14 +315,14 @@ mod tests {
 
     #[test]
     fn that_the_source_has_gone_is_told_to_those_who_prepare() {
-        let (source, mut target) = Link::pair(Duration::from_millis(400));
+        let (source, mut target) = pair();
         let (say, said) = channel();
         let lost_source = Arc::new(OnceLock::new());
         assert!(has_source(&lost_source).is_ok());
         let lost = Arc::clone(&lost_source);
         let preparing = std::thread::spawn(move || {
             drop(source);
-            std::thread::sleep(Duration::from_secs(1));
+            await_loss(&lost);
             say.send(Said::Over(has_source(&lost))).unwrap();
         });
         let done = follow(&mut target, &said, &lost_source, &mut |_| {

@@ -339,6 +339,7 @@ mod tests {
     use super::super::control::Also;
     use super::super::{Engine, Options, Then, TrackerChoice, TrackerKind};
     use super::*;
+    use crate::session::asleep::await_sleep;
     use crate::store::Store;
     use std::path::Path;
     use std::process::Command;
@@ -348,6 +349,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = Store::open_or_create(folder.path()).unwrap();
         let mut sleeper = Command::new("sleep").arg("600").spawn().unwrap();
+        await_sleep(sleeper.id() as i32);
         let options = Options {
             tracker: TrackerChoice::Only(TrackerKind::Hash),
             probes: false,
