@@ -1,9 +1,7 @@
 //! Stopping a process: what cannot be stopped is let go as it was.
 
 mod skip;
-mod sleeper;
 
-use sleeper::Sleeper;
 use snap_user::sys::{Freeze, Frozen, Hold, proc};
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -64,32 +62,4 @@ fn a_process_that_does_not_stop_in_time_runs_on_also_where_the_stop_was_to_outli
     }
     assert_eq!(reader.join().unwrap().unwrap().trim(), "on");
     assert!(parent.wait().unwrap().success());
-}
-
-#[test]
-fn two_tracers_take_turns_and_one_that_stays_is_told() {
-    let sleeper = Sleeper::start();
-    let pid = sleeper.id().cast_signed();
-    let (held, is_held) = std::sync::mpsc::channel();
-    let (go, is_told) = std::sync::mpsc::channel();
-    let other = std::thread::spawn(move || {
-        let frozen = Frozen::freeze(pid, Freeze::default()).unwrap();
-        held.send(()).unwrap();
-        std::thread::sleep(Duration::from_millis(20));
-        frozen.thaw();
-        is_told.recv().unwrap();
-        let frozen = Frozen::freeze(pid, Freeze::default()).unwrap();
-        held.send(()).unwrap();
-        is_told.recv().unwrap();
-        frozen.thaw();
-    });
-    is_held.recv().unwrap();
-    let turn = Frozen::freeze(pid, Freeze::default());
-    drop(turn.expect("the other one lets go"));
-    go.send(()).unwrap();
-    is_held.recv().unwrap();
-    let error = Frozen::freeze(pid, Freeze::default()).expect_err("it is held");
-    assert!(error.is_denied(), "{error}");
-    go.send(()).unwrap();
-    other.join().unwrap();
 }

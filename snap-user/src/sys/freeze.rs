@@ -62,10 +62,15 @@ impl Frozen {
     /// EPERM when it may not be traced or something traces it already, and for more than a moment, ESRCH when it is gone,
     /// `TimedOut` when a thread does not stop. Nothing stays stopped after an error.
     pub fn freeze(pid: i32, options: Freeze) -> Result<Self> {
+        Self::freeze_in_turn(pid, options, TURN)
+    }
+
+    /// The same; another tracer is waited for this long.
+    fn freeze_in_turn(pid: i32, options: Freeze, turn: Duration) -> Result<Self> {
         release_strays();
         // Outlives the frozen set when an error drops it: letting go waits as well.
         let alarm = Alarm::start(options.timeout)?;
-        let turn = Instant::now() + TURN;
+        let turn = Instant::now() + turn;
         let mut denied = false;
         loop {
             let mut frozen = Self {
@@ -434,5 +439,50 @@ fn kill(pid: i32, signal: i32) -> Result<()> {
     match unsafe { libc::kill(pid, signal) } {
         0 => Ok(()),
         _ => Err(SysError::last("kill", format_args!("process {pid}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+
+    #[test]
+    fn two_tracers_take_turns_and_one_that_stays_is_told() {
+        // Whoever waits here may wait, so that no busy machine decides who comes in time.
+        const LONG: Duration = Duration::from_secs(60);
+        let options = Freeze {
+            timeout: LONG,
+            ..Freeze::default()
+        };
+        let mut sleeper = std::process::Command::new("sleep")
+            .arg("1000")
+            .spawn()
+            .unwrap();
+        let pid = sleeper.id().cast_signed();
+        let (held, is_held) = channel();
+        let (go, is_told) = channel();
+        let other = std::thread::spawn(move || {
+            let frozen = Frozen::freeze(pid, options).unwrap();
+            held.send(()).unwrap();
+            std::thread::sleep(Duration::from_millis(20));
+            frozen.thaw();
+            is_told.recv().unwrap();
+            let frozen = Frozen::freeze(pid, options).unwrap();
+            held.send(()).unwrap();
+            is_told.recv().unwrap();
+            frozen.thaw();
+        });
+        is_held.recv().unwrap();
+        let turn = Frozen::freeze_in_turn(pid, options, LONG);
+        drop(turn.expect("the other one lets go"));
+        go.send(()).unwrap();
+        is_held.recv().unwrap();
+        let error = Frozen::freeze(pid, options).expect_err("it is held");
+        assert!(error.is_denied(), "{error}");
+        go.send(()).unwrap();
+        other.join().unwrap();
+        sleeper.kill().unwrap();
+        sleeper.wait().unwrap();
     }
 }
