@@ -181,6 +181,16 @@ impl Stub {
     /// # Errors
     /// EEXIST when one stays taken.
     pub fn make_threads(&mut self, flags: u64, ids: &[Option<i32>]) -> Result<()> {
+        self.make_threads_within(flags, ids, PATIENCE)
+    }
+
+    /// The same with another patience.
+    pub(super) fn make_threads_within(
+        &mut self,
+        flags: u64,
+        ids: &[Option<i32>],
+        patience: Duration,
+    ) -> Result<()> {
         for some in ids.chunks(self.area.most_calls().min(256)) {
             let mut calls = Vec::with_capacity(some.len());
             for id in some {
@@ -194,7 +204,7 @@ impl Stub {
                 calls.push(StubCall::new("clone3", args.what(), libc::SYS_clone3, call));
             }
             let first = self.threads.len();
-            let until = Instant::now() + PATIENCE;
+            let until = Instant::now() + patience;
             loop {
                 let begin = self.threads.len();
                 let done = self.run(&calls[begin - first..]);

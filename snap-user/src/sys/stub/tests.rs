@@ -85,7 +85,10 @@ fn an_id_that_a_short_process_has_is_waited_for() {
     let taken = sleeper.id() as i32;
     let reaper = std::thread::spawn(move || sleeper.wait());
     let ids = [None, Some(taken), None];
-    stub.make_threads(super::super::THREAD_FLAGS, &ids).unwrap();
+    // However long the other one takes to begin.
+    let patience = std::time::Duration::from_secs(60);
+    stub.make_threads_within(super::super::THREAD_FLAGS, &ids, patience)
+        .unwrap();
     assert!(reaper.join().unwrap().unwrap().success());
     let gettid = StubCall::new("gettid", "itself", libc::SYS_gettid, [0; 6]);
     for n in 0..4 {
