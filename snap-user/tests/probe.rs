@@ -35,6 +35,7 @@ fn every_freshly_written_page_has_a_fault_event_of_the_thread_that_wrote_it() {
         "{missing:x?} of {PAGES} pages are missing"
     );
 
+    let threads = snap_user::sys::proc::threads(victim.pid() as i32).unwrap();
     let mut last = 0;
     for event in &events {
         if let Event::Fault {
@@ -49,7 +50,10 @@ fn every_freshly_written_page_has_a_fault_event_of_the_thread_that_wrote_it() {
             && wanted.contains(page)
         {
             assert!(*user && !*remote && *ip != 0, "{event:?}");
-            assert!(*tid >= victim.pid() && *time_ns >= last, "{event:?}");
+            assert!(
+                threads.contains(&(*tid as i32)) && *time_ns >= last,
+                "{event:?}"
+            );
             last = *time_ns;
         }
     }
@@ -172,6 +176,7 @@ fn a_ptrace_stop_is_timed_as_the_thread_saw_it() {
     let pid = nix::unistd::Pid::from_raw(victim.pid() as i32);
     ptrace::seize(pid, ptrace::Options::empty()).unwrap();
     let pause = Duration::from_millis(30);
+    let begun = Instant::now();
     ptrace::interrupt(pid).unwrap();
     wait::waitpid(pid, None).unwrap();
     std::thread::sleep(pause);
@@ -191,7 +196,8 @@ fn a_ptrace_stop_is_timed_as_the_thread_saw_it() {
     let events = drain_until(&mut probes, |events| stop(events).is_some());
     let (tid, length) = stop(&events).expect("an event for the stop");
     assert_eq!(tid, victim.pid());
-    assert!(length >= pause && length < pause * 20, "{length:?}");
+    // It began and ended while this one looked.
+    assert!(length >= pause && length < begun.elapsed(), "{length:?}");
 }
 
 #[test]
@@ -236,7 +242,7 @@ fn a_killed_ksnap_leaves_no_program_behind() {
     assert_eq!(still_loaded(&ids), ids.len());
     watcher.child.kill().unwrap();
     watcher.child.wait().unwrap();
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(60);
     // The kernel frees programs after a grace period.
     while still_loaded(&ids) > 0 {
         assert!(

@@ -35,10 +35,10 @@ pub fn probes() -> Option<Probes> {
     probes_with(&ProbeOptions::default())
 }
 
-/// Drains until `enough` says so, or two seconds have passed.
+/// Drains until `enough` says so, or a minute has passed.
 pub fn drain_until(probes: &mut Probes, mut enough: impl FnMut(&[Event]) -> bool) -> Vec<Event> {
     let mut events = Vec::new();
-    let deadline = Instant::now() + Duration::from_secs(2);
+    let deadline = Instant::now() + Duration::from_secs(60);
     loop {
         probes.drain(|event| events.push(*event));
         if enough(&events) || Instant::now() > deadline {
