@@ -43,11 +43,16 @@ fn run_passes_the_commands_output_and_exit_status_on() {
         return;
     }
     let every = &["run", "--every", "20ms", "--", "sh", "-c"];
-    let run = |script| fixture.ksnap(&[every, &[script][..]].concat());
-    let ran = run("echo data; sleep 0.3; exit 7").fails(7);
+    let run = |script: &str| fixture.ksnap(&[every, &[script][..]].concat());
+    // Goes on until there are two snapshots of it, for a minute at most.
+    let count = format!("$(ls {}/*/*.ksnap | wc -l)", fixture.store.display());
+    let seen = format!(
+        "n=0; c={count}; while [ $n -lt 600 ] && [ {count} -lt $((c + 2)) ]; do n=$((n + 1)); sleep 0.1; done"
+    );
+    let ran = run(&format!("echo data; {seen}; exit 7")).fails(7);
     assert_eq!(ran.out, "data\n", "standard output is the command's alone");
     assert!(ran.err.contains("snapshots in "), "{}", ran.err);
-    let killed = run("sleep 0.2; kill -9 $$").fails(137);
+    let killed = run(&format!("{seen}; kill -9 $$")).fails(137);
     assert!(killed.err.contains("the command ended"), "{}", killed.err);
     let missing = fixture
         .ksnap(&["run", "--", "/nonexistent/command"])
@@ -98,9 +103,7 @@ fn snap_watch_and_rollback_report_in_json_and_by_exit_code() {
         .ok()
         .json();
     assert_eq!(done["to"], id);
-    let report = [
-        "profile", &pid, "--every", "20ms", "--for", "200ms", "--json",
-    ];
+    let report = ["profile", &pid, "--every", "20ms", "--for", "3s", "--json"];
     let report = fixture.ksnap(&report).ok().json();
     assert!(report["snapshots"].as_u64() > Some(1), "{report}");
 
@@ -123,7 +126,7 @@ fn a_watch_ends_when_nobody_reads_its_json_and_the_process_runs_on() {
             "--every",
             "20ms",
             "--for",
-            "30s",
+            "180s",
             "--json",
         ])
         .stdout(Stdio::piped())
@@ -138,7 +141,7 @@ fn a_watch_ends_when_nobody_reads_its_json_and_the_process_runs_on() {
     drop(reader);
     Ran::new(child.wait_with_output().unwrap()).ok();
     assert!(
-        start.elapsed().as_secs() < 20,
+        start.elapsed().as_secs() < 120,
         "it went on: {:?}",
         start.elapsed()
     );

@@ -13,7 +13,6 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 /// A server with a store and keys of its own, which ends with this.
 struct Server {
@@ -178,13 +177,14 @@ fn who_is_not_trusted_gets_nothing_whatever_it_sends() {
 #[test]
 fn who_stalls_is_given_up() {
     let own = KeyPair::generate().unwrap();
-    let server = Server::start(&[own.public], "1s");
-    // Before the handshake, and in the middle of a snapshot.
+    // Long enough for what is done at once on a busy machine, and much shorter than STALL.
+    let server = Server::start(&[own.public], "8s");
+    // Before the handshake, and in the middle of a snapshot, both at the same time.
     let mut silent = TcpStream::connect(server.address).unwrap();
     silent.set_read_timeout(Some(STALL)).unwrap();
-    assert_eq!(silent.read(&mut [0; 64]).unwrap(), 0);
     let mut link = greeted(&server, &own);
     link.send(&begin(SnapshotKind::Base, 1)).unwrap();
+    assert_eq!(silent.read(&mut [0; 64]).unwrap(), 0);
     let ended = link.receive(STALL);
     assert!(matches!(ended, Err(WireError::Io { .. })), "{ended:?}");
     assert_eq!(server.snapshots(), 0);
@@ -320,7 +320,7 @@ fn a_whole_snapshot_is_stored_and_its_pages_are_not_asked_for_again() {
         };
         link.send(&Message::Done).unwrap();
         // The connection ends when all is cleared away.
-        let _ = link.receive(Duration::from_secs(5));
+        let _ = link.receive(STALL);
         assert_eq!(server.snapshots(), round + 1);
         let store = Store::open(&server.store).unwrap();
         let table = store.snapshot(stored.id).unwrap();
