@@ -153,10 +153,32 @@ fn enough(open: u64, more: u64, limit: u64) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::process::{Child, Command};
+
+    /// A process whose limits nobody else sets meanwhile, as tests beside this one do with their own.
+    struct Sleeper(Child);
+
+    impl Sleeper {
+        fn start() -> Self {
+            Self(Command::new("sleep").arg("600").spawn().unwrap())
+        }
+
+        fn pid(&self) -> i32 {
+            self.0.id() as i32
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
 
     #[test]
     fn every_limit_is_found_under_its_number() {
-        let pid = std::process::id() as i32;
+        let sleeper = Sleeper::start();
+        let pid = sleeper.pid();
         let all = limits(pid).unwrap();
         assert_eq!(all.len(), LIMITS);
         for (number, limit) in all.iter().enumerate() {
@@ -203,7 +225,8 @@ mod tests {
 
     #[test]
     fn a_limit_is_set() {
-        let pid = std::process::id() as i32;
+        let sleeper = Sleeper::start();
+        let pid = sleeper.pid();
         let was = limits(pid).unwrap()[libc::RLIMIT_CORE as usize];
         let to = Limit {
             soft: was.hard.min(4096),
@@ -211,6 +234,5 @@ mod tests {
         };
         set_limit(pid, libc::RLIMIT_CORE as usize, to).unwrap();
         assert_eq!(limits(pid).unwrap()[libc::RLIMIT_CORE as usize], to);
-        set_limit(pid, libc::RLIMIT_CORE as usize, was).unwrap();
     }
 }

@@ -307,8 +307,11 @@ mod tests {
         drop(UnixListener::bind(&path));
         let before = fs::symlink_metadata(&path).unwrap().ino();
         let refused = [&path, &new].map(|path| make(&listening(path), pid));
+        // Nobody else's: such names belong to the whole machine.
+        let name = format!("\0ksnap-test-{}", std::process::id());
+        let family = (libc::AF_UNIX as u16).to_ne_bytes();
         let abstracted = Socket {
-            local: [&(libc::AF_UNIX as u16).to_ne_bytes()[..], b"\0ksnap-test"].concat(),
+            local: [&family[..], name.as_bytes()].concat(),
             ..listening(&path)
         };
         let has_no_folder = make(&abstracted, pid);
