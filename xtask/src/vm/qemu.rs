@@ -258,12 +258,12 @@ mod tests {
     fn a_machine_that_says_nothing_is_ended_at_the_limit() {
         let folder = tempfile::tempdir().unwrap();
         let script = folder.path().join("qemu");
-        let pid = folder.path().join("pid");
-        std::fs::write(
-            &script,
-            format!("#!/bin/sh\necho $$ > {}\nexec sleep 600\n", pid.display()),
-        )
-        .unwrap();
+        // It waits for somebody who writes to this: nobody does.
+        let silent = folder.path().join("silent");
+        let made = Command::new("mkfifo").arg(&silent).status().unwrap();
+        assert!(made.success());
+        let line = format!("#!/bin/sh\nread -r line < {}\n", silent.display());
+        std::fs::write(&script, line).unwrap();
         use std::os::unix::fs::PermissionsExt;
         std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
         let spec = Spec {
@@ -282,10 +282,13 @@ mod tests {
             ),
             "{error}"
         );
-        let pid = std::fs::read_to_string(pid).unwrap();
-        assert!(
-            !Path::new(&format!("/proc/{}", pid.trim())).exists(),
-            "{pid} still runs"
-        );
+        // However far it came: the path of the script is in its command line from the start.
+        let script = script.to_str().unwrap();
+        let runs = |process: &std::fs::DirEntry| {
+            let line = std::fs::read(process.path().join("cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains(script)
+        };
+        let running = std::fs::read_dir("/proc").unwrap().flatten().find(runs);
+        assert!(running.is_none(), "{running:?} still runs");
     }
 }
