@@ -16,11 +16,12 @@ pub use keepers::{Keeper, Kept, custodians, end_custody, is_custodian};
 use super::birth::{self, bury};
 use crate::sys::fd::socket::tcp::{enter, hear_quietly, leave_quietly};
 use crate::sys::ptrace::Tid;
-use crate::sys::{PidFd, Result, SysError};
+use crate::sys::{PidFd, Result, SysError, proc};
 use protocol::{Word, arrange};
 use spare::Instructions;
 use std::io::PipeWriter;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::Duration;
 
 /// Its name in the list of processes.
 const NAME: &std::ffi::CStr = c"ksnap-tcp";
@@ -97,7 +98,10 @@ impl Custodian {
     pub fn keep(mut self) -> Result<Tid> {
         let mut tell = self.tell.take().expect("until it is told");
         match Word::Keep.say(&mut tell) {
-            Ok(()) => Ok(self.child),
+            Ok(()) => {
+                await_name(self.child);
+                Ok(self.child)
+            }
             Err(e) => {
                 self.undo();
                 bury(self.child);
@@ -128,6 +132,13 @@ impl Custodian {
 impl Drop for Custodian {
     fn drop(&mut self) {
         self.give_back();
+    }
+}
+
+/// Waits until a child is found by its name, which it takes when it comes to run: somebody may look for it at once.
+fn await_name(child: Tid) {
+    while !is_custodian(child) && proc::is_alive(child) {
+        std::thread::sleep(Duration::from_micros(100));
     }
 }
 
