@@ -183,7 +183,9 @@ fn timers_of_every_kind() {
                 libc::CLOCK_THREAD_CPUTIME_ID => !0 << 3 | 6,
                 clock => clock,
             };
-            made.push((clock, event.sigev_signo, flags, value.it_value.tv_sec));
+            // The C library hands the kernel's number on, in place of an address.
+            let id = timer as usize as i32;
+            made.push((id, clock, event.sigev_signo, flags, value.it_value.tv_sec));
         }
     }
     let Some(seen) = observe() else { return };
@@ -201,11 +203,8 @@ fn timers_of_every_kind() {
     assert_eq!(profiling.interval_ns, 5_000_000_000);
     let timers = seen.process.timers.unwrap();
     assert_eq!(timers.len(), made.len(), "{timers:?}");
-    for (n, (timer, (clock, signo, flags, seconds))) in timers.iter().zip(&made).enumerate() {
-        assert_eq!(
-            (timer.id, timer.clock, timer.signo),
-            (n as i32, *clock, *signo)
-        );
+    for (n, (timer, (id, clock, signo, flags, seconds))) in timers.iter().zip(&made).enumerate() {
+        assert_eq!((timer.id, timer.clock, timer.signo), (*id, *clock, *signo));
         assert_eq!(timer.value, 0x1234_0000 + n as u64);
         assert_eq!(timer.interval_ns, 7_000_000_000);
         match *flags {
@@ -223,7 +222,7 @@ fn timers_of_every_kind() {
 #[test]
 fn a_periodic_timer_whose_signal_is_blocked_goes_on_and_counts() {
     // SAFETY: structures are zeroed and live; the signal is blocked before the timer is made.
-    unsafe {
+    let timer = unsafe {
         let mut set: libc::sigset_t = zeroed();
         libc::sigaddset(&mut set, libc::SIGUSR1);
         libc::pthread_sigmask(libc::SIG_BLOCK, &set, null_mut());
@@ -244,8 +243,13 @@ fn a_periodic_timer_whose_signal_is_blocked_goes_on_and_counts() {
         while begun.elapsed().as_millis() < 60 {
             std::hint::spin_loop();
         }
-    }
-    let Some(seen) = observe() else { return };
+        timer
+    };
+    let seen = observe();
+    // Tests may run in one process, one after the other, and the next counts its timers.
+    // SAFETY: it was made above, and is not used any more.
+    assert_eq!(unsafe { libc::timer_delete(timer) }, 0);
+    let Some(seen) = seen else { return };
     let timers = seen.process.timers.unwrap();
     assert_eq!(timers.len(), 1);
     assert_eq!(timers[0].thread, Some(nix::unistd::gettid().as_raw()));
