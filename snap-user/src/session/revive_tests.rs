@@ -1,5 +1,6 @@
 //! When those that a snapshot is brought back for are asked whether they still want it.
 
+use super::asleep::await_sleep;
 use super::revive::{Prepared, ReviveOptions, revive_prepared};
 use super::*;
 use std::cell::Cell;
@@ -36,6 +37,7 @@ fn whether_a_tree_is_wanted_is_asked_when_nothing_is_left_that_may_be_refused() 
         assert!(Instant::now() < end, "no child");
         std::thread::sleep(Duration::from_millis(2));
     }
+    look_at_tree(pid).unwrap().into_iter().for_each(await_sleep);
     let options = Options {
         tracker: TrackerChoice::Only(TrackerKind::Hash),
         probes: false,
