@@ -5,11 +5,11 @@ use super::control::{Reply, Request, short_path, socket_path};
 use super::{Ended, Result, SessionError};
 use crate::sys::PidFd;
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{self, AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::fs::File;
 use std::io::{PipeReader, PipeWriter};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
-use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -53,15 +53,9 @@ impl Service {
         let address = short_path(&folder, pid);
         // Left by a watcher that was killed; one that lives holds the session's lock.
         let _ = std::fs::remove_file(&address);
-        let listener = {
-            // For the owner alone from its first moment. The mask is that of all threads.
-            static MASK: Mutex<()> = Mutex::new(());
-            let _alone = MASK.lock().unwrap_or_else(PoisonError::into_inner);
-            let old = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
-            let bound = std::os::unix::net::UnixListener::bind(&address);
-            rustix::process::umask(old);
-            bound.map_err(io("bind"))?
-        };
+        let listener = listen(&address)
+            .map_err(std::io::Error::from)
+            .map_err(io("bind"))?;
         listener.set_nonblocking(true).map_err(io("set up"))?;
         let (ended_pipe, end_pipe) = std::io::pipe().map_err(io("set up"))?;
         let watcher_commands = commands.clone();
@@ -109,6 +103,17 @@ impl Drop for Service {
         }
         let _ = std::fs::remove_file(&self.socket);
     }
+}
+
+/// Listens under a name that is the owner's alone from its first moment: it gets the permissions that the socket has by
+/// then. A umask would be that of all threads, which make files and folders meanwhile.
+fn listen(address: &Path) -> rustix::io::Result<std::os::unix::net::UnixListener> {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::fs::fchmod(&socket, rustix::fs::Mode::from_raw_mode(0o600))?;
+    net::bind(&socket, &SocketAddrUnix::new(address)?)?;
+    net::listen(&socket, 128)?;
+    Ok(socket.into())
 }
 
 /// Tells when the process ends. Returns then, or when the other end of `ended` is closed.
