@@ -1,6 +1,7 @@
 //! A child process with collected output and time limits, killed by id when dropped.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,6 +13,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::effort;
+
+/// How long whoever else has a pipe is heard when the child has ended.
+const OTHERS: Duration = Duration::from_millis(500);
+/// How long the last words of a child may take to be read.
+const READ: Duration = Duration::from_secs(60);
 
 /// How a process ended and what it said.
 #[derive(Debug)]
@@ -67,7 +73,69 @@ pub struct Background {
     stdin: Option<ChildStdin>,
     lines: Receiver<String>,
     stderr: Arc<Mutex<String>>,
-    readers: Vec<JoinHandle<()>>,
+    readers: [Reader; 2],
+}
+
+/// A thread that takes what comes out of a pipe.
+struct Reader {
+    thread: JoinHandle<()>,
+    /// The end that it reads from, to look at what is in there.
+    pipe: OwnedFd,
+    /// Held while something is out of the pipe and not yet where it belongs.
+    taking: Arc<Mutex<()>>,
+}
+
+impl Reader {
+    /// `take` gets all that comes, and nothing at the end, and says whether to go on.
+    fn start(
+        mut from: impl Read + AsFd + Send + 'static,
+        mut take: impl FnMut(&[u8]) -> bool + Send + 'static,
+    ) -> Result<Self> {
+        let pipe = from.as_fd().try_clone_to_owned()?;
+        let taking = Arc::new(Mutex::new(()));
+        let held = Arc::clone(&taking);
+        let thread = std::thread::spawn(move || {
+            let mut chunk = [0; 4096];
+            loop {
+                await_input(&from);
+                let _held = held.lock().unwrap_or_else(PoisonError::into_inner);
+                let got = from.read(&mut chunk).unwrap_or(0);
+                if !take(&chunk[..got]) || got == 0 {
+                    return;
+                }
+            }
+        });
+        Ok(Self {
+            thread,
+            pipe,
+            taking,
+        })
+    }
+
+    /// Whether the other end is closed, and all was taken.
+    fn is_over(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Whether all that has been written so far was taken.
+    fn has_all(&self) -> bool {
+        let _taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting: libc::c_int = 0;
+        // SAFETY: an open descriptor and a live integer, which the call fills.
+        let asked = unsafe { libc::ioctl(self.pipe.as_raw_fd(), libc::FIONREAD, &raw mut waiting) };
+        asked != 0 || waiting == 0
+    }
+}
+
+/// Waits until a read would not wait.
+fn await_input(from: &impl AsFd) {
+    let mut ready = libc::pollfd {
+        fd: from.as_fd().as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one live structure. Where it fails, the read waits.
+    unsafe { libc::poll(&raw mut ready, 1, -1) };
 }
 
 impl Background {
@@ -81,34 +149,38 @@ impl Background {
         let mut child = command
             .spawn()
             .with_context(|| format!("cannot start {what}"))?;
-        let (stdout, mut errors) = (
+        let (stdout, errors) = (
             child.stdout.take().context("no stdout pipe")?,
             child.stderr.take().context("no stderr pipe")?,
         );
         let (send, lines) = channel();
         let stderr = Arc::new(Mutex::new(String::new()));
         let collected = Arc::clone(&stderr);
-        let readers = vec![
-            std::thread::spawn(move || {
-                for line in BufReader::new(stdout).split(b'\n').map_while(Result::ok) {
-                    if send
-                        .send(String::from_utf8_lossy(&line).into_owned())
-                        .is_err()
-                    {
-                        return;
+        let mut rest = Vec::new();
+        let readers = [
+            Reader::start(stdout, move |bytes| {
+                rest.extend_from_slice(bytes);
+                let line = |line: &[u8]| {
+                    let line = String::from_utf8_lossy(line).into_owned();
+                    send.send(line).is_ok()
+                };
+                while let Some(at) = rest.iter().position(|byte| *byte == b'\n') {
+                    if !line(&rest[..at]) {
+                        return false;
                     }
+                    rest.drain(..=at);
                 }
-            }),
-            std::thread::spawn(move || {
-                let mut chunk = [0; 4096];
-                while let Ok(got @ 1..) = errors.read(&mut chunk) {
-                    let text = String::from_utf8_lossy(&chunk[..got]);
-                    collected
-                        .lock()
-                        .unwrap_or_else(PoisonError::into_inner)
-                        .push_str(&text);
-                }
-            }),
+                // The last one may have no end.
+                !bytes.is_empty() || rest.is_empty() || line(&rest)
+            })?,
+            Reader::start(errors, move |bytes| {
+                let text = String::from_utf8_lossy(bytes);
+                collected
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push_str(&text);
+                true
+            })?,
         ];
         let stdin = child.stdin.take();
         Ok(Self {
@@ -184,9 +256,14 @@ impl Background {
                 self.stderr()
             );
         };
-        // Grandchildren may keep the pipes open; what they say later is not this process's output.
-        let drained = Instant::now() + Duration::from_millis(500);
-        while Instant::now() < drained && !self.readers.iter().all(JoinHandle::is_finished) {
+        // Grandchildren may keep the pipes open; what they say later is not this process's output. Its own is in the
+        // pipes by now, if it was not taken yet.
+        let ended = Instant::now();
+        while !self.readers.iter().all(Reader::is_over) {
+            let waited = ended.elapsed();
+            if waited > READ || (waited > OTHERS && self.readers.iter().all(Reader::has_all)) {
+                break;
+            }
             std::thread::sleep(Duration::from_millis(1));
         }
         let stdout = self

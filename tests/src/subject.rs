@@ -16,7 +16,7 @@ use crate::background::{Background, Finished};
 use crate::{effort, paths, poke};
 
 /// How long a victim may take to prepare itself.
-const READY: Duration = Duration::from_secs(30);
+const READY: Duration = Duration::from_secs(60);
 /// How long one request may take, repeats included.
 const ANSWER: Duration = Duration::from_secs(60);
 /// A rollback can swallow a request: ask again after this long.
@@ -240,6 +240,19 @@ impl Victim {
         }
     }
 
+    /// Demands that the counter has gone back: to `most` at most, by what began at `since`, and on from there by what a
+    /// victim can do in that time at so many steps a millisecond. Gives the counter.
+    pub fn is_back(&mut self, most: u64, since: Instant, pace: u64) -> Result<u64> {
+        let counter = self.check()?.counter;
+        // A step of each of its threads is under way, and another one when its sleep is over.
+        let most = most + since.elapsed().as_millis() as u64 * pace + 32;
+        ensure!(
+            counter <= most,
+            "the counter is {counter}, beyond {most}: it has not gone back"
+        );
+        Ok(counter)
+    }
+
     /// Waits until the victim ends because it found an invariant broken; gives its reason.
     pub fn expect_broken(mut self, limit: Duration) -> Result<String> {
         let pid = self.pid;
@@ -273,14 +286,7 @@ impl Victim {
         while Instant::now() < end {
             self.next += 1;
             let line = format!("{verb} {}\n", self.next);
-            if self.process.stdin()?.write_all(line.as_bytes()).is_err() {
-                std::thread::sleep(Duration::from_millis(50));
-                bail!(
-                    "the victim {} is gone; stderr: {}",
-                    self.pid,
-                    self.process.stderr()
-                );
-            }
+            let sent = self.process.stdin()?.write_all(line.as_bytes());
             let again = Instant::now() + effort::patience(REPEAT);
             while let Some(line) = self
                 .process
@@ -304,6 +310,14 @@ impl Victim {
                     .as_u64()
                     .context("a reply without a counter")?;
                 return Ok(Status { counter, reply });
+            }
+            // One that ends when it has answered may have done so before it was asked again.
+            if sent.is_err() {
+                bail!(
+                    "the victim {} is gone; stderr: {}",
+                    self.pid,
+                    self.process.stderr()
+                );
             }
         }
         let said = format!(
