@@ -1,7 +1,7 @@
 //! An S3 server: `moto_server`, of the Python package moto.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::background::Background;
+use crate::netns::free_port;
 use crate::{Ksnap, paths};
 
 /// A server with one empty bucket, in memory. Killed when dropped.
@@ -33,7 +34,7 @@ impl Moto {
 
     /// Starts a server, and makes a bucket.
     pub fn start(bucket: &str) -> Result<Self> {
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let port = free_port()?;
         let mut command = Command::new(Self::program().context("there is no moto_server")?);
         command.args(["-H", "127.0.0.1", "-p", &port.to_string()]);
         let mut moto = Self {

@@ -1,6 +1,7 @@
-//! Two network namespaces with a cable between them, as two machines.
+//! Two network namespaces with a cable between them, as two machines; and ports of this one.
 
 use std::fs::File;
+use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -153,6 +154,30 @@ impl Machines {
         let try_out = || Self::new()?.disturb(&["delay", "1ms"]);
         try_out().err().map(|e| format!("{e:#}"))
     }
+}
+
+/// A port of 127.0.0.1 that nobody listens on, and that stays free while a server that is to have it is not there yet, or
+/// was ended: none of those that the kernel gives to whoever asks for any (ip(7)). Tests that run side by side begin to
+/// look at different ones.
+pub fn free_port() -> Result<u16> {
+    const FIRST: u32 = 10_000;
+    /// Ports that one test may ask for before it comes to those of the next.
+    const EACH: u32 = 8;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range")?;
+    let lowest = range.split_whitespace().next().context("no range")?;
+    let count = lowest.parse::<u32>()?.saturating_sub(FIRST);
+    for _ in 0..count {
+        let place = NEXT.fetch_add(1, Ordering::Relaxed);
+        let place = std::process::id().wrapping_mul(EACH).wrapping_add(place) % count;
+        let port = u16::try_from(FIRST + place)?;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    // The kernel gives all of them away.
+    let listener = TcpListener::bind(("127.0.0.1", 0)).context("no free port")?;
+    Ok(listener.local_addr()?.port())
 }
 
 impl Drop for Machines {

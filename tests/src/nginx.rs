@@ -1,7 +1,7 @@
 //! nginx with a master and two workers.
 
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -10,7 +10,9 @@ use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
 
 use crate::background::Background;
+use crate::netns::free_port;
 use crate::paths;
+use crate::tree::children_of;
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// What it says.
@@ -24,12 +26,12 @@ pub struct Nginx {
 }
 
 impl Nginx {
-    /// Starts it, and waits until it answers.
+    /// Starts it, and waits until it answers and has both workers.
     pub fn start() -> Result<Self> {
         let folder = tempfile::tempdir()?;
         // The workers are other users.
         std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755))?;
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        let port = free_port()?;
         let at = folder.path().display().to_string();
         std::fs::write(folder.path().join("page"), PAGE)?;
         let config = format!(
@@ -50,12 +52,22 @@ impl Nginx {
             _folder: folder,
         };
         let end = Instant::now() + LIMIT;
-        while !server.answers() {
+        while !server.answers() || !server.has_workers() {
             let said = server.process.stderr();
             ensure!(Instant::now() < end, "nginx does not answer: {said}");
             std::thread::sleep(Duration::from_millis(20));
         }
         Ok(server)
+    }
+
+    /// It answers when one worker is there. Each begins as a copy of the master, and then calls itself what it is.
+    fn has_workers(&self) -> bool {
+        let workers = children_of(self.process.pid()).unwrap_or_default();
+        let is_worker = |pid: &i32| {
+            let name = std::fs::read_to_string(format!("/proc/{pid}/cmdline"));
+            name.is_ok_and(|name| name.contains("worker process"))
+        };
+        workers.len() == 2 && workers.iter().all(is_worker)
     }
 
     /// The master.

@@ -1,6 +1,5 @@
 //! redis-server on a free loopback port, and redis-benchmark as its load.
 
-use std::net::TcpListener;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -8,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 use crate::background::Background;
+use crate::netns::free_port;
 use crate::resp::{Reply, Resp};
 
 /// A running redis-server without persistence. Killed when dropped.
@@ -50,7 +50,7 @@ impl Redis {
             port,
             _folder: folder,
         };
-        let end = Instant::now() + Duration::from_secs(20);
+        let end = Instant::now() + Duration::from_secs(60);
         loop {
             let pong = redis
                 .client()
@@ -139,11 +139,4 @@ impl Redis {
             false => Ok(rows),
         }
     }
-}
-
-/// A port of 127.0.0.1 that nobody listens on. The kernel hands out another one each time, so two tests that
-/// run side by side do not get the same.
-pub fn free_port() -> Result<u16> {
-    let listener = TcpListener::bind(("127.0.0.1", 0)).context("no free port")?;
-    Ok(listener.local_addr()?.port())
 }
