@@ -3,12 +3,13 @@
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::background::Background;
+use crate::footprint::await_reading;
 use crate::ksnap::Ksnap;
 use crate::tree::Pids;
 
@@ -239,14 +240,7 @@ impl Family {
 
     /// Waits until the parent waits for the next word, and changes nothing meanwhile.
     pub fn stands_still(&self) -> Result<()> {
-        let path = format!("/proc/{}/syscall", self.root());
-        let end = Instant::now() + LIMIT;
-        // read(2) of its standard input (proc_pid_syscall(5)).
-        while !std::fs::read_to_string(&path)?.starts_with("0 0x0 ") {
-            ensure!(Instant::now() < end, "it does not wait for a word");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Ok(())
+        await_reading(self.root(), LIMIT)
     }
 
     /// A rollback that must be refused; gives what ksnap says.

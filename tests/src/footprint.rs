@@ -176,6 +176,55 @@ pub fn state_of(pid: i32) -> char {
         .unwrap_or('?')
 }
 
+/// Waits until a process is in this state: a stop, for one, comes a moment after its signal.
+pub fn await_state(pid: i32, state: char, limit: Duration) -> Result<()> {
+    let end = Instant::now() + limit;
+    loop {
+        let now = state_of(pid);
+        if now == state {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < end,
+            "process {pid} is in state {now}, not {state}"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The system call that a thread waits in, and its first argument (proc_pid_syscall(5)).
+pub fn call_of(tid: i32) -> Option<(i64, u64)> {
+    let text = fs::read_to_string(format!("/proc/{tid}/syscall")).ok()?;
+    let mut words = text.split_whitespace();
+    let number = words.next()?.parse().ok()?;
+    let first = words.next()?.strip_prefix("0x")?;
+    Some((number, u64::from_str_radix(first, 16).ok()?))
+}
+
+/// Waits until a process waits for its standard input, and changes nothing meanwhile.
+pub fn await_reading(pid: i32, limit: Duration) -> Result<()> {
+    let end = Instant::now() + limit;
+    while call_of(pid) != Some((libc::SYS_read, 0)) {
+        ensure!(
+            Instant::now() < end,
+            "process {pid} does not read its input ({})",
+            state_of(pid)
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// The threads of a process.
+pub fn threads_of(pid: i32) -> Result<Vec<i32>> {
+    let folder = format!("/proc/{pid}/task");
+    let entries = fs::read_dir(&folder).with_context(|| format!("list {folder}"))?;
+    Ok(entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect())
+}
+
 /// The thread that traces a process, 0 if there is none.
 pub fn tracer_of(pid: i32) -> Result<i32> {
     let path = format!("/proc/{pid}/status");

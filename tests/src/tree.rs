@@ -1,6 +1,6 @@
 //! Trees of processes under test: captured and ended, and brought back.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -8,8 +8,9 @@ use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::background::Background;
-use crate::footprint::await_gone;
+use crate::footprint::{await_gone, processes, state_of};
 use crate::ksnap::Ksnap;
+use crate::paths;
 use crate::subject::Victim;
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -71,6 +72,50 @@ pub fn children_of(pid: i32) -> Result<Vec<i32>> {
         .split_whitespace()
         .map(str::parse)
         .collect::<std::result::Result<_, _>>()?)
+}
+
+/// Living processes of the victim's program, and of ksnap's: what a restore that failed would leave. Tests that run
+/// beside this one have some as well, which come and go.
+pub fn living() -> Result<Vec<i32>> {
+    let programs = [paths::victim()?, paths::ksnap()?].map(std::fs::canonicalize);
+    let programs = programs.into_iter().collect::<std::io::Result<Vec<_>>>()?;
+    processes(|pid| {
+        let exe = std::fs::read_link(format!("/proc/{pid}/exe"));
+        let is_one = exe.is_ok_and(|exe| programs.contains(&exe));
+        is_one && !matches!(state_of(pid), 'Z' | 'X' | '?') && !is_of_another_test(pid)
+    })
+}
+
+/// Whether a process is below a test that is not this one: one of the same folder.
+fn is_of_another_test(pid: i32) -> bool {
+    let own = std::process::id() as i32;
+    let tests = std::env::current_exe().ok();
+    let tests = tests.as_deref().and_then(std::path::Path::parent);
+    let mut at = pid;
+    for _ in 0..64 {
+        match parent_of(at) {
+            Some(parent) if parent != own && parent > 1 => at = parent,
+            _ => return false,
+        }
+        let exe = std::fs::read_link(format!("/proc/{at}/exe"));
+        if exe.is_ok_and(|exe| exe.parent() == tests) {
+            return true;
+        }
+    }
+    false
+}
+
+/// Waits until all that live are those that lived before: what is ended takes a moment to be gone.
+pub fn none_but(before: &[i32]) -> Result<()> {
+    let end = Instant::now() + LIMIT;
+    loop {
+        let now = living()?;
+        if now.iter().all(|pid| before.contains(pid)) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "{before:?} were there, now {now:?}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Captures a tree and ends it.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use tests::background::Ended;
-use tests::footprint::state_of;
+use tests::footprint::{await_reading, state_of};
 use tests::{Background, Footprint, Ksnap, Need, Python, Victim, Watch, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -393,6 +393,8 @@ fn options_for_a_watched_process_are_followed_or_refused() -> Result<()> {
                   input()\n";
     let mut python = Python::script(script)?;
     ensure!(python.line(LIMIT)? == "ready");
+    // What it writes until then would be in one of the snapshots that are compared, and not in the others.
+    await_reading(python.pid(), LIMIT)?;
     let pid = python.pid().to_string();
     let mut watch = Watch::start(&ksnap, python.pid(), &["--every", "1h"])?;
     watch.wait_taken(1, LIMIT)?;

@@ -2,12 +2,19 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use tests::footprint::{call_of, threads_of};
 use tests::{Background, Ksnap, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// What pause(3) of the C library calls.
+#[cfg(target_arch = "x86_64")]
+const PAUSE: i64 = libc::SYS_pause;
+#[cfg(not(target_arch = "x86_64"))]
+const PAUSE: i64 = libc::SYS_ppoll;
 
 /// Four threads, each deep in functions of its own name, and a global that grows on request.
 const PROGRAM: &str = r#"
@@ -49,7 +56,6 @@ int main(void) {
     pthread_create(&threads[1], NULL, beta_worker, NULL);
     pthread_create(&threads[2], NULL, gamma_spins, NULL);
     pthread_barrier_wait(&ready);
-    usleep(100000);
     puts("ready");
     fflush(stdout);
     while (getchar() == '\n') {
@@ -84,6 +90,18 @@ impl Program {
             _folder: folder,
         };
         program.says("ready")?;
+        // Two threads that may not have come to their pause yet.
+        let end = Instant::now() + LIMIT;
+        let pauses = |tid: &i32| call_of(*tid).is_some_and(|(call, _)| call == PAUSE);
+        while threads_of(program.process.pid())?
+            .into_iter()
+            .filter(pauses)
+            .count()
+            < 2
+        {
+            ensure!(Instant::now() < end, "its threads do not pause");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         Ok(program)
     }
 

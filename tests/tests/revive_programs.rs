@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tests::background::Ended;
-use tests::footprint::{await_gone, processes, state_of};
-use tests::paths;
+use tests::footprint::await_gone;
+use tests::tree::{living, none_but};
 use tests::{Background, Ksnap, Python, Redis, Victim, require};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -392,17 +392,6 @@ const POINTS: [&str; 10] = [
     "letting it go",
 ];
 
-/// Living processes of the victim's program, and of ksnap's.
-fn ours() -> Result<Vec<i32>> {
-    let programs = [paths::victim()?, paths::ksnap()?].map(std::fs::canonicalize);
-    let programs = programs.into_iter().collect::<std::io::Result<Vec<_>>>()?;
-    processes(|pid| {
-        let exe = std::fs::read_link(format!("/proc/{pid}/exe"));
-        let is_ours = exe.is_ok_and(|exe| programs.contains(&exe));
-        is_ours && !matches!(state_of(pid), 'Z' | 'X' | '?')
-    })
-}
-
 #[test]
 fn a_restore_killed_at_any_step_leaves_nothing() -> Result<()> {
     require!(Root, Ksnap, ChosenIds);
@@ -412,8 +401,7 @@ fn a_restore_killed_at_any_step_leaves_nothing() -> Result<()> {
     end_captured(&ksnap, pid)?;
     victim.process().wait(LIMIT)?.context("it lives")?;
     await_gone(pid, LIMIT)?;
-    // Other tests may have some, which end in their own time.
-    let before = ours()?;
+    let before = living()?;
     for pids in ["same", "namespace"] {
         for point in POINTS {
             let what = || format!("killed while {point}, --pids {pids}");
@@ -428,19 +416,7 @@ fn a_restore_killed_at_any_step_leaves_nothing() -> Result<()> {
                 what()
             );
             await_gone(pid, LIMIT).with_context(what)?;
-            let end = Instant::now() + LIMIT;
-            loop {
-                let now = ours()?;
-                if now.iter().all(|pid| before.contains(pid)) {
-                    break;
-                }
-                ensure!(
-                    Instant::now() < end,
-                    "{now:?} instead of {before:?}, {}",
-                    what()
-                );
-                std::thread::sleep(Duration::from_millis(1));
-            }
+            none_but(&before).with_context(what)?;
         }
     }
     let process = ksnap.start(&["restore", "latest", "--wait", "--json"])?;

@@ -2,12 +2,13 @@
 //! left.
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tests::background::Ended;
+use tests::footprint::{call_of, threads_of};
 use tests::python::{ask, bring_back};
 use tests::{Ksnap, Python, require};
 
@@ -121,6 +122,24 @@ os.read(0, 1)
 
 const WAITS: [&str; 3] = ["nanosleep", "clock_nanosleep", "poll"];
 
+/// What poll(3) of the C library calls.
+#[cfg(target_arch = "x86_64")]
+const POLL: i64 = libc::SYS_poll;
+#[cfg(not(target_arch = "x86_64"))]
+const POLL: i64 = libc::SYS_ppoll;
+
+/// Waits until each of the threads has begun its wait.
+fn await_waits(pid: i32) -> Result<()> {
+    let end = Instant::now() + LIMIT;
+    let calls = [libc::SYS_nanosleep, libc::SYS_clock_nanosleep, POLL];
+    let waits = |tid: &i32| call_of(*tid).is_some_and(|(call, _)| calls.contains(&call));
+    while threads_of(pid)?.into_iter().filter(waits).count() < WAITS.len() {
+        ensure!(Instant::now() < end, "its threads do not wait");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
 /// What was left of each wait in the latest snapshot, in nanoseconds.
 fn left(ksnap: &Ksnap) -> Result<Vec<u64>> {
     let shown = ksnap.json(&["show", "latest"])?.remove(0);
@@ -142,8 +161,9 @@ fn a_wait_goes_on_for_the_time_that_was_left() -> Result<()> {
     let mut python = Python::script(SLEEPERS)?;
     let _end = Ended(python.pid(), "python");
     ensure!(python.line(LIMIT)? == "ready");
-    std::thread::sleep(Duration::from_millis(1500));
     let pid = python.pid();
+    await_waits(pid)?;
+    std::thread::sleep(Duration::from_millis(1500));
     let reference = ksnap.snap_in_part(pid, &[])?;
     let mut before = left(&ksnap)?;
     let slept = 1_000_000_000;
@@ -179,12 +199,13 @@ fn a_wait_that_goes_on_comes_to_its_end() -> Result<()> {
     require!(Root, Ksnap, Program("python3"), ChosenIds);
     let ksnap = Ksnap::new()?;
     let script = SLEEPERS
-        .replace("Time(1000, 0)", "Time(2, 0)")
-        .replace("1000000", "2000");
+        .replace("Time(1000, 0)", "Time(15, 0)")
+        .replace("1000000", "15000");
     let mut python = Python::script(&script)?;
     let _end = Ended(python.pid(), "python");
     ensure!(python.line(LIMIT)? == "ready");
-    std::thread::sleep(Duration::from_millis(500));
+    // And they are in the middle of their waits for as long as it takes to stop them.
+    await_waits(python.pid())?;
     ksnap.snap_in_part(python.pid(), &["--kill"])?;
     let pid = python.pid();
     let mut back = bring_back(python.process(), pid, ksnap.command())?;

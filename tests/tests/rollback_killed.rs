@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tests::footprint::state_of;
+use tests::footprint::{await_state, state_of};
 use tests::{Background, Footprint, Ksnap, Victim, Watch, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -225,7 +225,7 @@ fn a_watcher_takes_no_snapshot_between_a_rollback_that_failed_and_one_that_succe
     let refused = ksnap.run(&["snap", &word])?;
     ensure!(refused.code()? == 1, "{refused:?}");
     ensure!(refused.stderr.contains("roll it back again"), "{refused:?}");
-    ensure!(state_of(pid) == 'T', "{}", state_of(pid));
+    await_state(pid, 'T', LIMIT)?;
     // To another one than the one whose memory it has by now.
     ksnap.ok(&["rollback", &word, &ids[1], "-y"])?;
     kill(Pid::from_raw(pid), Signal::SIGCONT)?;

@@ -1,6 +1,6 @@
 //! `ksnap rollback` of programs that are not made for it: python3 and redis-server.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tests::python::{ask, tell};
@@ -80,6 +80,17 @@ impl Script {
         Ok(tids)
     }
 
+    /// Has the worker thread end. Whoever waits for it is told a moment before the kernel has forgotten it.
+    fn end_worker(&mut self) -> Result<()> {
+        ensure!(self.ask("end")? == "ended");
+        let end = Instant::now() + LIMIT;
+        while self.threads()?.contains(&self.tid) {
+            ensure!(Instant::now() < end, "thread {} does not end", self.tid);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
     fn snapshot(&self, ksnap: &Ksnap) -> Result<String> {
         ksnap.snap(self.python.pid(), &["--audit"])
     }
@@ -123,8 +134,7 @@ fn threads_that_ended_since_come_back_with_their_ids() -> Result<()> {
     ensure!(script.ask("ask")? == format!("1 {tid}"));
     let threads = script.threads()?;
     let alive = script.snapshot(&ksnap)?;
-    ensure!(script.ask("end")? == "ended");
-    ensure!(!script.threads()?.contains(&tid));
+    script.end_worker()?;
     let ended = script.snapshot(&ksnap)?;
     for _ in 0..3 {
         ksnap.roll_back(pid, &alive)?;

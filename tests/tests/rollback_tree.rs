@@ -7,7 +7,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tests::family::{Family, capture, pids_in, roll_back};
-use tests::footprint::{await_gone, state_of};
+use tests::footprint::{await_gone, await_state, call_of, state_of};
 use tests::tree::children_of;
 use tests::victim::rng::Rng;
 use tests::{Footprint, Ksnap, Victim, effort, require};
@@ -128,7 +128,7 @@ fn who_was_born_since_is_ended() -> Result<()> {
     expected.sort_unstable();
     ensure!(ended == expected, "{said}");
     await_gone(deeper, LIMIT)?;
-    ensure!(state_of(born) == 'Z', "{}", state_of(born));
+    await_state(born, 'Z', LIMIT)?;
     family.shows("one")?;
     let reaped = family.say(&format!("reap {born}"))?;
     ensure!(reaped["signal"] == libc::SIGKILL, "{reaped}");
@@ -167,11 +167,7 @@ fn one_that_has_ended(family: &mut Family) -> Result<i32> {
     for pid in [born, deeper] {
         kill(Pid::from_raw(pid), Signal::SIGKILL)?;
     }
-    let end = Instant::now() + LIMIT;
-    while state_of(born) != 'Z' {
-        ensure!(Instant::now() < end, "it does not end");
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    await_state(born, 'Z', LIMIT)?;
     Ok(born)
 }
 
@@ -239,9 +235,10 @@ fn where_one_cannot_go_back_none_is_touched() -> Result<()> {
     let born = family.say("born")?["born"].as_i64().context("nobody")? as i32;
     family.others.0.push(born);
     family.say("exec")?;
+    // A program has its name before it is there: this one sleeps.
     let end = Instant::now() + LIMIT;
-    let comm = format!("/proc/{}/comm", family.child);
-    while std::fs::read_to_string(&comm)?.trim() != "sleep" {
+    let calls = [libc::SYS_nanosleep, libc::SYS_clock_nanosleep];
+    while !call_of(family.child).is_some_and(|(call, _)| calls.contains(&call)) {
         ensure!(Instant::now() < end, "it does not become another program");
         std::thread::sleep(Duration::from_millis(1));
     }

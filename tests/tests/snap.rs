@@ -1,10 +1,11 @@
 //! `ksnap snap`: one snapshot, alone or through a watcher; each audited.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tests::footprint::{await_state, state_of, threads_of};
 use tests::{Footprint, Ksnap, Victim, Watch, effort, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -24,8 +25,29 @@ impl Quiet {
         for pid in &quiet.0 {
             kill(*pid, Signal::SIGSTOP)?;
         }
+        quiet.await_stop()?;
+        // What the kernel does without a thread of theirs.
         std::thread::sleep(Duration::from_millis(60));
         Ok(quiet)
+    }
+
+    /// Waits until each of their threads is stopped: one that waits for a disk is so only afterwards. Those that the kernel
+    /// has made for an io_uring are not.
+    fn await_stop(&self) -> Result<()> {
+        let is_of_kernel = |tid: i32| {
+            let comm = std::fs::read_to_string(format!("/proc/{tid}/comm"));
+            comm.is_ok_and(|comm| comm.starts_with("iou-"))
+        };
+        for pid in &self.0 {
+            for tid in threads_of(pid.as_raw())? {
+                let end = Instant::now() + LIMIT;
+                while !is_of_kernel(tid) && !matches!(state_of(tid), 'T' | 'Z' | 'X' | '?') {
+                    ensure!(Instant::now() < end, "thread {tid} does not stop");
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -98,9 +120,9 @@ fn a_stopped_process_stays_stopped() -> Result<()> {
     let quiet = Quiet::keep(victim.pid())?;
     for _ in 0..5 {
         ksnap.ok(&["snap", &pid, "--audit"])?;
+        // It is let go of, and stops again.
         std::thread::sleep(Duration::from_millis(20));
-        let state = tests::footprint::state_of(victim.pid());
-        ensure!(state == 'T', "state {state} after a snapshot");
+        await_state(victim.pid(), 'T', LIMIT)?;
     }
     drop(quiet);
     victim.check()?;

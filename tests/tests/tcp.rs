@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tests::background::Ended;
-use tests::footprint::await_gone;
+use tests::footprint::{await_gone, await_state};
 use tests::netns::{ADDRESSES, Machines};
 use tests::stream::Stream;
 use tests::tcp::{bring_back, is_back, run, take};
@@ -53,6 +53,22 @@ fn has_full_queues(pid: i32) -> Result<bool> {
         }
     }
     Ok(false)
+}
+
+/// Waits until the other side of a connection to this port has ended it, of which the second and the fourth column tell.
+fn await_close_wait(pid: i32, port: u16) -> Result<()> {
+    let end = Instant::now() + LIMIT;
+    let own = format!(":{port:04X}");
+    let is_one = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        matches!(fields[..], [_, at, _, "08", ..] if at.ends_with(&own))
+    };
+    let path = format!("/proc/{pid}/net/tcp");
+    while !std::fs::read_to_string(&path)?.lines().any(is_one) {
+        ensure!(Instant::now() < end, "no connection is ended");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
 }
 
 /// Ended and brought back, in the middle of the stream, with what waits in all queues.
@@ -241,7 +257,7 @@ fn what_the_other_side_has_ended_is_told() -> Result<()> {
     let client = std::net::TcpStream::connect(("127.0.0.1", port))?;
     script.line(LIMIT)?;
     drop(client);
-    std::thread::sleep(Duration::from_millis(100));
+    await_close_wait(script.pid(), port)?;
     let pid = script.pid().to_string();
     let taken = ksnap.run(&["snap", &pid, "--kill", "--tcp"])?;
     ensure!(taken.code()? == 3, "{taken:?}");
@@ -285,8 +301,7 @@ fn a_snapshot_that_nobody_keeps_connections_for_is_refused() -> Result<()> {
     let named = format!("process {keeper} (ksnap-tcp) keeps it for another snapshot");
     ensure!(old.stderr.contains(&named), "{old:?}");
     // The one that is kept waits all the same, until it is given up.
-    let state = tests::footprint::state_of(keeper);
-    ensure!(state == 'S', "the holder is {state}");
+    await_state(keeper, 'S', LIMIT)?;
     kill(Pid::from_raw(keeper), Signal::SIGTERM)?;
     await_gone(keeper, LIMIT)?;
     for id in &ids {
@@ -300,7 +315,7 @@ fn a_snapshot_that_nobody_keeps_connections_for_is_refused() -> Result<()> {
 #[test]
 fn one_that_the_other_side_ends_before_the_silence_is_told_and_another_goes_on() -> Result<()> {
     require!(Root, Ksnap, Program("python3"), AllProcesses);
-    let ksnap = Ksnap::new()?.with_variable("KSNAP_TCP_DELAY_MS", "2000".into());
+    let ksnap = Ksnap::new()?.with_variable("KSNAP_TCP_DELAY_MS", "10000".into());
     let mut script = Python::script(
         "import socket\n\
          l = socket.socket()\n\

@@ -7,12 +7,18 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tests::background::Ended;
-use tests::footprint::state_of;
+use tests::footprint::{await_state, state_of};
 use tests::terminal::{Terminal, are_as_before, await_child, await_that, child_with, place_of};
 use tests::tree::{bring_back, end_captured, goes_on_twice, nothing_early, stat_of};
 use tests::{Ksnap, Python, Victim, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// Whether a process has become the program with this argument alone.
+fn has_argument(pid: i32, argument: &str) -> bool {
+    let line = std::fs::read_to_string(format!("/proc/{pid}/cmdline"));
+    line.is_ok_and(|line| line == format!("sleep\0{argument}\0"))
+}
 
 /// A victim that looks at its session all the time, captured, ended and brought back, twice in a row.
 fn a_session_goes_on(options: &[&str]) -> Result<()> {
@@ -99,7 +105,7 @@ fn a_shell_goes_on_leading_its_jobs() -> Result<()> {
     let (pids, notes) = terminal.again(&ksnap)?;
     ensure!(pids.0.len() == 4, "{:?}", pids.0);
     are_as_before(&before, &notes)?;
-    ensure!(state_of(job) == 'T', "{}", state_of(job));
+    await_state(job, 'T', LIMIT)?;
     let listed = terminal.run("jobs -l")?;
     for word in ["Stopped", "Running", &job.to_string(), &running.to_string()] {
         ensure!(listed.contains(word), "{word}: {listed}");
@@ -141,6 +147,9 @@ fn a_terminal_that_is_held_elsewhere_is_named() -> Result<()> {
     let mut terminal =
         Terminal::start(&["sh", "-c", "sleep 100003 & echo here; exec sleep 100004"])?;
     terminal.expect("here")?;
+    // Both may still be the shell.
+    await_child(terminal.child, "100003")?;
+    await_that("it sleeps", || has_argument(terminal.child, "100004"))?;
     let pids = end_captured(&ksnap, terminal.child)?;
     ensure!(pids.0.len() == 2, "{:?}", pids.0);
     ensure!(terminal.ended()?.contains("ended -9"));
@@ -180,10 +189,7 @@ fn a_leader_alone_goes_on_without_its_terminal_which_is_named() -> Result<()> {
     let ksnap = Ksnap::new()?;
     let mut terminal = Terminal::start(&["sleep", "100007"])?;
     let pid = terminal.child;
-    await_that("it sleeps", || {
-        std::fs::read_to_string(format!("/proc/{pid}/comm"))
-            .is_ok_and(|comm| comm.trim() == "sleep")
-    })?;
+    await_that("it sleeps", || has_argument(pid, "100007"))?;
     let ended = ksnap.run(&["snap", &pid.to_string(), "--kill"])?;
     ensure!(matches!(ended.code()?, 0 | 3), "{ended:?}");
     ensure!(terminal.ended()?.contains("ended -9"));

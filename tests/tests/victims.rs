@@ -1,20 +1,23 @@
 //! Every victim is well on its own, and notices when its memory is damaged behind its back: a victim that
 //! cannot fail proves nothing about a snapshot.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tests::footprint::state_of;
 use tests::victim::blocked;
 use tests::{Victim, require};
+
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Lets a victim work for a while; it must get on, and every invariant must hold.
 fn is_well(name: &str, args: &[&str]) -> Result<()> {
     let mut victim = Victim::spawn(name, args)?;
     let first = victim.status()?.counter;
     std::thread::sleep(Duration::from_millis(700));
-    victim.wait_beyond(first, Duration::from_secs(10))?;
+    victim.wait_beyond(first, LIMIT)?;
     victim.check()?;
     victim.quit()
 }
@@ -30,7 +33,7 @@ fn notices_damage(name: &str, args: &[&str]) -> Result<()> {
         asked.is_err(),
         "victim {name} passed its check with damaged memory"
     );
-    let reason = victim.expect_broken(Duration::from_secs(10))?;
+    let reason = victim.expect_broken(LIMIT)?;
     assert!(reason.contains(name), "{reason}");
     Ok(())
 }
@@ -112,6 +115,10 @@ fn an_unknown_victim_or_option_is_refused() -> Result<()> {
 /// signal(7): these calls fail with EINTR after a stop even where there is no handler.
 const NOT_RESTARTED: &[&str] = &["epoll_wait", "sigtimedwait", "recv-timeout", "read-timeout"];
 
+fn is_stopped_or_over(victim: &Victim) -> bool {
+    state_of(victim.pid()) == 'T' || !victim.alive()
+}
+
 fn stop_and_continue(victims: &[Victim]) -> Result<()> {
     let all = |signal| {
         victims
@@ -120,6 +127,12 @@ fn stop_and_continue(victims: &[Victim]) -> Result<()> {
     };
     for _ in 0..30 {
         all(Signal::SIGSTOP)?;
+        // One that is not stopped yet would never be. Some find themselves interrupted here, and end.
+        let end = Instant::now() + LIMIT;
+        while !victims.iter().all(is_stopped_or_over) {
+            ensure!(Instant::now() < end, "not all are stopped");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         std::thread::sleep(Duration::from_millis(3));
         all(Signal::SIGCONT)?;
         std::thread::sleep(Duration::from_millis(12));
@@ -145,7 +158,7 @@ fn a_blocked_victim_notices_an_interrupted_call() -> Result<()> {
     for kind in NOT_RESTARTED {
         let victim = Victim::spawn("blocked", &[kind])?;
         stop_and_continue(std::slice::from_ref(&victim))?;
-        let reason = victim.expect_broken(Duration::from_secs(10))?;
+        let reason = victim.expect_broken(LIMIT)?;
         assert!(
             reason.contains("Interrupted system call"),
             "{kind}: {reason}"
@@ -189,7 +202,7 @@ fn avx_notices_a_register_that_changed() -> Result<()> {
         }
         damaged?;
     }
-    let reason = victim.expect_broken(Duration::from_secs(10))?;
+    let reason = victim.expect_broken(LIMIT)?;
     assert!(reason.contains("vector register"), "{reason}");
     Ok(())
 }
