@@ -285,20 +285,23 @@ fn all_that_two_machines_pushed_at_once_is_pulled_whole() -> Result<()> {
 #[test]
 fn a_prune_beside_pushes_takes_nothing_from_them() -> Result<()> {
     require!(Root, Ksnap);
-    // Longer than a push of this size takes on any machine.
-    let grace = effort::patience(Duration::from_secs(8));
     let place = Place::new()?;
-    let (url, words) = (place.url(), format!("{}s", grace.as_secs()));
+    let url = place.url();
     let ksnap = Ksnap::new()?;
     let pruner = Ksnap::new()?;
     let mut victim = Victim::spawn("counter", &["--mib", "8"])?;
-    // A chunk that nothing refers to is deleted when it has been doomed for the grace time, which begins when it is as
-    // old as that.
-    let end = Instant::now() + grace * 10;
     let mut deleted = 0;
     // One is there before: what nobody has pushed to yet is not pruned.
     ksnap.snap(victim.pid(), &[])?;
+    let start = Instant::now();
     ksnap.ok(&["push", "latest", &url])?;
+    // Far longer than a push of this size takes here: this one sends all, and later ones less.
+    let grace = effort::patience(Duration::from_secs(8)).max(start.elapsed() * 10);
+    let grace = Duration::from_secs(grace.as_secs() + 1);
+    let words = format!("{}s", grace.as_secs());
+    // A chunk that nothing refers to is deleted when it has been doomed for the grace time, which begins when it is as
+    // old as that.
+    let end = Instant::now() + grace * 10;
     let mut pushes = 1;
     while deleted == 0 || pushes <= 4 {
         ensure!(Instant::now() < end, "{pushes} pushes, nothing is deleted");

@@ -9,6 +9,9 @@ use tests::{Background, Footprint, Ksnap, Python, Redis, Watch, require};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
+/// Connections of the load.
+const CLIENTS: usize = 4;
+
 /// A modest load: sets, increments, list and hash commands on a few thousand keys.
 fn load(redis: &Redis) -> Result<Background> {
     redis.load(&[
@@ -19,11 +22,21 @@ fn load(redis: &Redis) -> Result<Background> {
         "-d",
         "200",
         "-c",
-        "4",
+        &CLIENTS.to_string(),
         "-l",
         "-n",
         "20000",
     ])
+}
+
+/// How many sockets a process has open.
+fn sockets_of(pid: i32) -> Result<usize> {
+    Ok(sockets_in(&Footprint::of(pid)?))
+}
+
+fn sockets_in(footprint: &Footprint) -> usize {
+    let links = footprint.fds.values();
+    links.filter(|link| link.starts_with("socket:")).count()
 }
 
 /// redis's own check: everything is written out and read back, and must be the same.
@@ -52,6 +65,7 @@ fn redis_under_load_lives_through_hundreds_of_audited_snapshots() -> Result<()> 
     let redis = Redis::start_with(&["--io-threads", "2"])?;
     redis.populate(5000, 400)?;
     let before = Footprint::of(redis.pid())?;
+    let sockets = sockets_in(&before);
     let mut load = load(&redis)?;
     let options = ["--every", "15ms", "--count", "250", "--audit"];
     let watched = Watch::start(&ksnap, redis.pid(), &options)?.finish(LIMIT)?;
@@ -60,7 +74,12 @@ fn redis_under_load_lives_through_hundreds_of_audited_snapshots() -> Result<()> 
     drop(load);
     redis_is_consistent(&redis)?;
     ksnap.ok(&["verify"])?;
-    // The connections of the load are closed by now.
+    // The server closes its ends of the connections a moment after those of the load and of the check are closed.
+    let end = Instant::now() + LIMIT;
+    while sockets_of(redis.pid())? > sockets {
+        ensure!(Instant::now() < end, "connections stay open");
+        std::thread::sleep(Duration::from_millis(5));
+    }
     watched.left_nothing(&before)
 }
 
@@ -85,9 +104,15 @@ fn redis_under_load_goes_back_to_random_snapshots() -> Result<()> {
         client.set("marker", &round.to_string())?;
         let digest = client.digest()?;
         let quiet = ksnap.snap(pid, &[])?;
-        let work = load(&redis)?;
-        std::thread::sleep(Duration::from_millis(60));
+        let idle = sockets_of(pid)?;
+        let mut work = load(&redis)?;
         // From here on all connections of the load are open; those that are not could not come back.
+        let end = Instant::now() + LIMIT;
+        while sockets_of(pid)? < idle + CLIENTS {
+            ensure!(work.running()?, "the load has ended: {}", work.stderr());
+            ensure!(Instant::now() < end, "the load is not connected");
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let so_far = watch.ids()?.len();
         watch.wait_taken(so_far + 2 + rng.below(4), LIMIT)?;
         let ids = watch.ids()?.split_off(so_far);

@@ -149,11 +149,14 @@ fn a_pool_of_python_finishes_its_work() -> Result<()> {
     while let Ok(Some(line)) = python.process().line(LIMIT) {
         lines.push(line);
     }
-    let mut back = ksnap.start(&["restore", "latest", "--wait"])?;
-    let finished = back.finish(LIMIT)?;
+    let (mut back, _) = bring_back(&ksnap, &mut |line| {
+        lines.push(line.to_owned());
+        Ok(())
+    })?;
+    // All of its work may be left.
+    let finished = back.finish(4 * LIMIT)?;
     ensure!(finished.code()? == 0, "{finished:?}");
-    // The first line is ksnap's.
-    lines.extend(finished.stdout.lines().skip(1).map(str::to_owned));
+    lines.extend(finished.stdout.lines().map(str::to_owned));
     ensure!(lines.len() == 41, "{lines:?}");
     let results: Vec<&str> = lines[..40]
         .iter()

@@ -174,10 +174,11 @@ fn who_comes_is_taken_in_and_who_ends_is_let_go_of() -> Result<()> {
     // Who has come since is ended.
     let third = parent.ask("born")?;
     wait_for(&mut watch, &[root, second, third])?;
-    let latest = wait_for(&mut watch, &[root, second, third])?;
+    wait_for(&mut watch, &[root, second, third])?;
     let now = children_of(root)?;
     ensure!(now.len() == 2, "{now:?}");
-    roll_back(&ksnap, root, &id(&latest)?)?;
+    // One that an event names may be gone by now: few are kept.
+    roll_back(&ksnap, root, "latest")?;
     ensure!(children_of(root)? == now, "{:?}", children_of(root)?);
     drop(without);
     let watched = watch.interrupt(LIMIT)?;
@@ -306,11 +307,12 @@ fn a_command_is_run_with_all_that_it_starts() -> Result<()> {
     let mut victim = ksnap.run_victim(&options, "tree", &[])?;
     let root = victim.pid();
     let end = Instant::now() + effort::patience(LIMIT);
-    let trees = || -> Result<usize> {
-        let listed = ksnap.json(&["log"])?;
-        Ok(listed.iter().filter(|one| one["pid"] == root).count())
+    // There is no store before the first snapshot.
+    let trees = || {
+        let listed = ksnap.json(&["log"]).unwrap_or_default();
+        listed.iter().filter(|one| one["pid"] == root).count()
     };
-    while trees()? < 3 {
+    while trees() < 3 {
         ensure!(Instant::now() < end, "no snapshots");
         std::thread::sleep(Duration::from_millis(50));
     }
