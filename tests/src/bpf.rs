@@ -115,7 +115,7 @@ mod tests {
         };
         assert!(is_there());
         drop(program);
-        let gone = (0..500).any(|_| {
+        let gone = (0..6000).any(|_| {
             std::thread::sleep(std::time::Duration::from_millis(10));
             !is_there()
         });

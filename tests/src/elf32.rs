@@ -34,7 +34,7 @@ impl Paused {
         crate::paths::copy_program(&whole, &file)?;
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o755))?;
         let mut process = Background::start(Command::new(&file))?;
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + Duration::from_secs(60);
         while state_of(process.pid()) != 'S' {
             ensure!(process.running()?, "the kernel ends a 32-bit program");
             ensure!(Instant::now() < end, "a 32-bit program does not wait");

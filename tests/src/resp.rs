@@ -25,11 +25,11 @@ pub enum Reply {
 pub struct Resp(BufReader<TcpStream>);
 
 impl Resp {
-    /// Connects to a port of 127.0.0.1. A reply may take 30 seconds.
+    /// Connects to a port of 127.0.0.1. A reply may take a minute.
     pub fn connect(port: u16) -> Result<Self> {
         let stream = TcpStream::connect(("127.0.0.1", port))
             .with_context(|| format!("connect to redis at {port}"))?;
-        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        stream.set_read_timeout(Some(Duration::from_secs(60)))?;
         stream.set_nodelay(true)?;
         Ok(Self(BufReader::new(stream)))
     }

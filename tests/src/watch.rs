@@ -18,9 +18,9 @@ const DONE: i32 = 0;
 const INCOMPLETE: i32 = 3;
 const INTERRUPTED: i32 = 130;
 /// How long attaching may take.
-const ATTACH: Duration = Duration::from_secs(30);
+const ATTACH: Duration = Duration::from_secs(60);
 /// How long the kernel may take to free programs that nobody holds.
-const FREED: Duration = Duration::from_secs(10);
+const FREED: Duration = Duration::from_secs(60);
 
 /// A watch that goes on. The ksnap process is killed when this is dropped.
 pub struct Watch {

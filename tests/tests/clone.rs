@@ -8,7 +8,7 @@ use tests::ksnap::number;
 use tests::moving::{Moving, ended, servers_on};
 use tests::{Ksnap, Pair, Victim, effort, require};
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 /// What is counted while a server moves.
 const COUNTER: &str = "counter";
 

@@ -11,12 +11,17 @@ use tests::{Breakdown, Footprint, Relay, require};
 /// attempt sends only what is missing.
 fn cut(how: Breakdown) -> Result<()> {
     require!(Root, Ksnap, Machines, Program("redis-server"));
-    let mut moving = Moving::start("2s", 2000)?;
+    // Silence is waited for so long. Nothing else here is to take as long as that.
+    let patience = match how {
+        Breakdown::HangUp => "60s",
+        Breakdown::Silence => "15s",
+    };
+    let mut moving = Moving::start(patience, 2000)?;
     let pid = moving.pid().to_string();
     let footprint = Footprint::of(moving.pid())?;
     let pair = &mut moving.pair;
     let relay = Relay::start(&pair.machines, 0, &pair.target(1), 3 << 20, how)?;
-    let options = ["--move", "--timeout", "2s"];
+    let options = ["--move", "--timeout", patience];
     let address = relay.address();
     let args = [&["clone", &pid, &address, "--json"][..], &options].concat();
     let failed = pair.run(0, &args)?;

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use tests::python::{ask, tell};
 use tests::{Ksnap, Python, require};
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// `guard`, `write N` and `take` on one page of memory; `look` prints its first byte, or -1 where the kernel refuses to
 /// read it.

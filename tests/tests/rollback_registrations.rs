@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use tests::python::{ask, tell};
 use tests::{Ksnap, Python, require};
 
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(60);
 
 // The C library ends a program in which the registration of its restartable sequences fails.
 

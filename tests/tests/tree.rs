@@ -95,7 +95,8 @@ fn trees_go_on_where_their_session_began_outside() -> Result<()> {
             .args(["python3", "-c", in_a_group])
             .arg(std::env::current_exe()?)
             .args(["--exact", "--nocapture", name]);
-        let done = Background::start(command)?.finish(LIMIT)?;
+        // Each wait in it has its own limit.
+        let done = Background::start(command)?.finish(3 * LIMIT)?;
         let passed = done.code()? == 0 && done.stdout.contains("1 passed");
         ensure!(passed, "{name}: {done:?}");
     }
