@@ -21,7 +21,7 @@ use super::page::{self, PAGE};
 use super::protocol::{Started, State};
 use super::rng::Rng;
 use super::table::Table;
-use super::workers::Workers;
+use super::workers::{PATIENCE, Workers};
 
 /// Pages of each writer; a control page has room for 256 pairs.
 const EACH: usize = 200;
@@ -154,7 +154,7 @@ impl Area {
     fn verify_other(&self, index: usize) -> Result<(), String> {
         let published = &self.published()[index];
         let mut last = Ok(());
-        for _ in 0..5000 {
+        for _ in 0..PATIENCE {
             let before = published.sequence.load(Ordering::Acquire);
             if before.is_multiple_of(2) && before > 0 {
                 let at = self.pages_of(1).wrapping_add(index * PAGE).cast();

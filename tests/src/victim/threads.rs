@@ -20,7 +20,7 @@ use super::page::PAGE;
 use super::protocol::{Started, State};
 use super::rng::{Rng, mix};
 use super::table::Table;
-use super::workers::{Workers, gettid};
+use super::workers::{PATIENCE, Workers, gettid};
 
 const PAGES: usize = 64;
 
@@ -164,7 +164,7 @@ impl State for Threads {
             .verify_all()?;
         // Threads end within milliseconds, so those that have not finished are few, unless some were lost.
         let mut outstanding = u64::MAX;
-        for _ in 0..5000 {
+        for _ in 0..PATIENCE {
             let finished = self.shared.finished.load(Ordering::SeqCst);
             outstanding = self
                 .shared
