@@ -65,6 +65,8 @@ impl Postgres {
         let mut command = Self::command("postgres", user)?;
         command.arg("-D").arg(&data).arg("-k").arg(folder.path());
         command.args(["-c", "listen_addresses=", "-c", "shared_buffers=16MB"]);
+        // Who waits for a disk cannot be stopped meanwhile.
+        command.args(["-c", "fsync=off"]);
         // Whoever vacuums comes and goes.
         command.args(["-c", "autovacuum_naptime=1h"]);
         let postgres = Self {

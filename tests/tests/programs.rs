@@ -265,6 +265,8 @@ fn a_computation_in_python_that_goes_back_and_forth_comes_to_its_result() -> Res
 const DATABASE: &str = r#"
 import random, select, sqlite3, sys, time
 db = sqlite3.connect(sys.argv[0] + ".db" if sys.stdin.readline().strip() == "file" else ":memory:", isolation_level=None)
+# Who waits for a disk cannot be stopped meanwhile.
+db.execute("pragma synchronous = off")
 db.execute("create table account (id integer primary key, amount integer, note text)")
 db.execute("create index by_amount on account (amount)")
 db.execute("create table log (id integer primary key, text text)")

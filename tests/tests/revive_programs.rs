@@ -225,6 +225,7 @@ fn sqlite_in_the_middle_of_a_transaction() -> Result<()> {
             "CREATE TABLE t(x);
              INSERT INTO t VALUES (1);
              PRAGMA cache_size = 100;
+             PRAGMA synchronous = OFF;
              BEGIN;
              WITH RECURSIVE c(n, h) AS (SELECT 1, 7 UNION ALL
                  SELECT n + 1, (h * 1103515245 + 12345) % 2147483648 FROM c WHERE n < 3000000)
