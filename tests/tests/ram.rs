@@ -196,7 +196,7 @@ fn a_flush_that_is_killed_at_random_moments_leaves_whole_snapshots_and_goes_on()
     watch.wait_taken(so_far + 20, LIMIT)?;
     watch.interrupt(LIMIT)?.none_failed()?;
     let all: BTreeSet<String> = ids(&ksnap, &["--ram"])?.into_iter().collect();
-    let took = one(ksnap.json(&["flush"])?)["took_ns"]
+    let mut took = one(ksnap.json(&["flush"])?)["took_ns"]
         .as_u64()
         .context("no time")?;
     std::fs::remove_dir_all(ksnap.store())?;
@@ -215,7 +215,11 @@ fn a_flush_that_is_killed_at_random_moments_leaves_whole_snapshots_and_goes_on()
         }
         std::thread::sleep(Duration::from_nanos(rng.word() % took));
         flush.signal(Signal::SIGKILL)?;
-        kills += u32::from(flush.finish(LIMIT)?.code().is_err());
+        match flush.finish(LIMIT)?.code().is_err() {
+            true => kills += 1,
+            // Done before: it had less left to do than the first one, or others have let it be quicker.
+            false => took = (took / 2).max(1_000_000),
+        }
         let report = one(ksnap.json(&["verify"])?);
         ensure!(report["clean"] == true, "round {round}: {report}");
         let there: BTreeSet<String> = ids(&ksnap, &[])?.into_iter().collect();
