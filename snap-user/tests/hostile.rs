@@ -145,6 +145,7 @@ fn write_seeds(fuzz: &Path) {
 fn a_pack() -> Vec<u8> {
     let name = |seq, slot| Location::new(seq, slot).expect("not 0");
     let entry = |seq, slot, at| PackEntry {
+        loan: 0,
         name: name(seq, slot),
         addr: 0x1000 * u64::from(slot + 1),
         at: PACK_HEADER_LEN as u64 + at,

@@ -57,7 +57,7 @@ struct RawEntry {
     crc: U32,
     len: U16,
     encoding: u8,
-    reserved: u8,
+    loan: u8,
 }
 
 const _: () = assert!(size_of::<RawEntry>() == PACK_ENTRY_LEN);
@@ -100,8 +100,10 @@ pub struct PackEntry {
     pub name: Location,
     /// Page address at the time.
     pub addr: u64,
-    /// First byte of the encoded page in the pack.
+    /// First byte of the encoded page in the file that has it.
     pub at: u64,
+    /// Which file has it: 0 for the pack, else the number of a file that it borrows pages from.
+    pub loan: u8,
     /// Encoded length in bytes.
     pub len: u16,
     /// How it is encoded; never a reference.
@@ -192,7 +194,11 @@ impl PackHeader {
             let name = Location::new(raw.seq.get(), raw.slot.get());
             let (at, len) = (raw.at.get(), raw.len.get());
             let end = at.checked_add(len.into());
-            let inside = at >= self.data.offset && end.is_some_and(|end| end <= self.data.end());
+            let inside = match raw.loan {
+                0 => at >= self.data.offset && end.is_some_and(|end| end <= self.data.end()),
+                // Held against the length of the file that it is borrowed from when it is read.
+                _ => end.is_some() && encoding.is_some_and(|encoding| !encoding.needs_previous()),
+            };
             let (Some(encoding), Some(name), true) = (encoding, name, inside) else {
                 return Err(ImageError::corrupt(
                     PART,
@@ -206,6 +212,7 @@ impl PackHeader {
                 name,
                 addr: raw.addr.get(),
                 at,
+                loan: raw.loan,
                 len,
                 encoding,
                 crc: raw.crc.get(),
@@ -296,7 +303,7 @@ pub fn finish_pack(
                 crc: entry.crc.into(),
                 len: entry.len.into(),
                 encoding: entry.encoding.tag(),
-                reserved: 0,
+                loan: entry.loan,
             };
             out.extend_from_slice(raw.as_bytes());
         }
@@ -363,6 +370,7 @@ mod tests {
             name: name(seq, slot),
             addr: 0x1000,
             at: PACK_HEADER_LEN as u64 + at,
+            loan: 0,
             len: 8,
             encoding: Encoding::Fill,
             crc: 7,

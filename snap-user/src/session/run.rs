@@ -11,14 +11,17 @@ use super::{
 };
 use crate::capture::CaptureError;
 use crate::store::Store;
-use crate::sys::{leave_to_kernel, pidfd_open, ptrace, share_memory};
+use crate::sys::{leave_to_kernel, pidfd_open, proc, ptrace, share_memory};
 use crate::track::{Support, TrackError, support};
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+/// How long a program that was just executed may take to have its arguments.
+const ARGUMENTS: Duration = Duration::from_secs(1);
 
 /// Why a command is watched no more, or never was.
 #[derive(Debug)]
@@ -145,6 +148,14 @@ fn await_own_memory(pid: i32) {
     let own = std::process::id() as i32;
     // One that has ended has none, and where the kernel cannot tell there is nothing to wait for.
     while share_memory(own, pid).unwrap_or(false) {
+        std::thread::sleep(Duration::from_micros(50));
+    }
+    // Its arguments come with the program, a moment later; no program is without any here but one that took them away.
+    let end = Instant::now() + ARGUMENTS;
+    while proc::is_alive(pid)
+        && std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|found| found.is_empty())
+        && Instant::now() < end
+    {
         std::thread::sleep(Duration::from_micros(50));
     }
 }

@@ -2,7 +2,7 @@
 
 use super::error::StoreError;
 use super::files::{Files, ReadFile};
-use super::loans::LoanFile;
+use super::loan_file::{LoanFile, page_file};
 use crate::image::{ENTRY_LEN, HEADER_LEN, Header, IndexEntry, Section, SessionId, decode_index};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -46,17 +46,7 @@ impl ImageFile {
 
     /// The file that has the pages whose entries name it by this number.
     pub(super) fn page_file(&self, number: u8) -> Result<&dyn PageFile, StoreError> {
-        if number == 0 {
-            return Ok(self);
-        }
-        let found = self.loans.iter().find(|loan| loan.number == number);
-        found.map(|loan| loan as &dyn PageFile).ok_or_else(|| {
-            StoreError::corrupt(
-                &self.path,
-                "page data",
-                format!("borrowed from file {number}, which is missing"),
-            )
-        })
+        page_file(self, &self.loans, number)
     }
 
     /// Reads `len` bytes, whose place the header has vouched for.

@@ -5,13 +5,14 @@ use super::durability::suspect_after;
 use super::error::StoreError;
 use super::files::Files;
 use super::head::{Anchor, Head};
-use super::loans::LoanFile;
+use super::loan_file::LoanFile;
 use super::names;
 use super::pack::PackFile;
 use crate::image::{
     IndexEntry, Location, SessionId, SpanKind, apply_runs, decode_dropped, decode_span,
 };
 use crate::model::{PageTable, SnapshotId, SnapshotKind};
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -27,6 +28,8 @@ pub(super) struct Listing {
     pub(super) pack: Option<Arc<PackFile>>,
     /// Why the pack that should count cannot be read.
     pub(super) pack_damage: Option<(PathBuf, String)>,
+    /// Files that packs were to borrow from that are not there, or not yet.
+    pub(super) unfinished: Vec<String>,
     /// Files that nobody needs: what an interrupted removal has left.
     pub(super) leftovers: Vec<String>,
 }
@@ -47,7 +50,9 @@ impl Listing {
         let newest = names.iter().filter_map(|n| names::parse_pack_file(n)).max();
         if let Some(generation) = newest {
             let path = dir.join(names::pack_file(generation));
-            match PackFile::open(files, &path, session) {
+            let of_it = names.iter().filter_map(|n| names::parse_pack_loan_file(n));
+            let numbers = of_it.filter(|(of, _)| *of == generation).map(|(_, n)| n);
+            match PackFile::open(files, &path, session, numbers) {
                 Ok(pack) => listing.pack = Some(Arc::new(pack)),
                 // Replaced since the names were read.
                 Err(error) if error.is_missing() => return Err(error),
@@ -62,6 +67,12 @@ impl Listing {
                 }
             } else if let Some((seq, number)) = names::parse_loan_file(&name) {
                 listing.loans.entry(seq).or_default().push(number);
+            } else if let Some((generation, _)) = names::parse_pack_loan_file(&name) {
+                match Some(generation).cmp(&newest) {
+                    Ordering::Less => listing.leftovers.push(name),
+                    Ordering::Equal => {}
+                    Ordering::Greater => listing.unfinished.push(name),
+                }
             } else if names::parse_pack_file(&name).is_some_and(|n| Some(n) < newest) {
                 listing.leftovers.push(name);
             }
@@ -209,8 +220,9 @@ impl SessionFiles {
             }
             // Now, so that one that is removed meanwhile is found missing as a whole.
             for number in listing.loans.get(&seq).into_iter().flatten() {
+                let path = self.dir.join(names::loan_file(seq, *number));
                 file.loans
-                    .push(LoanFile::open(&*self.files, &self.dir, seq, *number)?);
+                    .push(LoanFile::open(&*self.files, path, *number)?);
             }
             Ok(file)
         })

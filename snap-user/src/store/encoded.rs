@@ -97,11 +97,11 @@ pub(super) fn read_wanted(
     Ok(())
 }
 
-/// What the files say of pages, without their bytes. `places` ascending.
+/// What the files say of pages, and which file has the bytes; without these. `places` ascending.
 pub(super) fn entries_of(
     files: &SessionFiles,
     places: &[Location],
-    each: &mut dyn FnMut(Location, &IndexEntry),
+    each: &mut dyn FnMut(Location, &IndexEntry, &dyn PageFile),
 ) -> Result<(), StoreError> {
     for in_file in places.chunk_by(|a, b| a.seq == b.seq) {
         match files.holder(in_file[0].seq.get())? {
@@ -111,12 +111,13 @@ pub(super) fn entries_of(
                     let entry = entries.get(place.slot as usize).ok_or_else(|| {
                         StoreError::corrupt(&file.path, "index", format!("no slot {}", place.slot))
                     })?;
-                    each(*place, entry);
+                    each(*place, entry, file.page_file(entry.loan)?);
                 }
             }
             Holder::Pack(pack) => {
                 for place in in_file {
-                    each(*place, &pack.entry(*place)?);
+                    let entry = pack.entry(*place)?;
+                    each(*place, &entry, pack.page_file(entry.loan)?);
                 }
             }
         }
@@ -131,8 +132,10 @@ fn read_packed(
     buffer: &mut ReadBuffer,
     take: TakeEncoded<'_>,
 ) -> Result<(), StoreError> {
-    packed.sort_unstable_by_key(|(entry, ..)| entry.at);
-    read_data(pack, packed, buffer, take)?;
+    packed.sort_unstable_by_key(|(entry, ..)| (entry.loan, entry.at));
+    for pages in packed.chunk_by(|a, b| a.0.loan == b.0.loan) {
+        read_data(pack.page_file(pages[0].0.loan)?, pages, buffer, take)?;
+    }
     packed.clear();
     Ok(())
 }

@@ -15,7 +15,7 @@ use super::encoded::read_wanted;
 use super::error::StoreError;
 use super::flush_order::{order, will_have_set, without};
 use super::headers::{self, Headers};
-use super::loans::LoanFile;
+use super::loan_file::LoanFile;
 use super::meta::SnapshotMeta;
 use super::names::{self, TEMP_PREFIX};
 use super::needs::{Fate, Needs};
@@ -365,8 +365,8 @@ impl Flush {
         let mut written = Vec::with_capacity(loans.len() + 1);
         let home = self.from.session_path(self.session);
         for number in loans {
-            let file = LoanFile::open(&*self.from.files, &home, meta.seq, *number)?;
             let name = names::loan_file(meta.seq, *number);
+            let file = LoanFile::open(&*self.from.files, home.join(&name), *number)?;
             let temp = format!("{TEMP_PREFIX}{name}");
             written.push(self.copy(&file, &temp, &name, false)?);
         }

@@ -16,6 +16,8 @@ struct State {
     written: u64,
     /// Somebody has borrowed from it.
     lent: bool,
+    /// All that is in the file is on the disk.
+    durable: bool,
     /// Nothing more is written.
     over: bool,
 }
@@ -43,6 +45,7 @@ impl Lender {
                 gone: false,
                 written: 0,
                 lent: false,
+                durable: false,
                 over: false,
             }),
             changed: Condvar::new(),
@@ -69,13 +72,25 @@ impl Lender {
 
     /// The file holds so many bytes by now.
     pub(super) fn wrote(&self, bytes: u64) {
-        self.state().written = bytes;
+        let mut state = self.state();
+        (state.written, state.durable) = (bytes, false);
+        drop(state);
         self.changed.notify_all();
     }
 
     /// Bytes that the file holds by now.
     pub(super) fn written(&self) -> u64 {
         self.state().written
+    }
+
+    /// All that is in the file is on the disk.
+    pub(super) fn synced(&self) {
+        self.state().durable = true;
+    }
+
+    /// Whether all that is in the file is known to be on the disk.
+    pub(super) fn is_durable(&self) -> bool {
+        self.state().durable
     }
 
     /// Nothing more is written.

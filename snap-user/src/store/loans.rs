@@ -1,13 +1,10 @@
 //! The files that a snapshot borrows pages from: links to them, in the folder of its own session.
 
-use super::cache::PageFile;
-use super::chain::Listing;
-use super::directory::Store;
 use super::error::StoreError;
-use super::files::{Files, ReadFile};
+use super::files::Files;
 use super::lender::Lender;
 use super::names::{self, TEMP_PREFIX};
-use crate::image::{IndexEntry, SessionId};
+use crate::image::IndexEntry;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,6 +12,10 @@ use std::sync::Arc;
 
 /// A file is borrowed from for this share of its bytes at least: for as long as the snapshot is there it is kept whole.
 const LEAST_SHARE: u64 = 8;
+/// And for so many: less is stored sooner than a link.
+pub(super) const LEAST_BYTES: u64 = 64 << 10;
+/// Files that a snapshot borrows from, at most: whoever reads it has them open.
+const MOST: usize = 7;
 
 /// One of them, while the snapshot is being written.
 #[derive(Debug)]
@@ -72,10 +73,10 @@ impl Loans {
         {
             return Ok(Some(loan.number));
         }
-        let next = u8::try_from(self.loans.len() + 1);
-        let Some(number) = next.ok().filter(|_| is_worth_it) else {
+        if !is_worth_it || self.loans.len() == MOST {
             return Ok(None);
-        };
+        }
+        let number = self.loans.len() as u8 + 1;
         let name = names::loan_file(self.seq, number);
         let path = self.dir.join(format!("{TEMP_PREFIX}{name}"));
         lender.link(&*self.files, &path)?;
@@ -95,7 +96,7 @@ impl Loans {
         }
         let is_small = |loan: &Loan| {
             let used = used[usize::from(loan.number)];
-            used > 0 && used * LEAST_SHARE < loan.lender.written()
+            used > 0 && (used < LEAST_BYTES || used * LEAST_SHARE < loan.lender.written())
         };
         let numbered = self.loans.iter().enumerate();
         numbered
@@ -161,7 +162,7 @@ impl Loans {
         }
         for loan in &self.loans {
             loan.wait_for(ends[usize::from(loan.number)])?;
-            if is_durable {
+            if is_durable && !loan.lender.is_durable() {
                 let synced = self.files.sync_file(&loan.path);
                 synced.map_err(StoreError::io("sync", &loan.path))?;
             }
@@ -194,79 +195,9 @@ impl Drop for Loans {
     }
 }
 
-fn remove(files: &dyn Files, path: &Path) {
+pub(super) fn remove(files: &dyn Files, path: &Path) {
     if let Err(error) = files.remove_file(path) {
         // The next writer of the session removes it.
         tracing::debug!("{} stays: {error}", path.display());
-    }
-}
-
-impl Store {
-    /// Removes what snapshots borrow from that were not published, or are gone. The caller holds the session's lock, and
-    /// writes nothing yet.
-    pub(super) fn remove_orphans(&self, dir: &Path, listing: &Listing) -> Result<(), StoreError> {
-        let without = |seq: &u32| !listing.by_seq.contains_key(seq);
-        for (seq, numbers) in listing.loans.iter().filter(|(seq, _)| without(seq)) {
-            for number in numbers {
-                let path = dir.join(names::loan_file(*seq, *number));
-                let removed = self.files.remove_file(&path);
-                removed.map_err(StoreError::io("remove", &path))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// A snapshot's share of the files that it borrows from: what each takes, divided by all who have it.
-    pub(super) fn loan_bytes(&self, session: SessionId, seq: u32, listing: &Listing) -> u64 {
-        let dir = self.session_path(session);
-        let share = |number: &u8| {
-            let path = dir.join(names::loan_file(seq, *number));
-            let len = self.files.stat(&path).ok()?.len;
-            Some(len / self.files.names_of(&path).ok()?.max(1))
-        };
-        let numbers = listing.loans.get(&seq);
-        numbers.map_or(0, |numbers| numbers.iter().filter_map(share).sum())
-    }
-}
-
-/// A file that pages are borrowed from, open for reading.
-#[derive(Debug)]
-pub(super) struct LoanFile {
-    pub(super) number: u8,
-    path: PathBuf,
-    len: u64,
-    file: Box<dyn ReadFile>,
-}
-
-impl LoanFile {
-    pub(super) fn open(
-        files: &dyn Files,
-        dir: &Path,
-        seq: u32,
-        number: u8,
-    ) -> Result<Self, StoreError> {
-        let path = dir.join(names::loan_file(seq, number));
-        let file = files.open(&path).map_err(StoreError::io("open", &path))?;
-        let len = file.len().map_err(StoreError::io("stat", &path))?;
-        Ok(Self {
-            number,
-            path,
-            len,
-            file,
-        })
-    }
-}
-
-impl PageFile for LoanFile {
-    fn path(&self) -> &Path {
-        &self.path
-    }
-
-    fn file_len(&self) -> u64 {
-        self.len
-    }
-
-    fn file(&self) -> &dyn ReadFile {
-        &*self.file
     }
 }

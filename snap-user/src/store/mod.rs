@@ -10,7 +10,8 @@
 //! | `pending` | a snapshot being written, up to its publication |
 //! | `temp`, `buffer` | a file being written, before it has its name |
 //! | `common` | pages that sessions have in common which are written side by side |
-//! | `lender`, `loans` | a file that others borrow pages from; those that a snapshot borrows from |
+//! | `lender`, `loans`, `pack_loans` | a file that others borrow pages from; those that a snapshot or a pack borrows from, while it is written |
+//! | `loan_file` | reads them, and says what they take |
 //! | `head` | the page table that the next delta builds on, and when it gets a span |
 //! | `headers` | the headers of a session in one file, for listings |
 //! | `chain` | the page table of any snapshot, by jumps over its ancestors |
@@ -55,12 +56,14 @@ mod flush_order;
 mod head;
 mod headers;
 mod lender;
+mod loan_file;
 mod loans;
 mod meta;
 mod mixed;
 mod names;
 mod needs;
 mod pack;
+mod pack_loans;
 mod pending;
 mod pruner;
 mod received;

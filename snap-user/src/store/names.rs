@@ -45,6 +45,18 @@ pub(super) fn parse_loan_file(name: &str) -> Option<(u32, u8)> {
     (loan_file(seq, number) == name).then_some((seq, number))
 }
 
+/// `00000003.001.kloan`: a file that pack 3 borrows pages from.
+pub(super) fn pack_loan_file(generation: u32, number: u8) -> String {
+    format!("{generation:08}.{number:03}{LOAN_SUFFIX}")
+}
+
+/// Generation of the pack, and the number of the file that it borrows from.
+pub(super) fn parse_pack_loan_file(name: &str) -> Option<(u32, u8)> {
+    let (generation, number) = name.strip_suffix(LOAN_SUFFIX)?.split_once('.')?;
+    let (generation, number) = (generation.parse().ok()?, number.parse().ok()?);
+    (pack_loan_file(generation, number) == name).then_some((generation, number))
+}
+
 const PACK_SUFFIX: &str = ".kpack";
 
 /// `00000003.kpack`.
@@ -150,6 +162,9 @@ mod tests {
                 parse_loan_file(&loan_file(seq, number)),
                 Some((seq, number))
             );
+            let name = pack_loan_file(seq, number);
+            assert_eq!(parse_pack_loan_file(&name), Some((seq, number)));
+            assert_eq!(parse_loan_file(&name), None);
         }
         for other in [
             "1-001.kloan",
@@ -159,6 +174,7 @@ mod tests {
             ".tmp-00000001-001.kloan",
         ] {
             assert_eq!(parse_loan_file(other), None, "{other}");
+            assert_eq!(parse_pack_loan_file(other), None, "{other}");
         }
     }
 

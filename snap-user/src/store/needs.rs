@@ -3,15 +3,21 @@
 use super::chain::SessionFiles;
 use super::encoded::{entries_of, read_wanted};
 use super::error::StoreError;
+use super::loan_file::share;
+use super::loans::LEAST_BYTES;
 use super::meta::SnapshotMeta;
 use crate::image::{
     IndexEntry, Location, PACK_ENTRY_LEN, PACK_HEADER_LEN, RUN_LEN, SpanKind, runs_of,
 };
 use crate::model::{PageTable, SnapshotKind};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 /// Bytes that a page table in a pack takes besides its runs.
 const GHOST_LEN: u64 = 32;
+
+/// Files that a pack borrows from, at most: whoever reads the session has them open.
+const MOST_BORROWED: usize = 16;
 
 /// What a pack has to hold.
 #[derive(Clone, Debug, Default)]
@@ -22,7 +28,9 @@ pub(super) struct Needs {
     pub(super) places: Vec<Location>,
     /// Page tables that others build on, by sequence number.
     pub(super) ghosts: BTreeMap<u32, PageTable<Location>>,
-    /// Length of the pack, but for the numbers of the snapshots that it stands for.
+    /// Files that others have as well, and of which the pack needs so much that it borrows it.
+    pub(super) borrowed: BTreeSet<PathBuf>,
+    /// Length of the pack with its share of what it borrows, but for the numbers of the snapshots that it stands for.
     pub(super) bytes: u64,
 }
 
@@ -104,21 +112,50 @@ impl Needs {
         let mut needs = Self {
             places: found.into_iter().collect(),
             ghosts,
+            borrowed: BTreeSet::new(),
             bytes: 0,
         };
-        needs.bytes = needs.measure(files)?;
+        needs.measure(files)?;
         Ok(needs)
     }
 
-    fn measure(&self, files: &SessionFiles) -> Result<u64, StoreError> {
+    fn measure(&mut self, files: &SessionFiles) -> Result<(), StoreError> {
         let mut bytes = PACK_HEADER_LEN as u64;
-        entries_of(files, &self.places, &mut |_, entry| {
-            bytes += u64::from(entry.len) + PACK_ENTRY_LEN as u64;
+        let mut used: BTreeMap<PathBuf, (u64, u64)> = BTreeMap::new();
+        entries_of(files, &self.places, &mut |_, entry, file| {
+            bytes += PACK_ENTRY_LEN as u64;
+            if entry.encoding.needs_previous() {
+                bytes += u64::from(entry.len);
+                return;
+            }
+            let len = u64::from(entry.len);
+            match used.get_mut(file.path()) {
+                Some((used, _)) => *used += len,
+                None => _ = used.insert(file.path().to_owned(), (len, file.file_len())),
+            }
         })?;
+        // If all who have a file need as much of it, they take more room apart.
+        let is_worth_it = |path: &Path, used: u64, len: u64| {
+            let names = files.files.names_of(path).unwrap_or(1);
+            names > 1 && used >= LEAST_BYTES && used.saturating_mul(names) > len
+        };
+        let mut worth: Vec<(u64, PathBuf)> = Vec::new();
+        for (path, (used, len)) in used {
+            bytes += used;
+            if is_worth_it(&path, used, len) {
+                worth.push((used, path));
+            }
+        }
+        worth.sort_unstable_by(|a, b| b.cmp(a));
+        for (used, path) in worth.into_iter().take(MOST_BORROWED) {
+            bytes = bytes - used + share(&*files.files, &path);
+            self.borrowed.insert(path);
+        }
         for table in self.ghosts.values() {
             bytes += GHOST_LEN + (runs_of(table).len() * RUN_LEN) as u64;
         }
-        Ok(bytes)
+        self.bytes = bytes;
+        Ok(())
     }
 }
 
@@ -137,7 +174,7 @@ fn builds_on_missing(meta: &SnapshotMeta) -> StoreError {
 /// Those of these pages that hold changes.
 fn changes_among(files: &SessionFiles, places: &[Location]) -> Result<Vec<Location>, StoreError> {
     let mut changes = Vec::new();
-    entries_of(files, places, &mut |place, entry| {
+    entries_of(files, places, &mut |place, entry, _| {
         if entry.encoding.needs_previous() {
             changes.push(place);
         }

@@ -6,7 +6,9 @@ use super::chain::SessionFiles;
 use super::encoded::{Encoded, entries_of, read_wanted};
 use super::error::StoreError;
 use super::files::{Files, ReadFile};
+use super::loan_file::{LoanFile, page_file};
 use super::names::{self, TEMP_PREFIX};
+use super::pack_loans::PackLoans;
 use super::temp::TempFile;
 use super::versions::read_decoded;
 use crate::codec::{Encoding, Scratch};
@@ -27,6 +29,8 @@ pub(super) struct PackFile {
     path: PathBuf,
     pub(super) header: PackHeader,
     file: Box<dyn ReadFile>,
+    /// Files that it borrows pages from.
+    pub(super) loans: Vec<LoanFile>,
     absorbed: Vec<(u32, u32)>,
     /// Read on first use.
     entries: OnceLock<Vec<PackEntry>>,
@@ -34,11 +38,12 @@ pub(super) struct PackFile {
 }
 
 impl PackFile {
-    /// Opens a pack and reads which snapshots it stands for.
+    /// Opens a pack, with the files of these numbers that it borrows pages from, and reads which snapshots it stands for.
     pub(super) fn open(
         files: &dyn Files,
         path: &Path,
         session: SessionId,
+        loans: impl Iterator<Item = u8>,
     ) -> Result<Self, StoreError> {
         let file = files.open(path).map_err(StoreError::io("open", path))?;
         let len = file.len().map_err(StoreError::io("stat", path))?;
@@ -59,6 +64,7 @@ impl PackFile {
         let mut pack = Self {
             path: path.to_owned(),
             file,
+            loans: Vec::new(),
             absorbed: Vec::new(),
             entries: OnceLock::new(),
             ghosts: OnceLock::new(),
@@ -69,7 +75,24 @@ impl PackFile {
             .header
             .decode_absorbed(&bytes)
             .map_err(StoreError::image(path))?;
+        for number in loans {
+            let name = names::pack_loan_file(pack.header.generation, number);
+            let loan = LoanFile::open(files, path.with_file_name(name), number);
+            // They go after the pack that has been replaced by another one.
+            if let Err(error) = &loan
+                && error.is_missing()
+                && files.stat(path).is_ok()
+            {
+                return Err(StoreError::corrupt(path, "pack", error.to_string()));
+            }
+            pack.loans.push(loan?);
+        }
         Ok(pack)
+    }
+
+    /// The file that has the pages whose entries name it by this number.
+    pub(super) fn page_file(&self, number: u8) -> Result<&dyn PageFile, StoreError> {
+        page_file(self, &self.loans, number)
     }
 
     fn section(&self, section: &Section) -> Result<Vec<u8>, StoreError> {
@@ -116,7 +139,7 @@ impl PackFile {
         Ok(IndexEntry {
             addr: entry.addr,
             at: entry.at,
-            loan: 0,
+            loan: entry.loan,
             len: entry.len,
             encoding: entry.encoding,
             crc: entry.crc,
@@ -173,6 +196,7 @@ pub(super) struct PackWriter<'a> {
     out: TempFile,
     data_len: u64,
     entries: Vec<PackEntry>,
+    loans: PackLoans<'a>,
 }
 
 impl<'a> PackWriter<'a> {
@@ -194,7 +218,13 @@ impl<'a> PackWriter<'a> {
             out: TempFile::create(files, temp, WriteBuffer::default(), PACK_HEADER_LEN)?,
             data_len: 0,
             entries: Vec::new(),
+            loans: PackLoans::new(&**files, dir, generation)?,
         })
+    }
+
+    /// From here on pages of these files are borrowed, rather than copied.
+    pub(super) fn borrow_from<'p>(&mut self, paths: impl IntoIterator<Item = &'p PathBuf>) {
+        self.loans.add(paths);
     }
 
     /// Adds a page under its old name, as it is stored.
@@ -205,6 +235,20 @@ impl<'a> PackWriter<'a> {
             crc,
             ..
         } = page.entry;
+        if !encoding.needs_previous()
+            && let Some(loan) = self.loans.number(page.file.path())
+        {
+            self.entries.push(PackEntry {
+                name: page.place,
+                addr,
+                at: page.entry.at,
+                loan,
+                len: page.entry.len,
+                encoding,
+                crc,
+            });
+            return Ok(());
+        }
         self.put(page.place, addr, encoding, crc, page.bytes)
     }
 
@@ -220,6 +264,7 @@ impl<'a> PackWriter<'a> {
             name,
             addr,
             at: PACK_HEADER_LEN as u64 + self.data_len,
+            loan: 0,
             len: bytes.len() as u16,
             encoding,
             crc,
@@ -238,7 +283,7 @@ impl<'a> PackWriter<'a> {
         let mut batch = EncodedBatch::default();
         for piece in places.chunks(STEP) {
             let mut addrs = Vec::with_capacity(piece.len());
-            entries_of(files, piece, &mut |_, entry| addrs.push(entry.addr))?;
+            entries_of(files, piece, &mut |_, entry, _| addrs.push(entry.addr))?;
             let wanted: Vec<(Location, u64)> = piece.iter().copied().zip(0..).collect();
             let mut added = Ok(());
             read_decoded(files, &wanted, &mut |number, page| {
@@ -272,7 +317,8 @@ impl<'a> PackWriter<'a> {
         Ok(())
     }
 
-    /// Completes the pack and makes it durable and visible; a crash leaves it whole or not at all. Gives its length.
+    /// Completes the pack and makes it durable and visible; a crash leaves it whole or not at all. Gives its length, with
+    /// its share of what it borrows.
     pub(super) fn publish(
         mut self,
         absorbed: &[(u32, u32)],
@@ -292,6 +338,7 @@ impl<'a> PackWriter<'a> {
         self.out.flush()?;
         self.out.rewrite(&head, 0)?;
         self.out.sync()?;
+        self.loans.sync()?;
         let path = self.dir.join(names::pack_file(self.generation));
         self.out.rename(&path)?;
         if let Err(error) = self.files.sync_dir(self.dir) {
@@ -299,6 +346,6 @@ impl<'a> PackWriter<'a> {
             let _ = self.files.remove_file(&path);
             return Err(StoreError::io("sync folder", self.dir)(error));
         }
-        Ok(self.out.flushed())
+        Ok(self.out.flushed() + self.loans.keep())
     }
 }

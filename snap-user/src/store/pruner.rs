@@ -90,8 +90,8 @@ pub struct Plan {
     pub bytes_before: u64,
     /// Bytes of them afterwards, but for a few of each file's own.
     pub bytes_after: u64,
-    /// Bytes of the snapshots that go.
-    removed_bytes: u64,
+    /// Bytes of the snapshots that go, and of the pack.
+    replaced_bytes: u64,
     /// Nothing stays: the whole session goes.
     pub whole_session: bool,
     /// The newest snapshot that was looked at.
@@ -164,7 +164,7 @@ impl Pruner {
     /// Length of the session's pack; 0 without one.
     pub fn pack_bytes(&self) -> Result<u64, StoreError> {
         let listing = self.store.session_files(self.session)?.listing();
-        Ok(listing.pack.as_ref().map_or(0, |p| p.header.file_len()))
+        Ok(self.store.pack_bytes(&listing))
     }
 
     /// This snapshot may become the head soon, by a rollback: it stays until another one is published.
@@ -268,7 +268,7 @@ impl Pruner {
         }
         let (removed, kept): (Vec<_>, Vec<_>) =
             list.into_iter().partition(|meta| gone.contains(&meta.seq));
-        let pack_bytes = listing.pack.as_ref().map_or(0, |p| p.header.file_len());
+        let pack_bytes = self.store.pack_bytes(&listing);
         let borrowed =
             |meta: &SnapshotMeta| self.store.loan_bytes(self.session, meta.seq, &listing);
         let bytes = |meta: &SnapshotMeta| meta.file_bytes + borrowed(meta);
@@ -276,7 +276,7 @@ impl Pruner {
         let mut plan = Plan {
             bytes_before: sum(&removed) + sum(&kept) + pack_bytes,
             bytes_after: sum(&kept) + pack_bytes,
-            removed_bytes: sum(&removed),
+            replaced_bytes: sum(&removed) + pack_bytes,
             whole_session: kept.is_empty(),
             kept: kept.len() as u64,
             needs: Needs::default(),
@@ -357,8 +357,6 @@ impl Pruner {
         drop(guard);
         self.store.remove_flat(&plan.removed);
         // They are gone from here on. What fails below is swept by the next one.
-        let listing = files.listing();
-        let old_pack = listing.pack.as_ref().map_or(0, |p| p.header.file_len());
         let fresh = self.store.session_files(self.session)?;
         if let Err(error) = self.sweep(&fresh) {
             tracing::warn!("files of removed snapshots stay until the next prune: {error}");
@@ -372,7 +370,7 @@ impl Pruner {
         Ok(Pruned {
             snapshots: plan.removed.len() as u64,
             merged_pages: plan.needs.places.len() as u64,
-            freed: (plan.removed_bytes + old_pack) as i64 - bytes as i64,
+            freed: plan.replaced_bytes as i64 - bytes as i64,
         })
     }
 
@@ -395,6 +393,7 @@ impl Pruner {
                 why: "the session has been merged too often: begin another".into(),
             })?;
         let mut writer = PackWriter::begin(&files.files, &files.dir, self.session, generation)?;
+        writer.borrow_from(&plan.needs.borrowed);
         writer.add_all(files, &plan.needs.places)?;
         let mut absorbed: Vec<(u32, u32)> = gone.iter().map(|seq| (*seq, *seq)).collect();
         if let Some(pack) = &listing.pack {

@@ -142,10 +142,14 @@ impl TempFile {
 
     /// Makes content and length durable.
     pub(super) fn sync(&mut self) -> Result<(), StoreError> {
-        match &mut self.file {
-            Some(file) => file.sync().map_err(StoreError::io("sync", &self.shown)),
-            None => Ok(()),
+        let Some(file) = &mut self.file else {
+            return Ok(());
+        };
+        file.sync().map_err(StoreError::io("sync", &self.shown))?;
+        if let Some(lender) = &self.lender {
+            lender.synced();
         }
+        Ok(())
     }
 
     /// Nothing more is written.

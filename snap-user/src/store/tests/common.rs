@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 /// Noise, which no encoding makes shorter.
-fn noise(number: u64) -> u32 {
+pub(super) fn noise(number: u64) -> u32 {
     number as u32 * 5 + 2
 }
 
@@ -24,11 +24,11 @@ fn private(pid: i32) -> impl Iterator<Item = (u64, u32)> {
     (1000..1020).map(move |number| (number, noise(number * 100 + pid as u64)))
 }
 
-fn memory(pid: i32) -> Memory {
+pub(super) fn memory(pid: i32) -> Memory {
     shared().chain(private(pid)).collect()
 }
 
-fn sessions(store: &Store, pids: [i32; 2]) -> [Session; 2] {
+pub(super) fn sessions(store: &Store, pids: [i32; 2]) -> [Session; 2] {
     let store = store.side_by_side();
     pids.map(|pid| store.create_session(&info(pid)).expect("a session"))
 }
@@ -49,7 +49,7 @@ fn take(session: &mut Session) -> Result<SnapshotId, StoreError> {
     base(session).and_then(|pending| end(pending, pid))
 }
 
-fn assert_whole(dir: &Path, published: &[(SnapshotId, Memory)]) {
+pub(super) fn assert_whole(dir: &Path, published: &[(SnapshotId, Memory)]) {
     let store = Store::open(dir).expect("opens");
     for (id, memory) in published {
         assert_holds(&store.snapshot(*id).expect("published"), memory);
@@ -60,7 +60,7 @@ fn assert_whole(dir: &Path, published: &[(SnapshotId, Memory)]) {
 }
 
 /// Files below a folder that snapshots borrow from.
-fn loans(dir: &Path) -> Vec<PathBuf> {
+pub(super) fn loans(dir: &Path) -> Vec<PathBuf> {
     let folders = fs::read_dir(dir).expect("a folder");
     let folders = folders.map(|one| one.expect("an entry").path());
     folders
@@ -108,7 +108,7 @@ fn what_two_processes_have_in_common_is_stored_once() {
 }
 
 #[test]
-fn sessions_apart_and_sealed_ones_have_nothing_in_common() {
+pub(super) fn sessions_apart_and_sealed_ones_have_nothing_in_common() {
     let (_folder, store) = new_store();
     for pid in [1, 2] {
         take(&mut store.create_session(&info(pid)).expect("a session")).expect("published");
@@ -206,7 +206,7 @@ fn deltas_borrow_too_and_build_on_what_is_borrowed() {
         let name = path.file_name().expect("a name").to_string_lossy();
         list[..3]
             .iter()
-            .any(|meta| name.starts_with(&format!("{:08}", meta.seq)))
+            .any(|meta| name.starts_with(&format!("{:08}-", meta.seq)))
     };
     let of_b = there
         .iter()
@@ -248,7 +248,7 @@ fn two_that_borrow_from_each_other_wait_for_each_other() {
 }
 
 /// Two bases, the second of which borrows from the first before that is published.
-fn scenario([a, b]: &mut [Session; 2]) -> [Result<SnapshotId, StoreError>; 2] {
+pub(super) fn scenario([a, b]: &mut [Session; 2]) -> [Result<SnapshotId, StoreError>; 2] {
     let one = base(a);
     let other = base(b);
     let one = one.and_then(|pending| end(pending, 1));

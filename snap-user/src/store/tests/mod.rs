@@ -3,6 +3,7 @@
 mod access;
 mod basics;
 mod common;
+mod common_pruned;
 mod corruption;
 mod durability;
 mod evolve;
