@@ -93,6 +93,19 @@ fn postgres_goes_on_with_its_cluster() -> Result<()> {
     pids.are_gone()
 }
 
+/// The first snapshots of its processes: all of them have the common buffers, and much that the postmaster left to them.
+fn has_common_pages_once(ksnap: &Ksnap) -> Result<()> {
+    let listed = ksnap.json(&["log"])?;
+    let stored: Vec<u64> = listed
+        .iter()
+        .filter_map(|one| one["data_bytes"].as_u64())
+        .collect();
+    let (all, most) = (stored.iter().sum::<u64>(), stored.iter().max());
+    ensure!(stored.len() > 4, "{stored:?}");
+    ensure!(most.is_some_and(|most| all < 2 * most), "{stored:?}");
+    Ok(())
+}
+
 /// Of a server that goes on running: a client stays connected, and finds what was in the table then.
 #[test]
 fn a_table_of_a_running_postgres_goes_back_with_its_server() -> Result<()> {
@@ -107,6 +120,7 @@ fn a_table_of_a_running_postgres_goes_back_with_its_server() -> Result<()> {
     let root = server.pid();
     let (first, pids) = capture(&ksnap, root, &["--files"])?;
     let _pids = Pids(pids[1..].to_vec());
+    has_common_pages_once(&ksnap)?;
     // By itself and by another one that comes and goes; in the files, too.
     let more = "insert into t select n, 0 from generate_series(5001, 9000) n";
     let changed = format!("update t set v = 7; {more}; checkpoint; {sum}");

@@ -9,7 +9,7 @@ use super::loans::Loans;
 use crate::codec::Encoding;
 use crate::image::{Elsewhere, EncodedBatch, EncodedPage};
 use rustc_hash::FxHashMap;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -43,13 +43,16 @@ impl Known {
         self.pages.retain(|_, place| place.lender != lender);
     }
 
-    /// Makes room by forgetting files, the oldest first, but never this one.
-    fn make_room(&mut self, own: u64) {
-        while self.pages.len() > MOST_PAGES || self.lenders.len() > MOST_FILES {
-            match self.lenders.keys().find(|id| **id != own).copied() {
-                Some(oldest) => self.forget(oldest),
-                None => return,
+    /// Makes room for so many pages by forgetting the older half of the files, but never this one.
+    fn make_room(&mut self, pages: usize, own: u64) {
+        while self.pages.len() + pages > MOST_PAGES || self.lenders.len() >= MOST_FILES {
+            let others = self.lenders.keys().copied().filter(|id| *id != own);
+            let older: BTreeSet<u64> = others.take(self.lenders.len().div_ceil(2)).collect();
+            if older.is_empty() {
+                return;
             }
+            self.lenders.retain(|id, _| !older.contains(id));
+            self.pages.retain(|_, place| !older.contains(&place.lender));
         }
     }
 }
@@ -93,6 +96,7 @@ impl Common {
             .map(|page| key(page, batch.bytes()))
             .collect();
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.make_room(keys.len(), own.id());
         let mut worth: BTreeMap<u64, u64> = BTreeMap::new();
         for (page, key) in batch.pages().iter().zip(&keys) {
             if let Some(place) = key.and_then(|key| known.pages.get(&key)) {
@@ -123,7 +127,9 @@ impl Common {
                 let loan = *numbers.get(&place.lender)?;
                 Some(Elsewhere { loan, at: place.at })
             });
-            if let (Some(key), None) = (key, found) {
+            if let (Some(key), None) = (key, found)
+                && known.pages.len() < MOST_PAGES
+            {
                 let lender = own.id();
                 known.pages.insert(key, Place { lender, at });
             }
@@ -138,7 +144,34 @@ impl Common {
                 .entry(own.id())
                 .or_insert_with(|| Arc::clone(own));
         }
-        known.make_room(own.id());
         elsewhere
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_files_are_forgotten_and_never_the_one_being_written() {
+        let mut known = Known::default();
+        for id in 0..MOST_FILES as u64 {
+            let path = PathBuf::from(id.to_string());
+            known.lenders.insert(id, Arc::new(Lender::new(id, path)));
+            let mut key = [0; 16];
+            key[..8].copy_from_slice(&id.to_le_bytes());
+            known.pages.insert(key, Place { lender: id, at: id });
+        }
+        known.make_room(9, 3);
+        let left: Vec<u64> = known.lenders.keys().copied().collect();
+        let newer = MOST_FILES as u64 / 2 + 1..MOST_FILES as u64;
+        assert_eq!(left, [3].into_iter().chain(newer).collect::<Vec<_>>());
+        assert_eq!(known.pages.len(), left.len());
+        let is_left = |place: &Place| left.contains(&place.lender);
+        assert!(known.pages.values().all(is_left));
+
+        known.make_room(MOST_PAGES + 1, 3);
+        assert_eq!(known.lenders.keys().collect::<Vec<_>>(), [&3]);
+        assert_eq!(known.pages.len(), 1);
     }
 }
