@@ -8,6 +8,7 @@
 
 mod seen;
 
+use std::io::ErrorKind;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -121,7 +122,9 @@ fn terminal() -> Result<(OwnedFd, OwnedFd)> {
     // SAFETY: the path is constant, the request for unlocking reads one live int, the other takes flags in place of a
     // pointer, and the settings are a live structure that tcgetattr fills.
     unsafe {
-        let master = libc::posix_openpt(libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC);
+        // Ctrl-C throws away what waits to be read, also between poll(2) and read(2), which must not wait for it then.
+        let how = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC | libc::O_NONBLOCK;
+        let master = libc::posix_openpt(how);
         if master < 0 || libc::ioctl(master, libc::TIOCSPTLCK, &off) != 0 {
             bail!(os_error("posix_openpt"));
         }
@@ -237,6 +240,9 @@ impl Holder {
                     _ => return false,
                 }
             };
+            if got < 0 && std::io::Error::last_os_error().kind() == ErrorKind::WouldBlock {
+                continue;
+            }
             if got < 1 {
                 broken(os_error("the terminal's master"));
             }
