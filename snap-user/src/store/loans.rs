@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// A file is borrowed from for this share of its bytes at least: for as long as the snapshot is there it is kept whole.
-const LEAST_SHARE: u64 = 8;
+const LEAST_SHARE: u64 = 64;
 /// And for so many: less is stored sooner than a link.
-pub(super) const LEAST_BYTES: u64 = 64 << 10;
+pub(super) const LEAST_BYTES: u64 = 16 << 10;
 /// Files that a snapshot borrows from, at most: whoever reads it has them open.
 const MOST: usize = 7;
 
