@@ -59,6 +59,14 @@ pub(super) fn assert_whole(dir: &Path, published: &[(SnapshotId, Memory)]) {
     assert_eq!(report.snapshots, published.len() as u64);
 }
 
+/// Removes a session with all that it has.
+pub(super) fn remove(store: &Store, session: Session) {
+    let id = session.id();
+    drop(session);
+    let right = store.pruner(id).expect("the right");
+    right.store.remove_session(id).expect("removed");
+}
+
 /// Files below a folder that snapshots borrow from.
 pub(super) fn loans(dir: &Path) -> Vec<PathBuf> {
     let folders = fs::read_dir(dir).expect("a folder");
@@ -94,14 +102,7 @@ fn what_two_processes_have_in_common_is_stored_once() {
     assert_eq!(shares, [whole, rest + whole / 2]);
 
     // One that is removed takes nothing with it.
-    let of_a = a.id();
-    drop(a);
-    store
-        .pruner(of_a)
-        .expect("the right")
-        .store
-        .remove_session(of_a)
-        .expect("removed");
+    remove(&store, a);
     assert_whole(store.dir(), &[(ids[1], memory(2))]);
     let share = store.session_bytes(b.id()).expect("known");
     assert_eq!(share, rest + whole);
@@ -201,7 +202,7 @@ fn deltas_borrow_too_and_build_on_what_is_borrowed() {
     assert_eq!(before as i64 - after as i64, done.freed);
     published.retain(|(id, _)| !of_b[..3].contains(id));
     assert_whole(store.dir(), &published);
-    let there = loans(&store.dir().to_owned());
+    let there = loans(store.dir());
     let gone = |path: &&PathBuf| {
         let name = path.file_name().expect("a name").to_string_lossy();
         list[..3]
@@ -369,14 +370,14 @@ fn what_is_not_synced_yet_is_looked_through_with_what_it_borrows() {
 
 #[test]
 fn damage_to_what_is_borrowed_is_found() {
-    let cut = |path: &Path| fs::OpenOptions::new().write(true).open(path)?.set_len(5000);
-    let flip = |path: &Path| {
+    type Harm = fn(&Path) -> std::io::Result<()>;
+    let cut: Harm = |path| fs::OpenOptions::new().write(true).open(path)?.set_len(5000);
+    let flip: Harm = |path| {
         let mut bytes = fs::read(path)?;
         bytes[9000] ^= 1;
         fs::write(path, bytes)
     };
-    let harms: [&dyn Fn(&Path) -> std::io::Result<()>; 3] =
-        [&cut, &flip, &|path: &Path| fs::remove_file(path)];
+    let harms: [Harm; 3] = [cut, flip, |path| fs::remove_file(path)];
     for harm in harms {
         let (_folder, store) = new_store();
         let mut pair = sessions(&store, [1, 2]);

@@ -1,6 +1,6 @@
 //! What sessions have in common stays stored once when snapshots are removed, for as long as two of them have it.
 
-use super::common::{assert_whole, loans, memory, noise, scenario, sessions};
+use super::common::{assert_whole, loans, memory, noise, remove, scenario, sessions};
 use super::files::{Plan, TestFiles};
 use super::support::*;
 use crate::model::SnapshotId;
@@ -64,14 +64,7 @@ fn what_is_pruned_leaves_stored_once_what_it_had_in_common() {
     }
     // Nobody else has it any more: the pack takes what it needs, and the rest is free.
     let [a, b] = pair;
-    let of_a = a.id();
-    drop(a);
-    store
-        .pruner(of_a)
-        .expect("the right")
-        .store
-        .remove_session(of_a)
-        .expect("removed");
+    remove(&store, a);
     let held = |extra: u64| {
         let mut held = memory(2);
         held.extend((0..12 + extra).map(|round| (1005 + round, noise(7_000_000 + round * 10 + 2))));
