@@ -13,6 +13,8 @@ pub const ENTRY_LEN: usize = 24;
 /// Most versions of a page that hold the changes to one another: one that stands alone, and changes on it. To read
 /// a page takes no more look-ups than that.
 pub const MOST_VERSIONS: usize = 8;
+/// Most files that the pages of a snapshot or a pack may be borrowed from.
+pub const MOST_LOANS: usize = 16;
 const PART: &str = "index";
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -126,6 +128,7 @@ impl IndexEntry {
             // Held against the length of the file that it is borrowed from when it is read.
             return match end {
                 Some(_) if encoding.needs_previous() => corrupt("changes are not borrowed"),
+                Some(_) if usize::from(entry.loan) > MOST_LOANS => corrupt("of too many files"),
                 Some(_) => Ok(entry),
                 None => corrupt("lies outside any file"),
             };

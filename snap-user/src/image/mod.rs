@@ -34,7 +34,9 @@ pub use header::{
     Arch, FORMAT_VERSION, HEADER_LEN, Header, LATE_LEN, LATE_OFFSET, Late, Section, SessionId,
     SpanKind,
 };
-pub use index::{ENTRY_LEN, IndexEntry, MOST_VERSIONS, checksum, decode_dropped, decode_index};
+pub use index::{
+    ENTRY_LEN, IndexEntry, MOST_LOANS, MOST_VERSIONS, checksum, decode_dropped, decode_index,
+};
 pub use location::Location;
 pub use manifest::{MAX_MANIFEST, Manifest, STATE_VERSION};
 pub use pack::{Ghost, PACK_ENTRY_LEN, PACK_HEADER_LEN, PackEntry, PackHeader, finish_pack};

@@ -6,7 +6,7 @@
 
 use super::error::{ImageError, check_crc};
 use super::header::{Section, SessionId};
-use super::index::check_section;
+use super::index::{MOST_LOANS, check_section};
 use super::location::Location;
 use super::span::{MAX_PAGES, RUN_LEN, Run, decode_runs, encode_runs};
 use crate::codec::Encoding;
@@ -197,7 +197,10 @@ impl PackHeader {
             let inside = match raw.loan {
                 0 => at >= self.data.offset && end.is_some_and(|end| end <= self.data.end()),
                 // Held against the length of the file that it is borrowed from when it is read.
-                _ => end.is_some() && encoding.is_some_and(|encoding| !encoding.needs_previous()),
+                loan => {
+                    let stands_alone = encoding.is_some_and(|encoding| !encoding.needs_previous());
+                    end.is_some() && stands_alone && usize::from(loan) <= MOST_LOANS
+                }
             };
             let (Some(encoding), Some(name), true) = (encoding, name, inside) else {
                 return Err(ImageError::corrupt(

@@ -437,6 +437,13 @@ impl<'a> TreeEngine<'a> {
 
 impl Drop for TreeEngine<'_> {
     fn drop(&mut self) {
+        // After a panic: one that is never written keeps those waiting that borrow pages from it.
+        let begun = std::mem::take(&mut self.begun);
+        let begun = |one: &&mut Engine| begun.contains(&one.target.pid);
+        self.engines
+            .iter_mut()
+            .filter(begun)
+            .for_each(Engine::give_up);
         // First: once a process is let go of, another watcher may have a socket there.
         self.links = None;
         self.let_go_of(|engine| has_ended(pid_and_start(engine)));

@@ -2,7 +2,8 @@
 
 use super::error::StoreError;
 use super::files::{Files, ReadFile};
-use super::loan_file::{LoanFile, page_file};
+use super::loan_file::OpenLoans;
+use super::names;
 use crate::image::{ENTRY_LEN, HEADER_LEN, Header, IndexEntry, Section, SessionId, decode_index};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,8 +17,7 @@ pub(super) struct ImageFile {
     pub(super) path: PathBuf,
     pub(super) header: Header,
     file: Box<dyn ReadFile>,
-    /// Files that it borrows pages from.
-    pub(super) loans: Vec<LoanFile>,
+    loans: OpenLoans,
 }
 
 impl ImageFile {
@@ -40,13 +40,22 @@ impl ImageFile {
             path: path.to_owned(),
             header,
             file,
-            loans: Vec::new(),
+            loans: OpenLoans::default(),
         })
     }
 
     /// The file that has the pages whose entries name it by this number.
-    pub(super) fn page_file(&self, number: u8) -> Result<&dyn PageFile, StoreError> {
-        page_file(self, &self.loans, number)
+    pub(super) fn page_file(
+        &self,
+        files: &dyn Files,
+        number: u8,
+    ) -> Result<&dyn PageFile, StoreError> {
+        if number == 0 {
+            return Ok(self);
+        }
+        let name = names::loan_file(self.header.seq, number);
+        let path = self.path.with_file_name(name);
+        Ok(self.loans.get(files, number, path, &self.path)?)
     }
 
     /// Reads `len` bytes, whose place the header has vouched for.

@@ -5,7 +5,6 @@ use super::durability::suspect_after;
 use super::error::StoreError;
 use super::files::Files;
 use super::head::{Anchor, Head};
-use super::loan_file::LoanFile;
 use super::names;
 use super::pack::PackFile;
 use crate::image::{
@@ -26,6 +25,8 @@ pub(super) struct Listing {
     pub(super) loans: BTreeMap<u32, Vec<u8>>,
     /// The pack that counts.
     pub(super) pack: Option<Arc<PackFile>>,
+    /// Numbers of the files that it borrows pages from.
+    pub(super) pack_loans: Vec<u8>,
     /// Why the pack that should count cannot be read.
     pub(super) pack_damage: Option<(PathBuf, String)>,
     /// Files that packs were to borrow from that are not there, or not yet.
@@ -50,9 +51,7 @@ impl Listing {
         let newest = names.iter().filter_map(|n| names::parse_pack_file(n)).max();
         if let Some(generation) = newest {
             let path = dir.join(names::pack_file(generation));
-            let of_it = names.iter().filter_map(|n| names::parse_pack_loan_file(n));
-            let numbers = of_it.filter(|(of, _)| *of == generation).map(|(_, n)| n);
-            match PackFile::open(files, &path, session, numbers) {
+            match PackFile::open(files, &path, session) {
                 Ok(pack) => listing.pack = Some(Arc::new(pack)),
                 // Replaced since the names were read.
                 Err(error) if error.is_missing() => return Err(error),
@@ -67,10 +66,10 @@ impl Listing {
                 }
             } else if let Some((seq, number)) = names::parse_loan_file(&name) {
                 listing.loans.entry(seq).or_default().push(number);
-            } else if let Some((generation, _)) = names::parse_pack_loan_file(&name) {
+            } else if let Some((generation, number)) = names::parse_pack_loan_file(&name) {
                 match Some(generation).cmp(&newest) {
                     Ordering::Less => listing.leftovers.push(name),
-                    Ordering::Equal => {}
+                    Ordering::Equal => listing.pack_loans.push(number),
                     Ordering::Greater => listing.unfinished.push(name),
                 }
             } else if names::parse_pack_file(&name).is_some_and(|n| Some(n) < newest) {
@@ -208,7 +207,7 @@ impl SessionFiles {
     pub(super) fn open(&self, seq: u32) -> Result<Arc<ImageFile>, StoreError> {
         let path = self.path(seq)?;
         self.cache.get(self.session, seq, || {
-            let mut file = ImageFile::open(&*self.files, &path)?;
+            let file = ImageFile::open(&*self.files, &path)?;
             let listing = self.listing();
             let named = listing.by_seq.get(&seq) == Some(&file.header.id);
             if file.header.seq != seq || file.header.session != self.session || !named {
@@ -217,12 +216,6 @@ impl SessionFiles {
                     "header",
                     "belongs under another name: the file was renamed or copied",
                 ));
-            }
-            // Now, so that one that is removed meanwhile is found missing as a whole.
-            for number in listing.loans.get(&seq).into_iter().flatten() {
-                let path = self.dir.join(names::loan_file(seq, *number));
-                file.loans
-                    .push(LoanFile::open(&*self.files, path, *number)?);
             }
             Ok(file)
         })

@@ -10,6 +10,7 @@ use crate::codec::Encoding;
 use crate::image::{Elsewhere, EncodedBatch, EncodedPage};
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -105,6 +106,9 @@ impl Common {
         }
         let mut numbers: BTreeMap<u64, u8> = [(own.id(), 0)].into();
         worth.remove(&own.id());
+        // Who has most of it first: there are not many links.
+        let mut worth: Vec<(u64, u64)> = worth.into_iter().collect();
+        worth.sort_unstable_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
         for (id, bytes) in worth {
             let Some(lender) = known.lenders.get(&id).cloned() else {
                 continue;
@@ -112,10 +116,12 @@ impl Common {
             match loans.number(&lender, bytes >= WORTH) {
                 Ok(Some(number)) => _ = numbers.insert(id, number),
                 Ok(None) => {}
-                // Removed since; or the file system has no links.
+                // Removed since.
+                Err(error) if error.kind() == ErrorKind::NotFound => known.forget(id),
+                // The file system has no links, or no more of this file.
                 Err(error) => {
                     tracing::debug!("no link to {lender}: {error}");
-                    known.forget(id);
+                    known.lenders.remove(&id);
                 }
             }
         }

@@ -318,7 +318,7 @@ impl Store {
     pub fn session_bytes(&self, session: SessionId) -> Result<u64, StoreError> {
         let list = self.list_session(session)?;
         let listing = self.session_files(session)?.listing();
-        let pack = self.pack_bytes(&listing);
+        let pack = self.pack_bytes(session, &listing);
         let loans = listing
             .loans
             .keys()

@@ -172,7 +172,6 @@ impl Flush {
         }
         let missing = self.missing(&source, &have)?;
         self.complete_pack(&source, &target, &missing)?;
-        let loans = source.listing().loans.clone();
         // What is removed from memory meanwhile takes up room there for as long as it is open here.
         drop(source);
         self.from.cache.forget(self.session, |_| true);
@@ -180,8 +179,7 @@ impl Flush {
         let mut waiting = 0;
         let mut copied = Ok(());
         for seq in order(&missing, &|seq| have.by_seq.contains_key(&seq)) {
-            let borrowed = loans.get(&seq).map_or(&[][..], Vec::as_slice);
-            match self.copy_with_loans(&missing[&seq], borrowed) {
+            match self.copy_with_loans(&missing[&seq]) {
                 Ok(written) => {
                     waiting += written.iter().map(|one| one.bytes).sum::<u64>();
                     batch.extend(written);
@@ -357,20 +355,18 @@ impl Flush {
     }
 
     /// Copies the files that a snapshot borrows from and its own, in this order, not yet under their names.
-    fn copy_with_loans(
-        &mut self,
-        meta: &SnapshotMeta,
-        loans: &[u8],
-    ) -> Result<Vec<Written>, StoreError> {
-        let mut written = Vec::with_capacity(loans.len() + 1);
+    fn copy_with_loans(&mut self, meta: &SnapshotMeta) -> Result<Vec<Written>, StoreError> {
+        let file = ImageFile::open(&*self.from.files, &meta.path)?;
+        let entries = file.index()?;
+        let borrowed: BTreeSet<u8> = entries.iter().map(|entry| entry.loan).collect();
+        let mut written = Vec::with_capacity(borrowed.len() + 1);
         let home = self.from.session_path(self.session);
-        for number in loans {
-            let name = names::loan_file(meta.seq, *number);
-            let file = LoanFile::open(&*self.from.files, home.join(&name), *number)?;
+        for number in borrowed.into_iter().filter(|number| *number != 0) {
+            let name = names::loan_file(meta.seq, number);
+            let file = LoanFile::open(&*self.from.files, home.join(&name))?;
             let temp = format!("{TEMP_PREFIX}{name}");
             written.push(self.copy(&file, &temp, &name, false)?);
         }
-        let file = ImageFile::open(&*self.from.files, &meta.path)?;
         let name = names::snapshot_file(meta.seq, meta.id);
         let temp = format!("{TEMP_PREFIX}{:08}", meta.seq);
         written.push(self.copy(&file, &temp, &name, true)?);

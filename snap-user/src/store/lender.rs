@@ -18,6 +18,8 @@ struct State {
     lent: bool,
     /// All that is in the file is on the disk.
     durable: bool,
+    /// A sync of it has failed, which the kernel says once (fsync(2)): nobody knows what of it is on the disk.
+    doubtful: bool,
     /// Nothing more is written.
     over: bool,
 }
@@ -46,6 +48,7 @@ impl Lender {
                 written: 0,
                 lent: false,
                 durable: false,
+                doubtful: false,
                 over: false,
             }),
             changed: Condvar::new(),
@@ -83,9 +86,11 @@ impl Lender {
         self.state().written
     }
 
-    /// All that is in the file is on the disk.
-    pub(super) fn synced(&self) {
-        self.state().durable = true;
+    /// All that was in the file when it held so many bytes is on the disk, or nobody knows.
+    pub(super) fn synced(&self, written: u64, done: bool) {
+        let mut state = self.state();
+        state.doubtful |= !done;
+        state.durable |= done && state.written == written;
     }
 
     /// Whether all that is in the file is known to be on the disk.
@@ -118,13 +123,13 @@ impl Lender {
         Ok(())
     }
 
-    /// Waits until the file holds its first `bytes`. False: it never will.
+    /// Waits until the file holds its first `bytes`. False: it never will, or nobody knows.
     pub(super) fn wait_for(&self, bytes: u64) -> bool {
         let mut state = self.state();
         while state.written < bytes && !state.over {
             let woken = self.changed.wait(state);
             state = woken.unwrap_or_else(PoisonError::into_inner);
         }
-        state.written >= bytes
+        state.written >= bytes && !state.doubtful
     }
 }

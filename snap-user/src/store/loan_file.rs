@@ -6,48 +6,62 @@ use super::directory::Store;
 use super::error::StoreError;
 use super::files::{Files, ReadFile};
 use super::names;
-use crate::image::SessionId;
+use crate::image::{MOST_LOANS, SessionId};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// A file that pages are borrowed from, open for reading.
 #[derive(Debug)]
 pub(super) struct LoanFile {
-    pub(super) number: u8,
     path: PathBuf,
     len: u64,
     file: Box<dyn ReadFile>,
 }
 
 impl LoanFile {
-    pub(super) fn open(files: &dyn Files, path: PathBuf, number: u8) -> Result<Self, StoreError> {
+    pub(super) fn open(files: &dyn Files, path: PathBuf) -> Result<Self, StoreError> {
         let file = files.open(&path).map_err(StoreError::io("open", &path))?;
         let len = file.len().map_err(StoreError::io("stat", &path))?;
-        Ok(Self {
-            number,
-            path,
-            len,
-            file,
-        })
+        Ok(Self { path, len, file })
     }
 }
 
-/// The file that has what entries with this number name; `own` where that is none of the loans.
-pub(super) fn page_file<'a>(
-    own: &'a dyn PageFile,
-    loans: &'a [LoanFile],
-    number: u8,
-) -> Result<&'a dyn PageFile, StoreError> {
-    if number == 0 {
-        return Ok(own);
+/// Those of a snapshot or a pack, each opened when something of it is read first: a listing reads nothing.
+#[derive(Debug, Default)]
+pub(super) struct OpenLoans([OnceLock<LoanFile>; MOST_LOANS]);
+
+impl OpenLoans {
+    /// The file with this number; `path` is where it is, and `borrower` what borrows from it.
+    ///
+    /// # Errors
+    /// It is missing together with the borrower, which goes first: that was removed since it was opened. Without it, that
+    /// is damaged.
+    pub(super) fn get(
+        &self,
+        files: &dyn Files,
+        number: u8,
+        path: PathBuf,
+        borrower: &Path,
+    ) -> Result<&LoanFile, StoreError> {
+        let at = usize::from(number).wrapping_sub(1);
+        let slot = self.0.get(at).ok_or_else(|| StoreError::Misuse {
+            why: format!("no file has the number {number}"),
+        })?;
+        if let Some(open) = slot.get() {
+            return Ok(open);
+        }
+        let opened = LoanFile::open(files, path).map_err(|error| {
+            match error.is_missing() && files.stat(borrower).is_ok() {
+                true => StoreError::corrupt(
+                    borrower,
+                    "index",
+                    format!("pages are borrowed from file {number}, which is missing"),
+                ),
+                false => error,
+            }
+        })?;
+        Ok(slot.get_or_init(|| opened))
     }
-    let found = loans.iter().find(|loan| loan.number == number);
-    found.map(|loan| loan as &dyn PageFile).ok_or_else(|| {
-        StoreError::corrupt(
-            own.path(),
-            "page data",
-            format!("borrowed from file {number}, which is missing"),
-        )
-    })
 }
 
 impl PageFile for LoanFile {
@@ -103,12 +117,12 @@ impl Store {
     }
 
     /// Bytes of a session's pack, with its share of the files that it borrows from; 0 without one.
-    pub(super) fn pack_bytes(&self, listing: &Listing) -> u64 {
+    pub(super) fn pack_bytes(&self, session: SessionId, listing: &Listing) -> u64 {
         let Some(pack) = &listing.pack else { return 0 };
-        let shares = pack
-            .loans
-            .iter()
-            .map(|loan| share(&*self.files, loan.path()));
-        pack.header.file_len() + shares.sum::<u64>()
+        let dir = self.session_path(session);
+        let generation = pack.header.generation;
+        let path = |number: &u8| dir.join(names::pack_loan_file(generation, *number));
+        let paths = listing.pack_loans.iter().map(path);
+        pack.header.file_len() + paths.map(|path| share(&*self.files, &path)).sum::<u64>()
     }
 }

@@ -163,8 +163,10 @@ impl Loans {
         for loan in &self.loans {
             loan.wait_for(ends[usize::from(loan.number)])?;
             if is_durable && !loan.lender.is_durable() {
-                let synced = self.files.sync_file(&loan.path);
-                synced.map_err(StoreError::io("sync", &loan.path))?;
+                let written = loan.lender.written();
+                let done = self.files.sync_file(&loan.path);
+                loan.lender.synced(written, done.is_ok());
+                done.map_err(StoreError::io("sync", &loan.path))?;
             }
         }
         Ok(())

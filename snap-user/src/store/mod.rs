@@ -21,7 +21,7 @@
 //! | `pack` | what snapshots that are gone leave to those that stay |
 //! | `retention` | which snapshots are kept: pure rules |
 //! | `needs` | what kept snapshots need of those that go |
-//! | `pruner` | removes snapshots, and nothing that others need |
+//! | `pruner`, `sweep` | removes snapshots, and nothing that others need; and the files that are left of them |
 //! | `mixed` | marks of processes that a rollback has not made whole |
 //! | `tags` | names that people give to snapshots; they protect them |
 //! | `tree_record` | the bytes of their records |
@@ -74,6 +74,7 @@ mod seal;
 mod session;
 mod snapshot;
 mod speed;
+mod sweep;
 mod tags;
 mod temp;
 mod text;

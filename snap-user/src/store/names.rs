@@ -31,7 +31,7 @@ pub(super) fn parse_snapshot_file(name: &str) -> Option<(u32, SnapshotId)> {
     (snapshot_file(seq, id) == name).then_some((seq, id))
 }
 
-const LOAN_SUFFIX: &str = ".kloan";
+pub(super) const LOAN_SUFFIX: &str = ".kloan";
 
 /// `00000007-001.kloan`: a file that snapshot 7 borrows pages from.
 pub(super) fn loan_file(seq: u32, number: u8) -> String {

@@ -6,7 +6,7 @@ use super::chain::SessionFiles;
 use super::encoded::{Encoded, entries_of, read_wanted};
 use super::error::StoreError;
 use super::files::{Files, ReadFile};
-use super::loan_file::{LoanFile, page_file};
+use super::loan_file::OpenLoans;
 use super::names::{self, TEMP_PREFIX};
 use super::pack_loans::PackLoans;
 use super::temp::TempFile;
@@ -29,8 +29,7 @@ pub(super) struct PackFile {
     path: PathBuf,
     pub(super) header: PackHeader,
     file: Box<dyn ReadFile>,
-    /// Files that it borrows pages from.
-    pub(super) loans: Vec<LoanFile>,
+    loans: OpenLoans,
     absorbed: Vec<(u32, u32)>,
     /// Read on first use.
     entries: OnceLock<Vec<PackEntry>>,
@@ -38,12 +37,11 @@ pub(super) struct PackFile {
 }
 
 impl PackFile {
-    /// Opens a pack, with the files of these numbers that it borrows pages from, and reads which snapshots it stands for.
+    /// Opens a pack and reads which snapshots it stands for.
     pub(super) fn open(
         files: &dyn Files,
         path: &Path,
         session: SessionId,
-        loans: impl Iterator<Item = u8>,
     ) -> Result<Self, StoreError> {
         let file = files.open(path).map_err(StoreError::io("open", path))?;
         let len = file.len().map_err(StoreError::io("stat", path))?;
@@ -64,7 +62,7 @@ impl PackFile {
         let mut pack = Self {
             path: path.to_owned(),
             file,
-            loans: Vec::new(),
+            loans: OpenLoans::default(),
             absorbed: Vec::new(),
             entries: OnceLock::new(),
             ghosts: OnceLock::new(),
@@ -75,24 +73,21 @@ impl PackFile {
             .header
             .decode_absorbed(&bytes)
             .map_err(StoreError::image(path))?;
-        for number in loans {
-            let name = names::pack_loan_file(pack.header.generation, number);
-            let loan = LoanFile::open(files, path.with_file_name(name), number);
-            // They go after the pack that has been replaced by another one.
-            if let Err(error) = &loan
-                && error.is_missing()
-                && files.stat(path).is_ok()
-            {
-                return Err(StoreError::corrupt(path, "pack", error.to_string()));
-            }
-            pack.loans.push(loan?);
-        }
         Ok(pack)
     }
 
     /// The file that has the pages whose entries name it by this number.
-    pub(super) fn page_file(&self, number: u8) -> Result<&dyn PageFile, StoreError> {
-        page_file(self, &self.loans, number)
+    pub(super) fn page_file(
+        &self,
+        files: &dyn Files,
+        number: u8,
+    ) -> Result<&dyn PageFile, StoreError> {
+        if number == 0 {
+            return Ok(self);
+        }
+        let name = names::pack_loan_file(self.header.generation, number);
+        let path = self.path.with_file_name(name);
+        Ok(self.loans.get(files, number, path, &self.path)?)
     }
 
     fn section(&self, section: &Section) -> Result<Vec<u8>, StoreError> {
@@ -343,7 +338,9 @@ impl<'a> PackWriter<'a> {
         self.out.rename(&path)?;
         if let Err(error) = self.files.sync_dir(self.dir) {
             // Not surely durable: what it stands for must not be removed, so it must not stand for anything.
-            let _ = self.files.remove_file(&path);
+            if self.files.remove_file(&path).is_err() {
+                self.loans.keep();
+            }
             return Err(StoreError::io("sync folder", self.dir)(error));
         }
         Ok(self.out.flushed() + self.loans.keep())

@@ -269,6 +269,7 @@ impl<'a> PendingSnapshot<'a> {
             // Not surely durable, so not published: it must not outlive the error that the caller gets.
             if files.remove_file(path).is_err() {
                 tracing::warn!("{} was not published but stays", path.display());
+                self.keep_loans();
             }
             return Err(StoreError::io("sync folder", &self.session.dir)(error));
         }

@@ -116,6 +116,9 @@ impl Store {
         let dir = self.session_path(session);
         let lock = lock(self, &dir)?;
         recover(self, session)?;
+        // Nobody writes: what was left by one that was killed keeps others' files alive.
+        self.remove_temps(session)?;
+        self.remove_orphans(&dir, &self.session_files(session)?.listing())?;
         Ok(Pruner::new(
             self,
             session,
@@ -164,7 +167,7 @@ impl Pruner {
     /// Length of the session's pack; 0 without one.
     pub fn pack_bytes(&self) -> Result<u64, StoreError> {
         let listing = self.store.session_files(self.session)?.listing();
-        Ok(self.store.pack_bytes(&listing))
+        Ok(self.store.pack_bytes(self.session, &listing))
     }
 
     /// This snapshot may become the head soon, by a rollback: it stays until another one is published.
@@ -268,7 +271,7 @@ impl Pruner {
         }
         let (removed, kept): (Vec<_>, Vec<_>) =
             list.into_iter().partition(|meta| gone.contains(&meta.seq));
-        let pack_bytes = self.store.pack_bytes(&listing);
+        let pack_bytes = self.store.pack_bytes(self.session, &listing);
         let borrowed =
             |meta: &SnapshotMeta| self.store.loan_bytes(self.session, meta.seq, &listing);
         let bytes = |meta: &SnapshotMeta| meta.file_bytes + borrowed(meta);
@@ -404,33 +407,6 @@ impl Pruner {
             runs: runs_of(table),
         });
         Ok((writer, merge(absorbed), ghosts.collect()))
-    }
-
-    /// Removes files that nobody needs, newest first: what an interrupted removal has left.
-    pub(super) fn sweep(&self, files: &SessionFiles) -> Result<(), StoreError> {
-        let listing = files.listing();
-        let mut names = listing.leftovers.clone();
-        names.sort_unstable_by(|a, b| b.cmp(a));
-        let mut swept = false;
-        for name in names {
-            let path = files.dir.join(name);
-            match files.files.remove_file(&path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(StoreError::io("remove", &path)(error));
-                }
-                _ => swept = true,
-            }
-        }
-        self.store
-            .cache
-            .forget(self.session, |seq| listing.is_gone(seq));
-        match swept {
-            true => files
-                .files
-                .sync_dir(&files.dir)
-                .map_err(StoreError::io("sync folder", &files.dir)),
-            false => Ok(()),
-        }
     }
 }
 

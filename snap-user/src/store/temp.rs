@@ -145,11 +145,11 @@ impl TempFile {
         let Some(file) = &mut self.file else {
             return Ok(());
         };
-        file.sync().map_err(StoreError::io("sync", &self.shown))?;
+        let done = file.sync();
         if let Some(lender) = &self.lender {
-            lender.synced();
+            lender.synced(self.flushed, done.is_ok());
         }
-        Ok(())
+        done.map_err(StoreError::io("sync", &self.shown))
     }
 
     /// Nothing more is written.
