@@ -264,9 +264,17 @@ pub fn await_gone(pid: i32, limit: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Waits until a process that is being killed is gone. `false` where there is none then.
+/// Waits until a process that is being killed, by the kernel or by what a killed ksnap has left to do so, is gone. `false`
+/// where there is none then.
 pub fn outlives_kills(pid: i32, limit: Duration) -> Result<bool> {
     let end = Instant::now() + limit;
+    while let [guard, ..] = left_behind()?[..] {
+        ensure!(
+            Instant::now() < end,
+            "process {guard}, which ksnap left, is still there"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
     while is_dying(pid) {
         ensure!(
             Instant::now() < end,
@@ -276,6 +284,24 @@ pub fn outlives_kills(pid: i32, limit: Duration) -> Result<bool> {
         std::thread::sleep(Duration::from_millis(1));
     }
     Ok(!matches!(state_of(pid), '?' | 'Z' | 'X'))
+}
+
+/// Children of ksnaps that have ended: they are ended with what they watch over, but for those that keep connections.
+fn left_behind() -> Result<Vec<i32>> {
+    let ksnap = fs::canonicalize(crate::paths::ksnap()?)?;
+    let exe = |pid: i32| fs::read_link(format!("/proc/{pid}/exe")).ok();
+    let tests = std::env::current_exe()?;
+    let is_someones = |pid: i32| {
+        let parent = crate::tree::parent_of(pid).and_then(exe);
+        parent.is_some_and(|parent| parent == ksnap || parent.parent() == tests.parent())
+    };
+    processes(|pid| {
+        let is_left = exe(pid).as_deref() == Some(&*ksnap) && !is_someones(pid);
+        let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+        is_left
+            && name.is_ok_and(|name| name.trim() != "ksnap-tcp")
+            && !matches!(state_of(pid), 'Z' | 'X' | '?')
+    })
 }
 
 /// Whether a process has a SIGKILL pending, which whoever sends it sees to at once, or is exiting.

@@ -420,7 +420,7 @@ fn a_restored_process_is_watched_and_rolled_back_like_any_other() -> Result<()> 
     let pid = victim.pid().to_string();
     ksnap.run(&["snap", &pid, "--audit"])?;
     let then = victim.status()?.counter;
-    victim.wait_beyond(then + 10_000, LIMIT)?;
+    victim.wait_beyond(then + 30_000, LIMIT)?;
     let since = Instant::now();
     ksnap.ok(&["rollback", &pid, "latest", "-y"])?;
     // Four threads at 2000 steps a second.

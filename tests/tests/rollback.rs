@@ -184,7 +184,7 @@ fn counter_is_back(victim: &mut Victim, low: u64, high: u64, since: Instant) -> 
 }
 
 /// Steps between two snapshots of the counter victim below, whose four threads make one a millisecond.
-const FAR: u64 = 3000;
+const FAR: u64 = 6000;
 const SLOW: &[&str] = &["--mib", "8", "--rate", "250", "--rollbacks"];
 
 fn the_counter_goes_back(watch: bool) -> Result<()> {

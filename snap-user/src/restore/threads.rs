@@ -115,10 +115,10 @@ fn clone_with_id(frozen: &mut Frozen, maker: Tid, insn: u64, tid: Tid) -> sys::R
 /// Makes a thread by clone(2) after asking for `tid` to be the next id. `false` when another
 /// process was quicker.
 fn clone_next(frozen: &mut Frozen, maker: Tid, insn: u64, tid: Tid) -> sys::Result<bool> {
+    let mut remote = Remote::new(maker, insn)?;
     let before = std::fs::read_to_string(LAST_PID);
     std::fs::write(LAST_PID, (tid - 1).to_string())
         .map_err(|e| SysError::new("write", LAST_PID, e))?;
-    let mut remote = Remote::new(maker, insn)?;
     let made = remote.clone_thread([THREAD_FLAGS, 0, 0, 0, 0, 0], libc::SYS_clone);
     drop(remote);
     // The ids that come next were others' a moment ago; and may be those of threads that are yet to be made.

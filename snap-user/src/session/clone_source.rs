@@ -9,7 +9,7 @@ use crate::sys::{self, Freeze, Frozen, monotonic_ns, proc};
 use std::time::{Duration, Instant};
 
 /// How long a watcher may take to let go of a process that it has answered for.
-const LETTING_GO: Duration = Duration::from_secs(10);
+const LETTING_GO: Duration = Duration::from_secs(2);
 /// Between two attempts at a process that somebody else still traces.
 const AGAIN: Duration = Duration::from_millis(1);
 

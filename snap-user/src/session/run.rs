@@ -20,7 +20,7 @@ use std::process::{Child, Command, ExitStatus};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-/// How long a program that was just executed may take to have its arguments.
+/// How long a program that is being executed may take to have memory and arguments.
 const ARGUMENTS: Duration = Duration::from_secs(1);
 
 /// Why a command is watched no more, or never was.
@@ -68,7 +68,7 @@ pub fn run(
                 source: e,
             })?;
     let pid = child.id() as i32;
-    await_own_memory(pid);
+    await_program(pid);
     let mut attached = false;
     let (send, commands) = channel();
     let watched = (|| {
@@ -142,16 +142,16 @@ fn end_as_told() {
     }
 }
 
-/// Waits until a child has memory of its own. In the middle of its execve(2) it lets its parent go on a moment before:
-/// what is opened of its memory then is ksnap's.
-fn await_own_memory(pid: i32) {
+/// Waits until a child has memory and arguments of its own. In the middle of its execve(2) it lets its parent go on a
+/// moment before: what is opened of its memory then is ksnap's.
+fn await_program(pid: i32) {
     let own = std::process::id() as i32;
-    // One that has ended has none, and where the kernel cannot tell there is nothing to wait for.
-    while share_memory(own, pid).unwrap_or(false) {
+    let end = Instant::now() + ARGUMENTS;
+    // One that has ended has no memory. A kernel without kcmp(2) does not tell; it is ready within microseconds then, too.
+    while share_memory(own, pid).unwrap_or(false) && Instant::now() < end {
         std::thread::sleep(Duration::from_micros(50));
     }
-    // Its arguments come with the program, a moment later; no program is without any here but one that took them away.
-    let end = Instant::now() + ARGUMENTS;
+    // The arguments come with the program; no program is without any here but one that took them away.
     while proc::is_alive(pid)
         && std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|found| found.is_empty())
         && Instant::now() < end

@@ -21,8 +21,10 @@ use protocol::{Word, arrange};
 use spare::Instructions;
 use std::io::PipeWriter;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+/// How long it is waited for its name: it takes that as soon as it runs, unless somebody has stopped it.
+const NAMED: Duration = Duration::from_secs(10);
 /// Its name in the list of processes.
 const NAME: &std::ffi::CStr = c"ksnap-tcp";
 
@@ -137,7 +139,8 @@ impl Drop for Custodian {
 
 /// Waits until a child is found by its name, which it takes when it comes to run: somebody may look for it at once.
 fn await_name(child: Tid) {
-    while !is_custodian(child) && proc::is_alive(child) {
+    let end = Instant::now() + NAMED;
+    while !is_custodian(child) && proc::is_alive(child) && Instant::now() < end {
         std::thread::sleep(Duration::from_micros(100));
     }
 }
