@@ -8,7 +8,7 @@ use crate::image::{ENTRY_LEN, HEADER_LEN, Header, IndexEntry, Section, SessionId
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Files kept open by one store. Far below the usual limit of 1024 descriptors.
+/// Files kept open by one store, each with the few that pages of it were read from. Below the usual limit of 1024 descriptors.
 const OPEN_FILES: usize = 64;
 
 /// An open snapshot file whose header is checked.
