@@ -19,8 +19,10 @@ const LIMIT: Duration = Duration::from_secs(60);
 const KILLS: usize = 200;
 /// The longest time from when the victim is first traced to the kill: attaching, the first snapshot and a few more are in it.
 const LONGEST_MS: u64 = 120;
-/// The same of every other kill: what a single snapshot or rollback does is over soon.
+/// The same at first for three of four kills: what a single snapshot or rollback does is over soon. How soon is found out.
 const SHORT_MS: u64 = 20;
+/// The least that it comes to, in microseconds.
+const LEAST_US: u64 = 200;
 
 /// What is being killed.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +51,8 @@ struct Trial {
     reached: usize,
     /// Those of them that ended a ksnap which was not done.
     cut: usize,
+    /// The longest time for three of four kills, in microseconds.
+    most_us: u64,
 }
 
 impl Trial {
@@ -71,6 +75,7 @@ impl Trial {
             stopped: 0,
             reached: 0,
             cut: 0,
+            most_us: SHORT_MS * 1000,
         })
     }
 
@@ -96,12 +101,11 @@ impl Trial {
     fn kill(&mut self, way: Way, round: usize) -> Result<()> {
         let mut process = self.start(way)?;
         process.close_stdin();
-        let most = if round.is_multiple_of(2) {
-            LONGEST_MS
-        } else {
-            SHORT_MS
+        let most = match round.is_multiple_of(4) {
+            true => LONGEST_MS * 1000,
+            false => self.most_us,
         };
-        let wait = Duration::from_micros(self.rng.word() % (most * 1000));
+        let wait = Duration::from_micros(self.rng.word() % most);
         let asker = match way {
             Way::WatchRollingBack => {
                 // The time counts from when it is attached: its first snapshot is there.
@@ -127,6 +131,12 @@ impl Trial {
             None => killed,
         };
         self.cut += usize::from(cut);
+        // How long there is something to cut depends on the machine.
+        let other = match cut {
+            true => self.most_us * 3 / 2,
+            false => self.most_us * 2 / 3,
+        };
+        self.most_us = other.clamp(LEAST_US, LONGEST_MS * 1000);
         self.recover(way)
     }
 
