@@ -50,12 +50,8 @@ impl ImageFile {
         files: &dyn Files,
         number: u8,
     ) -> Result<&dyn PageFile, StoreError> {
-        if number == 0 {
-            return Ok(self);
-        }
-        let name = names::loan_file(self.header.seq, number);
-        let path = self.path.with_file_name(name);
-        Ok(self.loans.get(files, number, path, &self.path)?)
+        let name = || names::loan_file(self.header.seq, number);
+        self.loans.page_file(self, files, number, name)
     }
 
     /// Reads `len` bytes, whose place the header has vouched for.

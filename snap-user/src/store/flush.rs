@@ -74,8 +74,7 @@ impl Store {
             done: Flushed::default(),
         };
         let dir = to.session_path(session);
-        // One that was killed may have left files without a name, and given names that are not durable yet.
-        to.remove_temps(session)?;
+        // One that was killed may have given names that are not durable yet.
         to.files
             .sync_dir(&dir)
             .map_err(StoreError::io("sync folder", &dir))?;

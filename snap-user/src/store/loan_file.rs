@@ -31,36 +31,36 @@ impl LoanFile {
 pub(super) struct OpenLoans([OnceLock<LoanFile>; MOST_LOANS]);
 
 impl OpenLoans {
-    /// The file with this number; `path` is where it is, and `borrower` what borrows from it.
+    /// The file that has what entries of the borrower name by this number: the borrower itself for 0, else the one that
+    /// `name` names.
     ///
     /// # Errors
     /// It is missing together with the borrower, which goes first: that was removed since it was opened. Without it, that
     /// is damaged.
-    pub(super) fn get(
-        &self,
+    pub(super) fn page_file<'a>(
+        &'a self,
+        borrower: &'a dyn PageFile,
         files: &dyn Files,
         number: u8,
-        path: PathBuf,
-        borrower: &Path,
-    ) -> Result<&LoanFile, StoreError> {
-        let at = usize::from(number).wrapping_sub(1);
-        let slot = self.0.get(at).ok_or_else(|| StoreError::Misuse {
-            why: format!("no file has the number {number}"),
-        })?;
+        name: impl FnOnce() -> String,
+    ) -> Result<&'a dyn PageFile, StoreError> {
+        let Some(at) = usize::from(number).checked_sub(1) else {
+            return Ok(borrower);
+        };
+        let is_missing = || {
+            let what = format!("pages are borrowed from file {number}, which is missing");
+            StoreError::corrupt(borrower.path(), "index", what)
+        };
+        let slot = self.0.get(at).ok_or_else(is_missing)?;
         if let Some(open) = slot.get() {
             return Ok(open);
         }
-        let opened = LoanFile::open(files, path).map_err(|error| {
-            match error.is_missing() && files.stat(borrower).is_ok() {
-                true => StoreError::corrupt(
-                    borrower,
-                    "index",
-                    format!("pages are borrowed from file {number}, which is missing"),
-                ),
-                false => error,
+        match LoanFile::open(files, borrower.path().with_file_name(name())) {
+            Err(error) if error.is_missing() && files.stat(borrower.path()).is_ok() => {
+                Err(is_missing())
             }
-        })?;
-        Ok(slot.get_or_init(|| opened))
+            opened => opened.map(|opened| slot.get_or_init(|| opened) as &dyn PageFile),
+        }
     }
 }
 

@@ -88,9 +88,9 @@ impl Loans {
         Ok(Some(number))
     }
 
-    /// Those of which so little is borrowed that it had better be the snapshot's own.
-    fn small(&self, entries: &[IndexEntry]) -> Vec<usize> {
-        let mut used = [0u64; 256];
+    /// Numbers of those of which so little is borrowed that it had better be the snapshot's own.
+    pub(super) fn small(&self, entries: &[IndexEntry]) -> Vec<u8> {
+        let mut used = [0u64; MOST + 1];
         for entry in entries.iter().filter(|entry| entry.loan != 0) {
             used[usize::from(entry.loan)] += u64::from(entry.len);
         }
@@ -98,26 +98,19 @@ impl Loans {
             let used = used[usize::from(loan.number)];
             used > 0 && (used < LEAST_BYTES || used * LEAST_SHARE < loan.lender.written())
         };
-        let numbered = self.loans.iter().enumerate();
-        numbered
-            .filter(|(_, loan)| is_small(loan))
-            .map(|(n, _)| n)
-            .collect()
+        let small = self.loans.iter().filter(|loan| is_small(loan));
+        small.map(|loan| loan.number).collect()
     }
 
-    /// Whether [`Loans::take_over`] has something to do.
-    pub(super) fn has_small(&self, entries: &[IndexEntry]) -> bool {
-        !self.small(entries).is_empty()
-    }
-
-    /// Has `put` store what is borrowed of a file of which that is little; it says where.
+    /// Has `put` store what is borrowed of these; it says where.
     pub(super) fn take_over(
         &self,
+        numbers: &[u8],
         entries: &mut [IndexEntry],
         put: &mut dyn FnMut(&[u8]) -> Result<u64, StoreError>,
     ) -> Result<(), StoreError> {
-        for n in self.small(entries) {
-            let loan = &self.loans[n];
+        let is_meant = |loan: &&Loan| numbers.contains(&loan.number);
+        for loan in self.loans.iter().filter(is_meant) {
             let file = self.files.open(&loan.path);
             let file = file.map_err(StoreError::io("open", &loan.path))?;
             let mut moved: BTreeMap<u64, u64> = BTreeMap::new();
@@ -148,7 +141,7 @@ impl Loans {
         entries: &[IndexEntry],
         is_durable: bool,
     ) -> Result<(), StoreError> {
-        let mut ends = [0u64; 256];
+        let mut ends = [0u64; MOST + 1];
         for entry in entries.iter().filter(|entry| entry.loan != 0) {
             let end = &mut ends[usize::from(entry.loan)];
             *end = (*end).max(entry.at + u64::from(entry.len));

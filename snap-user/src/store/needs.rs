@@ -10,6 +10,7 @@ use crate::image::{
     IndexEntry, Location, PACK_ENTRY_LEN, PACK_HEADER_LEN, RUN_LEN, SpanKind, runs_of,
 };
 use crate::model::{PageTable, SnapshotKind};
+use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -121,19 +122,23 @@ impl Needs {
 
     fn measure(&mut self, files: &SessionFiles) -> Result<(), StoreError> {
         let mut bytes = PACK_HEADER_LEN as u64;
-        let mut used: BTreeMap<PathBuf, (u64, u64)> = BTreeMap::new();
-        entries_of(files, &self.places, &mut |_, entry, file| {
+        // By snapshot and number first: there are many more places than files.
+        let mut by_number: FxHashMap<(u32, u8), (PathBuf, u64, u64)> = FxHashMap::default();
+        entries_of(files, &self.places, &mut |place, entry, file| {
             bytes += PACK_ENTRY_LEN as u64;
             if entry.encoding.needs_previous() {
                 bytes += u64::from(entry.len);
                 return;
             }
-            let len = u64::from(entry.len);
-            match used.get_mut(file.path()) {
-                Some((used, _)) => *used += len,
-                None => _ = used.insert(file.path().to_owned(), (len, file.file_len())),
-            }
+            by_number
+                .entry((place.seq.get(), entry.loan))
+                .or_insert_with(|| (file.path().to_owned(), file.file_len(), 0))
+                .2 += u64::from(entry.len);
         })?;
+        let mut used: BTreeMap<PathBuf, (u64, u64)> = BTreeMap::new();
+        for (path, len, bytes) in by_number.into_values() {
+            used.entry(path).or_insert((0, len)).0 += bytes;
+        }
         // If all who have a file need as much of it, they take more room apart.
         let is_worth_it = |path: &Path, used: u64, len: u64| {
             let names = files.files.names_of(path).unwrap_or(1);

@@ -82,12 +82,8 @@ impl PackFile {
         files: &dyn Files,
         number: u8,
     ) -> Result<&dyn PageFile, StoreError> {
-        if number == 0 {
-            return Ok(self);
-        }
-        let name = names::pack_loan_file(self.header.generation, number);
-        let path = self.path.with_file_name(name);
-        Ok(self.loans.get(files, number, path, &self.path)?)
+        let name = || names::pack_loan_file(self.header.generation, number);
+        self.loans.page_file(self, files, number, name)
     }
 
     fn section(&self, section: &Section) -> Result<Vec<u8>, StoreError> {
@@ -213,7 +209,7 @@ impl<'a> PackWriter<'a> {
             out: TempFile::create(files, temp, WriteBuffer::default(), PACK_HEADER_LEN)?,
             data_len: 0,
             entries: Vec::new(),
-            loans: PackLoans::new(&**files, dir, generation)?,
+            loans: PackLoans::new(&**files, dir, generation),
         })
     }
 

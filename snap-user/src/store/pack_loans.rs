@@ -21,32 +21,18 @@ pub(super) struct PackLoans<'a> {
 }
 
 impl<'a> PackLoans<'a> {
-    /// Removes what an attempt at the same pack has left.
-    pub(super) fn new(
-        files: &'a dyn Files,
-        dir: &'a Path,
-        generation: u32,
-    ) -> Result<Self, StoreError> {
-        let names = files.names(dir).map_err(StoreError::io("list", dir))?;
-        let left = |name: &&String| {
-            names::parse_pack_loan_file(name).is_some_and(|(of, _)| of == generation)
-        };
-        for name in names.iter().filter(left) {
-            let path = dir.join(name);
-            let removed = files.remove_file(&path);
-            removed.map_err(StoreError::io("remove", &path))?;
-        }
-        Ok(Self {
+    pub(super) fn new(files: &'a dyn Files, dir: &'a Path, generation: u32) -> Self {
+        Self {
             files,
             dir,
             generation,
             numbers: BTreeMap::new(),
             share: 0,
             kept: false,
-        })
+        }
     }
 
-    /// Links to files; what of them there can be no link to is copied.
+    /// Links to files; what of them there can be no link to is copied, as where an attempt at the same pack has left one.
     pub(super) fn add<'p>(&mut self, paths: impl IntoIterator<Item = &'p PathBuf>) {
         for path in paths {
             let Ok(number) = u8::try_from(self.numbers.len() + 1) else {

@@ -186,13 +186,14 @@ impl<'a> PendingSnapshot<'a> {
         let Some((_, loans)) = &self.sharing else {
             return Ok(());
         };
-        if !loans.has_small(entries) {
+        let small = loans.small(entries);
+        if small.is_empty() {
             return Ok(());
         }
         // First: others may wait for it in the same way.
         self.out.flush()?;
         let (out, builder) = (&mut self.out, &mut self.builder);
-        loans.take_over(entries, &mut |bytes| {
+        loans.take_over(&small, entries, &mut |bytes| {
             out.extend(bytes)?;
             Ok(builder.add_data(bytes.len()))
         })

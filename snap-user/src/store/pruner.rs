@@ -164,7 +164,7 @@ impl Pruner {
         Ok(list)
     }
 
-    /// Length of the session's pack; 0 without one.
+    /// Bytes of the session's pack, with its share of the files that it borrows from; 0 without one.
     pub fn pack_bytes(&self) -> Result<u64, StoreError> {
         let listing = self.store.session_files(self.session)?.listing();
         Ok(self.store.pack_bytes(self.session, &listing))

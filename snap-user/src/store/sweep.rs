@@ -15,19 +15,8 @@ impl Pruner {
         let is_loan = |name: &String| name.ends_with(names::LOAN_SUFFIX);
         names.sort_unstable_by(|a, b| (is_loan(a), b).cmp(&(is_loan(b), a)));
         let mut swept = false;
-        // A folder that changes while it is listed may be listed without what was there all the time. By now, whatever was
-        // named before a snapshot that the listing has is found.
-        let there = files.files.names(&files.dir);
-        let there = there.map_err(StoreError::io("list", &files.dir))?;
-        let snapshots = there
-            .iter()
-            .filter_map(|name| names::parse_snapshot_file(name));
-        let snapshots: BTreeSet<u32> = snapshots.map(|(seq, _)| seq).collect();
-        let is_needed = |name: &str| {
-            let of = names::parse_loan_file(name).map(|(seq, _)| seq);
-            of.is_some_and(|seq| snapshots.contains(&seq) && !listing.is_gone(seq))
-        };
-        for name in names.into_iter().filter(|name| !is_needed(name)) {
+        let needed = needed_after_all(files, &names)?;
+        for name in names.into_iter().filter(|name| !needed.contains(name)) {
             let path = files.dir.join(name);
             match files.files.remove_file(&path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -47,4 +36,29 @@ impl Pruner {
             false => Ok(()),
         }
     }
+}
+
+/// What the snapshots borrow from whose files the listing has missed.
+///
+/// A folder that changes while it is listed may be listed without what was there all the time. By now, whatever was named
+/// before a snapshot that the listing has is found.
+fn needed_after_all(
+    files: &SessionFiles,
+    leftovers: &[String],
+) -> Result<BTreeSet<String>, StoreError> {
+    let listing = files.listing();
+    let of = |name: &String| names::parse_loan_file(name).map(|(seq, _)| seq);
+    let is_in_doubt = |name: &&String| of(name).is_some_and(|seq| !listing.is_gone(seq));
+    let in_doubt: Vec<&String> = leftovers.iter().filter(is_in_doubt).collect();
+    if in_doubt.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let there = files.files.names(&files.dir);
+    let there = there.map_err(StoreError::io("list", &files.dir))?;
+    let snapshots = there
+        .iter()
+        .filter_map(|name| names::parse_snapshot_file(name));
+    let snapshots: BTreeSet<u32> = snapshots.map(|(seq, _)| seq).collect();
+    let is_needed = |name: &&String| of(name).is_some_and(|seq| snapshots.contains(&seq));
+    Ok(in_doubt.into_iter().filter(is_needed).cloned().collect())
 }

@@ -59,6 +59,14 @@ pub(super) fn assert_whole(dir: &Path, published: &[(SnapshotId, Memory)]) {
     assert_eq!(report.snapshots, published.len() as u64);
 }
 
+/// A store whose files count and fail.
+pub(super) fn test_store() -> (TempDir, TestFiles, Store) {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let files = TestFiles::default();
+    let store = Store::open_or_create_with(files.shared(), &folder.path().join("store"));
+    (folder, files, store.expect("a store"))
+}
+
 /// Removes a session with all that it has.
 pub(super) fn remove(store: &Store, session: Session) {
     let id = session.id();
@@ -261,10 +269,8 @@ fn whatever_fails_nothing_is_lost_that_was_published() {
     for errno in [28, 5] {
         let mut failures = 0;
         for at in 1.. {
-            let folder = tempfile::tempdir().expect("a temporary folder");
-            let dir = folder.path().join("store");
-            let files = TestFiles::default();
-            let store = Store::open_or_create_with(files.shared(), &dir).expect("a store");
+            let (_folder, files, store) = test_store();
+            let dir = store.dir().to_owned();
             let mut pair = sessions(&store, [1, 2]);
             let before = files.operations();
             files.set_plan(Plan::Fail(before + at, errno));
@@ -295,10 +301,8 @@ fn wherever_ksnap_ends_and_the_power_fails_the_store_is_whole() {
     for names_first in [false, true] {
         let mut both = 0;
         for at in 1.. {
-            let folder: TempDir = tempfile::tempdir().expect("a temporary folder");
-            let dir = folder.path().join("store");
-            let files = TestFiles::default();
-            let store = Store::open_or_create_with(files.shared(), &dir).expect("a store");
+            let (_folder, files, store) = test_store();
+            let dir = store.dir().to_owned();
             let mut pair = sessions(&store, [1, 2]);
             let before = files.operations();
             files.set_plan(Plan::Crash(before + at));
@@ -341,10 +345,8 @@ fn wherever_ksnap_ends_and_the_power_fails_the_store_is_whole() {
 fn what_is_not_synced_yet_is_looked_through_with_what_it_borrows() {
     for mode in [Durability::None, Durability::Interval] {
         for names_first in [false, true] {
-            let folder = tempfile::tempdir().expect("a temporary folder");
-            let dir = folder.path().join("store");
-            let files = TestFiles::default();
-            let store = Store::open_or_create_with(files.shared(), &dir).expect("a store");
+            let (_folder, files, store) = test_store();
+            let dir = store.dir().to_owned();
             let mut pair = sessions(&store, [1, 2]);
             let first = scenario(&mut pair).map(|one| one.expect("published"));
             for session in &mut pair {

@@ -1,7 +1,7 @@
 //! What sessions have in common stays stored once when snapshots are removed, for as long as two of them have it.
 
-use super::common::{assert_whole, loans, memory, noise, remove, scenario, sessions};
-use super::files::{Plan, TestFiles};
+use super::common::{assert_whole, loans, memory, noise, remove, scenario, sessions, test_store};
+use super::files::Plan;
 use super::support::*;
 use crate::model::SnapshotId;
 use crate::store::{Session, Store, StoreError};
@@ -91,10 +91,8 @@ fn wherever_a_removal_fails_or_ends_the_store_is_whole() {
     for crash in [false, true] {
         let mut ended = 0;
         for at in 1.. {
-            let folder = tempfile::tempdir().expect("a temporary folder");
-            let dir = folder.path().join("store");
-            let files = TestFiles::default();
-            let store = Store::open_or_create_with(files.shared(), &dir).expect("a store");
+            let (_folder, files, store) = test_store();
+            let dir = store.dir().to_owned();
             let mut pair = sessions(&store, [1, 2]);
             let _ = scenario(&mut pair).map(|one| one.expect("published"));
             grow_and_prune(&mut pair, 0, true).expect("pruned");
