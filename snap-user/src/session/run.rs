@@ -153,7 +153,7 @@ fn await_program(pid: i32) {
     }
     // The arguments come with the program; no program is without any here but one that took them away.
     while proc::is_alive(pid)
-        && std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|found| found.is_empty())
+        && proc::cmdline(pid).is_ok_and(|arguments| arguments.iter().all(Vec::is_empty))
         && Instant::now() < end
     {
         std::thread::sleep(Duration::from_micros(50));

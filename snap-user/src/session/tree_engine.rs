@@ -242,12 +242,7 @@ impl<'a> TreeEngine<'a> {
             None => Ok(None),
         });
         // Of those that have ended meanwhile, or of all of them.
-        let begun = std::mem::take(&mut self.begun);
-        let begun = |one: &&mut Engine| begun.contains(&one.target.pid);
-        self.engines
-            .iter_mut()
-            .filter(begun)
-            .for_each(Engine::give_up);
+        self.give_up_begun();
         if !matches!(done, Ok(Some(_))) {
             // Who was captured already keeps a snapshot of its own.
             for engine in &mut self.engines {
@@ -257,6 +252,16 @@ impl<'a> TreeEngine<'a> {
             }
         }
         done
+    }
+
+    /// Gives up what was begun for the tree under way and not captured.
+    fn give_up_begun(&mut self) {
+        let begun = std::mem::take(&mut self.begun);
+        let begun = |one: &&mut Engine| begun.contains(&one.target.pid);
+        self.engines
+            .iter_mut()
+            .filter(begun)
+            .for_each(Engine::give_up);
     }
 
     /// Does for each of them what can be done while it runs. `None` where one is in the middle of replacing its program.
@@ -438,12 +443,7 @@ impl<'a> TreeEngine<'a> {
 impl Drop for TreeEngine<'_> {
     fn drop(&mut self) {
         // After a panic: one that is never written keeps those waiting that borrow pages from it.
-        let begun = std::mem::take(&mut self.begun);
-        let begun = |one: &&mut Engine| begun.contains(&one.target.pid);
-        self.engines
-            .iter_mut()
-            .filter(begun)
-            .for_each(Engine::give_up);
+        self.give_up_begun();
         // First: once a process is let go of, another watcher may have a socket there.
         self.links = None;
         self.let_go_of(|engine| has_ended(pid_and_start(engine)));
