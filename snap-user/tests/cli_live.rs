@@ -47,7 +47,7 @@ fn run_passes_the_commands_output_and_exit_status_on() {
     // Goes on until there are two snapshots of it, for a minute at most.
     let count = format!("$(ls {}/*/*.ksnap | wc -l)", fixture.store.display());
     let seen = format!(
-        "n=0; c={count}; while [ $n -lt 600 ] && [ {count} -lt $((c + 2)) ]; do n=$((n + 1)); sleep 0.1; done"
+        "n=0; c={count}; while [ $n -lt 600 ] && [ {count} -lt $((c + 2)) ]; do n=$((n + 1)); sleep 0.1; done; [ $n -lt 600 ] || exit 9"
     );
     let ran = run(&format!("echo data; {seen}; exit 7")).fails(7);
     assert_eq!(ran.out, "data\n", "standard output is the command's alone");

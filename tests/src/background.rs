@@ -1,6 +1,6 @@
 //! A child process with collected output and time limits, killed by id when dropped.
 
-use std::io::Read;
+use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
@@ -99,7 +99,10 @@ impl Reader {
             loop {
                 await_input(&from);
                 let _held = held.lock().unwrap_or_else(PoisonError::into_inner);
-                let got = from.read(&mut chunk).unwrap_or(0);
+                let got = match from.read(&mut chunk) {
+                    Err(e) if e.kind() == ErrorKind::Interrupted => continue,
+                    done => done.unwrap_or(0),
+                };
                 if !take(&chunk[..got]) || got == 0 {
                     return;
                 }
@@ -119,7 +122,10 @@ impl Reader {
 
     /// Whether all that has been written so far was taken.
     fn has_all(&self) -> bool {
-        let _taking = self.taking.lock().unwrap_or_else(PoisonError::into_inner);
+        // Held, something is on its way.
+        let Ok(_taking) = self.taking.try_lock() else {
+            return self.is_over();
+        };
         let mut waiting: libc::c_int = 0;
         // SAFETY: an open descriptor and a live integer, which the call fills.
         let asked = unsafe { libc::ioctl(self.pipe.as_raw_fd(), libc::FIONREAD, &raw mut waiting) };
@@ -134,8 +140,10 @@ fn await_input(from: &impl AsFd) {
         events: libc::POLLIN,
         revents: 0,
     };
-    // SAFETY: one live structure. Where it fails, the read waits.
-    unsafe { libc::poll(&raw mut ready, 1, -1) };
+    // SAFETY: one live structure. Where it fails but for a signal, the read waits.
+    while unsafe { libc::poll(&raw mut ready, 1, -1) } < 0
+        && std::io::Error::last_os_error().kind() == ErrorKind::Interrupted
+    {}
 }
 
 impl Background {

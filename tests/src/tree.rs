@@ -1,5 +1,6 @@
 //! Trees of processes under test: captured and ended, and brought back.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -82,12 +83,13 @@ pub fn living() -> Result<Vec<i32>> {
     processes(|pid| {
         let exe = std::fs::read_link(format!("/proc/{pid}/exe"));
         let is_one = exe.is_ok_and(|exe| programs.contains(&exe));
-        is_one && !matches!(state_of(pid), 'Z' | 'X' | '?') && !is_of_another_test(pid)
+        is_one && !matches!(state_of(pid), 'Z' | 'X' | '?') && !is_of_another_test(pid, &programs)
     })
 }
 
-/// Whether a process is below a test that is not this one: one of the same folder.
-fn is_of_another_test(pid: i32) -> bool {
+/// Whether a process is below a test that is not this one: one of the same folder, and none of these programs, which may be
+/// there as well.
+fn is_of_another_test(pid: i32, programs: &[PathBuf]) -> bool {
     let own = std::process::id() as i32;
     let tests = std::env::current_exe().ok();
     let tests = tests.as_deref().and_then(std::path::Path::parent);
@@ -98,7 +100,7 @@ fn is_of_another_test(pid: i32) -> bool {
             _ => return false,
         }
         let exe = std::fs::read_link(format!("/proc/{at}/exe"));
-        if exe.is_ok_and(|exe| exe.parent() == tests) {
+        if exe.is_ok_and(|exe| exe.parent() == tests && !programs.contains(&exe)) {
             return true;
         }
     }

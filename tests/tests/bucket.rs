@@ -296,7 +296,8 @@ fn a_prune_beside_pushes_takes_nothing_from_them() -> Result<()> {
     let start = Instant::now();
     ksnap.ok(&["push", "latest", &url])?;
     // Far longer than a push of this size takes here: this one sends all, and later ones less.
-    let grace = effort::patience(Duration::from_secs(8)).max(start.elapsed() * 10);
+    let grace = effort::patience(Duration::from_secs(8))
+        .max((start.elapsed() * 10).min(Duration::from_secs(60)));
     let grace = Duration::from_secs(grace.as_secs() + 1);
     let words = format!("{}s", grace.as_secs());
     // A chunk that nothing refers to is deleted when it has been doomed for the grace time, which begins when it is as

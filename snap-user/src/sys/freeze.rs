@@ -447,6 +447,15 @@ mod tests {
     use super::*;
     use std::sync::mpsc::channel;
 
+    struct Sleeper(std::process::Child);
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
     #[test]
     fn two_tracers_take_turns_and_one_that_stays_is_told() {
         // Whoever waits here may wait, so that no busy machine decides who comes in time.
@@ -455,11 +464,13 @@ mod tests {
             timeout: LONG,
             ..Freeze::default()
         };
-        let mut sleeper = std::process::Command::new("sleep")
-            .arg("1000")
-            .spawn()
-            .unwrap();
-        let pid = sleeper.id().cast_signed();
+        let sleeper = Sleeper(
+            std::process::Command::new("sleep")
+                .arg("1000")
+                .spawn()
+                .unwrap(),
+        );
+        let pid = sleeper.0.id().cast_signed();
         let (held, is_held) = channel();
         let (go, is_told) = channel();
         let other = std::thread::spawn(move || {
@@ -482,7 +493,5 @@ mod tests {
         assert!(error.is_denied(), "{error}");
         go.send(()).unwrap();
         other.join().unwrap();
-        sleeper.kill().unwrap();
-        sleeper.wait().unwrap();
     }
 }

@@ -76,7 +76,9 @@ mod tests {
         // A child of posix_spawn(3) lets its parent go on a moment before it has memory of its
         // own; with it comes the program.
         let program = |pid: i32| std::fs::read_link(format!("/proc/{pid}/exe")).unwrap();
+        let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
         while program(other.id() as i32) == program(own) {
+            assert!(std::time::Instant::now() < end, "it executes nothing");
             std::thread::yield_now();
         }
         let shared = share_memory(own, other.id() as i32);
