@@ -17,6 +17,7 @@ mod kcmp;
 mod limits;
 mod memory;
 mod memory_fs;
+mod missing;
 mod namespace;
 mod open;
 mod pagemap;

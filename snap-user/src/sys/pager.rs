@@ -5,10 +5,10 @@
 //! more, and none that was thrown away comes back (Documentation/admin-guide/mm/userfaultfd.rst,
 //! "Non-cooperative userfaultfd").
 
+use super::missing::Missing;
 use super::{Result, SysError};
 use crate::model::{PAGE_SIZE, PageRange, page_down};
 use linux_raw_sys::general as raw;
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
@@ -38,9 +38,6 @@ pub struct Piece {
     /// Offset of its first byte in the file.
     pub offset: u64,
 }
-
-/// Missing memory by its first address: its end, and the offset of its content.
-type Missing = BTreeMap<u64, (u64, u64)>;
 
 /// A read-only shared mapping of a file.
 #[derive(Debug)]
@@ -118,13 +115,9 @@ impl Pager {
 
     /// Takes over a descriptor that a process has made with [`PAGER_FLAGS`] and that [`arm`] has set up.
     pub fn adopt(&mut self, uffd: OwnedFd, pieces: &[Piece]) {
-        let missing = pieces
-            .iter()
-            .map(|p| (p.range.start, (p.range.end, p.offset)))
-            .collect();
         self.spaces.push(Space {
             uffd,
-            missing,
+            missing: pieces.iter().copied().collect(),
             waiting: Vec::new(),
         });
     }
@@ -163,10 +156,10 @@ impl Pager {
     /// Fills some of what nobody has asked for yet.
     pub fn fill_some(&mut self) {
         if let Some(space) = self.spaces.first_mut()
-            && let Some((&start, &(end, _))) = space.missing.first_key_value()
+            && let Some(Piece { range, .. }) = space.missing.first()
         {
-            let end = end.min(start + AT_ONCE);
-            space.copy(PageRange { start, end }, &self.image);
+            let end = range.end.min(range.start + AT_ONCE);
+            space.copy(PageRange { end, ..range }, &self.image);
         }
         self.close();
     }
@@ -236,38 +229,6 @@ fn decode(bytes: &[u8; 32]) -> Message {
     }
 }
 
-/// Takes a range out of what is missing, and returns what was in it.
-fn cut(missing: &mut Missing, range: PageRange) -> Vec<Piece> {
-    let first = missing.range(..range.start).next_back().map(|(s, _)| *s);
-    let keys: Vec<u64> = first
-        .into_iter()
-        .chain(missing.range(range.start..range.end).map(|(s, _)| *s))
-        .collect();
-    let mut taken = Vec::new();
-    for start in keys {
-        let (end, offset) = missing[&start];
-        let (from, to) = (start.max(range.start), end.min(range.end));
-        if from >= to {
-            continue;
-        }
-        missing.remove(&start);
-        if start < from {
-            missing.insert(start, (from, offset));
-        }
-        if to < end {
-            missing.insert(to, (end, offset + (to - start)));
-        }
-        taken.push(Piece {
-            range: PageRange {
-                start: from,
-                end: to,
-            },
-            offset: offset + (from - start),
-        });
-    }
-    taken
-}
-
 impl Space {
     /// Takes an event in. Returns the address space of a child.
     fn take(&mut self, message: &Message, image: &FileMap) -> Option<Space> {
@@ -286,13 +247,15 @@ impl Space {
                     start: from,
                     end: from + len,
                 };
-                for piece in cut(&mut self.missing, old) {
+                for piece in self.missing.cut(old) {
                     let start = piece.range.start - from + to;
-                    self.missing
-                        .insert(start, (start + piece.range.len(), piece.offset));
+                    self.missing.insert(Piece {
+                        range: PageRange::new(start, start + piece.range.len()),
+                        ..piece
+                    });
                 }
             }
-            Message::Dropped(start, end) => drop(cut(&mut self.missing, PageRange { start, end })),
+            Message::Dropped(start, end) => drop(self.missing.cut(PageRange { start, end })),
             Message::Unknown => {}
         }
         None
@@ -300,21 +263,20 @@ impl Space {
 
     /// Fills one page, to learn whether the address space is still there.
     fn probe(&mut self, image: &FileMap) {
-        if let Some((&start, _)) = self.missing.first_key_value() {
-            let end = start + PAGE_SIZE;
-            self.copy(PageRange { start, end }, image);
+        if let Some(Piece { range, .. }) = self.missing.first() {
+            let end = range.start + PAGE_SIZE;
+            self.copy(PageRange { end, ..range }, image);
         }
     }
 
     /// Gives a touched page its content, and its neighbours theirs.
     fn give(&mut self, addr: u64, image: &FileMap) {
-        let holder = self.missing.range(..=addr).next_back();
-        let Some((&start, &(end, _))) = holder.filter(|(_, (end, _))| addr < *end) else {
+        let Some(Piece { range, .. }) = self.missing.at(addr) else {
             return self.zero(addr);
         };
         let around = PageRange {
-            start: start.max(addr & !(AROUND - 1)),
-            end: end.min((addr & !(AROUND - 1)) + AROUND),
+            start: range.start.max(addr & !(AROUND - 1)),
+            end: range.end.min((addr & !(AROUND - 1)) + AROUND),
         };
         if !self.copy(around, image) {
             self.waiting.push(addr);
@@ -326,54 +288,15 @@ impl Space {
 
     /// Copies missing content into a range. `false` when that has to be tried again.
     fn copy(&mut self, range: PageRange, image: &FileMap) -> bool {
-        for piece in cut(&mut self.missing, range) {
-            let (mut at, end) = (piece.range.start, piece.range.end);
-            let mut most = u64::MAX;
-            while at < end {
-                let offset = piece.offset + (at - piece.range.start);
-                let len = (end - at).min(most);
-                let Some(bytes) = image.bytes().get(offset as usize..(offset + len) as usize)
-                else {
-                    // Checked when the image was opened.
-                    return true;
-                };
-                let mut arg = raw::uffdio_copy {
-                    dst: at,
-                    src: bytes.as_ptr() as u64,
-                    len,
-                    mode: 0,
-                    copy: 0,
-                };
-                // SAFETY: `arg` is a live structure of the kernel's layout; the source lies in the mapping
-                // of the image, and the destination in another process, which the kernel checks.
-                let result = unsafe { uffdio_copy(self.uffd.as_raw_fd(), &mut arg) };
-                if arg.copy > 0 {
-                    at += arg.copy as u64;
-                    continue;
-                }
-                match result {
-                    // It is there already.
-                    Err(nix::Error::EEXIST) => {
-                        self.wake(at);
-                        at += PAGE_SIZE;
-                    }
-                    // Across a border between mappings, or the mapping is gone.
-                    Err(nix::Error::ENOENT) if len > PAGE_SIZE => most = PAGE_SIZE,
-                    Err(nix::Error::ENOENT) => at += PAGE_SIZE,
-                    // The address space is gone.
-                    Err(nix::Error::ESRCH) => {
-                        self.missing.clear();
-                        return true;
-                    }
-                    // Something is changing, and its event comes first.
-                    _ => {
-                        self.missing.insert(at, (end, offset));
-                        return false;
-                    }
-                }
-            }
+        let uffd = &self.uffd;
+        let mut gone = false;
+        let done = self
+            .missing
+            .fill(range, &mut |piece| copy(uffd, piece, image, &mut gone));
+        if gone {
+            self.missing.clear();
         }
-        true
+        done
     }
 
     fn zero(&mut self, addr: u64) {
@@ -395,52 +318,73 @@ impl Space {
     }
 
     fn wake(&self, addr: u64) {
-        let mut range = raw::uffdio_range {
-            start: addr,
-            len: PAGE_SIZE,
-        };
-        // SAFETY: `range` is a live structure of the kernel's layout. Nobody may be waiting.
-        let _ = unsafe { uffdio_wake(self.uffd.as_raw_fd(), &mut range) };
+        wake(&self.uffd, addr);
     }
+}
+
+/// Copies the content of a piece into the memory. What it gives back has to be tried again. `gone`: the address space is.
+fn copy(
+    uffd: &OwnedFd,
+    piece: Piece,
+    image: &FileMap,
+    gone: &mut bool,
+) -> std::result::Result<(), Piece> {
+    let PageRange { start, end } = piece.range;
+    let mut at = start;
+    let mut most = u64::MAX;
+    while at < end && !*gone {
+        let offset = piece.offset + (at - start);
+        let len = (end - at).min(most);
+        let Some(bytes) = image.bytes().get(offset as usize..(offset + len) as usize) else {
+            // Checked when the image was opened.
+            return Ok(());
+        };
+        let mut arg = raw::uffdio_copy {
+            dst: at,
+            src: bytes.as_ptr() as u64,
+            len,
+            mode: 0,
+            copy: 0,
+        };
+        // SAFETY: `arg` is a live structure of the kernel's layout; the source lies in the mapping
+        // of the image, and the destination in another process, which the kernel checks.
+        let result = unsafe { uffdio_copy(uffd.as_raw_fd(), &mut arg) };
+        if arg.copy > 0 {
+            at += arg.copy as u64;
+            continue;
+        }
+        match result {
+            // It is there already.
+            Err(nix::Error::EEXIST) => {
+                wake(uffd, at);
+                at += PAGE_SIZE;
+            }
+            // Across a border between mappings, or the mapping is gone.
+            Err(nix::Error::ENOENT) if len > PAGE_SIZE => most = PAGE_SIZE,
+            Err(nix::Error::ENOENT) => at += PAGE_SIZE,
+            Err(nix::Error::ESRCH) => *gone = true,
+            // Something is changing, and its event comes first.
+            _ => {
+                let range = PageRange { start: at, end };
+                return Err(Piece { range, offset });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn wake(uffd: &OwnedFd, addr: u64) {
+    let mut range = raw::uffdio_range {
+        start: addr,
+        len: PAGE_SIZE,
+    };
+    // SAFETY: `range` is a live structure of the kernel's layout. Nobody may be waiting.
+    let _ = unsafe { uffdio_wake(uffd.as_raw_fd(), &mut range) };
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const P: u64 = PAGE_SIZE;
-
-    fn pieces(missing: &Missing) -> Vec<(u64, u64, u64)> {
-        missing
-            .iter()
-            .map(|(s, (e, o))| (s / P, e / P, o / P))
-            .collect()
-    }
-
-    fn range(start: u64, end: u64) -> PageRange {
-        PageRange::new(start * P, end * P)
-    }
-
-    #[test]
-    fn cutting_keeps_what_is_left_with_its_content() {
-        let mut missing = Missing::from([(10 * P, (20 * P, 100 * P)), (30 * P, (40 * P, 110 * P))]);
-        let taken = cut(&mut missing, range(15, 32));
-        assert_eq!(pieces(&missing), [(10, 15, 100), (32, 40, 112)]);
-        let piece = |r: PageRange, offset: u64| Piece {
-            range: r,
-            offset: offset * P,
-        };
-        assert_eq!(
-            taken,
-            [piece(range(15, 20), 105), piece(range(30, 32), 110)]
-        );
-        assert_eq!(cut(&mut missing, range(15, 32)), []);
-        cut(&mut missing, range(12, 13));
-        assert_eq!(
-            pieces(&missing),
-            [(10, 12, 100), (13, 15, 103), (32, 40, 112)]
-        );
-    }
 
     #[test]
     fn events_are_told_apart() {
