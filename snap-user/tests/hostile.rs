@@ -27,7 +27,7 @@ use targets::{TARGETS, Target};
 /// Inputs for each target, unless said otherwise.
 const INPUTS: u64 = 20_000;
 /// How many kinds of messages `docs/protocol.md` has.
-const KINDS_OF_MESSAGES: usize = 16;
+const KINDS_OF_MESSAGES: usize = 18;
 
 fn number(name: &str, otherwise: u64) -> u64 {
     match std::env::var(name) {
@@ -289,6 +289,7 @@ fn messages() -> Vec<Message> {
             start_time: 99,
             pages: 2,
             restore: true,
+            lazy: true,
             comm: "redis-server".into(),
             exe: "/usr/bin/redis-server".into(),
         }),
@@ -326,6 +327,8 @@ fn messages() -> Vec<Message> {
         }),
         Message::Settled,
         Message::Done,
+        Message::Listed,
+        Message::Fetch(vec![0x1000, 0x7fff_0000_2000]),
     ]
 }
 

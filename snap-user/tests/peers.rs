@@ -94,6 +94,15 @@ fn greeted(server: &Server, own: &KeyPair) -> Link {
 }
 
 fn begin(kind: SnapshotKind, pages: u64) -> Message {
+    begin_of(kind, pages, false)
+}
+
+/// Of a snapshot whose pages are fetched later.
+fn begin_listed(kind: SnapshotKind, pages: u64) -> Message {
+    begin_of(kind, pages, true)
+}
+
+fn begin_of(kind: SnapshotKind, pages: u64, lazy: bool) -> Message {
     Message::Begin(Begin {
         kind,
         id: SnapshotId([1; 16]),
@@ -102,6 +111,7 @@ fn begin(kind: SnapshotKind, pages: u64) -> Message {
         start_time: 5,
         pages,
         restore: false,
+        lazy,
         comm: "nobody".into(),
         exe: "/nowhere".into(),
     })
@@ -268,6 +278,31 @@ fn what_breaks_the_protocol_is_refused_and_leaves_nothing() {
             ],
         ),
         ("nothing was sent", vec![Message::Restore(order())]),
+        (
+            "without a snapshot",
+            vec![begin_listed(SnapshotKind::Delta, 1)],
+        ),
+        (
+            "not asked",
+            vec![begin_listed(SnapshotKind::Base, 1), raw(&one)],
+        ),
+        (
+            "some without",
+            vec![
+                begin_listed(SnapshotKind::Base, 0),
+                Message::Publish(Digest::new().finish()),
+                base(1),
+            ],
+        ),
+        // There is no process state.
+        (
+            "cannot be read",
+            vec![
+                begin_listed(SnapshotKind::Base, 0),
+                Message::Publish(Digest::new().finish()),
+                Message::Restore(order()),
+            ],
+        ),
     ];
     for (named, messages) in cases {
         let mut link = greeted(&server, &own);

@@ -1,5 +1,5 @@
-//! A relay between two machines that breaks down when it is told to: after so many bytes it forwards nothing more, or
-//! hangs up.
+//! A relay between two machines, as narrow as it is told to be, that breaks down when it is told to: after so many bytes
+//! it forwards nothing more, or hangs up.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -25,6 +25,8 @@ pub struct Relay {
     address: SocketAddr,
     /// Bytes from the source that are still forwarded.
     left: Arc<AtomicU64>,
+    /// Bytes from the source that are forwarded in a second, at most.
+    rate: Arc<AtomicU64>,
     broken: Arc<AtomicBool>,
 }
 
@@ -41,7 +43,9 @@ impl Relay {
             Arc::new(AtomicU64::new(bytes)),
             Arc::new(AtomicBool::new(false)),
         );
-        let (to, state) = (to.to_owned(), (Arc::clone(&left), Arc::clone(&broken)));
+        let rate = Arc::new(AtomicU64::new(u64::MAX));
+        let state = (Arc::clone(&left), Arc::clone(&rate), Arc::clone(&broken));
+        let to = to.to_owned();
         let address = machines.inside(machine, move || {
             let listener = TcpListener::bind("127.0.0.1:0")?;
             let address = listener.local_addr()?;
@@ -51,7 +55,7 @@ impl Relay {
                     let Ok(target) = TcpStream::connect(&to) else {
                         return;
                     };
-                    forward(source, target, &state.0, &state.1, how);
+                    forward(source, target, (&state.0, &state.1), &state.2, how);
                 }
             });
             Ok(address)
@@ -59,6 +63,7 @@ impl Relay {
         Ok(Self {
             address,
             left,
+            rate,
             broken,
         })
     }
@@ -66,6 +71,11 @@ impl Relay {
     /// Where to connect to.
     pub fn address(&self) -> String {
         self.address.to_string()
+    }
+
+    /// From now on no more than so many bytes of the source pass in a second.
+    pub fn narrow(&self, rate: u64) {
+        self.rate.store(rate, Ordering::Release);
     }
 
     /// Whether it has broken down.
@@ -82,7 +92,7 @@ impl Relay {
 fn forward(
     source: TcpStream,
     target: TcpStream,
-    left: &Arc<AtomicU64>,
+    (left, rate): (&Arc<AtomicU64>, &Arc<AtomicU64>),
     broken: &Arc<AtomicBool>,
     how: Breakdown,
 ) {
@@ -92,24 +102,24 @@ fn forward(
     // A connection that has become silent stays so, also when later ones do not.
     let silent = Arc::new(AtomicBool::new(false));
     let (quiet, unlimited) = (Arc::clone(&silent), Arc::new(AtomicU64::new(u64::MAX)));
-    let (left, broken) = (Arc::clone(left), Arc::clone(broken));
+    let (left, rate, broken) = (Arc::clone(left), Arc::clone(rate), Arc::clone(broken));
     std::thread::spawn(move || {
         pump(
             from_target,
             to_source,
-            &unlimited,
+            (&unlimited, &unlimited),
             &AtomicBool::new(false),
             &quiet,
             Breakdown::HangUp,
         );
     });
-    std::thread::spawn(move || pump(source, target, &left, &broken, &silent, how));
+    std::thread::spawn(move || pump(source, target, (&left, &rate), &broken, &silent, how));
 }
 
 fn pump(
     mut from: TcpStream,
     mut to: TcpStream,
-    left: &AtomicU64,
+    (left, rate): (&AtomicU64, &AtomicU64),
     broken: &AtomicBool,
     silent: &AtomicBool,
     how: Breakdown,
@@ -134,6 +144,8 @@ fn pump(
         if to.write_all(&bytes[..got]).is_err() {
             break;
         }
+        let rate = rate.load(Ordering::Acquire);
+        std::thread::sleep(Duration::from_secs_f64(got as f64 / rate as f64));
     }
     let _ = from.shutdown(Shutdown::Both);
     let _ = to.shutdown(Shutdown::Both);

@@ -1,17 +1,19 @@
 //! `clone`: a snapshot, or a running process, to another machine.
 
-use super::clone_send::Sender;
-use super::clone_source::{Held, Source};
+use super::clone_fetch::Fetched;
+use super::clone_order::There;
+use super::clone_send::{Sender, Sending};
+use super::clone_source::Source;
 use super::key::keys;
 use super::remote::{Transferred, dial, is_lost};
-use super::types::hex;
+use super::types::{hex, hex_option};
 use super::{Options, Pids, Result, SessionError};
 use crate::capture::CaptureError;
 use crate::model::SnapshotId;
 use crate::restore::fault;
 use crate::store::{Snapshot, Store, StoreError};
 use crate::sys::{monotonic_ns, proc};
-use crate::wire::{self, Limit, Link, Message, Order, Running};
+use crate::wire::{Limit, Link, Message};
 use serde::Serialize;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -32,6 +34,8 @@ pub struct CloneOptions {
     pub pids: Option<Pids>,
     /// Fill all memory before the first instruction.
     pub eager: bool,
+    /// Bring it back at once, and have its pages fetched behind its first instruction.
+    pub lazy: bool,
     /// Go on there when a mapped file is another one than here.
     pub allow_changed_files: bool,
     /// A network of its own there.
@@ -52,9 +56,9 @@ pub struct Round {
     /// The snapshot here.
     #[serde(serialize_with = "hex")]
     pub id: SnapshotId,
-    /// The same there.
-    #[serde(serialize_with = "hex")]
-    pub target_id: SnapshotId,
+    /// The same there, unless it is only listed.
+    #[serde(serialize_with = "hex_option")]
+    pub target_id: Option<SnapshotId>,
     /// Pages that it has, or has other than the one before.
     pub pages: u64,
     /// Pages that the target did not have.
@@ -95,6 +99,8 @@ pub struct Cloned {
     pub downtime_ns: Option<u64>,
     /// The process there, if it was brought back.
     pub running: Option<RunsThere>,
+    /// What the other machine has fetched, with `--lazy`.
+    pub fetched: Option<Fetched>,
     /// The process here was ended.
     pub ended: bool,
     /// What could not be saved, a sentence each.
@@ -108,7 +114,7 @@ pub fn is_process(pid: i32) -> bool {
 
 /// What is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum What {
+pub(super) enum What {
     /// A snapshot that was taken earlier.
     Stored,
     /// A process that runs meanwhile.
@@ -131,7 +137,7 @@ impl What {
     }
 
     /// And when it breaks off behind that order.
-    fn left_unsure(self) -> &'static str {
+    pub(super) fn left_unsure(self) -> &'static str {
         match self {
             Self::Stored => "Look there whether it runs",
             Self::Running | Self::Stopped => {
@@ -170,6 +176,7 @@ pub fn clone_stored(
     options: &CloneOptions,
     report: &mut dyn FnMut(&Round),
 ) -> Result<Cloned> {
+    options.check()?;
     let (store, id) = find(dir, reference)?;
     if options.end {
         return Err(SessionError::Usage(format!(
@@ -192,9 +199,11 @@ pub fn clone_stored(
     cloned.unsupported = snapshot.manifest()?.state.unsupported;
     cloned.rounds.push(round);
     if options.restore {
-        let running = order(&mut link, options, what)?;
-        settled(&mut link, what)?;
+        let mut there = There::new(&mut link, options, &snapshot, what);
+        let running = there.order()?;
+        there.settled(what)?;
         cloned.running = Some(running);
+        there.stored(&mut cloned);
     }
     finish(&mut link, cloned)
 }
@@ -212,6 +221,7 @@ pub fn clone_live(
     report: &mut dyn FnMut(&Round),
 ) -> Result<Cloned> {
     // Refused before the process is touched.
+    options.check()?;
     let mut link = dial(target, &keys()?, options.stall)?;
     let store = Store::open_or_create(dir)?;
     let mut source = Source::new(&store, pid, &options.taking)?;
@@ -263,13 +273,15 @@ pub fn clone_live(
     )?;
     // From here on giving up would leave open whether it runs there.
     link.set_limit(None);
-    let running = order(&mut link, options, What::Stopped)?;
+    let mut there = There::new(&mut link, options, &snapshot, What::Stopped);
+    let running = there.order()?;
     fault::point("clone-running");
     cloned.downtime_ns = Some(monotonic_ns().saturating_sub(held.stopped_at));
     cloned.running = Some(running);
     report(&round);
     cloned.rounds.push(round);
-    cloned.ended = conclude(&mut link, held, options.end)?;
+    cloned.ended = there.conclude(held, source)?;
+    there.stored(&mut cloned);
     finish(&mut link, cloned)
 }
 
@@ -283,18 +295,6 @@ fn limit(stopped_at: u64, within: Duration) -> Limit {
     }
 }
 
-/// The process runs there. Here it ends, once the other one depends on nobody; or it goes on.
-fn conclude(link: &mut Link, held: Held, end: bool) -> Result<bool> {
-    if !end {
-        held.go_on();
-        settled(link, What::Running)?;
-        return Ok(false);
-    }
-    settled(link, What::Stopped)?;
-    held.end()?;
-    Ok(true)
-}
-
 fn send(
     link: &mut Link,
     options: &CloneOptions,
@@ -305,7 +305,12 @@ fn send(
 ) -> Result<Round> {
     let (begun, bytes) = (monotonic_ns(), link.bytes().0);
     let stopped = what == What::Stopped;
-    let sent = Sender::new(link, options.restore, stopped, idle).send(snapshot, before);
+    let how = Sending {
+        restore: options.restore,
+        lazy: options.lazy,
+        hurry: stopped,
+    };
+    let sent = Sender::new(link, how, idle).send(snapshot, before);
     let Transferred {
         offered,
         sent,
@@ -319,7 +324,7 @@ fn send(
     })?;
     Ok(Round {
         id: snapshot.id(),
-        target_id: stored.id,
+        target_id: stored.map(|stored| stored.id),
         pages: offered,
         sent_pages: sent,
         bytes: link.bytes().0 - bytes,
@@ -328,51 +333,18 @@ fn send(
     })
 }
 
-/// Has what was sent last brought back; waits until it runs.
-fn order(link: &mut Link, options: &CloneOptions, what: What) -> Result<RunsThere> {
-    link.send(&Message::Restore(Order {
-        pids: match options.pids {
-            None => wire::Pids::Any,
-            Some(Pids::Same) => wire::Pids::Same,
-            Some(Pids::New) => wire::Pids::New,
-            Some(Pids::Namespace) => wire::Pids::Namespace,
-        },
-        eager: options.eager,
-        allow_changed_files: options.allow_changed_files,
-        network: options.network,
-    }))?;
-    match link.receive(link.stall()).map_err(|e| unsure(e, what))? {
-        Message::Running(Running {
-            pid,
-            own_pid,
-            took_ns,
-            notes,
-        }) => Ok(RunsThere {
-            pid,
-            own_pid,
-            took_ns,
-            notes,
-        }),
-        other => Err(link.unexpected(&other, "Running").into()),
-    }
-}
-
-/// Waits until what was brought back needs nobody any more.
-fn settled(link: &mut Link, what: What) -> Result<()> {
-    match link.receive(link.stall()).map_err(|e| unsure(e, what))? {
-        Message::Settled => Ok(()),
-        other => Err(link.unexpected(&other, "Settled").into()),
-    }
-}
-
-/// Lost at a point where the other side may have done what it was told.
-fn unsure(error: wire::WireError, what: What) -> SessionError {
-    match error.is_lost() {
-        false => error.into(),
-        true => SessionError::Remote(format!(
-            "{error}, while the other machine brought the process back. {}",
-            what.left_unsure()
-        )),
+impl CloneOptions {
+    /// # Errors
+    /// Options that exclude each other.
+    fn check(&self) -> Result<()> {
+        match self.pids {
+            Some(Pids::Same | Pids::New) if self.lazy => Err(SessionError::Usage(
+                "--lazy needs --pids namespace: if the connection breaks off before all memory has come, all that the process \
+                 has started there has to end with it, and a PID namespace sees to that"
+                    .into(),
+            )),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -398,6 +370,7 @@ impl Cloned {
             bytes: 0,
             downtime_ns: None,
             running: None,
+            fetched: None,
             ended: false,
             unsupported: Vec::new(),
         }

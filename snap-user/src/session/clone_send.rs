@@ -17,30 +17,32 @@ const AHEAD: usize = 2;
 /// Bytes of pages in one message, about.
 const PIECE: usize = 256 << 10;
 
+/// How a snapshot is sent.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sending {
+    /// It is going to be brought back.
+    pub(super) restore: bool,
+    /// Its pages are listed, and fetched when it is.
+    pub(super) lazy: bool,
+    /// The process waits for it: quick rather than small.
+    pub(super) hurry: bool,
+}
+
 /// Sends snapshots over one connection.
 pub(super) struct Sender<'a> {
     link: &'a mut Link,
     scratch: Scratch,
-    /// What is sent is going to be brought back.
-    restore: bool,
-    /// The process waits for it: quick rather than small.
-    hurry: bool,
+    how: Sending,
     /// Called now and then while it goes on.
     idle: &'a mut dyn FnMut(),
 }
 
 impl<'a> Sender<'a> {
-    pub(super) fn new(
-        link: &'a mut Link,
-        restore: bool,
-        hurry: bool,
-        idle: &'a mut dyn FnMut(),
-    ) -> Self {
+    pub(super) fn new(link: &'a mut Link, how: Sending, idle: &'a mut dyn FnMut()) -> Self {
         Self {
             link,
             scratch: Scratch::default(),
-            restore,
-            hurry,
+            how,
             idle,
         }
     }
@@ -75,7 +77,8 @@ impl<'a> Sender<'a> {
             pid: state.pid,
             start_time: state.start_time,
             pages: pages.len() as u64,
-            restore: self.restore,
+            restore: self.how.restore,
+            lazy: self.how.lazy,
             comm: state.comm.clone(),
             exe: state.exe.clone(),
         }))?;
@@ -89,14 +92,17 @@ impl<'a> Sender<'a> {
         }
         digest.state(&bytes);
         self.link.send(&Message::Publish(digest.finish()))?;
-        match self.receive()? {
-            Message::Stored(stored) => Ok(Transferred {
-                offered: pages.len() as u64,
-                sent,
-                stored,
-            }),
-            other => Err(self.link.unexpected(&other, "Stored").into()),
-        }
+        let stored = match (self.receive()?, self.how.lazy) {
+            (Message::Stored(stored), false) => Some(stored),
+            (Message::Listed, true) => None,
+            (other, false) => return Err(self.link.unexpected(&other, "Stored").into()),
+            (other, true) => return Err(self.link.unexpected(&other, "Listed").into()),
+        };
+        Ok(Transferred {
+            offered: pages.len() as u64,
+            sent,
+            stored,
+        })
     }
 
     /// What the target answers, which may have to work for it.
@@ -117,7 +123,9 @@ impl<'a> Sender<'a> {
             let (offered, pages) = read(snapshot, addrs)?;
             digest.pages(&offered);
             self.link.send(&Message::Offer(offered))?;
-            out.push_back(pages);
+            if !self.how.lazy {
+                out.push_back(pages);
+            }
             if out.len() == AHEAD
                 && let Some(oldest) = out.pop_front()
             {
@@ -146,7 +154,7 @@ impl<'a> Sender<'a> {
                     .breach(format!("wants page {place} of {}", pages.len()))
             })?;
             let mut encoded = Vec::new();
-            let encoding = match self.hurry {
+            let encoding = match self.how.hurry {
                 true => encode_fast(page, None, &mut encoded),
                 false => encode(page, None, &mut self.scratch, &mut encoded),
             };

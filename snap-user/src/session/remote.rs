@@ -18,8 +18,8 @@ pub(super) struct Transferred {
     pub(super) offered: u64,
     /// Pages that the target did not have.
     pub(super) sent: u64,
-    /// The snapshot as the target has it.
-    pub(super) stored: Stored,
+    /// The snapshot as the target has it, unless it is only listed there.
+    pub(super) stored: Option<Stored>,
 }
 
 /// What this machine says of itself.

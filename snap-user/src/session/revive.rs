@@ -1,6 +1,6 @@
 //! `restore` and `fork`: a snapshot brought back as new processes.
 
-use super::revive_contents::{contents_to_write, only_own};
+use super::revive_contents::{ReadPages, contents_to_write, only_own};
 use super::revive_here::{Here, check_processor};
 use super::revive_memory::{Memory, SegmentsInUse, Written};
 use super::revive_open::{Commons, open};
@@ -10,8 +10,8 @@ use crate::model::{Detail, ProcessState, SnapshotId, ThreadState};
 use crate::restore::RestoreError;
 use crate::restore::files::{self, Replacement, SavedContents, System};
 use crate::restore::revive::{NewPlan, Newborn, plan, plan_attributes};
-use crate::store::{Flat, Snapshot, Store};
-use crate::sys::{Birth, Released, monotonic_ns};
+use crate::store::{Flat, Store};
+use crate::sys::{Arrivals, Birth, Released, monotonic_ns};
 use serde::Serialize;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -150,7 +150,7 @@ pub(super) fn revive_prepared(
     prepared: Prepared<'_>,
     each: &mut dyn FnMut(&Revived),
 ) -> Result<Vec<Revived>> {
-    let mut begun = monotonic_ns();
+    let begun = monotonic_ns();
     let store = Store::open(dir)?;
     let id = store.resolve(reference, None)?;
     check_tcp(options)?;
@@ -163,7 +163,51 @@ pub(super) fn revive_prepared(
         return revive_tree::revive(&store, &tree, copies, options, prepared.is_wanted, each);
     }
     let snapshot = store.snapshot(id)?;
-    let mut state = snapshot.manifest()?.state;
+    let Prepared {
+        mut flat,
+        is_wanted,
+    } = prepared;
+    let material = Material {
+        id,
+        seq: snapshot.header().seq,
+        state: snapshot.manifest()?.state,
+        saved: &snapshot,
+        flat: &mut || match flat.take() {
+            Some(flat) => Ok(flat),
+            None => Ok(store.flat(&snapshot)?),
+        },
+        arrivals: None,
+        is_wanted,
+    };
+    revive_from(material, begun, copies, options, each)
+}
+
+/// What processes are brought back from.
+pub(super) struct Material<'a> {
+    pub(super) id: SnapshotId,
+    pub(super) seq: u32,
+    pub(super) state: ProcessState,
+    /// Contents of files.
+    pub(super) saved: &'a dyn ReadPages,
+    /// Gives a flat image of the memory, once.
+    pub(super) flat: &'a mut dyn FnMut() -> Result<Flat>,
+    /// What of that has come, if some of it is still on its way.
+    pub(super) arrivals: Option<Arc<Arrivals>>,
+    /// Asked when all that takes long is done, and nothing is started yet. An error ends it there.
+    pub(super) is_wanted: &'a dyn Fn() -> Result<()>,
+}
+
+/// As [`revive`], from what was `begun` to be looked for at this time.
+pub(super) fn revive_from(
+    material: Material<'_>,
+    mut begun: u64,
+    copies: u32,
+    options: &ReviveOptions,
+    each: &mut dyn FnMut(&Revived),
+) -> Result<Vec<Revived>> {
+    let Material {
+        mut state, saved, ..
+    } = material;
     let pids = options.pids_for(copies, &state.threads);
     if pids != Pids::Same {
         only_own(&mut state);
@@ -173,21 +217,15 @@ pub(super) fn revive_prepared(
     (planned.attributes, planned.limits) = plan_attributes(&state)?;
     planned.notes.append(&mut planned.attributes.notes);
     let files = plan_files(&state, &mut planned, options)?;
-    let contents = Arc::new(contents_to_write(
-        &snapshot,
-        &state,
-        &planned.files,
-        &files,
-    )?);
+    let contents = Arc::new(contents_to_write(saved, &state, &planned.files, &files)?);
     // Read, and so verified, before anything is started.
-    let flat = match prepared.flat {
-        Some(flat) => flat,
-        None => store.flat(&snapshot)?,
-    };
+    let flat = (material.flat)()?;
     let written = &mut Written::default();
-    let memory = Memory::new(&flat, &state, &planned, options.eager, written)?;
+    let arrivals = material.arrivals;
+    let memory = Memory::new(&flat, arrivals, &state, &planned, options.eager, written)?;
+    memory.wait_for_first()?;
     let job = Job {
-        snapshot: &snapshot,
+        snapshot: (material.id, material.seq),
         state: &state,
         planned: &planned,
         memory: &memory,
@@ -197,7 +235,7 @@ pub(super) fn revive_prepared(
         pids,
         strict: options.strict,
     };
-    (prepared.is_wanted)()?;
+    (material.is_wanted)()?;
     let mut all = Vec::new();
     let mut failed = None;
     for _ in 0..copies {
@@ -232,7 +270,8 @@ pub(super) fn revive_prepared(
 
 /// What all copies have in common.
 struct Job<'a> {
-    snapshot: &'a Snapshot,
+    /// Its name, and its number in its session.
+    snapshot: (SnapshotId, u32),
     state: &'a ProcessState,
     planned: &'a NewPlan,
     memory: &'a Memory,
@@ -277,8 +316,8 @@ impl Job<'_> {
         let took_ns = monotonic_ns() - begun;
         notes.extend(more);
         Ok(Revived {
-            id: self.snapshot.id(),
-            seq: self.snapshot.header().seq,
+            id: self.snapshot.0,
+            seq: self.snapshot.1,
             pid: released.pid,
             init: (released.child != released.pid).then_some(released.child),
             own_pid: if keep_ids { own_pid } else { released.pid },

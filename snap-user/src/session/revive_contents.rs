@@ -2,7 +2,7 @@
 
 use super::Result;
 use crate::image::PageSource;
-use crate::model::{OpenFile, ProcessState, SavedFile};
+use crate::model::{OpenFile, Page, PageSet, ProcessState, SavedFile};
 use crate::restore::Content;
 use crate::restore::files::{self, FilesPlan, SavedContents, Source};
 use crate::store::Snapshot;
@@ -18,10 +18,25 @@ pub(super) fn only_own(state: &mut ProcessState) {
     });
 }
 
+/// Reads the pages that a snapshot has of some ranges.
+pub(super) trait ReadPages {
+    /// Calls `each` with every one of them.
+    fn read_ranges(&self, ranges: &PageSet, each: &mut dyn FnMut(u64, &Page)) -> Result<()>;
+}
+
+impl ReadPages for Snapshot {
+    fn read_ranges(&self, ranges: &PageSet, each: &mut dyn FnMut(u64, &Page)) -> Result<()> {
+        let table = self.page_table()?;
+        let pages = ranges.ranges().iter().flat_map(|range| table.range(*range));
+        let pages: Vec<u64> = pages.map(|(addr, _)| addr).collect();
+        Ok(self.read_pages(&pages, each)?)
+    }
+}
+
 /// Loads what has to be written: the contents of saved files that are not as they were. A file that the user
 /// gives in place of the recorded one keeps its own.
 pub(super) fn contents_to_write(
-    snapshot: &Snapshot,
+    snapshot: &dyn ReadPages,
     state: &ProcessState,
     planned: &FilesPlan,
     options: &files::Options,
@@ -61,12 +76,7 @@ fn differs(saved: &SavedFile, source: &Source) -> bool {
         .is_none_or(|now| (now.size, now.mtime_ns) != (saved.content.size, saved.content.mtime_ns))
 }
 
-fn load(snapshot: &Snapshot, saved: &SavedFile, content: &mut Content) -> Result<()> {
-    let table = snapshot.page_table()?;
+fn load(snapshot: &dyn ReadPages, saved: &SavedFile, content: &mut Content) -> Result<()> {
     let ranges = crate::capture::saved_ranges(std::slice::from_ref(saved));
-    let pages = ranges.ranges().iter().flat_map(|range| table.range(*range));
-    let pages: Vec<u64> = pages.map(|(addr, _)| addr).collect();
-    content.reserve(pages.len());
-    snapshot.read_pages(&pages, &mut |addr, page| content.insert(addr, page))?;
-    Ok(())
+    snapshot.read_ranges(&ranges, &mut |addr, page| content.insert(addr, page))
 }

@@ -1,13 +1,14 @@
 //! Memory of processes that are brought back: what is written before the first instruction, and what
 //! comes when it is touched.
 
-use super::Result;
+use super::{Result, SessionError};
 use crate::model::{PAGE_SIZE, PageRange, PageSet, ProcessState, Vma, page_down};
 use crate::restore::revive::{NewPlan, Newborn, Origin};
 use crate::store::Flat;
 use crate::sys::arch::Registers;
-use crate::sys::{self, FileMap, Lazy, Piece};
+use crate::sys::{self, Arrivals, Image, Lazy, Piece};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Fewer pages than these are not worth waiting for one by one.
 const FEW_PAGES: u64 = 2048;
@@ -21,7 +22,7 @@ pub(super) type Written = BTreeMap<(u64, u64), PageSet>;
 
 /// Where the content of a new process's memory comes from.
 pub(super) struct Memory {
-    image: FileMap,
+    image: Image,
     /// Written before the first instruction, ascending.
     eager: Vec<Piece>,
     /// What shared mappings of files hold: their content as it was.
@@ -33,15 +34,17 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Decides what comes when. `written` is shared memory that is written for others, or another mapping, already.
+    /// Decides what comes when, of an image of which `arrivals` tells what is there unless all of it is. `written` is
+    /// shared memory that is written for others, or another mapping, already.
     pub(super) fn new(
         flat: &Flat,
+        arrivals: Option<Arc<Arrivals>>,
         state: &ProcessState,
         planned: &NewPlan,
         all_at_once: bool,
         written: &mut Written,
     ) -> Result<Self> {
-        let image = FileMap::new(&flat.file)?;
+        let image = Image::new(&flat.file, arrivals.clone())?;
         let mut found = Vec::new();
         let mut eager = Vec::new();
         let mut files = Vec::new();
@@ -80,6 +83,7 @@ impl Memory {
                 image: flat.file.try_clone().map_err(fail)?,
                 ranges,
                 pieces: later,
+                arrivals,
             })
         };
         eager.sort_unstable_by_key(|p| p.range.start);
@@ -90,6 +94,21 @@ impl Memory {
             segments,
             lazy,
         })
+    }
+
+    /// Waits until all has come that is written before the first instruction.
+    pub(super) fn wait_for_first(&self) -> Result<()> {
+        let segments = self.segments.iter().flat_map(|(_, pieces)| pieces);
+        self.wait_for(self.eager.iter().chain(&self.files).chain(segments))
+    }
+
+    fn wait_for<'a>(&self, pieces: impl IntoIterator<Item = &'a Piece>) -> Result<()> {
+        match self.image.wait_for(pieces) {
+            true => Ok(()),
+            false => Err(SessionError::Remote(
+                "memory that was on its way does not come any more".into(),
+            )),
+        }
     }
 
     /// Writes what comes first, and sees to it that the rest comes. Returns the pages written. Files and segments
@@ -131,6 +150,7 @@ impl Memory {
         if let Some(lazy) = &self.lazy
             && !newborn.load_lazily(lazy)?
         {
+            self.wait_for(&lazy.pieces)?;
             written += self.write(newborn.pid(), &lazy.pieces)?;
         }
         Ok(written)

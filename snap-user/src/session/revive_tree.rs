@@ -193,7 +193,7 @@ impl<'a> Job<'a> {
             let flat = store.flat(&snapshot)?;
             members.push(Member {
                 // Whoever fills memory later has only one process to look after.
-                memory: Memory::new(&flat, &state, &planned, true, &mut written)?,
+                memory: Memory::new(&flat, None, &state, &planned, true, &mut written)?,
                 contents: Arc::new(contents),
                 stopped: tree.members[n].stopped,
                 snapshot,

@@ -5,7 +5,7 @@ use super::ram::Ram;
 use super::remote::{DEFAULT_PORT, resolve};
 use super::serve_link::{Place, serve_one};
 use super::serve_room::Room;
-use super::types::hex;
+use super::types::{hex, hex_option};
 use super::{Result, SessionError};
 use crate::model::SnapshotId;
 use crate::store::Store;
@@ -56,9 +56,9 @@ pub enum Served {
     Running {
         /// Who sent it.
         peer: String,
-        /// The snapshot.
-        #[serde(serialize_with = "hex")]
-        id: SnapshotId,
+        /// The snapshot, unless its pages are still on their way.
+        #[serde(serialize_with = "hex_option")]
+        id: Option<SnapshotId>,
         /// Its id.
         pid: i32,
         /// Its id as it sees itself.

@@ -4,10 +4,11 @@ use super::arrival::Arrival;
 use super::remote::Transferred;
 use super::serve_known::Known;
 use super::serve_link::while_alive;
+use super::serve_listed::{Listed, merge};
 use super::serve_room::{Occupied, Room};
 use super::{Result, SessionError};
 use crate::image::{MAX_MANIFEST, Manifest, PageSink};
-use crate::model::{PageRange, SnapshotId, SnapshotKind};
+use crate::model::{Page, PageRange, SnapshotId, SnapshotKind};
 use crate::restore::fault;
 use crate::store::{Flat, FlatAhead, Published, Received, Session, SessionInfo, Store};
 use crate::wire::{Begin, Digest, Encoded, Link, Message, Offered, Stored};
@@ -32,6 +33,8 @@ pub(super) struct Incoming {
     _used: Vec<Occupied>,
     session: Option<Session>,
     last: Option<SnapshotId>,
+    /// The last one, where its pages have not come.
+    listed: Option<Listed>,
     /// What the last one is brought back from, if it is to be.
     flat: Option<FlatAhead>,
 }
@@ -77,6 +80,7 @@ impl Incoming {
             taken: None,
             session: None,
             last: None,
+            listed: None,
             flat: None,
         })
     }
@@ -88,24 +92,24 @@ impl Incoming {
                 .breach(format!("{} pages, {MOST_PAGES} at most", begin.pages))
                 .into());
         }
-        if begin.kind == SnapshotKind::Delta && self.last.is_none() {
+        let (before, other) = match begin.lazy {
+            true => (self.listed.is_some(), self.last.is_some()),
+            false => (self.last.is_some(), self.listed.is_some()),
+        };
+        if other {
+            return Err(link.breach("snapshots with pages, and some without").into());
+        }
+        if begin.kind == SnapshotKind::Delta && !before {
             return Err(link.breach("a delta without a snapshot before it").into());
         }
-        let mut arriving = Arriving {
-            begin,
-            pages: Vec::new(),
-            asked: VecDeque::new(),
-            asked_ever: FxHashSet::default(),
-            sent: 0,
-            dropped: Vec::new(),
-            state: Vec::new(),
-            digest: Digest::new(),
-        };
+        let mut arriving = Arriving::new(begin);
         let digest = loop {
             match link.receive(link.stall())? {
                 Message::Offer(pages) => {
                     let wanted = self.offered(link, &mut arriving, pages)?;
-                    link.send(&Message::Want(wanted))?;
+                    if let Some(wanted) = wanted {
+                        link.send(&Message::Want(wanted))?;
+                    }
                 }
                 Message::Pages(pages) => self.pages(link, &mut arriving, &pages)?,
                 Message::Dropped(ranges) => arriving.drop_ranges(link, ranges)?,
@@ -127,26 +131,87 @@ impl Incoming {
         if arriving.digest.finish() != digest {
             return Err(link.breach("what has arrived is not what was sent").into());
         }
-        fault::point("serve-publishing");
-        let published = while_alive(link, || self.publish(&arriving))??;
-        Ok(Transferred {
-            stored: Stored {
-                id: published.id,
-                seq: published.seq,
-                file_bytes: published.bytes,
-            },
+        let mut transferred = Transferred {
+            stored: None,
             offered: arriving.pages.len() as u64,
             sent: arriving.sent,
-        })
+        };
+        if arriving.begin.lazy {
+            self.list(link, arriving)?;
+            return Ok(transferred);
+        }
+        fault::point("serve-publishing");
+        transferred.stored = Some(while_alive(link, || self.publish(&arriving))??);
+        Ok(transferred)
     }
 
-    /// The places in an offer of what is not there.
+    /// Keeps in mind what a snapshot has.
+    fn list(&mut self, link: &Link, arriving: Arriving) -> Result<()> {
+        let before = match arriving.begin.kind {
+            SnapshotKind::Base => None,
+            SnapshotKind::Delta => self.listed.take(),
+        };
+        let before = before.map_or_else(Vec::new, |before| before.pages);
+        let pages = merge(before, arriving.pages, &arriving.dropped);
+        if pages.len() as u64 > MOST_PAGES {
+            return Err(link
+                .breach(format!("{} pages, {MOST_PAGES} at most", pages.len()))
+                .into());
+        }
+        self.listed = Some(Listed {
+            begin: arriving.begin,
+            pages,
+            state: arriving.state,
+        });
+        Ok(())
+    }
+
+    /// The snapshot listed last: its pages are going to be fetched.
+    pub(super) fn take_listed(&mut self) -> Option<Listed> {
+        self.listed.take()
+    }
+
+    /// All pages of a listed snapshot have come: it becomes one of the store.
+    pub(super) fn publish_listed(&mut self, link: &mut Link, listed: Listed) -> Result<Stored> {
+        let Listed {
+            begin,
+            pages,
+            state,
+        } = listed;
+        let arriving = Arriving {
+            pages,
+            state,
+            ..Arriving::new(Begin {
+                kind: SnapshotKind::Base,
+                ..begin
+            })
+        };
+        while_alive(link, || self.publish(&arriving))?
+    }
+
+    /// Reads a page that has come, or was there. `false` when it is not.
+    pub(super) fn read(&mut self, hash: &[u8; 32], page: &mut Page) -> Result<bool> {
+        Ok(self.received.read(hash, page)?.is_some() || self.known.read(hash, page))
+    }
+
+    /// Adds a page, and decodes it. `false` when it is not what its hash says.
+    pub(super) fn add(
+        &mut self,
+        hash: &[u8; 32],
+        encoded: &Encoded,
+        page: &mut Page,
+    ) -> Result<bool> {
+        let Encoded { encoding, bytes } = encoded;
+        Ok(self.received.add_page(hash, *encoding, bytes, page)?)
+    }
+
+    /// The places in an offer of what is not there. `None`: that is asked for later.
     fn offered(
         &self,
         link: &Link,
         arriving: &mut Arriving,
         pages: Vec<Offered>,
-    ) -> Result<Vec<u16>> {
+    ) -> Result<Option<Vec<u16>>> {
         let after = arriving.pages.last().map(|last| last.addr);
         if let (Some(last), Some(first)) = (after, pages.first())
             && last >= first.addr
@@ -159,6 +224,10 @@ impl Incoming {
             return Err(link.breach("more pages than were announced").into());
         }
         arriving.digest.pages(&pages);
+        if arriving.begin.lazy {
+            arriving.pages.extend(pages);
+            return Ok(None);
+        }
         let mut wanted = Vec::new();
         for (place, page) in pages.iter().enumerate() {
             let there = self.received.has(&page.hash) || self.known.has(&page.hash);
@@ -168,7 +237,7 @@ impl Incoming {
             }
         }
         arriving.pages.extend(pages);
-        Ok(wanted)
+        Ok(Some(wanted))
     }
 
     fn pages(&mut self, link: &Link, arriving: &mut Arriving, pages: &[Encoded]) -> Result<()> {
@@ -187,7 +256,7 @@ impl Incoming {
     }
 
     /// Makes a snapshot of what has arrived, in one step that leaves all of it or nothing.
-    fn publish(&mut self, arriving: &Arriving) -> Result<Published> {
+    fn publish(&mut self, arriving: &Arriving) -> Result<Stored> {
         let begin = &arriving.begin;
         let manifest = Manifest::from_bytes(&arriving.state).map_err(|e| {
             SessionError::Usage(format!(
@@ -217,7 +286,11 @@ impl Incoming {
         self.session = Some(session);
         let published = published?;
         self.last = Some(published.id);
-        Ok(published)
+        Ok(Stored {
+            id: published.id,
+            seq: published.seq,
+            file_bytes: published.bytes,
+        })
     }
 
     fn write(
@@ -275,6 +348,19 @@ impl Incoming {
 }
 
 impl Arriving {
+    fn new(begin: Begin) -> Self {
+        Self {
+            begin,
+            pages: Vec::new(),
+            asked: VecDeque::new(),
+            asked_ever: FxHashSet::default(),
+            sent: 0,
+            dropped: Vec::new(),
+            state: Vec::new(),
+            digest: Digest::new(),
+        }
+    }
+
     fn drop_ranges(&mut self, link: &Link, ranges: Vec<PageRange>) -> Result<()> {
         let ordered = match (self.dropped.last(), ranges.first()) {
             (Some(last), Some(first)) => last.end <= first.start,

@@ -3,11 +3,13 @@
 use super::remote::{greet, is_lost};
 use super::serve::Served;
 use super::serve_incoming::Incoming;
+use super::serve_lazily::restore_listed;
 use super::serve_restore::{Last, restore};
 use super::serve_room::Room;
 use super::{Result, SessionError};
+use crate::model::SnapshotId;
 use crate::store::Store;
-use crate::wire::{Keys, Link, Message, Running, WAIT, address_of};
+use crate::wire::{Keys, Link, Message, Running, Stored, WAIT, address_of};
 use std::any::Any;
 use std::convert::Infallible;
 use std::net::TcpStream;
@@ -17,7 +19,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 /// How often a source that waits is told that work goes on.
-fn alive(link: &Link) -> Duration {
+pub(super) fn alive(link: &Link) -> Duration {
     // The source's patience may be another one than this side's.
     (link.stall() / 4).min(Duration::from_millis(500))
 }
@@ -100,6 +102,31 @@ pub(super) fn serve_one(
     }
 }
 
+/// That a snapshot has come: from whom, of which process, and of its pages all and those that were sent.
+fn received(peer: &str, from: (i32, String), stored: Stored, pages: (u64, u64)) -> Served {
+    Served::Received {
+        peer: peer.to_owned(),
+        id: stored.id,
+        seq: stored.seq,
+        pid: from.0,
+        comm: from.1,
+        pages: pages.0,
+        sent_pages: pages.1,
+    }
+}
+
+/// That a process runs, from a snapshot that is stored already or is not.
+fn is_running(peer: &str, id: Option<SnapshotId>, running: &Running) -> Served {
+    Served::Running {
+        peer: peer.to_owned(),
+        id,
+        pid: running.pid,
+        own_pid: running.own_pid,
+        took_ns: running.took_ns,
+        notes: running.notes.clone(),
+    }
+}
+
 fn converse(
     link: &mut Link,
     place: &Place,
@@ -123,21 +150,33 @@ fn converse(
                 };
                 let (pid, comm, restore) = (begin.pid, begin.comm.clone(), begin.restore);
                 let taken = into.take(link, begin)?;
-                link.send(&Message::Stored(taken.stored))?;
-                report(Served::Received {
-                    peer: peer.to_owned(),
-                    id: taken.stored.id,
-                    seq: taken.stored.seq,
-                    pid,
-                    comm,
-                    pages: taken.offered,
-                    sent_pages: taken.sent,
-                });
+                let Some(stored) = taken.stored else {
+                    link.send(&Message::Listed)?;
+                    continue;
+                };
+                link.send(&Message::Stored(stored))?;
+                report(received(
+                    peer,
+                    (pid, comm),
+                    stored,
+                    (taken.offered, taken.sent),
+                ));
                 if restore {
                     into.prepare(link)?;
                 }
             }
             Message::Restore(order) => {
+                let into = incoming.as_mut();
+                let listed = into.and_then(|into| Some((into.take_listed()?, into)));
+                if let Some((listed, into)) = listed {
+                    let from = (listed.begin.pid, listed.begin.comm.clone());
+                    let mut runs = |running: &Running| report(is_running(peer, None, running));
+                    let whole = restore_listed(link, &store, into, listed, &order, &mut runs)?;
+                    link.send(&Message::Stored(whole.stored))?;
+                    let pages = (whole.pages, whole.fetched);
+                    report(received(peer, from, whole.stored, pages));
+                    continue;
+                }
                 let into = incoming.as_mut();
                 let Some((into, id)) = into.and_then(|i| i.last().map(|id| (i, id))) else {
                     return Err(link
@@ -148,16 +187,7 @@ fn converse(
                     id,
                     flat: into.close(),
                 };
-                let mut runs = |running: &Running| {
-                    report(Served::Running {
-                        peer: peer.to_owned(),
-                        id,
-                        pid: running.pid,
-                        own_pid: running.own_pid,
-                        took_ns: running.took_ns,
-                        notes: running.notes.clone(),
-                    });
-                };
+                let mut runs = |running: &Running| report(is_running(peer, Some(id), running));
                 restore(link, &store, last, &order, &mut runs)?;
             }
             Message::Done => {

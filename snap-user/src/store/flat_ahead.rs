@@ -58,12 +58,38 @@ impl Store {
         snapshot: &Snapshot,
         most: u64,
     ) -> Result<FlatAhead, StoreError> {
+        // What is sealed does not come onto a disk in plain.
+        let mut ahead = self.begin_ahead(!self.is_sealed(snapshot.header().session)?)?;
+        let room = (memory_runs(snapshot)?.len() * ROOM).max(LEAST_ROOM);
+        ahead.leave_room(room);
+        ahead.follow(snapshot)?;
+        ahead.make_room(most);
+        Ok(ahead)
+    }
+
+    /// Begins a flat image of pages that are going to come: those of memory, and behind them those of files. `addrs` are
+    /// ascending.
+    pub fn flat_awaiting(
+        &self,
+        addrs: impl Iterator<Item = u64> + Clone,
+    ) -> Result<FlatAhead, StoreError> {
+        let mut ahead = self.begin_ahead(true)?;
+        ahead.leave_room(runs(addrs.clone().map(|addr| (addr, addr))).len());
+        for addr in addrs {
+            ahead.offsets.insert(addr, ahead.end);
+            ahead.end += PAGE_SIZE;
+        }
+        ahead.file.set_len(ahead.end).map_err(io(&ahead.temp))?;
+        ahead.make_room(MOST_BYTES);
+        Ok(ahead)
+    }
+
+    /// An empty one, with a name unless the store is in memory, which has its room for snapshots.
+    fn begin_ahead(&self, may_have_name: bool) -> Result<FlatAhead, StoreError> {
         let folder = self.dir().join(FOLDER);
         let number = RandomState::new().hash_one(std::process::id());
         let temp = folder.join(format!("{PREFIX}{number:016x}"));
-        // A store in memory has its room for snapshots; and what is sealed does not come onto a disk in plain.
-        let has_name =
-            !self.files.is_in_memory(self.dir()) && !self.is_sealed(snapshot.header().session)?;
+        let has_name = may_have_name && !self.files.is_in_memory(self.dir());
         let file = match has_name {
             true => {
                 sweep(&folder);
@@ -74,24 +100,17 @@ impl Store {
             }
             false => memory_file(&temp)?,
         };
-        let mut ahead = FlatAhead {
+        Ok(FlatAhead {
             store: self.clone(),
             file,
             temp,
             has_name,
             offsets: PageTable::new(),
             table: PageTable::new(),
-            id: snapshot.id(),
+            id: SnapshotId([0; 16]),
             room: 0,
             end: 0,
-        };
-        ahead.room = (memory_runs(snapshot)?.len() * ROOM).max(LEAST_ROOM);
-        ahead.end = ((HEAD + ahead.room * PIECE) as u64).next_multiple_of(PAGE_SIZE);
-        ahead.follow(snapshot)?;
-        if has_name {
-            evict(&folder, &ahead.temp, most);
-        }
-        Ok(ahead)
+        })
     }
 }
 
@@ -108,6 +127,49 @@ fn sweep(folder: &Path) {
 }
 
 impl FlatAhead {
+    /// Leaves room for so many pieces in front of the pages.
+    fn leave_room(&mut self, pieces: usize) {
+        self.room = pieces;
+        self.end = ((HEAD + pieces * PIECE) as u64).next_multiple_of(PAGE_SIZE);
+    }
+
+    /// Removes others where all of them take up more than `most`.
+    fn make_room(&self, most: u64) {
+        if self.has_name {
+            evict(&self.store.dir().join(FOLDER), &self.temp, most);
+        }
+    }
+
+    /// Its length in pages.
+    pub fn pages(&self) -> u64 {
+        self.end / PAGE_SIZE
+    }
+
+    /// The place of a page in it, in pages.
+    pub fn place(&self, addr: u64) -> Option<u64> {
+        Some(self.offsets.get(addr)? / PAGE_SIZE)
+    }
+
+    /// Pages that were awaited have come: these bytes, from a place on.
+    pub fn put(&self, place: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        let written = self.file.write_all_at(bytes, place * PAGE_SIZE);
+        written.map_err(io(&self.temp))
+    }
+
+    /// The image as it is, of memory and files.
+    pub fn image(&self) -> Result<Flat, StoreError> {
+        Ok(Flat {
+            file: self.file.try_clone().map_err(io(&self.temp))?,
+            pieces: runs(self.offsets.iter()),
+        })
+    }
+
+    /// All that was awaited has come, and is this snapshot's.
+    pub fn publish_as(mut self, id: SnapshotId) -> Result<Flat, StoreError> {
+        self.id = id;
+        self.publish()
+    }
+
     /// Makes it an image of another snapshot: what differs is written.
     ///
     /// # Errors
@@ -150,7 +212,11 @@ impl FlatAhead {
     /// Ends the making: the image, which [`Store::flat`] finds from now on as well, unless it lies in memory, has become
     /// too ragged, or the kernel's boot has no name.
     pub fn publish(mut self) -> Result<Flat, StoreError> {
-        let pieces = runs(self.offsets.iter());
+        let memory = self
+            .offsets
+            .iter()
+            .take_while(|(addr, _)| *addr < FILE_SPACE);
+        let pieces = runs(memory);
         if let Err(e) = self.put_in_place(&pieces) {
             tracing::debug!("{e}");
         }

@@ -126,11 +126,21 @@ impl Received {
         encoding: Encoding,
         bytes: &[u8],
     ) -> Result<bool, StoreError> {
-        let mut page = [0; PAGE_SIZE as usize];
-        if bytes.len() > LONGEST || codec::decode(encoding, bytes, None, &mut page).is_err() {
+        self.add_page(hash, encoding, bytes, &mut [0; PAGE_SIZE as usize])
+    }
+
+    /// The same; `page` has it from then on.
+    pub fn add_page(
+        &mut self,
+        hash: &[u8; 32],
+        encoding: Encoding,
+        bytes: &[u8],
+        page: &mut Page,
+    ) -> Result<bool, StoreError> {
+        if bytes.len() > LONGEST || codec::decode(encoding, bytes, None, page).is_err() {
             return Ok(false);
         }
-        if blake3::hash(&page) != *hash {
+        if blake3::hash(page) != *hash {
             return Ok(false);
         }
         let path = &self.parts[0].path;

@@ -1,7 +1,7 @@
 //! What an address space still lacks, and where the content of it is.
 
 use super::pager::Piece;
-use crate::model::PageRange;
+use crate::model::{PAGE_SIZE, PageRange};
 use std::collections::BTreeMap;
 
 /// Missing memory. What touches each other in memory and in the image is one piece.
@@ -29,11 +29,6 @@ impl Missing {
     /// The address space is gone: it lacks nothing any more.
     pub(super) fn clear(&mut self) {
         self.pieces.clear();
-    }
-
-    /// The piece with the lowest address.
-    pub(super) fn first(&self) -> Option<Piece> {
-        self.iter().next()
     }
 
     /// All pieces, ascending.
@@ -96,23 +91,44 @@ impl Missing {
         taken
     }
 
-    /// Takes out of a range what `fill` has filled. `fill` is called with each piece of it; what it gives back has to
-    /// be tried again, with all that is behind it. `false` then.
+    /// Takes out of a range what `fill` has filled: of that whose content `is_there`, by its offset, it is called with
+    /// each piece. What it gives back has to be tried again, with all that is behind it. `false` then.
     pub(super) fn fill(
         &mut self,
         range: PageRange,
+        is_there: &dyn Fn(u64) -> bool,
         fill: &mut dyn FnMut(Piece) -> Result<(), Piece>,
     ) -> bool {
-        let mut taken = self.cut(range).into_iter();
-        while let Some(piece) = taken.next() {
-            if let Err(rest) = fill(piece) {
+        let cut = self.cut(range).into_iter();
+        let mut taken = cut.flat_map(|piece| runs(piece, is_there));
+        while let Some((piece, there)) = taken.next() {
+            if let Err(rest) = if there { fill(piece) } else { Err(piece) } {
                 self.insert(rest);
-                taken.for_each(|piece| self.insert(piece));
-                return false;
+                if there {
+                    taken.for_each(|(piece, _)| self.insert(piece));
+                    return false;
+                }
             }
         }
         true
     }
+}
+
+/// A piece in parts that are there as a whole, or not at all.
+fn runs(piece: Piece, is_there: &dyn Fn(u64) -> bool) -> Vec<(Piece, bool)> {
+    let mut runs: Vec<(Piece, bool)> = Vec::new();
+    for addr in piece.range.iter() {
+        let offset = piece.offset + (addr - piece.range.start);
+        let there = is_there(offset);
+        match runs.last_mut() {
+            Some((last, alike)) if *alike == there => last.range.end += PAGE_SIZE,
+            _ => {
+                let range = PageRange::new(addr, addr + PAGE_SIZE);
+                runs.push((Piece { range, offset }, there));
+            }
+        }
+    }
+    runs
 }
 
 impl FromIterator<Piece> for Missing {
@@ -175,7 +191,7 @@ mod tests {
         let pieces = [piece(10, 12, 100), piece(14, 16, 102), piece(18, 20, 104)];
         let mut missing = Missing::from_iter(pieces);
         let mut filled = Vec::new();
-        let done = missing.fill(range(11, 19), &mut |given| {
+        let done = missing.fill(range(11, 19), &|_| true, &mut |given| {
             filled.push(given);
             match filled.len() {
                 1 => Ok(()),
@@ -187,7 +203,22 @@ mod tests {
         assert_eq!(filled, [piece(11, 12, 101), piece(14, 16, 102)]);
         let left = [piece(10, 11, 100), piece(15, 16, 103), piece(18, 20, 104)];
         assert_eq!(all(&missing), left);
-        assert!(missing.fill(range(0, 30), &mut |_| Ok(())));
+        assert!(missing.fill(range(0, 30), &|_| true, &mut |_| Ok(())));
         assert!(missing.is_empty());
+    }
+
+    #[test]
+    fn what_has_not_come_stays_missing_and_the_rest_is_filled() {
+        let mut missing = Missing::from_iter([piece(10, 16, 100), piece(20, 21, 106)]);
+        let mut filled = Vec::new();
+        let is_there = |offset| ![102 * P, 103 * P].contains(&offset);
+        let done = missing.fill(range(0, 30), &is_there, &mut |given| {
+            filled.push(given);
+            Ok(())
+        });
+        assert!(done);
+        let came = [piece(10, 12, 100), piece(14, 16, 104), piece(20, 21, 106)];
+        assert_eq!(filled, came);
+        assert_eq!(all(&missing), [piece(12, 14, 102)]);
     }
 }

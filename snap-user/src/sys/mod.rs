@@ -3,6 +3,7 @@
 
 mod alarm;
 pub mod arch;
+mod arrivals;
 mod batch;
 mod bpf;
 mod clone;
@@ -36,6 +37,7 @@ mod transfer;
 mod traps;
 mod uffd;
 
+pub use arrivals::Arrivals;
 pub use batch::{Question, ask, ask_values};
 pub use bpf::{run_iterator, task_iterator};
 pub use clone::CloneArgs;
@@ -57,7 +59,7 @@ pub use open::{
     create_in_root, duplicate_number, open_in_root, open_link, open_own_link, unnamed_in_root,
 };
 pub use pagemap::{MayHold, PageInfo, Pagemap, ScanResult, SoftDirtyBits, clear_soft_dirty};
-pub use pager::{FileMap, PAGER_FLAGS, Pager, Piece, arm as arm_pager};
+pub use pager::{FileMap, Image, PAGER_FLAGS, Pager, Piece, arm as arm_pager};
 pub use pidfd::{PidFd, ended_pidfd, pidfd_getfd, pidfd_kill, pidfd_open};
 pub use remote::{Remote, THREAD_FLAGS};
 pub use sched::{affinity, io_priority, scheduling, set_affinity, set_io_priority, set_scheduling};

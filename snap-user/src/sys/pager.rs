@@ -5,12 +5,14 @@
 //! more, and none that was thrown away comes back (Documentation/admin-guide/mm/userfaultfd.rst,
 //! "Non-cooperative userfaultfd").
 
+use super::arrivals::Arrivals;
 use super::missing::Missing;
 use super::{Result, SysError};
 use crate::model::{PAGE_SIZE, PageRange, page_down};
 use linux_raw_sys::general as raw;
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
 
 const EVENTS: u64 = (raw::UFFD_FEATURE_EVENT_FORK
     | raw::UFFD_FEATURE_EVENT_REMAP
@@ -88,25 +90,71 @@ impl Drop for FileMap {
     }
 }
 
+/// What memory is filled from, and which pages of it have come where they are still on their way.
+#[derive(Debug)]
+pub struct Image {
+    map: FileMap,
+    arrivals: Option<Arc<Arrivals>>,
+}
+
+impl Image {
+    /// Of a file, all of which is there unless something else is known.
+    pub fn new(file: &File, arrivals: Option<Arc<Arrivals>>) -> Result<Self> {
+        Ok(Self {
+            map: FileMap::new(file)?,
+            arrivals,
+        })
+    }
+
+    /// Its bytes. Those of pages that have not come are zeroes.
+    pub fn bytes(&self) -> &[u8] {
+        self.map.bytes()
+    }
+
+    /// Waits until all of these have come. `false` when they will not.
+    pub fn wait_for<'a>(&self, pieces: impl IntoIterator<Item = &'a Piece>) -> bool {
+        let Some(arrivals) = &self.arrivals else {
+            return true;
+        };
+        let pages = |piece: &Piece| {
+            let first = piece.offset / PAGE_SIZE;
+            first..first + piece.range.pages()
+        };
+        arrivals.wait_for(pieces.into_iter().flat_map(pages))
+    }
+
+    /// Whether the page at an offset has come.
+    fn has(&self, offset: u64) -> bool {
+        let arrivals = self.arrivals.as_ref();
+        arrivals.is_none_or(|arrivals| arrivals.has(offset / PAGE_SIZE))
+    }
+
+    fn ask(&self, offset: u64) {
+        if let Some(arrivals) = &self.arrivals {
+            arrivals.ask(offset / PAGE_SIZE);
+        }
+    }
+}
+
 /// One address space, and what it still lacks.
 #[derive(Debug)]
 struct Space {
     uffd: OwnedFd,
     missing: Missing,
-    /// Touched pages that could not be given because something was changing.
+    /// Touched pages that could not be given because something was changing, or because they have not come.
     waiting: Vec<u64>,
 }
 
 /// Fills memory of processes from a file: what is touched at once, the rest when asked to.
 #[derive(Debug)]
 pub struct Pager {
-    image: FileMap,
+    image: Image,
     spaces: Vec<Space>,
 }
 
 impl Pager {
     /// Fills from this image.
-    pub fn new(image: FileMap) -> Self {
+    pub fn new(image: Image) -> Self {
         Self {
             image,
             spaces: Vec::new(),
@@ -153,15 +201,18 @@ impl Pager {
         self.close();
     }
 
-    /// Fills some of what nobody has asked for yet.
-    pub fn fill_some(&mut self) {
-        if let Some(space) = self.spaces.first_mut()
-            && let Some(Piece { range, .. }) = space.missing.first()
-        {
-            let end = range.end.min(range.start + AT_ONCE);
-            space.copy(PageRange { end, ..range }, &self.image);
-        }
+    /// Fills some of what nobody has asked for yet. `false` when all that is missing has not come.
+    pub fn fill_some(&mut self) -> bool {
+        let Self { image, spaces } = self;
+        let mut all = spaces.iter_mut();
+        let next = all.find_map(|space| Some((space.first_there(image)?, space)));
+        let Some((start, space)) = next else {
+            return false;
+        };
+        let end = start + AT_ONCE;
+        space.copy(PageRange { start, end }, image);
         self.close();
+        true
     }
 
     /// Lets go of address spaces that lack nothing: from then on they are like any other.
@@ -231,7 +282,7 @@ fn decode(bytes: &[u8; 32]) -> Message {
 
 impl Space {
     /// Takes an event in. Returns the address space of a child.
-    fn take(&mut self, message: &Message, image: &FileMap) -> Option<Space> {
+    fn take(&mut self, message: &Message, image: &Image) -> Option<Space> {
         match *message {
             Message::Touched(addr) => self.give(page_down(addr), image),
             Message::Forked(fd) => {
@@ -261,19 +312,33 @@ impl Space {
         None
     }
 
+    /// The first missing page that has come.
+    fn first_there(&self, image: &Image) -> Option<u64> {
+        let mut pieces = self.missing.iter();
+        pieces.find_map(|Piece { range, offset }| {
+            let there = |addr: &u64| image.has(offset + (addr - range.start));
+            range.iter().find(there)
+        })
+    }
+
     /// Fills one page, to learn whether the address space is still there.
-    fn probe(&mut self, image: &FileMap) {
-        if let Some(Piece { range, .. }) = self.missing.first() {
-            let end = range.start + PAGE_SIZE;
-            self.copy(PageRange { end, ..range }, image);
+    fn probe(&mut self, image: &Image) {
+        if let Some(start) = self.first_there(image) {
+            let end = start + PAGE_SIZE;
+            self.copy(PageRange { start, end }, image);
         }
     }
 
     /// Gives a touched page its content, and its neighbours theirs.
-    fn give(&mut self, addr: u64, image: &FileMap) {
-        let Some(Piece { range, .. }) = self.missing.at(addr) else {
+    fn give(&mut self, addr: u64, image: &Image) {
+        let Some(Piece { range, offset }) = self.missing.at(addr) else {
             return self.zero(addr);
         };
+        let offset = offset + (addr - range.start);
+        if !image.has(offset) {
+            image.ask(offset);
+            return self.waiting.push(addr);
+        }
         let around = PageRange {
             start: range.start.max(addr & !(AROUND - 1)),
             end: range.end.min((addr & !(AROUND - 1)) + AROUND),
@@ -287,12 +352,14 @@ impl Space {
     }
 
     /// Copies missing content into a range. `false` when that has to be tried again.
-    fn copy(&mut self, range: PageRange, image: &FileMap) -> bool {
+    fn copy(&mut self, range: PageRange, image: &Image) -> bool {
         let uffd = &self.uffd;
         let mut gone = false;
         let done = self
             .missing
-            .fill(range, &mut |piece| copy(uffd, piece, image, &mut gone));
+            .fill(range, &|offset| image.has(offset), &mut |piece| {
+                copy(uffd, piece, image, &mut gone)
+            });
         if gone {
             self.missing.clear();
         }
@@ -326,7 +393,7 @@ impl Space {
 fn copy(
     uffd: &OwnedFd,
     piece: Piece,
-    image: &FileMap,
+    image: &Image,
     gone: &mut bool,
 ) -> std::result::Result<(), Piece> {
     let PageRange { start, end } = piece.range;

@@ -36,6 +36,8 @@ pub struct Begin {
     pub pages: u64,
     /// It, or one after it, is to be brought back.
     pub restore: bool,
+    /// Its pages are fetched when it is: until then they are only listed.
+    pub lazy: bool,
     /// Command name.
     pub comm: String,
     /// Path of the executable.
@@ -127,7 +129,7 @@ pub enum Message {
     Offer(Vec<Offered>),
     /// Target: the places in an offer whose pages it does not have, ascending.
     Want(Vec<u16>),
-    /// Source: pages that were wanted, in that order.
+    /// Source: pages that were wanted, or fetched, in that order.
     Pages(Vec<Encoded>),
     /// Source: what the snapshot before has and this one has not.
     Dropped(Vec<PageRange>),
@@ -145,6 +147,10 @@ pub enum Message {
     Settled,
     /// Source: all is done.
     Done,
+    /// Target: the snapshot is known, and its pages are going to be fetched.
+    Listed,
+    /// Target: pages of the snapshot that was listed last, which are sent in this order.
+    Fetch(Vec<u64>),
 }
 
 fn malformed(why: impl Into<String>) -> WireError {
@@ -171,6 +177,8 @@ impl Message {
             Self::Running(_) => "Running",
             Self::Settled => "Settled",
             Self::Done => "Done",
+            Self::Listed => "Listed",
+            Self::Fetch(_) => "Fetch",
         }
     }
 
@@ -199,6 +207,7 @@ impl Message {
                 out.extend_from_slice(&begin.start_time.to_le_bytes());
                 out.extend_from_slice(&begin.pages.to_le_bytes());
                 out.push(begin.restore.into());
+                out.push(begin.lazy.into());
                 put_text(out, &begin.comm, MAX_COMM);
                 put_text(out, &begin.exe, MAX_PATH);
                 5
@@ -272,6 +281,14 @@ impl Message {
             }
             Self::Settled => 15,
             Self::Done => 16,
+            Self::Listed => 17,
+            Self::Fetch(addrs) => {
+                count(out, addrs.len());
+                addrs
+                    .iter()
+                    .for_each(|addr| out.extend_from_slice(&addr.to_le_bytes()));
+                18
+            }
         }
     }
 
@@ -300,6 +317,7 @@ impl Message {
                 start_time: reader.u64("the start time")?,
                 pages: reader.u64("the number of pages")?,
                 restore: reader.flag("a flag")?,
+                lazy: reader.flag("a flag")?,
                 comm: reader.text(MAX_COMM, "the command name")?,
                 exe: reader.text(MAX_PATH, "the executable")?,
             }),
@@ -345,6 +363,14 @@ impl Message {
             }
             15 => Self::Settled,
             16 => Self::Done,
+            17 => Self::Listed,
+            18 => {
+                let mut addrs = Vec::new();
+                for _ in 0..reader.count(MAX_OFFER, "pages")? {
+                    addrs.push(reader.u64("an address")?);
+                }
+                Self::Fetch(addrs)
+            }
             other => return Err(malformed(format!("type {other}"))),
         })
     }
@@ -357,7 +383,8 @@ fn read_offer(reader: &mut Reader<'_>) -> Result<Vec<Offered>> {
             addr: reader.u64("an address")?,
             hash: reader.array("a hash")?,
         };
-        if !page.addr.is_multiple_of(PAGE_SIZE) {
+        // Nor is the last one, which no range of addresses has.
+        if !page.addr.is_multiple_of(PAGE_SIZE) || page.addr.checked_add(PAGE_SIZE).is_none() {
             return Err(malformed(format!("{:#x} is no page", page.addr)));
         }
         if pages.last().is_some_and(|last| last.addr >= page.addr) {
@@ -446,7 +473,7 @@ mod tests {
         let mut head = (MAX_BODY as u32 + 1).to_le_bytes().to_vec();
         head.push(6);
         assert!(read_frame(&mut &head[..]).is_err());
-        for tag in [6, 7, 8, 9] {
+        for tag in [6, 7, 8, 9, 18] {
             assert!(Message::decode(tag, &u32::MAX.to_le_bytes()).is_err());
         }
     }
@@ -466,5 +493,6 @@ mod tests {
         assert!(offer(&[0x2000, 0x1000]).is_err());
         assert!(offer(&[0x1000, 0x1000]).is_err());
         assert!(offer(&[0x1008]).is_err());
+        assert!(offer(&[0u64.wrapping_sub(PAGE_SIZE)]).is_err());
     }
 }

@@ -4,7 +4,7 @@ use super::bytes::{Reader, put_text};
 use super::{Result, WireError};
 
 /// Version of the protocol.
-pub const PROTOCOL: u16 = 1;
+pub const PROTOCOL: u16 = 2;
 
 const MAX_FEATURES: usize = 1024;
 const MAX_FEATURE: usize = 64;

@@ -30,6 +30,9 @@ pub struct Clone {
     /// Fill all memory before the first instruction there
     #[arg(long)]
     pub eager: bool,
+    /// Start it there at once, in a PID namespace, and have its memory fetched as it is touched, and in the background
+    #[arg(long, conflicts_with_all = ["eager", "no_restore"])]
+    pub lazy: bool,
     /// Go on when a file that is mapped is another one there
     #[arg(long)]
     pub allow_changed_files: bool,
@@ -59,6 +62,7 @@ impl Clone {
             end: self.end,
             pids: self.pids.map(Pids::from),
             eager: self.eager,
+            lazy: self.lazy,
             allow_changed_files: self.allow_changed_files,
             network: self.net == NetChoice::Private,
             rounds: self.rounds,

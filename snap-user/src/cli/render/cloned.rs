@@ -6,6 +6,15 @@ use crate::session::{Cloned, Round, Served};
 /// One line on a snapshot that was sent.
 pub fn round(round: &Round) -> String {
     let stopped = if round.stopped { ", stopped" } else { "" };
+    if round.target_id.is_none() {
+        return format!(
+            "{} listed{stopped}: {}, {} in {}",
+            round.id.short(),
+            count(round.pages, "page"),
+            bytes(round.bytes),
+            nanos(round.took_ns)
+        );
+    }
     format!(
         "{} sent{stopped}: {}, {} of them not there, {} in {}",
         round.id.short(),
@@ -20,10 +29,18 @@ pub fn round(round: &Round) -> String {
 pub fn cloned(done: &Cloned) -> String {
     let rounds = count(done.rounds.len() as u64, "snapshot");
     let sent = format!("{rounds}, {} sent", bytes(done.bytes));
-    let id = done
-        .rounds
-        .last()
-        .map_or_else(String::new, |round| round.target_id.short());
+    let fetched = done.fetched.as_ref();
+    let last = done.rounds.last().and_then(|round| round.target_id);
+    let id = last.or(fetched.and_then(|fetched| fetched.target_id));
+    let id = id.map_or_else(|| "what was fetched".into(), |id| id.short());
+    let fetched = fetched.map_or_else(String::new, |fetched| {
+        format!(
+            "; {} fetched, {} of them behind its first instruction, in {}",
+            count(fetched.pages, "page"),
+            fetched.behind,
+            nanos(fetched.took_ns)
+        )
+    });
     let Some(running) = &done.running else {
         return format!("stored on {} as {id}: {sent}", clean(&done.target));
     };
@@ -41,7 +58,7 @@ pub fn cloned(done: &Cloned) -> String {
         (None, _) => String::new(),
     };
     format!(
-        "process {}{inside} on {} goes on from {id}: {sent}{down}{here}",
+        "process {}{inside} on {} goes on from {id}: {sent}{down}{fetched}{here}",
         running.pid,
         clean(&done.target)
     )
@@ -74,7 +91,7 @@ pub fn served(served: &Served) -> String {
             ..
         } => format!(
             "process {pid} goes on from {} for {peer}, after {}, {}",
-            id.short(),
+            id.map_or_else(|| "what it fetches".to_owned(), |id| id.short()),
             nanos(*took_ns),
             match notes.len() {
                 0 => "as it was".to_owned(),

@@ -6,7 +6,8 @@
 
 use super::birth::{NO_PROC, OWN_PROC, Parent};
 use super::{Lazy, TRACED};
-use crate::sys::pager::{FileMap, Pager};
+use crate::sys::arrivals::Heard;
+use crate::sys::pager::{Image, Pager};
 use crate::sys::ptrace::{self, Event, Tid};
 use crate::sys::{Gadgets, Remote, Result, SysError, proc, write_bytes};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -16,6 +17,15 @@ use std::sync::atomic::{AtomicI32, Ordering};
 /// What ksnap writes into the copy of this that process 1 has: the userfaultfd and 1 more, and the process
 /// to end with. The second word is the signal to begin.
 static ORDERS: [AtomicI32; 2] = [AtomicI32::new(0), AtomicI32::new(0)];
+
+const AT_ONCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
+const SOON: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 10_000_000,
+};
 
 /// What the process runs, from its birth on.
 pub(super) fn run(parent: Parent) -> ! {
@@ -104,7 +114,7 @@ pub(super) fn close_all_but(keep: &[RawFd]) {
 fn page(uffd: RawFd, lazy: &Lazy, main: i32) -> ! {
     // SAFETY: ends the process, and its namespace with it.
     let fail = || unsafe { libc::_exit(1) };
-    let Ok(image) = FileMap::new(&lazy.image) else {
+    let Ok(image) = Image::new(&lazy.image, lazy.arrivals.clone()) else {
         fail()
     };
     let mut pager = Pager::new(image);
@@ -122,25 +132,41 @@ fn page(uffd: RawFd, lazy: &Lazy, main: i32) -> ! {
         }
         OwnedFd::from_raw_fd(fd)
     };
-    let mut keep = [uffd, signals.as_raw_fd()];
+    let mut keep = vec![uffd, signals.as_raw_fd()];
+    // What is still on its way, until all has come.
+    let mut coming = lazy.arrivals.as_ref();
+    let pipes = coming.iter().flat_map(|arrivals| arrivals.descriptors());
+    keep.extend(pipes.map(|fd| fd.as_raw_fd()));
     keep.sort_unstable();
     close_all_but(&keep);
     let mut filling = false;
+    // There is something to fill that nobody has asked for.
+    let mut more = true;
     loop {
         let mut fds = vec![PollFd::new(&signals, PollFlags::IN)];
+        let pipe = coming.map(|arrivals| arrivals.descriptor());
+        fds.extend(pipe.iter().map(|fd| PollFd::new(fd, PollFlags::IN)));
         let own: Vec<_> = pager.descriptors().collect();
         fds.extend(own.iter().map(|fd| PollFd::new(fd, PollFlags::IN)));
-        let at_once = Timespec::default();
-        let timeout = (filling && !pager.is_done()).then_some(&at_once);
+        let timeout = match filling && !pager.is_done() {
+            true if more => Some(&AT_ONCE),
+            // Only of what somebody waits for it is told that it has come.
+            true => Some(&SOON),
+            false => None,
+        };
         let _ = poll(&mut fds, timeout);
+        match coming.map(|arrivals| arrivals.hear()) {
+            None | Some(Heard::More) => {}
+            Some(Heard::All) => coming = None,
+            // What has not come would read as zeroes.
+            Some(Heard::Lost) => fail(),
+        }
         while let Some(signal) = next_signal(&signals) {
             filling |= signal == libc::SIGUSR1;
         }
         while reap(main, libc::WNOHANG) {}
         pager.serve();
-        if filling {
-            pager.fill_some();
-        }
+        more = !filling || pager.fill_some();
     }
 }
 

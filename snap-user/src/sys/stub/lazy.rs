@@ -7,11 +7,12 @@
 
 use super::{Stub, StubCall, init};
 use crate::model::PageRange;
-use crate::sys::pager::{FileMap, PAGER_FLAGS, Pager, Piece, arm};
-use crate::sys::{Call, Result, inject, pidfd_getfd, proc};
+use crate::sys::pager::{Image, PAGER_FLAGS, Pager, Piece, arm};
+use crate::sys::{Arrivals, Call, Result, SysError, inject, pidfd_getfd, proc};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 
 /// What memory is filled from, and where.
@@ -23,6 +24,9 @@ pub struct Lazy {
     pub ranges: Vec<PageRange>,
     /// Where their content is; what has none is zero.
     pub pieces: Vec<Piece>,
+    /// Which pages of the image have come, if some are still on their way. Only a process 1 waits for them: what they
+    /// are for has to end with whoever brings them, and all that it has forked meanwhile as well.
+    pub arrivals: Option<Arc<Arrivals>>,
 }
 
 /// A thread that fills the memory of a process.
@@ -60,8 +64,13 @@ impl Stub {
                 self.init_runs = true;
                 Ok(())
             }
+            None if lazy.arrivals.is_some() => Err(SysError::new(
+                "fill",
+                "memory that is still on its way",
+                std::io::Error::other("it has no process 1 of its own"),
+            )),
             None => {
-                let mut pager = Pager::new(FileMap::new(&lazy.image)?);
+                let mut pager = Pager::new(Image::new(&lazy.image, None)?);
                 pager.adopt(uffd, &lazy.pieces);
                 let thread = std::thread::spawn(move || fill(pager));
                 self.loading = Some(Loading { thread });
