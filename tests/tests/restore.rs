@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -9,10 +10,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tests::footprint::{await_gone, await_state, outlives_kills, state_of};
+use tests::ksnap::number;
 use tests::subject::request;
 use tests::tree::{living, none_but};
 use tests::victim::rng::Rng;
-use tests::{Ksnap, Python, Redis, Victim, require};
+use tests::{Background, Ksnap, Python, Redis, Victim, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -95,6 +97,41 @@ go_on! {
 #[test]
 fn a_process_goes_on_in_a_namespace_of_its_own_with_its_ids() -> Result<()> {
     goes_on("counter", &["--mib", "4"], &["--pids", "namespace"])
+}
+
+/// A fork that is captured by itself borrows what it has from the session that it comes from.
+#[test]
+fn what_forks_have_from_their_snapshot_is_stored_once() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"));
+    let ksnap = Ksnap::new()?;
+    let script = "import os, time\nnoise = os.urandom(16 << 20)\nprint('ready', flush=True)\ntime.sleep(600)";
+    let mut command = Command::new(Python::interpreter()?);
+    command.args(["-c", script]);
+    let mut python = Background::start(command)?;
+    python.line(LIMIT)?.context("it is not ready")?;
+    let snap = |pid: &str| -> Result<()> {
+        let taken = ksnap.run(&["snap", pid, "--audit"])?;
+        ensure!(matches!(taken.code()?, 0 | 3), "{taken:?}");
+        Ok(())
+    };
+    snap(&python.pid().to_string())?;
+    let mut process = ksnap.start(&["fork", "latest", "-n", "2", "--json"])?;
+    for _ in 0..2 {
+        let line = process.line(LIMIT)?.context("too few copies")?;
+        let copy: Value = serde_json::from_str(&line)?;
+        snap(&copy["pid"].to_string())?;
+        let init = copy["init"].as_i64().context("no process 1")? as i32;
+        kill(Pid::from_raw(init), Signal::SIGKILL)?;
+        await_gone(init, LIMIT)?;
+    }
+    let list = ksnap.json(&["log"])?;
+    let bytes = list.iter().map(|one| number(&one["file_bytes"]));
+    let bytes: Vec<u64> = bytes.collect::<Result<_>>()?;
+    ensure!(
+        bytes.len() == 3 && bytes[1] * 4 < bytes[0] && bytes[2] * 4 < bytes[0],
+        "{bytes:?} bytes"
+    );
+    ksnap.ok(&["verify"]).map(drop)
 }
 
 #[test]

@@ -6,7 +6,7 @@
 
 use super::error::{ImageError, check_crc};
 use super::header::{Section, SessionId};
-use super::index::{MOST_LOANS, check_section};
+use super::index::{IndexEntry, MOST_LOANS, check_section};
 use super::location::Location;
 use super::span::{MAX_PAGES, RUN_LEN, Run, decode_runs, encode_runs};
 use crate::codec::Encoding;
@@ -110,6 +110,20 @@ pub struct PackEntry {
     pub encoding: Encoding,
     /// Checksum, as the index of its snapshot had it.
     pub crc: u32,
+}
+
+impl PackEntry {
+    /// The same as an index would have it.
+    pub fn in_index(&self) -> IndexEntry {
+        IndexEntry {
+            addr: self.addr,
+            at: self.at,
+            loan: self.loan,
+            len: self.len,
+            encoding: self.encoding,
+            crc: self.crc,
+        }
+    }
 }
 
 /// A snapshot that is gone, but whose page table a kept one builds on.

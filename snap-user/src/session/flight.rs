@@ -86,8 +86,8 @@ impl Engine {
         }
         self.head = Some(settled.published.id);
         self.synced = true;
-        self.keeper
-            .published(flight.time_ns, settled.published.bytes);
+        let bytes = settled.published.bytes + settled.published.borrowed;
+        self.keeper.published(flight.time_ns, bytes);
         let hashes = Arc::make_mut(&mut self.hashes);
         settled
             .removed

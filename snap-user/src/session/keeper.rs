@@ -343,18 +343,19 @@ impl Work {
     fn look_again(&mut self) {
         let seen = self.pruner.snapshots().and_then(|list| {
             let protected = self.pruner.protected(&list)?;
-            Ok((list, protected, self.pruner.pack_bytes()?))
+            let bytes = self.pruner.bytes_of(&list)?;
+            Ok((list, bytes, protected, self.pruner.pack_bytes()?))
         });
         match seen {
-            Ok((list, protected, pack)) => {
+            Ok((list, bytes, protected, pack)) => {
                 (self.fixed, self.pack) = (pack, pack);
                 self.known.clear();
                 let newest = list.last().map(|meta| meta.id);
-                for meta in list {
+                for (meta, bytes) in list.into_iter().zip(bytes) {
                     // The newest is protected only until there is a newer one.
                     match protected.contains(&meta.id) && Some(meta.id) != newest {
-                        true => self.fixed += meta.file_bytes,
-                        false => self.known.push((meta.time_ns, meta.file_bytes)),
+                        true => self.fixed += bytes,
+                        false => self.known.push((meta.time_ns, bytes)),
                     }
                 }
                 self.level.total.store(self.total(), Relaxed);

@@ -25,7 +25,7 @@ pub(super) fn open_session(
     let last = || own.iter().rfind(|(_, info)| info.fits(store));
     let mine = own.iter().find(|(id, _)| Some(*id) == with).or_else(last);
     let Some((id, info)) = mine.cloned() else {
-        let session = store.create_session(&SessionInfo {
+        let mut session = store.create_session(&SessionInfo {
             pid: target.pid,
             start_time: target.start_time,
             comm: target.comm.clone(),
@@ -37,6 +37,7 @@ pub(super) fn open_session(
                 .collect(),
             ..SessionInfo::default()
         })?;
+        session.look_for_earlier();
         return Ok((session, None, Hashes::new()));
     };
     let session = store.open_session(id)?;

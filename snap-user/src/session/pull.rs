@@ -275,6 +275,7 @@ impl Coming {
             pulled: index.header.id.to_string(),
             ..SessionInfo::default()
         })?;
+        session.look_for_earlier();
         let published = self.publish_in(&mut session, index, manifest);
         if published.is_err() {
             session.abandon();

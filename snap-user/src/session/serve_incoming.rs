@@ -265,20 +265,7 @@ impl Incoming {
         })?;
         let mut session = match self.session.take() {
             Some(session) => session,
-            None => self.store.create_session(&SessionInfo {
-                pid: begin.pid,
-                // Never a process of this machine, whatever its id.
-                start_time: 0,
-                comm: begin.comm.clone(),
-                exe: begin.exe.clone(),
-                cmdline: manifest
-                    .state
-                    .cmdline
-                    .iter()
-                    .map(|a| String::from_utf8_lossy(a).into_owned())
-                    .collect(),
-                ..SessionInfo::default()
-            })?,
+            None => self.new_session(begin, &manifest)?,
         };
         self.taken
             .get_or_insert_with(|| self.room.take(session.id()));
@@ -291,6 +278,25 @@ impl Incoming {
             seq: published.seq,
             file_bytes: published.bytes,
         })
+    }
+
+    fn new_session(&self, begin: &Begin, manifest: &Manifest) -> Result<Session> {
+        let mut session = self.store.create_session(&SessionInfo {
+            pid: begin.pid,
+            // Never a process of this machine, whatever its id.
+            start_time: 0,
+            comm: begin.comm.clone(),
+            exe: begin.exe.clone(),
+            cmdline: manifest
+                .state
+                .cmdline
+                .iter()
+                .map(|a| String::from_utf8_lossy(a).into_owned())
+                .collect(),
+            ..SessionInfo::default()
+        })?;
+        session.look_for_earlier();
+        Ok(session)
     }
 
     fn write(

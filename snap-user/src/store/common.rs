@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// Shorter pages are not worth looking for: an entry of the index is half as long.
 const LEAST: u16 = 48;
 /// A file is linked to for so many bytes of one batch at least.
-const WORTH: u64 = 4 << 10;
+pub(super) const WORTH: u64 = 4 << 10;
 /// Pages known at a time, of about 60 bytes each here; those of the oldest files are forgotten first.
 const MOST_PAGES: usize = 1 << 20;
 /// Files known at a time.
@@ -62,10 +62,14 @@ impl Known {
 #[derive(Debug, Default)]
 pub(super) struct Common(Mutex<Known>);
 
-/// What identifies a page that stands alone, if it is worth looking for.
+/// Whether a page stands alone and is long enough to be borrowed.
+pub(super) fn is_worth_it(encoding: Encoding, len: u16) -> bool {
+    encoding != Encoding::Reference && !encoding.needs_previous() && len >= LEAST
+}
+
+/// What identifies a page, if it is worth looking for.
 fn key(page: &EncodedPage, bytes: &[u8]) -> Option<Key> {
-    let stands_alone = page.encoding != Encoding::Reference && !page.encoding.needs_previous();
-    if !stands_alone || page.len < LEAST {
+    if !is_worth_it(page.encoding, page.len) {
         return None;
     }
     let mut hasher = blake3::Hasher::new();

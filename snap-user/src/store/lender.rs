@@ -28,6 +28,8 @@ struct State {
 #[derive(Debug)]
 pub(super) struct Lender {
     id: u64,
+    /// It is borrowed from for this share of its bytes at least.
+    least_share: u64,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -39,17 +41,28 @@ impl fmt::Display for Lender {
 }
 
 impl Lender {
+    /// A file that is about to be written. Whoever borrows from it is likely to be kept as long as it is.
     pub(super) fn new(id: u64, path: PathBuf) -> Self {
+        Self::with(id, path, (0, false), 64)
+    }
+
+    /// A file of so many bytes to which nothing is added any more. It is kept whole for a share that is borrowed.
+    pub(super) fn of_file(id: u64, path: PathBuf, len: u64, least_share: u64) -> Self {
+        Self::with(id, path, (len, true), least_share)
+    }
+
+    fn with(id: u64, path: PathBuf, (written, over): (u64, bool), least_share: u64) -> Self {
         Self {
             id,
+            least_share,
             state: Mutex::new(State {
                 path,
                 gone: false,
-                written: 0,
+                written,
                 lent: false,
                 durable: false,
                 doubtful: false,
-                over: false,
+                over,
             }),
             changed: Condvar::new(),
         }
@@ -63,6 +76,11 @@ impl Lender {
     /// What tells it from others of the same process.
     pub(super) fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Whether it is worth to be kept whole for so many bytes of it.
+    pub(super) fn is_worth(&self, bytes: u64) -> bool {
+        bytes * self.least_share >= self.written()
     }
 
     /// From here on nobody borrows from it any more: it is about to be removed. Whether somebody has: then all that it

@@ -1,8 +1,9 @@
 //! The files that a snapshot borrows pages from: links to them, in the folder of its own session.
 
 use super::error::StoreError;
-use super::files::Files;
+use super::files::{Files, ReadFile};
 use super::lender::Lender;
+use super::loan_file::share;
 use super::names::{self, TEMP_PREFIX};
 use crate::image::IndexEntry;
 use std::collections::BTreeMap;
@@ -10,9 +11,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// A file is borrowed from for this share of its bytes at least: for as long as the snapshot is there it is kept whole.
-const LEAST_SHARE: u64 = 64;
-/// And for so many: less is stored sooner than a link.
+/// A file is borrowed from for so many bytes at least: less is stored sooner than a link.
 pub(super) const LEAST_BYTES: u64 = 16 << 10;
 /// Files that a snapshot borrows from, at most: whoever reads it has them open.
 const MOST: usize = 7;
@@ -24,6 +23,8 @@ struct Loan {
     lender: Arc<Lender>,
     /// Where the link is.
     path: PathBuf,
+    /// It, once something of it has been read.
+    file: Option<Box<dyn ReadFile>>,
 }
 
 impl Loan {
@@ -84,8 +85,21 @@ impl Loans {
             number,
             lender: Arc::clone(lender),
             path,
+            file: None,
         });
         Ok(Some(number))
+    }
+
+    /// Reads bytes of a file that is linked to.
+    pub(super) fn read(&mut self, number: u8, at: u64, bytes: &mut [u8]) -> io::Result<()> {
+        let loan = usize::from(number).checked_sub(1);
+        let loan = loan.and_then(|at| self.loans.get_mut(at));
+        let loan = loan.ok_or(io::ErrorKind::NotFound)?;
+        let file = match &mut loan.file {
+            Some(file) => file,
+            empty => empty.insert(self.files.open(&loan.path)?),
+        };
+        file.read_exact_at(bytes, at)
     }
 
     /// Numbers of those of which so little is borrowed that it had better be the snapshot's own.
@@ -96,7 +110,7 @@ impl Loans {
         }
         let is_small = |loan: &Loan| {
             let used = used[usize::from(loan.number)];
-            used > 0 && (used < LEAST_BYTES || used * LEAST_SHARE < loan.lender.written())
+            used > 0 && (used < LEAST_BYTES || !loan.lender.is_worth(used))
         };
         let small = self.loans.iter().filter(|loan| is_small(loan));
         small.map(|loan| loan.number).collect()
@@ -165,15 +179,17 @@ impl Loans {
         Ok(())
     }
 
-    /// Gives the links their names.
-    pub(super) fn publish(&mut self) -> Result<(), StoreError> {
+    /// Gives the links their names. What the snapshot's share of them takes.
+    pub(super) fn publish(&mut self) -> Result<u64, StoreError> {
+        let mut bytes = 0;
         for loan in &mut self.loans {
             let path = self.dir.join(names::loan_file(self.seq, loan.number));
             let renamed = self.files.rename(&loan.path, &path);
             renamed.map_err(StoreError::io("publish", &path))?;
             loan.path = path;
+            bytes += share(&*self.files, &loan.path);
         }
-        Ok(())
+        Ok(bytes)
     }
 
     /// The snapshot is there, and they stay with it.

@@ -46,6 +46,7 @@ mod diff;
 mod directory;
 mod due;
 mod durability;
+mod earlier;
 mod encoded;
 mod error;
 mod files;

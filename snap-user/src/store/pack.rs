@@ -127,14 +127,7 @@ impl PackFile {
                 format!("no page @{}:{}", name.seq, name.slot),
             )
         })?;
-        Ok(IndexEntry {
-            addr: entry.addr,
-            at: entry.at,
-            loan: entry.loan,
-            len: entry.len,
-            encoding: entry.encoding,
-            crc: entry.crc,
-        })
+        Ok(entry.in_index())
     }
 
     /// The snapshots whose page tables it has.

@@ -26,8 +26,10 @@ pub struct PendingSnapshot<'a> {
     identity: Identity,
     builder: Builder,
     out: TempFile,
-    /// Where sessions are written side by side: its file, and those that it borrows pages from.
-    sharing: Option<(Arc<Lender>, Loans)>,
+    /// Where sessions share pages: the files that it borrows from.
+    loans: Option<Loans>,
+    /// And its own, where they are written side by side.
+    lender: Option<Arc<Lender>>,
     /// Its file may be among the published ones.
     tried: bool,
 }
@@ -41,6 +43,8 @@ pub struct Published {
     pub seq: u32,
     /// Length of its file.
     pub bytes: u64,
+    /// Its share of the files that it borrows pages from: what each takes, divided by all who have it.
+    pub borrowed: u64,
     /// Bytes of encoded pages in it.
     pub data_bytes: u64,
     /// Pages stored in it.
@@ -73,11 +77,11 @@ impl<'a> PendingSnapshot<'a> {
         let buffer = std::mem::take(&mut session.buffer);
         // Room for the header, which is known last.
         let mut out = TempFile::create(&session.store.files, temp.clone(), buffer, HEADER_LEN)?;
-        let sharing = session.common.as_ref().map(|common| {
-            let loans = Loans::new(&session.store.files, &session.dir, seq);
-            (common.lender(temp), loans)
-        });
-        if let Some((lender, _)) = &sharing {
+        let shares = session.common.is_some() || session.earlier.is_some();
+        let loans = shares.then(|| Loans::new(&session.store.files, &session.dir, seq));
+        let common = session.common.as_ref();
+        let lender = common.map(|common| common.lender(temp));
+        if let Some(lender) = &lender {
             out.lend(Arc::clone(lender));
         }
         let identity = Identity {
@@ -93,7 +97,8 @@ impl<'a> PendingSnapshot<'a> {
             identity,
             builder: Builder::new(),
             out,
-            sharing,
+            loans,
+            lender,
             tried: false,
         })
     }
@@ -146,7 +151,7 @@ impl<'a> PendingSnapshot<'a> {
         self.out.extend(&finished.tail)?;
         self.out.flush()?;
         self.out.rewrite(&finished.head, 0)?;
-        if let Some((_, loans)) = &mut self.sharing {
+        if let Some(loans) = &mut self.loans {
             // Behind the flush: others may wait for it in the same way.
             loans.settle(&entries, self.session.unsynced.mode != Durability::None)?;
         }
@@ -155,9 +160,11 @@ impl<'a> PendingSnapshot<'a> {
         let name = names::snapshot_file(header.seq, header.id);
         let path = self.session.dir.join(name);
         self.tried = true;
-        let sync_ns = self.make_durable(&path)?;
+        let (sync_ns, borrowed) = self.make_durable(&path)?;
         match self.identity.kind {
             SnapshotKind::Base => {
+                // What follows is mostly changes.
+                self.session.earlier = None;
                 self.session.head = Some(Head::base(header.id, header.seq, table));
             }
             SnapshotKind::Delta => {
@@ -173,6 +180,7 @@ impl<'a> PendingSnapshot<'a> {
             id: header.id,
             seq: header.seq,
             bytes: header.file_len(),
+            borrowed,
             data_bytes: header.data.len,
             stored_pages: header.entries(),
             pages,
@@ -183,7 +191,7 @@ impl<'a> PendingSnapshot<'a> {
 
     /// Stores what is borrowed of files that are not worth keeping for it.
     fn take_over(&mut self, entries: &mut [IndexEntry]) -> Result<(), StoreError> {
-        let Some((_, loans)) = &self.sharing else {
+        let Some(loans) = &self.loans else {
             return Ok(());
         };
         let small = loans.small(entries);
@@ -228,7 +236,8 @@ impl<'a> PendingSnapshot<'a> {
         head
     }
 
-    fn make_durable(&mut self, path: &Path) -> Result<u64, StoreError> {
+    /// Time that it took in nanoseconds, and the share of what is borrowed.
+    fn make_durable(&mut self, path: &Path) -> Result<(u64, u64), StoreError> {
         let start = Instant::now();
         let each = self.session.unsynced.mode == Durability::Each;
         if each {
@@ -251,9 +260,10 @@ impl<'a> PendingSnapshot<'a> {
             let (unsynced, dir) = (&mut self.session.unsynced, &self.session.dir);
             unsynced.mark(files, dir, seq - 1)?;
         }
-        if let Some((_, loans)) = &mut self.sharing {
-            loans.publish()?;
-        }
+        let borrowed = match &mut self.loans {
+            Some(loans) => loans.publish()?,
+            None => 0,
+        };
         self.out.rename(path)?;
         if !each {
             self.keep_loans();
@@ -264,7 +274,7 @@ impl<'a> PendingSnapshot<'a> {
             if let Err(error) = self.session.sync_if_due() {
                 tracing::warn!("the last snapshots are not durable yet: {error}");
             }
-            return Ok(ns(start));
+            return Ok((ns(start), borrowed));
         }
         if let Err(error) = files.sync_dir(&self.session.dir) {
             // Not surely durable, so not published: it must not outlive the error that the caller gets.
@@ -275,12 +285,12 @@ impl<'a> PendingSnapshot<'a> {
             return Err(StoreError::io("sync folder", &self.session.dir)(error));
         }
         self.keep_loans();
-        Ok(ns(start))
+        Ok((ns(start), borrowed))
     }
 
     /// What is borrowed stays with the snapshot.
     fn keep_loans(&mut self) {
-        if let Some((_, loans)) = &mut self.sharing {
+        if let Some(loans) = &mut self.loans {
             loans.keep();
         }
     }
@@ -295,11 +305,14 @@ impl PageSink for PendingSnapshot<'_> {
             SnapshotKind::Base => &empty,
             SnapshotKind::Delta => self.session.head_table().unwrap_or(&empty),
         };
-        let elsewhere = match (&self.session.common, &mut self.sharing) {
-            (Some(common), Some((lender, loans))) => {
+        let is_base = self.identity.kind == SnapshotKind::Base;
+        let elsewhere = match (&self.session.common, &self.session.earlier, &mut self.loans) {
+            (Some(common), _, Some(loans)) => {
                 let from = HEADER_LEN as u64 + self.builder.data_len();
-                common.shelve(batch, lender, from, loans)
+                let own = self.lender.as_ref();
+                own.map_or_else(Vec::new, |own| common.shelve(batch, own, from, loans))
             }
+            (None, Some(earlier), Some(loans)) if is_base => earlier.find(batch, loans),
             _ => Vec::new(),
         };
         self.builder

@@ -170,6 +170,14 @@ impl Pruner {
         Ok(self.store.pack_bytes(self.session, &listing))
     }
 
+    /// What each of these snapshots takes: its file, and its share of those that it borrows from.
+    pub fn bytes_of(&self, list: &[SnapshotMeta]) -> Result<Vec<u64>, StoreError> {
+        let listing = self.store.session_files(self.session)?.listing();
+        let borrowed = |seq| self.store.loan_bytes(self.session, seq, &listing);
+        let bytes = list.iter().map(|meta| meta.file_bytes + borrowed(meta.seq));
+        Ok(bytes.collect())
+    }
+
     /// This snapshot may become the head soon, by a rollback: it stays until another one is published.
     pub fn pin(&self, id: SnapshotId) -> Result<(), StoreError> {
         let files = self.store.session_files(self.session)?;

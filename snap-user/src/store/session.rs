@@ -4,6 +4,7 @@ use super::buffer::WriteBuffer;
 use super::common::Common;
 use super::directory::Store;
 use super::durability::{Durability, Unsynced, recover};
+use super::earlier::Earlier;
 use super::error::StoreError;
 use super::files::{LockGuard, Locking};
 use super::head::Head;
@@ -107,6 +108,8 @@ pub struct Session {
     pub(super) unsynced: Unsynced,
     /// What other sessions have that are written side by side.
     pub(super) common: Option<Arc<Common>>,
+    /// What others of the same program have stored, for its first base.
+    pub(super) earlier: Option<Earlier>,
     /// Shared with whoever removes snapshots of the session.
     pub(super) shared: Arc<Shared>,
     lock: Arc<LockGuard>,
@@ -161,6 +164,7 @@ impl Session {
             info,
             unsynced: Unsynced::default(),
             common: store.common_of(id)?,
+            earlier: None,
             shared: Arc::default(),
             lock: Arc::new(lock),
         })
@@ -216,9 +220,22 @@ impl Session {
             info,
             unsynced: Unsynced::default(),
             common: store.common_of(id)?,
+            earlier: None,
             shared: Arc::default(),
             lock: Arc::new(lock),
         })
+    }
+
+    /// Has the first base borrow the pages that sessions of the same program have stored earlier: their indexes are read
+    /// now. A sealed one shares nothing; nor does one in memory, from where each session is written out by itself; and
+    /// those that are written side by side have each other.
+    pub fn look_for_earlier(&mut self) {
+        let shares = self.common.is_none()
+            && matches!(self.store.is_sealed(self.id), Ok(false))
+            && !self.store.files.is_in_memory(&self.dir);
+        if shares {
+            self.earlier = Some(Earlier::look(&self.store, self.id, &self.info));
+        }
     }
 
     /// Removes a session of which nothing has been published. As far as that goes: an empty one does no harm.

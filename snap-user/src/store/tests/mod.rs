@@ -6,6 +6,7 @@ mod common;
 mod common_pruned;
 mod corruption;
 mod durability;
+mod earlier;
 mod evolve;
 mod faults;
 mod files;

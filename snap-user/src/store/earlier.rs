@@ -1,0 +1,168 @@
+//! Pages that sessions of the same program have stored earlier, which a new one borrows: a fork that is watched by itself
+//! has most of them, and a program that is started again has many.
+//!
+//! What looks the same by the indexes, in checksum, length and encoding, is compared byte by byte before it is borrowed.
+
+use super::cache::PageFile;
+use super::common::{WORTH, is_worth_it};
+use super::directory::Store;
+use super::error::StoreError;
+use super::files::Files;
+use super::lender::Lender;
+use super::loans::Loans;
+use super::names;
+use super::session::SessionInfo;
+use crate::image::{Elsewhere, EncodedBatch, EncodedPage, IndexEntry, PackEntry, SessionId};
+use crate::model::SnapshotKind;
+use rustc_hash::FxHashMap;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Sessions that are looked at, the newest first.
+const MOST_SESSIONS: usize = 4;
+/// Pages that are looked at, of 32 bytes each here: 8 GiB.
+const MOST_PAGES: usize = 2 << 20;
+/// A file that another session may remove is kept whole for this share of it at least.
+const LEAST_SHARE: u64 = 4;
+
+/// What a page looks like.
+type Looks = (u32, u16, u8);
+
+fn looks(crc: u32, len: u16, encoding: crate::codec::Encoding) -> Looks {
+    (crc, len, encoding.tag())
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    lender: u32,
+    at: u64,
+}
+
+/// Where earlier sessions have which pages.
+#[derive(Debug, Default)]
+pub(super) struct Earlier {
+    lenders: Vec<Arc<Lender>>,
+    places: FxHashMap<Looks, Place>,
+}
+
+impl Earlier {
+    /// What there is for a new session of a program. Best effort: what cannot be read is stored again.
+    pub(super) fn look(store: &Store, own: SessionId, info: &SessionInfo) -> Self {
+        let mut earlier = Self::default();
+        let mut left = MOST_SESSIONS;
+        for (id, other) in store.sessions().unwrap_or_default().into_iter().rev() {
+            let is_alike = (&other.comm, &other.exe) == (&info.comm, &info.exe);
+            // What is sealed has a key of its own.
+            if left == 0 || id == own || !is_alike || !matches!(store.is_sealed(id), Ok(false)) {
+                continue;
+            }
+            match earlier.add(store, id) {
+                Ok(found) => left -= usize::from(found),
+                Err(error) => tracing::debug!("pages of session {id}: {error}"),
+            }
+        }
+        earlier
+    }
+
+    /// Adds the oldest snapshot of a session, where that is a base, and the pack of those that are gone. `false` where
+    /// there is neither.
+    fn add(&mut self, store: &Store, id: SessionId) -> Result<bool, StoreError> {
+        let lenders = self.lenders.len();
+        let session = store.session_files(id)?;
+        let (listing, files) = (session.listing(), &*session.files);
+        if let Some((seq, _)) = listing.by_seq.first_key_value() {
+            let file = session.open(*seq)?;
+            if file.header.kind == SnapshotKind::Base {
+                let name = |number| names::loan_file(*seq, number);
+                self.add_file(files, &file.path, &name, file.index()?);
+            }
+        }
+        if let Some(pack) = &listing.pack {
+            let name = |number| names::pack_loan_file(pack.header.generation, number);
+            let entries = pack.entries()?.iter().map(PackEntry::in_index);
+            self.add_file(files, pack.path(), &name, entries);
+        }
+        Ok(self.lenders.len() > lenders)
+    }
+
+    /// Adds the pages of a file, wherever they are: in it, or in those that it borrows from itself.
+    fn add_file(
+        &mut self,
+        files: &dyn Files,
+        path: &Path,
+        loan_name: &dyn Fn(u8) -> String,
+        entries: impl IntoIterator<Item = IndexEntry>,
+    ) {
+        let mut lenders: BTreeMap<u8, Option<u32>> = BTreeMap::new();
+        for entry in entries {
+            if self.places.len() == MOST_PAGES {
+                return;
+            }
+            if !is_worth_it(entry.encoding, entry.len) {
+                continue;
+            }
+            let lender = lenders.entry(entry.loan).or_insert_with(|| {
+                let path = match entry.loan {
+                    0 => path.to_owned(),
+                    number => path.with_file_name(loan_name(number)),
+                };
+                self.lender(files, path)
+            });
+            if let Some(lender) = *lender {
+                let looks = looks(entry.crc, entry.len, entry.encoding);
+                let at = entry.at;
+                self.places.entry(looks).or_insert(Place { lender, at });
+            }
+        }
+    }
+
+    /// The number of a file. `None`: it is gone.
+    fn lender(&mut self, files: &dyn Files, path: PathBuf) -> Option<u32> {
+        let len = files.stat(&path).ok()?.len;
+        let number = self.lenders.len() as u32;
+        let lender = Lender::of_file(number.into(), path, len, LEAST_SHARE);
+        self.lenders.push(Arc::new(lender));
+        Some(number)
+    }
+
+    fn place(&self, page: &EncodedPage) -> Option<Place> {
+        let looks = looks(page.crc, page.len, page.encoding);
+        let is_meant = is_worth_it(page.encoding, page.len);
+        is_meant.then(|| self.places.get(&looks).copied())?
+    }
+
+    /// Where pages of a batch are already, each at its number.
+    pub(super) fn find(&self, batch: &EncodedBatch, loans: &mut Loans) -> Vec<Option<Elsewhere>> {
+        let places: Vec<Option<Place>> = batch.pages().iter().map(|p| self.place(p)).collect();
+        let mut worth: BTreeMap<u32, u64> = BTreeMap::new();
+        for (page, place) in batch.pages().iter().zip(&places) {
+            if let Some(place) = place {
+                *worth.entry(place.lender).or_default() += u64::from(page.len);
+            }
+        }
+        let number = |(lender, bytes): (u32, u64)| {
+            let of = &self.lenders[lender as usize];
+            match loans.number(of, bytes >= WORTH) {
+                Ok(number) => Some((lender, number?)),
+                Err(error) => {
+                    tracing::debug!("no link to {of}: {error}");
+                    // Nor later.
+                    of.close();
+                    None
+                }
+            }
+        };
+        let numbers: BTreeMap<u32, u8> = worth.into_iter().filter_map(number).collect();
+        let mut there = Vec::new();
+        let found = batch.pages().iter().zip(places).map(|(page, place)| {
+            let Place { lender, at } = place?;
+            let loan = *numbers.get(&lender)?;
+            let bytes = &batch.bytes()[page.at as usize..][..usize::from(page.len)];
+            there.resize(bytes.len(), 0);
+            let is_it = loans.read(loan, at, &mut there).is_ok() && there == bytes;
+            is_it.then_some(Elsewhere { loan, at })
+        });
+        found.collect()
+    }
+}
