@@ -4,6 +4,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use tests::ksnap::number;
 use tests::moving::{Moving, servers_on};
@@ -234,6 +236,28 @@ fn whoever_is_killed_while_memory_is_missing_leaves_the_process_here_alone() -> 
     moving.pair.serve_until(1, "serve-lazily-running")?;
     let failed = moving.pair.run(0, &args)?;
     ensure!(failed.code()? == 1, "{}", failed.stderr);
+    moving.is_unharmed()?;
+    moving.is_not_there()
+}
+
+/// What is killed there while it still lives on what is here has not come to its end.
+#[test]
+fn a_process_that_is_killed_there_before_its_memory_has_come_goes_on_here() -> Result<()> {
+    require!(Root, Ksnap, Machines, Program("redis-server"));
+    let (mut moving, relay) = slow()?;
+    let pid = moving.pid().to_string();
+    let target = relay.address();
+    let args = ["clone", &pid, &target, "--move", "--lazy"];
+    let mut clone = moving.pair.start(0, &args)?;
+    let running = moving.pair.event(1, "running")?;
+    let there = i32::try_from(number(&running["pid"])?)?;
+    kill(Pid::from_raw(there), Signal::SIGKILL)?;
+    let failed = clone.finish(LIMIT)?;
+    ensure!(
+        failed.code()? == 1 && failed.stderr.contains("was killed there, by signal 9"),
+        "{}",
+        failed.stderr
+    );
     moving.is_unharmed()?;
     moving.is_not_there()
 }

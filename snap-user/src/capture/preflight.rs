@@ -89,14 +89,25 @@ pub fn preflight(pid: i32) -> Result<Target> {
     })
 }
 
-/// A process that was brought back may still lack memory, which would be taken for zeroes. Whoever fills it,
-/// its parent, is asked to make haste.
+/// Whoever may fill the memory of a process with this parent: it was brought back itself, or forked by one that was.
+fn filler(mut parent: i32) -> Option<(i32, String)> {
+    while parent > 0 {
+        let stat = proc::stat(parent, None).ok()?;
+        if stat.comm.starts_with("ksnap") {
+            return Some((parent, stat.comm));
+        }
+        parent = stat.ppid;
+    }
+    None
+}
+
+/// A process that was brought back may still lack memory, which would be taken for zeroes. Whoever fills it is asked to
+/// make haste.
 fn wait_until_loaded(pid: i32, parent: i32) -> Result<()> {
     const MOST: Duration = Duration::from_secs(120);
-    let fills = proc::stat(parent, None).is_ok_and(|stat| stat.comm.starts_with("ksnap"));
-    if !fills {
+    let Some((filler, comm)) = filler(parent) else {
         return Ok(());
-    }
+    };
     let sys = |e| CaptureError::from_sys(pid, e);
     let end = Instant::now() + MOST;
     let mut asked = false;
@@ -106,15 +117,16 @@ fn wait_until_loaded(pid: i32, parent: i32) -> Result<()> {
         if !flags.0.values().any(|f| f.iter().any(|word| word == "um")) {
             return Ok(());
         }
-        if !asked && proc::stat(parent, None).is_ok_and(|stat| stat.comm == "ksnap-init") {
-            fill_all(parent).map_err(sys)?;
+        if !asked && comm == "ksnap-init" {
+            fill_all(filler).map_err(sys)?;
             asked = true;
         }
         if Instant::now() > end {
             return Err(CaptureError::Refused {
                 pid,
                 why: format!(
-                    "the memory that it is brought back with is not all there yet, and process {parent}, which fills it, does not get on"
+                    "the memory that it is brought back with has not all come within {} s: process {filler} fills it; try again",
+                    MOST.as_secs()
                 ),
             });
         }

@@ -109,11 +109,13 @@ impl<'a> There<'a> {
     }
 
     /// Waits until a snapshot that was fetched is stored there. That it is not is said: the process runs all the same.
-    pub(super) fn stored(mut self, cloned: &mut Cloned) {
+    pub(super) fn stored(self, cloned: &mut Cloned) {
         if !self.options.lazy {
             return;
         }
-        let stored = match self.receive() {
+        // What became of the process is settled.
+        let stall = self.link.stall();
+        let stored = match self.link.receive(stall) {
             Ok(Message::Stored(stored)) => Ok(stored.id),
             Ok(other) => Err(self.link.unexpected(&other, "Stored").to_string()),
             Err(e) => Err(e.to_string()),

@@ -71,8 +71,13 @@ impl Memory {
                 eager.extend(pieces);
             }
         }
-        let lazy = if all_at_once || pages_in(&found) < FEW_PAGES {
+        let at_once = all_at_once || pages_in(&found) < FEW_PAGES;
+        if at_once {
             eager.append(&mut found);
+            ranges.clear();
+        }
+        // Who fills memory ends the process if the rest of the image does not come, also where it has its memory.
+        let lazy = if at_once && arrivals.is_none() {
             None
         } else {
             let first = touched_first(state);
@@ -150,7 +155,11 @@ impl Memory {
         if let Some(lazy) = &self.lazy
             && !newborn.load_lazily(lazy)?
         {
-            self.wait_for(&lazy.pieces)?;
+            if lazy.arrivals.is_some() {
+                return Err(SessionError::Remote(
+                    "its memory cannot come behind its first instruction: userfaultfd(2) is not allowed there. Clone it without --lazy".into(),
+                ));
+            }
             written += self.write(newborn.pid(), &lazy.pieces)?;
         }
         Ok(written)

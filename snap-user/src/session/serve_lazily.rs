@@ -20,6 +20,8 @@ use crate::sys::{Arrivals, PidFd, monotonic_ns, pidfd_kill, pidfd_open};
 use crate::wire::{Link, Message, Order, Running, Stored};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::thread::JoinHandle;
@@ -35,10 +37,15 @@ const ENDING: Timespec = Timespec {
     tv_nsec: 0,
 };
 
+/// Requests that may be out before others are made: the source takes them in while it sends, if they are not too many.
+const MOST_REQUESTS: usize = 96;
+
 /// What becomes of the process.
 enum Said {
     Runs(Running, PidFd),
+    /// All is done for it, or nothing.
     Over(Result<()>),
+    Ended(ExitStatus),
 }
 
 /// What was brought back.
@@ -100,6 +107,7 @@ pub(super) fn restore_listed(
         supply,
         said,
         thread: Some(thread),
+        over: false,
         process: None,
         window: Window::new(),
         spoken: Instant::now(),
@@ -113,11 +121,16 @@ pub(super) fn restore_listed(
         link,
         incoming,
         supply,
+        process,
         ..
     } = bringing;
     let fetched = supply.fetched;
     let (image, pages) = supply.end();
-    link.send(&Message::Settled)?;
+    if let Err(e) = link.send(&Message::Settled) {
+        // At the source it goes on.
+        end(process);
+        return Err(e.into());
+    }
     let all = Listed {
         begin,
         pages,
@@ -141,8 +154,9 @@ struct Bringing<'a> {
     incoming: &'a mut Incoming,
     supply: Supply,
     said: Receiver<Said>,
-    /// Until it has said the last.
     thread: Option<JoinHandle<()>>,
+    /// It has said what came of it.
+    over: bool,
     /// Process 1 of its namespace.
     process: Option<PidFd>,
     window: Window,
@@ -156,19 +170,22 @@ impl Bringing<'_> {
     fn bring(&mut self) -> Result<()> {
         loop {
             self.hear()?;
-            let waited_for = self.supply.waited_for(self.incoming)?;
-            self.fetch(&waited_for)?;
-            for _ in 0..AT_ONCE / PIECE {
-                if self.supply.outstanding() >= self.window.pages() {
-                    break;
+            if self.window.requests() < MOST_REQUESTS {
+                let waited_for = self.supply.waited_for(self.incoming)?;
+                self.fetch(&waited_for)?;
+                let mut others = Vec::new();
+                for _ in 0..AT_ONCE / PIECE {
+                    if self.supply.outstanding() >= self.window.pages() {
+                        break;
+                    }
+                    others.append(&mut self.supply.others(PIECE, self.incoming)?);
                 }
-                let others = self.supply.others(PIECE, self.incoming)?;
                 self.fetch(&others)?;
             }
             if self.supply.outstanding() > 0 {
                 self.receive()?;
             } else if self.supply.is_whole() {
-                if self.thread.is_none() {
+                if self.over {
                     return Ok(());
                 }
                 match await_alive(self.link, &self.said)? {
@@ -215,14 +232,14 @@ impl Bringing<'_> {
 
     /// Takes in what the thread has said meanwhile.
     fn hear(&mut self) -> Result<()> {
-        while self.thread.is_some() {
+        loop {
             match self.said.try_recv() {
                 Ok(said) => self.take_in(said)?,
                 Err(TryRecvError::Empty) => return Ok(()),
+                Err(TryRecvError::Disconnected) if self.over => return Ok(()),
                 Err(TryRecvError::Disconnected) => return Err(self.lost_thread()),
             }
         }
-        Ok(())
     }
 
     fn take_in(&mut self, said: Said) -> Result<()> {
@@ -235,9 +252,10 @@ impl Bringing<'_> {
                 Ok(())
             }
             Said::Over(done) => {
-                self.thread = None;
+                self.over = true;
                 done
             }
+            Said::Ended(status) => was_not_killed(status),
         }
     }
 
@@ -252,18 +270,39 @@ impl Bringing<'_> {
     /// Not all of its memory will come: nothing is left of the process when this returns.
     fn give_up(mut self) {
         self.supply.arrivals().lose();
-        while self.thread.is_some() {
+        while !self.over {
             match self.said.recv() {
                 Ok(Said::Runs(_, process)) => self.process = Some(process),
-                Ok(Said::Over(_)) | Err(_) => self.thread = None,
+                Ok(Said::Over(_)) | Err(_) => self.over = true,
+                Ok(Said::Ended(_)) => {}
             }
         }
-        let Some(process) = self.process else { return };
         // Also where it has had all that it needs: at the source it goes on.
-        if let Err(e) = pidfd_kill(&process) {
-            tracing::debug!("{e}");
-        }
-        let _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&ENDING));
+        end(self.process);
+    }
+}
+
+/// Ends what was started, and waits until it is gone.
+fn end(process: Option<PidFd>) {
+    let Some(process) = process else { return };
+    if let Err(e) = pidfd_kill(&process) {
+        tracing::debug!("{e}");
+    }
+    let _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&ENDING));
+}
+
+/// One that has come to its end by itself has done so wherever it was; one that was killed here goes on at the source.
+/// Process 1 says it as a shell does.
+fn was_not_killed(status: ExitStatus) -> Result<()> {
+    let by_shell = status.code().and_then(|code| code.checked_sub(128));
+    match status
+        .signal()
+        .or(by_shell.filter(|signal| (1..=64).contains(signal)))
+    {
+        None => Ok(()),
+        Some(signal) => Err(SessionError::Remote(format!(
+            "the process was killed there, by signal {signal}, before all of its memory had come"
+        ))),
     }
 }
 
@@ -335,10 +374,13 @@ impl Awaited {
             (Ok(all), Err(e)) => (all, Err(e.into())),
             (Err(e), _) => (Vec::new(), Err(e)),
         };
+        // Not for as long as it lives.
+        drop((image, arrivals));
         let _ = say.send(Said::Over(done));
         for one in &all {
-            if let Err(e) = one.wait() {
-                tracing::debug!("process {}: {e}", one.pid);
+            match one.wait() {
+                Ok(status) => drop(say.send(Said::Ended(status))),
+                Err(e) => tracing::debug!("process {}: {e}", one.pid),
             }
         }
     }

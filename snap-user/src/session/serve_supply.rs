@@ -14,6 +14,20 @@ use std::sync::Arc;
 /// Pages around one that is waited for which come with it.
 const AROUND: usize = 16;
 
+/// Of what is waited for, so many pages are looked at before others are heard.
+const ASKED: usize = 64;
+/// Pages written in one go.
+const WRITTEN: usize = 256;
+
+/// Tells of what comes. Whatever ends it before all has come is heard by those who wait.
+struct Telling(Arc<Arrivals>);
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        self.0.lose();
+    }
+}
+
 /// A page by its hash.
 type Content = ([u8; 32], Page);
 
@@ -23,7 +37,7 @@ pub(super) struct Supply {
     /// Their places, in the order of their hashes: equal content is fetched once.
     by_hash: Vec<u32>,
     image: FlatAhead,
-    arrivals: Arc<Arrivals>,
+    telling: Telling,
     /// The place of the first page in the image.
     first: u64,
     /// What is there or has been asked for.
@@ -48,7 +62,7 @@ impl Supply {
         let mut by_hash: Vec<u32> = (0..pages.len() as u32).collect();
         by_hash.sort_unstable_by_key(|place| pages[*place as usize].hash);
         let mut supply = Self {
-            arrivals: Arc::new(Arrivals::new(image.pages())?),
+            telling: Telling(Arc::new(Arrivals::new(image.pages())?)),
             first: first.unwrap_or(0),
             begun: vec![false; pages.len()],
             next: 0,
@@ -75,7 +89,7 @@ impl Supply {
 
     /// What tells of the pages that have come.
     pub(super) fn arrivals(&self) -> Arc<Arrivals> {
-        Arc::clone(&self.arrivals)
+        Arc::clone(&self.telling.0)
     }
 
     /// The image, of which pages are missing.
@@ -93,9 +107,9 @@ impl Supply {
         self.out.len()
     }
 
-    /// Ends it: the image, and the pages that it has.
+    /// All has come: nobody has to wait any more. Gives the image and the pages that it has.
     pub(super) fn end(self) -> (FlatAhead, Vec<Offered>) {
-        self.arrivals.end();
+        self.telling.0.end();
         (self.image, self.pages)
     }
 
@@ -116,7 +130,9 @@ impl Supply {
         }
         places.sort_unstable_by_key(|(place, _)| *place);
         let follows = |(a, _): &(u32, &Page), (b, _): &(u32, &Page)| a + 1 == *b;
-        for run in places.chunk_by(follows) {
+        // Bounded: any number of places may have one content.
+        let runs = places.chunk_by(follows);
+        for run in runs.flat_map(|run| run.chunks(WRITTEN)) {
             let first = self.first + u64::from(run[0].0);
             // The image is zeroes where nothing has been written.
             if run
@@ -128,14 +144,14 @@ impl Supply {
             }
             for ((place, _), in_image) in run.iter().zip(first..) {
                 self.begun[*place as usize] = true;
-                self.left -= usize::from(!self.arrivals.has(in_image));
-                self.arrivals.put(in_image);
+                self.left -= usize::from(!self.telling.0.has(in_image));
+                self.telling.0.put(in_image);
             }
         }
         let waiting = self.waited_for.len();
-        self.waited_for.retain(|place| !self.arrivals.has(*place));
+        self.waited_for.retain(|place| !self.telling.0.has(*place));
         if self.waited_for.len() < waiting {
-            self.arrivals.tell();
+            self.telling.0.tell();
         }
         Ok(())
     }
@@ -144,7 +160,7 @@ impl Supply {
     /// them is put in its place.
     pub(super) fn waited_for(&mut self, incoming: &mut Incoming) -> Result<Vec<u64>> {
         let mut wanted = Vec::new();
-        for in_image in self.arrivals.asked_for() {
+        for in_image in self.telling.0.asked_for(ASKED) {
             let place = in_image.saturating_sub(self.first) as usize;
             let first = place - place % AROUND;
             wanted.extend(first..(first + AROUND).min(self.pages.len()));

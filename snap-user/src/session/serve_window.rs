@@ -31,6 +31,11 @@ impl Window {
         self.pages
     }
 
+    /// Requests that have not been answered.
+    pub(super) fn requests(&self) -> usize {
+        self.requests.len()
+    }
+
     /// A request was made, which is answered when so many pages have come in all.
     pub(super) fn asked(&mut self, due: u64) {
         self.requests.push_back((due, Instant::now()));

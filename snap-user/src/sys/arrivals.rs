@@ -14,6 +14,8 @@ use std::time::Duration;
 
 /// How often whoever waits for pages without a descriptor to wait on looks for them.
 const OFTEN: Duration = Duration::from_micros(200);
+/// Pages that it waits for at a time.
+const AT_ONCE: usize = 4096;
 /// Words in front of the bits: whether all have come, whether none come any more.
 const HEAD: usize = 2;
 const ALL: usize = 0;
@@ -117,16 +119,14 @@ impl Arrivals {
         self.is_set(LOST)
     }
 
-    /// Pages that have been asked for since.
-    pub fn asked_for(&self) -> Vec<u64> {
-        let mut pages = Vec::new();
-        let mut bytes = [0u8; 4096];
-        // Numbers are written whole, and so read whole: the buffer holds so many (pipe(7)).
-        while let Ok(len @ 1..) = rustix::io::read(&self.asked, &mut bytes) {
-            let numbers = bytes[..len].as_chunks().0.iter();
-            pages.extend(numbers.map(|number| u64::from_le_bytes(*number)));
-        }
-        pages
+    /// Pages that have been asked for since, so many at most. The others wait in the pipe, and those who ask for more
+    /// until there is room in it.
+    pub fn asked_for(&self, most: usize) -> Vec<u64> {
+        let mut bytes = vec![0u8; most * size_of::<u64>()];
+        // Numbers are written whole, and so read whole (pipe(7)).
+        let len = rustix::io::read(&self.asked, &mut bytes).unwrap_or(0);
+        let numbers = bytes[..len].as_chunks().0.iter();
+        numbers.map(|number| u64::from_le_bytes(*number)).collect()
     }
 
     /// Asks for a page, once. Where there is no room for that now, whoever asks again later does it.
@@ -171,18 +171,23 @@ impl Arrivals {
 
     /// Asks for pages and waits until all have come. `false` when they will not.
     pub fn wait_for(&self, pages: impl Iterator<Item = u64>) -> bool {
-        let mut missing: Vec<u64> = pages.filter(|page| !self.has(*page)).collect();
-        while !missing.is_empty() {
-            if self.is_lost() {
-                return false;
+        let mut coming = pages.filter(|page| !self.has(*page));
+        loop {
+            let mut missing: Vec<u64> = coming.by_ref().take(AT_ONCE).collect();
+            if missing.is_empty() {
+                return true;
             }
-            for page in &missing {
-                self.ask(*page);
+            while !missing.is_empty() {
+                if self.is_lost() {
+                    return false;
+                }
+                for page in &missing {
+                    self.ask(*page);
+                }
+                std::thread::sleep(OFTEN);
+                missing.retain(|page| !self.has(*page));
             }
-            std::thread::sleep(OFTEN);
-            missing.retain(|page| !self.has(*page));
         }
-        true
     }
 }
 
@@ -244,8 +249,9 @@ mod tests {
         for page in [7, 99, 7, 100] {
             arrivals.ask(page);
         }
-        assert_eq!(arrivals.asked_for(), [7, 99]);
-        assert!(arrivals.asked_for().is_empty());
+        assert_eq!(arrivals.asked_for(1), [7]);
+        assert_eq!(arrivals.asked_for(9), [99]);
+        assert!(arrivals.asked_for(9).is_empty());
         arrivals.put(99);
         arrivals.tell();
         assert!(arrivals.has(99) && !arrivals.has(98) && !arrivals.has(35));
@@ -260,11 +266,13 @@ mod tests {
     fn more_than_fit_are_asked_for_again() {
         const PAGES: u64 = 50_000;
         let arrivals = std::sync::Arc::new(Arrivals::new(PAGES).unwrap());
+        // Larger than a pipe.
+        (0..PAGES).for_each(|page| arrivals.ask(page));
         let bringing = std::sync::Arc::clone(&arrivals);
         let thread = std::thread::spawn(move || {
             let mut left = PAGES;
             while left > 0 {
-                for page in bringing.asked_for() {
+                for page in bringing.asked_for(1000) {
                     bringing.put(page);
                     left -= 1;
                 }

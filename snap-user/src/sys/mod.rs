@@ -9,6 +9,7 @@ mod bpf;
 mod clone;
 mod error;
 pub mod fd;
+mod file_map;
 mod freeze;
 mod gadgets;
 mod guarded;
@@ -42,6 +43,7 @@ pub use batch::{Question, ask, ask_values};
 pub use bpf::{run_iterator, task_iterator};
 pub use clone::CloneArgs;
 pub use error::SysError;
+pub use file_map::{FileMap, Image};
 pub use freeze::{Freeze, Frozen, Hold, await_turn, release_strays};
 pub use gadgets::Gadgets;
 pub use guarded::{Call, Guarded, inject};
@@ -59,7 +61,7 @@ pub use open::{
     create_in_root, duplicate_number, open_in_root, open_link, open_own_link, unnamed_in_root,
 };
 pub use pagemap::{MayHold, PageInfo, Pagemap, ScanResult, SoftDirtyBits, clear_soft_dirty};
-pub use pager::{FileMap, Image, PAGER_FLAGS, Pager, Piece, arm as arm_pager};
+pub use pager::{PAGER_FLAGS, Pager, Piece, arm as arm_pager};
 pub use pidfd::{PidFd, ended_pidfd, pidfd_getfd, pidfd_kill, pidfd_open};
 pub use remote::{Remote, THREAD_FLAGS};
 pub use sched::{affinity, io_priority, scheduling, set_affinity, set_io_priority, set_scheduling};

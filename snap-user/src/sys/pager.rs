@@ -5,14 +5,12 @@
 //! more, and none that was thrown away comes back (Documentation/admin-guide/mm/userfaultfd.rst,
 //! "Non-cooperative userfaultfd").
 
-use super::arrivals::Arrivals;
+use super::file_map::Image;
 use super::missing::Missing;
 use super::{Result, SysError};
 use crate::model::{PAGE_SIZE, PageRange, page_down};
 use linux_raw_sys::general as raw;
-use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::sync::Arc;
 
 const EVENTS: u64 = (raw::UFFD_FEATURE_EVENT_FORK
     | raw::UFFD_FEATURE_EVENT_REMAP
@@ -41,101 +39,6 @@ pub struct Piece {
     pub offset: u64,
 }
 
-/// A read-only shared mapping of a file.
-#[derive(Debug)]
-pub struct FileMap {
-    at: *const u8,
-    len: usize,
-}
-
-// SAFETY: memory that is only ever read, by any thread.
-unsafe impl Send for FileMap {}
-// SAFETY: the same.
-unsafe impl Sync for FileMap {}
-
-impl FileMap {
-    /// Maps a whole file. It must not be cut shorter while it is mapped.
-    pub fn new(file: &File) -> Result<Self> {
-        let fail = |e| SysError::new("mmap", "a flat image", e);
-        let len = file.metadata().map_err(fail)?.len().max(1) as usize;
-        // SAFETY: a new mapping at an address of the kernel's choice, owned by the value.
-        let at = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                len,
-                libc::PROT_READ,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
-        };
-        match at == libc::MAP_FAILED {
-            true => Err(SysError::last("mmap", "a flat image")),
-            false => Ok(Self { at: at.cast(), len }),
-        }
-    }
-
-    /// Its bytes.
-    pub fn bytes(&self) -> &[u8] {
-        // SAFETY: the mapping made above; the file is immutable by convention, and pages of it that cannot
-        // be read end the process rather than give other bytes.
-        unsafe { std::slice::from_raw_parts(self.at, self.len) }
-    }
-}
-
-impl Drop for FileMap {
-    fn drop(&mut self) {
-        // SAFETY: unmaps what `new` mapped; nothing refers to it any more.
-        unsafe { libc::munmap(self.at as *mut _, self.len) };
-    }
-}
-
-/// What memory is filled from, and which pages of it have come where they are still on their way.
-#[derive(Debug)]
-pub struct Image {
-    map: FileMap,
-    arrivals: Option<Arc<Arrivals>>,
-}
-
-impl Image {
-    /// Of a file, all of which is there unless something else is known.
-    pub fn new(file: &File, arrivals: Option<Arc<Arrivals>>) -> Result<Self> {
-        Ok(Self {
-            map: FileMap::new(file)?,
-            arrivals,
-        })
-    }
-
-    /// Its bytes. Those of pages that have not come are zeroes.
-    pub fn bytes(&self) -> &[u8] {
-        self.map.bytes()
-    }
-
-    /// Waits until all of these have come. `false` when they will not.
-    pub fn wait_for<'a>(&self, pieces: impl IntoIterator<Item = &'a Piece>) -> bool {
-        let Some(arrivals) = &self.arrivals else {
-            return true;
-        };
-        let pages = |piece: &Piece| {
-            let first = piece.offset / PAGE_SIZE;
-            first..first + piece.range.pages()
-        };
-        arrivals.wait_for(pieces.into_iter().flat_map(pages))
-    }
-
-    /// Whether the page at an offset has come.
-    fn has(&self, offset: u64) -> bool {
-        let arrivals = self.arrivals.as_ref();
-        arrivals.is_none_or(|arrivals| arrivals.has(offset / PAGE_SIZE))
-    }
-
-    fn ask(&self, offset: u64) {
-        if let Some(arrivals) = &self.arrivals {
-            arrivals.ask(offset / PAGE_SIZE);
-        }
-    }
-}
-
 /// One address space, and what it still lacks.
 #[derive(Debug)]
 struct Space {
@@ -143,6 +46,8 @@ struct Space {
     missing: Missing,
     /// Touched pages that could not be given because something was changing, or because they have not come.
     waiting: Vec<u64>,
+    /// Something was changing when it was looked at last. That it is over is told by nobody.
+    changing: bool,
 }
 
 /// Fills memory of processes from a file: what is touched at once, the rest when asked to.
@@ -167,6 +72,7 @@ impl Pager {
             uffd,
             missing: pieces.iter().copied().collect(),
             waiting: Vec::new(),
+            changing: false,
         });
     }
 
@@ -180,6 +86,11 @@ impl Pager {
         self.spaces.iter().map(|s| s.uffd.as_fd())
     }
 
+    /// Something that is waited for can be given a moment later, which no descriptor tells.
+    pub fn is_to_be_tried_again(&self) -> bool {
+        self.spaces.iter().any(|space| space.changing)
+    }
+
     /// Does what is waited for, without waiting.
     pub fn serve(&mut self) {
         let mut born = Vec::new();
@@ -187,6 +98,7 @@ impl Pager {
             while let Some(message) = next(&space.uffd) {
                 born.extend(space.take(&message, &self.image));
             }
+            space.changing = false;
             for addr in std::mem::take(&mut space.waiting) {
                 space.give(addr, &self.image);
             }
@@ -291,6 +203,7 @@ impl Space {
                     uffd: unsafe { OwnedFd::from_raw_fd(fd) },
                     missing: self.missing.clone(),
                     waiting: Vec::new(),
+                    changing: false,
                 });
             }
             Message::Moved { from, to, len } => {
@@ -337,14 +250,17 @@ impl Space {
         let offset = offset + (addr - range.start);
         if !image.has(offset) {
             image.ask(offset);
-            return self.waiting.push(addr);
+            // Unless it came in between, whoever brings it says so.
+            if !image.has(offset) {
+                return self.waiting.push(addr);
+            }
         }
         let around = PageRange {
             start: range.start.max(addr & !(AROUND - 1)),
             end: range.end.min((addr & !(AROUND - 1)) + AROUND),
         };
         if !self.copy(around, image) {
-            self.waiting.push(addr);
+            self.try_again(addr);
         } else {
             // Copying wakes those who wait for what was copied; the page may have been there.
             self.wake(addr);
@@ -366,6 +282,11 @@ impl Space {
         done
     }
 
+    fn try_again(&mut self, addr: u64) {
+        self.waiting.push(addr);
+        self.changing = true;
+    }
+
     fn zero(&mut self, addr: u64) {
         let mut arg = raw::uffdio_zeropage {
             range: raw::uffdio_range {
@@ -377,7 +298,7 @@ impl Space {
         };
         // SAFETY: `arg` is a live structure of the kernel's layout.
         match unsafe { uffdio_zeropage(self.uffd.as_raw_fd(), &mut arg) } {
-            Err(nix::Error::EAGAIN) => self.waiting.push(addr),
+            Err(nix::Error::EAGAIN) => self.try_again(addr),
             Err(nix::Error::ESRCH) => self.missing.clear(),
             Err(_) => self.wake(addr),
             Ok(_) => {}
@@ -452,6 +373,67 @@ fn wake(uffd: &OwnedFd, addr: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A page that is touched while memory goes elsewhere is given when that is over, which the kernel tells nobody.
+    #[test]
+    fn what_is_touched_while_something_changes_comes() {
+        const PAGES: u64 = 64;
+        if !rustix::process::geteuid().is_root() {
+            return crate::skip::without_root("the right to follow forks");
+        }
+        let image = tempfile::tempfile().unwrap();
+        let bytes: Vec<u8> = (0..PAGES).flat_map(|n| [n as u8 + 1; 4096]).collect();
+        std::os::unix::fs::FileExt::write_all_at(&image, &bytes, 0).unwrap();
+        for _ in 0..20 {
+            let (flags, none) = (
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+                std::ptr::null_mut(),
+            );
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            let len = (PAGES * PAGE_SIZE) as usize;
+            // SAFETY: a new mapping, which stays.
+            let at = unsafe { libc::mmap(none, len, protection, flags, -1, 0) } as u64;
+            // SAFETY: a system call without pointers; the descriptor is nobody else's.
+            let uffd = unsafe {
+                OwnedFd::from_raw_fd(libc::syscall(libc::SYS_userfaultfd, PAGER_FLAGS) as i32)
+            };
+            let range = PageRange::new(at, at + PAGES * PAGE_SIZE);
+            arm(uffd.as_fd(), &[range]).unwrap();
+            let mut pager = Pager::new(Image::new(&image, None).unwrap());
+            pager.adopt(uffd, &[Piece { range, offset: 0 }]);
+            let page = move |n: u64| (at + n * PAGE_SIZE) as *mut u8;
+            let touching = std::thread::spawn(move || {
+                // SAFETY: memory that stays mapped and is only read here.
+                (0..PAGES / 2).all(|n| unsafe { page(n).read_volatile() } == n as u8 + 1)
+            });
+            let dropping = std::thread::spawn(move || {
+                for n in PAGES / 2..PAGES {
+                    // SAFETY: throws away memory that nobody reads.
+                    unsafe { libc::madvise(page(n).cast(), 4096, libc::MADV_DONTNEED) };
+                }
+            });
+            let mut idle = 0;
+            while !(touching.is_finished() && dropping.is_finished()) {
+                let own: Vec<_> = pager.descriptors().collect();
+                let in_it = |fd| rustix::event::PollFd::new(fd, rustix::event::PollFlags::IN);
+                let mut fds: Vec<_> = own.iter().map(in_it).collect();
+                let moment = rustix::event::Timespec {
+                    tv_sec: 0,
+                    tv_nsec: 1_000_000,
+                };
+                let ready = rustix::event::poll(&mut fds, Some(&moment)).unwrap();
+                // Whoever fills wakes for what is ready, and for what is to be tried again.
+                if ready > 0 || pager.is_to_be_tried_again() {
+                    pager.serve();
+                    idle = 0;
+                }
+                idle += 1;
+                assert!(idle < 10_000, "nobody gives what was touched");
+            }
+            assert!(touching.join().unwrap());
+            dropping.join().unwrap();
+        }
+    }
 
     #[test]
     fn events_are_told_apart() {

@@ -19,6 +19,8 @@ use std::time::{Duration, Instant};
 pub const STALL: Duration = Duration::from_secs(30);
 /// How long a source may be silent between two snapshots.
 pub const WAIT: Duration = Duration::from_secs(600);
+/// How long a peer that is refused may go on sending before it hears of it.
+const LINGER: Duration = Duration::from_secs(2);
 /// A message may take longer, at so many bytes a second.
 const SLOWEST: u64 = 16 << 10;
 
@@ -178,6 +180,9 @@ impl Link {
             Stream::Target(stream) => stream.conn.send_close_notify(),
         }
         let _ = self.stream.flush();
+        let socket = self.stream.socket();
+        socket.allow(LINGER);
+        socket.end();
     }
 
     /// An error for a message that should not come here.

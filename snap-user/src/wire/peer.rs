@@ -159,7 +159,7 @@ mod tests {
         assert!(refusal(|p| p.features = vec!["popcnt".into()]).contains("avx2"));
         assert!(refusal(|p| p.format = 0).contains("ksnap on the target"));
         assert!(refusal(|p| p.state = 4).contains("ksnap on the source"));
-        assert!(refusal(|p| p.protocol = 2).contains("protocol"));
+        assert!(refusal(|p| p.protocol = PROTOCOL + 1).contains("protocol"));
         assert!(refusal(|p| p.page_size = 16384).contains("16384"));
     }
 

@@ -1,7 +1,7 @@
 //! A socket on which nothing takes for ever: every read and write ends at a deadline that the caller sets.
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{Shutdown, TcpStream};
 use std::time::{Duration, Instant};
 
 /// A socket with a deadline.
@@ -29,6 +29,14 @@ impl Timed {
     /// From now on, this long.
     pub(super) fn allow(&mut self, time: Duration) {
         self.deadline = Instant::now() + time;
+    }
+
+    /// Nothing more is sent. What still comes is thrown away, since the peer would lose what it has not read yet if this
+    /// end closed with something unread (RFC 1122, 4.2.2.13).
+    pub(super) fn end(&mut self) {
+        let _ = self.stream.shutdown(Shutdown::Write);
+        let mut bytes = [0; 16 << 10];
+        while matches!(self.read(&mut bytes), Ok(1..)) {}
     }
 
     fn left(&self) -> io::Result<Option<Duration>> {

@@ -7,7 +7,8 @@
 use super::birth::{NO_PROC, OWN_PROC, Parent};
 use super::{Lazy, TRACED};
 use crate::sys::arrivals::Heard;
-use crate::sys::pager::{Image, Pager};
+use crate::sys::file_map::Image;
+use crate::sys::pager::Pager;
 use crate::sys::ptrace::{self, Event, Tid};
 use crate::sys::{Gadgets, Remote, Result, SysError, proc, write_bytes};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -23,6 +24,10 @@ const AT_ONCE: Timespec = Timespec {
     tv_nsec: 0,
 };
 const SOON: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 200_000,
+};
+const LATER: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 10_000_000,
 };
@@ -150,8 +155,9 @@ fn page(uffd: RawFd, lazy: &Lazy, main: i32) -> ! {
         fds.extend(own.iter().map(|fd| PollFd::new(fd, PollFlags::IN)));
         let timeout = match filling && !pager.is_done() {
             true if more => Some(&AT_ONCE),
+            _ if pager.is_to_be_tried_again() => Some(&SOON),
             // Only of what somebody waits for it is told that it has come.
-            true => Some(&SOON),
+            true => Some(&LATER),
             false => None,
         };
         let _ = poll(&mut fds, timeout);

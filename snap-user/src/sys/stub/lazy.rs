@@ -7,7 +7,8 @@
 
 use super::{Stub, StubCall, init};
 use crate::model::PageRange;
-use crate::sys::pager::{Image, PAGER_FLAGS, Pager, Piece, arm};
+use crate::sys::file_map::Image;
+use crate::sys::pager::{PAGER_FLAGS, Pager, Piece, arm};
 use crate::sys::{Arrivals, Call, Result, SysError, inject, pidfd_getfd, proc};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::fs::File;
