@@ -136,6 +136,11 @@ pub struct Ghost {
 }
 
 impl PackHeader {
+    /// Number of its pages.
+    pub const fn pages(&self) -> u64 {
+        self.entries.len / PACK_ENTRY_LEN as u64
+    }
+
     /// Length of the whole file.
     pub const fn file_len(&self) -> u64 {
         self.runs.end()

@@ -6,6 +6,7 @@
 use super::cache::PageFile;
 use super::common::{WORTH, is_worth_it};
 use super::directory::Store;
+use super::durability::is_durable;
 use super::error::StoreError;
 use super::files::Files;
 use super::lender::Lender;
@@ -22,9 +23,7 @@ use std::sync::Arc;
 /// Sessions that are looked at, the newest first.
 const MOST_SESSIONS: usize = 4;
 /// Pages that are looked at, of 32 bytes each here: 8 GiB.
-const MOST_PAGES: usize = 2 << 20;
-/// A file that another session may remove is kept whole for this share of it at least.
-const LEAST_SHARE: u64 = 4;
+const MOST_PAGES: u64 = 2 << 20;
 
 /// What a page looks like.
 type Looks = (u32, u16, u8);
@@ -50,6 +49,8 @@ impl Earlier {
     /// What there is for a new session of a program. Best effort: what cannot be read is stored again.
     pub(super) fn look(store: &Store, own: SessionId, info: &SessionInfo) -> Self {
         let mut earlier = Self::default();
+        // No file stays open that others may remove.
+        let store = &store.apart();
         let mut left = MOST_SESSIONS;
         for (id, other) in store.sessions().unwrap_or_default().into_iter().rev() {
             let is_alike = (&other.comm, &other.exe) == (&info.comm, &info.exe);
@@ -73,17 +74,27 @@ impl Earlier {
         let (listing, files) = (session.listing(), &*session.files);
         if let Some((seq, _)) = listing.by_seq.first_key_value() {
             let file = session.open(*seq)?;
-            if file.header.kind == SnapshotKind::Base {
+            let is_meant = file.header.kind == SnapshotKind::Base
+                && is_durable(files, &session.dir, *seq)?
+                && self.has_room(file.header.entries());
+            if is_meant {
                 let name = |number| names::loan_file(*seq, number);
                 self.add_file(files, &file.path, &name, file.index()?);
             }
         }
-        if let Some(pack) = &listing.pack {
+        if let Some(pack) = &listing.pack
+            && self.has_room(pack.header.pages())
+        {
             let name = |number| names::pack_loan_file(pack.header.generation, number);
             let entries = pack.entries()?.iter().map(PackEntry::in_index);
             self.add_file(files, pack.path(), &name, entries);
         }
         Ok(self.lenders.len() > lenders)
+    }
+
+    /// Whether so many pages more are looked at: all of a file, or none.
+    fn has_room(&self, pages: u64) -> bool {
+        self.places.len() as u64 + pages <= MOST_PAGES
     }
 
     /// Adds the pages of a file, wherever they are: in it, or in those that it borrows from itself.
@@ -96,9 +107,6 @@ impl Earlier {
     ) {
         let mut lenders: BTreeMap<u8, Option<u32>> = BTreeMap::new();
         for entry in entries {
-            if self.places.len() == MOST_PAGES {
-                return;
-            }
             if !is_worth_it(entry.encoding, entry.len) {
                 continue;
             }
@@ -121,7 +129,7 @@ impl Earlier {
     fn lender(&mut self, files: &dyn Files, path: PathBuf) -> Option<u32> {
         let len = files.stat(&path).ok()?.len;
         let number = self.lenders.len() as u32;
-        let lender = Lender::of_file(number.into(), path, len, LEAST_SHARE);
+        let lender = Lender::of_file(number.into(), path, len);
         self.lenders.push(Arc::new(lender));
         Some(number)
     }
@@ -141,6 +149,9 @@ impl Earlier {
                 *worth.entry(place.lender).or_default() += u64::from(page.len);
             }
         }
+        // Who has most of it first: there are not many links.
+        let mut worth: Vec<(u32, u64)> = worth.into_iter().collect();
+        worth.sort_unstable_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
         let number = |(lender, bytes): (u32, u64)| {
             let of = &self.lenders[lender as usize];
             match loans.number(of, bytes >= WORTH) {

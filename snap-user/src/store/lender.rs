@@ -6,6 +6,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
+/// Of a file that is written beside whoever borrows from it, this share is borrowed at least.
+const LEAST_SHARE: u64 = 64;
+
 #[derive(Debug)]
 struct State {
     /// What it is called; for messages once it is gone.
@@ -28,8 +31,8 @@ struct State {
 #[derive(Debug)]
 pub(super) struct Lender {
     id: u64,
-    /// It is borrowed from for this share of its bytes at least.
-    least_share: u64,
+    /// It was there before: who borrows from it may be the only one that it is kept for.
+    was_there: bool,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -43,18 +46,18 @@ impl fmt::Display for Lender {
 impl Lender {
     /// A file that is about to be written. Whoever borrows from it is likely to be kept as long as it is.
     pub(super) fn new(id: u64, path: PathBuf) -> Self {
-        Self::with(id, path, (0, false), 64)
+        Self::with(id, path, 0, false)
     }
 
-    /// A file of so many bytes to which nothing is added any more. It is kept whole for a share that is borrowed.
-    pub(super) fn of_file(id: u64, path: PathBuf, len: u64, least_share: u64) -> Self {
-        Self::with(id, path, (len, true), least_share)
+    /// A file of so many bytes to which nothing is added any more.
+    pub(super) fn of_file(id: u64, path: PathBuf, len: u64) -> Self {
+        Self::with(id, path, len, true)
     }
 
-    fn with(id: u64, path: PathBuf, (written, over): (u64, bool), least_share: u64) -> Self {
+    fn with(id: u64, path: PathBuf, written: u64, over: bool) -> Self {
         Self {
             id,
-            least_share,
+            was_there: over,
             state: Mutex::new(State {
                 path,
                 gone: false,
@@ -78,9 +81,10 @@ impl Lender {
         self.id
     }
 
-    /// Whether it is worth to be kept whole for so many bytes of it.
-    pub(super) fn is_worth(&self, bytes: u64) -> bool {
-        bytes * self.least_share >= self.written()
+    /// Whether it is worth to be kept whole for so many bytes of it, by one of so many who have it.
+    pub(super) fn is_worth(&self, bytes: u64, names: u64) -> bool {
+        let share = if self.was_there { names } else { LEAST_SHARE };
+        bytes * share >= self.written()
     }
 
     /// From here on nobody borrows from it any more: it is about to be removed. Whether somebody has: then all that it

@@ -110,7 +110,8 @@ impl Loans {
         }
         let is_small = |loan: &Loan| {
             let used = used[usize::from(loan.number)];
-            used > 0 && (used < LEAST_BYTES || !loan.lender.is_worth(used))
+            let names = || self.files.names_of(&loan.path).unwrap_or(1);
+            used > 0 && (used < LEAST_BYTES || !loan.lender.is_worth(used, names()))
         };
         let small = self.loans.iter().filter(|loan| is_small(loan));
         small.map(|loan| loan.number).collect()

@@ -163,8 +163,6 @@ impl<'a> PendingSnapshot<'a> {
         let (sync_ns, borrowed) = self.make_durable(&path)?;
         match self.identity.kind {
             SnapshotKind::Base => {
-                // What follows is mostly changes.
-                self.session.earlier = None;
                 self.session.head = Some(Head::base(header.id, header.seq, table));
             }
             SnapshotKind::Delta => {
@@ -347,6 +345,8 @@ impl Drop for PendingSnapshot<'_> {
     fn drop(&mut self) {
         self.out.end_lending();
         self.session.buffer = self.out.take_buffer();
+        // Whatever became of it: another attempt is not to fail by what it borrows.
+        self.session.earlier = None;
         if !self.tried {
             self.session.next_seq = self.identity.seq;
         }

@@ -27,7 +27,7 @@ fn base(session: &mut Session, memory: &Memory) -> Published {
 
 #[test]
 fn a_new_session_borrows_what_an_earlier_one_has() {
-    let (_folder, store) = new_store();
+    let (_folder, store) = new_disk_store();
     let mut first = later(&store, 1);
     let whole = base(&mut first, &memory(1, 300));
     assert_eq!(whole.borrowed, 0);
@@ -67,7 +67,7 @@ fn a_new_session_borrows_what_an_earlier_one_has() {
 
 #[test]
 fn of_little_that_is_alike_nothing_is_kept_whole() {
-    let (_folder, store) = new_store();
+    let (_folder, store) = new_disk_store();
     let mut first = later(&store, 1);
     let one = base(&mut first, &memory(1, 600));
     let mut second = later(&store, 2);
@@ -79,7 +79,7 @@ fn of_little_that_is_alike_nothing_is_kept_whole() {
 
 #[test]
 fn what_is_not_the_same_program_or_sealed_is_not_looked_at() {
-    let (_folder, store) = new_store();
+    let (_folder, store) = new_disk_store();
     base(&mut later(&store, 1), &memory(1, 300));
     let mut told = info(2);
     told.exe = "/usr/bin/another".into();
@@ -101,7 +101,7 @@ fn what_is_not_the_same_program_or_sealed_is_not_looked_at() {
 
 #[test]
 fn what_is_gone_or_damaged_by_then_is_stored_again() {
-    let (_folder, store) = new_store();
+    let (_folder, store) = new_disk_store();
     let mut first = later(&store, 1);
     base(&mut first, &memory(1, 300));
     let mut second = later(&store, 2);
