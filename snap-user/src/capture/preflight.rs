@@ -91,9 +91,10 @@ pub fn preflight(pid: i32) -> Result<Target> {
 
 /// Whoever may fill the memory of a process with this parent: it was brought back itself, or forked by one that was.
 fn filler(mut parent: i32) -> Option<(i32, String)> {
+    let direct = parent;
     while parent > 0 {
         let stat = proc::stat(parent, None).ok()?;
-        if stat.comm.starts_with("ksnap") {
+        if stat.comm == "ksnap-init" || parent == direct && stat.comm.starts_with("ksnap") {
             return Some((parent, stat.comm));
         }
         parent = stat.ppid;

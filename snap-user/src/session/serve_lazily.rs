@@ -38,7 +38,9 @@ const ENDING: Timespec = Timespec {
 };
 
 /// Requests that may be out before others are made: the source takes them in while it sends, if they are not too many.
-const MOST_REQUESTS: usize = 96;
+const MOST_REQUESTS: usize = 80;
+/// And so many more for pages that somebody waits for.
+const MORE_REQUESTS: usize = 16;
 
 /// What becomes of the process.
 enum Said {
@@ -170,9 +172,11 @@ impl Bringing<'_> {
     fn bring(&mut self) -> Result<()> {
         loop {
             self.hear()?;
-            if self.window.requests() < MOST_REQUESTS {
+            if self.window.requests() < MOST_REQUESTS + MORE_REQUESTS {
                 let waited_for = self.supply.waited_for(self.incoming)?;
                 self.fetch(&waited_for)?;
+            }
+            if self.window.requests() < MOST_REQUESTS {
                 let mut others = Vec::new();
                 for _ in 0..AT_ONCE / PIECE {
                     if self.supply.outstanding() >= self.window.pages() {
@@ -204,12 +208,14 @@ impl Bringing<'_> {
         Ok(self.link.send(message)?)
     }
 
-    /// Asks for pages.
+    /// Asks for pages, which are the last of those that are outstanding.
     fn fetch(&mut self, addrs: &[u64]) -> Result<()> {
+        let due = self.supply.fetched + self.supply.outstanding() as u64;
+        let mut behind = addrs.len();
         for addrs in addrs.chunks(PIECE) {
             self.send(&Message::Fetch(addrs.to_vec()))?;
-            let due = self.supply.fetched + self.supply.outstanding() as u64;
-            self.window.asked(due);
+            behind -= addrs.len();
+            self.window.asked(due - behind as u64);
         }
         Ok(())
     }
@@ -255,7 +261,17 @@ impl Bringing<'_> {
                 self.over = true;
                 done
             }
-            Said::Ended(status) => was_not_killed(status),
+            Said::Ended(status) => self.came_to_its_end(status),
+        }
+    }
+
+    /// One that has come to its end by itself has done so wherever it was; one that was killed here goes on at the source.
+    fn came_to_its_end(&self, status: ExitStatus) -> Result<()> {
+        match status.signal().is_some() || self.supply.arrivals().is_broken_off() {
+            false => Ok(()),
+            true => Err(SessionError::Remote(format!(
+                "the process was killed there before all of its memory had come (its process 1 ended with {status})"
+            ))),
         }
     }
 
@@ -289,21 +305,6 @@ fn end(process: Option<PidFd>) {
         tracing::debug!("{e}");
     }
     let _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&ENDING));
-}
-
-/// One that has come to its end by itself has done so wherever it was; one that was killed here goes on at the source.
-/// Process 1 says it as a shell does.
-fn was_not_killed(status: ExitStatus) -> Result<()> {
-    let by_shell = status.code().and_then(|code| code.checked_sub(128));
-    match status
-        .signal()
-        .or(by_shell.filter(|signal| (1..=64).contains(signal)))
-    {
-        None => Ok(()),
-        Some(signal) => Err(SessionError::Remote(format!(
-            "the process was killed there, by signal {signal}, before all of its memory had come"
-        ))),
-    }
 }
 
 /// What a process is brought back from, while it comes.

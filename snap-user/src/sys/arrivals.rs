@@ -16,10 +16,11 @@ use std::time::Duration;
 const OFTEN: Duration = Duration::from_micros(200);
 /// Pages that it waits for at a time.
 const AT_ONCE: usize = 4096;
-/// Words in front of the bits: whether all have come, whether none come any more.
-const HEAD: usize = 2;
+/// Words in front of the bits: whether all have come, whether none come any more, whether the process is broken.
+const HEAD: usize = 3;
 const ALL: usize = 0;
 const LOST: usize = 1;
+const BROKEN: usize = 2;
 
 /// Which pages of an image have come.
 #[derive(Debug)]
@@ -112,6 +113,16 @@ impl Arrivals {
     pub fn lose(&self) {
         self.shared.words()[LOST].store(1, Ordering::Release);
         self.tell();
+    }
+
+    /// The process that the pages are for has not come to its own end, but was killed, or cannot be filled.
+    pub fn break_off(&self) {
+        self.shared.words()[BROKEN].store(1, Ordering::Release);
+    }
+
+    /// Whether it has.
+    pub fn is_broken_off(&self) -> bool {
+        self.is_set(BROKEN)
     }
 
     /// Whether no more will come.

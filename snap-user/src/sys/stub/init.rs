@@ -48,7 +48,9 @@ pub(super) fn run(parent: Parent) -> ! {
         (0, _) | (_, None) => {
             close_all_but(&[]);
             loop {
-                reap(main, 0);
+                if let Reaped::Main(status) = reap(main, 0) {
+                    end_as(status);
+                }
             }
         }
         (uffd, Some(lazy)) => page(uffd - 1, lazy, main),
@@ -88,20 +90,33 @@ fn mount_proc() -> bool {
     }
 }
 
-/// Waits for one that has ended, and ends with the process `main`.
-fn reap(main: i32, options: i32) -> bool {
+/// Whose end was met.
+enum Reaped {
+    Nobody,
+    Other,
+    /// The process's, with its wait status.
+    Main(i32),
+}
+
+/// Waits for one that has ended.
+fn reap(main: i32, options: i32) -> Reaped {
     let mut status = 0;
-    // SAFETY: system calls; the status is a live local.
-    unsafe {
-        let ended = libc::waitpid(-1, &mut status, libc::__WALL | options);
-        if ended == main {
-            libc::_exit(match libc::WIFEXITED(status) {
-                true => libc::WEXITSTATUS(status),
-                false => 128 + libc::WTERMSIG(status),
-            });
-        }
-        ended > 0
+    // SAFETY: a system call; the status is a live local.
+    match unsafe { libc::waitpid(-1, &mut status, libc::__WALL | options) } {
+        ended if ended == main => Reaped::Main(status),
+        1.. => Reaped::Other,
+        _ => Reaped::Nobody,
     }
+}
+
+/// Ends as the process did, in the way of a shell.
+fn end_as(status: i32) -> ! {
+    let code = match libc::WIFEXITED(status) {
+        true => libc::WEXITSTATUS(status),
+        false => 128 + libc::WTERMSIG(status),
+    };
+    // SAFETY: ends the process, and its namespace with it.
+    unsafe { libc::_exit(code) }
 }
 
 /// Or whoever reads what ksnap or the process writes would wait for the end of this one as well. `keep` is ascending.
@@ -117,8 +132,16 @@ pub(super) fn close_all_but(keep: &[RawFd]) {
 }
 
 fn page(uffd: RawFd, lazy: &Lazy, main: i32) -> ! {
-    // SAFETY: ends the process, and its namespace with it.
-    let fail = || unsafe { libc::_exit(1) };
+    let break_off = || {
+        if let Some(arrivals) = &lazy.arrivals {
+            arrivals.break_off();
+        }
+    };
+    let fail = || {
+        break_off();
+        // SAFETY: ends the process, and its namespace with it.
+        unsafe { libc::_exit(1) }
+    };
     let Ok(image) = Image::new(&lazy.image, lazy.arrivals.clone()) else {
         fail()
     };
@@ -170,7 +193,18 @@ fn page(uffd: RawFd, lazy: &Lazy, main: i32) -> ! {
         while let Some(signal) = next_signal(&signals) {
             filling |= signal == libc::SIGUSR1;
         }
-        while reap(main, libc::WNOHANG) {}
+        loop {
+            match reap(main, libc::WNOHANG) {
+                Reaped::Nobody => break,
+                Reaped::Other => {}
+                Reaped::Main(status) => {
+                    if libc::WIFSIGNALED(status) {
+                        break_off();
+                    }
+                    end_as(status);
+                }
+            }
+        }
         pager.serve();
         more = !filling || pager.fill_some();
     }
