@@ -61,23 +61,31 @@ pub fn find_tree_to_go_back_to(
     pid: i32,
     reference: &str,
 ) -> Result<Option<(LogEntry, ProcessTree)>> {
-    let Some(entry) = find_to_go_back_to(dir, pid, reference)? else {
+    let store = Store::open(dir)?;
+    let reference = among_trees(&store, pid, reference);
+    let Some(entry) = find_to_go_back_to(dir, pid, &reference)? else {
         return Ok(None);
     };
-    let tree = tree_of(&Store::open(dir)?, pid, entry.id)?;
+    let tree = tree_of(&store, pid, entry.id)?;
     Ok(Some((entry, tree)))
+}
+
+/// The latest that is meant is a tree: one that is being published has snapshots already, and no record yet.
+fn among_trees(store: &Store, pid: i32, reference: &str) -> String {
+    let steps = reference.strip_prefix("latest");
+    let steps = steps.filter(|steps| steps.is_empty() || steps.starts_with('~'));
+    match (steps, store.latest_tree(pid)) {
+        (Some(steps), Ok(Some(root))) => format!("{root}{steps}"),
+        // Whoever looks for it says what is wrong.
+        _ => reference.to_owned(),
+    }
 }
 
 fn tree_of(store: &Store, pid: i32, root: SnapshotId) -> Result<ProcessTree> {
     let short = root.short();
     let Some(tree) = store.tree(root)? else {
-        let mut newest: Option<(u64, SnapshotId)> = None;
-        for other in store.tree_roots()? {
-            let tree = store.tree(other)?.filter(|t| t.members[0].pid == pid);
-            newest = newest.max(tree.map(|tree| (tree.time_ns, other)));
-        }
-        let there = match newest {
-            Some((_, id)) => format!("the newest tree of process {pid} is {}", id.short()),
+        let there = match store.latest_tree(pid)? {
+            Some(id) => format!("the newest tree of process {pid} is {}", id.short()),
             None => format!("no tree of process {pid} is in the store (ksnap snap {pid} --tree)"),
         };
         return Err(SessionError::Usage(format!(
@@ -104,6 +112,7 @@ pub fn rollback_tree(
     options: &Options,
 ) -> Result<RolledBackTree> {
     let store = Store::open(dir)?;
+    let reference = &among_trees(&store, pid, reference);
     let found = store.resolve(reference, Some(pid));
     if let Some(mut watcher) = control::connect(dir, pid)? {
         control::refuse_own(options.own)?;
@@ -135,6 +144,7 @@ impl TreeEngine<'_> {
     /// # Errors
     /// A refusal leaves all of them as they were. A failure halfway leaves all of them stopped.
     pub(super) fn roll_back(&mut self, reference: &str) -> Result<RolledBackTree> {
+        let reference = &among_trees(&self.store, self.root, reference);
         let to = match SnapshotId::from_hex(reference) {
             Some(id) => id,
             None => {
@@ -416,4 +426,50 @@ fn mark_all(members: &[Member]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::TreeMember;
+    use crate::store::tests::support::{info, new_store, publish};
+
+    #[test]
+    fn the_latest_of_a_tree_is_one_and_no_snapshot_that_is_becoming_one() {
+        let (_folder, store) = new_store();
+        let mut session = store.create_session(&info(10)).expect("a session");
+        let mut last = None;
+        for n in 0..3 {
+            let done = publish(&mut session, last, [], [(n, 7)]).expect("published");
+            last = Some(done.id);
+            if n == 2 {
+                break;
+            }
+            let root = TreeMember {
+                id: done.id,
+                pid: 10,
+                parent: None,
+                group: 10,
+                session: 10,
+                stopped: false,
+                foreground: None,
+            };
+            let tree = ProcessTree {
+                time_ns: n + 1,
+                members: vec![root],
+                ..ProcessTree::default()
+            };
+            store.publish_tree(&tree).expect("a tree");
+        }
+        let meant = |reference| {
+            let reference = among_trees(&store, 10, reference);
+            store.resolve(&reference, Some(10)).expect("there")
+        };
+        let seq = |id| store.snapshot(id).expect("there").header().seq;
+        assert_eq!(seq(meant("latest")), 2);
+        assert_eq!(seq(meant("latest~")), 1);
+        assert_eq!(seq(meant("@3")), 3);
+        assert_eq!(among_trees(&store, 11, "latest"), "latest");
+        assert_eq!(among_trees(&store, 10, "later"), "later");
+    }
 }

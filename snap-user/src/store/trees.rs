@@ -145,6 +145,16 @@ impl Store {
             .collect())
     }
 
+    /// The newest tree of a process, by its root.
+    pub fn latest_tree(&self, pid: i32) -> Result<Option<SnapshotId>, StoreError> {
+        let mut newest: Option<(u64, SnapshotId)> = None;
+        for root in self.tree_roots()? {
+            let tree = self.tree(root)?.filter(|tree| tree.members[0].pid == pid);
+            newest = newest.max(tree.map(|tree| (tree.time_ns, root)));
+        }
+        Ok(newest.map(|(_, root)| root))
+    }
+
     /// Copies the records of trees whose snapshots the other store has by now. Gives what was not copied, and why; a
     /// sentence each.
     pub fn copy_trees(&self, to: &Store) -> Vec<String> {
