@@ -82,6 +82,12 @@ impl Pair {
         self.serve_by(machine, command)
     }
 
+    /// The same, with these options.
+    pub fn serve_with(&mut self, machine: usize, options: &[&str]) -> Result<()> {
+        let command = self.command(machine, &[&["serve", "--json"][..], options].concat());
+        self.serve_by(machine, command)
+    }
+
     /// The same, killed at a point of a debug build.
     pub fn serve_until(&mut self, machine: usize, point: &str) -> Result<()> {
         let mut command = self.command(machine, &["serve", "--json"]);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tests::moving::Moving;
 use tests::{Footprint, Ksnap, Redis, Victim, Watch, paths, require};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -399,4 +400,52 @@ fn redis_goes_back_to_a_sealed_snapshot_and_comes_back_from_one() -> Result<()> 
     client.send(&["SHUTDOWN", "NOSAVE"])?;
     back.finish(LIMIT)?;
     Ok(())
+}
+
+/// On the other machine nothing of it is on the disk in plain, neither while it comes nor later, and it runs there.
+#[test]
+fn what_another_machine_sends_is_sealed_where_it_arrives() -> Result<()> {
+    require!(Root, Ksnap, Machines, Program("redis-server"));
+    let keys = Keys::new()?;
+    for options in [&["--move"][..], &["--move", "--lazy"]] {
+        let mut moving = Moving::start("60s", 200)?;
+        moving.client.set("word", SECRET)?;
+        moving.digest = moving.client.digest()?;
+        let pid = moving.pid().to_string();
+        moving.pair.kill_server(1);
+        moving.pair.serve_with(1, &["--encrypt-to", OWN[1]])?;
+        moving.pair.clone(0, &pid, options)?;
+        moving.has_moved()?;
+        let there = moving.pair.tool(1);
+        ensure!(seen(there.store(), &[SECRET, "redis-server"])?.is_empty());
+        // What went out is in plain where it came from.
+        ensure!(!seen(moving.pair.tool(0).store(), &["redis-server"])?.is_empty());
+        let own = keys.path("own")?;
+        let list = there.json(&["log", "--identity", &own])?;
+        ensure!(!list.is_empty(), "{options:?}: nothing is stored");
+        there.ok(&["verify", "--identity", &own])?;
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_pulled_is_sealed_where_it_arrives() -> Result<()> {
+    require!(Root, Ksnap);
+    let keys = Keys::new()?;
+    let own = keys.path("own")?;
+    let place = tempfile::tempdir()?;
+    let url = format!("file://{}", place.path().display());
+    let here = Ksnap::new()?;
+    let victim = victim()?;
+    here.run(&["snap", &victim.pid().to_string()])?;
+    here.ok(&["push", "latest", &url])?;
+    let there = Ksnap::new()?;
+    there.ok(&["pull", &url, "--encrypt-to", OWN[1]])?;
+    ensure!(!seen(here.store(), &[SECRET])?.is_empty(), "nothing to see");
+    ensure!(seen(there.store(), &[SECRET, "\"cmdline\"", "--rollbacks"])?.is_empty());
+    refused(&there, &["show", "latest"], 13, "--identity")?;
+    let list = there.json(&["log", "--identity", &own])?;
+    ensure!(list.len() == 1, "{list:?}");
+    there.ok(&["verify", "--identity", &own])?;
+    victim.quit()
 }

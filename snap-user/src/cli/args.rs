@@ -17,7 +17,7 @@ pub use reading::{Diff, Export, Gdb, Log, Show, Verify};
 pub use remote::{Clone, Key, KeyVerb, Serve};
 use reviving::with_watch;
 pub use reviving::{Fork, NetChoice, PidChoice, Restore, Reviving, Rollback};
-pub use taking::{Inspect, Live, Profile, Run, Snap, Taking, Watch, Watching};
+pub use taking::{Inspect, Live, Profile, Run, Sealing, Snap, Taking, Watch, Watching};
 
 use super::help;
 use super::units;

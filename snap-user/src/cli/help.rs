@@ -239,7 +239,8 @@ each with what was written since the one before; then it stands still for the la
 happens, it runs on here unless it runs there: without --move it does so in any case. Pages that the other machine \
 has already are not sent, so an attempt that was cut off goes on where it ended. The snapshots stay in both stores.
 
-A snapshot that is sealed here (--encrypt-to, --identity) is sent over TLS, and is plain in the store there.
+A snapshot that is sealed here (--encrypt-to, --identity) is sent over TLS, and is sealed there for the keys that its server was \
+started with, if any.
 
 Both machines need each other's key (`ksnap key --help`), the same version of ksnap, the program's files at the same \
 paths, and the other one a processor that has all that this one has. What differs there is named on \
@@ -260,7 +261,8 @@ With --json: one object a line, as it happens.
 
 Examples:
   ksnap serve
-  ksnap serve --listen 10.0.0.2:5762 --store /srv/ksnap";
+  ksnap serve --listen 10.0.0.2:5762 --store /srv/ksnap
+  ksnap serve --encrypt-to age1…                what comes is sealed; pages wait in memory until it is whole";
 
 pub(super) const KEY: &str = "\
 Each user has a pair of keys. The private one stays in the file `key`, for its owner alone; the public one is given to \

@@ -1,22 +1,26 @@
 //! `--identity` and `--encrypt-to`: who may read what is stored.
 
-use super::args::{Taking, Verb};
+use super::args::{Sealing, Verb};
 use super::context::Context;
 use super::exit::CliError;
 use crate::session;
 use std::path::Path;
 
-/// What a verb says of how snapshots are taken, if it takes any.
-fn taking(verb: &Verb) -> Option<&Taking> {
-    match verb {
-        Verb::Run(args) => Some(&args.watching.taking),
-        Verb::Watch(args) => Some(&args.watching.taking),
-        Verb::Snap(args) => Some(&args.taking),
-        Verb::Profile(args) => Some(&args.taking),
-        Verb::Clone(args) => Some(&args.taking),
-        Verb::Restore(args) if args.watch => Some(&args.watching.taking),
-        _ => None,
-    }
+/// What a verb says of who may read what it stores, if it stores snapshots.
+fn sealing(verb: &Verb) -> Option<&Sealing> {
+    let taking = match verb {
+        Verb::Run(args) => &args.watching.taking,
+        Verb::Watch(args) => &args.watching.taking,
+        Verb::Snap(args) => &args.taking,
+        Verb::Profile(args) => &args.taking,
+        Verb::Clone(args) => &args.taking,
+        Verb::Restore(args) if args.watch => &args.watching.taking,
+        Verb::Serve(args) => return Some(&args.sealing),
+        #[cfg(feature = "object-storage")]
+        Verb::Pull(args) => return Some(&args.sealing),
+        _ => return None,
+    };
+    Some(&taking.sealing)
 }
 
 /// Has this process read and seal with the keys that the user has named.
@@ -26,16 +30,16 @@ pub fn use_keys(context: &Context, verb: &Verb) -> Result<(), CliError> {
         return Ok(());
     }
     if let Verb::Rollback(args) = verb
-        && !args.taking.encrypt_to.is_empty()
+        && !args.taking.sealing.encrypt_to.is_empty()
     {
         return Err(CliError::Refused(
             "a rollback stores nothing that --encrypt-to could seal: leave it out".into(),
         ));
     }
-    let recipients = match taking(verb) {
+    let recipients = match sealing(verb) {
         None => Vec::new(),
-        Some(taking) if taking.encrypt_to.is_empty() => of_environment()?,
-        Some(taking) => taking.encrypt_to.clone(),
+        Some(sealing) if sealing.encrypt_to.is_empty() => of_environment()?,
+        Some(sealing) => sealing.encrypt_to.clone(),
     };
     Ok(session::use_keys(
         context.identity().as_deref(),

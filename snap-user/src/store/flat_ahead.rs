@@ -73,7 +73,7 @@ impl Store {
         &self,
         addrs: impl Iterator<Item = u64> + Clone,
     ) -> Result<FlatAhead, StoreError> {
-        let mut ahead = self.begin_ahead(true)?;
+        let mut ahead = self.begin_ahead(!self.seals())?;
         ahead.leave_room(runs(addrs.clone().map(|addr| (addr, addr))).len());
         for addr in addrs {
             ahead.offsets.insert(addr, ahead.end);

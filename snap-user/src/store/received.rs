@@ -7,6 +7,7 @@
 
 use super::directory::Store;
 use super::error::StoreError;
+use super::flat::memory_file;
 use super::received_left::{HEAD, Place, SUFFIX, evict, files, forget, head, records};
 use crate::codec::{self, Encoding, LONGEST};
 use crate::model::{PAGE_SIZE, Page};
@@ -24,6 +25,8 @@ const BUFFER: usize = 1 << 20;
 #[derive(Debug)]
 struct Part {
     path: PathBuf,
+    /// It is there for a later attempt to find; else it is in memory, and this is where it would be.
+    has_name: bool,
     file: File,
 }
 
@@ -34,6 +37,9 @@ impl Part {
         let Err(error) = forget(&self.file, place) else {
             return;
         };
+        if !self.has_name {
+            return;
+        }
         tracing::warn!(
             "{path}: a damaged page cannot be overwritten, and the file is removed: {error}"
         );
@@ -57,7 +63,7 @@ pub struct Received {
 
 impl Store {
     /// Goes on with a transfer, or begins one. `transfer` names what is transferred: the same name finds what
-    /// earlier attempts left.
+    /// earlier attempts left. What is going to be sealed is kept in memory until then, and nothing is left of it.
     pub fn receive_pages(&self, transfer: &[u8]) -> Result<Received, StoreError> {
         let folder = self.dir().join(FOLDER);
         match DirBuilder::new().mode(0o700).create(&folder) {
@@ -72,23 +78,32 @@ impl Store {
         evict(&files, prefix);
         let own = RandomState::new().hash_one(std::process::id());
         let path = folder.join(format!("{prefix}-{own:016x}{SUFFIX}"));
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(StoreError::io("create", &path))?;
+        let has_name = !self.seals();
+        let file = match has_name {
+            true => File::options()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path)
+                .map_err(StoreError::io("create", &path))?,
+            false => memory_file(&path)?,
+        };
         let write = file.try_clone().map_err(StoreError::io("open", &path))?;
         let mut received = Received {
-            parts: vec![Part { path, file }],
+            parts: vec![Part {
+                path,
+                has_name,
+                file,
+            }],
             out: BufWriter::with_capacity(BUFFER, write),
             end: 0,
             places: FxHashMap::default(),
             scratch: Vec::new(),
         };
         for left in files {
-            if left.name.starts_with(prefix)
+            if has_name
+                && left.name.starts_with(prefix)
                 && let Err(e) = received.adopt(left.path)
             {
                 tracing::debug!("left by an earlier attempt: {e}");
@@ -104,7 +119,11 @@ impl Received {
         let file = File::options().read(true).write(true).open(&path)?;
         let number = self.parts.len() as u32;
         // Before its records, which are found by its number also where not all of them can be read.
-        self.parts.push(Part { path, file });
+        self.parts.push(Part {
+            path,
+            has_name: true,
+            file,
+        });
         records(
             &self.parts[number as usize].file,
             number,
@@ -189,7 +208,7 @@ impl Received {
 
     /// All of it is published: nothing has to be kept.
     pub fn finish(self) {
-        for part in &self.parts {
+        for part in self.parts.iter().filter(|part| part.has_name) {
             if let Err(e) = std::fs::remove_file(&part.path) {
                 tracing::debug!("{}: {e}", part.path.display());
             }
@@ -199,7 +218,7 @@ impl Received {
 
 impl Drop for Received {
     fn drop(&mut self) {
-        if self.end == 0 {
+        if self.end == 0 && self.parts[0].has_name {
             // Nothing came: nothing to go on with.
             let _ = std::fs::remove_file(&self.parts[0].path);
         }

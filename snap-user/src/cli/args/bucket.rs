@@ -1,6 +1,6 @@
 //! Verbs about object storage.
 
-use super::Json;
+use super::{Json, Sealing};
 use clap::Args;
 
 /// `ksnap push`
@@ -28,6 +28,8 @@ pub struct Pull {
     /// Only list the snapshots that are there, newest last
     #[arg(short, long, conflicts_with = "reference")]
     pub list: bool,
+    #[command(flatten)]
+    pub sealing: Sealing,
     #[command(flatten)]
     pub json: Json,
 }

@@ -1,6 +1,6 @@
 //! Verbs between two machines.
 
-use super::{Json, NetChoice, PidChoice, Taking};
+use super::{Json, NetChoice, PidChoice, Sealing, Taking};
 use crate::cli::units;
 use crate::session::{CloneOptions, Pids};
 use clap::{Args, Subcommand};
@@ -82,6 +82,8 @@ pub struct Serve {
     /// Give another machine up after so long without a sign of life
     #[arg(long, value_name = "D", default_value = "30s", value_parser = units::duration)]
     pub timeout: Duration,
+    #[command(flatten)]
+    pub sealing: Sealing,
     #[command(flatten)]
     pub json: Json,
 }

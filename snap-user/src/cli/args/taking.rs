@@ -36,6 +36,13 @@ pub struct Taking {
     /// none, when the kernel likes. What a power failure can take; no crash of ksnap takes anything
     #[arg(long, value_name = "WHEN", default_value = "each", value_parser = durability)]
     pub durability: Durability,
+    #[command(flatten)]
+    pub sealing: Sealing,
+}
+
+/// Who may read what is stored.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Sealing {
     /// Seal what is stored, so that only the holder of a key can read it: a public key of age, age1…, or a file with
     /// such keys, one a line; may be given more than once. Reading it takes --identity [env: KSNAP_ENCRYPT_TO]
     // KSNAP_ENCRYPT_TO is read where it is used: an empty value counts as unset, and it asks for no --watch.
