@@ -229,6 +229,19 @@ fn without_the_key_or_with_another_one_it_is_refused_and_told_which() {
         assert!(report.is_clean(), "{report:?}");
         assert!(report.notes[0].contains("3 snapshots"), "{report:?}");
     }
+    // A sealed file is known by its time, which is that of the kernel's last tick: on a machine whose processors are taken
+    // away now and then, that lags behind the clock by which the other one was taken.
+    let list = clear.list().expect("a listing");
+    let known_ns = list.iter().map(|meta| meta.time_ns).max().expect("one");
+    let ticked = || {
+        let file = tempfile::NamedTempFile::new_in(sample.dir.parent()?).ok()?;
+        let modified = file.as_file().metadata().ok()?.modified().ok()?;
+        let since = modified.duration_since(std::time::UNIX_EPOCH).ok()?;
+        Some(since.as_nanos() as u64 > known_ns)
+    };
+    while !ticked().expect("a file's time") {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
     // Where the newest of all is sealed, no older one is taken for it.
     let owner = sample.owner.open(&sample.dir);
     let mut session = owner.open_session(id).expect("its writer is gone");
