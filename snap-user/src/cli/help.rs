@@ -248,6 +248,7 @@ standard error, and the exit code is 3 then.
 
 Examples:
   ksnap clone $(pidof redis-server) other --move
+  ksnap clone $(pidof redis-server) other --move --lazy     runs there at once; its memory follows
   ksnap clone latest other:5762 --pids namespace
   ksnap clone before-upgrade other --no-restore",
     references!()

@@ -1,5 +1,6 @@
 //! Pages of a listed snapshot, for a target that fetches them.
 
+use super::clone_send::send_pages;
 use super::types::hex_option;
 use super::{Result, SessionError};
 use crate::codec::encode_fast;
@@ -7,7 +8,7 @@ use crate::image::PageSource;
 use crate::model::{PAGE_SIZE, Page, SnapshotId};
 use crate::store::Snapshot;
 use crate::sys::monotonic_ns;
-use crate::wire::{Encoded, Link, Message};
+use crate::wire::Link;
 use serde::Serialize;
 
 /// Bytes of pages in one message, about: whoever waits for a page waits for what is in front of it.
@@ -46,24 +47,9 @@ impl<'a> Answering<'a> {
     /// Sends pages, in this order.
     pub(super) fn send(&mut self, link: &mut Link, addrs: &[u64], runs: bool) -> Result<()> {
         let pages = self.read(link, addrs)?;
-        let mut piece = Vec::new();
-        let mut bytes = 0;
-        for page in &pages {
-            let mut encoded = Vec::new();
-            let encoding = encode_fast(page, None, &mut encoded);
-            bytes += encoded.len();
-            piece.push(Encoded {
-                encoding,
-                bytes: encoded,
-            });
-            if bytes >= PIECE {
-                link.send(&Message::Pages(std::mem::take(&mut piece)))?;
-                bytes = 0;
-            }
-        }
-        if !piece.is_empty() {
-            link.send(&Message::Pages(piece))?;
-        }
+        send_pages(link, &pages, PIECE, &mut |page, out| {
+            encode_fast(page, None, out)
+        })?;
         self.fetched.pages += addrs.len() as u64;
         self.fetched.behind += u64::from(runs) * addrs.len() as u64;
         self.fetched.took_ns = monotonic_ns() - self.begun;

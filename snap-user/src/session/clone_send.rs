@@ -2,7 +2,7 @@
 
 use super::Result;
 use super::remote::Transferred;
-use crate::codec::{Scratch, encode, encode_fast};
+use crate::codec::{Encoding, Scratch, encode, encode_fast};
 use crate::image::{Manifest, PageSource};
 use crate::model::{PAGE_SIZE, Page, PageRange, PageSet, SnapshotKind};
 use crate::store::Snapshot;
@@ -146,32 +146,20 @@ impl<'a> Sender<'a> {
             Message::Want(wanted) => wanted,
             other => return Err(self.link.unexpected(&other, "Want").into()),
         };
-        let mut piece = Vec::new();
-        let mut bytes = 0;
-        for place in &wanted {
-            let page = pages.get(usize::from(*place)).ok_or_else(|| {
-                self.link
-                    .breach(format!("wants page {place} of {}", pages.len()))
-            })?;
-            let mut encoded = Vec::new();
-            let encoding = match self.how.hurry {
-                true => encode_fast(page, None, &mut encoded),
-                false => encode(page, None, &mut self.scratch, &mut encoded),
-            };
-            bytes += encoded.len();
-            piece.push(Encoded {
-                encoding,
-                bytes: encoded,
-            });
-            if bytes >= PIECE {
-                self.link
-                    .send(&Message::Pages(std::mem::take(&mut piece)))?;
-                bytes = 0;
-            }
-        }
-        if !piece.is_empty() {
-            self.link.send(&Message::Pages(piece))?;
-        }
+        let pages: Vec<&Page> = wanted
+            .iter()
+            .map(|place| {
+                pages.get(usize::from(*place)).ok_or_else(|| {
+                    self.link
+                        .breach(format!("wants page {place} of {}", pages.len()))
+                })
+            })
+            .collect::<std::result::Result<_, _>>()?;
+        let (hurry, scratch) = (self.how.hurry, &mut self.scratch);
+        send_pages(self.link, pages, PIECE, &mut |page, out| match hurry {
+            true => encode_fast(page, None, out),
+            false => encode(page, None, scratch, out),
+        })?;
         Ok(wanted.len() as u64)
     }
 
@@ -182,6 +170,34 @@ impl<'a> Sender<'a> {
         }
         Ok(())
     }
+}
+
+/// Sends pages in messages of `most` bytes of them, about.
+pub(super) fn send_pages<'p>(
+    link: &mut Link,
+    pages: impl IntoIterator<Item = &'p Page>,
+    most: usize,
+    encode: &mut dyn FnMut(&Page, &mut Vec<u8>) -> Encoding,
+) -> Result<()> {
+    let mut piece = Vec::new();
+    let mut bytes = 0;
+    for page in pages {
+        let mut encoded = Vec::new();
+        let encoding = encode(page, &mut encoded);
+        bytes += encoded.len();
+        piece.push(Encoded {
+            encoding,
+            bytes: encoded,
+        });
+        if bytes >= most {
+            link.send(&Message::Pages(std::mem::take(&mut piece)))?;
+            bytes = 0;
+        }
+    }
+    if !piece.is_empty() {
+        link.send(&Message::Pages(piece))?;
+    }
+    Ok(())
 }
 
 /// Reads and hashes pages, which are ascending.
