@@ -17,7 +17,7 @@ pub use error::CaptureError;
 pub use files::{Files, Verdict, losses, mapping_verdict, terminal_verdict, verdict};
 pub use live::Live;
 pub use preflight::{Target, preflight};
-pub use shared::{compared, compared_pages, nameless};
+pub use shared::{compared, compared_pages, irreplaceable};
 pub use state::{Told, bare_state, describe, frozen_state};
 
 /// Result of this room.

@@ -10,15 +10,15 @@ pub fn compared(vmas: &[Vma]) -> impl Iterator<Item = &Vma> {
         .filter(|v| v.prot.write || v.is_shared_memory())
 }
 
-/// Private mappings of files that have no name any more: whoever brings the process back finds their content nowhere
-/// but in the snapshot.
-pub fn nameless(vmas: &[Vma]) -> PageSet {
-    let is_nameless = |vma: &&Vma| {
+/// Mappings that whoever brings the process back finds nowhere but in the snapshot: private ones of files that have no
+/// name any more, and the kernel's code, since another kernel has other code, and programs remember places in it.
+pub fn irreplaceable(vmas: &[Vma]) -> PageSet {
+    let is_nameless = |vma: &Vma| {
         let deleted = matches!(&vma.backing, Backing::File { deleted: true, .. });
         !vma.shared && deleted && !is_device(vma)
     };
     vmas.iter()
-        .filter(is_nameless)
+        .filter(|vma| vma.is_vdso() || is_nameless(vma))
         .map(|vma| vma.range)
         .collect()
 }
@@ -95,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn only_private_mappings_of_deleted_files_are_nameless() {
+    fn what_is_found_nowhere_else() {
         let gone = |shared| {
             let mut vma = vma("/srv/old", shared, true);
             if let Backing::File { deleted, .. } = &mut vma.backing {
@@ -103,8 +103,14 @@ mod tests {
             }
             vma
         };
-        assert_eq!(nameless(&[gone(false)]).pages(), 1);
-        assert!(nameless(&[gone(true), vma("/srv/new", false, true)]).is_empty());
+        assert_eq!(irreplaceable(&[gone(false)]).pages(), 1);
+        assert!(irreplaceable(&[gone(true), vma("/srv/new", false, true)]).is_empty());
+        let special = |name: &str| Vma {
+            backing: Backing::Special(name.into()),
+            ..gone(false)
+        };
+        assert_eq!(irreplaceable(&[special("vdso")]).pages(), 1);
+        assert!(irreplaceable(&[special("vvar"), special("vsyscall")]).is_empty());
     }
 
     #[test]

@@ -73,6 +73,7 @@ pub fn bare_state(
             &mut unsupported,
         )?);
     }
+    let clocks = sys::clocks(attributes.time_offsets.unwrap_or_default());
     let (descriptors, files) = live.files.frozen(vmas, told.open.as_deref())?;
     unsupported.extend(live.files.lost_connections());
     Ok(ProcessState {
@@ -93,6 +94,7 @@ pub fn bare_state(
         mapped: live.mapped.clone(),
         unsupported,
         attributes,
+        clocks,
     })
 }
 

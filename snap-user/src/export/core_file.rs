@@ -20,7 +20,7 @@ const BATCH: usize = 16 << 10;
 pub struct Core {
     /// Memory segments.
     pub segments: u64,
-    /// Pages in it: those of the snapshot, first ones of mapped ELF files, and the vdso.
+    /// Pages in it: those of the snapshot, and first ones of mapped ELF files.
     pub pages: u64,
     /// Length of the file.
     pub bytes: u64,

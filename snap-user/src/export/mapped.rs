@@ -55,39 +55,9 @@ pub(super) fn elf_header_page(vma: &Vma) -> Option<Page> {
     page.starts_with(b"\x7fELF").then_some(page)
 }
 
-/// The content of a vdso mapping, if this kernel has the same one: debuggers need it to see past a thread that
-/// asks for the time.
-pub(super) fn vdso_pages(vma: &Vma) -> Vec<Page> {
-    let is_vdso = matches!(&vma.backing, Backing::Special(name) if name == "vdso");
-    match sys::proc::own_vdso() {
-        Some((bytes, id))
-            if is_vdso
-                && vma.build_id.as_ref() == Some(id)
-                && bytes.len() as u64 == vma.range.len() =>
-        {
-            bytes.as_chunks().0.to_vec()
-        }
-        _ => Vec::new(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_the_same_vdso_is_taken() {
-        let maps = sys::proc::maps(std::process::id() as i32).expect("own mappings");
-        let is_vdso = |vma: &&Vma| matches!(&vma.backing, Backing::Special(n) if n == "vdso");
-        let mut vma = maps.iter().find(is_vdso).expect("a vdso").clone();
-        assert!(vdso_pages(&vma).is_empty(), "its build id is not known");
-        vma.build_id = sys::proc::own_vdso().map(|(_, id)| id.clone());
-        let pages = vdso_pages(&vma);
-        assert_eq!(pages.len() as u64, vma.range.pages());
-        assert!(pages[0].starts_with(b"\x7fELF"));
-        vma.build_id = Some(vec![3; 20]);
-        assert!(vdso_pages(&vma).is_empty());
-    }
 
     fn own_executable() -> Vma {
         let path = std::env::current_exe().expect("a path");

@@ -23,7 +23,7 @@ pub(super) struct Segment {
 #[derive(Debug, Default)]
 pub(super) struct Layout {
     pub(super) segments: Vec<Segment>,
-    /// Pages that are in no snapshot: first ones of ELF files, and the vdso.
+    /// Pages that are in no snapshot: first ones of ELF files.
     pub(super) extra: BTreeMap<u64, Page>,
 }
 
@@ -45,20 +45,14 @@ impl Layout {
             false => runs(vma, table),
         };
         let starts_late = runs.first().is_none_or(|run| run.start != vma.range.start);
-        if starts_late && !unwanted && !vma.range.is_empty() {
-            let known = match mapped::elf_header_page(vma) {
-                Some(page) => vec![page],
-                None => mapped::vdso_pages(vma),
-            };
-            let addrs = vma.range.iter().zip(known);
-            let mut end = vma.range.start;
-            for (addr, page) in addrs {
-                self.extra.insert(addr, page);
-                end = addr + PAGE_SIZE;
-            }
-            if end > vma.range.start {
-                runs.insert(0, PageRange::new(vma.range.start, end));
-            }
+        if starts_late
+            && !unwanted
+            && !vma.range.is_empty()
+            && let Some(page) = mapped::elf_header_page(vma)
+        {
+            let start = vma.range.start;
+            self.extra.insert(start, page);
+            runs.insert(0, PageRange::new(start, start + PAGE_SIZE));
         }
         let flags = [(vma.prot.read, 4), (vma.prot.write, 2), (vma.prot.exec, 1)];
         let flags = flags

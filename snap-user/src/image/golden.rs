@@ -147,6 +147,11 @@ fn state() -> ProcessState {
             content: Regular::default(),
         }],
         unsupported: vec!["a sentence".into()],
+        clocks: Some(Clocks {
+            boot: [0xb0; 16],
+            monotonic_ns: 86_400_000_000_001,
+            boottime_ns: 172_800_000_000_002,
+        }),
         attributes: process_attributes(),
     }
 }

@@ -10,10 +10,15 @@ use serde::{Deserialize, Serialize};
 /// Longest manifest, encoded or decoded, in bytes.
 pub const MAX_MANIFEST: u64 = 256 << 20;
 /// Version of the process state. Version 2 has the attributes of processes and threads, version 3 the contents of files,
-/// version 4 the time left of waits, and what mapped files were.
-pub const STATE_VERSION: u16 = 4;
-/// The same, with the connections of its TCP sockets behind it: only written where there are any.
-pub const CONNECTED_VERSION: u16 = 5;
+/// version 4 the time left of waits, and what mapped files were, version 5 the connections of its TCP sockets behind it, and
+/// version 6 its clocks behind those.
+pub const STATE_VERSION: u16 = 6;
+/// The oldest version that is read.
+const OLDEST_VERSION: u16 = 4;
+/// From here on with connections.
+const CONNECTED_VERSION: u16 = 5;
+/// From here on with clocks.
+const CLOCKED_VERSION: u16 = 6;
 const PREFIX: usize = 8;
 const PART: &str = "manifest";
 
@@ -31,15 +36,8 @@ impl Manifest {
     pub fn encode(state: &ProcessState, costs: &Costs) -> Result<Vec<u8>, ImageError> {
         // Must match the field order of `Manifest`: postcard writes fields in order, without names.
         let failed = |error: postcard::Error| ImageError::corrupt(PART, error.to_string());
-        let connections = connections(state);
-        let (version, plain) = match connections.is_empty() {
-            true => (STATE_VERSION, postcard::to_stdvec(&(state, costs))),
-            false => (
-                CONNECTED_VERSION,
-                postcard::to_stdvec(&(state, costs, connections)),
-            ),
-        };
-        let plain = plain.map_err(failed)?;
+        let all = (state, costs, connections(state), state.clocks);
+        let plain = postcard::to_stdvec(&all).map_err(failed)?;
         if plain.len() as u64 > MAX_MANIFEST / 2 {
             return Err(ImageError::TooLarge {
                 part: PART,
@@ -47,7 +45,7 @@ impl Manifest {
             });
         }
         let mut out = Vec::with_capacity(plain.len() / 2);
-        out.extend_from_slice(&version.to_le_bytes());
+        out.extend_from_slice(&STATE_VERSION.to_le_bytes());
         out.extend_from_slice(&0u16.to_le_bytes());
         out.extend_from_slice(&(plain.len() as u32).to_le_bytes());
         out.extend_from_slice(&compress_block(&plain));
@@ -66,18 +64,18 @@ impl Manifest {
             return Err(ImageError::corrupt(PART, "shorter than its prefix"));
         };
         let version = u16::from_le_bytes([prefix[0], prefix[1]]);
-        if version < STATE_VERSION {
+        if version < OLDEST_VERSION {
             return Err(ImageError::OlderVersion {
                 part: PART,
                 found: version.into(),
-                supported: STATE_VERSION.into(),
+                supported: OLDEST_VERSION.into(),
             });
         }
-        if version > CONNECTED_VERSION {
+        if version > STATE_VERSION {
             return Err(ImageError::NewerVersion {
                 part: PART,
                 found: version.into(),
-                supported: CONNECTED_VERSION.into(),
+                supported: STATE_VERSION.into(),
             });
         }
         let len = u32::from_le_bytes([prefix[4], prefix[5], prefix[6], prefix[7]]);
@@ -90,10 +88,13 @@ impl Manifest {
         let failed = |error: postcard::Error| ImageError::corrupt(PART, error.to_string());
         let (mut manifest, mut rest): (Self, _) =
             postcard::take_from_bytes(&plain).map_err(failed)?;
-        if version == CONNECTED_VERSION {
+        if version >= CONNECTED_VERSION {
             let connections;
             (connections, rest) = postcard::take_from_bytes(rest).map_err(failed)?;
             manifest.connect(connections)?;
+        }
+        if version >= CLOCKED_VERSION {
+            (manifest.state.clocks, rest) = postcard::take_from_bytes(rest).map_err(failed)?;
         }
         if !rest.is_empty() {
             return Err(ImageError::corrupt(
@@ -134,9 +135,10 @@ fn connections(state: &ProcessState) -> Vec<(u32, &Connection)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{FileKind, OpenFile, Socket, SocketState};
+    use crate::model::{Clocks, FileKind, OpenFile, Socket, SocketState};
 
-    const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/manifest-v5.bin");
+    const GOLDEN: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/manifest-v6.bin");
+    const GOLDEN_5: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/manifest-v5.bin");
 
     /// A process with a connection, whose records are all different.
     fn state() -> ProcessState {
@@ -174,31 +176,36 @@ mod tests {
             pid: 4242,
             comm: "golden".into(),
             files: vec![OpenFile::default(), file],
+            clocks: Some(Clocks {
+                boot: [7; 16],
+                monotonic_ns: 1_000_000_007,
+                boottime_ns: -3,
+            }),
             ..ProcessState::default()
         }
     }
 
     #[test]
-    fn connections_come_back_from_the_golden_file_and_go_into_it() {
+    fn what_is_behind_the_rest_comes_back_from_the_golden_file_and_goes_into_it() {
         let made = Manifest::encode(&state(), &Costs::default()).expect("within the limits");
         if std::env::var_os("KSNAP_WRITE_GOLDEN").is_some() {
             std::fs::write(GOLDEN, &made).expect("the golden file can be written");
         }
         let golden = std::fs::read(GOLDEN).expect("the golden file");
-        assert_eq!(made, golden, "version 5 has changed: give it a new number");
+        assert_eq!(made, golden, "version 6 has changed: give it a new number");
         let read = Manifest::from_bytes(&golden).expect("a manifest");
         assert_eq!(read.state, state());
     }
 
     #[test]
-    fn a_state_without_connections_is_what_it_was() {
-        let mut state = state();
-        if let Detail::Socket(socket) = &mut state.files[1].detail {
-            socket.connection = None;
-        }
-        let made = Manifest::encode(&state, &Costs::default()).expect("within the limits");
-        assert_eq!(made[..2], STATE_VERSION.to_le_bytes());
-        assert_eq!(Manifest::from_bytes(&made).expect("it").state, state);
+    fn version_5_is_read() {
+        let golden = std::fs::read(GOLDEN_5).expect("the golden file");
+        let mut then = state();
+        then.clocks = None;
+        assert_eq!(
+            Manifest::from_bytes(&golden).expect("a manifest").state,
+            then
+        );
     }
 
     #[test]

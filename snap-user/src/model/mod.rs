@@ -28,8 +28,8 @@ pub use page::{PAGE_SIZE, Page, PageRange, page_down, page_up};
 pub use page_set::PageSet;
 pub use page_table::{LEAF_PAGES, PageTable};
 pub use process::{
-    Auxv, Backing, MappedFile, MmFields, PendingSignal, ProcessState, Protection, RobustList, Rseq,
-    ThreadState, Vma,
+    Auxv, Backing, Clocks, MappedFile, MmFields, PendingSignal, ProcessState, Protection,
+    RobustList, Rseq, ThreadState, Vma,
 };
 pub use snapshot::{Costs, PageCounts, Phases, SnapshotId, SnapshotKind};
 pub use socket::{Message, Socket, SocketOption, SocketState};

@@ -42,6 +42,20 @@ pub struct ProcessState {
     pub unsupported: Vec<String>,
     /// Signal dispositions, timers, limits, and whatever else its threads share.
     pub attributes: ProcessAttributes,
+    /// Clocks that count from the machine's start. Stored behind the rest, where it is known.
+    #[serde(skip)]
+    pub clocks: Option<Clocks>,
+}
+
+/// Clocks that count from the machine's start, as a process saw them when it was captured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clocks {
+    /// Which start: `/proc/sys/kernel/random/boot_id`.
+    pub boot: [u8; 16],
+    /// `CLOCK_MONOTONIC` in nanoseconds.
+    pub monotonic_ns: i64,
+    /// `CLOCK_BOOTTIME` in nanoseconds.
+    pub boottime_ns: i64,
 }
 
 impl ProcessState {
@@ -215,9 +229,22 @@ pub struct Vma {
 }
 
 impl Vma {
-    /// Provided by the kernel: neither dumped nor tracked.
+    /// Provided by the kernel: not tracked, and of its content only code is stored.
     pub fn is_special(&self) -> bool {
         matches!(self.backing, Backing::Special(_))
+    }
+
+    /// The kernel's code for programs, `vdso(7)`.
+    pub fn is_vdso(&self) -> bool {
+        matches!(&self.backing, Backing::Special(name) if name == "vdso")
+    }
+
+    /// The name of a mapping with the kernel's code for programs or the data that this reads.
+    pub fn kernel_part(&self) -> Option<&str> {
+        match &self.backing {
+            Backing::Special(name) if name == "vdso" || name.starts_with("vvar") => Some(name),
+            _ => None,
+        }
     }
 
     /// Anonymous and private: a page that is not there reads as zeroes.

@@ -1,7 +1,7 @@
 //! Comparing all of a process's memory, as it was in the stop, with what the chain gives back for it.
 
 use super::{AuditPage, Result};
-use crate::capture::{compared, compared_pages, nameless, without_files};
+use crate::capture::{compared, compared_pages, irreplaceable, without_files};
 use crate::image::PageSource;
 use crate::model::{Backing, PAGE_SIZE, Page, PageSet, PageTable, Vma};
 use crate::store::Snapshot;
@@ -27,8 +27,10 @@ impl Memory {
     pub fn read(pid: i32, vmas: &[Vma], survey: &Survey, known: &PageSet) -> Result<Self> {
         let tracked = vmas.iter().filter(|v| !v.shared && !v.is_special());
         let covered: PageSet = tracked.chain(compared(vmas)).map(|v| v.range).collect();
+        let irreplaceable = irreplaceable(vmas);
+        let covered = covered.union(&irreplaceable);
         let there = survey.own.union(&compared_pages(pid, vmas));
-        let there = there.union(&nameless(vmas));
+        let there = there.union(&irreplaceable);
         let pages: Vec<u64> = there.union(&known.intersect(&covered)).iter().collect();
         let mut hashes = PageTable::new();
         for batch in pages.chunks(BATCH) {

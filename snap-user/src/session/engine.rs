@@ -13,7 +13,7 @@ use super::pipeline::{Hashes, Pipeline};
 use super::postcopy::Caution;
 use super::profile::Profiling;
 use super::{Options, Result, SessionError, Taken, Then, mixed};
-use crate::capture::{CaptureError, Contents, Live, Target, compared};
+use crate::capture::{CaptureError, Contents, Live, Target, compared, irreplaceable};
 use crate::image::SessionId;
 use crate::model::{PageSet, SnapshotId, SnapshotKind, Vma};
 use crate::probe::Losses;
@@ -327,10 +327,11 @@ impl Engine {
     }
 }
 
-/// Address space whose content snapshots hold: private mappings, and shared ones that are compared.
+/// Address space whose content snapshots hold: private mappings, shared ones that are compared, the kernel's code.
 pub(super) fn covered(vmas: &[Vma]) -> PageSet {
     let private = vmas.iter().filter(|v| !v.shared && !v.is_special());
-    private.chain(compared(vmas)).map(|v| v.range).collect()
+    let all: PageSet = private.chain(compared(vmas)).map(|v| v.range).collect();
+    all.union(&irreplaceable(vmas))
 }
 
 /// What found nothing, as if the process were gone, because its memory is: it has replaced its program.

@@ -4,7 +4,7 @@ use super::Result;
 use super::engine::{Engine, covered};
 use super::pipeline::Hashes;
 use super::staging::CHUNK;
-use crate::capture::{self, CaptureError, compared_pages, nameless};
+use crate::capture::{self, CaptureError, compared_pages, irreplaceable};
 use crate::model::{Costs, LEAF_PAGES, PAGE_SIZE, PageSet, Vma};
 use crate::sys::{monotonic_ns, proc};
 
@@ -85,7 +85,7 @@ impl Engine {
                 None => PageSet::new(),
             };
             let shared = match round {
-                0 => shared.union(&self.unknown(&nameless(&vmas), now)),
+                0 => shared.union(&self.unknown(&irreplaceable(&vmas), now)),
                 _ => shared,
             };
             let Some(found) = found else {

@@ -1,7 +1,7 @@
 //! `restore` and `fork`: a snapshot brought back as new processes.
 
 use super::revive_contents::{ReadPages, contents_to_write, only_own};
-use super::revive_here::{Here, check_processor};
+use super::revive_here::{Here, check_processor, time_namespace};
 use super::revive_memory::{Memory, SegmentsInUse, Written};
 use super::revive_open::{Commons, open};
 use super::types::hex;
@@ -13,6 +13,7 @@ use crate::restore::revive::{NewPlan, Newborn, plan, plan_attributes};
 use crate::store::{Flat, Store};
 use crate::sys::{Arrivals, Birth, Released, monotonic_ns};
 use serde::Serialize;
+use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
@@ -213,7 +214,7 @@ pub(super) fn revive_from(
         only_own(&mut state);
     }
     check_processor(&state)?;
-    let mut planned = plan(&state, &Here::new(options, pids, &state.mapped)?)?;
+    let mut planned = plan(&state, &Here::of(options, pids, &state, saved)?)?;
     (planned.attributes, planned.limits) = plan_attributes(&state)?;
     planned.notes.append(&mut planned.attributes.notes);
     let files = plan_files(&state, &mut planned, options)?;
@@ -297,10 +298,12 @@ impl Job<'_> {
         opened.contents = self.contents.clone();
         let planned = &planned;
         notes.extend(more);
+        let time = time_namespace(state, &mut notes)?;
         if self.strict {
             refuse_differences(&format!("process {}", state.pid), &notes)?;
         }
         let birth = Birth {
+            time: time.as_ref().map(AsRawFd::as_raw_fd),
             pid: keep_ids.then_some(own_pid),
             namespace: self.pids == Pids::Namespace,
             network: self.network,

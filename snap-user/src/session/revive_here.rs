@@ -1,11 +1,15 @@
 //! The machine that a new process is made on: what it has for it, and what is not as it was.
 
 use super::revive::{Pids, ReviveOptions};
+use super::revive_contents::ReadPages;
 use super::{Result, SessionError};
-use crate::model::{Backing, MappedFile, ProcessState, Vma, page_up};
-use crate::restore::revive::Surroundings;
+use crate::model::{Backing, MappedFile, PageRange, PageSet, ProcessState, Vma, page_up};
+use crate::restore::fault;
+use crate::restore::revive::{OtherKernel, Surroundings, time_offsets};
 use crate::sys::{self, arch, proc};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 /// How a file differs from the one that was mapped, if it does. What a process has not written in its private mapping
 /// comes from the file, so all of that must be what it was; what it has mapped shared is put back.
@@ -53,50 +57,118 @@ pub(super) struct Here<'a> {
     pids: Pids,
     /// Files behind private mappings, as they were.
     mapped: &'a [MappedFile],
-    /// What the kernel provides to every process: name and length.
-    kernel: Vec<(String, u64)>,
-    vdso: Option<Vec<u8>>,
+    /// Names of what the kernel provides to every process.
+    kernel: Vec<String>,
+    other_kernel: Option<OtherKernel>,
 }
 
 impl<'a> Here<'a> {
-    pub(super) fn new(
-        options: &'a ReviveOptions,
-        pids: Pids,
-        mapped: &'a [MappedFile],
-    ) -> Result<Self> {
+    /// For what has no snapshot.
+    pub(super) fn new(options: &'a ReviveOptions, pids: Pids) -> Result<Self> {
         let maps = proc::maps(std::process::id() as i32)?;
         let kernel = maps.iter().filter_map(|vma| match &vma.backing {
-            Backing::Special(name) => Some((name.clone(), vma.range.len())),
+            Backing::Special(name) => Some(name.clone()),
             _ => None,
         });
         Ok(Self {
             options,
             pids,
-            mapped,
+            mapped: &[],
             kernel: kernel.collect(),
-            vdso: proc::own_vdso().map(|(_, id)| id.clone()),
+            other_kernel: None,
         })
     }
 
-    fn kernel_mapping(&self, name: &str, vma: &Vma) -> std::result::Result<(), String> {
-        match self.kernel.iter().find(|(have, _)| have == name) {
-            None => Err("this kernel has none".into()),
-            Some((_, len)) if *len != vma.range.len() => Err(format!(
-                "this kernel's has {len} bytes and the snapshot's {}: it was taken on another kernel",
-                vma.range.len()
-            )),
-            Some(_) if name == "vdso" && vma.build_id.is_some() && vma.build_id != self.vdso => {
-                Err("this kernel's has other code: the snapshot was taken on another kernel, and the program may be in the middle of it or remember places in it".into())
-            }
-            Some(_) => Ok(()),
+    /// For one process, whose snapshot has these pages.
+    pub(super) fn of(
+        options: &'a ReviveOptions,
+        pids: Pids,
+        state: &'a ProcessState,
+        saved: &dyn ReadPages,
+    ) -> Result<Self> {
+        Ok(Self {
+            mapped: &state.mapped,
+            other_kernel: other_kernel(state, saved)?,
+            ..Self::new(options, pids)?
+        })
+    }
+}
+
+/// The time namespace in which the clocks of a process go on, where ksnap's is not that. Where none can be made, what that
+/// means is noted.
+pub(super) fn time_namespace(
+    state: &ProcessState,
+    notes: &mut Vec<String>,
+) -> Result<Option<OwnedFd>> {
+    let Some(mut host) = sys::clocks([0, 0]) else {
+        return Ok(None);
+    };
+    if fault::number("KSNAP_OTHER_MACHINE").is_some() {
+        host.boot = [0; 16];
+    }
+    let own = sys::own_time_offsets();
+    let Some(offsets) = time_offsets(state, &host, own) else {
+        return Ok(None);
+    };
+    match sys::time_namespace(offsets) {
+        Ok(made) => Ok(Some(made)),
+        Err(e) => {
+            let by = own[0] - offsets[0];
+            let (way, by) = match by < 0 {
+                true => ("back", Duration::from_nanos(by.unsigned_abs())),
+                false => ("ahead", Duration::from_nanos(by as u64)),
+            };
+            notes.push(format!(
+                "its clocks that count from the machine's start (CLOCK_MONOTONIC) go {way} by {:.1} s: they can go on from where they were only in a time namespace ({e})",
+                by.as_secs_f64()
+            ));
+            Ok(None)
         }
+    }
+}
+
+/// The kernel here, if it has other code for programs than the one that a process was captured under.
+fn other_kernel(state: &ProcessState, saved: &dyn ReadPages) -> Result<Option<OtherKernel>> {
+    let Some(vdso) = state.vmas.iter().find(|vma| vma.is_vdso()) else {
+        return Ok(None);
+    };
+    let lengths = |all: &[(String, PageRange)]| -> Vec<(String, u64)> {
+        all.iter()
+            .map(|(name, range)| (name.clone(), range.len()))
+            .collect()
+    };
+    let mappings = proc::kernel_mappings(&proc::maps(std::process::id() as i32)?);
+    let (code, build_id) = proc::own_vdso().cloned().unwrap_or_default();
+    let was = proc::kernel_mappings(&state.vmas);
+    let is_same = lengths(&was) == lengths(&mappings)
+        && vdso.build_id.as_ref().is_none_or(|id| *id == build_id);
+    if is_same && fault::number("KSNAP_OTHER_MACHINE").is_none() {
+        return Ok(None);
+    }
+    let mut former = Vec::new();
+    let range = PageSet::from_ranges(vec![vdso.range]);
+    saved.read_ranges(&range, &mut |_, page| former.extend_from_slice(page))?;
+    match former.len() as u64 == vdso.range.len() {
+        true => Ok(Some(OtherKernel {
+            mappings,
+            code,
+            former,
+        })),
+        false => Err(SessionError::Usage(
+            "the snapshot was taken under another kernel, by a ksnap that did not store the code of that (vdso(7)): it can be brought back under that kernel".into(),
+        )),
     }
 }
 
 impl Surroundings for Here<'_> {
     fn can_map(&self, vma: &Vma) -> std::result::Result<(), String> {
         let (path, deleted, dev, inode) = match &vma.backing {
-            Backing::Special(name) => return self.kernel_mapping(name, vma),
+            Backing::Special(name) => {
+                let is_there = self.kernel.iter().any(|have| have == name);
+                return is_there
+                    .then_some(())
+                    .ok_or_else(|| "this kernel has none".into());
+            }
             Backing::File {
                 path,
                 deleted,
@@ -142,6 +214,10 @@ impl Surroundings for Here<'_> {
         // As the kernel names it (ipc/shm.c).
         let same = *path == format!("/SYSV{key:08x}") && page_up(len) == vma.range.len();
         same.then_some(id)
+    }
+
+    fn other_kernel(&self) -> Option<&OtherKernel> {
+        self.other_kernel.as_ref()
     }
 
     fn can_start_thread(&self, tid: i32) -> std::result::Result<(), String> {

@@ -51,7 +51,7 @@ impl Memory {
         let mut segments = Vec::new();
         let mut ranges = Vec::new();
         for mapping in &planned.mappings {
-            if matches!(mapping.origin, Origin::Kernel(_)) {
+            if matches!(mapping.origin, Origin::Kernel(_) | Origin::Former) {
                 continue;
             }
             let mut pieces = within(flat, mapping.vma.range);

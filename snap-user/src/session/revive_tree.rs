@@ -2,7 +2,7 @@
 
 use super::revive::{Pids, ReviveOptions, Revived, RevivedMember, refuse_differences};
 use super::revive_contents::{contents_to_write, only_own};
-use super::revive_here::{Here, check_processor};
+use super::revive_here::{Here, check_processor, time_namespace};
 use super::revive_memory::{Memory, SegmentsInUse, Written};
 use super::revive_open::{Commons, length, open};
 use super::revive_terminals::make_lines;
@@ -17,6 +17,7 @@ use crate::restore::revive::{
 use crate::store::{Snapshot, Store};
 use crate::sys::{self, Birth, monotonic_ns};
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 /// A process of a tree, and the way back to it.
@@ -105,8 +106,8 @@ impl<'a> Job<'a> {
             check_processor(state)?;
         }
         let mut plans = Vec::with_capacity(loaded.len());
-        for (_, state) in &loaded {
-            let here = Here::new(options, pids, &state.mapped)?;
+        for (snapshot, state) in &loaded {
+            let here = Here::of(options, pids, state, snapshot)?;
             plans.push(plan_one(state, &here, &mut refused)?);
         }
         let namespace = |state: &ProcessState| {
@@ -123,7 +124,7 @@ impl<'a> Job<'a> {
                 ));
             }
         }
-        let here = Here::new(options, pids, &[])?;
+        let here = Here::new(options, pids)?;
         for zombie in &tree.zombies {
             if let Err(why) = here.can_start_thread(zombie.own_pid) {
                 refused.push(format!("process {}, which had ended: {why}", zombie.pid));
@@ -239,6 +240,16 @@ impl<'a> Job<'a> {
             notes.extend(member.named(more));
         }
         let root = &self.members[0];
+        let time = time_namespace(&root.state, &mut notes)?;
+        let offsets = |member: &&Member| member.state.attributes.time_offsets;
+        let others = self
+            .members
+            .iter()
+            .filter(|one| offsets(one) != offsets(&root));
+        notes.extend(others.map(|one| {
+            let pid = one.state.pid;
+            format!("process {pid} was in another time namespace than the first of the tree, and is in that one now")
+        }));
         if self.strict {
             refuse_differences(&format!("the tree of process {}", root.state.pid), &notes)?;
         }
@@ -247,6 +258,7 @@ impl<'a> Job<'a> {
             pid: own_ids[0],
             namespace: self.pids == Pids::Namespace,
             network: self.network,
+            time: time.as_ref().map(AsRawFd::as_raw_fd),
         };
         let avoid: Vec<_> = self
             .members

@@ -7,7 +7,8 @@ use super::tree_files::{HeldFile, held_files};
 use super::tree_shared::SharedSeen;
 use super::{AuditPage, Result, Taken, audit};
 use crate::capture::{
-    Stamps, bare_state, compared, compared_pages, describe, nameless, saved_ranges, without_files,
+    Stamps, bare_state, compared, compared_pages, describe, irreplaceable, saved_ranges,
+    without_files,
 };
 use crate::model::{Costs, PAGE_SIZE, PageSet, ProcessState, SnapshotKind, Vma};
 use crate::probe::Marks;
@@ -334,11 +335,11 @@ impl Engine {
             let private: PageSet = private.map(|v| v.range).collect();
             removed = removed.union(&private.subtract(&own));
         }
-        let nameless = nameless(vmas);
+        let irreplaceable = irreplaceable(vmas);
         let again = removed
-            .intersect(&nameless)
-            .union(&self.unknown(&nameless, now));
-        removed = removed.subtract(&nameless);
+            .intersect(&irreplaceable)
+            .union(&self.unknown(&irreplaceable, now));
+        removed = removed.subtract(&irreplaceable);
         if !again.is_empty() {
             removed = removed.union(&self.copy_changed(&again, now)?);
         }

@@ -11,13 +11,12 @@ use crate::restore::{RestoreError, Result};
 use crate::sys::{self, Stub, StubCall, SysError, proc, ptrace};
 
 /// Kinds of namespaces that a new process is not put into again, with what they separate.
-const SEPARATE: [(&str, &str); 6] = [
+const SEPARATE: [(&str, &str); 5] = [
     ("net", "network"),
     ("ipc", "System V IPC"),
     ("uts", "host name"),
     ("user", "users"),
     ("cgroup", "control groups"),
-    ("time", "clocks"),
 ];
 
 /// Plans the way to the snapshot's attributes, of threads by the ids that they have in it.

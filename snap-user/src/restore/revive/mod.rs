@@ -9,6 +9,8 @@
 //! | `plan` | what to map, open and make; every reason not to |
 //! | `space` | the plan's mappings as system calls |
 //! | `newborn` | the order of all steps |
+//! | `vdso` | the kernel's own code, where that is another kernel's |
+//! | `clocks` | where those go on that count from the machine's start |
 //! | `threads` | what the kernel keeps for each thread |
 //! | `attributes` | what is neither memory nor a descriptor |
 //! | `family` | in which order the processes of a tree are made |
@@ -16,6 +18,7 @@
 //! | `tree` | the order of all steps for several processes, let go as one |
 
 mod attributes;
+mod clocks;
 mod family;
 mod newborn;
 mod plan;
@@ -23,10 +26,13 @@ mod space;
 mod terminals;
 mod threads;
 mod tree;
+mod vdso;
 
 pub use attributes::{plan_attributes, plan_attributes_in_tree};
+pub use clocks::time_offsets;
 pub use family::{Births, Birthstep, Kin, births};
 pub use newborn::{Newborn, Opened};
 pub use plan::{FileToOpen, MemoryObject, NewMapping, NewPlan, Origin, Surroundings, plan};
 pub use terminals::{Controlling, Had, Line, Lines, Terminals, terminals};
 pub use tree::{Part, Roster, finish_tree, start_tree};
+pub use vdso::OtherKernel;

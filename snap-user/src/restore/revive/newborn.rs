@@ -84,6 +84,10 @@ impl Newborn {
         let kernel = stub.kernel_mappings().to_vec();
         stub.run(&space::make(plan, &sources, &kernel))
             .and_then(|_| stub.run(&space::advise(plan)))
+            .and_then(|_| match &plan.former {
+                Some((range, code)) => sys::write_ranges(stub.pid(), &[*range], code),
+                None => Ok(()),
+            })
             .map_err(unborn)?;
         if !stub.has_right_proc() {
             notes.push(

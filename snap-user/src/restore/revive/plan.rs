@@ -1,5 +1,6 @@
 //! What a new process needs to be what a snapshot says. Pure.
 
+use super::vdso::{self, OtherKernel};
 use crate::model::{Backing, PAGE_SIZE, PageRange, ProcessState, Vma};
 use crate::restore::files::FilesPlan;
 use crate::restore::state::{LimitsPlan, StatePlan};
@@ -22,6 +23,8 @@ pub enum Origin {
     Segment(i32),
     /// What the kernel provides under this name.
     Kernel(String),
+    /// Code of the kernel that the snapshot was taken under: [`NewPlan::former`].
+    Former,
 }
 
 /// One mapping to make.
@@ -66,6 +69,8 @@ pub struct NewPlan {
     pub files_to_open: Vec<FileToOpen>,
     /// Shared memory behind them.
     pub objects: Vec<MemoryObject>,
+    /// Where the code of another kernel goes that the process remembers, and what it is now.
+    pub former: Option<(PageRange, Vec<u8>)>,
     /// Descriptors and open files.
     pub files: FilesPlan,
     /// What is neither memory nor a descriptor.
@@ -94,6 +99,8 @@ pub trait Surroundings {
     fn segment(&self, vma: &Vma) -> Option<i32>;
     /// Whether a thread with this id can be made, or why not.
     fn can_start_thread(&self, tid: i32) -> std::result::Result<(), String>;
+    /// The kernel here, if it is another one than the snapshot's, and the snapshot has what it takes to go on under it.
+    fn other_kernel(&self) -> Option<&OtherKernel>;
 }
 
 /// Plans a new process.
@@ -104,6 +111,7 @@ pub fn plan(target: &ProcessState, world: &dyn Surroundings) -> Result<NewPlan> 
     let mut plan = NewPlan::default();
     let mut reasons = Vec::new();
     let mut files = BTreeMap::new();
+    let other_kernel = world.other_kernel();
     for thread in &target.threads {
         if let Err(why) = world.can_start_thread(thread.own_id()) {
             reasons.push(format!("thread {}: {why}", thread.own_id()));
@@ -124,6 +132,13 @@ pub fn plan(target: &ProcessState, world: &dyn Surroundings) -> Result<NewPlan> 
             Backing::Anonymous { .. } | Backing::Heap | Backing::Stack => Origin::Anonymous,
             // In every process, at an address of the kernel's.
             Backing::Special(name) if name == "vsyscall" => continue,
+            Backing::Special(_) if other_kernel.is_some() && vma.kernel_part().is_some() => {
+                match vma.is_vdso() {
+                    true => Origin::Former,
+                    // The data that its code read.
+                    false => Origin::Anonymous,
+                }
+            }
             Backing::Special(name) => match world.can_map(vma) {
                 Ok(()) => Origin::Kernel(name.clone()),
                 Err(why) => {
@@ -179,6 +194,9 @@ pub fn plan(target: &ProcessState, world: &dyn Surroundings) -> Result<NewPlan> 
             "System V shared memory segment {} is memory of its own now, which no other process shares and shmdt(2) and shmctl(2) do not know",
             object.identity.1
         ));
+    }
+    if let Some(kernel) = other_kernel {
+        vdso::lead_over(&mut plan, target, kernel, &mut reasons);
     }
     scratch(&mut plan, &mut reasons);
     match reasons.is_empty() {
@@ -256,6 +274,9 @@ mod tests {
     struct Free;
 
     impl Surroundings for Free {
+        fn other_kernel(&self) -> Option<&OtherKernel> {
+            None
+        }
         fn can_map(&self, _: &Vma) -> std::result::Result<(), String> {
             Ok(())
         }
@@ -270,6 +291,9 @@ mod tests {
     struct Tight;
 
     impl Surroundings for Tight {
+        fn other_kernel(&self) -> Option<&OtherKernel> {
+            None
+        }
         fn can_map(&self, _: &Vma) -> std::result::Result<(), String> {
             Err("it is another file now".into())
         }

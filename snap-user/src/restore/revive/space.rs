@@ -44,7 +44,7 @@ pub(super) fn make(
         let range = vma.range;
         let extra = extra_flags(vma);
         calls.push(match origin {
-            Origin::Anonymous => {
+            Origin::Anonymous | Origin::Former => {
                 let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | fixed | extra) as u64;
                 call(
                     "mmap",

@@ -6,6 +6,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const MACHINE: u16 = 62;
 /// The system call instruction.
 pub const SYSCALL_INSN: [u8; 2] = [0x0f, 0x05];
+/// Length of a [`jump`].
+pub const JUMP: usize = 5;
 /// Bytes below the stack pointer that a function may use without moving it (System V ABI).
 pub const RED_ZONE: u64 = 128;
 /// End of user addresses with four-level paging.
@@ -53,6 +55,13 @@ pub struct Registers {
     pub es: u64,
     pub fs: u64,
     pub gs: u64,
+}
+
+/// The instruction at `from` that goes on at `to`; `None` if that is more than 2 GiB away.
+pub fn jump(from: u64, to: u64) -> Option<[u8; JUMP]> {
+    let by = to.wrapping_sub(from.wrapping_add(JUMP as u64)) as i64;
+    let [a, b, c, d] = i32::try_from(by).ok()?.to_le_bytes();
+    Some([0xe9, a, b, c, d])
 }
 
 impl Registers {

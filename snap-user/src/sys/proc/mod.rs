@@ -23,7 +23,7 @@ pub use status::{
     is_elsewhere, link, mm_fields, own_group, own_id, own_session, processes, stat, status,
     thread_count, threads,
 };
-pub use vdso::own_vdso;
+pub use vdso::{kernel_mappings, own_vdso};
 
 use super::{Result, SysError};
 use std::fs::File;

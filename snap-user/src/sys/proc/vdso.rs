@@ -1,12 +1,12 @@
-//! The page group with code that the kernel gives to each process (`vdso(7)`).
+//! The page groups that the kernel gives to each process: code (`vdso(7)`), and the data that it reads.
 
 use super::maps;
-use crate::model::Backing;
+use crate::model::{PageRange, Vma};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::OnceLock;
 
-/// Longest one that is read: it has 8 KiB on today's kernels.
+/// Longest code that is read: it has 8 KiB on today's kernels.
 const LONGEST: u64 = 1 << 20;
 
 /// The vdso of this process, which is that of every 64-bit process under this kernel since it was booted, with
@@ -18,9 +18,8 @@ pub fn own_vdso() -> Option<&'static (Vec<u8>, Vec<u8>)> {
 
 fn read() -> Option<(Vec<u8>, Vec<u8>)> {
     use object::Object;
-    let is_vdso = |backing: &Backing| matches!(backing, Backing::Special(name) if name == "vdso");
     let maps = maps(std::process::id() as i32).ok()?;
-    let range = maps.iter().find(|vma| is_vdso(&vma.backing))?.range;
+    let range = maps.iter().find(|vma| vma.is_vdso())?.range;
     if range.len() > LONGEST {
         return None;
     }
@@ -33,6 +32,13 @@ fn read() -> Option<(Vec<u8>, Vec<u8>)> {
         .ok()??
         .to_vec();
     Some((bytes, id))
+}
+
+/// Names and places of the kernel's code and its data among these mappings, ascending.
+pub fn kernel_mappings(maps: &[Vma]) -> Vec<(String, PageRange)> {
+    maps.iter()
+        .filter_map(|vma| Some((vma.kernel_part()?.to_owned(), vma.range)))
+        .collect()
 }
 
 #[cfg(test)]

@@ -18,6 +18,8 @@ pub struct Birth {
     pub namespace: bool,
     /// A network namespace of its own, with a loopback device that is up.
     pub network: bool,
+    /// The time namespace that it enters, and its children with it.
+    pub time: Option<RawFd>,
 }
 
 /// Process 1 of a PID namespace.

@@ -84,6 +84,11 @@ impl Stub {
         stub.area = emptied.area;
         stub.kernel = emptied.kernel;
         stub.clear()?;
+        if let Some(namespace) = birth.time {
+            let args = [namespace as u64, libc::CLONE_NEWTIME as u64, 0, 0, 0, 0];
+            let call = StubCall::new("setns", "its time namespace", libc::SYS_setns, args);
+            stub.run(&[call])?;
+        }
         Ok(stub)
     }
 

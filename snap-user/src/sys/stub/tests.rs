@@ -111,6 +111,7 @@ fn a_namespace_gives_the_process_the_id_it_asks_for() {
         pid: Some(4711),
         namespace: true,
         network: true,
+        time: None,
     };
     let mut stub = Stub::start(birth, &[], None).unwrap();
     assert_eq!(stub.threads()[0].own, 4711);

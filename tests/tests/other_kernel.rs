@@ -1,0 +1,323 @@
+//! Programs brought back under another kernel than the one that they were captured under, as far as one machine can show
+//! it: ksnap is told to take this kernel for another one, so that all that a program remembers of the kernel's code leads
+//! elsewhere. `cargo xtask test --vm` has really other kernels.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use tests::family::capture;
+use tests::footprint::await_gone;
+use tests::{Background, Ksnap, Python, Redis, Resp, require};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Three threads that ask for every clock, by the C library and by the system call, and a line for each time that all of them
+/// have compared some.
+const CLOCKS: &str = r#"
+import ctypes, os, threading, time
+libc = ctypes.CDLL(None, use_errno=True)
+class Timespec(ctypes.Structure):
+    _fields_ = [("s", ctypes.c_long), ("ns", ctypes.c_long)]
+def asked(clock):
+    t = Timespec()
+    assert libc.syscall(228, clock, ctypes.byref(t)) == 0
+    return t.s + t.ns / 1e9
+counts = [0, 0, 0]
+wrong = []
+def look(n):
+    while True:
+        for clock in (0, 1, 4, 5, 6, 7):
+            a = asked(clock)
+            b = time.clock_gettime(clock)
+            c = asked(clock)
+            # Coarse clocks are those of the last tick.
+            if not a - 0.1 <= b <= c + 0.1:
+                wrong.append((clock, a, b, c))
+        a, b, c = asked(0), libc.time(None), asked(0)
+        if not a - 2 <= b <= c + 1:
+            wrong.append(("time", a, b, c))
+        if not all(time.clock_getres(clock) > 0 for clock in (0, 1, 5, 6)):
+            wrong.append("resolution")
+        if libc.sched_getcpu() not in os.sched_getaffinity(0):
+            wrong.append("processor")
+        counts[n] += 1
+        time.sleep(0.001)
+for n in range(3):
+    threading.Thread(target=look, args=(n,), daemon=True).start()
+print("ready", flush=True)
+while True:
+    before = min(counts)
+    while min(counts) < before + 20:
+        time.sleep(0.01)
+    print("right" if not wrong else wrong, flush=True)
+"#;
+
+/// A ksnap that takes this kernel for another one than that of any snapshot.
+fn elsewhere(ksnap: Ksnap) -> Ksnap {
+    ksnap.with_variable("KSNAP_OTHER_MACHINE", "1".into())
+}
+
+fn start_clocks() -> Result<Background> {
+    let mut command = Command::new(Python::interpreter()?);
+    command.args(["-c", CLOCKS]);
+    let mut process = Background::start(command)?;
+    let ready = process.line(LIMIT)?;
+    ensure!(ready.as_deref() == Some("ready"), "{ready:?}");
+    Ok(process)
+}
+
+fn are_right(process: &mut Background, lines: usize) -> Result<()> {
+    for _ in 0..lines {
+        let line = said(process)?;
+        ensure!(line == "right", "{line}");
+    }
+    Ok(())
+}
+
+/// The next line that a program prints, and not ksnap of it.
+fn said(process: &mut Background) -> Result<String> {
+    loop {
+        let line = process.line(LIMIT)?;
+        let line = line.with_context(|| format!("it has ended: {}", process.stderr()))?;
+        if !line.starts_with("process ") {
+            return Ok(line.trim().to_owned());
+        }
+    }
+}
+
+/// Takes a snapshot of a process, and waits until it has ended by that.
+fn end_captured(ksnap: &Ksnap, pid: i32, process: &mut Background) -> Result<()> {
+    let ended = ksnap.run(&["snap", &pid.to_string(), "--kill", "--audit"])?;
+    ensure!(matches!(ended.code()?, 0 | 3), "{ended:?}");
+    ensure!(process.wait(LIMIT)?.is_some(), "it lives");
+    await_gone(pid, LIMIT)
+}
+
+/// How often a process's memory has the code of a kernel: its own one, and those that it remembers.
+fn kernels_of(pid: i32) -> Result<(usize, usize)> {
+    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"))?;
+    let own = maps.lines().filter(|line| line.ends_with("[vdso]")).count();
+    let is_code = |line: &&str| line.contains(" r-xp ") && line.ends_with(" 0 ");
+    Ok((own, maps.lines().filter(is_code).count()))
+}
+
+#[test]
+fn clocks_go_on_from_one_kernel_to_the_next() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"), ChosenIds);
+    let ksnap = elsewhere(Ksnap::new()?);
+    let mut process = start_clocks()?;
+    are_right(&mut process, 2)?;
+    let pid = process.pid();
+    end_captured(&ksnap, pid, &mut process)?;
+    for generation in 1..=3 {
+        let mut back = ksnap.start(&["restore", "latest", "--wait"])?;
+        are_right(&mut back, 5)?;
+        ensure!(back.stderr().contains("captured under another kernel"));
+        ensure!(
+            kernels_of(pid)? == (1, generation),
+            "{:?}",
+            kernels_of(pid)?
+        );
+        end_captured(&ksnap, pid, &mut back)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn copies_go_on_under_another_kernel() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"), ChosenIds);
+    let ksnap = elsewhere(Ksnap::new()?);
+    let mut process = start_clocks()?;
+    are_right(&mut process, 1)?;
+    let pid = process.pid();
+    end_captured(&ksnap, pid, &mut process)?;
+    let mut copies = ksnap.start(&["fork", "latest", "-n", "2"])?;
+    are_right(&mut copies, 20)
+}
+
+#[test]
+fn under_its_own_kernel_nothing_is_led_elsewhere() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"), ChosenIds);
+    let ksnap = Ksnap::new()?;
+    let mut process = start_clocks()?;
+    let pid = process.pid();
+    end_captured(&ksnap, pid, &mut process)?;
+    let mut back = ksnap.start(&["restore", "latest", "--wait"])?;
+    are_right(&mut back, 2)?;
+    ensure!(!back.stderr().contains("kernel"), "{}", back.stderr());
+    ensure!(kernels_of(pid)? == (1, 0), "{:?}", kernels_of(pid)?);
+    Ok(())
+}
+
+/// A client, as soon as the server answers.
+fn connect(redis: &Redis) -> Result<Resp> {
+    let end = Instant::now() + LIMIT;
+    loop {
+        match redis.client() {
+            Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(10)),
+            done => return done,
+        }
+    }
+}
+
+#[test]
+fn redis_goes_on_under_another_kernel_and_its_keys_expire() -> Result<()> {
+    require!(Root, Ksnap, Program("redis-server"), ChosenIds);
+    let ksnap = elsewhere(Ksnap::new()?);
+    let mut redis = Redis::start()?;
+    let mut client = redis.client()?;
+    client.set("stays", "here")?;
+    client.command(&["SET", "goes", "soon", "PX", "2000"])?;
+    drop(client);
+    let ended = ksnap.run(&["snap", &redis.pid().to_string(), "--kill", "--audit"])?;
+    ensure!(matches!(ended.code()?, 0 | 3), "{ended:?}");
+    redis.ended(LIMIT)?;
+    let back = ksnap.start(&["restore", "latest", "--wait"])?;
+    let mut client = connect(&redis)?;
+    ensure!(client.get("stays")?.as_deref() == Some("here"));
+    let end = Instant::now() + LIMIT;
+    while client.integer(&["EXISTS", "goes"])? == 1 {
+        ensure!(Instant::now() < end, "{}", back.stderr());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_tree_goes_on_under_another_kernel() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"), ChosenIds);
+    const SCRIPT: &str = r#"
+import multiprocessing, time
+def work(n):
+    began = time.monotonic()
+    for _ in range(300):
+        assert time.time() > 1.6e9 and time.monotonic() >= began
+        time.sleep(0.005)
+    return n
+if __name__ == "__main__":
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        waiting = pool.map_async(work, range(4), chunksize=1)
+        print("ready", flush=True)
+        print("done", sum(waiting.get()), flush=True)
+"#;
+    let ksnap = elsewhere(Ksnap::new()?);
+    let mut command = Command::new(Python::interpreter()?);
+    command.args(["-c", SCRIPT]);
+    let mut process = Background::start(command)?;
+    ensure!(process.line(LIMIT)?.as_deref() == Some("ready"));
+    let pid = process.pid();
+    let (_, all) = capture(&ksnap, pid, &["--kill"])?;
+    ensure!(process.wait(LIMIT)?.is_some(), "it lives");
+    ensure!(all.len() == 3, "{all:?}");
+    for one in all {
+        await_gone(one, LIMIT)?;
+    }
+    let mut back = ksnap.start(&["restore", "latest", "--wait"])?;
+    let said = said(&mut back)?;
+    ensure!(said == "done 6", "{said}: {}", back.stderr());
+    ensure!(back.stderr().contains("captured under another kernel"));
+    Ok(())
+}
+
+/// Says over and over how far the clocks that count from the machine's start are behind the time of day, which is the same each
+/// time.
+const SINCE_START: &str = r#"
+import time
+print("ready", flush=True)
+while True:
+    real = time.clock_gettime(time.CLOCK_REALTIME)
+    print("clocks", time.monotonic() - real, time.clock_gettime(time.CLOCK_BOOTTIME) - real, flush=True)
+    time.sleep(0.05)
+"#;
+
+/// What it says of monotonic and boot time, in seconds.
+fn clocks_of(process: &mut Background) -> Result<[f64; 2]> {
+    let line = said(process)?;
+    let words: Vec<f64> = line
+        .strip_prefix("clocks ")
+        .context(line.clone())?
+        .split(' ')
+        .map(str::parse)
+        .collect::<Result<_, _>>()?;
+    words.try_into().ok().context(line)
+}
+
+fn are_close(a: [f64; 2], b: [f64; 2]) -> bool {
+    a.iter().zip(b).all(|(a, b)| (a - b).abs() < 0.5)
+}
+
+/// Starts a program in a time namespace whose clocks are `ahead` of this machine's.
+fn start_ahead(ahead: u32) -> Result<Background> {
+    let mut command = Command::new("unshare");
+    let ahead = ahead.to_string();
+    command.args(["-T", "--monotonic", &ahead, "--boottime", &ahead]);
+    command
+        .arg(Python::interpreter()?)
+        .args(["-c", SINCE_START]);
+    let mut process = Background::start(command)?;
+    let ready = process.line(LIMIT)?;
+    ensure!(
+        ready.as_deref() == Some("ready"),
+        "{ready:?}: {}",
+        process.stderr()
+    );
+    Ok(process)
+}
+
+#[test]
+fn clocks_of_a_time_namespace_are_what_they_were() -> Result<()> {
+    require!(
+        Root,
+        Ksnap,
+        Program("python3"),
+        Program("unshare"),
+        ChosenIds
+    );
+    let ksnap = Ksnap::new()?;
+    let mut process = start_ahead(1_000_000)?;
+    let pid = process.pid();
+    let before = clocks_of(&mut process)?;
+    end_captured(&ksnap, pid, &mut process)?;
+    for _ in 0..2 {
+        let mut back = ksnap.start(&["restore", "latest", "--wait"])?;
+        let after = clocks_of(&mut back)?;
+        ensure!(are_close(before, after), "{before:?} {after:?}");
+        end_captured(&ksnap, pid, &mut back)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn clocks_go_on_from_where_they_were_when_the_machine_was_started_since() -> Result<()> {
+    require!(
+        Root,
+        Ksnap,
+        Program("python3"),
+        Program("unshare"),
+        ChosenIds
+    );
+    let ksnap = Ksnap::new()?;
+    let mut process = start_ahead(1_000_000)?;
+    let pid = process.pid();
+    let before = clocks_of(&mut process)?;
+    end_captured(&ksnap, pid, &mut process)?;
+    let waited = Instant::now();
+    std::thread::sleep(Duration::from_secs(3));
+    let ksnap = elsewhere(ksnap);
+    let mut back = ksnap.start(&["restore", "latest", "--wait"])?;
+    // What has passed since is not in them.
+    let after = clocks_of(&mut back)?;
+    let behind = before
+        .iter()
+        .zip(after)
+        .map(|(before, after)| before - after);
+    let passed = waited.elapsed().as_secs_f64() + 0.5;
+    for by in behind {
+        ensure!(
+            (2.9..passed + 1.0).contains(&by),
+            "{by}: {before:?} {after:?}"
+        );
+    }
+    Ok(())
+}
