@@ -8,71 +8,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use tests::family::capture;
 use tests::footprint::await_gone;
-use tests::{Background, Ksnap, Python, Redis, Resp, require};
+use tests::{Background, Ksnap, Python, Redis, Resp, Victim, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// Three threads that ask for every clock, by the C library and by the system call, and a line for each time that all of them
-/// have compared some.
-const CLOCKS: &str = r#"
-import ctypes, os, threading, time
-libc = ctypes.CDLL(None, use_errno=True)
-class Timespec(ctypes.Structure):
-    _fields_ = [("s", ctypes.c_long), ("ns", ctypes.c_long)]
-def asked(clock):
-    t = Timespec()
-    assert libc.syscall(228, clock, ctypes.byref(t)) == 0
-    return t.s + t.ns / 1e9
-counts = [0, 0, 0]
-wrong = []
-def look(n):
-    while True:
-        for clock in (0, 1, 4, 5, 6, 7):
-            a = asked(clock)
-            b = time.clock_gettime(clock)
-            c = asked(clock)
-            # Coarse clocks are those of the last tick.
-            if not a - 0.1 <= b <= c + 0.1:
-                wrong.append((clock, a, b, c))
-        a, b, c = asked(0), libc.time(None), asked(0)
-        if not a - 2 <= b <= c + 1:
-            wrong.append(("time", a, b, c))
-        if not all(time.clock_getres(clock) > 0 for clock in (0, 1, 5, 6)):
-            wrong.append("resolution")
-        if libc.sched_getcpu() not in os.sched_getaffinity(0):
-            wrong.append("processor")
-        counts[n] += 1
-        time.sleep(0.001)
-for n in range(3):
-    threading.Thread(target=look, args=(n,), daemon=True).start()
-print("ready", flush=True)
-while True:
-    before = min(counts)
-    while min(counts) < before + 20:
-        time.sleep(0.01)
-    print("right" if not wrong else wrong, flush=True)
-"#;
 
 /// A ksnap that takes this kernel for another one than that of any snapshot.
 fn elsewhere(ksnap: Ksnap) -> Ksnap {
     ksnap.with_variable("KSNAP_OTHER_MACHINE", "1".into())
-}
-
-fn start_clocks() -> Result<Background> {
-    let mut command = Command::new(Python::interpreter()?);
-    command.args(["-c", CLOCKS]);
-    let mut process = Background::start(command)?;
-    let ready = process.line(LIMIT)?;
-    ensure!(ready.as_deref() == Some("ready"), "{ready:?}");
-    Ok(process)
-}
-
-fn are_right(process: &mut Background, lines: usize) -> Result<()> {
-    for _ in 0..lines {
-        let line = said(process)?;
-        ensure!(line == "right", "{line}");
-    }
-    Ok(())
 }
 
 /// The next line that a program prints, and not ksnap of it.
@@ -102,52 +44,48 @@ fn kernels_of(pid: i32) -> Result<(usize, usize)> {
     Ok((own, maps.lines().filter(is_code).count()))
 }
 
+/// Brings the latest snapshot back, whose program must be well and get on.
+fn bring_back(ksnap: &Ksnap) -> Result<Victim> {
+    let args = ["restore", "latest", "--wait", "--json"];
+    let mut victim = Victim::brought_back(ksnap.start(&args)?)?;
+    let counter = victim.check()?.counter;
+    victim.wait_beyond(counter + 100, LIMIT)?;
+    Ok(victim)
+}
+
 #[test]
 fn clocks_go_on_from_one_kernel_to_the_next() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"), ChosenIds);
+    require!(Root, Ksnap, ChosenIds);
     let ksnap = elsewhere(Ksnap::new()?);
-    let mut process = start_clocks()?;
-    are_right(&mut process, 2)?;
-    let pid = process.pid();
-    end_captured(&ksnap, pid, &mut process)?;
+    let mut victim = Victim::spawn("clocks", &[])?;
+    let pid = victim.pid();
     for generation in 1..=3 {
-        let mut back = ksnap.start(&["restore", "latest", "--wait"])?;
-        are_right(&mut back, 5)?;
-        ensure!(back.stderr().contains("captured under another kernel"));
+        victim.check()?;
+        end_captured(&ksnap, pid, victim.process())?;
+        victim = bring_back(&ksnap)?;
         ensure!(
             kernels_of(pid)? == (1, generation),
             "{:?}",
             kernels_of(pid)?
         );
-        end_captured(&ksnap, pid, &mut back)?;
     }
-    Ok(())
-}
-
-#[test]
-fn copies_go_on_under_another_kernel() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"), ChosenIds);
-    let ksnap = elsewhere(Ksnap::new()?);
-    let mut process = start_clocks()?;
-    are_right(&mut process, 1)?;
-    let pid = process.pid();
-    end_captured(&ksnap, pid, &mut process)?;
-    let mut copies = ksnap.start(&["fork", "latest", "-n", "2"])?;
-    are_right(&mut copies, 20)
+    let said = victim.process().stderr();
+    ensure!(said.contains("captured under another kernel"), "{said}");
+    victim.quit()
 }
 
 #[test]
 fn under_its_own_kernel_nothing_is_led_elsewhere() -> Result<()> {
-    require!(Root, Ksnap, Program("python3"), ChosenIds);
+    require!(Root, Ksnap, ChosenIds);
     let ksnap = Ksnap::new()?;
-    let mut process = start_clocks()?;
-    let pid = process.pid();
-    end_captured(&ksnap, pid, &mut process)?;
-    let mut back = ksnap.start(&["restore", "latest", "--wait"])?;
-    are_right(&mut back, 2)?;
-    ensure!(!back.stderr().contains("kernel"), "{}", back.stderr());
+    let mut victim = Victim::spawn("clocks", &[])?;
+    let pid = victim.pid();
+    end_captured(&ksnap, pid, victim.process())?;
+    let mut victim = bring_back(&ksnap)?;
+    let said = victim.process().stderr();
+    ensure!(!said.contains("kernel"), "{said}");
     ensure!(kernels_of(pid)? == (1, 0), "{:?}", kernels_of(pid)?);
-    Ok(())
+    victim.quit()
 }
 
 /// A client, as soon as the server answers.

@@ -77,6 +77,7 @@ go_on! {
     threads_that_come_and_go_go_on: "threads", [];
     vector_registers_come_back: "avx", [];
     restartable_sequences_come_back: "rseq", [];
+    clocks_come_back: "clocks", [];
     deep_stacks_come_back: "deepstack", [];
     huge_pages_come_back: "hugepages", [];
     sparse_memory_comes_back: "sparse", [];

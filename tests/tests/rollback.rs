@@ -119,6 +119,7 @@ rolled! {
     deepstack: "deepstack" [], ["--audit"];
     hugepages: "hugepages" ["--mib", "16"], ["--audit"];
     avx: "avx" [], ["--audit"], needs Cpu("avx2");
+    clocks: "clocks" [], ["--audit"];
     rseq: "rseq" [], ["--audit"], needs Rseq;
     sparse: "sparse" [], ["--audit"];
     signals: "signals" [], ["--audit"];

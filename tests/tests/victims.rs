@@ -74,6 +74,7 @@ victims! {
     signals: "signals" [];
     avx: "avx" [], needs Cpu("avx2");
     rseq: "rseq" [], needs Rseq;
+    clocks: "clocks" [];
     sparse: "sparse" [];
     uffd: "uffd" [], needs Tracker("wp");
     attributes_signals: "attributes" ["signals"];

@@ -63,6 +63,7 @@ watched! {
     filemap_unlinked: "filemap" ["both", "--unlinked"], 40;
     signals: "signals" [], 40;
     avx: "avx" [], 40, needs Cpu("avx2");
+    clocks: "clocks" [], 40;
     rseq: "rseq" [], 40, needs Rseq;
     sparse: "sparse" [], 40;
     uffd: "uffd" [], 40, needs Tracker("wp");

@@ -3,6 +3,7 @@
 mod expected;
 mod guest_python;
 mod install;
+mod other_kernel;
 mod stage;
 mod suite;
 mod virtual_machines;

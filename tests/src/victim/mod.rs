@@ -23,6 +23,7 @@ pub mod args;
 pub mod attributes;
 pub mod avx;
 pub mod blocked;
+pub mod clocks;
 pub mod counter;
 pub mod deepstack;
 pub mod dontneed;
@@ -114,6 +115,7 @@ pub const VICTIMS: &[(&str, &str, Start)] = &[
         avx::start,
     ),
     ("rseq", "restartable sequences", rseq::start),
+    ("clocks", "the time, asked for in every way", clocks::start),
     (
         "gup",
         "memory that the kernel writes past the page tables",

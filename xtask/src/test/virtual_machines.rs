@@ -1,6 +1,7 @@
 //! The tests of tracking, capture and rollback on other kernels than the host's.
 
 use super::guest_python;
+use super::other_kernel;
 use super::stage::Stages;
 use crate::cargo;
 use crate::vm::{self, CommandResult, GuestCommand, Kernel, Outcome, Payload, Selection, Status};
@@ -170,7 +171,13 @@ pub fn run(
         match vm::prepare(kernel, &mut |message| eprintln!("vm {kernel}: {message}")) {
             Ok(()) => {
                 let python = python.as_deref().ok();
-                ready.push((kernel, payload(kernel, &executables, &wanted, python)?));
+                let mut payload = payload(kernel, &executables, &wanted, python)?;
+                if (filter.is_empty() || filter.iter().any(|name| name == "other_kernel"))
+                    && let Err(how) = other_kernel::add(&mut payload)
+                {
+                    stages.skip(&other_kernel::stage(kernel), "setpriv", &how);
+                }
+                ready.push((kernel, payload));
             }
             Err(error) if error.is_skip() => {
                 stages.skip(&stage(kernel), "a virtual machine", &error.to_string());
@@ -213,7 +220,10 @@ fn stage(kernel: Kernel) -> String {
 
 fn boot(kernel: Kernel, payload: &Payload) -> vm::Result<Outcome> {
     let mut done = |result: &CommandResult| {
-        println!("{}\nvm {kernel}: {result}", result.output.trim_end());
+        println!(
+            "{}\nvm {kernel}: {result}",
+            other_kernel::shortened(&result.output)
+        );
     };
     vm::run_with(kernel, payload, &mut done, &mut |message| {
         eprintln!("vm {kernel}: {message}");
@@ -244,6 +254,7 @@ fn enter(outcome: &Outcome, took: Duration, stages: &mut Stages) {
         outcome.boot.as_secs_f64()
     ));
     stages.ended(&stage(kernel), outcome.is_success(), took);
+    other_kernel::bring_back(kernel, &outcome.results, stages);
 }
 
 fn payload(

@@ -11,6 +11,11 @@ const FP_XSTATE_MAGIC2: u32 = 0x4650_5845;
 const SW_RESERVED: usize = 464;
 /// Offset of `XSTATE_BV`, the components that are not in their initial state.
 const XSTATE_BV: usize = 512;
+/// Bound registers and their configuration, which only some of Intel's processors had, and where they lie.
+const MPX: (u64, std::ops::Range<usize>) = (1 << 3 | 1 << 4, 960..1088);
+/// The register with the rights of protection keys: its bit, where it lies with Intel and with AMD, and what Linux sets it to
+/// in each process: only key 0, which all memory has unless the program wants otherwise, may be used.
+const PKRU: (u64, [usize; 2], u32) = (1 << 9, [2688, 2432], 0x5555_5554);
 /// AMX tile data: the one component that a process must ask for, and whose space is not in the
 /// frame of one that has not.
 const TILE_DATA: u32 = 18;
@@ -44,12 +49,21 @@ pub fn extended_features() -> u64 {
     u64::from(high) << 32 | u64::from(low)
 }
 
-/// Components that a thread's extended state holds something in.
+/// Components that a thread's extended state holds something in that it would miss.
 pub fn extended_in_use(xstate: &[u8]) -> u64 {
-    match xstate.len() > XSTATE_BV + 8 {
-        true => word(xstate, XSTATE_BV),
-        false => 3,
+    if xstate.len() <= XSTATE_BV + 8 {
+        return 3;
     }
+    let mut used = word(xstate, XSTATE_BV);
+    let bounds = xstate.get(MPX.1);
+    if bounds.is_some_and(|bytes| bytes.iter().all(|byte| *byte == 0)) {
+        used &= !MPX.0;
+    }
+    let rights = |at: &usize| xstate.get(*at..at + 4);
+    if PKRU.1.iter().find_map(rights) == Some(&PKRU.2.to_le_bytes()[..]) {
+        used &= !PKRU.0;
+    }
+    used
 }
 
 /// Names of components, for people.
@@ -85,10 +99,14 @@ pub fn extended_names(components: u64) -> String {
 
 /// The extended state in the length that this machine's kernel takes: it demands its own, whatever the
 /// processor that the state is from had. Components are at the same places on all of a vendor's processors;
-/// those beyond the end must not be in use.
+/// those beyond the end must not be in use, and those that are not here are left out.
 pub fn fit_extended(xstate: &[u8], len: usize) -> Vec<u8> {
     let mut fitted = xstate.to_vec();
     fitted.resize(len, 0);
+    if len > XSTATE_BV + 8 {
+        let here = word(&fitted, XSTATE_BV) & extended_features();
+        fitted[XSTATE_BV..XSTATE_BV + 8].copy_from_slice(&here.to_le_bytes());
+    }
     fitted
 }
 
@@ -130,5 +148,22 @@ mod tests {
         state[XSTATE_BV] = 7;
         assert_eq!(extended_in_use(&state), 7);
         assert_eq!(fit_extended(&state, 2048).len(), 2048);
+    }
+
+    #[test]
+    fn what_nobody_would_miss_is_not_in_use() {
+        let mut state = vec![0; 2696];
+        let all = 7 | MPX.0 | PKRU.0;
+        state[XSTATE_BV..XSTATE_BV + 8].copy_from_slice(&all.to_le_bytes());
+        assert_eq!(extended_in_use(&state), 7 | PKRU.0, "all keys may be used");
+        state[2688..2692].copy_from_slice(&PKRU.2.to_le_bytes());
+        assert_eq!(extended_in_use(&state), 7);
+        state[1000] = 1;
+        assert_eq!(extended_in_use(&state), 7 | MPX.0);
+        let mut short = state[..2440].to_vec();
+        short[2432..2436].copy_from_slice(&PKRU.2.to_le_bytes());
+        assert_eq!(extended_in_use(&short), 7 | MPX.0);
+        let kept = word(&fit_extended(&state, 2696), XSTATE_BV);
+        assert_eq!(kept, all & extended_features());
     }
 }
