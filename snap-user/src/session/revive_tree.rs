@@ -187,8 +187,7 @@ impl<'a> Job<'a> {
             // Read, and so verified, before anything is started.
             let flat = store.flat(&snapshot)?;
             members.push(Member {
-                // None of it later.
-                memory: Memory::new(&flat, None, &state, &planned, true, &mut written)?,
+                memory: Memory::new(&flat, None, &state, &planned, options.eager, &mut written)?,
                 contents: Arc::new(contents),
                 stopped: tree.members[n].stopped,
                 snapshot,
