@@ -155,12 +155,12 @@ pub fn bring_back(
 /// A victim of three processes, captured, ended and brought back with these options, twice in a row. `looks` tells what is
 /// wrong with one that is back. Without options it has its old id.
 pub fn goes_on_twice(
-    name: &str,
+    (name, args): (&str, &[&str]),
     options: &[&str],
     looks: impl Fn(&Victim) -> Result<()>,
 ) -> Result<()> {
     let ksnap = Ksnap::new()?;
-    let mut first = Victim::spawn(name, &[])?;
+    let mut first = Victim::spawn(name, args)?;
     let mut counter = first.check()?.counter;
     let pids = end_captured(&ksnap, first.pid())?;
     ensure!(pids.0.len() == 3, "{:?}", pids.0);

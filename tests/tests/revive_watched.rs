@@ -122,7 +122,8 @@ fn a_session_that_another_ksnap_writes_is_not_continued_and_nothing_is_started()
 fn a_restored_tree_is_watched_as_one_and_its_snapshots_follow_the_restored_ones() -> Result<()> {
     require!(Root, Ksnap, ChosenIds);
     let ksnap = Ksnap::new()?;
-    let mut first = Victim::spawn("tree", &[])?;
+    // Enough that some of it comes later.
+    let mut first = Victim::spawn("tree", &["--mib", "12"])?;
     let counter = first.check()?.counter;
     let pids = end_captured(&ksnap, first.pid())?;
     first.process().wait(LIMIT)?.context("it lives")?;
@@ -133,6 +134,8 @@ fn a_restored_tree_is_watched_as_one_and_its_snapshots_follow_the_restored_ones(
     let args = [&args[..], &["--audit", "--wait", "--json"]].concat();
     let mut victim = Victim::brought_back(ksnap.start(&args)?)?;
     ensure!(victim.pid() == first.pid(), "another id");
+    let lazy = victim.ready()["lazy_pages"].as_u64();
+    ensure!(lazy > Some(0), "{}", victim.ready());
     victim.wait_beyond(counter + 20, LIMIT)?;
     let end = Instant::now() + LIMIT;
     let new = loop {

@@ -26,7 +26,7 @@ fn a_session_goes_on(options: &[&str]) -> Result<()> {
     if options.is_empty() {
         require!(ChosenIds);
     }
-    goes_on_twice("session", options, |victim| {
+    goes_on_twice(("session", &[]), options, |victim| {
         let notes = victim.ready()["notes"].to_string();
         ensure!(!notes.contains("controlling terminal"), "{notes}");
         Ok(())

@@ -59,6 +59,7 @@ macro_rules! victims {
 victims! {
     counter: "counter" ["--mib", "16"];
     tree: "tree" [];
+    tree_with_memory: "tree" ["--mib", "4"];
     session: "session" [];
     threads: "threads" [];
     maps: "maps" [];

@@ -1,7 +1,7 @@
 //! Refusing what cannot be captured, before it is touched.
 
 use super::{CaptureError, Result};
-use crate::sys::{PidFd, await_turn, fill_all, pidfd_open, proc};
+use crate::sys::{PidFd, await_turn, fill_all, is_filler, pidfd_open, proc};
 use std::io::Read;
 use std::time::{Duration, Instant};
 
@@ -90,49 +90,71 @@ pub fn preflight(pid: i32) -> Result<Target> {
 }
 
 /// Whoever may fill the memory of a process with this parent: it was brought back itself, or forked by one that was.
-fn filler(mut parent: i32) -> Option<(i32, String)> {
-    let direct = parent;
-    while parent > 0 {
-        let stat = proc::stat(parent, None).ok()?;
-        if stat.comm == "ksnap-init" || parent == direct && stat.comm.starts_with("ksnap") {
-            return Some((parent, stat.comm));
+enum Filler {
+    /// Process 1 of its namespace, which does more only when it is asked to.
+    Init(i32),
+    /// A child of the ksnap that has brought it back, for as long as some memory is missing.
+    Child(i32),
+}
+
+impl Filler {
+    fn of(mut parent: i32) -> Option<Self> {
+        while parent > 0 {
+            let stat = proc::stat(parent, None).ok()?;
+            if stat.comm == "ksnap-init" {
+                return Some(Self::Init(parent));
+            }
+            if stat.comm.starts_with("ksnap") {
+                let children = proc::children(&[parent])
+                    .into_iter()
+                    .flat_map(|(_, all)| all);
+                let filler = children.into_iter().find(|pid| is_filler(*pid));
+                if filler.is_some() {
+                    return filler.map(Self::Child);
+                }
+            }
+            parent = stat.ppid;
         }
-        parent = stat.ppid;
+        None
     }
-    None
+
+    fn pid(&self) -> i32 {
+        match *self {
+            Self::Init(pid) | Self::Child(pid) => pid,
+        }
+    }
 }
 
 /// A process that was brought back may still lack memory, which would be taken for zeroes. Whoever fills it is asked to
 /// make haste.
 fn wait_until_loaded(pid: i32, parent: i32) -> Result<()> {
     const MOST: Duration = Duration::from_secs(120);
-    let Some((filler, comm)) = filler(parent) else {
-        return Ok(());
-    };
     let sys = |e| CaptureError::from_sys(pid, e);
     let end = Instant::now() + MOST;
     let mut asked = false;
-    loop {
+    while let Some(filler) = Filler::of(parent) {
         let flags = proc::vm_flags(pid).map_err(sys)?;
         // Waits for missing pages (`VmFlags` in proc_pid_smaps(5)).
         if !flags.0.values().any(|f| f.iter().any(|word| word == "um")) {
-            return Ok(());
+            break;
         }
-        if !asked && comm == "ksnap-init" {
-            fill_all(filler).map_err(sys)?;
+        if let (Filler::Init(init), false) = (&filler, asked) {
+            fill_all(*init).map_err(sys)?;
             asked = true;
         }
         if Instant::now() > end {
             return Err(CaptureError::Refused {
                 pid,
                 why: format!(
-                    "the memory that it is brought back with has not all come within {} s: process {filler} fills it; try again",
-                    MOST.as_secs()
+                    "the memory that it is brought back with has not all come within {} s: process {} fills it; try again",
+                    MOST.as_secs(),
+                    filler.pid()
                 ),
             });
         }
         std::thread::sleep(Duration::from_millis(2));
     }
+    Ok(())
 }
 
 /// For a moment the main thread of a process looks so whenever another thread replaces the program (execve(2)).

@@ -55,6 +55,7 @@ mod remote;
 mod revive;
 mod revive_contents;
 mod revive_here;
+mod revive_kin;
 mod revive_memory;
 mod revive_open;
 mod revive_terminals;

@@ -7,9 +7,9 @@ use super::revive_open::{Commons, open};
 use super::types::hex;
 use super::{Result, SessionError, revive_tree};
 use crate::model::{Detail, ProcessState, SnapshotId, ThreadState};
-use crate::restore::RestoreError;
 use crate::restore::files::{self, Replacement, SavedContents, System};
 use crate::restore::revive::{NewPlan, Newborn, plan, plan_attributes};
+use crate::restore::{RestoreError, fault};
 use crate::store::{Flat, Store};
 use crate::sys::{Arrivals, Birth, Released, monotonic_ns};
 use serde::Serialize;
@@ -201,7 +201,7 @@ pub(super) struct Material<'a> {
 /// As [`revive`], from what was `begun` to be looked for at this time.
 pub(super) fn revive_from(
     material: Material<'_>,
-    mut begun: u64,
+    begun: u64,
     copies: u32,
     options: &ReviveOptions,
     each: &mut dyn FnMut(&Revived),
@@ -237,10 +237,24 @@ pub(super) fn revive_from(
         strict: options.strict,
     };
     (material.is_wanted)()?;
+    make_copies(copies, begun, &mut |begun| job.run(begun), each)
+}
+
+/// Makes copies, one after the other, each from when it was `begun`, and waits until all memory is there: only then can
+/// ksnap end.
+///
+/// # Errors
+/// Of the first that fails; those before it go on.
+pub(super) fn make_copies(
+    copies: u32,
+    mut begun: u64,
+    make: &mut dyn FnMut(u64) -> Result<Revived>,
+    each: &mut dyn FnMut(&Revived),
+) -> Result<Vec<Revived>> {
     let mut all = Vec::new();
     let mut failed = None;
     for _ in 0..copies {
-        match job.run(begun) {
+        match make(begun) {
             Ok(one) => {
                 each(&one);
                 all.push(one);
@@ -252,14 +266,10 @@ pub(super) fn revive_from(
         }
         begun = monotonic_ns();
     }
-    let death_signal = state
-        .threads
-        .first()
-        .and_then(|t| t.attributes.parent_death_signal)
-        .unwrap_or(0);
+    fault::point("memory is coming");
     for one in &mut all {
         // The others go on being filled, whatever became of this one.
-        if let Err(e) = one.released.finish_loading(death_signal) {
+        if let Err(e) = one.released.finish_loading() {
             failed.get_or_insert(e.into());
         }
     }
@@ -308,13 +318,14 @@ impl Job<'_> {
             namespace: self.pids == Pids::Namespace,
             network: self.network,
         };
-        let lazy = self.memory.lazy.as_ref();
+        let lazy = self.memory.lazy.as_slice();
         let in_use = SegmentsInUse::of([self.memory]);
         let mut newborn = Newborn::start(birth, planned, &opened, lazy, own_pid)?;
         let change_files = self.pids == Pids::Same;
-        let pages = self
+        let init = newborn.init();
+        let filled = self
             .memory
-            .fill(&mut newborn, change_files, &in_use, &mut notes)?;
+            .fill(&mut newborn, init, change_files, &in_use, &mut notes)?;
         let (released, more) = newborn.finish(state, planned, &opened, keep_ids)?;
         let took_ns = monotonic_ns() - begun;
         notes.extend(more);
@@ -325,8 +336,8 @@ impl Job<'_> {
             init: (released.child != released.pid).then_some(released.child),
             own_pid: if keep_ids { own_pid } else { released.pid },
             threads: state.threads.len(),
-            pages,
-            lazy_pages: self.memory.lazy_pages(),
+            pages: filled.pages,
+            lazy_pages: filled.lazy_pages,
             took_ns,
             notes,
             others: Vec::new(),

@@ -6,8 +6,9 @@ use crate::model::{PAGE_SIZE, PageRange, PageSet, ProcessState, Vma, page_down};
 use crate::restore::revive::{NewPlan, Newborn, Origin};
 use crate::store::Flat;
 use crate::sys::arch::Registers;
-use crate::sys::{self, Arrivals, Image, Lazy, Piece};
+use crate::sys::{self, Arrivals, Handed, Image, Lazy, Piece};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::AddAssign;
 use std::sync::Arc;
 
 /// Fewer pages than these are not worth waiting for one by one.
@@ -30,7 +31,23 @@ pub(super) struct Memory {
     /// What segments of System V shared memory hold, by their ids.
     segments: Vec<(i32, Vec<Piece>)>,
     /// What comes later, if anything does.
-    pub(super) lazy: Option<Lazy>,
+    pub(super) lazy: Option<Arc<Lazy>>,
+}
+
+/// Pages of a new process.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Filled {
+    /// Written before its first instruction.
+    pub(super) pages: u64,
+    /// Come later.
+    pub(super) lazy_pages: u64,
+}
+
+impl AddAssign for Filled {
+    fn add_assign(&mut self, other: Self) {
+        self.pages += other.pages;
+        self.lazy_pages += other.lazy_pages;
+    }
 }
 
 impl Memory {
@@ -84,12 +101,13 @@ impl Memory {
             let (now, later) = split(&found, &first);
             eager.extend(now);
             let fail = |e| sys::SysError::new("dup", "a flat image", e);
-            Some(Lazy {
+            Some(Arc::new(Lazy {
                 image: flat.file.try_clone().map_err(fail)?,
                 ranges,
                 pieces: later,
                 arrivals,
-            })
+                handed: Handed::default(),
+            }))
         };
         eager.sort_unstable_by_key(|p| p.range.start);
         Ok(Self {
@@ -116,16 +134,17 @@ impl Memory {
         }
     }
 
-    /// Writes what comes first, and sees to it that the rest comes. Returns the pages written. Files and segments
-    /// that are mapped shared, and are not what they were, are put back only if `change_files`: others may have
+    /// Writes what comes first, and sees to it that the rest comes: by process `init` of its namespace, where it has one of
+    /// its own. Files and segments that are mapped shared, and are not what they were, are put back only if `change_files`: others may have
     /// them as well. The segments `in_use` never are. Tells what differs, a sentence each.
     pub(super) fn fill(
         &self,
         newborn: &mut Newborn,
+        init: Option<i32>,
         change_files: bool,
         in_use: &SegmentsInUse,
         notes: &mut Vec<String>,
-    ) -> Result<u64> {
+    ) -> Result<Filled> {
         let mut written = self.write(newborn.pid(), &self.eager)?;
         let segments = self.segments.iter();
         let (used, free): (Vec<_>, Vec<_>) = segments.partition(|(id, _)| in_use.0.contains(id));
@@ -152,22 +171,22 @@ impl Memory {
         if change_files {
             written += self.write(newborn.pid(), &differing)?;
         }
-        if let Some(lazy) = &self.lazy
-            && !newborn.load_lazily(lazy)?
-        {
-            if lazy.arrivals.is_some() {
+        let mut lazy_pages = 0;
+        if let Some(lazy) = &self.lazy {
+            if newborn.load_lazily(lazy, init)? {
+                lazy_pages = pages_in(&lazy.pieces);
+            } else if lazy.arrivals.is_some() {
                 return Err(SessionError::Remote(
                     "its memory cannot come behind its first instruction: userfaultfd(2) is not allowed there. Clone it without --lazy".into(),
                 ));
+            } else {
+                written += self.write(newborn.pid(), &lazy.pieces)?;
             }
-            written += self.write(newborn.pid(), &lazy.pieces)?;
         }
-        Ok(written)
-    }
-
-    /// Pages that come later.
-    pub(super) fn lazy_pages(&self) -> u64 {
-        self.lazy.as_ref().map_or(0, |lazy| pages_in(&lazy.pieces))
+        Ok(Filled {
+            pages: written,
+            lazy_pages,
+        })
     }
 
     /// Pages of these pieces whose content is not what it was.

@@ -1,9 +1,10 @@
 //! `restore` and `fork` of a tree: all of its processes, or none.
 
-use super::revive::{Pids, ReviveOptions, Revived, RevivedMember, refuse_differences};
+use super::revive::{Pids, ReviveOptions, Revived, RevivedMember, make_copies, refuse_differences};
 use super::revive_contents::{contents_to_write, only_own};
 use super::revive_here::{Here, check_processor, time_namespace};
-use super::revive_memory::{Memory, SegmentsInUse, Written};
+use super::revive_kin::{born_in, kin, other_session};
+use super::revive_memory::{Filled, Memory, SegmentsInUse, Written};
 use super::revive_open::{Commons, length, open};
 use super::revive_terminals::make_lines;
 use super::{Result, SessionError};
@@ -61,7 +62,8 @@ struct Job<'a> {
 /// Brings a tree back as `copies` new ones, one after the other. `is_wanted` is asked when all that takes long is done.
 ///
 /// # Errors
-/// What cannot be brought back of any process is refused before anything is started.
+/// What cannot be brought back of any process is refused before anything is started; when a copy fails later, those
+/// before it run on.
 pub(super) fn revive(
     store: &Store,
     tree: &ProcessTree,
@@ -70,17 +72,10 @@ pub(super) fn revive(
     is_wanted: &dyn Fn() -> Result<()>,
     each: &mut dyn FnMut(&Revived),
 ) -> Result<Vec<Revived>> {
-    let mut begun = monotonic_ns();
+    let begun = monotonic_ns();
     let mut job = Job::new(store, tree, copies, options)?;
     is_wanted()?;
-    let mut all = Vec::new();
-    for _ in 0..copies {
-        let one = job.run(begun)?;
-        each(&one);
-        all.push(one);
-        begun = monotonic_ns();
-    }
-    Ok(all)
+    make_copies(copies, begun, &mut |begun| job.run(begun), each)
 }
 
 impl<'a> Job<'a> {
@@ -193,8 +188,7 @@ impl<'a> Job<'a> {
             // Read, and so verified, before anything is started.
             let flat = store.flat(&snapshot)?;
             members.push(Member {
-                // Whoever fills memory later has only one process to look after.
-                memory: Memory::new(&flat, None, &state, &planned, true, &mut written)?,
+                memory: Memory::new(&flat, None, &state, &planned, options.eager, &mut written)?,
                 contents: Arc::new(contents),
                 stopped: tree.members[n].stopped,
                 snapshot,
@@ -281,7 +275,9 @@ impl<'a> Job<'a> {
             zombies: &self.tree.zombies,
             ghost: self.ghost,
         };
-        let stubs = start_tree(birth, roster, &mut lines, &avoid)?;
+        let lazy = self.members.iter().filter_map(|m| m.memory.lazy.clone());
+        let lazy: Vec<_> = lazy.collect();
+        let stubs = start_tree(birth, roster, &mut lines, &avoid, &lazy)?;
         lines.lend(&mut files.all.sources);
         let others: Vec<RevivedMember> = stubs
             .iter()
@@ -293,7 +289,8 @@ impl<'a> Job<'a> {
             })
             .collect();
         let change_files = self.pids == Pids::Same;
-        let mut pages = 0;
+        let init = stubs[0].init();
+        let mut filled = Filled::default();
         let mut newborns = Vec::with_capacity(self.members.len());
         let all = stubs.into_iter().zip(&self.members).zip(&opened);
         for ((stub, member), opened) in all {
@@ -301,7 +298,7 @@ impl<'a> Job<'a> {
             let mut newborn = Newborn::adopt(stub, &member.planned, opened, pid)?;
             let mut more = Vec::new();
             let memory = &member.memory;
-            pages += memory.fill(&mut newborn, change_files, &in_use, &mut more)?;
+            filled += memory.fill(&mut newborn, init, change_files, &in_use, &mut more)?;
             notes.extend(member.named(more));
             newborns.push(newborn);
         }
@@ -336,8 +333,8 @@ impl<'a> Job<'a> {
             init: (released.child != released.pid).then_some(released.child),
             own_pid: first.own_pid,
             threads: self.members.iter().map(|m| m.state.threads.len()).sum(),
-            pages,
-            lazy_pages: 0,
+            pages: filled.pages,
+            lazy_pages: filled.lazy_pages,
             took_ns,
             notes,
             others: others.collect(),
@@ -408,60 +405,6 @@ fn plan_one(state: &ProcessState, here: &Here<'_>, refused: &mut Vec<String>) ->
         Err(e) => drop(add(Err(e))?),
     }
     Ok(planned)
-}
-
-/// Who is whose child, zombies behind the others, by the ids that they know.
-fn kin(tree: &ProcessTree, states: &[&ProcessState]) -> Vec<Kin> {
-    let members = tree.members.iter().zip(states).map(|(member, state)| Kin {
-        pid: state.threads.first().map_or(member.pid, |t| t.own_id()),
-        parent: member.parent.map(|at| at as usize),
-        session: member.session,
-        group: member.group,
-    });
-    let zombies = tree.zombies.iter().map(|zombie| Kin {
-        pid: zombie.own_pid,
-        parent: Some(zombie.parent as usize),
-        session: zombie.session,
-        group: zombie.group,
-    });
-    members.chain(zombies).collect()
-}
-
-/// The group, as the processes number it, in which the first process is made; `group` is the one that it had.
-fn born_in(pids: Pids, ghost: Option<i32>, group: i32) -> i32 {
-    match (ghost, pids) {
-        (Some(session), _) => session,
-        // ksnap's own has no id there (pid_namespaces(7): it is 0); nobody but process 1 can begin group 1.
-        (None, Pids::Namespace) if group > 1 => 0,
-        // What it had is taken for ksnap's.
-        _ => group,
-    }
-}
-
-/// What differs where the first process was in a session or group that began outside of the tree, and is not begun again.
-fn other_session(pids: Pids, first: &Kin, is_outside: impl Fn(i32) -> bool) -> Option<String> {
-    // As the process numbers them: 0 where they began outside of its PID namespace (pid_namespaces(7)).
-    let (own, group) = match pids {
-        Pids::Namespace => (0, 0),
-        _ => (
-            nix::unistd::getsid(None).map_or(0, |id| id.as_raw()),
-            nix::unistd::getpgrp().as_raw(),
-        ),
-    };
-    let Kin {
-        session,
-        group: was,
-        ..
-    } = *first;
-    match (is_outside(session), is_outside(was)) {
-        (true, _) if session != own => Some(format!(
-            "it was in session {session}, which began outside of the tree, and is in ksnap's ({own})"
-        )),
-        (_, true) if was != group => Some(format!(
-            "it was in process group {was}, which began outside of the tree, and is in ksnap's ({group})"
-        )),
-        _ => None,
-    }
 }
 
 /// What the files of all are to be made differently from, and of each process. Standard streams whose other end is

@@ -64,14 +64,14 @@ pub use open::{
 };
 pub use pagemap::{MayHold, PageInfo, Pagemap, ScanResult, SoftDirtyBits, clear_soft_dirty};
 pub use pager::{PAGER_FLAGS, Pager, Piece, arm as arm_pager};
-pub use pidfd::{PidFd, ended_pidfd, pidfd_getfd, pidfd_kill, pidfd_open};
+pub use pidfd::{PidFd, ended_pidfd, pidfd_getfd, pidfd_kill, pidfd_open, pidfd_stop};
 pub use remote::{Remote, THREAD_FLAGS};
 pub use sched::{affinity, io_priority, scheduling, set_affinity, set_io_priority, set_scheduling};
 pub use scratch::ScratchMap;
 pub use signals::leave_to_kernel;
 pub use stub::{
-    Birth, Custodian, Guard, Keeper, Kept, Lazy, Loading, Released, Stub, StubCall, StubThread,
-    custodians, end_custody, fill_all, is_custodian,
+    Birth, Custodian, Guard, Handed, Keeper, Kept, Lacking, Lazy, Loading, Released, Stub,
+    StubCall, StubThread, custodians, end_custody, fill_all, is_custodian, is_filler,
 };
 pub use system_v::{attached_to_segment, shared_segment};
 pub use timers::{PR_TIMER_CREATE_RESTORE_IDS, chooses_timer_ids};

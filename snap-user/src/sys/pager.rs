@@ -11,6 +11,7 @@ use super::{Result, SysError};
 use crate::model::{PAGE_SIZE, PageRange, page_down};
 use linux_raw_sys::general as raw;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
 
 const EVENTS: u64 = (raw::UFFD_FEATURE_EVENT_FORK
     | raw::UFFD_FEATURE_EVENT_REMAP
@@ -43,34 +44,41 @@ pub struct Piece {
 #[derive(Debug)]
 struct Space {
     uffd: OwnedFd,
+    image: Arc<Image>,
     missing: Missing,
+    /// A process was born with it, and may be gone.
+    born: bool,
     /// Touched pages that could not be given because something was changing, or because they have not come.
     waiting: Vec<u64>,
     /// Something was changing when it was looked at last. That it is over is told by nobody.
     changing: bool,
 }
 
-/// Fills memory of processes from a file: what is touched at once, the rest when asked to.
-#[derive(Debug)]
+/// Fills memory of processes from files: what is touched at once, the rest when asked to.
+#[derive(Debug, Default)]
 pub struct Pager {
-    image: Image,
     spaces: Vec<Space>,
+    /// What was adopted is served for as long as anything is missing anywhere.
+    keeps: bool,
 }
 
 impl Pager {
-    /// Fills from this image.
-    pub fn new(image: Image) -> Self {
+    /// Serves what it adopts until nothing is missing anywhere: for descriptors that others have as well, since while
+    /// one is open anywhere the kernel waits for an answer.
+    pub fn keeping() -> Self {
         Self {
-            image,
             spaces: Vec::new(),
+            keeps: true,
         }
     }
 
     /// Takes over a descriptor that a process has made with [`PAGER_FLAGS`] and that [`arm`] has set up.
-    pub fn adopt(&mut self, uffd: OwnedFd, pieces: &[Piece]) {
+    pub fn adopt(&mut self, uffd: OwnedFd, image: Image, pieces: &[Piece]) {
         self.spaces.push(Space {
             uffd,
+            image: Arc::new(image),
             missing: pieces.iter().copied().collect(),
+            born: false,
             waiting: Vec::new(),
             changing: false,
         });
@@ -78,7 +86,7 @@ impl Pager {
 
     /// Nothing is missing anywhere.
     pub fn is_done(&self) -> bool {
-        self.spaces.is_empty()
+        self.spaces.iter().all(|space| space.missing.is_empty())
     }
 
     /// Descriptors that become readable when there is something to do.
@@ -96,17 +104,17 @@ impl Pager {
         let mut born = Vec::new();
         for space in &mut self.spaces {
             while let Some(message) = next(&space.uffd) {
-                born.extend(space.take(&message, &self.image));
+                born.extend(space.take(&message));
             }
             space.changing = false;
             for addr in std::mem::take(&mut space.waiting) {
-                space.give(addr, &self.image);
+                space.give(addr);
             }
         }
         if !born.is_empty() {
             // Whoever forks often has children that are gone: the kernel tells only when asked to fill.
-            for space in self.spaces.iter_mut().skip(1) {
-                space.probe(&self.image);
+            for space in self.spaces.iter_mut().filter(|space| space.born) {
+                space.probe();
             }
             self.spaces.append(&mut born);
         }
@@ -115,21 +123,22 @@ impl Pager {
 
     /// Fills some of what nobody has asked for yet. `false` when all that is missing has not come.
     pub fn fill_some(&mut self) -> bool {
-        let Self { image, spaces } = self;
-        let mut all = spaces.iter_mut();
-        let next = all.find_map(|space| Some((space.first_there(image)?, space)));
+        let mut all = self.spaces.iter_mut();
+        let next = all.find_map(|space| Some((space.first_there()?, space)));
         let Some((start, space)) = next else {
             return false;
         };
         let end = start + AT_ONCE;
-        space.copy(PageRange { start, end }, image);
+        space.copy(PageRange { start, end });
         self.close();
         true
     }
 
     /// Lets go of address spaces that lack nothing: from then on they are like any other.
     fn close(&mut self) {
-        self.spaces.retain(|space| !space.missing.is_empty());
+        let keeps = self.keeps;
+        self.spaces
+            .retain(|space| keeps && !space.born || !space.missing.is_empty());
     }
 }
 
@@ -194,14 +203,16 @@ fn decode(bytes: &[u8; 32]) -> Message {
 
 impl Space {
     /// Takes an event in. Returns the address space of a child.
-    fn take(&mut self, message: &Message, image: &Image) -> Option<Space> {
+    fn take(&mut self, message: &Message) -> Option<Space> {
         match *message {
-            Message::Touched(addr) => self.give(page_down(addr), image),
+            Message::Touched(addr) => self.give(page_down(addr)),
             Message::Forked(fd) => {
                 return Some(Space {
                     // SAFETY: the kernel has just made it for this process, and nothing else owns it.
                     uffd: unsafe { OwnedFd::from_raw_fd(fd) },
+                    image: Arc::clone(&self.image),
                     missing: self.missing.clone(),
+                    born: true,
                     waiting: Vec::new(),
                     changing: false,
                 });
@@ -226,32 +237,32 @@ impl Space {
     }
 
     /// The first missing page that has come.
-    fn first_there(&self, image: &Image) -> Option<u64> {
+    fn first_there(&self) -> Option<u64> {
         let mut pieces = self.missing.iter();
         pieces.find_map(|Piece { range, offset }| {
-            let there = |addr: &u64| image.has(offset + (addr - range.start));
+            let there = |addr: &u64| self.image.has(offset + (addr - range.start));
             range.iter().find(there)
         })
     }
 
     /// Fills one page, to learn whether the address space is still there.
-    fn probe(&mut self, image: &Image) {
-        if let Some(start) = self.first_there(image) {
+    fn probe(&mut self) {
+        if let Some(start) = self.first_there() {
             let end = start + PAGE_SIZE;
-            self.copy(PageRange { start, end }, image);
+            self.copy(PageRange { start, end });
         }
     }
 
     /// Gives a touched page its content, and its neighbours theirs.
-    fn give(&mut self, addr: u64, image: &Image) {
+    fn give(&mut self, addr: u64) {
         let Some(Piece { range, offset }) = self.missing.at(addr) else {
             return self.zero(addr);
         };
         let offset = offset + (addr - range.start);
-        if !image.has(offset) {
-            image.ask(offset);
+        if !self.image.has(offset) {
+            self.image.ask(offset);
             // Unless it came in between, whoever brings it says so.
-            if !image.has(offset) {
+            if !self.image.has(offset) {
                 return self.waiting.push(addr);
             }
         }
@@ -259,7 +270,7 @@ impl Space {
             start: range.start.max(addr & !(AROUND - 1)),
             end: range.end.min((addr & !(AROUND - 1)) + AROUND),
         };
-        if !self.copy(around, image) {
+        if !self.copy(around) {
             self.try_again(addr);
         } else {
             // Copying wakes those who wait for what was copied; the page may have been there.
@@ -268,8 +279,8 @@ impl Space {
     }
 
     /// Copies missing content into a range. `false` when that has to be tried again.
-    fn copy(&mut self, range: PageRange, image: &Image) -> bool {
-        let uffd = &self.uffd;
+    fn copy(&mut self, range: PageRange) -> bool {
+        let (uffd, image) = (&self.uffd, &self.image);
         let mut gone = false;
         let done = self
             .missing
@@ -371,88 +382,4 @@ fn wake(uffd: &OwnedFd, addr: u64) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// A page that is touched while memory goes elsewhere is given when that is over, which the kernel tells nobody.
-    #[test]
-    fn what_is_touched_while_something_changes_comes() {
-        const PAGES: u64 = 64;
-        if !rustix::process::geteuid().is_root() {
-            return crate::skip::without_root("the right to follow forks");
-        }
-        let image = tempfile::tempfile().unwrap();
-        let bytes: Vec<u8> = (0..PAGES).flat_map(|n| [n as u8 + 1; 4096]).collect();
-        std::os::unix::fs::FileExt::write_all_at(&image, &bytes, 0).unwrap();
-        for _ in 0..20 {
-            let (flags, none) = (
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                std::ptr::null_mut(),
-            );
-            let protection = libc::PROT_READ | libc::PROT_WRITE;
-            let len = (PAGES * PAGE_SIZE) as usize;
-            // SAFETY: a new mapping, which stays.
-            let at = unsafe { libc::mmap(none, len, protection, flags, -1, 0) } as u64;
-            // SAFETY: a system call without pointers; the descriptor is nobody else's.
-            let uffd = unsafe {
-                OwnedFd::from_raw_fd(libc::syscall(libc::SYS_userfaultfd, PAGER_FLAGS) as i32)
-            };
-            let range = PageRange::new(at, at + PAGES * PAGE_SIZE);
-            arm(uffd.as_fd(), &[range]).unwrap();
-            let mut pager = Pager::new(Image::new(&image, None).unwrap());
-            pager.adopt(uffd, &[Piece { range, offset: 0 }]);
-            let page = move |n: u64| (at + n * PAGE_SIZE) as *mut u8;
-            let touching = std::thread::spawn(move || {
-                // SAFETY: memory that stays mapped and is only read here.
-                (0..PAGES / 2).all(|n| unsafe { page(n).read_volatile() } == n as u8 + 1)
-            });
-            let dropping = std::thread::spawn(move || {
-                for n in PAGES / 2..PAGES {
-                    // SAFETY: throws away memory that nobody reads.
-                    unsafe { libc::madvise(page(n).cast(), 4096, libc::MADV_DONTNEED) };
-                }
-            });
-            let mut idle = 0;
-            while !(touching.is_finished() && dropping.is_finished()) {
-                let own: Vec<_> = pager.descriptors().collect();
-                let in_it = |fd| rustix::event::PollFd::new(fd, rustix::event::PollFlags::IN);
-                let mut fds: Vec<_> = own.iter().map(in_it).collect();
-                let moment = rustix::event::Timespec {
-                    tv_sec: 0,
-                    tv_nsec: 1_000_000,
-                };
-                let ready = rustix::event::poll(&mut fds, Some(&moment)).unwrap();
-                // Whoever fills wakes for what is ready, and for what is to be tried again.
-                if ready > 0 || pager.is_to_be_tried_again() {
-                    pager.serve();
-                    idle = 0;
-                }
-                idle += 1;
-                assert!(idle < 10_000, "nobody gives what was touched");
-            }
-            assert!(touching.join().unwrap());
-            dropping.join().unwrap();
-        }
-    }
-
-    #[test]
-    fn events_are_told_apart() {
-        let mut bytes = [0u8; 32];
-        bytes[0] = 0x12;
-        bytes[16..24].copy_from_slice(&0x7000u64.to_le_bytes());
-        assert_eq!(decode(&bytes), Message::Touched(0x7000));
-        bytes[0] = 0x14;
-        bytes[8..16].copy_from_slice(&0x1000u64.to_le_bytes());
-        bytes[24..32].copy_from_slice(&0x2000u64.to_le_bytes());
-        let moved = Message::Moved {
-            from: 0x1000,
-            to: 0x7000,
-            len: 0x2000,
-        };
-        assert_eq!(decode(&bytes), moved);
-        bytes[0] = 0x15;
-        assert_eq!(decode(&bytes), Message::Dropped(0x1000, 0x7000));
-        bytes[0] = 0x77;
-        assert_eq!(decode(&bytes), Message::Unknown);
-    }
-}
+mod tests;

@@ -29,6 +29,12 @@ pub fn pidfd_kill(process: impl AsFd) -> Result<()> {
         .map_err(|e| SysError::new("pidfd_send_signal", "a process to be ended", e))
 }
 
+/// Puts the process into a job-control stop, which takes a moment (SIGSTOP).
+pub fn pidfd_stop(process: impl AsFd) -> Result<()> {
+    rustix::process::pidfd_send_signal(process, Signal::STOP)
+        .map_err(|e| SysError::new("pidfd_send_signal", "a process to be stopped", e))
+}
+
 /// A descriptor of a process that has ended and been waited for.
 pub fn ended_pidfd() -> Result<PidFd> {
     let failed = |call| SysError::last(call, "a child that ends at once");

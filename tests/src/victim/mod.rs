@@ -39,6 +39,7 @@ pub mod maps;
 pub mod mem;
 pub mod pace;
 pub mod page;
+pub mod private;
 pub mod protocol;
 pub mod rng;
 pub mod rseq;

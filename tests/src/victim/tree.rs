@@ -1,23 +1,25 @@
-//! `tree [--rate 200]`: a parent, a child, a grandchild in a session of its own, and two children that have ended, one
+//! `tree [--rate 200] [--mib 0]`: a parent, a child, a grandchild in a session of its own, and two children that have ended, one
 //! by a signal, and that nobody waits for.
 //!
 //! Numbers go round: parent → pipe → child → memory file with a shared position → socket pair → parent, and from the
 //! child on to the grandchild through another pipe. None may be lost or come twice, whatever was on its way. All of
-//! them write what they see of themselves (ids, parent, session, group) into memory that they share.
+//! them write what they see of themselves (ids, parent, session, group) into memory that they share. With `--mib` each of
+//! the three has so much private memory, at which it and a child of it look for each check.
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::args::Args;
 use super::family::{Memory, fork, owned};
-use super::fault::{broken, os_error};
-use super::pace::Pace;
+use super::fault::{broken, must, os_error};
+use super::pace::{Pace, nap};
+use super::private::Private;
 use super::protocol::{Started, State};
-use super::workers::Workers;
+use super::workers::{PATIENCE, Workers};
 
 /// Numbers before the memory file begins anew.
 const ROUND: u64 = 512;
@@ -31,6 +33,8 @@ const SIGNAL: i32 = libc::SIGPIPE;
 struct Seen {
     rounds: AtomicU64,
     ids: [AtomicU64; 4],
+    /// How often it has looked at its private memory.
+    looked: AtomicU64,
 }
 
 impl Seen {
@@ -39,6 +43,17 @@ impl Seen {
             place.store(id as u64, Ordering::SeqCst);
         }
         self.rounds.store(n, Ordering::SeqCst);
+    }
+
+    /// Looks at the private memory as often as the parent has asked for that.
+    fn look_at(&self, private: &mut Option<Private>, asked: &AtomicU64) {
+        let asked = asked.load(Ordering::SeqCst);
+        if self.looked.load(Ordering::SeqCst) != asked {
+            if let Some(private) = private {
+                must(private.check());
+            }
+            self.looked.store(asked, Ordering::SeqCst);
+        }
     }
 
     fn ids(&self) -> [i32; 4] {
@@ -63,10 +78,13 @@ fn own_ids() -> [i32; 4] {
 struct Board {
     child: Seen,
     grandchild: Seen,
+    /// How often they are to have looked at their private memory.
+    asked: AtomicU64,
 }
 
 struct Tree {
     memory: Memory<Board>,
+    private: Mutex<Option<Private>>,
     expected: [[i32; 4]; 2],
     ended: [Ended; 2],
     counter: Arc<AtomicU64>,
@@ -76,6 +94,7 @@ struct Tree {
 /// Starts the victim.
 pub fn start(args: &Args) -> Result<Started> {
     let rate: u64 = args.value("rate", 200)?;
+    let mib: usize = args.value("mib", 0)?;
     // SAFETY: a board is atomics alone, and the victim has it until the process ends.
     let memory = unsafe { Memory::<Board>::new(0x7472) }?;
     let board = memory.board;
@@ -92,11 +111,12 @@ pub fn start(args: &Args) -> Result<Started> {
         if grandchild == 0 {
             // SAFETY: a call without pointers.
             unsafe { libc::setsid() };
-            last(board, onward.0.as_raw_fd());
+            last(board, must(Private::new(mib, 3)), onward.0.as_raw_fd());
         }
         drop((down.1, onward.0, near));
         middle(
             board,
+            must(Private::new(mib, 2)),
             down.0.as_raw_fd(),
             file.as_raw_fd(),
             far.as_raw_fd(),
@@ -104,6 +124,7 @@ pub fn start(args: &Args) -> Result<Started> {
         );
     }
     drop((down.0, onward.0, onward.1, far));
+    let private = Mutex::new(Private::new(mib, 1)?);
     let counter = Arc::new(AtomicU64::new(0));
     // One round, so that all are there.
     round(1, down.1.as_raw_fd(), near.as_raw_fd(), file.as_raw_fd());
@@ -134,6 +155,7 @@ pub fn start(args: &Args) -> Result<Started> {
     })?;
     Ok(Started::new(Tree {
         memory,
+        private,
         expected,
         ended,
         counter,
@@ -240,10 +262,18 @@ fn receive(fd: RawFd, n: u64, what: &str) {
 }
 
 /// The child: passes each number on, in three ways.
-fn middle(board: &Board, from: RawFd, file: RawFd, to: RawFd, onward: RawFd) -> ! {
+fn middle(
+    board: &Board,
+    mut private: Option<Private>,
+    from: RawFd,
+    file: RawFd,
+    to: RawFd,
+    onward: RawFd,
+) -> ! {
     for n in 1.. {
         receive(from, n, "the child's pipe");
         board.child.look(n);
+        board.child.look_at(&mut private, &board.asked);
         send(onward, n, "write to the grandchild");
         send(file, n, "write to the memory file");
         send(to, n, "write to the socket");
@@ -252,10 +282,11 @@ fn middle(board: &Board, from: RawFd, file: RawFd, to: RawFd, onward: RawFd) -> 
 }
 
 /// The grandchild.
-fn last(board: &Board, from: RawFd) -> ! {
+fn last(board: &Board, mut private: Option<Private>, from: RawFd) -> ! {
     for n in 1.. {
         receive(from, n, "the grandchild's pipe");
         board.grandchild.look(n);
+        board.grandchild.look_at(&mut private, &board.asked);
     }
     unreachable!("numbers do not end")
 }
@@ -284,6 +315,27 @@ fn round(n: u64, down: RawFd, back: RawFd, file: RawFd) {
     }
 }
 
+impl Tree {
+    /// All of them look at theirs.
+    fn look_at_private_memory(&self) -> Result<(), String> {
+        let mut private = self.private.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(private) = private.as_mut() else {
+            return Ok(());
+        };
+        let board = self.memory.board;
+        let asked = board.asked.fetch_add(1, Ordering::SeqCst) + 1;
+        private.check()?;
+        let has_looked = |one: &Seen| one.looked.load(Ordering::SeqCst) == asked;
+        for _ in 0..PATIENCE {
+            if has_looked(&board.child) && has_looked(&board.grandchild) {
+                return Ok(());
+            }
+            nap(1);
+        }
+        Err("the others do not look at their private memory".into())
+    }
+}
+
 impl State for Tree {
     fn counter(&self) -> u64 {
         self.counter.load(Ordering::SeqCst)
@@ -301,6 +353,7 @@ impl State for Tree {
             return Err(format!("ids were {:?} and are {now:?}", self.expected));
         }
         self.ended.iter().try_for_each(Ended::check)?;
+        self.look_at_private_memory()?;
         self.memory.table.verify_all()
     }
 

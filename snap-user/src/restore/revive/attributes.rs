@@ -376,7 +376,7 @@ mod tests {
                 "run the tests outside of user namespaces",
             );
         }
-        let mut stub = Stub::start(Birth::default(), &[], None).unwrap();
+        let mut stub = Stub::start(Birth::default(), &[], &[]).unwrap();
         let pid = stub.pid();
         let with = |credentials: Credentials| ProcessState {
             pid,

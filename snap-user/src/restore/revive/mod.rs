@@ -15,13 +15,15 @@
 //! | `attributes` | what is neither memory nor a descriptor |
 //! | `family` | in which order the processes of a tree are made |
 //! | `terminals` | the controlling terminals of their sessions |
-//! | `tree` | the order of all steps for several processes, let go as one |
+//! | `tree` | the order of all steps for several processes |
+//! | `release` | who fills their memory and watches over them, until they are free as one |
 
 mod attributes;
 mod clocks;
 mod family;
 mod newborn;
 mod plan;
+mod release;
 mod space;
 mod terminals;
 mod threads;

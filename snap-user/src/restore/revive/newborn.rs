@@ -2,12 +2,15 @@
 
 use super::attributes;
 use super::plan::NewPlan;
+use super::release;
 use super::space::{self, Sources};
 use super::threads;
 use crate::model::{MmFields, ProcessState, SavedFile};
 use crate::restore::files::SavedContents;
 use crate::restore::{RestoreError, Result, fault, files, waits};
-use crate::sys::{self, Birth, Gadgets, Lazy, Released, Stub, StubCall, SysError, proc};
+use crate::sys::{
+    self, Birth, Gadgets, Guard, Lacking, Lazy, Released, Stub, StubCall, SysError, proc,
+};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -32,7 +35,10 @@ pub struct Opened {
 pub struct Newborn {
     pub(super) stub: Stub,
     pub(super) pid: i32,
-    is_lazy: bool,
+    /// Some of its memory comes later.
+    pub(super) is_lazy: bool,
+    /// For whoever is to fill that, unless process 1 of its namespace does.
+    pub(super) lacking: Option<Lacking>,
     pub(super) notes: Vec<String>,
 }
 
@@ -45,7 +51,7 @@ impl Newborn {
         birth: Birth,
         plan: &NewPlan,
         opened: &Opened,
-        lazy: Option<&Lazy>,
+        lazy: &[Arc<Lazy>],
         pid: i32,
     ) -> Result<Self> {
         let mut step = "starting a process";
@@ -98,6 +104,7 @@ impl Newborn {
             stub,
             pid,
             is_lazy: false,
+            lacking: None,
             notes,
         })
     }
@@ -107,12 +114,18 @@ impl Newborn {
         self.stub.pid()
     }
 
-    /// Has its memory filled as it is touched. `false` when that is not allowed here: nothing has changed
-    /// then.
-    pub fn load_lazily(&mut self, lazy: &Lazy) -> Result<bool> {
-        match self.stub.load_lazily(lazy) {
-            Ok(()) => {
+    /// Process 1 of the namespace that was made for it, and for its children.
+    pub fn init(&self) -> Option<i32> {
+        self.stub.init()
+    }
+
+    /// Has its memory filled as it is touched, by process `init` of its namespace if it has one of its own. `false` when
+    /// that is not allowed here: nothing has changed then.
+    pub fn load_lazily(&mut self, lazy: &Arc<Lazy>, init: Option<i32>) -> Result<bool> {
+        match self.stub.load_lazily(lazy, init) {
+            Ok(lacking) => {
                 self.is_lazy = true;
+                self.lacking = lacking;
                 Ok(true)
             }
             Err(e) if e.is_denied() => Ok(false),
@@ -139,16 +152,19 @@ impl Newborn {
         let pid = self.pid;
         let mut step = "making it";
         let outcome = self.complete(target, plan, opened, keep_ids, &mut step);
-        let unborn = |source| RestoreError::Unborn { pid, step, source };
-        outcome.map_err(unborn)?;
+        let guard = outcome.map_err(|source| RestoreError::Unborn { pid, step, source })?;
         fault::point("letting it go");
         let Self { stub, notes, .. } = self;
-        let released = stub.release().map_err(|source| RestoreError::Unborn {
+        let release = || {
+            let mut released = stub.release()?;
+            released.loading = guard.map_or(Ok(None), Guard::dismiss)?;
+            Ok((released, notes))
+        };
+        release().map_err(|source| RestoreError::Unborn {
             pid,
             step: "letting it go",
             source,
-        })?;
-        Ok((released, notes))
+        })
     }
 
     fn complete(
@@ -158,8 +174,10 @@ impl Newborn {
         opened: &Opened,
         keep_ids: bool,
         step: &mut &'static str,
-    ) -> sys::Result<()> {
+    ) -> sys::Result<Option<Guard>> {
+        release::begin_filling(std::slice::from_mut(self), step)?;
         self.prepare(target, plan, opened, keep_ids, step)?;
+        let guard = release::watch_over(std::slice::from_mut(self), step)?;
         *step = "opening its files";
         fault::point(step);
         let files = &plan.files;
@@ -191,7 +209,7 @@ impl Newborn {
         fault::point(step);
         let notes = made.go_on(self.stub.pid(), target)?;
         self.notes.extend(notes);
-        Ok(())
+        Ok(guard)
     }
 
     /// Its ids, and those of its threads: as they were, and as they are in ksnap's PID namespace.
@@ -254,14 +272,8 @@ impl Newborn {
         let stub = &mut self.stub;
         *step = "taking out what is not its own";
         fault::point(step);
-        // While ksnap itself fills its memory, it must not outlive that.
-        let signal = match self.is_lazy && stub.init().is_none() {
-            true => libc::SIGKILL,
-            false => target.threads[0]
-                .attributes
-                .parent_death_signal
-                .unwrap_or(0),
-        };
+        let signal = target.threads[0].attributes.parent_death_signal;
+        let signal = signal.unwrap_or(0);
         stub.run(&[StubCall::new(
             "prctl",
             "the signal of its parent's death",

@@ -3,12 +3,14 @@
 use super::family::{Births, Birthstep, Kin};
 use super::newborn::{Newborn, Opened};
 use super::plan::NewPlan;
+use super::release;
 use super::terminals::Lines;
 use crate::model::{PageRange, ProcessState, Zombie};
 use crate::restore::files::{self, Joint, JointPlan};
 use crate::restore::{RestoreError, Result};
-use crate::sys::{self, Birth, Guard, PidFd, Released, Stub, StubCall, pidfd_open};
+use crate::sys::{self, Birth, Guard, Lazy, Released, Stub, StubCall};
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 /// A process of a tree, and how it is made.
 pub struct Part<'a> {
@@ -39,7 +41,7 @@ pub struct Roster<'a> {
 
 /// Starts the processes of a tree, each made by its parent, in their sessions and groups; those that had ended have
 /// ended when this returns. `lines` are the terminals that sessions take. `avoid` is address space that must be free in
-/// all.
+/// all, `lazy` what memory of theirs comes later.
 ///
 /// # Errors
 /// [`RestoreError::Unborn`]; nothing is left of any of them then.
@@ -48,6 +50,7 @@ pub fn start_tree(
     roster: Roster<'_>,
     lines: &mut Lines,
     avoid: &[PageRange],
+    lazy: &[Arc<Lazy>],
 ) -> Result<Vec<Stub>> {
     let Roster {
         kin,
@@ -62,14 +65,11 @@ pub fn start_tree(
         let mut stubs: Vec<Option<Stub>> = kin.iter().map(|_| None).collect();
         let mut ghost = match ghost {
             Some(_) => {
-                let mut ghost = Stub::start(
-                    Birth {
-                        pid: ghost,
-                        ..birth
-                    },
-                    avoid,
-                    None,
-                )?;
+                let birth = Birth {
+                    pid: ghost,
+                    ..birth
+                };
+                let mut ghost = Stub::start(birth, avoid, lazy)?;
                 ghost.run(&[setsid()])?;
                 Some(ghost)
             }
@@ -81,7 +81,7 @@ pub fn start_tree(
                 first.take_init(ghost);
                 first
             }
-            None => Stub::start(birth, avoid, None)?,
+            None => Stub::start(birth, avoid, lazy)?,
         };
         if birth.network {
             sys::bring_up_loopback(first.pid())?;
@@ -214,8 +214,9 @@ pub fn finish_tree(
         step,
         source,
     };
-    notes.extend(outcome.map_err(unborn)?);
-    release(newborns, parts).map_err(|source| RestoreError::Unborn {
+    let (more, guard) = outcome.map_err(unborn)?;
+    notes.extend(more);
+    release::release(newborns, parts, guard).map_err(|source| RestoreError::Unborn {
         pid: parts[0].target.pid,
         step: "letting the tree go",
         source,
@@ -230,12 +231,14 @@ fn complete(
     keep_ids: bool,
     step: &mut &'static str,
     at: &mut i32,
-) -> sys::Result<Vec<String>> {
+) -> sys::Result<(Vec<String>, Option<Guard>)> {
     let nothing = ProcessState::default();
+    release::begin_filling(newborns, step)?;
     for (newborn, part) in newborns.iter_mut().zip(parts) {
         *at = newborn.pid;
         newborn.prepare(part.target, part.plan, part.opened, keep_ids, step)?;
     }
+    let guard = release::watch_over(newborns, step)?;
     *step = "opening the files of the tree";
     let ids = newborns.iter().zip(parts);
     let options = files::Options {
@@ -271,30 +274,5 @@ fn complete(
         *at = newborn.pid;
         newborn.become_itself(part.target, part.plan, step)?;
     }
-    Ok(shared)
-}
-
-/// Lets them go, one after the other: a guard ends all of them if ksnap does not come to the last. Children first, since
-/// all processes of a PID namespace of their own end with the first of the tree.
-fn release(
-    newborns: Vec<Newborn>,
-    parts: &[Part<'_>],
-) -> sys::Result<Vec<(Released, Vec<String>)>> {
-    let init = newborns[0].stub.init().map(pidfd_open).transpose()?;
-    let mut wards: Vec<&PidFd> = newborns.iter().map(|n| n.stub.pidfd()).collect();
-    wards.extend(&init);
-    let guard = Guard::over(&wards)?;
-    drop(wards);
-    let mut free = Vec::with_capacity(newborns.len());
-    for (newborn, part) in newborns.into_iter().zip(parts).rev() {
-        let Newborn { stub, notes, .. } = newborn;
-        if part.stopped {
-            stub.stop_when_free()?;
-        }
-        free.push((stub.release()?, notes));
-        crate::restore::fault::point("release");
-    }
-    guard.dismiss()?;
-    free.reverse();
-    Ok(free)
+    Ok((shared, guard))
 }

@@ -6,6 +6,7 @@ use crate::sys::ptrace::{self, Event, Tid};
 use crate::sys::{Gadgets, PidFd, Remote, Result, SysError, pidfd_open, proc};
 use std::io::Read;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How a process is to be started.
@@ -46,7 +47,31 @@ pub(super) fn helper(child: fn(Parent) -> !, channel: RawFd, keep: &[RawFd]) -> 
         exit_signal: libc::SIGCHLD as u64,
         id: None,
     };
-    fork(&args, child, (Some(channel), None), keep)
+    fork(&args, child, (Some(channel), &[]), keep)
+}
+
+/// Goes on as two processes: `None` in the child, which has all signals blocked, and must not return to whoever called
+/// this. Unlike those that `fork` makes it may allocate: the C library sees to it that no other thread has the
+/// allocator's lock meanwhile.
+pub(super) fn split() -> Result<Option<Tid>> {
+    // SAFETY: the signal sets are live locals; the child has a copy of all memory, and an allocator that works.
+    let made = unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        let mut old: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&mut all);
+        libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut old);
+        let made = libc::fork();
+        let error = std::io::Error::last_os_error();
+        if made != 0 {
+            libc::pthread_sigmask(libc::SIG_SETMASK, &old, std::ptr::null_mut());
+        }
+        match made {
+            -1 => Err(error),
+            0 => Ok(None),
+            child => Ok(Some(child)),
+        }
+    };
+    made.map_err(|e| SysError::new("fork", "this process", e))
 }
 
 /// Forks this process. The child runs `child` with all signals blocked, and nothing else of this
@@ -54,7 +79,7 @@ pub(super) fn helper(child: fn(Parent) -> !, channel: RawFd, keep: &[RawFd]) -> 
 fn fork(
     args: &CloneArgs,
     child: fn(Parent) -> !,
-    (channel, lazy): (Option<RawFd>, Option<&Lazy>),
+    (channel, lazy): (Option<RawFd>, &[Arc<Lazy>]),
     keep: &[RawFd],
 ) -> Result<Tid> {
     // The address must not move between the two steps.
@@ -68,7 +93,7 @@ fn fork(
         let parent = Parent {
             pid: libc::getpid(),
             channel,
-            lazy: lazy.map_or(std::ptr::null(), |lazy| lazy),
+            lazy: (lazy.as_ptr(), lazy.len()),
             keep: (keep.as_ptr(), keep.len()),
         };
         let mut all: libc::sigset_t = std::mem::zeroed();
@@ -96,8 +121,8 @@ pub(super) struct Parent {
     /// The end of a pipe on which the child is told, or tells.
     channel: Option<RawFd>,
     /// For process 1: what it is to fill memory from. The child has a copy at the same address.
-    lazy: *const Lazy,
-    /// For a guard: its descriptors. The child has a copy at the same address.
+    lazy: (*const Arc<Lazy>, usize),
+    /// For a helper: its descriptors. The child has a copy at the same address.
     keep: (*const RawFd, usize),
 }
 
@@ -106,9 +131,9 @@ pub(super) const OWN_PROC: u8 = b'p';
 pub(super) const NO_PROC: u8 = b'-';
 
 impl Parent {
-    pub(super) fn lazy(&self) -> Option<&Lazy> {
-        // SAFETY: the caller of `fork` had a reference to it, and the child has a copy of all memory.
-        unsafe { self.lazy.as_ref() }
+    pub(super) fn lazy(&self) -> &[Arc<Lazy>] {
+        // SAFETY: the caller of `fork` had a slice of this length, and the child has a copy of all memory.
+        unsafe { std::slice::from_raw_parts(self.lazy.0, self.lazy.1) }
     }
 
     /// Where it is told, or where it tells, if anywhere.
@@ -176,7 +201,7 @@ fn hold(pid: Tid) -> Result<()> {
 }
 
 /// Starts a process.
-pub(super) fn start(birth: Birth, lazy: Option<&Lazy>) -> Result<Born> {
+pub(super) fn start(birth: Birth, lazy: &[Arc<Lazy>]) -> Result<Born> {
     let network = match birth.network {
         true => libc::CLONE_NEWNET as u64,
         false => 0,
@@ -187,7 +212,7 @@ pub(super) fn start(birth: Birth, lazy: Option<&Lazy>) -> Result<Born> {
         id: birth.pid,
     };
     if !birth.namespace {
-        let pid = fork(&own, wait_for_tracer, (None, None), &[])?;
+        let pid = fork(&own, wait_for_tracer, (None, &[]), &[])?;
         let child = Child(pid);
         hold(pid)?;
         let pidfd = pidfd_open(pid)?;

@@ -1,95 +1,134 @@
-//! Letting go of several processes as one.
+//! Letting go of several processes as one, and of those whose memory is still to come.
 //!
 //! A process that ksnap still holds is killed with it; one that it has let go of is not. So while several are let go
 //! of, one after the other, a child of ksnap watches: when ksnap ends before it has said that all of them are free,
 //! the child ends those that are.
+//!
+//! The same child fills memory that they lack, and watches until it is there. It does so itself, and not a thread of
+//! ksnap's, because the kernel closes what a killed process had open before it tells anybody: for that moment they
+//! would read zeroes.
 
-use super::birth::{self, Parent, bury};
-use super::init::close_all_but;
+use super::birth::{self, bury};
+use super::filler;
+use super::lazy::{Lacking, Loading};
 use crate::sys::ptrace::Tid;
-use crate::sys::{PidFd, Result, SysError, pidfd_kill};
-use std::io::{PipeWriter, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use crate::sys::{PidFd, Result, SysError, pidfd_kill, pidfd_open, pidfd_stop, proc};
+use std::io::Write;
+use std::os::unix::net::UnixStream;
 
-/// Ends its wards unless it is told that all of them are free.
+/// What ksnap says when all of them are free, and its child when all memory is there.
+pub(super) const DONE: u8 = 1;
+
+/// Ends its wards unless it is told that all of them are free. Fills their memory.
 #[derive(Debug)]
 pub struct Guard {
-    child: Tid,
-    tell: Option<PipeWriter>,
-    wards: Vec<PidFd>,
+    child: Option<Tid>,
+    talk: Option<UnixStream>,
+    wards: Wards,
+    lacking: Vec<Lacking>,
 }
 
 impl Guard {
-    /// Watches over these processes from here on.
-    pub fn over(wards: &[&PidFd]) -> Result<Self> {
-        let pipe = |e| SysError::new("pipe", "this process", e);
-        let (told, tell) = std::io::pipe().map_err(pipe)?;
-        let dup = |ward: &&PidFd| ward.try_clone();
-        let wards: std::io::Result<Vec<PidFd>> = wards.iter().map(dup).collect();
+    /// Watches over these processes from here on, and fills what they lack as they touch it.
+    pub fn over(wards: &[(Tid, &PidFd)], lacking: Vec<Lacking>) -> Result<Self> {
+        let pair = |e| SysError::new("socketpair", "this process", e);
+        let (talk, other) = UnixStream::pair().map_err(pair)?;
+        let dup = |(pid, pidfd): &(Tid, &PidFd)| Ok((*pid, pidfd.try_clone()?));
+        let wards: std::io::Result<Vec<_>> = wards.iter().map(dup).collect();
         let wards = wards.map_err(|e| SysError::new("dup", "descriptors of new processes", e))?;
-        let channel = told.as_raw_fd();
-        let mut keep: Vec<RawFd> = wards.iter().map(|ward| ward.as_raw_fd()).collect();
-        keep.push(channel);
-        keep.sort_unstable();
-        Ok(Self {
-            child: birth::helper(watch, channel, &keep)?,
-            tell: Some(tell),
-            wards,
-        })
+        let wards = Wards(wards);
+        match birth::split()? {
+            None => filler::run(other, &wards, &lacking),
+            child => Ok(Self {
+                child,
+                talk: Some(talk),
+                wards,
+                lacking,
+            }),
+        }
     }
 
-    /// All of them are free: they live without ksnap from here on.
+    /// All of them are free. Those that lack no memory live without ksnap from here on; for the others, ksnap has to wait.
     ///
     /// # Errors
     /// The guard is gone, or cannot be told: they are ended.
-    pub fn dismiss(mut self) -> Result<()> {
-        let mut tell = self.tell.take().expect("until it is told");
-        tell.write_all(&[1]).map_err(|e| {
-            for ward in &self.wards {
-                // One that has ended needs no more.
-                let _ = pidfd_kill(ward);
-            }
+    pub fn dismiss(mut self) -> Result<Option<Loading>> {
+        let mut talk = self.talk.take().expect("until it is told");
+        talk.write_all(&[DONE]).map_err(|e| {
+            self.wards.end();
             SysError::new("write", "the guard of new processes, which are ended", e)
-        })
+        })?;
+        if self.lacking.is_empty() {
+            return Ok(None);
+        }
+        let filler = self.child.take().expect("until it is dismissed");
+        let wards = std::mem::take(&mut self.wards);
+        let lacking = std::mem::take(&mut self.lacking);
+        Ok(Some(Loading::new(filler, talk, wards, lacking)))
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
         // Closed without a word, where it was not told before.
-        drop(self.tell.take());
-        bury(self.child);
+        drop(self.talk.take());
+        if let Some(child) = self.child {
+            bury(child);
+        }
     }
 }
 
-/// What the guard does. Nothing here allocates: another thread of ksnap may have had the allocator's lock when this
-/// copy of it was made, and will never give it back.
-fn watch(parent: Parent) -> ! {
-    let channel = parent.channel();
-    // The other end is ksnap's alone: it closes when that ends.
-    close_all_but(parent.keep());
-    let mut word = 0u8;
-    // SAFETY: system calls; the byte is a live local, and no structure is passed.
-    unsafe {
-        // Whoever ends ksnap's whole session does not mean this one, which has its work to do first.
-        libc::setsid();
-        let told = channel.map_or(0, |from| libc::read(from, (&raw mut word).cast(), 1));
-        if told != 1 {
-            for ward in parent.keep().iter().filter(|fd| Some(**fd) != channel) {
-                let none = std::ptr::null::<libc::siginfo_t>();
-                libc::syscall(libc::SYS_pidfd_send_signal, *ward, libc::SIGKILL, none, 0);
-            }
+/// Processes that are watched over.
+#[derive(Debug, Default)]
+pub(super) struct Wards(pub(super) Vec<(Tid, PidFd)>);
+
+impl Wards {
+    /// Ends them, and what they have begun since: who is stopped begins nothing more.
+    pub(super) fn end(&self) {
+        let mut more: Vec<(Tid, PidFd)> = Vec::new();
+        for (_, pidfd) in &self.0 {
+            // Here and below: one that has ended needs no more.
+            let _ = pidfd_stop(pidfd);
         }
-        libc::_exit(0)
+        loop {
+            let all = || self.0.iter().chain(&more);
+            let parents: Vec<Tid> = all().map(|(pid, _)| *pid).collect();
+            let new: Vec<(Tid, PidFd)> = proc::children(&parents)
+                .into_iter()
+                .zip(all())
+                .flat_map(|((_, children), (parent, pidfd))| {
+                    let new = children.into_iter().filter(|pid| !parents.contains(pid));
+                    new.filter_map(|pid| Some((pid, child_of(*parent, pidfd, pid)?)))
+                })
+                .collect();
+            if new.is_empty() {
+                break;
+            }
+            for (_, pidfd) in &new {
+                let _ = pidfd_stop(pidfd);
+            }
+            more.extend(new);
+        }
+        for (_, pidfd) in self.0.iter().chain(&more) {
+            let _ = pidfd_kill(pidfd);
+        }
     }
+}
+
+/// Opens a process, if it is a child of this one: by now either id may be somebody else's.
+fn child_of(parent: Tid, pidfd: &PidFd, pid: Tid) -> Option<PidFd> {
+    let child = pidfd_open(pid).ok()?;
+    let is_its = proc::stat(pid, None).is_ok_and(|stat| stat.ppid == parent);
+    (is_its && pidfd_stop(pidfd).is_ok()).then_some(child)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::pidfd_open;
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use std::io::{BufRead, BufReader};
     use std::os::unix::process::ExitStatusExt;
-    use std::process::{Child, Command};
+    use std::process::{Child, Command, Stdio};
 
     fn sleeper() -> (Child, PidFd) {
         let child = Command::new("sleep").arg("1000").spawn().unwrap();
@@ -97,27 +136,61 @@ mod tests {
         (child, pidfd)
     }
 
+    fn over((child, pidfd): &(Child, PidFd)) -> Guard {
+        Guard::over(&[(child.id() as i32, pidfd)], Vec::new()).unwrap()
+    }
+
     #[test]
     fn wards_are_ended_unless_the_guard_is_dismissed() {
-        let (mut free, a) = sleeper();
-        let (mut bound, b) = sleeper();
-        Guard::over(&[&a]).unwrap().dismiss().unwrap();
-        drop(Guard::over(&[&b]).unwrap());
-        assert_eq!(bound.wait().unwrap().signal(), Some(libc::SIGKILL));
-        assert!(free.try_wait().unwrap().is_none());
-        free.kill().unwrap();
-        free.wait().unwrap();
+        let (mut free, mut bound) = (sleeper(), sleeper());
+        assert!(over(&free).dismiss().unwrap().is_none());
+        drop(over(&bound));
+        assert_eq!(bound.0.wait().unwrap().signal(), Some(libc::SIGKILL));
+        assert!(free.0.try_wait().unwrap().is_none());
+        free.0.kill().unwrap();
+        free.0.wait().unwrap();
+    }
+
+    #[test]
+    fn what_wards_have_begun_is_ended_with_them() {
+        let mut shell = Command::new("sh")
+            .args(["-c", "sleep 1000 & sleep 1000 & echo here; wait"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = BufReader::new(shell.stdout.take().unwrap());
+        said.read_line(&mut String::new()).unwrap();
+        let pid = shell.id() as i32;
+        let children = proc::children(&[pid])[0].1.clone();
+        assert_eq!(children.len(), 2);
+        let children: Vec<PidFd> = children
+            .into_iter()
+            .map(|c| pidfd_open(c).unwrap())
+            .collect();
+        let mut shell = (shell, pidfd_open(pid).unwrap());
+        drop(over(&shell));
+        assert_eq!(shell.0.wait().unwrap().signal(), Some(libc::SIGKILL));
+        for child in &children {
+            // Readable when it has ended.
+            let minute = Timespec {
+                tv_sec: 60,
+                tv_nsec: 0,
+            };
+            let ended = poll(&mut [PollFd::new(child, PollFlags::IN)], Some(&minute));
+            assert_eq!(ended, Ok(1));
+        }
     }
 
     #[test]
     fn wards_are_ended_when_the_guard_is_gone() {
-        let (mut ward, pidfd) = sleeper();
-        let guard = Guard::over(&[&pidfd]).unwrap();
+        let mut ward = sleeper();
+        let guard = over(&ward);
+        let child = guard.child.unwrap();
         // SAFETY: a system call without pointers, on a child that has not been waited for.
-        unsafe { libc::kill(guard.child, libc::SIGKILL) };
-        bury(guard.child);
+        unsafe { libc::kill(child, libc::SIGKILL) };
+        bury(child);
         let error = guard.dismiss().unwrap_err();
         assert_eq!(error.errno(), Some(libc::EPIPE));
-        assert_eq!(ward.wait().unwrap().signal(), Some(libc::SIGKILL));
+        assert_eq!(ward.0.wait().unwrap().signal(), Some(libc::SIGKILL));
     }
 }

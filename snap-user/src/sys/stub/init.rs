@@ -1,11 +1,12 @@
-//! Process 1 of a PID namespace that a new process gets: reaps what is orphaned there, fills the memory
-//! of the process as it is touched, and ends with its exit code.
+//! Process 1 of a PID namespace that new processes get: reaps what is orphaned there, fills the memory
+//! of the processes as it is touched, and ends with the exit code of the first.
 //!
 //! The kernel ends a PID namespace with its process 1. So whoever lives there can rely on it for memory
 //! that is not there yet: there is no moment at which the one is gone and the other goes on.
 
 use super::birth::{NO_PROC, OWN_PROC, Parent};
-use super::{Lazy, TRACED};
+use super::lazy::Handed;
+use super::{AT_ONCE, Lazy, SOON, TRACED};
 use crate::sys::arrivals::Heard;
 use crate::sys::file_map::Image;
 use crate::sys::pager::Pager;
@@ -13,20 +14,12 @@ use crate::sys::ptrace::{self, Event, Tid};
 use crate::sys::{Gadgets, Remote, Result, SysError, proc, write_bytes};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-/// What ksnap writes into the copy of this that process 1 has: the userfaultfd and 1 more, and the process
-/// to end with. The second word is the signal to begin.
-static ORDERS: [AtomicI32; 2] = [AtomicI32::new(0), AtomicI32::new(0)];
+/// What ksnap writes into the copy of this that process 1 has: the process to end with. It is the signal to begin.
+static ORDER: AtomicI32 = AtomicI32::new(0);
 
-const AT_ONCE: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 0,
-};
-const SOON: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 200_000,
-};
 const LATER: Timespec = Timespec {
     tv_sec: 0,
     tv_nsec: 10_000_000,
@@ -39,21 +32,23 @@ pub(super) fn run(parent: Parent) -> ! {
     unsafe { libc::prctl(libc::PR_SET_NAME, c"ksnap-init".as_ptr()) };
     parent.tell(if mount_proc() { OWN_PROC } else { NO_PROC });
     let main = loop {
-        match ORDERS[1].load(Ordering::Acquire) {
+        match ORDER.load(Ordering::Acquire) {
             0 => nap(),
             main => break main,
         }
     };
-    match (ORDERS[0].load(Ordering::Acquire), parent.lazy()) {
-        (0, _) | (_, None) => {
-            close_all_but(&[]);
-            loop {
-                if let Reaped::Main(status) = reap(main, 0) {
-                    end_as(status);
-                }
-            }
+    if parent
+        .lazy()
+        .iter()
+        .any(|lazy| lazy.handed.descriptor().is_some())
+    {
+        page(parent.lazy(), main);
+    }
+    close_all_but(&[]);
+    loop {
+        if let Reaped::Main(status) = reap(main, 0) {
+            end_as(status);
         }
-        (uffd, Some(lazy)) => page(uffd - 1, lazy, main),
     }
 }
 
@@ -131,9 +126,12 @@ pub(super) fn close_all_but(keep: &[RawFd]) {
     }
 }
 
-fn page(uffd: RawFd, lazy: &Lazy, main: i32) -> ! {
+fn page(lazy: &[Arc<Lazy>], main: i32) -> ! {
+    // What is still on its way, until all has come: of one process at most.
+    let mut coming = lazy.iter().find_map(|lazy| lazy.arrivals.as_ref());
+    let on_its_way = coming;
     let break_off = || {
-        if let Some(arrivals) = &lazy.arrivals {
+        if let Some(arrivals) = on_its_way {
             arrivals.break_off();
         }
     };
@@ -142,12 +140,18 @@ fn page(uffd: RawFd, lazy: &Lazy, main: i32) -> ! {
         // SAFETY: ends the process, and its namespace with it.
         unsafe { libc::_exit(1) }
     };
-    let Ok(image) = Image::new(&lazy.image, lazy.arrivals.clone()) else {
-        fail()
-    };
-    let mut pager = Pager::new(image);
-    // SAFETY: put there by ksnap for this process to own.
-    pager.adopt(unsafe { OwnedFd::from_raw_fd(uffd) }, &lazy.pieces);
+    let mut pager = Pager::default();
+    for one in lazy {
+        let Some(uffd) = one.handed.descriptor() else {
+            continue;
+        };
+        let Ok(image) = Image::new(&one.image, one.arrivals.clone()) else {
+            fail()
+        };
+        // SAFETY: put there by ksnap for this process to own.
+        let uffd = unsafe { OwnedFd::from_raw_fd(uffd) };
+        pager.adopt(uffd, image, &one.pieces);
+    }
     // SAFETY: system calls; the set is a live local. All signals are blocked already.
     let signals = unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
@@ -160,9 +164,8 @@ fn page(uffd: RawFd, lazy: &Lazy, main: i32) -> ! {
         }
         OwnedFd::from_raw_fd(fd)
     };
-    let mut keep = vec![uffd, signals.as_raw_fd()];
-    // What is still on its way, until all has come.
-    let mut coming = lazy.arrivals.as_ref();
+    let mut keep = vec![signals.as_raw_fd()];
+    keep.extend(pager.descriptors().map(|fd| fd.as_raw_fd()));
     let pipes = coming.iter().flat_map(|arrivals| arrivals.descriptors());
     keep.extend(pipes.map(|fd| fd.as_raw_fd()));
     keep.sort_unstable();
@@ -220,22 +223,30 @@ fn next_signal(signals: &OwnedFd) -> Option<i32> {
     }
 }
 
-/// Hands a userfaultfd of the process to its process 1, and lets that run.
-pub(super) fn hand_over(init: Tid, own_main: i32, main_fd: RawFd) -> Result<()> {
+/// Hands a userfaultfd of a process to process 1.
+pub(super) fn hand_over(init: Tid, own: i32, fd: RawFd, to: &Handed) -> Result<()> {
     let mut remote = remote(init)?;
-    let args = [own_main as u64, 0, 0, 0, 0, 0];
-    let process = remote.call("pidfd_open", libc::SYS_pidfd_open, args)?;
-    let args = [process, main_fd as u64, 0, 0, 0, 0];
+    let process = remote.call(
+        "pidfd_open",
+        libc::SYS_pidfd_open,
+        [own as u64, 0, 0, 0, 0, 0],
+    )?;
+    let args = [process, fd as u64, 0, 0, 0, 0];
     let fd = remote.call("pidfd_getfd", libc::SYS_pidfd_getfd, args)?;
     remote.call("close", libc::SYS_close, [process, 0, 0, 0, 0, 0])?;
     drop(remote);
-    order(init, fd as i32 + 1, own_main)?;
+    let (place, bytes) = to.hand(fd as i32);
+    write_bytes(init, place, &bytes)
+}
+
+/// Lets it run, to end with this process.
+pub(super) fn begin(init: Tid, own_main: i32) -> Result<()> {
+    order(init, own_main)?;
     ptrace::cont(init, 0)
 }
 
-fn order(init: Tid, uffd: i32, own_main: i32) -> Result<()> {
-    let bytes = [uffd.to_le_bytes(), own_main.to_le_bytes()].concat();
-    write_bytes(init, (&raw const ORDERS) as u64, &bytes)
+fn order(init: Tid, own_main: i32) -> Result<()> {
+    write_bytes(init, (&raw const ORDER) as u64, &own_main.to_le_bytes())
 }
 
 fn remote(init: Tid) -> Result<Remote> {
@@ -260,7 +271,7 @@ pub(super) fn set_free(init: Tid, own_main: i32, runs: bool) -> Result<()> {
             ptrace::cont(init, 0)?;
         }
     } else {
-        order(init, 0, own_main)?;
+        order(init, own_main)?;
     }
     let args = [libc::PR_SET_PDEATHSIG as u64, 0, 0, 0, 0, 0];
     remote(init)?.call("prctl", libc::SYS_prctl, args)?;

@@ -34,7 +34,6 @@ impl Stub {
             area: self.area,
             kernel: self.kernel.clone(),
             init_runs: false,
-            loading: None,
             released: false,
             not_send: std::marker::PhantomData,
         };
@@ -159,7 +158,7 @@ mod tests {
 
     /// What is left of a child that ends like this.
     fn left_by(status: i32) -> i32 {
-        left_below(Stub::start(Birth::default(), &[], None).unwrap(), status)
+        left_below(Stub::start(Birth::default(), &[], &[]).unwrap(), status)
     }
 
     fn left_below(mut parent: Stub, status: i32) -> i32 {
@@ -192,7 +191,7 @@ mod tests {
     #[test]
     fn a_child_that_may_leave_no_core_at_all_ends_as_it_is_told() {
         for status in [7 << 8, libc::SIGTERM, libc::SIGKILL, libc::SIGSEGV] {
-            let parent = Stub::start(Birth::default(), &[], None).unwrap();
+            let parent = Stub::start(Birth::default(), &[], &[]).unwrap();
             let none = Limit { soft: 0, hard: 0 };
             set_limit(parent.pid(), libc::RLIMIT_CORE as usize, none).unwrap();
             // A program that cores are piped to gets one of it even so.

@@ -1,19 +1,21 @@
-//! Memory of a new process that comes when it is touched.
+//! Memory of new processes that comes when it is touched.
 //!
 //! Whoever fills it must not be gone before it is done: pages that nobody gives any more would read as
-//! zeroes. In a PID namespace of its own it is process 1, whose end is the end of all. Elsewhere it is a
-//! thread of ksnap's, which goes on until nothing is missing; until then the process is killed when ksnap
-//! ends.
+//! zeroes. In a PID namespace of their own it is process 1, whose end is the end of all. Elsewhere it is their guard
+//! (`guard.rs`), which goes on until nothing is missing, and ends them should ksnap end before.
 
-use super::{Stub, StubCall, init};
+use super::guard::Wards;
+use super::{Stub, StubCall, birth, init};
 use crate::model::PageRange;
-use crate::sys::file_map::Image;
-use crate::sys::pager::{PAGER_FLAGS, Pager, Piece, arm};
-use crate::sys::{Arrivals, Call, Result, SysError, inject, pidfd_getfd, proc};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use crate::sys::pager::{PAGER_FLAGS, Piece, arm};
+use crate::sys::ptrace::Tid;
+use crate::sys::{Arrivals, Result, SysError, pidfd_getfd};
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread::JoinHandle;
 
 /// What memory is filled from, and where.
@@ -28,22 +30,44 @@ pub struct Lazy {
     /// Which pages of the image have come, if some are still on their way. Only a process 1 waits for them: what they
     /// are for has to end with whoever brings them, and all that it has forked meanwhile as well.
     pub arrivals: Option<Arc<Arrivals>>,
+    /// For process 1, which has it by then.
+    pub handed: Handed,
 }
 
-/// A thread that fills the memory of a process.
+/// The descriptor by which process 1 fills memory: ksnap writes it into the copy of this that process 1 has.
+#[derive(Debug, Default)]
+pub struct Handed(AtomicI32);
+
+impl Handed {
+    /// In the copy of process 1: the descriptor, if there is one.
+    pub(super) fn descriptor(&self) -> Option<RawFd> {
+        match self.0.load(Ordering::Acquire) {
+            0 => None,
+            above => Some(above - 1),
+        }
+    }
+
+    /// Where in process 1 which bytes have to be.
+    pub(super) fn hand(&self, fd: RawFd) -> (u64, [u8; 4]) {
+        ((&raw const self.0) as u64, (fd + 1).to_le_bytes())
+    }
+}
+
+/// A process that lacks memory, and waits for it until somebody fills it.
 #[derive(Debug)]
-pub struct Loading {
-    thread: JoinHandle<()>,
+pub struct Lacking {
+    pub(super) uffd: OwnedFd,
+    pub(super) lazy: Arc<Lazy>,
 }
 
 impl Stub {
-    /// Has memory filled as it is touched, from here on: by process 1 of its namespace, which was told at
-    /// its start, or by a thread of this process, all of it as fast as it can.
+    /// Has memory come when it is touched: from process `init` of its namespace, which was told at its start what to
+    /// fill, and does so as soon as it runs ([`Stub::run_init`]); or from whoever is given what is returned.
     ///
     /// # Errors
     /// EPERM without the right to serve faults of the kernel (`vm.unprivileged_userfaultfd`), or to follow
     /// forks (CAP_SYS_PTRACE): nothing has changed then.
-    pub fn load_lazily(&mut self, lazy: &Lazy) -> Result<()> {
+    pub fn load_lazily(&mut self, lazy: &Arc<Lazy>, init: Option<Tid>) -> Result<Option<Lacking>> {
         let make = StubCall::new(
             "userfaultfd",
             "its memory",
@@ -58,73 +82,77 @@ impl Stub {
             [fd as u64, 0, 0, 0, 0, 0],
         );
         let uffd = pidfd_getfd(self.pidfd(), fd as i32)?;
-        let done = arm(uffd.as_fd(), &lazy.ranges).and_then(|()| match self.init() {
+        let done = arm(uffd.as_fd(), &lazy.ranges).and_then(|()| match init {
             Some(init) => {
                 let own = self.threads()[0].own;
-                init::hand_over(init, own, fd as i32)?;
-                self.init_runs = true;
-                Ok(())
+                init::hand_over(init, own, fd as i32, &lazy.handed).map(|()| None)
             }
             None if lazy.arrivals.is_some() => Err(SysError::new(
                 "fill",
                 "memory that is still on its way",
                 std::io::Error::other("it has no process 1 of its own"),
             )),
-            None => {
-                let mut pager = Pager::new(Image::new(&lazy.image, None)?);
-                pager.adopt(uffd, &lazy.pieces);
-                let thread = std::thread::spawn(move || fill(pager));
-                self.loading = Some(Loading { thread });
-                Ok(())
-            }
+            None => Ok(Some(Lacking {
+                uffd,
+                lazy: Arc::clone(lazy),
+            })),
         });
         self.run(&[close])?;
         done
     }
+
+    /// Lets process 1 of its namespace fill the memory that it was given to fill.
+    pub fn run_init(&mut self) -> Result<()> {
+        if let Some(init) = self.init() {
+            init::begin(init, self.threads()[0].own)?;
+            self.init_runs = true;
+        }
+        Ok(())
+    }
 }
 
-fn fill(mut pager: Pager) {
-    /// A panic here must not leave a process without its memory: with ksnap it ends as well.
-    struct Abort;
-    impl Drop for Abort {
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                std::process::abort();
-            }
-        }
-    }
-    let _abort = Abort;
-    while !pager.is_done() {
-        let own: Vec<_> = pager.descriptors().collect();
-        let mut fds: Vec<PollFd<'_>> = own
-            .iter()
-            .map(|fd| PollFd::new(fd, PollFlags::IN))
-            .collect();
-        let _ = poll(&mut fds, Some(&Timespec::default()));
-        pager.serve();
-        pager.fill_some();
-    }
+/// Processes whose memory is still coming.
+#[derive(Debug)]
+pub struct Loading {
+    /// Waits for whoever fills it. Should that be gone before all is there, they are ended.
+    thread: JoinHandle<bool>,
+    filler: Tid,
 }
 
 impl Loading {
-    /// Waits until nothing is missing, and lets the process live without ksnap.
-    pub(super) fn finish(self, pid: i32, death_signal: i32) -> Result<()> {
-        self.thread.join().expect("it aborts rather than panics");
-        let call = Call {
-            nr: libc::SYS_prctl,
-            args: [
-                libc::PR_SET_PDEATHSIG as u64,
-                death_signal as u64,
-                0,
-                0,
-                0,
-                0,
-            ],
+    /// `filler` says a word when all is there. What is `lacking` is held until then: as long as a descriptor of it is
+    /// open, nobody reads zeroes, whoever was killed.
+    pub(super) fn new(
+        filler: Tid,
+        mut said: UnixStream,
+        wards: Wards,
+        lacking: Vec<Lacking>,
+    ) -> Self {
+        let wait = move || {
+            let is_there = said.read_exact(&mut [0]).is_ok();
+            if !is_there {
+                wards.end();
+            }
+            drop(lacking);
+            is_there
         };
-        match inject(pid, call) {
-            // It has ended meanwhile.
-            Err(e) if e.is_vanished() || !proc::is_alive(pid) => Ok(()),
-            done => done.map(drop),
+        Self {
+            thread: std::thread::spawn(wait),
+            filler,
+        }
+    }
+
+    /// Waits until nothing is missing: from then on they live without ksnap.
+    pub(super) fn finish(self) -> Result<()> {
+        let is_there = self.thread.join().unwrap_or(false);
+        birth::bury(self.filler);
+        match is_there {
+            true => Ok(()),
+            false => Err(SysError::new(
+                "fill",
+                "the memory of new processes, which are ended",
+                std::io::Error::other("the process that fills it was killed"),
+            )),
         }
     }
 }

@@ -8,6 +8,7 @@ mod area;
 mod birth;
 mod calls;
 mod custodian;
+mod filler;
 mod guard;
 mod init;
 mod kin;
@@ -16,14 +17,28 @@ mod lazy;
 pub use birth::Birth;
 pub use calls::StubCall;
 pub use custodian::{Custodian, Keeper, Kept, custodians, end_custody, is_custodian};
+pub use filler::is_filler;
 pub use guard::Guard;
 pub use init::fill_all;
-pub use lazy::{Lazy, Loading};
+pub use lazy::{Handed, Lacking, Lazy, Loading};
 
 use super::ptrace::{self, Event, Options, Tid};
 use super::{PidFd, Remote, Result, pidfd_kill};
 use crate::model::PageRange;
 use area::Area;
+use rustix::event::Timespec;
+use std::sync::Arc;
+
+/// How long whoever fills memory waits for more to do: while there is something to fill, and where something is to be tried
+/// again that nobody tells of.
+const AT_ONCE: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
+const SOON: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 200_000,
+};
 
 const TRACED: Options = Options {
     // Filters are put back before the last calls are made.
@@ -54,19 +69,17 @@ pub struct Stub {
     kernel: Vec<(String, PageRange)>,
     /// Process 1 runs already, and fills memory.
     init_runs: bool,
-    /// A thread of ksnap's that fills memory.
-    loading: Option<Loading>,
     released: bool,
     not_send: std::marker::PhantomData<*const ()>,
 }
 
 impl Stub {
     /// Starts a process and empties its memory. `avoid` is address space that must be free afterwards;
-    /// `lazy` what [`Stub::load_lazily`] will be asked for.
+    /// `lazy` what [`Stub::load_lazily`] will be asked for, of it and its children.
     ///
     /// # Errors
     /// EEXIST when the id is taken, EPERM when choosing it, or a namespace, is not allowed.
-    pub fn start(birth: Birth, avoid: &[PageRange], lazy: Option<&Lazy>) -> Result<Self> {
+    pub fn start(birth: Birth, avoid: &[PageRange], lazy: &[Arc<Lazy>]) -> Result<Self> {
         let born = birth::start(birth, lazy)?;
         let mut stub = Self {
             threads: vec![born.thread],
@@ -76,7 +89,6 @@ impl Stub {
             area: Area::default(),
             kernel: Vec::new(),
             init_runs: false,
-            loading: None,
             released: false,
             not_send: std::marker::PhantomData,
         };
@@ -179,7 +191,7 @@ impl Stub {
         Ok(Released {
             pid: self.pid(),
             child: self.init().unwrap_or(self.pid()),
-            loading: self.loading.take(),
+            loading: None,
         })
     }
 }
@@ -192,18 +204,14 @@ pub struct Released {
     /// The child of ksnap to wait for: the process, or process 1 of its own PID namespace, which ends
     /// with its exit code.
     pub child: i32,
-    /// The rest of its memory, which ksnap still fills.
-    loading: Option<Loading>,
+    /// Its memory, and that of those that were let go of with it, where some is still to come.
+    pub loading: Option<Loading>,
 }
 
 impl Released {
-    /// Waits until all of its memory is filled; only then can it live without ksnap. `death_signal`: what
-    /// it gets when its parent ends, from then on.
-    pub fn finish_loading(&mut self, death_signal: i32) -> Result<()> {
-        match self.loading.take() {
-            Some(loading) => loading.finish(self.pid, death_signal),
-            None => Ok(()),
-        }
+    /// Waits until all memory is there; only then can it live without ksnap.
+    pub fn finish_loading(&mut self) -> Result<()> {
+        self.loading.take().map_or(Ok(()), Loading::finish)
     }
 
     /// Waits for its end, and gives the wait status.

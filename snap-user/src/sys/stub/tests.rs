@@ -14,13 +14,13 @@ fn may_choose_ids() -> bool {
         pid: Some(std::process::id() as i32),
         ..Birth::default()
     };
-    Stub::start(birth, &[], None).is_err_and(|e| e.errno() == Some(libc::EEXIST))
+    Stub::start(birth, &[], &[]).is_err_and(|e| e.errno() == Some(libc::EEXIST))
 }
 
 #[test]
 fn a_stub_is_empty_runs_calls_and_is_gone_when_dropped() {
     let avoid = [PageRange::new(0x40_0000, 0x80_0000)];
-    let mut stub = Stub::start(Birth::default(), &avoid, None).unwrap();
+    let mut stub = Stub::start(Birth::default(), &avoid, &[]).unwrap();
     let pid = stub.pid();
     let maps = proc::maps(pid).unwrap();
     assert!(maps.iter().all(|v| v.range.intersect(&avoid[0]).is_none()));
@@ -58,7 +58,7 @@ fn a_stub_is_empty_runs_calls_and_is_gone_when_dropped() {
 
 #[test]
 fn threads_are_made_and_run_calls_of_their_own() {
-    let mut stub = Stub::start(Birth::default(), &[], None).unwrap();
+    let mut stub = Stub::start(Birth::default(), &[], &[]).unwrap();
     stub.make_threads(super::super::THREAD_FLAGS, &[None; 300])
         .unwrap();
     assert_eq!(stub.threads().len(), 301);
@@ -77,7 +77,7 @@ fn an_id_that_a_short_process_has_is_waited_for() {
     if !is_root() || !may_choose_ids() {
         return crate::skip::without_root("the right to choose ids");
     }
-    let mut stub = Stub::start(Birth::default(), &[], None).unwrap();
+    let mut stub = Stub::start(Birth::default(), &[], &[]).unwrap();
     let mut sleeper = std::process::Command::new("sleep")
         .arg("0.2")
         .spawn()
@@ -113,7 +113,7 @@ fn a_namespace_gives_the_process_the_id_it_asks_for() {
         network: true,
         time: None,
     };
-    let mut stub = Stub::start(birth, &[], None).unwrap();
+    let mut stub = Stub::start(birth, &[], &[]).unwrap();
     assert_eq!(stub.threads()[0].own, 4711);
     let getpid = StubCall::new("getpid", "itself", libc::SYS_getpid, [0; 6]);
     assert_eq!(stub.run(&[getpid]).unwrap(), [4711]);
@@ -136,7 +136,7 @@ fn processes_of_a_namespace_are_gone_when_they_are_dropped_first_to_last() {
             namespace: true,
             ..Birth::default()
         };
-        let mut first = Stub::start(birth, &[], None).unwrap();
+        let mut first = Stub::start(birth, &[], &[]).unwrap();
         let mut second = first.fork(None, true).unwrap();
         second
             .make_threads(super::super::THREAD_FLAGS, &[None; 2])
@@ -165,7 +165,7 @@ fn dropping_a_namespace_leaves_other_children_alone() {
     if !may_choose_ids() {
         return crate::skip::without_root("the right to choose ids in this PID namespace");
     }
-    let stub = Stub::start(birth, &[], None).unwrap();
+    let stub = Stub::start(birth, &[], &[]).unwrap();
     let ids = [stub.init().unwrap(), stub.pid()];
     // Both are gone, and waited for, before anything is dropped.
     birth::end(ids[0]);
@@ -174,7 +174,7 @@ fn dropping_a_namespace_leaves_other_children_alone() {
             pid: Some(id),
             ..Birth::default()
         };
-        Stub::start(birth, &[], None).unwrap()
+        Stub::start(birth, &[], &[]).unwrap()
     });
     drop(stub);
     for (other, id) in others.iter_mut().zip(ids) {
@@ -185,7 +185,7 @@ fn dropping_a_namespace_leaves_other_children_alone() {
 
 #[test]
 fn one_that_is_killed_before_it_is_let_go_is_left_to_its_parent() {
-    let mut parent = Stub::start(Birth::default(), &[], None).unwrap();
+    let mut parent = Stub::start(Birth::default(), &[], &[]).unwrap();
     let mut child = parent.fork(None, true).unwrap();
     child
         .make_threads(super::super::THREAD_FLAGS, &[None; 2])
