@@ -66,6 +66,8 @@ pub enum Need {
     OtherUsers,
     /// The right to choose the ids of new processes and threads.
     ChosenIds,
+    /// The right to make a time namespace, and a kernel that has them.
+    TimeNamespace,
 }
 
 impl Need {
@@ -187,6 +189,11 @@ impl Need {
                 "run the tests as root outside of user namespaces, or in one with a PID namespace of its own \
                  (unshare --map-root-user --pid --fork --mount-proc)"
                     .to_owned(),
+            ),
+            Self::TimeNamespace => (
+                rights::may_shift_clocks(),
+                "a time namespace".to_owned(),
+                "apt-get install util-linux, and run the tests as root with CAP_SYS_ADMIN and CAP_SYS_TIME".to_owned(),
             ),
             Self::Machines => match crate::Machines::missing() {
                 None => (true, String::new(), String::new()),

@@ -124,7 +124,7 @@ fn a_stream_of_ipv6_on_the_loopback_device_goes_on_twice() -> Result<()> {
     let ksnap = Ksnap::new()?;
     let listener = TcpListener::bind((Ipv6Addr::LOCALHOST, 0))?;
     let pause = Duration::from_millis(2);
-    let mut stream = Stream::start(&listener, 2000, pause, |c| c)?;
+    let mut stream = Stream::start(&listener, 6000, pause, |c| c)?;
     let _ended = Ended(stream.pid(), "python");
     there_and_back(&mut stream, &ksnap, 2, || ksnap.command())?;
     stream.finish()

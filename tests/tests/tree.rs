@@ -3,7 +3,7 @@
 use std::io::ErrorKind;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -270,8 +270,19 @@ time.sleep(1000)
 struct Idle(i32);
 
 impl Idle {
-    /// By clone3(2), whose argument the id is.
+    /// As soon as it is free: the id of a group is so a moment after its last member has left /proc.
     fn with_id(id: i32) -> Result<Self> {
+        let end = Instant::now() + LIMIT;
+        loop {
+            match Self::try_with_id(id) {
+                Err(_) if Instant::now() < end => std::thread::sleep(Duration::from_millis(5)),
+                done => return done,
+            }
+        }
+    }
+
+    /// By clone3(2), whose argument the id is.
+    fn try_with_id(id: i32) -> Result<Self> {
         const EXIT_SIGNAL: usize = 4;
         const SET_TID: usize = 8;
         const SET_TID_SIZE: usize = 9;

@@ -20,6 +20,11 @@ const MIB: &str = "48";
 /// Pages of that, of all of them.
 const PAGES: u64 = 3 * (48 << 20) / 4096;
 
+/// A ksnap with which memory comes slowly, so that there is time to do something meanwhile.
+fn slow() -> Result<Ksnap> {
+    Ok(Ksnap::new()?.with_variable("KSNAP_FILL_DELAY_MS", "2".into()))
+}
+
 /// A tree with much memory, captured and ended.
 fn captured(ksnap: &Ksnap) -> Result<(Victim, Pids)> {
     let mut victim = Victim::spawn("tree", &["--mib", MIB])?;
@@ -85,7 +90,7 @@ fn all_memory_of_a_tree_comes_first_where_that_is_asked_for() -> Result<()> {
 #[test]
 fn children_that_are_made_while_memory_is_coming_have_what_their_parents_had() -> Result<()> {
     require!(Root, Ksnap, ChosenIds);
-    let ksnap = Ksnap::new()?;
+    let ksnap = slow()?;
     let (_folder, pids) = captured(&ksnap)?;
     let mut held = 0;
     for round in 0..6 {
@@ -116,7 +121,7 @@ fn children_that_are_made_while_memory_is_coming_have_what_their_parents_had() -
 #[test]
 fn a_killed_ksnap_takes_a_tree_with_it_whose_memory_is_coming() -> Result<()> {
     require!(Root, Ksnap, ChosenIds);
-    let ksnap = Ksnap::new()?;
+    let ksnap = slow()?;
     let (_folder, pids) = captured(&ksnap)?;
     let before = living()?;
     let mut rng = Rng::new(21);
@@ -160,7 +165,7 @@ fn a_killed_ksnap_takes_a_tree_with_it_whose_memory_is_coming() -> Result<()> {
 #[test]
 fn a_tree_ends_with_whoever_fills_its_memory() -> Result<()> {
     require!(Root, Ksnap, ChosenIds);
-    let ksnap = Ksnap::new()?;
+    let ksnap = slow()?;
     let (_folder, pids) = captured(&ksnap)?;
     let before = living()?;
     let mut ended = 0;
@@ -168,7 +173,8 @@ fn a_tree_ends_with_whoever_fills_its_memory() -> Result<()> {
         let (mut process, _) = begun(&ksnap, &[])?;
         let _ = process.stdin()?.write_all(b"check 77\n");
         if let Some(filler) = filler_of(&process) {
-            kill(Pid::from_raw(filler), Signal::SIGKILL)?;
+            // Done meanwhile, where that fails.
+            let _ = kill(Pid::from_raw(filler), Signal::SIGKILL);
         }
         match request(&mut process, "quit", round, LIMIT) {
             Ok(reply) => ensure!(reply["ok"] == true, "{reply}"),
@@ -191,7 +197,7 @@ fn a_tree_ends_with_whoever_fills_its_memory() -> Result<()> {
 #[test]
 fn a_snapshot_that_is_taken_while_memory_is_coming_has_all_of_it() -> Result<()> {
     require!(Root, Ksnap, ChosenIds);
-    let ksnap = Ksnap::new()?;
+    let ksnap = slow()?;
     let (_folder, pids) = captured(&ksnap)?;
     for options in [&[][..], &["--pids", "namespace"]] {
         let (mut process, said) = begun(&ksnap, options)?;
@@ -229,7 +235,7 @@ fn in_use(pid: i32) -> Result<u64> {
 fn copies_of_a_tree_take_the_memory_of_what_they_touch() -> Result<()> {
     require!(Root, Ksnap);
     const COPIES: usize = 4;
-    let ksnap = Ksnap::new()?;
+    let ksnap = slow()?;
     let mut victim = Victim::spawn("tree", &["--mib", MIB])?;
     victim.check()?;
     ksnap.run(&["snap", &victim.pid().to_string(), "--tree"])?;

@@ -41,7 +41,10 @@ impl Known {
             self.read_ns = Some(now);
             let process = &mut self.process;
             process.namespaces = proc::namespaces(pid).map_err(sys)?;
-            process.time_offsets = proc::time_offsets(pid).ok();
+            process.time_offsets = match has_own_time(&process.namespaces) {
+                true => proc::time_offsets(pid).ok(),
+                false => None,
+            };
             process.cgroup = proc::text(pid, "cgroup").unwrap_or_default();
             process.autogroup_nice = proc::autogroup_nice(pid);
             process.login_uid = proc::number(pid, "loginuid", 10).ok().map(|id| id as u32);
@@ -205,4 +208,13 @@ fn by_files(pid: i32, tid: Tid) -> sys::Result<ThreadAttributes> {
         shadow_stack: status.shadow_stack,
         ..ThreadAttributes::default()
     })
+}
+
+/// The time namespace of a process with these is that of its children: of no other does the kernel tell the offsets.
+pub(super) fn has_own_time(namespaces: &[(String, u64)]) -> bool {
+    let of = |name| {
+        let found = namespaces.iter().find(|(n, _)| n == name);
+        found.map(|(_, id)| *id)
+    };
+    of("time") == of("time_for_children")
 }

@@ -74,7 +74,7 @@ pub fn preflight(pid: i32) -> Result<Target> {
             ),
         });
     }
-    wait_until_loaded(pid, stat.ppid)?;
+    wait_until_loaded(pid)?;
     let exe = proc::exe(pid).map_err(sys)?;
     if is_32_bit(pid) {
         return refused("it is a 32-bit program; only 64-bit ones are supported");
@@ -89,33 +89,27 @@ pub fn preflight(pid: i32) -> Result<Target> {
     })
 }
 
-/// Whoever may fill the memory of a process with this parent: it was brought back itself, or forked by one that was.
+/// Whoever may fill the memory of a process: it was brought back itself, or forked by one that was.
 enum Filler {
     /// Process 1 of its namespace, which does more only when it is asked to.
     Init(i32),
-    /// A child of the ksnap that has brought it back, for as long as some memory is missing.
+    /// A child of the ksnap that has brought it back, or of one that is gone, for as long as some memory is missing.
     Child(i32),
 }
 
 impl Filler {
-    fn of(mut parent: i32) -> Option<Self> {
-        while parent > 0 {
-            let stat = proc::stat(parent, None).ok()?;
-            if stat.comm == "ksnap-init" {
-                return Some(Self::Init(parent));
-            }
-            if stat.comm.starts_with("ksnap") {
-                let children = proc::children(&[parent])
-                    .into_iter()
-                    .flat_map(|(_, all)| all);
-                let filler = children.into_iter().find(|pid| is_filler(*pid));
-                if filler.is_some() {
-                    return filler.map(Self::Child);
-                }
-            }
-            parent = stat.ppid;
-        }
-        None
+    /// Process 1 is an ancestor, whoever has ended meanwhile. A child of ksnap is none, and its parents may be gone: where there
+    /// are several of them, any may be the one.
+    fn of(pid: i32) -> Option<Self> {
+        let parent = |pid: &i32| proc::stat(*pid, None).ok().map(|stat| stat.ppid);
+        let mut ancestors = std::iter::successors(parent(&pid), parent);
+        let is_init =
+            |pid: &i32| proc::stat(*pid, None).is_ok_and(|stat| stat.comm == "ksnap-init");
+        let init = ancestors.find(is_init).map(Self::Init);
+        init.or_else(|| {
+            let filler = proc::processes().into_iter().find(|pid| is_filler(*pid));
+            filler.map(Self::Child)
+        })
     }
 
     fn pid(&self) -> i32 {
@@ -127,12 +121,12 @@ impl Filler {
 
 /// A process that was brought back may still lack memory, which would be taken for zeroes. Whoever fills it is asked to
 /// make haste.
-fn wait_until_loaded(pid: i32, parent: i32) -> Result<()> {
+fn wait_until_loaded(pid: i32) -> Result<()> {
     const MOST: Duration = Duration::from_secs(120);
     let sys = |e| CaptureError::from_sys(pid, e);
     let end = Instant::now() + MOST;
     let mut asked = false;
-    while let Some(filler) = Filler::of(parent) {
+    while let Some(filler) = Filler::of(pid) {
         let flags = proc::vm_flags(pid).map_err(sys)?;
         // Waits for missing pages (`VmFlags` in proc_pid_smaps(5)).
         if !flags.0.values().any(|f| f.iter().any(|word| word == "um")) {

@@ -1,5 +1,6 @@
 //! Everything but pages, read inside the stop.
 
+use super::attributes::has_own_time;
 use super::{CaptureError, Live, Result, Target, losses};
 use crate::model::{
     Backing, Observed, ObservedThread, PendingSignal, ProcessState, Referent, ThreadState, Vma,
@@ -73,7 +74,13 @@ pub fn bare_state(
             &mut unsupported,
         )?);
     }
-    let clocks = sys::clocks(attributes.time_offsets.unwrap_or_default());
+    let clocks = match has_own_time(&attributes.namespaces) {
+        true => sys::clocks(attributes.time_offsets.unwrap_or_default()),
+        false => {
+            unsupported.push("its clocks: it has made a time namespace for its children, and the kernel tells the offsets of that alone".to_owned());
+            None
+        }
+    };
     let (descriptors, files) = live.files.frozen(vmas, told.open.as_deref())?;
     unsupported.extend(live.files.lost_connections());
     Ok(ProcessState {

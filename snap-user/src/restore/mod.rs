@@ -22,7 +22,7 @@ pub use error::RestoreError;
 pub use memory::{Content, Pages};
 pub use plan::{MapOp, RestorePlan, World, plan, plan_but_files};
 pub use state::TimerIds;
-pub use threads::can_start as can_start_thread;
+pub use threads::{DESCRIPTOR, can_start as can_start_thread};
 
 /// Result of this room.
 pub type Result<T> = std::result::Result<T, RestoreError>;

@@ -206,14 +206,15 @@ pub(super) fn rseq_args(rseq: Rseq) -> [u64; 6] {
     ]
 }
 
+/// More than a thread's descriptor is long up to its id, in any C library.
+pub const DESCRIPTOR: u64 = 0x900;
+
 /// Where the kernel clears the thread's id when it ends, for whoever joins it, of a thread of which the snapshot
 /// does not tell. C libraries keep it in the thread's descriptor, which holds the thread's id:
 /// a few words from the robust list's head, or, in a thread that has not come to register one, somewhere
 /// behind the thread pointer.
 pub(super) fn tid_address(pid: i32, thread: &ThreadState) -> Option<u64> {
     const REACH: u64 = 64;
-    /// More than the descriptor is long up to the id, in any C library.
-    const DESCRIPTOR: u64 = 0x900;
     let near_list = thread.robust_list.into_iter().flat_map(|list| {
         // glibc: `tid` lies two words below `robust_head`.
         let near = (list.head - REACH..list.head + REACH).step_by(4);

@@ -11,6 +11,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
+/// Longest code of a kernel that is looked at, in bytes: it has 8 KiB on today's kernels.
+const MOST_CODE: u64 = 1 << 20;
+
 /// How a file differs from the one that was mapped, if it does. What a process has not written in its private mapping
 /// comes from the file, so all of that must be what it was; what it has mapped shared is put back.
 fn difference(
@@ -107,13 +110,20 @@ pub(super) fn time_namespace(
         host.boot = [0; 16];
     }
     let own = sys::own_time_offsets();
+    // An older ksnap did not store its clocks.
+    let had = state.attributes.time_offsets;
+    if state.clocks.is_none() && had.is_some_and(|had| had != own) {
+        notes.push(
+            "it was in another time namespace (clocks) than ksnap is, and is in ksnap's now".into(),
+        );
+    }
     let Some(offsets) = time_offsets(state, &host, own) else {
         return Ok(None);
     };
     match sys::time_namespace(offsets) {
         Ok(made) => Ok(Some(made)),
         Err(e) => {
-            let by = own[0] - offsets[0];
+            let by = own[0].saturating_sub(offsets[0]);
             let (way, by) = match by < 0 {
                 true => ("back", Duration::from_nanos(by.unsigned_abs())),
                 false => ("ahead", Duration::from_nanos(by as u64)),
@@ -144,6 +154,12 @@ fn other_kernel(state: &ProcessState, saved: &dyn ReadPages) -> Result<Option<Ot
         && vdso.build_id.as_ref().is_none_or(|id| *id == build_id);
     if is_same && fault::number("KSNAP_OTHER_MACHINE").is_none() {
         return Ok(None);
+    }
+    if vdso.range.end <= vdso.range.start || vdso.range.len() > MOST_CODE {
+        return Err(SessionError::Usage(format!(
+            "the snapshot has a mapping [vdso] at {}, which no kernel makes",
+            vdso.range
+        )));
     }
     let mut former = Vec::new();
     let range = PageSet::from_ranges(vec![vdso.range]);

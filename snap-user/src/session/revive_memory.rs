@@ -3,6 +3,7 @@
 
 use super::{Result, SessionError};
 use crate::model::{PAGE_SIZE, PageRange, PageSet, ProcessState, Vma, page_down};
+use crate::restore::DESCRIPTOR;
 use crate::restore::revive::{NewPlan, Newborn, Origin};
 use crate::store::Flat;
 use crate::sys::arch::Registers;
@@ -26,6 +27,8 @@ pub(super) struct Memory {
     image: Image,
     /// Written before the first instruction, ascending.
     eager: Vec<Piece>,
+    /// What is touched first and holds nothing: made before it could be waited for.
+    blank: PageSet,
     /// What shared mappings of files hold: their content as it was.
     files: Vec<Piece>,
     /// What segments of System V shared memory hold, by their ids.
@@ -94,11 +97,15 @@ impl Memory {
             ranges.clear();
         }
         // Who fills memory ends the process if the rest of the image does not come, also where it has its memory.
+        let mut blank = PageSet::new();
         let lazy = if at_once && arrivals.is_none() {
             None
         } else {
             let first = touched_first(state);
             let (now, later) = split(&found, &first);
+            let held: PageSet = found.iter().map(|piece| piece.range).collect();
+            let comes_late: PageSet = ranges.iter().copied().collect();
+            blank = first.intersect(&comes_late).subtract(&held);
             eager.extend(now);
             let fail = |e| sys::SysError::new("dup", "a flat image", e);
             Some(Arc::new(Lazy {
@@ -113,6 +120,7 @@ impl Memory {
         Ok(Self {
             image,
             eager,
+            blank,
             files,
             segments,
             lazy,
@@ -173,6 +181,10 @@ impl Memory {
         }
         let mut lazy_pages = 0;
         if let Some(lazy) = &self.lazy {
+            for page in self.blank.iter() {
+                let page = PageRange::new(page, page + PAGE_SIZE);
+                sys::write_ranges(newborn.pid(), &[page], &[0; PAGE_SIZE as usize])?;
+            }
             if newborn.load_lazily(lazy, init)? {
                 lazy_pages = pages_in(&lazy.pieces);
             } else if lazy.arrivals.is_some() {
@@ -315,7 +327,7 @@ fn within(flat: &Flat, range: PageRange) -> Vec<Piece> {
         .collect()
 }
 
-/// Pages that the kernel, ksnap or the first instructions touch.
+/// Pages that the kernel, ksnap or the first instructions touch. Before somebody fills memory, nothing else may be.
 fn touched_first(state: &ProcessState) -> PageSet {
     /// Around the stack pointer, where frames are.
     const NEAR: u64 = 16 * PAGE_SIZE;
@@ -336,7 +348,8 @@ fn touched_first(state: &ProcessState) -> PageSet {
         if let Some(regs) = Registers::from_prstatus(&thread.gp) {
             add(regs.sp(), PAGE_SIZE, NEAR);
             add(regs.ip(), 0, 16);
-            add(regs.fs_base, PAGE_SIZE, PAGE_SIZE);
+            // A thread's descriptor, in which its id is looked for.
+            add(regs.fs_base, PAGE_SIZE, DESCRIPTOR);
         }
     }
     PageSet::from_ranges(ranges)

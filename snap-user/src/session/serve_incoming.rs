@@ -4,7 +4,7 @@ use super::arrival::Arrival;
 use super::remote::Transferred;
 use super::serve_known::Known;
 use super::serve_link::while_alive;
-use super::serve_listed::{Listed, merge};
+use super::serve_listed::Listed;
 use super::serve_room::{Occupied, Room};
 use super::{Result, SessionError};
 use crate::image::{MAX_MANIFEST, Manifest, PageSink};
@@ -151,18 +151,21 @@ impl Incoming {
             SnapshotKind::Base => None,
             SnapshotKind::Delta => self.listed.take(),
         };
-        let before = before.map_or_else(Vec::new, |before| before.pages);
-        let pages = merge(before, arriving.pages, &arriving.dropped);
-        if pages.len() as u64 > MOST_PAGES {
+        let Arriving {
+            begin,
+            pages,
+            dropped,
+            state,
+            ..
+        } = arriving;
+        let listed = Listed::new(before, begin, pages, &dropped, state);
+        let count = listed.pages.len() as u64;
+        if count > MOST_PAGES {
             return Err(link
-                .breach(format!("{} pages, {MOST_PAGES} at most", pages.len()))
+                .breach(format!("{count} pages, {MOST_PAGES} at most"))
                 .into());
         }
-        self.listed = Some(Listed {
-            begin: arriving.begin,
-            pages,
-            state: arriving.state,
-        });
+        self.listed = Some(listed);
         Ok(())
     }
 
@@ -177,6 +180,7 @@ impl Incoming {
             begin,
             pages,
             state,
+            ..
         } = listed;
         let arriving = Arriving {
             pages,

@@ -76,6 +76,7 @@ pub(super) fn restore_listed(
     let Listed {
         begin,
         pages,
+        rewritten,
         state,
     } = listed;
     let manifest = Manifest::from_bytes(&state).map_err(|e| {
@@ -83,7 +84,7 @@ pub(super) fn restore_listed(
             "the process state that was sent cannot be read: {e}"
         ))
     })?;
-    let supply = while_alive(link, || Supply::new(store, pages, incoming))??;
+    let supply = while_alive(link, || Supply::new(store, pages, &rewritten, incoming))??;
     let (say, said) = channel();
     let awaited = Awaited {
         id: begin.id,
@@ -136,6 +137,7 @@ pub(super) fn restore_listed(
     let all = Listed {
         begin,
         pages,
+        rewritten: PageSet::new(),
         state,
     };
     let count = all.pages.len() as u64;

@@ -4,7 +4,7 @@
 use super::Result;
 use super::serve_incoming::Incoming;
 use crate::codec::Encoding;
-use crate::model::{PAGE_SIZE, Page};
+use crate::model::{PAGE_SIZE, Page, PageSet};
 use crate::store::{Flat, FlatAhead, Store};
 use crate::sys::Arrivals;
 use crate::wire::{Encoded, Offered};
@@ -42,6 +42,8 @@ pub(super) struct Supply {
     first: u64,
     /// What is there or has been asked for.
     begun: Vec<bool>,
+    /// Places that come before the others.
+    first_of_all: VecDeque<u32>,
     /// All pages in front of this one are begun.
     next: usize,
     /// What was asked for and has not come, in order.
@@ -55,16 +57,24 @@ pub(super) struct Supply {
 }
 
 impl Supply {
-    /// Of these pages, which are ascending.
-    pub(super) fn new(store: &Store, pages: Vec<Offered>, incoming: &mut Incoming) -> Result<Self> {
+    /// Of these pages, which are ascending; those that are `wanted` come before the others.
+    pub(super) fn new(
+        store: &Store,
+        pages: Vec<Offered>,
+        wanted: &PageSet,
+        incoming: &mut Incoming,
+    ) -> Result<Self> {
         let image = store.flat_awaiting(pages.iter().map(|page| page.addr))?;
         let first = pages.first().and_then(|page| image.place(page.addr));
         let mut by_hash: Vec<u32> = (0..pages.len() as u32).collect();
         by_hash.sort_unstable_by_key(|place| pages[*place as usize].hash);
+        let is_wanted = |place: &u32| wanted.contains(pages[*place as usize].addr);
+        let first_of_all = (0..pages.len() as u32).filter(is_wanted).collect();
         let mut supply = Self {
             telling: Telling(Arc::new(Arrivals::new(image.pages())?)),
             first: first.unwrap_or(0),
             begun: vec![false; pages.len()],
+            first_of_all,
             next: 0,
             out: VecDeque::new(),
             waited_for: Vec::new(),
@@ -171,9 +181,12 @@ impl Supply {
 
     /// Addresses of some pages to be fetched that nobody waits for yet: so many are looked at.
     pub(super) fn others(&mut self, most: usize, incoming: &mut Incoming) -> Result<Vec<u64>> {
+        let wanted = self.first_of_all.len().min(most);
+        let wanted: Vec<u32> = self.first_of_all.drain(..wanted).collect();
         let next = self.next;
-        self.next = (next + most).min(self.pages.len());
-        self.begin(next..self.next, incoming)
+        self.next = (next + most - wanted.len()).min(self.pages.len());
+        let wanted = wanted.into_iter().map(|place| place as usize);
+        self.begin(wanted.chain(next..self.next), incoming)
     }
 
     /// Sees to it that pages come, unless that has been done. Gives the addresses of those that have to be fetched.
@@ -226,10 +239,10 @@ impl Supply {
 
 #[cfg(test)]
 mod tests {
+    use super::super::serve_listed::tests::begin;
     use super::super::serve_room::Room;
     use super::*;
-    use crate::model::{SnapshotId, SnapshotKind};
-    use crate::wire::{Begin, Link};
+    use crate::wire::Link;
     use std::os::unix::fs::FileExt;
     use std::time::Duration;
 
@@ -262,18 +275,7 @@ mod tests {
 
     /// The same over a connection from somebody who may come again.
     fn incoming_from(store: &Store, target: &mut Link) -> Incoming {
-        let begin = Begin {
-            kind: SnapshotKind::Base,
-            id: SnapshotId([1; 16]),
-            time_ns: 1,
-            pid: 4711,
-            start_time: 5,
-            pages: 0,
-            restore: true,
-            lazy: true,
-            comm: "nobody".into(),
-            exe: "/nowhere".into(),
-        };
+        let begin = begin();
         Incoming::new(store, &Arc::new(Room::new(None)), target, &begin).unwrap()
     }
 
@@ -295,7 +297,8 @@ mod tests {
             (9, page(7)),
             (10, page(9)),
         ];
-        let mut supply = Supply::new(&store, offered(&all), &mut incoming).unwrap();
+        let mut supply =
+            Supply::new(&store, offered(&all), &PageSet::new(), &mut incoming).unwrap();
         let arrivals = supply.arrivals();
         let first = supply.first;
         assert!(arrivals.has(first + 2) && !arrivals.has(first));
@@ -326,7 +329,8 @@ mod tests {
         let (store, _folder) = new_store();
         let mut incoming = incoming(&store);
         let all: Vec<(u64, Page)> = (0..100).map(|n| (n, page(n as u8 + 1))).collect();
-        let mut supply = Supply::new(&store, offered(&all), &mut incoming).unwrap();
+        let mut supply =
+            Supply::new(&store, offered(&all), &PageSet::new(), &mut incoming).unwrap();
         assert_eq!(supply.others(2, &mut incoming).unwrap().len(), 2);
         let (arrivals, first) = (supply.arrivals(), supply.first);
         arrivals.ask(first + 50);
@@ -341,18 +345,37 @@ mod tests {
     }
 
     #[test]
+    fn pages_that_are_wanted_come_before_the_others() {
+        let (store, _folder) = new_store();
+        let mut incoming = incoming(&store);
+        let all: Vec<(u64, Page)> = (0..10).map(|n| (n, page(n as u8 + 1))).collect();
+        let wanted = PageSet::from_pages(vec![4 * PAGE_SIZE, 7 * PAGE_SIZE, 8 * PAGE_SIZE]);
+        let mut supply = Supply::new(&store, offered(&all), &wanted, &mut incoming).unwrap();
+        let mut others = |most| {
+            let fetch = supply.others(most, &mut incoming).unwrap();
+            fetch
+                .iter()
+                .map(|addr| addr / PAGE_SIZE)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(others(2), [4, 7]);
+        assert_eq!(others(3), [8, 0, 1]);
+        assert_eq!(others(100), [2, 3, 5, 6, 9]);
+    }
+
+    #[test]
     fn what_an_earlier_attempt_left_is_not_fetched_again() {
         let (store, _folder) = new_store();
         let all: Vec<(u64, Page)> = (0..4).map(|n| (n, page(n as u8 + 1))).collect();
         let (_source, mut target) = Link::pair(Duration::from_secs(20));
         let mut first = incoming_from(&store, &mut target);
-        let mut supply = Supply::new(&store, offered(&all), &mut first).unwrap();
+        let mut supply = Supply::new(&store, offered(&all), &PageSet::new(), &mut first).unwrap();
         assert_eq!(supply.others(3, &mut first).unwrap().len(), 3);
         let came = [raw(&page(1)), raw(&page(2))];
         assert!(supply.take(&came, &mut first).unwrap());
         drop((supply, first));
         let mut second = incoming_from(&store, &mut target);
-        let mut supply = Supply::new(&store, offered(&all), &mut second).unwrap();
+        let mut supply = Supply::new(&store, offered(&all), &PageSet::new(), &mut second).unwrap();
         let fetch = supply.others(4, &mut second).unwrap();
         assert_eq!(fetch, [2 * PAGE_SIZE, 3 * PAGE_SIZE]);
         assert!(supply.arrivals().has(supply.first));
@@ -363,7 +386,8 @@ mod tests {
         let (store, _folder) = new_store();
         let mut incoming = incoming(&store);
         let all = [(1, page(7))];
-        let mut supply = Supply::new(&store, offered(&all), &mut incoming).unwrap();
+        let mut supply =
+            Supply::new(&store, offered(&all), &PageSet::new(), &mut incoming).unwrap();
         assert!(!supply.take(&[raw(&page(7))], &mut incoming).unwrap());
         assert_eq!(supply.others(1, &mut incoming).unwrap(), [PAGE_SIZE]);
         assert!(!supply.take(&[raw(&page(8))], &mut incoming).unwrap());

@@ -145,3 +145,10 @@ pub fn can_raise_priority() -> bool {
     });
     raised.join().is_ok_and(|raised| raised)
 }
+
+/// Tried out (time_namespaces(7)).
+pub fn may_shift_clocks() -> bool {
+    let mut unshare = Command::new("unshare");
+    unshare.args(["-T", "--monotonic", "1", "true"]);
+    unshare.output().is_ok_and(|output| output.status.success())
+}

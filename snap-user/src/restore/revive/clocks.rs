@@ -4,15 +4,18 @@ use crate::model::{Clocks, ProcessState};
 
 /// Offsets of the time namespace in which the clocks of a process go on: of monotonic and boot time, in nanoseconds. Since the
 /// same start of the machine they have gone on by themselves; after another one they go on from where they were, since
-/// they must never go back, and what the process waits for is as far away as it was. `host` is how they are without a
+/// they must never go back, and what the process waits for is as far away as it was; the same holds where the machine itself was
+/// set back to what it was before. `host` is how they are without a
 /// namespace, `own` is what ksnap's has; `None` where that is the right one.
 pub fn time_offsets(state: &ProcessState, host: &Clocks, own: [i64; 2]) -> Option<[i64; 2]> {
     let then = state.clocks?;
-    let offsets = match then.boot == host.boot {
-        true => state.attributes.time_offsets.unwrap_or_default(),
+    let had = state.attributes.time_offsets.unwrap_or_default();
+    let is_later = then.monotonic_ns <= host.monotonic_ns.saturating_add(had[0]);
+    let offsets = match then.boot == host.boot && is_later {
+        true => had,
         false => [
-            then.monotonic_ns - host.monotonic_ns,
-            then.boottime_ns - host.boottime_ns,
+            then.monotonic_ns.saturating_sub(host.monotonic_ns),
+            then.boottime_ns.saturating_sub(host.boottime_ns),
         ],
     };
     (offsets != own).then_some(offsets)
@@ -53,6 +56,15 @@ mod tests {
         assert_eq!(time_offsets(&state(moved), &here, [7, 8]), None);
         // ksnap is in one, and the process was not.
         assert_eq!(time_offsets(&state(None), &here, [7, 8]), Some([0, 0]));
+    }
+
+    #[test]
+    fn a_machine_that_was_set_back_has_them_go_on_as_well() {
+        let state = captured(Some(clocks(1, 800)), None);
+        assert_eq!(
+            time_offsets(&state, &clocks(1, 500), [0, 0]),
+            Some([300, 300])
+        );
     }
 
     #[test]

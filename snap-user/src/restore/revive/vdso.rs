@@ -2,9 +2,10 @@
 //!
 //! A C library looks up the functions of the kernel's code (`vdso(7)`) once, and keeps their addresses. So the code that the
 //! snapshot has stays where it was, as ordinary memory, and the beginning of each function is a jump to the same function
-//! of this kernel, whose code lies elsewhere. The data that the old code read is zeroes: whoever comes back into the middle of
-//! it finds a clock that cannot be read (`VDSO_CLOCKMODE_NONE`), or random numbers that are not ready, and the code falls
-//! back to the system call (`lib/vdso`).
+//! of this kernel, whose code lies elsewhere. The data that the old code read is zeroes. Nobody may be in the middle of it, but
+//! for its system calls; a signal handler that has interrupted it comes back to a clock that cannot be read
+//! (`VDSO_CLOCKMODE_NONE`), or to random numbers that are not ready, and the code falls back to the system call
+//! (`lib/vdso`). Only where it was reading a coarse clock it gets 0 once.
 
 use super::plan::{NewMapping, NewPlan, Origin};
 use crate::model::{Backing, PAGE_SIZE, PageRange, ProcessState, Protection, ThreadState, Vma};
@@ -16,6 +17,8 @@ use std::collections::BTreeMap;
 const LOWEST: u64 = 0x1_0000;
 /// Room that is left where a heap or a stack grows.
 const GROWTH: u64 = 64 << 20;
+
+const NO_CODE: &str = "this kernel gives none to programs";
 
 /// Functions that are as good without data, because then they issue the system call. The states that
 /// `__vdso_getrandom` is given have been laid out by the other kernel.
@@ -46,7 +49,6 @@ pub(super) fn lead_over(
     };
     let at = vdso.range;
     let led = place(plan, kernel, at.start)
-        .ok_or_else(|| "no address space is left near it for this kernel's".to_owned())
         .and_then(|mappings| Ok((lead(kernel, at.start, code_of(&mappings)?)?, mappings)));
     let (led, mappings) = match led {
         Ok(led) => led,
@@ -72,11 +74,14 @@ pub(super) fn lead_over(
 }
 
 /// This kernel's mappings, as they lie to each other, as near as they fit to an address.
-fn place(plan: &NewPlan, kernel: &OtherKernel, near: u64) -> Option<Vec<NewMapping>> {
-    let (_, first) = kernel.mappings.first()?;
-    let (_, last) = kernel.mappings.last()?;
+fn place(plan: &NewPlan, kernel: &OtherKernel, near: u64) -> Result<Vec<NewMapping>, String> {
+    let (Some((_, first)), Some((_, last))) = (kernel.mappings.first(), kernel.mappings.last())
+    else {
+        return Err(NO_CODE.into());
+    };
     let taken = plan.mappings.iter().map(|m| with_growth(&m.vma));
-    let start = nearest_gap(taken.collect(), last.end - first.start, near)?;
+    let start = nearest_gap(taken.collect(), last.end - first.start, near)
+        .ok_or("no address space is left for this kernel's")?;
     let moved = |range: &PageRange| {
         PageRange::new(
             range.start - first.start + start,
@@ -98,22 +103,23 @@ fn place(plan: &NewPlan, kernel: &OtherKernel, near: u64) -> Option<Vec<NewMappi
         },
         origin: Origin::Kernel(name.clone()),
     });
-    Some(mappings.collect())
+    Ok(mappings.collect())
 }
 
 fn code_of(mappings: &[NewMapping]) -> Result<u64, String> {
     let code = mappings.iter().find(|m| m.vma.is_vdso());
-    let code = code.ok_or_else(|| "this kernel has none".to_owned())?;
+    let code = code.ok_or(NO_CODE)?;
     Ok(code.vma.range.start)
 }
 
 fn with_growth(vma: &Vma) -> PageRange {
-    let PageRange { start, end } = vma.range;
+    let PageRange { mut start, mut end } = vma.range;
     match &vma.backing {
-        Backing::Stack => PageRange::new(start.saturating_sub(GROWTH), end),
-        Backing::Heap => PageRange::new(start, end + GROWTH),
-        _ => vma.range,
+        Backing::Stack => start = start.saturating_sub(GROWTH),
+        Backing::Heap => end = end.saturating_add(GROWTH),
+        _ => {}
     }
+    PageRange { start, end }
 }
 
 /// Where `len` bytes fit between ranges, as near as can be to an address.
@@ -123,7 +129,7 @@ fn nearest_gap(mut taken: Vec<PageRange>, len: u64, near: u64) -> Option<u64> {
     let mut best: Option<u64> = None;
     let mut at = LOWEST;
     for range in taken {
-        if range.start >= at + len {
+        if range.start >= at.saturating_add(len) {
             let fits = near.clamp(at, range.start - len);
             best = match best {
                 Some(other) if other.abs_diff(near) <= fits.abs_diff(near) => best,

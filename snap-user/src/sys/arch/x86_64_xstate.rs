@@ -13,9 +13,10 @@ const SW_RESERVED: usize = 464;
 const XSTATE_BV: usize = 512;
 /// Bound registers and their configuration, which only some of Intel's processors had, and where they lie.
 const MPX: (u64, std::ops::Range<usize>) = (1 << 3 | 1 << 4, 960..1088);
-/// The register with the rights of protection keys: its bit, where it lies with Intel and with AMD, and what Linux sets it to
-/// in each process: only key 0, which all memory has unless the program wants otherwise, may be used.
-const PKRU: (u64, [usize; 2], u32) = (1 << 9, [2688, 2432], 0x5555_5554);
+/// The register with the rights of protection keys: its bit, where it lies with Intel, with AMD and with AMD before it had
+/// AVX-512, and what Linux sets it to in each process: only key 0, which all memory has unless the program wants
+/// otherwise, may be used.
+const PKRU: (u64, [usize; 3], u32) = (1 << 9, [2688, 2432, 832], 0x5555_5554);
 /// AMX tile data: the one component that a process must ask for, and whose space is not in the
 /// frame of one that has not.
 const TILE_DATA: u32 = 18;

@@ -158,7 +158,8 @@ pub fn namespaces(pid: i32) -> Result<Vec<(String, u64)>> {
     Ok(found)
 }
 
-/// Offsets of a process's monotonic and boot time, in nanoseconds (`time_namespaces(7)`).
+/// Offsets of the monotonic and boot time of a process's children, in nanoseconds (`time_namespaces(7)`): its own, unless it has made
+/// another time namespace for them.
 pub fn time_offsets(pid: i32) -> Result<[i64; 2]> {
     let path = format!("/proc/{pid}/timens_offsets");
     let text = read(path.clone())?;

@@ -1,6 +1,6 @@
 //! What the guard of new processes does: a copy of ksnap that fills their memory, and ends them should ksnap end.
 
-use super::guard::{DONE, Wards};
+use super::guard::{DONE, READY, Wards};
 use super::init::close_all_but;
 use super::lazy::Lacking;
 use super::{AT_ONCE, SOON};
@@ -50,7 +50,7 @@ pub(super) fn run(mut talk: UnixStream, wards: &Wards, lacking: &[Lacking]) -> !
     keep.push(talk.as_raw_fd());
     keep.sort_unstable();
     close_all_but(&keep);
-    if talk.set_nonblocking(true).is_err() {
+    if talk.write_all(&[READY]).is_err() || talk.set_nonblocking(true).is_err() {
         exit(1);
     }
     let mut fate = Fate::Held;
@@ -66,6 +66,7 @@ pub(super) fn run(mut talk: UnixStream, wards: &Wards, lacking: &[Lacking]) -> !
         }
         pager.serve();
         if fate != Fate::Held {
+            linger();
             pager.fill_some();
         }
     }
@@ -98,6 +99,19 @@ fn wait(talk: &UnixStream, pager: &Pager, fate: Fate) {
         .collect();
     let _ = poll(&mut fds, timeout);
 }
+
+/// For a moment, where a test has memory come slowly (`KSNAP_FILL_DELAY_MS`).
+#[cfg(debug_assertions)]
+fn linger() {
+    let delay = std::env::var("KSNAP_FILL_DELAY_MS").ok();
+    if let Some(ms) = delay.and_then(|text| text.parse().ok()) {
+        std::thread::sleep(std::time::Duration::from_millis(ms));
+    }
+}
+
+/// Nothing, in a release build.
+#[cfg(not(debug_assertions))]
+fn linger() {}
 
 /// What ksnap has said, or that it is gone.
 fn hear(talk: &mut UnixStream, fate: Fate) -> Fate {

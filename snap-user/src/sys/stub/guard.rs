@@ -13,9 +13,11 @@ use super::filler;
 use super::lazy::{Lacking, Loading};
 use crate::sys::ptrace::Tid;
 use crate::sys::{PidFd, Result, SysError, pidfd_kill, pidfd_open, pidfd_stop, proc};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
+/// What the child says when it watches and has its name.
+pub(super) const READY: u8 = 2;
 /// What ksnap says when all of them are free, and its child when all memory is there.
 pub(super) const DONE: u8 = 1;
 
@@ -39,13 +41,26 @@ impl Guard {
         let wards = Wards(wards);
         match birth::split()? {
             None => filler::run(other, &wards, &lacking),
-            child => Ok(Self {
-                child,
-                talk: Some(talk),
-                wards,
-                lacking,
-            }),
+            child => {
+                let mut guard = Self {
+                    child,
+                    talk: Some(talk),
+                    wards,
+                    lacking,
+                };
+                drop(other);
+                guard.await_ready()?;
+                Ok(guard)
+            }
         }
+    }
+
+    /// Nobody runs yet who would be without it.
+    fn await_ready(&mut self) -> Result<()> {
+        let mut word = [0];
+        let talk = self.talk.as_mut().expect("until it is told");
+        let read = talk.read_exact(&mut word);
+        read.map_err(|e| SysError::new("start", "a guard of new processes", e))
     }
 
     /// All of them are free. Those that lack no memory live without ksnap from here on; for the others, ksnap has to wait.
