@@ -122,6 +122,7 @@ pub fn none_but(before: &[i32]) -> Result<()> {
 
 /// Captures a tree and ends it.
 pub fn end_captured(ksnap: &Ksnap, root: i32) -> Result<Pids> {
+    let zombies = zombies_below(root)?;
     let ended = ksnap.run(&["snap", &root.to_string(), "--tree", "--kill", "--json"])?;
     ensure!(matches!(ended.code()?, 0 | 3), "{ended:?}");
     let said: Value = serde_json::from_str(&ended.stdout)?;
@@ -131,7 +132,23 @@ pub fn end_captured(ksnap: &Ksnap, root: i32) -> Result<Pids> {
         .filter_map(|process| process["pid"].as_i64().map(|pid| pid as i32))
         .collect();
     ensure!(pids.first() == Some(&root), "{said}");
+    // Whoever has them now waits for them later than for those that were killed, or before.
+    for zombie in zombies {
+        await_gone(zombie, LIMIT)?;
+    }
     Ok(Pids(pids))
+}
+
+/// The processes below this one that have ended and were not waited for.
+fn zombies_below(pid: i32) -> Result<Vec<i32>> {
+    let mut found = Vec::new();
+    for child in children_of(pid)? {
+        match state_of(child) {
+            'Z' => found.push(child),
+            _ => found.extend(zombies_below(child).unwrap_or_default()),
+        }
+    }
+    Ok(found)
 }
 
 /// Also gives what ksnap said. The tree runs by then, and writes to the same pipe: `early` takes what it has written.

@@ -114,6 +114,8 @@ fn redis_goes_on_under_another_kernel_and_its_keys_expire() -> Result<()> {
     let back = ksnap.start(&["restore", "latest", "--wait"])?;
     let mut client = connect(&redis)?;
     ensure!(client.get("stays")?.as_deref() == Some("here"));
+    let said = back.stderr();
+    ensure!(said.contains("captured under another kernel"), "{said}");
     let end = Instant::now() + LIMIT;
     while client.integer(&["EXISTS", "goes"])? == 1 {
         ensure!(Instant::now() < end, "{}", back.stderr());

@@ -155,6 +155,12 @@ fn a_restored_tree_is_watched_as_one_and_its_snapshots_follow_the_restored_ones(
     let root = victim.pid();
     // Not to what it was brought back from: that was another process.
     for reference in ["latest~", "latest"] {
+        // For a check it makes children, which nobody makes again: neither of both was taken meanwhile.
+        let so_far = log(&ksnap)?.len();
+        while log(&ksnap)?.len() < so_far + 3 * pids.0.len() {
+            ensure!(Instant::now() < end, "no more snapshots");
+            std::thread::sleep(Duration::from_millis(20));
+        }
         roll_back(&ksnap, root, reference)?;
         let then = victim.check()?.counter;
         victim.wait_beyond(then + 5, LIMIT)?;

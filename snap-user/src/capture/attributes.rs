@@ -41,6 +41,8 @@ impl Known {
             self.read_ns = Some(now);
             let process = &mut self.process;
             process.namespaces = proc::namespaces(pid).map_err(sys)?;
+            // Reads its files once, and not in the stop.
+            let _ = sys::clocks([0; 2]);
             process.time_offsets = match has_own_time(&process.namespaces) {
                 true => proc::time_offsets(pid).ok(),
                 false => None,

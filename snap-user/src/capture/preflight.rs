@@ -101,15 +101,15 @@ impl Filler {
     /// Process 1 is an ancestor, whoever has ended meanwhile. A child of ksnap is none, and its parents may be gone: where there
     /// are several of them, any may be the one.
     fn of(pid: i32) -> Option<Self> {
-        let parent = |pid: &i32| proc::stat(*pid, None).ok().map(|stat| stat.ppid);
-        let mut ancestors = std::iter::successors(parent(&pid), parent);
-        let is_init =
-            |pid: &i32| proc::stat(*pid, None).is_ok_and(|stat| stat.comm == "ksnap-init");
-        let init = ancestors.find(is_init).map(Self::Init);
-        init.or_else(|| {
-            let filler = proc::processes().into_iter().find(|pid| is_filler(*pid));
-            filler.map(Self::Child)
-        })
+        let mut at = pid;
+        while let Ok(stat) = proc::stat(at, None) {
+            if stat.comm == "ksnap-init" {
+                return Some(Self::Init(at));
+            }
+            at = stat.ppid;
+        }
+        let filler = proc::processes().into_iter().find(|pid| is_filler(*pid));
+        filler.map(Self::Child)
     }
 
     fn pid(&self) -> i32 {

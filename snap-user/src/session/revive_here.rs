@@ -68,18 +68,7 @@ pub(super) struct Here<'a> {
 impl<'a> Here<'a> {
     /// For what has no snapshot.
     pub(super) fn new(options: &'a ReviveOptions, pids: Pids) -> Result<Self> {
-        let maps = proc::maps(std::process::id() as i32)?;
-        let kernel = maps.iter().filter_map(|vma| match &vma.backing {
-            Backing::Special(name) => Some(name.clone()),
-            _ => None,
-        });
-        Ok(Self {
-            options,
-            pids,
-            mapped: &[],
-            kernel: kernel.collect(),
-            other_kernel: None,
-        })
+        Ok(Self::with(options, pids, &own_maps()?))
     }
 
     /// For one process, whose snapshot has these pages.
@@ -89,12 +78,31 @@ impl<'a> Here<'a> {
         state: &'a ProcessState,
         saved: &dyn ReadPages,
     ) -> Result<Self> {
+        let maps = own_maps()?;
         Ok(Self {
             mapped: &state.mapped,
-            other_kernel: other_kernel(state, saved)?,
-            ..Self::new(options, pids)?
+            other_kernel: other_kernel(state, saved, &maps)?,
+            ..Self::with(options, pids, &maps)
         })
     }
+
+    fn with(options: &'a ReviveOptions, pids: Pids, maps: &[Vma]) -> Self {
+        let kernel = maps.iter().filter_map(|vma| match &vma.backing {
+            Backing::Special(name) => Some(name.clone()),
+            _ => None,
+        });
+        Self {
+            options,
+            pids,
+            mapped: &[],
+            kernel: kernel.collect(),
+            other_kernel: None,
+        }
+    }
+}
+
+fn own_maps() -> Result<Vec<Vma>> {
+    Ok(proc::maps(std::process::id() as i32)?)
 }
 
 /// The time namespace in which the clocks of a process go on, where ksnap's is not that. Where none can be made, what that
@@ -138,7 +146,11 @@ pub(super) fn time_namespace(
 }
 
 /// The kernel here, if it has other code for programs than the one that a process was captured under.
-fn other_kernel(state: &ProcessState, saved: &dyn ReadPages) -> Result<Option<OtherKernel>> {
+fn other_kernel(
+    state: &ProcessState,
+    saved: &dyn ReadPages,
+    maps: &[Vma],
+) -> Result<Option<OtherKernel>> {
     let Some(vdso) = state.vmas.iter().find(|vma| vma.is_vdso()) else {
         return Ok(None);
     };
@@ -147,11 +159,12 @@ fn other_kernel(state: &ProcessState, saved: &dyn ReadPages) -> Result<Option<Ot
             .map(|(name, range)| (name.clone(), range.len()))
             .collect()
     };
-    let mappings = proc::kernel_mappings(&proc::maps(std::process::id() as i32)?);
-    let (code, build_id) = proc::own_vdso().cloned().unwrap_or_default();
+    let mappings = proc::kernel_mappings(maps);
+    let own = proc::own_vdso();
     let was = proc::kernel_mappings(&state.vmas);
-    let is_same = lengths(&was) == lengths(&mappings)
-        && vdso.build_id.as_ref().is_none_or(|id| *id == build_id);
+    let has_same_code =
+        vdso.build_id.is_none() || vdso.build_id.as_ref() == own.map(|(_, build_id)| build_id);
+    let is_same = lengths(&was) == lengths(&mappings) && has_same_code;
     if is_same && fault::number("KSNAP_OTHER_MACHINE").is_none() {
         return Ok(None);
     }
@@ -167,7 +180,7 @@ fn other_kernel(state: &ProcessState, saved: &dyn ReadPages) -> Result<Option<Ot
     match former.len() as u64 == vdso.range.len() {
         true => Ok(Some(OtherKernel {
             mappings,
-            code,
+            code: own.map(|(code, _)| code.clone()).unwrap_or_default(),
             former,
         })),
         false => Err(SessionError::Usage(

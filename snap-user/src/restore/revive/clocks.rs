@@ -2,11 +2,12 @@
 
 use crate::model::{Clocks, ProcessState};
 
-/// Offsets of the time namespace in which the clocks of a process go on: of monotonic and boot time, in nanoseconds. Since the
-/// same start of the machine they have gone on by themselves; after another one they go on from where they were, since
-/// they must never go back, and what the process waits for is as far away as it was; the same holds where the machine itself was
-/// set back to what it was before. `host` is how they are without a
-/// namespace, `own` is what ksnap's has; `None` where that is the right one.
+/// Offsets of the time namespace in which the clocks of a process go on: of monotonic and boot time, in nanoseconds.
+///
+/// Since the same start of the machine they have gone on by themselves. After another one, or where the machine itself was set
+/// back to what it was before, they go on from where they were: they must never go back, and what the process waits for is as
+/// far away as it was. `host` is how they are without a namespace, `own` is what ksnap's has; `None` where that is the
+/// right one.
 pub fn time_offsets(state: &ProcessState, host: &Clocks, own: [i64; 2]) -> Option<[i64; 2]> {
     let then = state.clocks?;
     let had = state.attributes.time_offsets.unwrap_or_default();

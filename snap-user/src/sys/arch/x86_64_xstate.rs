@@ -56,7 +56,6 @@ pub fn extended_features() -> u64 {
 fn place(component: u32, len: usize) -> Option<usize> {
     let is_intel = len >= 2688;
     Some(match (component, is_intel) {
-        (2, _) => 576,
         (3, _) => 960,
         (4, _) => 1024,
         (5, true) => 1088,
