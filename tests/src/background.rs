@@ -150,6 +150,8 @@ impl Background {
     /// Starts the command with all three standard streams piped.
     pub fn start(mut command: Command) -> Result<Self> {
         let what = command.get_program().to_string_lossy().into_owned();
+        // With it python3 writes a line in pieces, and whoever is captured in the middle prints the rest of one.
+        command.env_remove("PYTHONUNBUFFERED");
         command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

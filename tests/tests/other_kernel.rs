@@ -19,13 +19,9 @@ fn elsewhere(ksnap: Ksnap) -> Ksnap {
 
 /// The next line that a program prints, and not ksnap of it.
 fn said(process: &mut Background) -> Result<String> {
-    loop {
-        let line = process.line(LIMIT)?;
-        let line = line.with_context(|| format!("it has ended: {}", process.stderr()))?;
-        if !line.starts_with("process ") {
-            return Ok(line.trim().to_owned());
-        }
-    }
+    let line = process.line(LIMIT)?;
+    let line = line.with_context(|| format!("it has ended: {}", process.stderr()))?;
+    Ok(line.trim().to_owned())
 }
 
 /// Takes a snapshot of a process, and waits until it has ended by that.
@@ -179,7 +175,8 @@ fn clocks_of(process: &mut Background) -> Result<[f64; 2]> {
         .context(line.clone())?
         .split(' ')
         .map(str::parse)
-        .collect::<Result<_, _>>()?;
+        .collect::<Result<_, _>>()
+        .with_context(|| format!("{line:?}"))?;
     words.try_into().ok().context(line)
 }
 

@@ -351,7 +351,7 @@ fn python_finishes_what_its_threads_had_begun() -> Result<()> {
     let ended = ksnap.run(&["snap", &pid, "--kill"])?;
     ensure!(matches!(ended.code()?, 0 | 3), "{ended:?}");
     python.process().wait(LIMIT)?.context("python lives")?;
-    let mut back = ksnap.start(&["restore", "latest", "--wait"])?;
+    let mut back = ksnap.start(&["restore", "latest", "--wait", "--json"])?;
     // Before the result, which comes from another process.
     back.line(LIMIT)?.context("ksnap says nothing")?;
     // Long enough for more work.

@@ -210,7 +210,8 @@ What cannot be brought back is refused before anything is started; what merely d
 error, and the exit code is 3 then. If ksnap is killed meanwhile, either the whole process runs or nothing of \
 it is left.
 
-The standard streams, where they were a terminal or a pipe, become those of ksnap.
+The standard streams, where they were a terminal or a pipe, become those of ksnap. With --wait standard output has \
+only what the program writes; what ksnap says of it is on standard error.
 
 With --watch it is under snapshots from then on, as with `ksnap watch`: deltas of the same session, the first of \
 which follows REF.

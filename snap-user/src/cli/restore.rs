@@ -18,7 +18,12 @@ pub fn restore(context: &Context, args: &Restore) -> Result<Exit, CliError> {
     if args.watch {
         return restore_watched(context, args, &options);
     }
-    let all = revive(context, &args.reference, 1, &options, &args.reviving)?;
+    let mut failed = None;
+    let mut each = |one: &Revived| failed = say_of(context, args, one).err();
+    let all = session::revive(&context.store()?, &args.reference, 1, &options, &mut each)?;
+    if let Some(e) = failed {
+        return Err(e);
+    }
     match (args.wait, all.first()) {
         (true, Some(process)) => Ok(Exit::of_command(process.wait()?)),
         _ => Ok(exit(&all)),
@@ -45,7 +50,7 @@ fn restore_watched(
         &args.reference,
         options,
         (&args.watching.when.schedule(), &taking),
-        &mut |one| failed = say(context, &args.reviving, one).err(),
+        &mut |one| failed = say_of(context, args, one).err(),
         &mut |pid, progress| reporter.report(pid, progress),
     )?;
     let done = reporter.finish(Some(process.pid), &summary);
@@ -66,13 +71,17 @@ pub fn fork(context: &Context, args: &Fork) -> Result<Exit, CliError> {
         .options(args.pids)
         .map_err(CliError::Refused)?;
     options.pids.get_or_insert(Pids::Namespace);
-    let all = revive(
-        context,
-        &args.reference,
-        args.copies,
-        &options,
-        &args.reviving,
-    )?;
+    let mut failed = None;
+    let mut each = |one: &Revived| {
+        if let Err(e) = say(context, &args.reviving, one) {
+            failed.get_or_insert(e);
+        }
+    };
+    let store = context.store()?;
+    let all = session::revive(&store, &args.reference, args.copies, &options, &mut each)?;
+    if let Some(e) = failed {
+        return Err(e);
+    }
     Ok(exit(&all))
 }
 
@@ -83,24 +92,14 @@ fn exit(all: &[Revived]) -> Exit {
     }
 }
 
-fn revive(
-    context: &Context,
-    reference: &str,
-    copies: u32,
-    options: &ReviveOptions,
-    args: &Reviving,
-) -> Result<Vec<Revived>, CliError> {
-    let mut failed = None;
-    let mut each = |one: &Revived| {
-        if let Err(e) = say(context, args, one) {
-            failed.get_or_insert(e);
-        }
-    };
-    let all = session::revive(&context.store()?, reference, copies, options, &mut each)?;
-    match failed {
-        Some(e) => Err(e),
-        None => Ok(all),
+/// While ksnap waits for it, standard output is the program's, which writes there already.
+fn say_of(context: &Context, args: &Restore, one: &Revived) -> Result<(), CliError> {
+    if !args.wait || args.reviving.json.json {
+        return say(context, &args.reviving, one);
     }
+    context.tell(&revived::line(one));
+    tell_notes(context, one);
+    Ok(())
 }
 
 fn say(context: &Context, args: &Reviving, one: &Revived) -> Result<(), CliError> {
@@ -111,8 +110,12 @@ fn say(context: &Context, args: &Reviving, one: &Revived) -> Result<(), CliError
     }
     out.flush()?;
     drop(out);
+    tell_notes(context, one);
+    Ok(())
+}
+
+fn tell_notes(context: &Context, one: &Revived) {
     for note in revived::notes(one) {
         context.tell(&note);
     }
-    Ok(())
 }
