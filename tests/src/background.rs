@@ -1,10 +1,11 @@
 //! A child process with collected output and time limits, killed by id when dropped.
 
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -98,7 +99,7 @@ impl Reader {
             let mut chunk = [0; 4096];
             loop {
                 await_input(&from);
-                let _held = held.lock().unwrap_or_else(PoisonError::into_inner);
+                let _held = lock(&held);
                 let got = match from.read(&mut chunk) {
                     Err(e) if e.kind() == ErrorKind::Interrupted => continue,
                     done => done.unwrap_or(0),
@@ -146,6 +147,18 @@ fn await_input(from: &impl AsFd) {
     {}
 }
 
+/// Children that this program has started and not waited for.
+static STARTED: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether somebody waits for a child, as for every [`Background`].
+pub fn is_awaited(pid: i32) -> bool {
+    lock(&STARTED).contains(&pid)
+}
+
 impl Background {
     /// Starts the command with all three standard streams piped.
     pub fn start(mut command: Command) -> Result<Self> {
@@ -159,6 +172,7 @@ impl Background {
         let mut child = command
             .spawn()
             .with_context(|| format!("cannot start {what}"))?;
+        lock(&STARTED).insert(child.id() as i32);
         let (stdout, errors) = (
             child.stdout.take().context("no stdout pipe")?,
             child.stderr.take().context("no stderr pipe")?,
@@ -296,6 +310,8 @@ impl Background {
                 .try_wait()
                 .with_context(|| format!("cannot wait for {}", self.what))?
             {
+                // Somebody else may have its id from here on.
+                lock(&STARTED).remove(&self.pid());
                 return Ok(Some(status));
             }
             if Instant::now() >= end {

@@ -3,9 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
 
 /// Descriptors, mappings and tracing state of a process at one moment.
 #[derive(Clone, Debug)]
@@ -250,10 +253,35 @@ pub fn processes(is_one: impl Fn(i32) -> bool) -> Result<Vec<i32>> {
     Ok(found)
 }
 
+/// Orphans of this test are its children from here on, and not those of process 1, which may wait for them late.
+/// [`await_gone`] and [`outlives_kills`] wait for all of them that have ended.
+pub fn adopt_orphans() -> Result<()> {
+    nix::sys::prctl::set_child_subreaper(true).context("become a subreaper")?;
+    ADOPTS.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Waits for orphans that have ended, where they are adopted: children that this test has not started.
+fn bury_orphans() -> Result<()> {
+    if !ADOPTS.load(Ordering::Relaxed) {
+        return Ok(());
+    }
+    let own = std::process::id() as i32;
+    for pid in crate::tree::children_of(own)? {
+        if state_of(pid) == 'Z' && !crate::background::is_awaited(pid) {
+            waitpid(Pid::from_raw(pid), Some(WaitPidFlag::WNOHANG))?;
+        }
+    }
+    Ok(())
+}
+
+static ADOPTS: AtomicBool = AtomicBool::new(false);
+
 /// Waits until there is no process with this id any more.
 pub fn await_gone(pid: i32, limit: Duration) -> Result<()> {
     let end = Instant::now() + limit;
     while Path::new(&format!("/proc/{pid}")).exists() {
+        bury_orphans()?;
         ensure!(
             Instant::now() < end,
             "process {pid} is still there ({})",
@@ -276,6 +304,7 @@ pub fn outlives_kills(pid: i32, limit: Duration) -> Result<bool> {
         std::thread::sleep(Duration::from_millis(1));
     }
     while is_dying(pid) {
+        bury_orphans()?;
         ensure!(
             Instant::now() < end,
             "process {pid} is still dying ({})",

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use tests::background::Ended;
-use tests::footprint::await_gone;
+use tests::footprint::{adopt_orphans, await_gone};
 use tests::tree::{living, none_but};
 use tests::{Background, Ksnap, Python, Redis, Victim, require};
 
@@ -396,6 +396,7 @@ const POINTS: [&str; 10] = [
 #[test]
 fn a_restore_killed_at_any_step_leaves_nothing() -> Result<()> {
     require!(Root, Ksnap, ChosenIds);
+    adopt_orphans()?;
     let ksnap = Ksnap::new()?;
     let mut victim = Victim::spawn("threads", &[])?;
     let pid = victim.pid();

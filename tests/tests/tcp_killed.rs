@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use tests::background::Ended;
-use tests::footprint::{await_gone, outlives_kills, processes};
+use tests::footprint::{adopt_orphans, await_gone, outlives_kills, processes};
 use tests::stream::Stream;
 use tests::tcp::{bring_back, is_back, run, take};
 use tests::victim::rng::Rng;
@@ -82,6 +82,7 @@ fn lives_on(pid: i32) -> Result<bool> {
 #[test]
 fn ksnap_killed_at_any_moment_leaves_a_connection_that_goes_on() -> Result<()> {
     require!(Root, Ksnap, Program("python3"), AllProcesses);
+    adopt_orphans()?;
     let ksnap = Ksnap::new()?;
     let listener = TcpListener::bind(("127.0.0.1", 0))?;
     let mut stream = Stream::start(&listener, 20_000, Duration::ZERO, |c| c)?;

@@ -10,7 +10,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tests::background::Background;
-use tests::footprint::await_gone;
+use tests::footprint::{adopt_orphans, await_gone};
 use tests::subject::request;
 use tests::tree::{
     Pids, bring_back, children_of, end_captured, goes_on_twice, nothing_early, stat_of,
@@ -106,6 +106,7 @@ fn trees_go_on_where_their_session_began_outside() -> Result<()> {
 #[test]
 fn a_restore_that_is_killed_leaves_a_whole_tree_or_none() -> Result<()> {
     require!(Root, Ksnap, ChosenIds);
+    adopt_orphans()?;
     const KILLS: usize = 30;
     let ksnap = Ksnap::new()?;
     let mut victim = Victim::spawn("tree", &[])?;

@@ -8,7 +8,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
 use tests::background::Background;
-use tests::footprint::{await_gone, await_state, state_of};
+use tests::footprint::{adopt_orphans, await_gone, await_state, state_of};
 use tests::subject::request;
 use tests::tree::{Pids, children_of, end_captured, goes_on_twice, living, none_but};
 use tests::victim::rng::Rng;
@@ -121,6 +121,7 @@ fn children_that_are_made_while_memory_is_coming_have_what_their_parents_had() -
 #[test]
 fn a_killed_ksnap_takes_a_tree_with_it_whose_memory_is_coming() -> Result<()> {
     require!(Root, Ksnap, ChosenIds);
+    adopt_orphans()?;
     let ksnap = slow()?;
     let (_folder, pids) = captured(&ksnap)?;
     let before = living()?;
@@ -165,6 +166,7 @@ fn a_killed_ksnap_takes_a_tree_with_it_whose_memory_is_coming() -> Result<()> {
 #[test]
 fn a_tree_ends_with_whoever_fills_its_memory() -> Result<()> {
     require!(Root, Ksnap, ChosenIds);
+    adopt_orphans()?;
     let ksnap = slow()?;
     let (_folder, pids) = captured(&ksnap)?;
     let before = living()?;
