@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use tests::footprint::{await_gone, await_state, outlives_kills, state_of};
+use tests::footprint::{adopt_orphans, await_gone, await_state, outlives_kills, state_of};
 use tests::ksnap::number;
 use tests::subject::request;
 use tests::tree::{living, none_but};
@@ -98,6 +98,12 @@ go_on! {
 #[test]
 fn a_process_goes_on_in_a_namespace_of_its_own_with_its_ids() -> Result<()> {
     goes_on("counter", &["--mib", "4"], &["--pids", "namespace"])
+}
+
+/// Timers signal a thread by the id that it has there.
+#[test]
+fn signals_go_on_in_a_namespace_of_their_own() -> Result<()> {
+    goes_on("signals", &["--rollbacks"], &["--pids", "namespace"])
 }
 
 /// A fork that is captured by itself borrows what it has from the session that it comes from.
@@ -295,6 +301,7 @@ fn twenty_generations_lose_nothing() -> Result<()> {
 #[test]
 fn a_restore_that_is_killed_leaves_a_whole_process_or_none() -> Result<()> {
     require!(Root, Ksnap, ChosenIds);
+    adopt_orphans()?;
     const KILLS: usize = 50;
     let ksnap = Ksnap::new()?;
     let mut victim = Victim::spawn("counter", &["--mib", "4"])?;

@@ -175,7 +175,8 @@ fn what_cannot_go_on_is_refused_and_the_connection_waits() -> Result<()> {
     await_gone(pid, LIMIT)?;
     let here = || machines.on(0, &ksnap.command());
     // Not at this address.
-    let other = bring_back(machines.on(1, &ksnap.command()), &[])?;
+    let there = || machines.on(1, &ksnap.command());
+    let other = bring_back(there(), &["--net", "shared"])?;
     ensure!(
         other.code()? != 0 && other.stderr.contains(ADDRESSES[0]),
         "{other:?}"
@@ -189,7 +190,8 @@ fn what_cannot_go_on_is_refused_and_the_connection_waits() -> Result<()> {
     // Not two of them.
     let copy = run(here(), &["fork", "latest"])?;
     ensure!(copy.stderr.contains("restore --tcp"), "{copy:?}");
-    is_back(&bring_back(here(), &[])?)?;
+    // It goes on in the network that it was in, wherever ksnap is.
+    is_back(&bring_back(there(), &[])?)?;
     stream.goes_on(10)?;
     // It has an owner now.
     let again = bring_back(here(), &["--pids", "new"])?;

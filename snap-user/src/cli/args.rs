@@ -16,7 +16,7 @@ pub use keeping::{Flush, Prune, Removing, Squash, Tag};
 pub use reading::{Diff, Export, Gdb, Log, Show, Verify};
 pub use remote::{Clone, Key, KeyVerb, Serve};
 use reviving::with_watch;
-pub use reviving::{Fork, NetChoice, PidChoice, Restore, Reviving, Rollback};
+pub use reviving::{Fork, PidChoice, Restore, Reviving, Rollback};
 pub use taking::{Inspect, Live, Profile, Run, Sealing, Snap, Taking, Watch, Watching};
 
 use super::help;

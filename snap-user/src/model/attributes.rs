@@ -49,7 +49,8 @@ pub struct ProcessAttributes {
     pub autogroup_nice: Option<i32>,
     /// `/proc/PID/loginuid`.
     pub login_uid: Option<u32>,
-    /// Namespaces by name, with what `/proc/PID/ns/NAME` refers to.
+    /// Namespaces by name, with what `/proc/PID/ns/NAME` refers to; as `NAME:id` what the kernel numbers those with, while the
+    /// machine runs, in which the ksnap that captured it was not.
     pub namespaces: Vec<(String, u64)>,
     /// Offsets of the time namespace: monotonic and boot time, in nanoseconds.
     pub time_offsets: Option<[i64; 2]>,
@@ -61,6 +62,24 @@ pub struct ProcessAttributes {
     pub memory: MemoryAttributes,
     /// How what only the process itself and the kernel know was read.
     pub source: Source,
+}
+
+impl ProcessAttributes {
+    /// The inode number of its namespace of a kind.
+    pub fn namespace(&self, kind: &str) -> Option<u64> {
+        let mut all = self.namespaces.iter();
+        all.find(|(name, _)| name == kind).map(|(_, inode)| *inode)
+    }
+
+    /// What the kernel numbers that with, if it was recorded.
+    pub fn namespace_id(&self, kind: &str) -> Option<u64> {
+        self.namespace(&format!("{kind}:id"))
+    }
+
+    /// Records that.
+    pub fn set_namespace_id(&mut self, kind: &str, id: u64) {
+        self.namespaces.push((format!("{kind}:id"), id));
+    }
 }
 
 /// Attributes of memory by address, ascending. What is not listed has none.
@@ -125,7 +144,7 @@ pub struct PosixTimer {
     pub signo: i32,
     /// Value that the signal carries.
     pub value: u64,
-    /// Thread that gets the signal, with `SIGEV_THREAD_ID`.
+    /// Thread that gets the signal, with `SIGEV_THREAD_ID`, as its own PID namespace numbers it.
     pub thread: Option<i32>,
     /// Thread whose CPU time it counts, where it does that of a thread.
     pub counted: Option<i32>,

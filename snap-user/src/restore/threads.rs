@@ -5,7 +5,7 @@ use super::waits::{self, Wait};
 use crate::model::{RobustList, Rseq, ThreadState, page_down};
 use crate::sys::arch::{Registers, fit_extended};
 use crate::sys::ptrace::{self, Tid};
-use crate::sys::{self, CloneArgs, Frozen, Remote, SysError, THREAD_FLAGS, proc};
+use crate::sys::{self, CloneArgs, Frozen, Remote, SysError, THREAD_FLAGS};
 use std::io::{self, Write};
 use std::time::Duration;
 use zerocopy::IntoBytes;
@@ -18,9 +18,6 @@ const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
 
 /// No id: the kernel looks at the privilege first, and then refuses the value, so that nothing is set.
 const NO_ID: &[u8] = b"-1";
-/// Either lets a process choose ids (capabilities(7)).
-const CAP_SYS_ADMIN: u64 = 1 << 21;
-const CAP_CHECKPOINT_RESTORE: u64 = 1 << 40;
 
 /// Whether a thread with this id can be made in this PID namespace, or why not. `maker` is the process that is to
 /// make it, where there is one yet: its privilege is as good as ours.
@@ -29,7 +26,7 @@ pub fn can_start(tid: i32, maker: Option<i32>) -> Result<(), String> {
         return Err("another process has its id now".into());
     }
     match can_choose_next() {
-        Err(_) if maker.is_some_and(chooses_ids) => Ok(()),
+        Err(_) if maker.is_some_and(sys::chooses_ids) => Ok(()),
         done => done.map_err(|e| {
             format!("choosing a thread's id needs CAP_CHECKPOINT_RESTORE ({LAST_PID}: {e})")
         }),
@@ -43,22 +40,6 @@ fn can_choose_next() -> io::Result<()> {
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
         done => done,
     }
-}
-
-/// Whether a process may choose the ids of its threads itself, in the PID namespace that is also ours.
-fn chooses_ids(pid: i32) -> bool {
-    let own = std::process::id() as i32;
-    let of = |pid, name: &str| {
-        let all = proc::namespaces(pid).ok()?;
-        Some(all.into_iter().find(|(found, _)| found == name)?.1)
-    };
-    let same = |name| of(pid, name).is_some_and(|namespace| of(own, name) == Some(namespace));
-    // A user namespace alone has no say in the ids of a PID namespace that was there before.
-    let owns_ids = || of(pid, "user") == sys::owner_of_pid_namespace(pid).ok();
-    let has = |status: proc::TaskStatus| {
-        status.credentials.capabilities[2] & (CAP_SYS_ADMIN | CAP_CHECKPOINT_RESTORE) != 0
-    };
-    same("pid") && same("user") && owns_ids() && proc::task_status(pid, pid).is_ok_and(has)
 }
 
 /// Ends a thread of a held process.

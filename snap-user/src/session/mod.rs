@@ -55,6 +55,7 @@ mod remote;
 mod revive;
 mod revive_contents;
 mod revive_here;
+mod revive_hot;
 mod revive_kin;
 mod revive_memory;
 mod revive_open;
@@ -105,6 +106,7 @@ mod writer;
 
 pub use crate::capture::Verdict;
 pub use crate::restore::files::Options as FileOptions;
+pub use crate::restore::revive::Network;
 #[cfg(feature = "object-storage")]
 pub use bucket_list::{BucketEntry, list_bucket};
 #[cfg(feature = "object-storage")]

@@ -1,17 +1,22 @@
 //! `restore` and `fork`: a snapshot brought back as new processes.
 
 use super::revive_contents::{ReadPages, contents_to_write, only_own};
-use super::revive_here::{Here, check_processor, time_namespace};
+use super::revive_here::{
+    Here, OWN_USERS, check_processor, namespaces, take_own_users, time_namespace,
+};
+use super::revive_hot::written_last;
 use super::revive_memory::{Memory, SegmentsInUse, Written};
 use super::revive_open::{Commons, open};
 use super::types::hex;
 use super::{Result, SessionError, revive_tree};
-use crate::model::{Detail, ProcessState, SnapshotId, ThreadState};
+use crate::model::{Detail, PageRange, ProcessState, SnapshotId, ThreadState};
 use crate::restore::files::{self, Replacement, SavedContents, System};
-use crate::restore::revive::{NewPlan, Newborn, plan, plan_attributes};
+use crate::restore::revive::{
+    Entered, Namespaces, Network, NewPlan, Newborn, plan, plan_attributes,
+};
 use crate::restore::{RestoreError, fault};
 use crate::store::{Flat, Store};
-use crate::sys::{Arrivals, Birth, Released, monotonic_ns};
+use crate::sys::{self, Arrivals, Birth, Released, monotonic_ns};
 use serde::Serialize;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
@@ -33,8 +38,8 @@ pub enum Pids {
 /// How to bring a snapshot back.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReviveOptions {
-    /// Which ids; if left out, the snapshot's, in a namespace of their own for several copies and for one
-    /// that had a namespace before.
+    /// Which ids; if left out, the snapshot's, in a namespace of their own for several copies, for one that
+    /// had a namespace before, and where ids may not be chosen otherwise.
     pub pids: Option<Pids>,
     /// Fill all memory before the first instruction.
     pub eager: bool,
@@ -42,8 +47,10 @@ pub struct ReviveOptions {
     pub allow_changed_files: bool,
     /// Refuse when anything would differ.
     pub strict: bool,
-    /// A network namespace of its own for each process.
-    pub network: bool,
+    /// Which network each process is in.
+    pub network: Network,
+    /// It comes from another machine, and enters none of the namespaces that it was in.
+    pub stays: bool,
     /// What its open files are to be made differently from.
     pub files: files::Options,
     /// Of a tree, its first process alone.
@@ -59,10 +66,12 @@ impl ReviveOptions {
     ) -> Pids {
         let mut threads = threads.into_iter();
         let elsewhere = threads.any(|t| t.own_id() != t.tid);
-        self.pids.unwrap_or(match copies > 1 || elsewhere {
-            true => Pids::Namespace,
-            false => Pids::Same,
-        })
+        let may_choose = || sys::chooses_ids(std::process::id() as i32);
+        self.pids
+            .unwrap_or(match copies > 1 || elsewhere || !may_choose() {
+                true => Pids::Namespace,
+                false => Pids::Same,
+            })
     }
 }
 
@@ -177,6 +186,7 @@ pub(super) fn revive_prepared(
             Some(flat) => Ok(flat),
             None => Ok(store.flat(&snapshot)?),
         },
+        first: written_last(&store, &snapshot)?,
         arrivals: None,
         is_wanted,
     };
@@ -192,6 +202,8 @@ pub(super) struct Material<'a> {
     pub(super) saved: &'a dyn ReadPages,
     /// Gives a flat image of the memory, once.
     pub(super) flat: &'a mut dyn FnMut() -> Result<Flat>,
+    /// What comes first of the memory that nobody touches.
+    pub(super) first: Vec<PageRange>,
     /// What of that has come, if some of it is still on its way.
     pub(super) arrivals: Option<Arc<Arrivals>>,
     /// Asked when all that takes long is done, and nothing is started yet. An error ends it there.
@@ -214,16 +226,33 @@ pub(super) fn revive_from(
         only_own(&mut state);
     }
     check_processor(&state)?;
-    let mut planned = plan(&state, &Here::of(options, pids, &state, saved)?)?;
-    (planned.attributes, planned.limits) = plan_attributes(&state)?;
+    let users = take_own_users(pids)?;
+    let chosen = Namespaces {
+        users,
+        network: options.network,
+        stays: options.stays,
+    };
+    let entered = namespaces(&state, chosen)?;
+    let here = Here::of(options, pids, &entered, &state, saved)?;
+    let mut planned = plan(&state, &here)?;
+    planned.notes.extend(entered.notes.iter().cloned());
+    (planned.attributes, planned.limits) = plan_attributes(&state, users)?;
     planned.notes.append(&mut planned.attributes.notes);
-    let files = plan_files(&state, &mut planned, options)?;
+    let files = plan_files(&state, &mut planned, options, &entered)?;
     let contents = Arc::new(contents_to_write(saved, &state, &planned.files, &files)?);
     // Read, and so verified, before anything is started.
     let flat = (material.flat)()?;
     let written = &mut Written::default();
     let arrivals = material.arrivals;
-    let memory = Memory::new(&flat, arrivals, &state, &planned, options.eager, written)?;
+    let memory = Memory::new(
+        &flat,
+        arrivals,
+        &state,
+        &planned,
+        material.first,
+        options.eager,
+        written,
+    )?;
     memory.wait_for_first()?;
     let job = Job {
         snapshot: (material.id, material.seq),
@@ -232,8 +261,9 @@ pub(super) fn revive_from(
         memory: &memory,
         files: &files,
         contents: &contents,
-        network: options.network,
         pids,
+        chosen,
+        entered: &entered,
         strict: options.strict,
     };
     (material.is_wanted)()?;
@@ -288,8 +318,9 @@ struct Job<'a> {
     memory: &'a Memory,
     files: &'a files::Options,
     contents: &'a Arc<SavedContents>,
-    network: bool,
     pids: Pids,
+    chosen: Namespaces,
+    entered: &'a Entered,
     strict: bool,
 }
 
@@ -303,6 +334,7 @@ impl Job<'_> {
         if !keep_ids {
             notes.push("its ids are new: a C library that remembers its thread ids (glibc) remembers the old ones".into());
         }
+        notes.extend(self.chosen.users.then(|| OWN_USERS.to_owned()));
         let (mut planned, files) = ((*planned).clone(), self.files.clone());
         let (mut opened, more) = open(state, &mut planned, files, &mut Commons::default())?;
         opened.contents = self.contents.clone();
@@ -312,14 +344,17 @@ impl Job<'_> {
         if self.strict {
             refuse_differences(&format!("process {}", state.pid), &notes)?;
         }
+        let time = time.as_ref().map(AsRawFd::as_raw_fd);
+        let enters: Vec<_> = self.entered.descriptors().chain(time).collect();
         let birth = Birth {
-            time: time.as_ref().map(AsRawFd::as_raw_fd),
+            enters: &enters,
             pid: keep_ids.then_some(own_pid),
             namespace: self.pids == Pids::Namespace,
-            network: self.network,
+            users: self.chosen.users,
+            network: self.chosen.network == Network::Private,
         };
         let lazy = self.memory.lazy.as_slice();
-        let in_use = SegmentsInUse::of([self.memory]);
+        let in_use = SegmentsInUse::of([self.memory], self.entered)?;
         let mut newborn = Newborn::start(birth, planned, &opened, lazy, own_pid)?;
         let change_files = self.pids == Pids::Same;
         let init = newborn.init();
@@ -348,7 +383,7 @@ impl Job<'_> {
 
 /// Where connections are to go on.
 fn check_tcp(options: &ReviveOptions) -> Result<()> {
-    match options.files.tcp && options.network {
+    match options.files.tcp && options.network == Network::Private {
         true => Err(SessionError::Usage(
             "--tcp goes on with connections at their addresses, and --net private gives the process a network without any: leave one of them out".into(),
         )),
@@ -373,6 +408,7 @@ fn plan_files(
     state: &ProcessState,
     planned: &mut NewPlan,
     options: &ReviveOptions,
+    entered: &Entered,
 ) -> Result<files::Options> {
     let mut how = options.files.clone();
     how.allow_changed |= options.allow_changed_files;
@@ -392,6 +428,7 @@ fn plan_files(
     }
     let here = System {
         pid: std::process::id() as i32,
+        entered: Some(entered),
     };
     let mut files = files::plan(state, &ProcessState::default(), &here, &how);
     if !files.refusals.is_empty() {

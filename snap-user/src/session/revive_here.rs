@@ -3,9 +3,9 @@
 use super::revive::{Pids, ReviveOptions};
 use super::revive_contents::ReadPages;
 use super::{Result, SessionError};
-use crate::model::{Backing, MappedFile, PageRange, PageSet, ProcessState, Vma, page_up};
+use crate::model::{Backing, Clocks, MappedFile, PageRange, PageSet, ProcessState, Vma, page_up};
 use crate::restore::fault;
-use crate::restore::revive::{OtherKernel, Surroundings, time_offsets};
+use crate::restore::revive::{Entered, Namespaces, OtherKernel, Surroundings, time_offsets};
 use crate::sys::{self, arch, proc};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
@@ -54,6 +54,21 @@ pub(super) fn check_processor(state: &ProcessState) -> Result<()> {
     Ok(())
 }
 
+/// Whether processes with these ids are to be in a user namespace of their own, since this ksnap may choose ids only there.
+pub(super) fn take_own_users(pids: Pids) -> Result<bool> {
+    match pids {
+        Pids::New => Ok(false),
+        Pids::Namespace => Ok(!sys::makes_namespaces()),
+        Pids::Same if sys::chooses_ids(std::process::id() as i32) => Ok(false),
+        Pids::Same => Err(SessionError::Usage(
+            "choosing ids here takes CAP_CHECKPOINT_RESTORE: --pids namespace gives the process the ids that it had in a namespace of its own, --pids new gives it others".into(),
+        )),
+    }
+}
+
+/// What a user namespace of its own means for a process.
+pub(super) const OWN_USERS: &str = "it is in a user namespace of its own, since only there an ordinary user may choose ids: files of other users are nobody's for it, and it cannot become another user (sudo)";
+
 /// The machine that a new process is made on.
 pub(super) struct Here<'a> {
     options: &'a ReviveOptions,
@@ -62,19 +77,25 @@ pub(super) struct Here<'a> {
     mapped: &'a [MappedFile],
     /// Names of what the kernel provides to every process.
     kernel: Vec<String>,
+    entered: &'a Entered,
     other_kernel: Option<OtherKernel>,
 }
 
 impl<'a> Here<'a> {
     /// For what has no snapshot.
-    pub(super) fn new(options: &'a ReviveOptions, pids: Pids) -> Result<Self> {
-        Ok(Self::with(options, pids, &own_maps()?))
+    pub(super) fn new(
+        options: &'a ReviveOptions,
+        pids: Pids,
+        entered: &'a Entered,
+    ) -> Result<Self> {
+        Ok(Self::with(options, pids, entered, &own_maps()?))
     }
 
     /// For one process, whose snapshot has these pages.
     pub(super) fn of(
         options: &'a ReviveOptions,
         pids: Pids,
+        entered: &'a Entered,
         state: &'a ProcessState,
         saved: &dyn ReadPages,
     ) -> Result<Self> {
@@ -82,11 +103,11 @@ impl<'a> Here<'a> {
         Ok(Self {
             mapped: &state.mapped,
             other_kernel: other_kernel(state, saved, &maps)?,
-            ..Self::with(options, pids, &maps)
+            ..Self::with(options, pids, entered, &maps)
         })
     }
 
-    fn with(options: &'a ReviveOptions, pids: Pids, maps: &[Vma]) -> Self {
+    fn with(options: &'a ReviveOptions, pids: Pids, entered: &'a Entered, maps: &[Vma]) -> Self {
         let kernel = maps.iter().filter_map(|vma| match &vma.backing {
             Backing::Special(name) => Some(name.clone()),
             _ => None,
@@ -95,6 +116,7 @@ impl<'a> Here<'a> {
             options,
             pids,
             mapped: &[],
+            entered,
             kernel: kernel.collect(),
             other_kernel: None,
         }
@@ -105,18 +127,29 @@ fn own_maps() -> Result<Vec<Vma>> {
     Ok(proc::maps(std::process::id() as i32)?)
 }
 
+/// How the clocks of this machine are outside of time namespaces.
+fn host_clocks() -> Option<Clocks> {
+    let mut host = sys::clocks([0, 0])?;
+    if fault::number("KSNAP_OTHER_MACHINE").is_some() {
+        host.boot = [0; 16];
+    }
+    Some(host)
+}
+
+/// The namespaces that a process enters again.
+pub(super) fn namespaces(state: &ProcessState, chosen: Namespaces) -> Result<Entered> {
+    Ok(Entered::find(state, chosen, host_clocks().as_ref())?)
+}
+
 /// The time namespace in which the clocks of a process go on, where ksnap's is not that. Where none can be made, what that
 /// means is noted.
 pub(super) fn time_namespace(
     state: &ProcessState,
     notes: &mut Vec<String>,
 ) -> Result<Option<OwnedFd>> {
-    let Some(mut host) = sys::clocks([0, 0]) else {
+    let Some(host) = host_clocks() else {
         return Ok(None);
     };
-    if fault::number("KSNAP_OTHER_MACHINE").is_some() {
-        host.boot = [0; 16];
-    }
     let own = sys::own_time_offsets();
     // An older ksnap did not store its clocks.
     let had = state.attributes.time_offsets;
@@ -239,7 +272,8 @@ impl Surroundings for Here<'_> {
             return None;
         };
         let id = i32::try_from(*inode).ok()?;
-        let (key, len) = sys::shared_segment(id)?;
+        let found = self.entered.inside("ipc", || sys::shared_segment(id));
+        let (key, len) = found.ok().flatten()?;
         // As the kernel names it (ipc/shm.c).
         let same = *path == format!("/SYSV{key:08x}") && page_up(len) == vma.range.len();
         same.then_some(id)

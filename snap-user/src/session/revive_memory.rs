@@ -4,6 +4,7 @@
 use super::{Result, SessionError};
 use crate::model::{PAGE_SIZE, PageRange, PageSet, ProcessState, Vma, page_down};
 use crate::restore::DESCRIPTOR;
+use crate::restore::revive::Entered;
 use crate::restore::revive::{NewPlan, Newborn, Origin};
 use crate::store::Flat;
 use crate::sys::arch::Registers;
@@ -55,12 +56,13 @@ impl AddAssign for Filled {
 
 impl Memory {
     /// Decides what comes when, of an image of which `arrivals` tells what is there unless all of it is. `written` is
-    /// shared memory that is written for others, or another mapping, already.
+    /// shared memory that is written for others, or another mapping, already. `first` comes before all that nobody touches.
     pub(super) fn new(
         flat: &Flat,
         arrivals: Option<Arc<Arrivals>>,
         state: &ProcessState,
         planned: &NewPlan,
+        first: Vec<PageRange>,
         all_at_once: bool,
         written: &mut Written,
     ) -> Result<Self> {
@@ -101,17 +103,18 @@ impl Memory {
         let lazy = if at_once && arrivals.is_none() {
             None
         } else {
-            let first = touched_first(state);
-            let (now, later) = split(&found, &first);
+            let touched = touched_first(state);
+            let (now, later) = split(&found, &touched);
             let held: PageSet = found.iter().map(|piece| piece.range).collect();
             let comes_late: PageSet = ranges.iter().copied().collect();
-            blank = first.intersect(&comes_late).subtract(&held);
+            blank = touched.intersect(&comes_late).subtract(&held);
             eager.extend(now);
             let fail = |e| sys::SysError::new("dup", "a flat image", e);
             Some(Arc::new(Lazy {
                 image: flat.file.try_clone().map_err(fail)?,
                 ranges,
                 pieces: later,
+                first,
                 arrivals,
                 handed: Handed::default(),
             }))
@@ -249,11 +252,18 @@ pub(super) struct SegmentsInUse(BTreeSet<i32>);
 
 impl SegmentsInUse {
     /// Those of all segments of these processes, none of which has been started.
-    pub(super) fn of<'a>(all: impl IntoIterator<Item = &'a Memory>) -> Self {
+    pub(super) fn of<'a>(
+        all: impl IntoIterator<Item = &'a Memory>,
+        entered: &Entered,
+    ) -> Result<Self> {
         let segments = all.into_iter().flat_map(|memory| &memory.segments);
         let ids: BTreeSet<i32> = segments.map(|(id, _)| *id).collect();
+        if ids.is_empty() {
+            return Ok(Self(ids));
+        }
         let used = |id: &i32| sys::attached_to_segment(*id) > 0;
-        Self(ids.into_iter().filter(used).collect())
+        let used = || ids.into_iter().filter(used).collect();
+        Ok(Self(entered.inside("ipc", used)?))
     }
 }
 

@@ -2,7 +2,10 @@
 
 use super::revive::{Pids, ReviveOptions, Revived, RevivedMember, make_copies, refuse_differences};
 use super::revive_contents::{contents_to_write, only_own};
-use super::revive_here::{Here, check_processor, time_namespace};
+use super::revive_here::{
+    Here, OWN_USERS, check_processor, namespaces, take_own_users, time_namespace,
+};
+use super::revive_hot::written_last;
 use super::revive_kin::{born_in, kin, other_session};
 use super::revive_memory::{Filled, Memory, SegmentsInUse, Written};
 use super::revive_open::{Commons, length, open};
@@ -12,8 +15,9 @@ use crate::model::{ProcessState, ProcessTree};
 use crate::restore::RestoreError;
 use crate::restore::files::{self, Joint, JointPlan, Replacement, SavedContents, System};
 use crate::restore::revive::{
-    Births, Controlling, Had, Kin, MemoryObject, NewPlan, Newborn, Opened, Part, Roster,
-    Surroundings, births, finish_tree, plan, plan_attributes_in_tree, start_tree, terminals,
+    Births, Controlling, Entered, Had, Kin, MemoryObject, Namespaces, Network, NewPlan, Newborn,
+    Opened, Part, Roster, Surroundings, births, finish_tree, other_than, plan,
+    plan_attributes_in_tree, start_tree, terminals,
 };
 use crate::store::{Snapshot, Store};
 use crate::sys::{self, Birth, monotonic_ns};
@@ -54,7 +58,8 @@ struct Job<'a> {
     terminals: Vec<Controlling>,
     options: files::Options,
     pids: Pids,
-    network: bool,
+    chosen: Namespaces,
+    entered: Entered,
     strict: bool,
     notes: Vec<String>,
 }
@@ -93,6 +98,7 @@ impl<'a> Job<'a> {
         }
         let threads = loaded.iter().flat_map(|(_, state)| &state.threads);
         let pids = options.pids_for(copies, threads);
+        let users = take_own_users(pids)?;
         let mut refused = Vec::new();
         for (_, state) in &mut loaded {
             if pids != Pids::Same {
@@ -100,10 +106,16 @@ impl<'a> Job<'a> {
             }
             check_processor(state)?;
         }
+        let chosen = Namespaces {
+            users,
+            network: options.network,
+            stays: options.stays,
+        };
+        let entered = namespaces(&loaded[0].1, chosen)?;
         let mut plans = Vec::with_capacity(loaded.len());
         for (snapshot, state) in &loaded {
-            let here = Here::of(options, pids, state, snapshot)?;
-            plans.push(plan_one(state, &here, &mut refused)?);
+            let here = Here::of(options, pids, &entered, state, snapshot)?;
+            plans.push(plan_one(state, &here, users, &mut refused)?);
         }
         let namespace = |state: &ProcessState| {
             let all = &state.attributes.namespaces;
@@ -119,7 +131,7 @@ impl<'a> Job<'a> {
                 ));
             }
         }
-        let here = Here::new(options, pids)?;
+        let here = Here::new(options, pids, &entered)?;
         for zombie in &tree.zombies {
             if let Err(why) = here.can_start_thread(zombie.own_pid) {
                 refused.push(format!("process {}, which had ended: {why}", zombie.pid));
@@ -146,6 +158,7 @@ impl<'a> Job<'a> {
         let (common, each) = file_options(&joint, options, &mut notes);
         let here = System {
             pid: std::process::id() as i32,
+            entered: Some(&entered),
         };
         let mut files = joint.plan(&states, &here, &each);
         refused.append(&mut files.all.refusals);
@@ -157,6 +170,11 @@ impl<'a> Job<'a> {
             .into());
         }
         notes.append(&mut files.all.notes);
+        notes.extend(entered.notes.iter().map(|note| format!("each: {note}")));
+        for other in &states[1..] {
+            let named = |note| format!("process {}: {note}", other.pid);
+            notes.extend(other_than(states[0], other).into_iter().map(named));
+        }
         if ghost.is_none() {
             let begun = births.revived(&kin).map(|(_, group)| group);
             let begun: Vec<i32> = begun.collect();
@@ -165,14 +183,15 @@ impl<'a> Job<'a> {
         }
         notes.append(&mut births.notes);
         let had: Vec<Had> = states.iter().zip(&tree.members).map(Had::of).collect();
-        let own = match ghost {
+        let line = match ghost {
             // In a session that nobody else is in.
             Some(_) => 0,
             None => sys::proc::stat(here.pid, None)?.field(7) as u32,
         };
         let sources = &files.all.sources;
-        let mut terminals = terminals(&kin, &births, &had, own, joint.files(), sources);
+        let mut terminals = terminals(&kin, &births, &had, line, joint.files(), sources);
         notes.append(&mut terminals.notes);
+        notes.extend(users.then(|| format!("each: {OWN_USERS}")));
         if pids == Pids::New {
             notes.push("their ids are new: what the processes remember of each other's, and C libraries of their threads' (glibc), are the old ones".into());
         }
@@ -188,7 +207,15 @@ impl<'a> Job<'a> {
             // Read, and so verified, before anything is started.
             let flat = store.flat(&snapshot)?;
             members.push(Member {
-                memory: Memory::new(&flat, None, &state, &planned, options.eager, &mut written)?,
+                memory: Memory::new(
+                    &flat,
+                    None,
+                    &state,
+                    &planned,
+                    written_last(store, &snapshot)?,
+                    options.eager,
+                    &mut written,
+                )?,
                 contents: Arc::new(contents),
                 stopped: tree.members[n].stopped,
                 snapshot,
@@ -207,7 +234,8 @@ impl<'a> Job<'a> {
             terminals: terminals.all,
             options: common,
             pids,
-            network: options.network,
+            chosen,
+            entered,
             strict: options.strict,
             notes,
         })
@@ -248,11 +276,14 @@ impl<'a> Job<'a> {
             refuse_differences(&format!("the tree of process {}", root.state.pid), &notes)?;
         }
         let own_ids = self.own_ids(keep_ids);
+        let time = time.as_ref().map(AsRawFd::as_raw_fd);
+        let enters: Vec<_> = self.entered.descriptors().chain(time).collect();
         let birth = Birth {
             pid: own_ids[0],
             namespace: self.pids == Pids::Namespace,
-            network: self.network,
-            time: time.as_ref().map(AsRawFd::as_raw_fd),
+            users: self.chosen.users,
+            network: self.chosen.network == Network::Private,
+            enters: &enters,
         };
         let avoid: Vec<_> = self
             .members
@@ -267,7 +298,7 @@ impl<'a> Job<'a> {
             &states,
             &mut notes,
         )?;
-        let in_use = SegmentsInUse::of(self.members.iter().map(|m| &m.memory));
+        let in_use = SegmentsInUse::of(self.members.iter().map(|m| &m.memory), &self.entered)?;
         let roster = Roster {
             kin: &self.kin,
             own_ids: &own_ids,
@@ -386,7 +417,12 @@ impl<'a> Job<'a> {
 }
 
 /// Plans one process, its files aside. What is refused is added to what others are refused for.
-fn plan_one(state: &ProcessState, here: &Here<'_>, refused: &mut Vec<String>) -> Result<NewPlan> {
+fn plan_one(
+    state: &ProcessState,
+    here: &Here<'_>,
+    users: bool,
+    refused: &mut Vec<String>,
+) -> Result<NewPlan> {
     let mut add = |outcome: std::result::Result<_, RestoreError>| match outcome {
         Err(RestoreError::Refused { pid, reasons }) => {
             let named = |why: String| format!("process {pid}: {why}");
@@ -397,7 +433,7 @@ fn plan_one(state: &ProcessState, here: &Here<'_>, refused: &mut Vec<String>) ->
         Ok(plan) => Ok(Some(plan)),
     };
     let mut planned: NewPlan = add(plan(state, here))?.unwrap_or_default();
-    match plan_attributes_in_tree(state) {
+    match plan_attributes_in_tree(state, users) {
         Ok((mut attributes, limits)) => {
             planned.notes.append(&mut attributes.notes);
             (planned.attributes, planned.limits) = (attributes, limits);

@@ -46,20 +46,29 @@ impl World for Live {
     }
 }
 
+impl Live {
+    fn system(&self) -> files::System<'static> {
+        files::System {
+            pid: self.pid,
+            entered: None,
+        }
+    }
+}
+
 impl files::FileWorld for Live {
     fn look(&self, path: &str) -> std::result::Result<files::Look, String> {
-        files::System { pid: self.pid }.look(path)
+        self.system().look(path)
     }
 
     fn process(&self, pid: i32) -> Option<u64> {
-        files::System { pid: self.pid }.process(pid)
+        self.system().process(pid)
     }
 
     fn pipe(&self, identity: (u64, u64)) -> Option<String> {
-        files::System { pid: self.pid }.pipe(identity)
+        self.system().pipe(identity)
     }
 
     fn connections(&self, all: &[(&Socket, u64)]) -> Vec<std::result::Result<(), String>> {
-        files::System { pid: self.pid }.connections(all)
+        self.system().connections(all)
     }
 }

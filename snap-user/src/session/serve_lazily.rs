@@ -15,6 +15,7 @@ use super::{Result, SessionError};
 use crate::image::Manifest;
 use crate::model::{PAGE_SIZE, Page, PageSet, ProcessState, SnapshotId};
 use crate::restore::fault;
+use crate::restore::revive::Network;
 use crate::store::{Flat, Store};
 use crate::sys::{Arrivals, PidFd, monotonic_ns, pidfd_kill, pidfd_open};
 use crate::wire::{Link, Message, Order, Running, Stored};
@@ -96,7 +97,11 @@ pub(super) fn restore_listed(
         pids: Some(Pids::Namespace),
         eager: order.eager,
         allow_changed_files: order.allow_changed_files,
-        network: order.network,
+        network: match order.network {
+            true => Network::Private,
+            false => Network::Shared,
+        },
+        stays: true,
         ..ReviveOptions::default()
     };
     // A thread of its own for as long as the process lives: it is its parent.
@@ -365,6 +370,8 @@ impl Awaited {
                     pieces: image.pieces.clone(),
                 })
             },
+            // Whoever sends decides on that.
+            first: Vec::new(),
             arrivals: Some(Arc::clone(&arrivals)),
             is_wanted: &|| match arrivals.is_lost() {
                 false => Ok(()),

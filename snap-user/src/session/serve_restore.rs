@@ -5,6 +5,7 @@ use super::serve_link::{await_alive, lost, while_alive};
 use super::{Result, SessionError};
 use crate::model::{ProcessState, SnapshotId};
 use crate::restore::fault;
+use crate::restore::revive::Network;
 use crate::store::{Flat, Store};
 use crate::sys::proc;
 use crate::wire::{self, Link, Message, Order, Running};
@@ -41,7 +42,11 @@ pub(super) fn restore(
         pids: pids(order.pids, &state),
         eager: order.eager,
         allow_changed_files: order.allow_changed_files,
-        network: order.network,
+        network: match order.network {
+            true => Network::Private,
+            false => Network::Shared,
+        },
+        stays: true,
         ..ReviveOptions::default()
     };
     let (say, said) = channel();

@@ -61,7 +61,7 @@ fn mount_point(pid: i32, device: u64) -> Option<String> {
 }
 
 /// Blanks and backslashes are printed as three octal digits.
-fn unescaped(text: &str) -> String {
+pub(super) fn unescaped(text: &str) -> String {
     let mut out = Vec::new();
     let mut bytes = text.as_bytes();
     while let Some((first, rest)) = bytes.split_first() {

@@ -58,7 +58,10 @@ pub use memory::{
     write_bytes, write_pages, write_ranges,
 };
 pub use memory_fs::{Room, is_mount_point, mount_memory, resize_memory, room, usable_memory};
-pub use namespace::{bring_up_loopback, in_network_of, owner_of_pid_namespace};
+pub use namespace::{
+    Sought, all_capabilities, chooses_ids, find_namespace, in_namespace, in_network_of,
+    makes_namespaces, namespace_ids, owner_of_pid_namespace,
+};
 pub use open::{
     create_in_root, duplicate_number, open_in_root, open_link, open_own_link, unnamed_in_root,
 };

@@ -1,17 +1,23 @@
 //! Working inside another process's namespaces.
 
-use super::{Result, SysError};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use super::handle::unescaped;
+use super::{Result, SysError, own_time_offsets, proc};
+use std::fs::File;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 /// `NS_GET_USERNS` (ioctl_ns(2)).
 const GET_OWNER: libc::c_ulong = 0xb701;
+/// `NS_GET_ID` (linux/nsfs.h; Linux 6.18).
+const GET_ID: libc::c_ulong = 0x8008_b70d;
 
 /// The user namespace that owns the PID namespace of a process, by its inode number: privileges over the ids there are
 /// those in it. EPERM where it is outside of ours.
 pub fn owner_of_pid_namespace(pid: i32) -> Result<u64> {
     let path = format!("/proc/{pid}/ns/pid");
     let failed = |call, e: std::io::Error| SysError::new(call, &path, e);
-    let namespace = std::fs::File::open(&path).map_err(|e| failed("open", e))?;
+    let namespace = File::open(&path).map_err(|e| failed("open", e))?;
     // SAFETY: a request without an argument, on an open file.
     let owner = unsafe { libc::ioctl(namespace.as_raw_fd(), GET_OWNER) };
     if owner < 0 {
@@ -37,51 +43,188 @@ pub fn in_network_of<T: Send>(pid: i32, work: impl FnOnce() -> T + Send) -> Resu
         return Ok(work());
     }
     let namespace = std::fs::File::open(&path).map_err(|e| failed("open", e))?;
+    in_namespace(namespace.as_fd(), work)
+}
+
+/// Runs `work` on a thread that enters a namespace, which is neither of users nor of mounts.
+pub fn in_namespace<T: Send>(
+    namespace: BorrowedFd<'_>,
+    work: impl FnOnce() -> T + Send,
+) -> Result<T> {
     std::thread::scope(|scope| {
         let inside = scope.spawn(|| {
-            let kind = rustix::thread::LinkNameSpaceType::Network;
-            rustix::thread::move_into_link_name_space(
-                std::os::fd::AsFd::as_fd(&namespace),
-                Some(kind),
-            )?;
+            rustix::thread::move_into_link_name_space(namespace, None).map_err(|e| {
+                SysError::new("setns", "a namespace of a process", std::io::Error::from(e))
+            })?;
             Ok(work())
         });
         match inside.join() {
-            Ok(done) => done.map_err(|e: rustix::io::Errno| failed("setns", e.into())),
+            Ok(done) => done,
             Err(panic) => std::panic::resume_unwind(panic),
         }
     })
 }
 
-/// Brings the loopback device of a process's network namespace up (netdevice(7)).
-pub fn bring_up_loopback(pid: i32) -> Result<()> {
-    in_network_of(pid, || {
-        let failed = |call| SysError::last(call, format_args!("network of process {pid}"));
-        // SAFETY: system calls; zeroed, the request is valid, its name is filled in, and it is live.
-        unsafe {
-            let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
-            if socket < 0 {
-                return Err(failed("socket"));
-            }
-            let mut request: libc::ifreq = std::mem::zeroed();
-            request.ifr_name[0] = b'l' as libc::c_char;
-            request.ifr_name[1] = b'o' as libc::c_char;
-            request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
-            let done = libc::ioctl(socket, libc::SIOCSIFFLAGS, &request);
-            let result = match done {
-                0 => Ok(()),
-                _ => Err(failed("ioctl(SIOCSIFFLAGS)")),
-            };
-            libc::close(socket);
-            result
+/// What the kernel numbers those of `all` namespaces of a process with in which this process is not, by their kinds. Unlike an
+/// inode number, no other gets it while the machine runs. None before Linux 6.18.
+pub fn namespace_ids(pid: i32, all: &[(String, u64)]) -> Result<Vec<(String, u64)>> {
+    let own = proc::namespaces(std::process::id() as i32)?;
+    let others = all.iter().filter(|one| !own.contains(one));
+    let id = |kind: &str| id_of(&File::open(format!("/proc/{pid}/ns/{kind}")).ok()?);
+    Ok(others
+        .filter_map(|(kind, _)| Some((kind.clone(), id(kind)?)))
+        .collect())
+}
+
+fn id_of(namespace: &File) -> Option<u64> {
+    let mut id = 0u64;
+    // SAFETY: the request fills the number, a live local.
+    let done = unsafe { libc::ioctl(namespace.as_raw_fd(), GET_ID, &raw mut id) };
+    (done == 0).then_some(id)
+}
+
+/// Which namespace is looked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Sought<'a> {
+    /// As its file in `/proc/PID/ns` is named.
+    pub kind: &'a str,
+    /// Its inode number.
+    pub inode: u64,
+    /// What [`namespace_ids`] said.
+    pub id: Option<u64>,
+    /// When it had this number, in nanoseconds since the machine's start.
+    pub at_ns: u64,
+}
+
+/// Opens a namespace, if it is still there: with a process in it, or mounted as `ip netns` does. Without an id it is taken
+/// for the same if a process is in it that was there already then: until it ends nobody else gets the inode number.
+pub fn find_namespace(sought: Sought<'_>) -> Option<OwnedFd> {
+    let link = format!("{}:[{}]", sought.kind, sought.inode);
+    let is_it = |file: &File| match sought.id {
+        Some(id) => id_of(file) == Some(id),
+        None => file.metadata().is_ok_and(|meta| meta.ino() == sought.inode),
+    };
+    let of_processes = proc::processes().into_iter().filter_map(|pid| {
+        let path = format!("/proc/{pid}/ns/{}", sought.kind);
+        let found = std::fs::read_link(&path).ok()?;
+        if found.as_os_str() != link.as_str() {
+            return None;
         }
-    })?
+        let old = || proc::stat(pid, None).is_ok_and(|stat| began_ns(&stat) <= sought.at_ns);
+        (sought.id.is_some() || old()).then_some(path.into())
+    });
+    let mounted = || -> Vec<PathBuf> {
+        let text = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let of_line = |line: &str| {
+            let mut words = line.split(' ').skip(3);
+            let (root, at) = (words.next()?, words.next()?);
+            (root == link).then(|| unescaped(at).into())
+        };
+        text.lines().filter_map(of_line).collect()
+    };
+    let by_mount = sought.id.map(|_| mounted()).unwrap_or_default();
+    let mut open = of_processes
+        .chain(by_mount)
+        .filter_map(|path: PathBuf| File::open(path).ok());
+    open.find(is_it).map(OwnedFd::from)
+}
+
+/// When a process began, in nanoseconds since the machine's start. The file counts from that of this process's time namespace.
+fn began_ns(stat: &proc::Stat) -> u64 {
+    let ticks = rustix::param::clock_ticks_per_second();
+    let since = stat.start_time.saturating_mul(1_000_000_000 / ticks);
+    since.saturating_add_signed(-own_time_offsets()[1])
+}
+
+/// Either lets a process choose ids in a PID namespace (capabilities(7)).
+const CAP_SYS_ADMIN: u64 = 1 << 21;
+const CAP_CHECKPOINT_RESTORE: u64 = 1 << 40;
+
+/// Whether a process may choose the ids of its threads and children itself, in the PID namespace that is also ours.
+pub fn chooses_ids(pid: i32) -> bool {
+    let own = std::process::id() as i32;
+    let of = |pid, name: &str| {
+        let all = proc::namespaces(pid).ok()?;
+        Some(all.into_iter().find(|(found, _)| found == name)?.1)
+    };
+    let same = |name| of(pid, name).is_some_and(|namespace| of(own, name) == Some(namespace));
+    // A user namespace alone has no say in the ids of a PID namespace that was there before.
+    let owns_ids = || of(pid, "user") == owner_of_pid_namespace(pid).ok();
+    same("pid")
+        && same("user")
+        && owns_ids()
+        && has_one_of(pid, CAP_SYS_ADMIN | CAP_CHECKPOINT_RESTORE)
+}
+
+/// Whether this process may make namespaces without a user namespace around them (`CAP_SYS_ADMIN` in namespaces(7)).
+pub fn makes_namespaces() -> bool {
+    has_one_of(std::process::id() as i32, CAP_SYS_ADMIN)
+}
+
+/// Every capability that this kernel has: what the first process of a user namespace holds there.
+pub fn all_capabilities() -> Result<u64> {
+    const LAST: &str = "/proc/sys/kernel/cap_last_cap";
+    let failed = |e| SysError::new("read", LAST, e);
+    let text = std::fs::read_to_string(LAST).map_err(failed)?;
+    let last = text.trim().parse().ok().filter(|last: &u32| *last < 64);
+    let last = last.ok_or_else(|| failed(std::io::ErrorKind::InvalidData.into()))?;
+    Ok(u64::MAX >> (63 - last))
+}
+
+fn has_one_of(pid: i32, capabilities: u64) -> bool {
+    const EFFECTIVE: usize = 2;
+    let status = proc::task_status(pid, pid);
+    status.is_ok_and(|status| status.credentials.capabilities[EFFECTIVE] & capabilities != 0)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::proc;
+    use crate::sys::{Birth, Stub};
+
+    #[test]
+    fn a_namespace_is_found_while_it_is_there_and_taken_for_no_other() {
+        let birth = Birth {
+            namespace: true,
+            network: true,
+            ..Birth::default()
+        };
+        let stub = match Stub::start(birth, &[], &[]) {
+            Err(e) if e.is_denied() => {
+                return crate::skip::without_root("the right to make namespaces");
+            }
+            started => started.unwrap(),
+        };
+        let all = proc::namespaces(stub.pid()).unwrap();
+        let ids = namespace_ids(stub.pid(), &all).unwrap();
+        let of =
+            |all: &[(String, u64)]| all.iter().find(|(kind, _)| kind == "net").map(|one| one.1);
+        let (inode, id) = (of(&all).unwrap(), of(&ids));
+        let sought = |id, at_ns| {
+            find_namespace(Sought {
+                kind: "net",
+                inode,
+                id,
+                at_ns,
+            })
+        };
+        // Without an id, by a process that was in it at that time.
+        assert!(sought(None, u64::MAX).is_some());
+        assert!(sought(None, 0).is_none());
+        let found = sought(id, u64::MAX).unwrap();
+        assert_eq!(rustix::fs::fstat(&found).unwrap().st_ino, inode);
+        if let Some(id) = id {
+            assert!(sought(Some(id), 0).is_some());
+            assert!(sought(Some(id + 1000), u64::MAX).is_none());
+        }
+        let inside = in_namespace(found.as_fd(), || {
+            std::fs::read_link("/proc/thread-self/ns/net")
+        });
+        let link = inside.unwrap().unwrap();
+        assert_eq!(link.to_string_lossy(), format!("net:[{inode}]"));
+        drop((found, stub));
+        assert!(sought(id, u64::MAX).is_none());
+    }
 
     #[test]
     fn a_pid_namespace_is_owned_by_a_user_namespace() {

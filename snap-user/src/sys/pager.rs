@@ -46,6 +46,8 @@ struct Space {
     uffd: OwnedFd,
     image: Arc<Image>,
     missing: Missing,
+    /// What is filled first of what nobody has asked for; the last of them first.
+    first: Vec<PageRange>,
     /// A process was born with it, and may be gone.
     born: bool,
     /// Touched pages that could not be given because something was changing, or because they have not come.
@@ -72,12 +74,14 @@ impl Pager {
         }
     }
 
-    /// Takes over a descriptor that a process has made with [`PAGER_FLAGS`] and that [`arm`] has set up.
-    pub fn adopt(&mut self, uffd: OwnedFd, image: Image, pieces: &[Piece]) {
+    /// Takes over a descriptor that a process has made with [`PAGER_FLAGS`] and that [`arm`] has set up. `first` is what is
+    /// filled before the rest of what nobody asks for, in this order.
+    pub fn adopt(&mut self, uffd: OwnedFd, image: Image, pieces: &[Piece], first: &[PageRange]) {
         self.spaces.push(Space {
             uffd,
             image: Arc::new(image),
             missing: pieces.iter().copied().collect(),
+            first: first.iter().rev().copied().collect(),
             born: false,
             waiting: Vec::new(),
             changing: false,
@@ -123,15 +127,15 @@ impl Pager {
 
     /// Fills some of what nobody has asked for yet. `false` when all that is missing has not come.
     pub fn fill_some(&mut self) -> bool {
-        let mut all = self.spaces.iter_mut();
-        let next = all.find_map(|space| Some((space.first_there()?, space)));
-        let Some((start, space)) = next else {
-            return false;
-        };
-        let end = start + AT_ONCE;
-        space.copy(PageRange { start, end });
+        let mut any = false;
+        for space in &mut self.spaces {
+            any = space.fill_some();
+            if any {
+                break;
+            }
+        }
         self.close();
-        true
+        any
     }
 
     /// Lets go of address spaces that lack nothing: from then on they are like any other.
@@ -212,6 +216,7 @@ impl Space {
                     uffd: unsafe { OwnedFd::from_raw_fd(fd) },
                     image: Arc::clone(&self.image),
                     missing: self.missing.clone(),
+                    first: Vec::new(),
                     born: true,
                     waiting: Vec::new(),
                     changing: false,
@@ -234,6 +239,31 @@ impl Space {
             Message::Unknown => {}
         }
         None
+    }
+
+    /// Fills some of what nobody has asked for yet: what is to come first, then from its beginning.
+    fn fill_some(&mut self) -> bool {
+        while let Some(PageRange { start, end }) = self.first.pop() {
+            let part = PageRange::new(start, end.min(start + AT_ONCE));
+            if part.end < end {
+                self.first.push(PageRange::new(part.end, end));
+            }
+            // Else it was touched, or has not come: then its turn is with the rest.
+            if self
+                .missing
+                .at(start)
+                .is_some_and(|piece| self.image.has(piece.offset + (start - piece.range.start)))
+            {
+                self.copy(part);
+                return true;
+            }
+        }
+        let Some(start) = self.first_there() else {
+            return false;
+        };
+        let end = start + AT_ONCE;
+        self.copy(PageRange { start, end });
+        true
     }
 
     /// The first missing page that has come.

@@ -1,9 +1,9 @@
 //! Verbs between two machines.
 
-use super::{Json, NetChoice, PidChoice, Sealing, Taking};
+use super::{Json, PidChoice, Sealing, Taking};
 use crate::cli::units;
 use crate::session::{CloneOptions, Pids};
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use std::time::Duration;
 
 /// `ksnap clone`
@@ -38,7 +38,7 @@ pub struct Clone {
     pub allow_changed_files: bool,
     /// Network that it is in there
     #[arg(long, value_enum, value_name = "WHICH", default_value = "shared")]
-    pub net: NetChoice,
+    pub net: NetThere,
     /// Rounds of snapshots while the process runs, at most: each sends what was written during the one before
     #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=100))]
     pub rounds: u32,
@@ -54,6 +54,16 @@ pub struct Clone {
     pub json: Json,
 }
 
+/// Networks of the other machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum NetThere {
+    /// That of its ksnap
+    #[default]
+    Shared,
+    /// One of its own, with a loopback device alone
+    Private,
+}
+
 impl Clone {
     /// As the session takes it.
     pub fn options(&self) -> CloneOptions {
@@ -64,7 +74,7 @@ impl Clone {
             eager: self.eager,
             lazy: self.lazy,
             allow_changed_files: self.allow_changed_files,
-            network: self.net == NetChoice::Private,
+            network: self.net == NetThere::Private,
             rounds: self.rounds,
             stall: self.timeout,
             max_stop: self.max_stop,

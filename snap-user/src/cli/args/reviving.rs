@@ -1,7 +1,7 @@
 //! Verbs that bring a process back.
 
 use super::{Json, Taking, Watching, pid};
-use crate::session::{FileOptions, Pids, ReviveOptions};
+use crate::session::{FileOptions, Network, Pids, ReviveOptions};
 use clap::{Args, ValueEnum};
 
 /// How a snapshot is brought back.
@@ -18,7 +18,7 @@ pub struct Reviving {
     #[arg(long)]
     pub strict: bool,
     /// Network that it is in
-    #[arg(long, value_enum, value_name = "WHICH", default_value = "shared")]
+    #[arg(long, value_enum, value_name = "WHICH", default_value = "same")]
     pub net: NetChoice,
     /// Open PATH as descriptor N in place of what it was; fd:M for a descriptor of ksnap's own
     #[arg(long, value_name = "N=PATH")]
@@ -51,7 +51,8 @@ impl Reviving {
             eager: self.eager,
             allow_changed_files: self.allow_changed_files,
             strict: self.strict,
-            network: self.net == NetChoice::Private,
+            network: self.net.into(),
+            stays: false,
             files,
             alone: self.alone,
         })
@@ -61,11 +62,23 @@ impl Reviving {
 /// Networks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum NetChoice {
-    /// ksnap's
+    /// The one that it was in, if that is still there; else ksnap's
     #[default]
+    Same,
+    /// ksnap's
     Shared,
     /// One of its own, with a loopback device alone
     Private,
+}
+
+impl From<NetChoice> for Network {
+    fn from(choice: NetChoice) -> Self {
+        match choice {
+            NetChoice::Same => Self::Same,
+            NetChoice::Shared => Self::Shared,
+            NetChoice::Private => Self::Private,
+        }
+    }
 }
 
 /// Process ids of what is brought back.
@@ -95,7 +108,7 @@ pub struct Restore {
     /// The snapshot
     #[arg(value_name = "REF")]
     pub reference: String,
-    /// Process ids that it gets [default: same; namespace if it had one]
+    /// Process ids that it gets [default: same; namespace if it had one, and for ordinary users]
     #[arg(long, value_enum, value_name = "WHICH")]
     pub pids: Option<PidChoice>,
     /// Go on with its TCP connections, which `ksnap snap --kill --tcp` has kept: at the same address (CAP_NET_ADMIN)

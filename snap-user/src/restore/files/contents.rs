@@ -83,7 +83,7 @@ pub fn look_at(pid: i32, live: &ProcessState, saved: &SavedFile) -> Option<crate
         Some((descriptor, _)) => table.stat(descriptor.fd).ok()?,
         None => {
             use super::FileWorld;
-            return super::System { pid }
+            return super::System { pid, entered: None }
                 .look(&saved.path)
                 .ok()
                 .map(|look| look.content);

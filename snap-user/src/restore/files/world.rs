@@ -3,18 +3,21 @@
 use super::connections;
 use super::plan::{FileWorld, Look};
 use crate::model::{Regular, Socket};
+use crate::restore::revive::Entered;
 use crate::sys::{self, proc};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 
 /// Paths as process `pid` sees them, and the processes of this system.
 #[derive(Clone, Copy, Debug)]
-pub struct System {
+pub struct System<'a> {
     /// The process.
     pub pid: i32,
+    /// Namespaces that are entered by whom the plan is for, unless that is the process itself.
+    pub entered: Option<&'a Entered>,
 }
 
-impl FileWorld for System {
+impl FileWorld for System<'_> {
     fn look(&self, path: &str) -> Result<Look, String> {
         let opened = sys::open_in_root(self.pid, path, libc::O_PATH as u32)
             .map_err(|e| e.source.to_string())?;
@@ -35,7 +38,11 @@ impl FileWorld for System {
     }
 
     fn connections(&self, all: &[(&Socket, u64)]) -> Vec<Result<(), String>> {
-        let checked = sys::in_network_of(self.pid, || connections::check(all));
+        let check = || connections::check(all);
+        let checked = match self.entered {
+            Some(entered) => entered.inside("net", check),
+            None => sys::in_network_of(self.pid, check),
+        };
         checked.unwrap_or_else(|e| vec![Err(e.to_string()); all.len()])
     }
 

@@ -1,5 +1,6 @@
 //! Attributes of a new process: from those of a fork of ksnap to the snapshot's.
 
+use super::own_users;
 use crate::model::{
     AltStack, IntervalTimer, Limit, MemoryPolicy, ProcessAttributes, ProcessState, Seccomp,
     SignalAction, ThreadAttributes, ThreadState,
@@ -10,29 +11,24 @@ use crate::restore::state::{
 use crate::restore::{RestoreError, Result};
 use crate::sys::{self, Stub, StubCall, SysError, proc, ptrace};
 
-/// Kinds of namespaces that a new process is not put into again, with what they separate.
-const SEPARATE: [(&str, &str); 5] = [
-    ("net", "network"),
-    ("ipc", "System V IPC"),
-    ("uts", "host name"),
-    ("user", "users"),
-    ("cgroup", "control groups"),
-];
-
-/// Plans the way to the snapshot's attributes, of threads by the ids that they have in it.
+/// Plans the way to the snapshot's attributes, of threads by the ids that they have in it. `users`: in a user namespace of
+/// its own.
 ///
 /// # Errors
 /// [`RestoreError::Refused`] with everything that this ksnap may not give a new process.
-pub fn plan_attributes(wanted: &ProcessState) -> Result<(StatePlan, LimitsPlan)> {
-    plan_from(wanted, |_| {})
+pub fn plan_attributes(wanted: &ProcessState, users: bool) -> Result<(StatePlan, LimitsPlan)> {
+    plan_from(wanted, users, |_| {})
 }
 
 /// The same for a process of a tree, which has its session and its group since it was made.
 ///
 /// # Errors
 /// [`RestoreError::Refused`] with everything that this ksnap may not give a new process.
-pub fn plan_attributes_in_tree(wanted: &ProcessState) -> Result<(StatePlan, LimitsPlan)> {
-    plan_from(wanted, |now| {
+pub fn plan_attributes_in_tree(
+    wanted: &ProcessState,
+    users: bool,
+) -> Result<(StatePlan, LimitsPlan)> {
+    plan_from(wanted, users, |now| {
         now.attributes.session = wanted.attributes.session;
         now.attributes.group = wanted.attributes.group;
         // What is to be said of that is said of the session.
@@ -42,12 +38,17 @@ pub fn plan_attributes_in_tree(wanted: &ProcessState) -> Result<(StatePlan, Limi
 
 fn plan_from(
     wanted: &ProcessState,
+    users: bool,
     make: impl FnOnce(&mut ProcessState),
 ) -> Result<(StatePlan, LimitsPlan)> {
-    let mut notes = Vec::new();
-    let mut now = newborn(wanted, &mut notes)?;
+    let mut now = newborn(wanted)?;
     make(&mut now);
+    let mut refused = Vec::new();
+    if users {
+        refused = own_users::enter(wanted, &mut now)?;
+    }
     let mut plan = state::plan(wanted, &now);
+    plan.refused.append(&mut refused);
     let ids = match sys::chooses_timer_ids() {
         true => TimerIds::Chosen,
         false => TimerIds::Counted,
@@ -60,12 +61,11 @@ fn plan_from(
             reasons: plan.refused,
         });
     }
-    plan.notes.append(&mut notes);
     Ok((plan, state::plan_limits(wanted, &now)))
 }
 
 /// What a process is when ksnap has just forked it.
-fn newborn(wanted: &ProcessState, notes: &mut Vec<String>) -> sys::Result<ProcessState> {
+fn newborn(wanted: &ProcessState) -> sys::Result<ProcessState> {
     let pid = std::process::id() as i32;
     let stat = proc::stat(pid, None)?;
     let status = proc::task_status(pid, pid)?;
@@ -100,15 +100,6 @@ fn newborn(wanted: &ProcessState, notes: &mut Vec<String>) -> sys::Result<Proces
         namespaces: wanted.attributes.namespaces.clone(),
         ..ProcessAttributes::default()
     };
-    let here = proc::namespaces(pid)?;
-    for (name, inode) in &wanted.attributes.namespaces {
-        let other = here.iter().any(|(n, i)| n == name && i != inode);
-        if let Some((_, what)) = SEPARATE.iter().find(|(n, _)| n == name && other) {
-            notes.push(format!(
-                "it was in another {name} namespace ({what}) than ksnap is, and is in ksnap's now"
-            ));
-        }
-    }
     Ok(ProcessState {
         pid: wanted.pid,
         cwd: proc::link(pid, "cwd")?,
@@ -193,8 +184,10 @@ pub(super) fn apply(
         match is_plain(&steps[0]) {
             true => by_stub.run(steps)?,
             false => {
+                let mut steps = steps.to_vec();
+                steps.iter_mut().for_each(|step| by_stub.rename(step));
                 let one = StatePlan {
-                    steps: steps.to_vec(),
+                    steps,
                     ..StatePlan::default()
                 };
                 notes.extend(state::apply(&one, &mut by_stub)?);
@@ -215,6 +208,20 @@ impl ByStub<'_> {
     fn place(&self, tid: i32) -> usize {
         let at = self.wanted.threads.iter().position(|t| t.tid == tid);
         at.expect("planned for the snapshot's threads")
+    }
+
+    /// A timer signals the thread that is now the one that it signalled, whatever its id is. An older ksnap stored the id that
+    /// the thread had in its PID namespace.
+    fn rename(&self, step: &mut Step) {
+        let Action::MakeTimer(timer) = &mut step.action else {
+            return;
+        };
+        let threads = &self.wanted.threads;
+        let of =
+            |id: fn(&ThreadState) -> i32| threads.iter().position(|t| Some(id(t)) == timer.thread);
+        if let Some(at) = of(ThreadState::own_id).or_else(|| of(|t| t.tid)) {
+            timer.thread = Some(self.stub.threads()[at].own);
+        }
     }
 
     /// Arguments as numbers, and the address of the last one in memory.
@@ -359,7 +366,7 @@ mod tests {
             }],
             ..Default::default()
         };
-        let now = newborn(&wanted, &mut Vec::new()).unwrap();
+        let now = newborn(&wanted).unwrap();
         let plan = state::plan(&now, &now);
         assert!(plan.steps.is_empty(), "{plan:?}");
     }

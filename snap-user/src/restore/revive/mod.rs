@@ -11,6 +11,8 @@
 //! | `newborn` | the order of all steps |
 //! | `vdso` | the kernel's own code, where that is another kernel's |
 //! | `clocks` | where those go on that count from the machine's start |
+//! | `namespaces` | which ones it enters again |
+//! | `own_users` | what it begins with in a user namespace of its own |
 //! | `threads` | what the kernel keeps for each thread |
 //! | `attributes` | what is neither memory nor a descriptor |
 //! | `family` | in which order the processes of a tree are made |
@@ -21,7 +23,9 @@
 mod attributes;
 mod clocks;
 mod family;
+mod namespaces;
 mod newborn;
+mod own_users;
 mod plan;
 mod release;
 mod space;
@@ -33,6 +37,7 @@ mod vdso;
 pub use attributes::{plan_attributes, plan_attributes_in_tree};
 pub use clocks::time_offsets;
 pub use family::{Births, Birthstep, Kin, births};
+pub use namespaces::{Entered, Namespaces, Network, other_than};
 pub use newborn::{Newborn, Opened};
 pub use plan::{FileToOpen, MemoryObject, NewMapping, NewPlan, Origin, Surroundings, plan};
 pub use terminals::{Controlling, Had, Line, Lines, Terminals, terminals};

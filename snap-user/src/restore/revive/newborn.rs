@@ -48,7 +48,7 @@ impl Newborn {
     /// # Errors
     /// [`RestoreError::Unborn`]; nothing is left of the process then.
     pub fn start(
-        birth: Birth,
+        birth: Birth<'_>,
         plan: &NewPlan,
         opened: &Opened,
         lazy: &[Arc<Lazy>],
@@ -56,10 +56,10 @@ impl Newborn {
     ) -> Result<Self> {
         let mut step = "starting a process";
         let mut run = || -> sys::Result<Stub> {
-            let stub = Stub::start(birth, &plan.space(), lazy)?;
+            let mut stub = Stub::start(birth, &plan.space(), lazy)?;
             if birth.network {
                 step = "making its network";
-                sys::bring_up_loopback(stub.pid())?;
+                stub.bring_up_loopback()?;
             }
             Ok(stub)
         };

@@ -46,7 +46,7 @@ pub struct Roster<'a> {
 /// # Errors
 /// [`RestoreError::Unborn`]; nothing is left of any of them then.
 pub fn start_tree(
-    birth: Birth,
+    birth: Birth<'_>,
     roster: Roster<'_>,
     lines: &mut Lines,
     avoid: &[PageRange],
@@ -75,7 +75,7 @@ pub fn start_tree(
             }
             None => None,
         };
-        let first = match &mut ghost {
+        let mut first = match &mut ghost {
             Some(ghost) => {
                 let mut first = ghost.fork(birth.pid, true)?;
                 first.take_init(ghost);
@@ -84,7 +84,7 @@ pub fn start_tree(
             None => Stub::start(birth, avoid, lazy)?,
         };
         if birth.network {
-            sys::bring_up_loopback(first.pid())?;
+            first.bring_up_loopback()?;
         }
         stubs[0] = Some(first);
         step = "making it, its session and its group";

@@ -59,7 +59,7 @@ fn what_is_touched_while_something_changes_comes() {
         let (uffd, range) = missing_memory(PAGES);
         let mut pager = Pager::default();
         let image = image_of((0..PAGES).map(|n| n as u8 + 1));
-        pager.adopt(uffd, image, &[Piece { range, offset: 0 }]);
+        pager.adopt(uffd, image, &[Piece { range, offset: 0 }], &[]);
         let touching = std::thread::spawn(move || holds(range, 0..PAGES / 2, 1));
         let dropping = std::thread::spawn(move || {
             for n in PAGES / 2..PAGES {
@@ -97,7 +97,7 @@ fn each_has_its_own_image_and_is_kept_until_the_last_lacks_nothing() {
         let ranges = [0, 1].map(|n| {
             let (uffd, range) = missing_memory(PAGES[n]);
             let image = image_of((0..PAGES[n]).map(|page| page as u8 + 1 + 100 * n as u8));
-            pager.adopt(uffd, image, &[Piece { range, offset: 0 }]);
+            pager.adopt(uffd, image, &[Piece { range, offset: 0 }], &[]);
             range
         });
         // All of the first, nothing of the second.
@@ -116,6 +116,38 @@ fn each_has_its_own_image_and_is_kept_until_the_last_lacks_nothing() {
         assert_eq!(pager.descriptors().count(), 2 * usize::from(keeps));
         assert!(holds(ranges[0], 0..PAGES[0], 1) && holds(ranges[1], 0..PAGES[1], 101));
     }
+}
+
+#[test]
+fn what_is_to_come_first_does() {
+    const PAGES: u64 = 512;
+    if !rustix::process::geteuid().is_root() {
+        return crate::skip::without_root("the right to follow forks");
+    }
+    let (uffd, range) = missing_memory(PAGES);
+    let image = image_of((0..PAGES).map(|n| n as u8));
+    let at = |page: u64| range.start + page * PAGE_SIZE;
+    let first = [
+        PageRange::new(at(400), at(402)),
+        // More than is filled in one go.
+        PageRange::new(at(10), at(10 + 200)),
+        // Not its memory.
+        PageRange::new(at(PAGES + 5), at(PAGES + 6)),
+    ];
+    let mut pager = Pager::default();
+    pager.adopt(uffd, image, &[Piece { range, offset: 0 }], &first);
+    let lacks = |pager: &Pager, page| pager.spaces[0].missing.at(at(page)).is_some();
+    assert!(pager.fill_some());
+    assert!(!lacks(&pager, 400) && !lacks(&pager, 401) && lacks(&pager, 10));
+    assert!(pager.fill_some());
+    assert!(!lacks(&pager, 10) && lacks(&pager, 209) && lacks(&pager, 0));
+    assert!(pager.fill_some());
+    assert!(!lacks(&pager, 209) && lacks(&pager, 210) && lacks(&pager, 0));
+    assert!(pager.fill_some());
+    assert!(!lacks(&pager, 0));
+    while pager.fill_some() {}
+    assert!(pager.is_done());
+    assert!(holds(range, 0..PAGES, 0));
 }
 
 #[test]

@@ -11,16 +11,19 @@ use std::time::Duration;
 
 /// How a process is to be started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Birth {
+pub struct Birth<'a> {
     /// Its id in its PID namespace; `None` for whichever the kernel gives.
     pub pid: Option<i32>,
     /// Give it a PID namespace of its own, below a process 1 that reaps what is orphaned there and ends
     /// with the exit code of the process.
     pub namespace: bool,
+    /// A user namespace around that, in which ksnap's user and group are what they are here, and nobody else is anybody.
+    /// There an ordinary user may choose ids.
+    pub users: bool,
     /// A network namespace of its own, with a loopback device that is up.
     pub network: bool,
-    /// The time namespace that it enters, and its children with it.
-    pub time: Option<RawFd>,
+    /// Namespaces that it enters, and its children with it: neither of users nor of mounts nor of PIDs.
+    pub enters: &'a [RawFd],
 }
 
 /// Process 1 of a PID namespace.
@@ -201,7 +204,7 @@ fn hold(pid: Tid) -> Result<()> {
 }
 
 /// Starts a process.
-pub(super) fn start(birth: Birth, lazy: &[Arc<Lazy>]) -> Result<Born> {
+pub(super) fn start(birth: Birth<'_>, lazy: &[Arc<Lazy>]) -> Result<Born> {
     let network = match birth.network {
         true => libc::CLONE_NEWNET as u64,
         false => 0,
@@ -224,9 +227,13 @@ pub(super) fn start(birth: Birth, lazy: &[Arc<Lazy>]) -> Result<Born> {
             pidfd,
         });
     }
-    let namespace = CLEAR_SIGHAND | (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
+    let users = match birth.users {
+        true => libc::CLONE_NEWUSER,
+        false => 0,
+    };
+    let namespaces = (libc::CLONE_NEWPID | libc::CLONE_NEWNS | users) as u64;
     let args = CloneArgs {
-        flags: namespace,
+        flags: CLEAR_SIGHAND | namespaces,
         id: None,
         ..own
     };
@@ -236,6 +243,9 @@ pub(super) fn start(birth: Birth, lazy: &[Arc<Lazy>]) -> Result<Born> {
     // Killed if anything fails below, and all of its namespace with it.
     let child = Child(init);
     drop(told);
+    if birth.users {
+        map_own_user(init)?;
+    }
     // It runs on where it is stopped now when all is done: what it asks for at its start must be behind it.
     let mut word = [0];
     ready.read_exact(&mut word).map_err(pipe)?;
@@ -265,6 +275,16 @@ pub(super) fn start(birth: Birth, lazy: &[Arc<Lazy>]) -> Result<Born> {
         right_proc: word[0] == OWN_PROC,
         pidfd,
     })
+}
+
+/// Gives the user namespace of a process its only user and group: this process's (user_namespaces(7)).
+fn map_own_user(pid: Tid) -> Result<()> {
+    let (user, group) = (rustix::process::geteuid(), rustix::process::getegid());
+    let one = |id: u32| format!("{id} {id} 1\n");
+    // Whoever may not set groups may not leave any either.
+    proc::write(pid, "setgroups", "deny")?;
+    proc::write(pid, "uid_map", &one(user.as_raw()))?;
+    proc::write(pid, "gid_map", &one(group.as_raw()))
 }
 
 /// A child that is killed unless it is kept.

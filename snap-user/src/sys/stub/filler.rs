@@ -40,7 +40,7 @@ pub(super) fn run(mut talk: UnixStream, wards: &Wards, lacking: &[Lacking]) -> !
     let mut pager = Pager::keeping();
     for Lacking { uffd, lazy } in lacking {
         match (uffd.try_clone(), Image::new(&lazy.image, None)) {
-            (Ok(uffd), Ok(image)) => pager.adopt(uffd, image, &lazy.pieces),
+            (Ok(uffd), Ok(image)) => pager.adopt(uffd, image, &lazy.pieces, &lazy.first),
             _ => exit(1),
         }
     }

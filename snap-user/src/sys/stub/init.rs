@@ -150,7 +150,7 @@ fn page(lazy: &[Arc<Lazy>], main: i32) -> ! {
         };
         // SAFETY: put there by ksnap for this process to own.
         let uffd = unsafe { OwnedFd::from_raw_fd(uffd) };
-        pager.adopt(uffd, image, &one.pieces);
+        pager.adopt(uffd, image, &one.pieces, &one.first);
     }
     // SAFETY: system calls; the set is a live local. All signals are blocked already.
     let signals = unsafe {

@@ -27,6 +27,8 @@ pub struct Lazy {
     pub ranges: Vec<PageRange>,
     /// Where their content is; what has none is zero.
     pub pieces: Vec<Piece>,
+    /// What comes first of what nobody touches, in this order.
+    pub first: Vec<PageRange>,
     /// Which pages of the image have come, if some are still on their way. Only a process 1 waits for them: what they
     /// are for has to end with whoever brings them, and all that it has forked meanwhile as well.
     pub arrivals: Option<Arc<Arrivals>>,

@@ -13,6 +13,7 @@ mod guard;
 mod init;
 mod kin;
 mod lazy;
+mod network;
 
 pub use birth::Birth;
 pub use calls::StubCall;
@@ -27,6 +28,7 @@ use super::{PidFd, Remote, Result, pidfd_kill};
 use crate::model::PageRange;
 use area::Area;
 use rustix::event::Timespec;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 
 /// How long whoever fills memory waits for more to do: while there is something to fill, and where something is to be tried
@@ -79,7 +81,7 @@ impl Stub {
     ///
     /// # Errors
     /// EEXIST when the id is taken, EPERM when choosing it, or a namespace, is not allowed.
-    pub fn start(birth: Birth, avoid: &[PageRange], lazy: &[Arc<Lazy>]) -> Result<Self> {
+    pub fn start(birth: Birth<'_>, avoid: &[PageRange], lazy: &[Arc<Lazy>]) -> Result<Self> {
         let born = birth::start(birth, lazy)?;
         let mut stub = Self {
             threads: vec![born.thread],
@@ -96,11 +98,12 @@ impl Stub {
         stub.area = emptied.area;
         stub.kernel = emptied.kernel;
         stub.clear()?;
-        if let Some(namespace) = birth.time {
-            let args = [namespace as u64, libc::CLONE_NEWTIME as u64, 0, 0, 0, 0];
-            let call = StubCall::new("setns", "its time namespace", libc::SYS_setns, args);
-            stub.run(&[call])?;
-        }
+        let enter = |namespace: &RawFd| {
+            let args = [*namespace as u64, 0, 0, 0, 0, 0];
+            StubCall::new("setns", "a namespace that it was in", libc::SYS_setns, args)
+        };
+        let calls: Vec<_> = birth.enters.iter().map(enter).collect();
+        stub.run(&calls)?;
         Ok(stub)
     }
 

@@ -111,9 +111,10 @@ fn a_namespace_gives_the_process_the_id_it_asks_for() {
         pid: Some(4711),
         namespace: true,
         network: true,
-        time: None,
+        ..Birth::default()
     };
     let mut stub = Stub::start(birth, &[], &[]).unwrap();
+    stub.bring_up_loopback().unwrap();
     assert_eq!(stub.threads()[0].own, 4711);
     let getpid = StubCall::new("getpid", "itself", libc::SYS_getpid, [0; 6]);
     assert_eq!(stub.run(&[getpid]).unwrap(), [4711]);
@@ -122,6 +123,39 @@ fn a_namespace_gives_the_process_the_id_it_asks_for() {
     for gone in [pid, init] {
         assert!(!std::path::Path::new(&format!("/proc/{gone}")).exists());
     }
+}
+
+/// As an ordinary user makes one, who has no right to choose ids.
+#[test]
+fn in_a_user_namespace_the_process_has_every_right_and_its_user() {
+    let birth = Birth {
+        pid: Some(4711),
+        namespace: true,
+        users: true,
+        ..Birth::default()
+    };
+    let mut stub = match Stub::start(birth, &[], &[]) {
+        Err(e) if e.is_denied() => {
+            return crate::skip::skip("user namespaces", "raise user.max_user_namespaces (sysctl)");
+        }
+        started => started.unwrap(),
+    };
+    assert_eq!(stub.threads()[0].own, 4711);
+    let call = |name, nr| StubCall::new(name, "itself", nr, [0; 6]);
+    let ids = [
+        call("geteuid", libc::SYS_geteuid),
+        call("getegid", libc::SYS_getegid),
+    ];
+    let own = [
+        rustix::process::geteuid().as_raw(),
+        rustix::process::getegid().as_raw(),
+    ];
+    assert_eq!(stub.run(&ids).unwrap(), own.map(i64::from));
+    let credentials = proc::task_status(stub.pid(), stub.pid())
+        .unwrap()
+        .credentials;
+    let all = crate::sys::all_capabilities().unwrap();
+    assert_eq!(credentials.capabilities, [0, all, all, all, 0]);
 }
 
 #[test]

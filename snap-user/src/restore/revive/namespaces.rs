@@ -1,0 +1,145 @@
+//! Namespaces that a new process enters again, if they are still there (`namespaces(7)`, `setns(2)`).
+
+use crate::model::{Clocks, ProcessState};
+use crate::sys::{self, Sought, proc};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+
+/// Kinds of namespaces, with what they separate.
+const SEPARATE: [(&str, &str); 5] = [
+    ("net", "network"),
+    ("ipc", "System V IPC"),
+    ("uts", "host name"),
+    ("cgroup", "control groups"),
+    ("user", "users"),
+];
+
+/// Which network a new process is in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Network {
+    /// The one that it was in, if that is still there; else ksnap's.
+    #[default]
+    Same,
+    /// ksnap's.
+    Shared,
+    /// One of its own.
+    Private,
+}
+
+/// Which namespaces a new process is in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Namespaces {
+    /// One of users is made for it; from there no other can be entered.
+    pub users: bool,
+    /// Its network.
+    pub network: Network,
+    /// It enters none: those that it was in are another machine's.
+    pub stays: bool,
+}
+
+/// Namespaces that a new process enters.
+#[derive(Debug, Default)]
+pub struct Entered {
+    all: Vec<(&'static str, OwnedFd)>,
+    /// What will differ, a sentence each.
+    pub notes: Vec<String>,
+}
+
+impl Entered {
+    /// Looks for those that a process was in, on the machine whose clocks these are. Those that are ksnap's own are none.
+    pub fn find(
+        wanted: &ProcessState,
+        chosen: Namespaces,
+        host: Option<&Clocks>,
+    ) -> sys::Result<Self> {
+        let here = proc::namespaces(std::process::id() as i32)?;
+        let mut entered = Self::default();
+        for (kind, what) in SEPARATE {
+            let is_made = match kind {
+                "net" => chosen.network == Network::Private,
+                "user" => chosen.users,
+                _ => false,
+            };
+            let Some(inode) = wanted.attributes.namespace(kind).filter(|_| !is_made) else {
+                continue;
+            };
+            let is_other = |(name, now): &(String, u64)| name == kind && *now != inode;
+            if !here.iter().any(is_other) {
+                continue;
+            }
+            match enter(wanted, (kind, inode), chosen, host) {
+                Ok(found) => entered.all.push((kind, found)),
+                Err(why) => entered.notes.push(format!(
+                    "it was in another {kind} namespace ({what}) than ksnap is{why}, and is in ksnap's now"
+                )),
+            }
+        }
+        Ok(entered)
+    }
+
+    /// Runs `work` where the new process will be, as to namespaces of this kind.
+    pub fn inside<T: Send>(&self, kind: &str, work: impl FnOnce() -> T + Send) -> sys::Result<T> {
+        match self.all.iter().find(|(name, _)| *name == kind) {
+            Some((_, namespace)) => sys::in_namespace(namespace.as_fd(), work),
+            None => Ok(work()),
+        }
+    }
+
+    /// All of them.
+    pub fn descriptors(&self) -> impl Iterator<Item = RawFd> {
+        self.all.iter().map(|(_, fd)| fd.as_raw_fd())
+    }
+}
+
+/// Finds one that a new process can enter, or says why there is none.
+fn enter(
+    wanted: &ProcessState,
+    (kind, inode): (&str, u64),
+    chosen: Namespaces,
+    host: Option<&Clocks>,
+) -> Result<OwnedFd, String> {
+    // Whoever enters one of users has all capabilities there, and none outside.
+    let stays = chosen.stays || kind == "user";
+    if stays || kind == "net" && chosen.network == Network::Shared {
+        return Err(String::new());
+    }
+    let sought = sought(wanted, kind, inode, host);
+    let found = sought.and_then(sys::find_namespace);
+    let found = found.ok_or(", which is not there any more")?;
+    if chosen.users {
+        return Err(", which cannot be entered from a user namespace".into());
+    }
+    let tried = sys::in_namespace(found.as_fd(), || ());
+    tried.map_err(|e| format!(", which cannot be entered ({})", e.source))?;
+    Ok(found)
+}
+
+/// What is looked for, if the machine was not started anew since.
+fn sought<'a>(
+    wanted: &ProcessState,
+    kind: &'a str,
+    inode: u64,
+    host: Option<&Clocks>,
+) -> Option<Sought<'a>> {
+    let then = wanted
+        .clocks
+        .filter(|then| Some(then.boot) == host.map(|host| host.boot))?;
+    let offset = wanted.attributes.time_offsets.unwrap_or_default()[1];
+    Some(Sought {
+        kind,
+        inode,
+        id: wanted.attributes.namespace_id(kind),
+        at_ns: u64::try_from(then.boottime_ns.saturating_sub(offset)).ok()?,
+    })
+}
+
+/// The namespaces in which a process of a tree was without its first process, which decides.
+pub fn other_than(first: &ProcessState, other: &ProcessState) -> Vec<String> {
+    let inode = |of: &ProcessState, kind| of.attributes.namespace(kind);
+    let kinds = SEPARATE.into_iter();
+    kinds
+        .filter(|(kind, _)| inode(first, kind) != inode(other, kind))
+        .map(|(kind, what)| {
+            format!("it was in another {kind} namespace ({what}) than the first of the tree, and is in that one now")
+        })
+        .collect()
+}
