@@ -22,6 +22,7 @@ mod memory;
 mod memory_fs;
 mod missing;
 mod namespace;
+mod next_id;
 mod open;
 mod pagemap;
 mod pager;
@@ -59,6 +60,7 @@ pub use memory::{
 };
 pub use memory_fs::{Room, is_mount_point, mount_memory, resize_memory, room, usable_memory};
 pub use namespace::{bring_up_loopback, in_network_of, owner_of_pid_namespace};
+pub use next_id::{LAST_PID, can_choose_next_id, with_next_id};
 pub use open::{
     create_in_root, duplicate_number, open_in_root, open_link, open_own_link, unnamed_in_root,
 };
@@ -71,7 +73,7 @@ pub use scratch::ScratchMap;
 pub use signals::leave_to_kernel;
 pub use stub::{
     Birth, Custodian, Guard, Handed, Keeper, Kept, Lacking, Lazy, Loading, Released, Stub,
-    StubCall, StubThread, custodians, end_custody, fill_all, is_custodian, is_filler,
+    StubCall, StubThread, custodians, end_custody, fill_all, is_custodian, is_filler, wait_for,
 };
 pub use system_v::{attached_to_segment, shared_segment};
 pub use timers::{PR_TIMER_CREATE_RESTORE_IDS, chooses_timer_ids};

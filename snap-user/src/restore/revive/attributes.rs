@@ -47,13 +47,22 @@ fn plan_from(
     let mut notes = Vec::new();
     let mut now = newborn(wanted, &mut notes)?;
     make(&mut now);
-    let mut plan = state::plan(wanted, &now);
+    plan_between(wanted, &now, notes)
+}
+
+/// Plans the way between two states of a new process.
+pub(super) fn plan_between(
+    wanted: &ProcessState,
+    now: &ProcessState,
+    mut notes: Vec<String>,
+) -> Result<(StatePlan, LimitsPlan)> {
+    let mut plan = state::plan(wanted, now);
     let ids = match sys::chooses_timer_ids() {
         true => TimerIds::Chosen,
         false => TimerIds::Counted,
     };
     plan.refused
-        .append(&mut state::check_timers(wanted, &now, ids));
+        .append(&mut state::check_timers(wanted, now, ids));
     if !plan.refused.is_empty() {
         return Err(RestoreError::Refused {
             pid: wanted.pid,
@@ -61,7 +70,7 @@ fn plan_from(
         });
     }
     plan.notes.append(&mut notes);
-    Ok((plan, state::plan_limits(wanted, &now)))
+    Ok((plan, state::plan_limits(wanted, now)))
 }
 
 /// What a process is when ksnap has just forked it.
