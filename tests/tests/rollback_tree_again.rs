@@ -1,5 +1,6 @@
 //! `ksnap rollback --tree` where processes have ended since: they are made again, as children of those that live.
 
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,7 +11,8 @@ use tests::background::Background;
 use tests::clan::{Clan, take_id};
 use tests::family::{capture, pids_in, roll_back};
 use tests::footprint::{await_gone, await_state, state_of};
-use tests::tree::{bring_back, parent_of};
+use tests::terminal::await_child;
+use tests::tree::{Pids, bring_back, parent_of};
 use tests::{Ksnap, Watch, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -237,7 +239,7 @@ fn an_ordinary_user_makes_nobody_again() -> Result<()> {
     const NOBODY: u32 = 65534;
     require!(Root, Ksnap, Program("python3"), OtherUsers, BuildForAll);
     let mut clan = Clan::start_for(Ksnap::as_user(NOBODY)?, |python| {
-        let mut command = std::process::Command::new("setpriv");
+        let mut command = Command::new("setpriv");
         let id = NOBODY.to_string();
         command
             .args(["--reuid", &id, "--regid", &id, "--clear-groups"])
@@ -257,7 +259,7 @@ fn a_tree_of_an_ordinary_user_is_made_again() -> Result<()> {
     const NOBODY: u32 = 65534;
     require!(Root, Ksnap, Program("python3"), ChosenIds, OtherUsers);
     let mut clan = Clan::start_for(Ksnap::new()?, |python| {
-        let mut command = std::process::Command::new("setpriv");
+        let mut command = Command::new("setpriv");
         let id = NOBODY.to_string();
         command
             .args(["--reuid", &id, "--regid", &id, "--clear-groups"])
@@ -270,6 +272,34 @@ fn a_tree_of_an_ordinary_user_is_made_again() -> Result<()> {
     clan.end(&["deeper", "child", "apart"])?;
     roll_back(&clan.ksnap, clan.root(), &id)?;
     clan.goes_on_from(&then)
+}
+
+/// Its program is where it sees it, and nobody else does.
+#[test]
+fn one_in_another_mount_namespace_is_made_again() -> Result<()> {
+    require!(Root, Ksnap, Program("bash"), ChosenIds, Mount);
+    let ksnap = Ksnap::new()?;
+    let folder = tempfile::tempdir()?;
+    let program = folder.path().join("own");
+    let script = "mount -t tmpfs none \"$1\" && cp \"$(command -v sleep)\" \"$1/own\" && { \"$1/own\" 1000 & } \
+        && echo $! && while read x; do :; done";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "bash", "-c", script, "bash"]);
+    command.arg(folder.path());
+    let mut shell = Background::start(command)?;
+    let child: i32 = shell.line(LIMIT)?.context("no child")?.parse()?;
+    let _child = Pids(vec![child]);
+    await_child(shell.pid(), "1000")?;
+    ensure!(!program.exists(), "{program:?} is there for all");
+    let (id, pids) = capture(&ksnap, shell.pid(), &[])?;
+    ensure!(pids == [shell.pid(), child], "{pids:?}");
+    kill(Pid::from_raw(child), Signal::SIGKILL)?;
+    await_gone(child, LIMIT)?;
+    let said = roll_back(&ksnap, shell.pid(), &id)?;
+    ensure!(made_by(&said)? == [child], "{said}");
+    ensure!(std::fs::read_link(format!("/proc/{child}/exe"))? == program);
+    ensure!(parent_of(child) == Some(shell.pid()));
+    Ok(())
 }
 
 /// Where it fails before the others are touched, they go on as if nothing had been, and who had waited for nobody finds

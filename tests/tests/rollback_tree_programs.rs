@@ -110,6 +110,41 @@ fn a_job_of_a_shell_that_has_ended_is_there_again() -> Result<()> {
     Ok(())
 }
 
+/// The group that a pipeline is in has the id of its first process, as long as the others live.
+#[test]
+fn a_pipeline_whose_first_process_has_ended_is_whole_again() -> Result<()> {
+    require!(Root, Ksnap, Program("bash"), ChosenIds);
+    let ksnap = Ksnap::new()?;
+    let mut command = Command::new("bash");
+    let script = "set -m; sleep 1001 | sleep 1002 & while read x; do eval \"$x\"; done";
+    command.args(["-c", script]);
+    let mut shell = Background::start(command)?;
+    let root = shell.pid();
+    let (first, second) = (await_child(root, "1001")?, await_child(root, "1002")?);
+    let _both = Pids(vec![first, second]);
+    let (id, pids) = capture(&ksnap, root, &[])?;
+    ensure!(pids.len() == 3, "{pids:?}");
+    let group = |pid: i32| stat_of(pid).and_then(|stat| stat.get(2)?.parse::<i32>().ok());
+    for _ in 0..2 {
+        kill(Pid::from_raw(first), Signal::SIGTERM)?;
+        await_gone(first, LIMIT)?;
+        ensure!(group(second) == Some(first), "{:?}", group(second));
+        let said = roll_back(&ksnap, root, &id)?;
+        ensure!(pids_in(&said["made"])? == [first], "{said}");
+        ensure!(group(first) == Some(first), "{:?}", group(first));
+        ensure!(group(second) == Some(first), "{:?}", group(second));
+    }
+    // Both are one job.
+    shell
+        .stdin()?
+        .write_all(b"kill %1; wait; echo over $(jobs -r | wc -l)\n")?;
+    let said = shell.line(LIMIT)?.context("the shell has ended")?;
+    ensure!(said == "over 0", "{said}");
+    await_gone(first, LIMIT)?;
+    await_gone(second, LIMIT)?;
+    Ok(())
+}
+
 /// What was in the foreground of a terminal is there again: keys go to it.
 #[test]
 fn the_foreground_of_a_terminal_goes_back() -> Result<()> {

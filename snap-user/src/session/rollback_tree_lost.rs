@@ -70,11 +70,10 @@ impl Lost {
         if self.state.threads.iter().any(|t| t.own_id() != t.tid) {
             named("it has ended since, and its id in a PID namespace other than ksnap's cannot be chosen from here: run ksnap in that namespace".into());
         }
-        let place = |pid: i32| (proc::link(pid, "root").ok(), proc::link(pid, "ns/mnt").ok());
-        if place(maker.pid) != place(std::process::id() as i32) {
-            named("it has ended since, and its files are below another root directory, or in another mount namespace, than ksnap's: run ksnap there".into());
-        }
-        let options = ReviveOptions::default();
+        let options = ReviveOptions {
+            files: seen_by(maker.pid),
+            ..ReviveOptions::default()
+        };
         let here = Here::of(&options, Pids::Same, &self.state, &self.snapshot)?;
         let mut add = |error: RestoreError| match error {
             RestoreError::Refused { reasons, .. } => {
@@ -108,6 +107,17 @@ impl Lost {
             "its controlling terminal does not come back in a rollback: it goes on without one, and without job control".to_owned()
         })
     }
+}
+
+/// How files are found for a child of this process, which may see others under their names than ksnap does.
+fn seen_by(maker: i32) -> files::Options {
+    let place = |pid: i32| (proc::link(pid, "root").ok(), proc::link(pid, "ns/mnt").ok());
+    let mut options = files::Options::default();
+    if place(maker) != place(std::process::id() as i32) {
+        let root = (String::new(), format!("/proc/{maker}/root"));
+        options.map_paths.push(root);
+    }
+    options
 }
 
 /// The machine, on which the id of one that has ended is free as soon as its parent has waited for it.
@@ -152,11 +162,11 @@ struct Supply {
 }
 
 impl Supplies {
-    /// Opens it. `living` are the processes that live, as they are and as they shall be: memory that they share with new
-    /// ones is theirs, and is put back by them.
+    /// Opens it. Each has a plan, and who makes it, or from whom that one comes. `living` are the processes that live, as
+    /// they are and as they shall be: memory that they share with new ones is theirs, and is put back by them.
     pub(super) fn open(
         lost: &[Lost],
-        mut plans: Vec<NewPlan>,
+        (mut plans, makers): (Vec<NewPlan>, &[&ProcessState]),
         living: &[(&ProcessState, &ProcessState)],
         joint: &Joint,
         files: &mut JointPlan,
@@ -167,12 +177,17 @@ impl Supplies {
         commons.share(lost.iter().map(|one| &one.state).zip(&plans), notes)?;
         commons.lend(joint.files(), &mut files.all.sources);
         let mut each = Vec::with_capacity(lost.len());
-        for (one, mut planned) in lost.iter().zip(plans.drain(..)) {
+        let all = lost.iter().zip(plans.drain(..)).zip(makers);
+        for ((one, mut planned), maker) in all {
             planned.files.sources = joint.sources(&files.all, one.place);
-            let options = files::Options::default();
             let mut notes = std::mem::take(&mut planned.notes);
-            let (mut opened, more) = open(&one.state, &mut planned, options, &mut commons)?;
+            let how = seen_by(maker.pid);
+            let (mut opened, more) = open(&one.state, &mut planned, how, &mut commons)?;
             notes.extend(more);
+            if maker.exe == one.state.exe {
+                // The kernel has it already, whatever it takes to have it set.
+                opened.exe = None;
+            }
             let options = files::Options::default();
             let contents = contents_to_write(&one.snapshot, &one.state, &planned.files, &options)?;
             opened.contents = Arc::new(contents);
@@ -188,11 +203,6 @@ impl Supplies {
             in_use: SegmentsInUse::of(each.iter().map(|one| &one.memory)),
             each,
         })
-    }
-
-    /// Of a process whose program the one that makes it runs as well, the kernel has it already.
-    pub(super) fn has_program(&mut self, n: usize) {
-        self.each[n].opened.exe = None;
     }
 
     /// Address space that must be free in all of them.

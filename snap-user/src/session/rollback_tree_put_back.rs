@@ -187,11 +187,13 @@ fn plan_all(
         each.push(plan_one(member, found, &mut refused)?);
     }
     let mut renewals: Vec<NewPlan> = Vec::with_capacity(lost.len());
+    let mut makers = Vec::with_capacity(lost.len());
     for one in lost {
         let maker = ancestor(tree, lives, one.place);
         let maker = members.iter().position(|m| m.place == maker);
-        let maker = &found[maker.expect("the first one lives")];
-        renewals.push(one.plan(&maker.live, &mut refused)?);
+        let maker = &found[maker.expect("the first one lives")].live;
+        renewals.push(one.plan(maker, &mut refused)?);
+        makers.push(maker);
     }
     let nothing = ProcessState::default();
     let mut living = found.iter().map(|found| &found.live);
@@ -213,17 +215,12 @@ fn plan_all(
     let pairs = now.iter().copied().zip(states.iter().copied());
     let pairs = pairs.zip(lives).filter(|(_, lives)| **lives);
     let pairs: Vec<_> = pairs.map(|(pair, _)| pair).collect();
-    let supplies = Supplies::open(lost, renewals, &pairs, &wanted, &mut files, &mut notes);
-    let mut supplies = supplies.map_err(|e| RestoreError::Refused {
+    let plans = (renewals, &makers[..]);
+    let supplies = Supplies::open(lost, plans, &pairs, &wanted, &mut files, &mut notes);
+    let supplies = supplies.map_err(|e| RestoreError::Refused {
         pid: tree.members[0].pid,
         reasons: vec![format!("what is to be made again: {e}")],
     })?;
-    for (n, one) in lost.iter().enumerate() {
-        let maker = ancestor(tree, lives, one.place);
-        if states[maker].exe == one.state.exe {
-            supplies.has_program(n);
-        }
-    }
     for (member, plan) in members.iter().zip(&mut each) {
         plan.files.clone_from(&files.members[member.place]);
     }

@@ -138,3 +138,101 @@ pub(super) fn by_next_id(
         io::Error::from_raw_os_error(libc::EEXIST),
     ))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::{Freeze, Gadgets, Hold, proc};
+    use std::process::{Child as Process, Command};
+
+    /// A process that is held, and a return behind a system call instruction of it.
+    fn held() -> (Process, Frozen, u64) {
+        let process = Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = process.id() as i32;
+        let options = Freeze {
+            hold: Hold::JobControl,
+            timeout: Duration::from_secs(60),
+        };
+        // It may be on its way into its program.
+        let found = || {
+            let frozen = Frozen::freeze(pid, options).ok()?;
+            let found = Gadgets::find(pid, &proc::maps(pid).ok()?).ok()??;
+            Some((frozen, found.syscall_ret?))
+        };
+        let (frozen, insn) = loop {
+            if let Some(found) = found() {
+                break found;
+            }
+            std::thread::sleep(PAUSE);
+        };
+        (process, frozen, insn)
+    }
+
+    /// One that was somebody's a moment ago.
+    fn free_id() -> i32 {
+        let mut process = Command::new("true").spawn().unwrap();
+        process.wait().unwrap();
+        process.id() as i32
+    }
+
+    fn state_of(pid: i32) -> Option<char> {
+        proc::stat(pid, None).ok().map(|stat| stat.state)
+    }
+
+    #[test]
+    fn a_stub_is_the_child_of_who_lives_and_is_held_with_it() {
+        if crate::sys::can_choose_next_id().is_err() {
+            return crate::skip::without_root("the right to choose ids");
+        }
+        let (mut process, frozen, insn) = held();
+        let (maker, id) = (frozen.pid(), free_id());
+        let mut stub = Stub::graft(maker, insn, id, &[]).unwrap();
+        let stat = proc::stat(id, None).unwrap();
+        assert_eq!((stub.pid(), stat.ppid), (id, maker));
+        let getppid = super::super::StubCall::new("getppid", "itself", libc::SYS_getppid, [0; 6]);
+        assert_eq!(stub.run(&[getppid]).unwrap(), [i64::from(maker)]);
+        // Dropped it is gone, and leaves what its parent has to wait for.
+        drop(stub);
+        assert_eq!(state_of(id), Some('Z'));
+        wait_for(&mut Remote::new(maker, insn).unwrap(), id).unwrap();
+        assert_eq!(state_of(id), None);
+        // Where its tracer goes it stays stopped.
+        let stub = Stub::graft(maker, insn, id, &[]).unwrap();
+        stub.hold(false).unwrap().leave_stopped();
+        let end = std::time::Instant::now() + Duration::from_secs(60);
+        while state_of(id) != Some('T') {
+            assert!(std::time::Instant::now() < end, "{:?}", state_of(id));
+            std::thread::sleep(PAUSE);
+        }
+        // SAFETY: a system call without pointers, on a process that was made here.
+        unsafe { libc::kill(id, libc::SIGKILL) };
+        drop(frozen);
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+
+    #[test]
+    fn one_that_is_let_go_of_at_its_birth_ends() {
+        let (mut process, frozen, insn) = held();
+        let mut remote = Remote::new(frozen.pid(), insn).unwrap();
+        remote.leave_stack();
+        let args = CloneArgs {
+            flags: CLEAR_SIGHAND,
+            exit_signal: libc::SIGCHLD as u64,
+            id: None,
+        };
+        let child = remote.clone_with(&args).unwrap();
+        // As the kernel does for a tracer that dies.
+        ptrace::detach(child).unwrap();
+        let end = std::time::Instant::now() + Duration::from_secs(60);
+        while state_of(child) != Some('Z') {
+            assert!(std::time::Instant::now() < end, "{:?}", state_of(child));
+            std::thread::sleep(PAUSE);
+        }
+        wait_for(&mut remote, child).unwrap();
+        drop(remote);
+        drop(frozen);
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+}
