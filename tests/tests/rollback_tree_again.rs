@@ -22,12 +22,12 @@ fn made_by(said: &Value) -> Result<Vec<i32>> {
 }
 
 /// Whoever it is ends: it is there again as what it was, and its parent gets the status of its next end.
-fn is_made_again(names: &[&str]) -> Result<()> {
+fn is_made_again(names: &[&str], options: &[&str]) -> Result<()> {
     require!(Root, Ksnap, Program("python3"), ChosenIds);
     let mut clan = Clan::start()?;
     clan.say("count")?;
     let then = clan.say("count")?;
-    let id = clan.capture()?;
+    let (id, _) = capture(&clan.ksnap, clan.root(), options)?;
     for round in 0..2 {
         let what = || format!("round {round}");
         clan.say("count")?;
@@ -57,19 +57,24 @@ fn is_made_again(names: &[&str]) -> Result<()> {
 
 #[test]
 fn one_that_has_ended_is_made_again() -> Result<()> {
-    is_made_again(&["apart"])
+    is_made_again(&["apart"], &["--audit"])
 }
 
 /// Its parent has not waited for it, and does not find it ended behind the rollback.
 #[test]
 fn one_that_nobody_has_waited_for_is_made_again() -> Result<()> {
-    is_made_again(&["deeper"])
+    is_made_again(&["deeper"], &[])
 }
 
 #[test]
 fn a_process_and_its_child_are_made_again_and_so_is_all_but_the_first() -> Result<()> {
-    is_made_again(&["deeper", "child"])?;
-    is_made_again(&["deeper", "child", "apart"])
+    is_made_again(&["deeper", "child"], &[])?;
+    is_made_again(&["deeper", "child", "apart"], &["--files"])
+}
+
+#[test]
+fn one_that_was_captured_without_probes_is_made_again() -> Result<()> {
+    is_made_again(&["deeper", "child", "apart"], &["--no-probes"])
 }
 
 /// What is made again is captured, goes back and is brought back as all others are.
@@ -111,7 +116,7 @@ fn snapshots_go_on_with_those_that_were_made_again() -> Result<()> {
 fn a_watcher_goes_on_with_those_that_were_made_again() -> Result<()> {
     require!(Root, Ksnap, Program("python3"), ChosenIds);
     let mut clan = Clan::start()?;
-    let options = ["--tree", "--every", "1h"];
+    let options = ["--tree", "--every", "1h", "--audit"];
     let mut watch = Watch::start(&clan.ksnap, clan.root(), &options)?;
     watch.wait_taken(1, LIMIT)?;
     let then = clan.say("count")?;

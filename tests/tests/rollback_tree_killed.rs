@@ -164,11 +164,9 @@ fn a_rollback_that_is_killed_leaves_nobody_running_whom_it_makes_again() -> Resu
         roll_back(&clan.ksnap, root, &id).with_context(what)?;
         ensure!(marks(&clan.ksnap)? == 0, "marks are left, {}", what());
         let all = [root, clan.child, clan.deeper, clan.apart];
-        let stand: Vec<i32> = all
-            .into_iter()
-            .filter(|pid| state_of(*pid) == 'T')
-            .collect();
-        let_go(&stand)?;
+        // Whoever was stopped stays so, and with it those that come from it.
+        stay_stopped(&all).with_context(what)?;
+        let_go(&all)?;
         clan.goes_on_from(&then).with_context(what)?;
         for pid in [clan.child, clan.apart] {
             let said = clan.say(&format!("wait {pid} now"))?;

@@ -242,12 +242,17 @@ impl Supplies {
 }
 
 impl Lost {
-    /// It is all that it was: from here on it is held with the others, and goes on in its session.
-    pub(super) fn join(&mut self, newborn: Newborn) -> Result<(Frozen, Vec<String>)> {
+    /// It is all that it was: from here on it is held with the others, and goes on in its session. Who descends from one
+    /// that is `stopped`, and stays so, is stopped as well.
+    pub(super) fn join(
+        &mut self,
+        newborn: Newborn,
+        stopped: bool,
+    ) -> Result<(Frozen, Vec<String>)> {
         let start_time = proc::stat(newborn.pid(), None)?.start_time;
         let (pid, from) = (self.pid(), self.snapshot.id());
         self.session.continue_with(pid, start_time, from)?;
-        Ok(newborn.hold(self.stopped)?)
+        Ok(newborn.hold(self.stopped || stopped)?)
     }
 }
 

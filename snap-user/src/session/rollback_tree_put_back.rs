@@ -15,7 +15,8 @@ use crate::restore::again::{Growth, Regroup};
 use crate::restore::files::{self, Joint, JointPlan, Made, Owner};
 use crate::restore::revive::{self, NewPlan, Newborn};
 use crate::restore::{
-    Applied, Part, Renewed, RestoreError, RestorePlan, TreeFiles, TreeInPlace, plan_but_files,
+    Applied, Part, Renewed, RestoreError, RestorePlan, TreeFiles, TreeInPlace, fault,
+    plan_but_files,
 };
 use crate::sys::Frozen;
 use std::collections::BTreeSet;
@@ -137,7 +138,7 @@ pub(super) fn put_back(
     let (applied, more) = in_place.apply(all, &mut renewed)?;
     notes.extend(more);
     let newborns = renewed.into_iter().map(|one| one.newborn).collect();
-    join(tree, lost, newborns, standing, &mut filled)?;
+    join((tree, lives), lost, newborns, standing, &mut filled)?;
     let each = applied.into_iter().zip(writings).zip(each);
     let each = each.map(|((mut applied, writing), plan)| {
         let mut notes = plan.notes;
@@ -295,7 +296,7 @@ fn make(
 
 /// Those that were made again are held with the others.
 fn join(
-    tree: &ProcessTree,
+    (tree, lives): (&ProcessTree, &[bool]),
     lost: &mut [Lost],
     newborns: Vec<Newborn>,
     standing: &mut Standing,
@@ -303,7 +304,10 @@ fn join(
 ) -> Result<()> {
     let mut failed = None;
     for ((one, newborn), (_, notes)) in lost.iter_mut().zip(newborns).zip(filled) {
-        match one.join(newborn) {
+        let maker = tree.members[ancestor(tree, lives, one.place)].pid;
+        let maker = standing.place_of(maker);
+        let stopped = maker.is_some_and(|at| standing.members.0[at].is_job_stopped());
+        match one.join(newborn, stopped) {
             Ok((frozen, more)) => {
                 notes.extend(more);
                 standing.members.0.insert(one.place, frozen);
@@ -315,7 +319,7 @@ fn join(
         }
     }
     let Some((pid, e)) = failed else {
-        crate::restore::fault::point("those made again are held");
+        fault::point("those made again are held");
         return Ok(());
     };
     let back = standing.members.0.iter().map(Frozen::pid);

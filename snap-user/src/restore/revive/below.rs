@@ -28,10 +28,11 @@ fn child_of(wanted: &ProcessState, maker: &ProcessState) -> ProcessState {
     };
     let had = &maker.attributes;
     let attributes = ProcessAttributes {
-        signals: had
-            .signals
-            .as_ref()
-            .map(|all| all.iter().map(ignored).collect()),
+        // Those of its parent that are not known are by default.
+        signals: Some(match &had.signals {
+            Some(all) => all.iter().map(ignored).collect(),
+            None => vec![SignalAction::default(); 64],
+        }),
         interval_timers: Some([IntervalTimer::default(); 3]),
         timers: Some(Vec::new()),
         subreaper: Some(false),
