@@ -154,8 +154,11 @@ for word in lines(0):
             time.sleep(1000)
         said = {"born": born}
     elif word[0] == "reap":
-        gone, status = os.waitpid(int(word[1]), 0)
-        said = {"signal": os.WTERMSIG(status)}
+        try:
+            gone, status = os.waitpid(int(word[1]), 0)
+            said = {"signal": os.WTERMSIG(status)}
+        except ChildProcessError:
+            said = {"signal": None}
     elif word[0] == "mine":
         said = {"mine": mine}
     elif word[0] == "exit":

@@ -54,6 +54,7 @@
 //! | [`stream`] | two programs that send each other a stream of bytes that both know |
 //! | [`tree`] | trees of processes, captured, ended and brought back |
 //! | [`family`] | two processes with something between them, rolled back together |
+//! | [`clan`] | four processes that say what they are, some of which end and are made again |
 //! | [`terminal`] | programs on terminals |
 //! | [`tcp`] | processes with connections, taken and brought back |
 //! | [`moving`] | [`moving::Moving`]: redis-server that moves between them |
@@ -61,6 +62,7 @@
 
 pub mod background;
 pub mod bpf;
+pub mod clan;
 pub mod effort;
 pub mod elf32;
 pub mod family;

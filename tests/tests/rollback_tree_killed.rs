@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tests::clan::Clan;
 use tests::family::{Family, capture, roll_back};
-use tests::footprint::{await_gone, state_of};
+use tests::footprint::{await_gone, await_state, state_of};
+use tests::tree::parent_of;
 use tests::{Background, Ksnap, Victim, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -117,6 +119,64 @@ fn a_killed_rollback_leaves_all_of_the_tree_stopped_until_another_puts_it_right(
     victim.quit()
 }
 
+/// Points at which some of the tree are made again.
+const MAKING: [&str; 9] = [
+    "what was left of one waited for",
+    "one that had ended made again",
+    "making its mappings",
+    "one of the tree begun",
+    "setting the bounds of its memory",
+    "making its threads",
+    "taking out what is not its own",
+    "all done",
+    "those made again are held",
+];
+
+/// Those that are made again are gone then, or stand with the others.
+#[test]
+fn a_rollback_that_is_killed_leaves_nobody_running_whom_it_makes_again() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"), ChosenIds);
+    let mut clan = Clan::start()?;
+    let then = clan.say("count")?;
+    let id = clan.capture()?;
+    let root = clan.root();
+    for point in MAKING {
+        let what = || format!("killed at '{point}'");
+        clan.say("count").with_context(what)?;
+        clan.end(&["deeper", "child"]).with_context(what)?;
+        clan.say("end apart 3").with_context(what)?;
+        await_state(clan.apart, 'Z', LIMIT).with_context(what)?;
+        killed_at(&clan.ksnap, root, &id, point).with_context(what)?;
+        stay_stopped(&[root]).with_context(what)?;
+        for pid in [clan.child, clan.deeper, clan.apart] {
+            let end = Instant::now() + LIMIT;
+            // 'X' and '?': gone, or about to be.
+            while !matches!(state_of(pid), 'T' | 'Z' | 'X' | '?') {
+                ensure!(Instant::now() < end, "{pid}: {}, {}", state_of(pid), what());
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            if state_of(pid) == 'Z' && parent_of(pid) != Some(root) {
+                // Whoever has it now waits for it.
+                await_gone(pid, LIMIT).with_context(what)?;
+            }
+        }
+        ensure!(marks(&clan.ksnap)? > 0, "nobody is marked, {}", what());
+        roll_back(&clan.ksnap, root, &id).with_context(what)?;
+        ensure!(marks(&clan.ksnap)? == 0, "marks are left, {}", what());
+        let all = [root, clan.child, clan.deeper, clan.apart];
+        // Whoever was stopped stays so, and with it those that come from it.
+        stay_stopped(&all).with_context(what)?;
+        let_go(&all)?;
+        clan.goes_on_from(&then).with_context(what)?;
+        for pid in [clan.child, clan.apart] {
+            let said = clan.say(&format!("wait {pid} now"))?;
+            ensure!(said["pid"] == 0, "{said}, {}", what());
+        }
+    }
+    clan.ksnap.ok(&["verify"])?;
+    Ok(())
+}
+
 #[test]
 fn one_that_fails_in_the_middle_names_who_is_back_and_who_is_not() -> Result<()> {
     require!(Root, Ksnap, Program("python3"));
@@ -152,7 +212,6 @@ fn one_that_fails_in_the_middle_names_who_is_back_and_who_is_not() -> Result<()>
     stay_stopped(&[root, child])?;
     let_go(&[root, child])?;
     family.shows("one")?;
-    family.say(&format!("reap {born}"))?;
     await_gone(born, LIMIT)?;
     family.end()
 }

@@ -321,8 +321,9 @@ shell's redirected output.
 
 With --tree, a process and its descendants go back to the moment at which they were captured together (ksnap snap \
 --tree), with what is in the pipes, sockets and memory between them: all of them, or none. Descendants that came since are \
-ended (SIGKILL) once nothing is refused any more. Where one of the processes has ended since, nothing is done: ksnap \
-restore brings such a tree back as new processes.
+ended (SIGKILL) once nothing is refused any more. Those that have ended since are made again with their ids, as children of \
+the ones that live, as ksnap restore would make them. Where that cannot be, as where another process has such an id by now, or \
+where the first process of the tree has ended, nothing is done.
 
 Examples:
   ksnap rollback 1234 latest

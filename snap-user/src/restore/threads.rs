@@ -5,8 +5,11 @@ use super::waits::{self, Wait};
 use crate::model::{RobustList, Rseq, ThreadState, page_down};
 use crate::sys::arch::{Registers, fit_extended};
 use crate::sys::ptrace::{self, Tid};
-use crate::sys::{self, CloneArgs, Frozen, Remote, SysError, THREAD_FLAGS};
-use std::io::{self, Write};
+use crate::sys::{
+    self, CloneArgs, Frozen, LAST_PID, Remote, SysError, THREAD_FLAGS, can_choose_next_id,
+    with_next_id,
+};
+use std::io;
 use std::time::Duration;
 use zerocopy::IntoBytes;
 
@@ -14,10 +17,6 @@ use zerocopy::IntoBytes;
 const ATTEMPTS: u32 = 50;
 /// How long a thread takes to be gone once it has ended.
 const GONE_SOON: Duration = Duration::from_millis(2);
-const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
-
-/// No id: the kernel looks at the privilege first, and then refuses the value, so that nothing is set.
-const NO_ID: &[u8] = b"-1";
 
 /// Whether a thread with this id can be made in this PID namespace, or why not. `maker` is the process that is to
 /// make it, where there is one yet: its privilege is as good as ours.
@@ -25,19 +24,18 @@ pub fn can_start(tid: i32, maker: Option<i32>) -> Result<(), String> {
     if std::path::Path::new(&format!("/proc/{tid}")).exists() {
         return Err("another process has its id now".into());
     }
-    match can_choose_next() {
-        Err(_) if maker.is_some_and(sys::chooses_ids) => Ok(()),
-        done => done.map_err(|e| {
-            format!("choosing a thread's id needs CAP_CHECKPOINT_RESTORE ({LAST_PID}: {e})")
-        }),
-    }
+    can_choose(maker).map_err(|e| {
+        format!("choosing a thread's id needs CAP_CHECKPOINT_RESTORE ({LAST_PID}: {e})")
+    })
 }
 
-/// Whether this process may say which id comes next. That the file can be opened says nothing: everyone may.
-fn can_choose_next() -> io::Result<()> {
-    let mut file = std::fs::File::options().write(true).open(LAST_PID)?;
-    match file.write_all(NO_ID) {
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Ok(()),
+/// Whether the ids of new processes and threads in this PID namespace can be chosen, by this process or by `maker`.
+///
+/// # Errors
+/// Why this process may not.
+pub fn can_choose(maker: Option<i32>) -> io::Result<()> {
+    match can_choose_next_id() {
+        Err(_) if maker.is_some_and(sys::chooses_ids) => Ok(()),
         done => done,
     }
 }
@@ -97,18 +95,10 @@ fn clone_with_id(frozen: &mut Frozen, maker: Tid, insn: u64, tid: Tid) -> sys::R
 /// process was quicker.
 fn clone_next(frozen: &mut Frozen, maker: Tid, insn: u64, tid: Tid) -> sys::Result<bool> {
     let mut remote = Remote::new(maker, insn)?;
-    let before = std::fs::read_to_string(LAST_PID);
-    std::fs::write(LAST_PID, (tid - 1).to_string())
-        .map_err(|e| SysError::new("write", LAST_PID, e))?;
-    let made = remote.clone_thread([THREAD_FLAGS, 0, 0, 0, 0, 0], libc::SYS_clone);
+    let made = with_next_id(tid, || {
+        remote.clone_thread([THREAD_FLAGS, 0, 0, 0, 0, 0], libc::SYS_clone)
+    })?;
     drop(remote);
-    // The ids that come next were others' a moment ago; and may be those of threads that are yet to be made.
-    if let Ok(before) = before
-        && let Err(e) = std::fs::write(LAST_PID, before.trim())
-    {
-        tracing::debug!("{LAST_PID}: {e}");
-    }
-    let made = made?;
     frozen.adopt(made);
     if made != tid {
         end(frozen, made, insn)?;
@@ -230,32 +220,4 @@ pub(super) fn set_registers(tid: Tid, thread: &ThreadState, wait: Option<Wait>) 
     })?;
     let regs = waits::registers(&regs, thread, wait);
     ptrace::set_general(tid, regs.as_bytes())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn asking_whether_an_id_can_be_chosen_moves_none() {
-        let last = || {
-            let text = std::fs::read_to_string(LAST_PID).unwrap_or_default();
-            text.trim().parse::<i64>().unwrap_or_default()
-        };
-        // Others start processes meanwhile, come to the end of all ids, or choose one, but not every time. What was
-        // asked for would show every time.
-        let mut seen = Vec::new();
-        let moved_none = (0..20).any(|_| {
-            // One goes by: what was asked for the last time is not where the ids are now.
-            let passes = std::process::Command::new("true").status();
-            assert!(passes.unwrap().success());
-            let before = last();
-            let asked = can_choose_next();
-            let after = last();
-            let moved = after - before;
-            seen.push((before, after, asked));
-            (0..1000).contains(&moved)
-        });
-        assert!(moved_none, "{seen:?}");
-    }
 }

@@ -47,6 +47,46 @@ impl Commons {
         Ok(Some(made))
     }
 
+    /// Makes the memory that several of these processes share, unless it is there.
+    pub(super) fn share<'a>(
+        &mut self,
+        all: impl IntoIterator<Item = (&'a ProcessState, &'a NewPlan)>,
+        notes: &mut Vec<String>,
+    ) -> Result<()> {
+        let mut users: BTreeMap<(u64, u64), (usize, u64, &MemoryObject)> = BTreeMap::new();
+        for (state, planned) in all {
+            for object in &planned.objects {
+                let len = length(object, state).max(object.len);
+                let entry = users.entry(object.identity).or_insert((0, 0, object));
+                entry.0 += 1;
+                entry.1 = match &object.memfd {
+                    // A descriptor tells how long it was, whatever is mapped.
+                    Some(_) => entry.1.max(length(object, state)),
+                    None => entry.1.max(len),
+                };
+            }
+        }
+        users.retain(|identity, _| !self.objects.contains_key(identity));
+        for (identity, (count, len, object)) in users {
+            let made = match &object.memfd {
+                Some(name) => sys::memfd(name, len)?,
+                None if count == 1 => continue,
+                None => match sys::shared_memory(len) {
+                    Ok(made) => made,
+                    Err(e) if e.is_denied() => {
+                        notes.push(format!(
+                            "memory that processes share is a memfd now, since mappings may not be opened ({e})"
+                        ));
+                        sys::memfd("shared", len)?
+                    }
+                    Err(e) => return Err(e.into()),
+                },
+            };
+            self.objects.insert(identity, Arc::new(made));
+        }
+        Ok(())
+    }
+
     /// A descriptor of memory that is mapped is one of the very same memory.
     pub(super) fn lend(&self, files: &[OpenFile], sources: &mut [Source]) {
         let memory = files.iter().zip(sources);

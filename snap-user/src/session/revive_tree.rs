@@ -8,16 +8,16 @@ use super::revive_here::{
 use super::revive_hot::written_last;
 use super::revive_kin::{born_in, kin, other_session};
 use super::revive_memory::{Filled, Memory, SegmentsInUse, Written};
-use super::revive_open::{Commons, length, open};
+use super::revive_open::{Commons, open};
 use super::revive_terminals::make_lines;
 use super::{Result, SessionError};
 use crate::model::{ProcessState, ProcessTree};
 use crate::restore::RestoreError;
 use crate::restore::files::{self, Joint, JointPlan, Replacement, SavedContents, System};
 use crate::restore::revive::{
-    Births, Controlling, Entered, Had, Kin, MemoryObject, Namespaces, Network, NewPlan, Newborn,
-    Opened, Part, Roster, Surroundings, births, finish_tree, other_than, plan,
-    plan_attributes_in_tree, start_tree, terminals,
+    Births, Controlling, Entered, Had, Kin, Namespaces, Network, NewPlan, Newborn, Opened, Part,
+    Roster, Surroundings, births, finish_tree, other_than, plan, plan_attributes_in_tree,
+    start_tree, terminals,
 };
 use crate::store::{Snapshot, Store};
 use crate::sys::{self, Birth, monotonic_ns};
@@ -245,7 +245,8 @@ impl<'a> Job<'a> {
         let keep_ids = self.pids != Pids::New;
         let mut notes = self.notes.clone();
         let mut commons = Commons::default();
-        self.share_memory(&mut commons, &mut notes)?;
+        let users = self.members.iter().map(|m| (&m.state, &m.planned));
+        commons.share(users, &mut notes)?;
         let mut files = self.files.clone();
         commons.lend(self.joint.files(), &mut files.all.sources);
         let mut opened: Vec<Opened> = Vec::with_capacity(self.members.len());
@@ -378,41 +379,6 @@ impl<'a> Job<'a> {
         let living = self.members.iter().map(|m| m.state.threads[0].own_id());
         let zombies = self.tree.zombies.iter().map(|zombie| zombie.own_pid);
         living.chain(zombies).map(|id| keep.then_some(id)).collect()
-    }
-
-    /// Makes the memory that several processes share.
-    fn share_memory(&self, commons: &mut Commons, notes: &mut Vec<String>) -> Result<()> {
-        let mut users: BTreeMap<(u64, u64), (usize, u64, &MemoryObject)> = BTreeMap::new();
-        for member in &self.members {
-            for object in &member.planned.objects {
-                let len = length(object, &member.state).max(object.len);
-                let entry = users.entry(object.identity).or_insert((0, 0, object));
-                entry.0 += 1;
-                entry.1 = match &object.memfd {
-                    // A descriptor tells how long it was, whatever is mapped.
-                    Some(_) => entry.1.max(length(object, &member.state)),
-                    None => entry.1.max(len),
-                };
-            }
-        }
-        for (identity, (count, len, object)) in users {
-            let made = match &object.memfd {
-                Some(name) => sys::memfd(name, len)?,
-                None if count == 1 => continue,
-                None => match sys::shared_memory(len) {
-                    Ok(made) => made,
-                    Err(e) if e.is_denied() => {
-                        notes.push(format!(
-                            "memory that processes share is a memfd now, since mappings may not be opened ({e})"
-                        ));
-                        sys::memfd("shared", len)?
-                    }
-                    Err(e) => return Err(e.into()),
-                },
-            };
-            commons.objects.insert(identity, Arc::new(made));
-        }
-        Ok(())
     }
 }
 

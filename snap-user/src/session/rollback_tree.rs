@@ -7,23 +7,18 @@
 use super::engine::Engine;
 use super::events::LazyProbes;
 use super::rollback::{find_to_go_back_to, of_one_to_put_back};
-use super::rollback_parts::{Found, Prepared, Writing};
-use super::rollback_tree_stop::{Standing, refuse, refuse_ended, refuse_watched};
-use super::rollback_world::Live;
+use super::rollback_parts::Prepared;
+use super::rollback_tree_lost::Lost;
+use super::rollback_tree_put_back::put_back;
+use super::rollback_tree_stop::{Standing, refuse_watched, who_lives};
 use super::tree_engine::TreeEngine;
-use super::tree_files::{HeldFile, Holder, held_files, shared_files};
 use super::types::{hex, unhex};
 use super::{LogEntry, Options, Result, RolledBack, SessionError, control};
-use crate::model::{PageSet, ProcessState, ProcessTree, SavedFile, SharedFile, SnapshotId};
-use crate::restore::files::{self, Joint, Owner};
-use crate::restore::{
-    Applied, Part, RestoreError, RestorePlan, TreeFiles, apply_tree, fault, plan_but_files,
-};
+use crate::model::{ProcessTree, SnapshotId, TreeMember};
+use crate::restore::{RestoreError, fault};
 use crate::store::Store;
-use crate::sys::{Frozen, SysError, monotonic_ns};
+use crate::sys::{Frozen, monotonic_ns};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeSet;
-use std::os::fd::AsFd;
 use std::path::Path;
 
 /// A tree that was rolled back.
@@ -34,6 +29,8 @@ pub struct RolledBackTree {
     pub to: SnapshotId,
     /// The processes, parents before their children.
     pub processes: Vec<RolledBackProcess>,
+    /// Those of them that had ended since, and were made again.
+    pub made: Vec<i32>,
     /// Processes that the tree did not have, and that were ended.
     pub ended: Vec<i32>,
     /// How long all of them were stopped, in nanoseconds.
@@ -121,7 +118,7 @@ pub fn rollback_tree(
     let to = found?;
     let tree = tree_of(&store, pid, to)?;
     refuse_watched(dir, &tree)?;
-    refuse_ended(&store, &tree)?;
+    let lives = who_lives(&store, &tree)?;
     let probes = LazyProbes::new(options.probes);
     let count = tree.members.len() as u64;
     let each = Options {
@@ -131,11 +128,28 @@ pub fn rollback_tree(
     };
     // These outlive the stop: dropping them waits for their threads.
     let mut members = Vec::with_capacity(tree.members.len());
-    for member in &tree.members {
-        let one = Member::prepare(&store, member.pid, member.id, &each, &probes);
+    for (place, member) in places(&tree, &lives, true) {
+        let one = Member::prepare(&store, (place, member.pid, member.id), &each, &probes);
         members.push(one.map_err(|e| of_one_to_put_back(member.pid, e))?);
     }
-    go_back(&tree, &mut members)
+    let mut lost = load_lost(&store, &tree, &lives)?;
+    go_back(&tree, &lives, &mut members, &mut lost)
+}
+
+/// The members that live, or those that do not, with their places.
+fn places<'a>(
+    tree: &'a ProcessTree,
+    lives: &'a [bool],
+    living: bool,
+) -> impl Iterator<Item = (usize, &'a TreeMember)> {
+    let all = tree.members.iter().enumerate();
+    all.filter(move |(place, _)| lives[*place] == living)
+}
+
+fn load_lost(store: &Store, tree: &ProcessTree, lives: &[bool]) -> Result<Vec<Lost>> {
+    let lost = places(tree, lives, false);
+    lost.map(|(place, _)| Lost::prepare(store, tree, place))
+        .collect()
 }
 
 impl TreeEngine<'_> {
@@ -155,10 +169,13 @@ impl TreeEngine<'_> {
             }
         };
         let tree = tree_of(&self.store, self.root, to)?;
-        refuse_ended(&self.store, &tree)?;
+        let lives = who_lives(&self.store, &tree)?;
+        // Their sessions are to be written by those that are made again.
+        self.let_go_of_ended();
+        let mut lost = load_lost(&self.store, &tree, &lives)?;
         let mut members = Vec::with_capacity(tree.members.len());
-        let prepared = self.take_out(&tree, &mut members);
-        let done = prepared.and_then(|()| go_back(&tree, &mut members));
+        let prepared = self.take_out(&tree, &lives, &mut members);
+        let done = prepared.and_then(|()| go_back(&tree, &lives, &mut members, &mut lost));
         let halfway = matches!(
             done,
             Err(SessionError::Restore(RestoreError::TreeHalfway { .. }))
@@ -177,8 +194,13 @@ impl TreeEngine<'_> {
     }
 
     /// Takes the engines of these processes, each with what is loaded for it. It is for the caller to put them back.
-    fn take_out(&mut self, tree: &ProcessTree, members: &mut Vec<Member>) -> Result<()> {
-        for member in &tree.members {
+    fn take_out(
+        &mut self,
+        tree: &ProcessTree,
+        lives: &[bool],
+        members: &mut Vec<Member>,
+    ) -> Result<()> {
+        for (place, member) in places(tree, lives, true) {
             let pid = member.pid;
             let found = self.engines.iter().position(|one| one.target.pid == pid);
             let mut engine = match found {
@@ -193,7 +215,11 @@ impl TreeEngine<'_> {
                 )?,
             };
             match engine.prepare_to_go_back(member.id) {
-                Ok(prepared) => members.push(Member { engine, prepared }),
+                Ok(prepared) => members.push(Member {
+                    place,
+                    engine,
+                    prepared,
+                }),
                 Err(e) => {
                     engine.did_not_go_back();
                     self.add(engine);
@@ -206,11 +232,16 @@ impl TreeEngine<'_> {
 }
 
 /// Stops all of them, puts them back, and lets them go on.
-fn go_back(tree: &ProcessTree, members: &mut [Member]) -> Result<RolledBackTree> {
+fn go_back(
+    tree: &ProcessTree,
+    lives: &[bool],
+    members: &mut [Member],
+    lost: &mut [Lost],
+) -> Result<RolledBackTree> {
     let stop = monotonic_ns();
-    let mut standing = Standing::stop(tree)?;
+    let mut standing = Standing::stop(tree, lives)?;
     fault::point("stopped");
-    let done = match put_back(tree, members, &mut standing) {
+    let done = match put_back(tree, lives, (members, lost), &mut standing) {
         Ok(done) => done,
         Err(e) => {
             if matches!(e, SessionError::Restore(RestoreError::TreeHalfway { .. })) {
@@ -223,6 +254,7 @@ fn go_back(tree: &ProcessTree, members: &mut [Member]) -> Result<RolledBackTree>
     notes.append(&mut standing.notes);
     let ended = standing.end_born(&mut notes);
     fault::point("those born since ended");
+    standing.bury_strangers(tree, &done.keeps, &mut notes);
     for member in members.iter_mut() {
         member.engine.unmark_mixed();
         member.engine.mixed = false;
@@ -236,202 +268,80 @@ fn go_back(tree: &ProcessTree, members: &mut [Member]) -> Result<RolledBackTree>
     drop(standing);
     let stop_ns = monotonic_ns() - stop;
     tracing::debug!(stop_us = stop_ns / 1000, "rolled back");
-    let back = members.iter_mut().zip(done.each).zip(stopped);
-    let processes = back
-        .map(|((member, (applied, pages, mut notes)), stopped)| {
-            notes.extend(member.engine.follow_back(&member.prepared, &pages));
-            let target = member.engine.target();
-            RolledBackProcess {
-                pid: target.pid,
-                comm: target.comm.clone(),
-                back: RolledBack {
-                    to: member.prepared.snapshot.id(),
-                    seq: member.prepared.snapshot.header().seq,
-                    written: applied.written,
-                    discarded: applied.discarded,
-                    stop_ns,
-                    stopped,
-                    notes,
-                },
-            }
-        })
-        .collect();
+    let mut processes = Vec::with_capacity(tree.members.len());
+    for (member, (applied, pages, mut notes)) in members.iter_mut().zip(done.each) {
+        notes.extend(member.engine.follow_back(&member.prepared, &pages));
+        let target = member.engine.target();
+        let snapshot = &member.prepared.snapshot;
+        let (pid, comm) = (target.pid, target.comm.clone());
+        let back = (applied.written, applied.discarded, notes);
+        processes.push((member.place, pid, comm, snapshot, back));
+    }
+    for (one, (filled, notes)) in lost.iter().zip(done.made) {
+        let (pid, comm) = (one.pid(), one.state.comm.clone());
+        let back = (filled.pages, 0, notes);
+        processes.push((one.place, pid, comm, &one.snapshot, back));
+    }
+    processes.sort_by_key(|(place, ..)| *place);
+    let processes = processes.into_iter().zip(stopped);
+    let processes = processes.map(|((_, pid, comm, snapshot, back), stopped)| {
+        let (written, discarded, notes) = back;
+        RolledBackProcess {
+            pid,
+            comm,
+            back: RolledBack {
+                to: snapshot.id(),
+                seq: snapshot.header().seq,
+                written,
+                discarded,
+                stop_ns,
+                stopped,
+                notes,
+            },
+        }
+    });
     Ok(RolledBackTree {
         to: tree.members[0].id,
-        processes,
+        processes: processes.collect(),
+        made: lost.iter().map(Lost::pid).collect(),
         ended,
         stop_ns,
         notes,
     })
 }
 
-/// A process, and what is loaded for it.
-struct Member {
-    engine: Engine,
-    prepared: Prepared,
+/// A process that lives, and what is loaded for it.
+pub(super) struct Member {
+    /// Its place in the tree.
+    pub(super) place: usize,
+    pub(super) engine: Engine,
+    pub(super) prepared: Prepared,
 }
 
 impl Member {
     fn prepare(
         store: &Store,
-        pid: i32,
-        to: SnapshotId,
+        (place, pid, to): (usize, i32, SnapshotId),
         options: &Options,
         probes: &LazyProbes,
     ) -> Result<Self> {
         let mut engine = Engine::attach_sharing_to_put_back(store, pid, to, options, probes)?;
         let prepared = engine.prepare_to_go_back(to)?;
-        Ok(Self { engine, prepared })
+        Ok(Self {
+            place,
+            engine,
+            prepared,
+        })
     }
 
-    fn pid(&self) -> i32 {
+    pub(super) fn pid(&self) -> i32 {
         self.engine.target().pid
     }
-}
-
-/// What was done inside the stop: for each process what came of it, the pages that may have been written, and notes.
-struct Done {
-    each: Vec<(Applied, PageSet, Vec<String>)>,
-    notes: Vec<String>,
-}
-
-/// The part inside the stop: what is dirty, all plans, and then their application.
-fn put_back(tree: &ProcessTree, members: &mut [Member], standing: &mut Standing) -> Result<Done> {
-    let mut found = Vec::with_capacity(members.len());
-    for (member, frozen) in members.iter_mut().zip(&mut standing.members.0) {
-        let pid = member.pid();
-        let looked = member.engine.look_stopped(frozen, &member.prepared);
-        found.push(looked.map_err(|e| of_one_to_put_back(pid, e))?);
-    }
-    let mut refused = Vec::new();
-    let mut plans = Vec::with_capacity(members.len());
-    for (member, found) in members.iter().zip(&found) {
-        plans.push(plan_one(member, found, &mut refused)?);
-    }
-    let mut notes = Vec::new();
-    let states: Vec<&ProcessState> = members.iter().map(|m| &m.prepared.target).collect();
-    let now: Vec<&ProcessState> = found.iter().map(|f| &f.live).collect();
-    let damaged = |why: String| SessionError::Usage(format!("the tree is damaged: {why}"));
-    let mut wanted = Joint::new(&states, &tree.shared).map_err(damaged)?;
-    let mut live = Joint::new(&now, &shared_now(&now, &mut notes)).map_err(damaged)?;
-    let world = Live {
-        pid: tree.members[0].pid,
-    };
-    let mut files = wanted.plan_in_place(&mut live, &states, &now, &world);
-    drop(states);
-    refused.append(&mut files.all.refusals);
-    refuse(tree, refused)?;
-    notes.append(&mut files.all.notes);
-    let mut writings: Vec<Writing> = Vec::with_capacity(members.len());
-    let mut seen = BTreeSet::new();
-    let each = members
-        .iter_mut()
-        .zip(&mut plans)
-        .zip(&mut found)
-        .enumerate();
-    for (n, ((member, plan), found)) in each {
-        plan.files = std::mem::take(&mut files.members[n]);
-        let loaded = member.engine.load_rest(plan, found, &mut member.prepared);
-        let mut writing = loaded.map_err(|e| e.of_process(member.pid()))?;
-        // Several may have a file, whose content is written once.
-        writing
-            .changed
-            .retain(|file: &SavedFile| seen.insert(file.identity));
-        writings.push(writing);
-    }
-    let owners: Vec<Owner<'_>> = members
-        .iter()
-        .map(|m| (m.pid(), m.engine.target().pidfd.as_fd()))
-        .collect();
-    // The last thing that may be refused.
-    let options = files::Options::default();
-    let made = match files::make(&files.all, wanted.view(0), &owners, &options) {
-        Ok(made) => made,
-        Err(e) => return Err(not_made(tree, &e)),
-    };
-    notes.extend(made.notes.iter().cloned());
-    let mut parts = Vec::with_capacity(members.len());
-    for (n, frozen) in standing.members.0.iter_mut().enumerate() {
-        let prepared = &members[n].prepared;
-        parts.push(Part {
-            frozen,
-            plan: &plans[n],
-            target: &prepared.target,
-            live: &found[n].live,
-            pages: writings[n].pages(prepared),
-            changed: &writings[n].changed,
-            process: owners[n].1,
-        });
-    }
-    let files = TreeFiles {
-        wanted: &mut wanted,
-        live: &mut live,
-        plan: &files.all,
-        made: &made,
-    };
-    let (applied, more) = apply_tree(parts, files, || mark_all(members))?;
-    notes.extend(more);
-    let each = applied.into_iter().zip(writings).zip(plans);
-    let each = each.map(|((mut applied, writing), plan)| {
-        let mut notes = plan.notes;
-        notes.append(&mut applied.notes);
-        (applied, writing.may_differ, notes)
-    });
-    Ok(Done {
-        each: each.collect(),
-        notes,
-    })
-}
-
-/// Plans one process, its files aside. What is refused is added to what others are refused for.
-fn plan_one(member: &Member, found: &Found, refused: &mut Vec<String>) -> Result<RestorePlan> {
-    let world = Live { pid: member.pid() };
-    match plan_but_files(&member.prepared.target, &found.live, &world) {
-        Ok(plan) => Ok(plan),
-        Err(RestoreError::Refused { pid, reasons }) => {
-            let named = |why: String| format!("process {pid}: {why}");
-            refused.extend(reasons.into_iter().map(named));
-            Ok(RestorePlan::default())
-        }
-        Err(e) => Err(e.into()),
-    }
-}
-
-/// Open files that several of the stopped processes share now.
-fn shared_now(now: &[&ProcessState], notes: &mut Vec<String>) -> Vec<Vec<SharedFile>> {
-    let held: Vec<Vec<HeldFile>> = now.iter().map(|state| held_files(state)).collect();
-    let holders = now.iter().zip(&held).map(|(state, files)| Holder {
-        pid: state.pid,
-        files,
-    });
-    shared_files(&holders.collect::<Vec<_>>(), notes)
-}
-
-fn not_made(tree: &ProcessTree, error: &SysError) -> SessionError {
-    RestoreError::Refused {
-        pid: tree.members[0].pid,
-        reasons: vec![format!("an open file of the tree: {error}")],
-    }
-    .into()
-}
-
-/// From here on each of them is on a mixed state for whoever comes after a ksnap that died.
-fn mark_all(members: &[Member]) -> Result<()> {
-    for (n, member) in members.iter().enumerate() {
-        if let Err(e) = member.engine.mark_mixed() {
-            // Those that were marked before stay so.
-            let marked = members[..n].iter().filter(|m| !m.engine.mixed);
-            marked.for_each(|m| m.engine.unmark_mixed());
-            return Err(e);
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::TreeMember;
     use crate::store::tests::support::{info, new_store, publish};
 
     #[test]

@@ -1,11 +1,11 @@
 //! Stopping the processes of a tree that is to go back in place: who is there still, who has come since, and what of them
 //! stays as it is.
 
-use super::family::{self, Family, Herd, Stopped};
-use super::tree_terminals::{Grouped, foreground};
+use super::family::{self, Herd};
 use super::{Result, control};
 use crate::model::ProcessTree;
-use crate::restore::RestoreError;
+use crate::restore::again::Hand;
+use crate::restore::{RestoreError, can_choose_ids};
 use crate::store::Store;
 use crate::sys::{Frozen, Hold, proc};
 use std::path::Path;
@@ -24,27 +24,53 @@ pub(super) fn refuse_watched(dir: &Path, tree: &ProcessTree) -> Result<()> {
     refuse(tree, watched)
 }
 
-/// Only the same processes can be put back in place.
-pub(super) fn refuse_ended(store: &Store, tree: &ProcessTree) -> Result<()> {
-    let mut ended = Vec::new();
-    for member in &tree.members {
+/// Tells for each of them whether it lives. The others are made again.
+///
+/// # Errors
+/// Where one of them can be neither put back nor made again.
+pub(super) fn who_lives(store: &Store, tree: &ProcessTree) -> Result<Vec<bool>> {
+    let mut lives = Vec::with_capacity(tree.members.len());
+    let mut refused = Vec::new();
+    for (place, member) in tree.members.iter().enumerate() {
         let pid = member.pid;
-        let session = store.snapshot(member.id)?.header().session;
-        let info = store.session_info(session)?;
-        let is_same = |stat: proc::Stat| info.is_of(pid, stat.start_time);
-        if !proc::is_alive(pid) || !proc::stat(pid, None).is_ok_and(is_same) {
-            ended.push(format!("process {pid} ({}) has ended since", info.comm));
+        let info = store.session_info(store.snapshot(member.id)?.header().session)?;
+        let found = proc::stat(pid, None).ok();
+        let same = found.as_ref();
+        let same = same.is_some_and(|stat| info.is_of(pid, stat.start_time));
+        let alive = proc::is_alive(pid);
+        lives.push(alive && same);
+        let parent = member
+            .parent
+            .map(|at| (at as usize, tree.members[at as usize].pid));
+        let name = format!("process {pid} ({})", info.comm);
+        match (found, parent) {
+            (Some(stat), Some((at, parent))) if lives[place] => {
+                let is_orphan = !lives[at] || stat.ppid != parent;
+                refused.extend(is_orphan.then(|| format!(
+                    "{name} lives, but process {parent}, whose child it was, has ended since, and nobody becomes the parent of a process that is there: end it as well (kill {pid}), and it is made again with its parent"
+                )));
+            }
+            (_, None) if lives[place] => {}
+            (_, None) => {
+                refused.push(format!("{name} has ended since"));
+                refused.push(way_of_new_ones(tree));
+            }
+            (Some(stat), _) if alive => refused.push(format!(
+                "{name} has ended since, and its id is taken by another process ({}): end that one first (kill {pid}), if it may go",
+                stat.comm
+            )),
+            (_, Some((_, parent))) => refused.extend(can_choose_ids(Some(parent)).err().map(|e| format!(
+                "{name} has ended since, and to make it again with its id takes CAP_CHECKPOINT_RESTORE ({e}): do it as root"
+            ))),
         }
     }
-    if !ended.is_empty() {
-        ended.push(way_of_new_ones(tree));
-    }
-    refuse(tree, ended)
+    refuse(tree, refused)?;
+    Ok(lives)
 }
 
 fn way_of_new_ones(tree: &ProcessTree) -> String {
     format!(
-        "what has ended cannot go back in place: end the rest of the tree as well, and ksnap restore {} brings all of it back",
+        "without its first process a tree does not go back in place: end the rest of it as well, and ksnap restore {} brings all of it back",
         tree.members[0].id.short()
     )
 }
@@ -61,43 +87,68 @@ pub(super) fn refuse(tree: &ProcessTree, reasons: Vec<String>) -> Result<()> {
     }
 }
 
+/// What is left of a process that its parent has not waited for.
+pub(super) struct Left {
+    pub(super) pid: i32,
+    pub(super) parent: i32,
+    /// How it ended (`waitpid(2)`).
+    pub(super) status: i32,
+    pub(super) comm: String,
+}
+
 /// The stopped processes. All go on when this is dropped, children before their parents.
 pub(super) struct Standing {
     /// Those who descend from the others and were not there.
     born: Herd<Frozen>,
-    /// Those of the tree, in its order.
+    /// Those of the tree that live, in its order.
     pub(super) members: Herd<Frozen>,
+    /// What is left of others below them.
+    pub(super) left: Vec<Left>,
     pub(super) notes: Vec<String>,
 }
 
 impl Standing {
-    /// Stops all of them.
+    /// Stops all of them; `lives` says which of the tree are there.
     ///
     /// # Errors
-    /// Where one of the tree is not there any more; all run on then.
-    pub(super) fn stop(tree: &ProcessTree) -> Result<Self> {
+    /// Where one of those is not there any more; all run on then.
+    pub(super) fn stop(tree: &ProcessTree, lives: &[bool]) -> Result<Self> {
         let mut family = family::freeze(tree.members[0].pid, Hold::JobControl)?;
-        let mut notes = differences(tree, &family);
-        notes.append(&mut family.notes);
+        let notes = std::mem::take(&mut family.notes);
+        let pids: Vec<i32> = family.members.0.iter().map(|one| one.pid).collect();
+        let left = family.zombies.drain(..).map(|zombie| Left {
+            pid: zombie.pid,
+            parent: pids[zombie.parent as usize],
+            status: zombie.status,
+            comm: zombie.comm,
+        });
+        let left = left.collect();
         let mut all = std::mem::take(&mut family.members.0);
         let mut members = Vec::with_capacity(tree.members.len());
         let mut lost = Vec::new();
-        for member in &tree.members {
+        let living = tree.members.iter().zip(lives).filter(|(_, lives)| **lives);
+        for (member, _) in living {
             match all.iter().position(|one| one.pid == member.pid) {
                 Some(at) => members.push(all.remove(at).frozen),
-                None => lost.push(format!("process {} has ended since", member.pid)),
+                None => lost.push(format!(
+                    "process {} has ended just now, or its parent has: do the same again",
+                    member.pid
+                )),
             }
-        }
-        if !lost.is_empty() {
-            lost.push(way_of_new_ones(tree));
         }
         let standing = Self {
             born: Herd(all.into_iter().map(|one| one.frozen).collect()),
             members: Herd(members),
+            left,
             notes,
         };
         refuse(tree, lost)?;
         Ok(standing)
+    }
+
+    /// Where it is among those that live; `None` for one that does not.
+    pub(super) fn place_of(&self, pid: i32) -> Option<usize> {
+        self.members.0.iter().position(|one| one.pid() == pid)
     }
 
     /// They failed to go back: none of them may run.
@@ -107,8 +158,8 @@ impl Standing {
         }
     }
 
-    /// Ends those that were not there, children first: process 1 of a PID namespace ends after all others there. Their
-    /// parents learn of it as of any end. Gives who they were.
+    /// Ends those that were not there, children first: process 1 of a PID namespace ends after all others there. Gives who
+    /// they were.
     pub(super) fn end_born(&mut self, notes: &mut Vec<String>) -> Vec<i32> {
         let mut ended = Vec::with_capacity(self.born.0.len());
         while let Some(frozen) = self.born.0.pop() {
@@ -123,51 +174,43 @@ impl Standing {
         ended.sort_unstable();
         ended
     }
-}
 
-/// What of a stopped tree is not as it was and stays so, a sentence each.
-fn differences(tree: &ProcessTree, family: &Family) -> Vec<String> {
-    let mut notes = Vec::new();
-    for zombie in &tree.zombies {
-        if !family.zombies.iter().any(|now| now.pid == zombie.pid) {
-            notes.push(format!(
-                "process {} ({}), which had ended and was not waited for, is gone: process {} has waited for it since",
-                zombie.pid, zombie.comm, tree.members[zombie.parent as usize].pid
-            ));
-        }
-    }
-    let is_member = |pid: i32| tree.members.iter().any(|member| member.pid == pid);
-    for zombie in &family.zombies {
-        let parent = family.members.0[zombie.parent as usize].pid;
-        if is_member(parent) && !tree.zombies.iter().any(|then| then.pid == zombie.pid) {
-            notes.push(format!(
-                "process {} ({}) has ended since, and process {parent} has not waited for it yet",
-                zombie.pid, zombie.comm
-            ));
-        }
-    }
-    let grouped = |one: &Stopped| Grouped::of(one.pid, proc::own_group(one.pid).unwrap_or(0));
-    let zombies = family.zombies.iter().map(|z| Grouped::of(z.pid, z.group));
-    let all: Vec<Grouped> = family
-        .members
-        .0
-        .iter()
-        .map(grouped)
-        .chain(zombies)
-        .collect();
-    for member in &tree.members {
-        let pid = member.pid;
-        let mut differs = |what: &str, now: Option<i32>, then: i32| {
-            if let Some(now) = now.filter(|now| *now != then) {
-                notes.push(format!("process {pid}: its {what} was {then} and is {now}"));
-            }
+    /// Has their parents wait for children that have ended and that the tree did not have, of which they know nothing any
+    /// more. `keeps` says who is to have a signal of a child's end waiting.
+    pub(super) fn bury_strangers(
+        &self,
+        tree: &ProcessTree,
+        keeps: &[bool],
+        notes: &mut Vec<String>,
+    ) {
+        let is_known = |pid: i32| {
+            let zombies = tree.zombies.iter().map(|zombie| zombie.pid);
+            tree.members
+                .iter()
+                .map(|m| m.pid)
+                .chain(zombies)
+                .any(|known| known == pid)
         };
-        differs("process group", proc::own_group(pid).ok(), member.group);
-        differs("session", proc::own_session(pid).ok(), member.session);
-        if let Some(then) = member.foreground {
-            let what = "terminal's group in the foreground";
-            differs(what, foreground(pid, &all), then);
+        for (frozen, keeps) in self.members.0.iter().zip(keeps) {
+            let pid = frozen.pid();
+            let all = proc::children(&[pid]).remove(0).1.into_iter();
+            let ended = all.filter(|child| !is_known(*child) && !proc::is_alive(*child));
+            let strangers: Vec<i32> = ended
+                .filter_map(|child| proc::own_id(child, child).ok())
+                .collect();
+            if strangers.is_empty() {
+                continue;
+            }
+            let done = match Hand::of(frozen, *keeps) {
+                Ok(Some(hand)) => hand.bury(&strangers),
+                Ok(None) => continue,
+                Err(e) => Err(e),
+            };
+            notes.extend(done.err().map(|e| {
+                format!(
+                    "process {pid} finds children that it did not have, and that have ended: {e}"
+                )
+            }));
         }
     }
-    notes
 }

@@ -196,6 +196,11 @@ impl<'a> TreeEngine<'a> {
         });
     }
 
+    /// Lets go of processes that have ended.
+    pub(super) fn let_go_of_ended(&mut self) {
+        self.let_go_of(|engine| has_ended(pid_and_start(engine)));
+    }
+
     /// Takes in what happened meanwhile.
     ///
     /// # Errors
@@ -446,7 +451,7 @@ impl Drop for TreeEngine<'_> {
         self.give_up_begun();
         // First: once a process is let go of, another watcher may have a socket there.
         self.links = None;
-        self.let_go_of(|engine| has_ended(pid_and_start(engine)));
+        self.let_go_of_ended();
     }
 }
 

@@ -22,6 +22,7 @@ mod memory;
 mod memory_fs;
 mod missing;
 mod namespace;
+mod next_id;
 mod open;
 mod pagemap;
 mod pager;
@@ -62,6 +63,7 @@ pub use namespace::{
     Sought, all_capabilities, chooses_ids, find_namespace, in_namespace, in_network_of,
     makes_namespaces, namespace_ids, owner_of_pid_namespace,
 };
+pub use next_id::{LAST_PID, can_choose_next_id, with_next_id};
 pub use open::{
     create_in_root, duplicate_number, open_in_root, open_link, open_own_link, unnamed_in_root,
 };
@@ -74,7 +76,7 @@ pub use scratch::ScratchMap;
 pub use signals::leave_to_kernel;
 pub use stub::{
     Birth, Custodian, Guard, Handed, Keeper, Kept, Lacking, Lazy, Loading, Released, Stub,
-    StubCall, StubThread, custodians, end_custody, fill_all, is_custodian, is_filler,
+    StubCall, StubThread, custodians, end_custody, fill_all, is_custodian, is_filler, wait_for,
 };
 pub use system_v::{attached_to_segment, shared_segment};
 pub use timers::{PR_TIMER_CREATE_RESTORE_IDS, chooses_timer_ids};

@@ -109,6 +109,13 @@ pub fn rolled_back_tree(done: &RolledBackTree) -> Vec<String> {
         ));
         lines.extend(first_notes(&back.notes).map(|note| format!("  {note}")));
     }
+    if !done.made.is_empty() {
+        lines.push(format!(
+            "  made {} again that had ended since: {}",
+            processes(done.made.len()),
+            pids(&done.made)
+        ));
+    }
     if !done.ended.is_empty() {
         lines.push(format!(
             "  ended {} that the tree did not have: {}",

@@ -7,6 +7,7 @@ use crate::model::{Detail, FileKind, OpenFile, ProcessState, SocketState, Termin
 use crate::sys::{self, SysError, fd as opened};
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 /// Open files in ksnap's own table, by the index of the wanted one.
 #[derive(Debug)]
@@ -14,13 +15,28 @@ pub struct Made {
     pub(super) held: Vec<Option<OwnedFd>>,
     /// What could not be made quite as it was, a sentence each.
     pub notes: Vec<String>,
-    /// Processes that have other ids than they had.
+    /// Processes that were made anew, by the ids that they had.
     pub(super) pids: HashMap<i32, i32>,
     /// Sockets that are going to have connections, by the index of the wanted one.
     pub(super) connections: Vec<usize>,
 }
 
 impl Made {
+    /// Open files that ksnap has already.
+    ///
+    /// # Errors
+    /// Where it may not have more descriptors.
+    pub fn of<'a>(files: impl Iterator<Item = &'a Arc<OwnedFd>>) -> sys::Result<Self> {
+        let dup = |file: &'a Arc<OwnedFd>| file.try_clone().map(Some);
+        let held = files.map(dup).collect::<std::io::Result<_>>();
+        Ok(Self {
+            held: held.map_err(|e| SysError::new("dup", "an open file", e))?,
+            notes: Vec::new(),
+            pids: HashMap::new(),
+            connections: Vec::new(),
+        })
+    }
+
     /// The open file with this index, where ksnap holds it.
     pub fn file(&self, at: usize) -> Option<BorrowedFd<'_>> {
         self.held.get(at)?.as_ref().map(AsFd::as_fd)
@@ -163,9 +179,9 @@ impl Maker<'_> {
             },
             Detail::Memfd(memfd) => opened::memfd(&memfd.name)?,
             Detail::Pidfd(pid, start) => {
-                let now = *self.options.pids.get(pid).unwrap_or(pid);
-                let renamed = now != *pid;
-                let same = |stat: sys::proc::Stat| renamed || stat.start_time == *start;
+                let made = self.options.pids.get(pid);
+                let now = *made.unwrap_or(pid);
+                let same = |stat: sys::proc::Stat| made.is_some() || stat.start_time == *start;
                 match sys::proc::stat(now, None).is_ok_and(same) {
                     true => sys::pidfd_open(now)?,
                     false => sys::ended_pidfd()?,

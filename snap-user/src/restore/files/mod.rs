@@ -47,7 +47,7 @@ pub struct Options {
     pub allow_changed: bool,
     /// A terminal of ksnap's own for descriptors of terminals that are gone.
     pub terminal: Option<RawFd>,
-    /// Processes that have other ids than they had.
+    /// Processes that were made anew: the ids that they had, and those that they have.
     pub pids: HashMap<i32, i32>,
     /// Go on with TCP connections that the snapshot has.
     pub tcp: bool,

@@ -43,25 +43,34 @@ fn plan_from(
 ) -> Result<(StatePlan, LimitsPlan)> {
     let mut now = newborn(wanted)?;
     make(&mut now);
-    let mut refused = Vec::new();
-    if users {
-        refused = own_users::enter(wanted, &mut now)?;
-    }
-    let mut plan = state::plan(wanted, &now);
+    let refused = match users {
+        true => own_users::enter(wanted, &mut now)?,
+        false => Vec::new(),
+    };
+    plan_between(wanted, &now, refused)
+}
+
+/// Plans the way between two states of a new process, of which this is `refused` already.
+pub(super) fn plan_between(
+    wanted: &ProcessState,
+    now: &ProcessState,
+    mut refused: Vec<String>,
+) -> Result<(StatePlan, LimitsPlan)> {
+    let mut plan = state::plan(wanted, now);
     plan.refused.append(&mut refused);
     let ids = match sys::chooses_timer_ids() {
         true => TimerIds::Chosen,
         false => TimerIds::Counted,
     };
     plan.refused
-        .append(&mut state::check_timers(wanted, &now, ids));
+        .append(&mut state::check_timers(wanted, now, ids));
     if !plan.refused.is_empty() {
         return Err(RestoreError::Refused {
             pid: wanted.pid,
             reasons: plan.refused,
         });
     }
-    Ok((plan, state::plan_limits(wanted, &now)))
+    Ok((plan, state::plan_limits(wanted, now)))
 }
 
 /// What a process is when ksnap has just forked it.

@@ -15,14 +15,18 @@
 //! | `own_users` | what it begins with in a user namespace of its own |
 //! | `threads` | what the kernel keeps for each thread |
 //! | `attributes` | what is neither memory nor a descriptor |
+//! | `below` | the same of one that a living process makes |
 //! | `family` | in which order the processes of a tree are made |
+//! | `graft` | one that a living process has made |
 //! | `terminals` | the controlling terminals of their sessions |
 //! | `tree` | the order of all steps for several processes |
 //! | `release` | who fills their memory and watches over them, until they are free as one |
 
 mod attributes;
+mod below;
 mod clocks;
 mod family;
+mod graft;
 mod namespaces;
 mod newborn;
 mod own_users;
@@ -35,6 +39,7 @@ mod tree;
 mod vdso;
 
 pub use attributes::{plan_attributes, plan_attributes_in_tree};
+pub use below::plan_attributes_below;
 pub use clocks::time_offsets;
 pub use family::{Births, Birthstep, Kin, births};
 pub use namespaces::{Entered, Namespaces, Network, other_than};

@@ -6,7 +6,7 @@ use super::release;
 use super::space::{self, Sources};
 use super::threads;
 use crate::model::{MmFields, ProcessState, SavedFile};
-use crate::restore::files::SavedContents;
+use crate::restore::files::{FilesPlan, Made, SavedContents};
 use crate::restore::{RestoreError, Result, fault, files, waits};
 use crate::sys::{
     self, Birth, Gadgets, Guard, Lacking, Lazy, Released, Stub, StubCall, SysError, proc,
@@ -223,7 +223,7 @@ impl Newborn {
     }
 
     /// Everything before its files: memory, threads. What it has inherited has served its purpose then.
-    pub(super) fn prepare(
+    pub(in crate::restore) fn prepare(
         &mut self,
         target: &ProcessState,
         plan: &NewPlan,
@@ -250,8 +250,34 @@ impl Newborn {
         .map(drop)
     }
 
+    /// Its descriptors, among several processes.
+    pub(in crate::restore) fn install(&mut self, made: &Made, plan: &FilesPlan) -> sys::Result<()> {
+        let stub = &self.stub;
+        let mut remote = stub.remote(0, stub.insn())?;
+        made.install(&mut remote, stub.pid(), stub.pidfd(), plan)
+    }
+
+    /// What it has to do itself for its open files, among several processes: `wanted` has the files of all, `own` its own.
+    pub(in crate::restore) fn settle(
+        &mut self,
+        made: &Made,
+        plan: &FilesPlan,
+        (wanted, own): (&ProcessState, &ProcessState),
+    ) -> sys::Result<()> {
+        let stub = &self.stub;
+        let mut remote = stub.remote(0, stub.insn())?;
+        let notes = made.settle_process(&mut remote, stub.pid(), plan, wanted, own)?;
+        drop(remote);
+        self.notes.extend(notes);
+        Ok(())
+    }
+
     /// Writes the contents of files that have been saved.
-    pub(super) fn write_back(&mut self, target: &ProcessState, opened: &Opened) -> sys::Result<()> {
+    pub(in crate::restore) fn write_back(
+        &mut self,
+        target: &ProcessState,
+        opened: &Opened,
+    ) -> sys::Result<()> {
         let changed = &opened.contents.changed;
         files::write_back(self.stub.pid(), target, changed, &opened.contents.content)?;
         let back = |saved: &SavedFile| format!("the content of {} has been put back", saved.path);
@@ -260,7 +286,7 @@ impl Newborn {
     }
 
     /// Everything behind its files: attributes, registers. It is ready to run then.
-    pub(super) fn become_itself(
+    pub(in crate::restore) fn become_itself(
         &mut self,
         target: &ProcessState,
         plan: &NewPlan,

@@ -250,10 +250,7 @@ fn complete(
     for (n, (newborn, part)) in newborns.iter_mut().zip(parts).enumerate() {
         *at = newborn.pid;
         *step = "opening its files";
-        let stub = &newborn.stub;
-        let mut remote = stub.remote(0, stub.insn())?;
-        made.install(&mut remote, stub.pid(), stub.pidfd(), &files.members[n])?;
-        drop(remote);
+        newborn.install(&made, &files.members[n])?;
         *step = "writing the contents of its files";
         newborn.write_back(part.target, part.opened)?;
     }
@@ -263,12 +260,7 @@ fn complete(
     for (n, (newborn, part)) in newborns.iter_mut().zip(parts).enumerate() {
         *at = newborn.pid;
         *step = "setting what its files hold";
-        let stub = &newborn.stub;
-        let mut remote = stub.remote(0, stub.insn())?;
-        let (plan, wanted) = (&files.members[n], joint.view(n));
-        let notes = made.settle_process(&mut remote, stub.pid(), plan, wanted, part.target)?;
-        drop(remote);
-        newborn.notes.extend(notes);
+        newborn.settle(&made, &files.members[n], (joint.view(n), part.target))?;
     }
     for (newborn, part) in newborns.iter_mut().zip(parts) {
         *at = newborn.pid;

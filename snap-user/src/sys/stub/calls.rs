@@ -1,9 +1,10 @@
 //! Lists of system calls that a stub runs.
 
-use super::{Stub, StubThread};
+use super::graft::by_next_id;
+use super::{Stub, StubThread, TRACED};
 use crate::sys::arch::Registers;
 use crate::sys::ptrace::{self, Event, Tid};
-use crate::sys::{CloneArgs, Result, SysError, memory};
+use crate::sys::{CloneArgs, Remote, Result, SysError, memory};
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -205,7 +206,7 @@ impl Stub {
             }
             let first = self.threads.len();
             let until = Instant::now() + patience;
-            loop {
+            while self.threads.len() - first < calls.len() {
                 let begin = self.threads.len();
                 let done = self.run(&calls[begin - first..]);
                 // Those that were made have the ids that they were to have.
@@ -217,7 +218,12 @@ impl Stub {
                         .unwrap_or(thread.tid);
                 }
                 match done {
-                    Ok(_) => break,
+                    Ok(_) => {}
+                    Err(e) if e.is_denied() => match some[self.threads.len() - first] {
+                        // ksnap may have a say in it where the process has none.
+                        Some(id) => self.make_next_thread(flags, id)?,
+                        None => return Err(e),
+                    },
                     Err(e) if e.errno() == Some(libc::EEXIST) && Instant::now() < until => {
                         std::thread::sleep(PAUSE);
                     }
@@ -226,6 +232,24 @@ impl Stub {
             }
             self.forget();
         }
+        Ok(())
+    }
+}
+
+impl Stub {
+    /// Makes a thread with an id that the process itself may not choose.
+    fn make_next_thread(&mut self, flags: u64, id: i32) -> Result<()> {
+        let args = CloneArgs {
+            flags,
+            exit_signal: 0,
+            id: None,
+        };
+        let place = self.put_clone(&args)?;
+        let (maker, insn) = (self.pid(), self.insn());
+        let remote = |tid| Remote::with_options(tid, insn, TRACED);
+        let make = || remote(maker)?.clone_from(place, &args);
+        let tid = by_next_id(id, make, |wrong| remote(wrong)?.exit())?;
+        self.threads.push(StubThread { tid, own: id });
         Ok(())
     }
 }

@@ -1,11 +1,12 @@
 //! Children of a stub: stubs as well, and ones that end at once.
 
 use super::birth::Child;
-use super::{Stub, StubCall, StubThread};
+use super::graft::{wait_for, with_id};
+use super::{Stub, StubCall, StubThread, TRACED};
 use crate::model::Limit;
 use crate::sys::clone::{CLEAR_SIGHAND, CloneArgs};
 use crate::sys::ptrace::{self, Event};
-use crate::sys::{Result, SysError, limits, pidfd_open, proc, set_limit};
+use crate::sys::{Remote, Result, SysError, limits, pidfd_open, proc, set_limit};
 
 impl Stub {
     /// Makes a child of this process that is a stub like it, and has its memory, descriptors, session and group; `id`
@@ -15,14 +16,25 @@ impl Stub {
     /// # Errors
     /// EEXIST when the id is taken.
     pub fn fork(&mut self, id: Option<i32>, waited: bool) -> Result<Self> {
-        let args = CloneArgs {
+        let exit_signal = if waited { libc::SIGCHLD as u64 } else { 0 };
+        let args = |id| CloneArgs {
             flags: CLEAR_SIGHAND,
-            exit_signal: if waited { libc::SIGCHLD as u64 } else { 0 },
+            exit_signal,
             id,
         };
-        let place = self.put_clone(&args)?;
-        let made = self.remote(0, self.insn())?.clone_from(place, &args);
+        let place = self.put_clone(&args(id))?;
+        let free = self.put_clone(&args(None))?;
         self.forget();
+        let (tid, insn) = (self.threads[0].tid, self.insn());
+        let remote = || Remote::with_options(tid, insn, TRACED);
+        let made = with_id(
+            id,
+            |id| remote()?.clone_from(if id.is_some() { place } else { free }, &args(id)),
+            |wrong| {
+                drop(Child(wrong));
+                wait_for(&mut remote()?, wrong)
+            },
+        );
         let tid = made?;
         // Ended when anything fails.
         let held = Child(tid);
