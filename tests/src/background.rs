@@ -335,5 +335,6 @@ impl Drop for Background {
         // Not yet waited for, so the id is still this child's.
         let _ = self.child.kill();
         let _ = self.child.wait();
+        lock(&STARTED).remove(&self.pid());
     }
 }

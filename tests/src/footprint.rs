@@ -321,7 +321,12 @@ fn left_behind() -> Result<Vec<i32>> {
     let exe = |pid: i32| fs::read_link(format!("/proc/{pid}/exe")).ok();
     let tests = std::env::current_exe()?;
     let is_someones = |pid: i32| {
-        let parent = crate::tree::parent_of(pid).and_then(exe);
+        let parent = crate::tree::parent_of(pid);
+        if parent == Some(std::process::id() as i32) {
+            // Else it is an orphan.
+            return crate::background::is_awaited(pid);
+        }
+        let parent = parent.and_then(exe);
         parent.is_some_and(|parent| parent == ksnap || parent.parent() == tests.parent())
     };
     processes(|pid| {

@@ -124,6 +124,40 @@ fn ids_that_may_not_be_chosen_are_refused_with_the_ways_out() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn sockets_in_another_network_are_refused_before_anything_is_started() -> Result<()> {
+    require!(Root, Ksnap, OtherUsers, UserNamespace);
+    let ksnap = Ksnap::as_user(NOBODY)?;
+    let mut victim = Victim::spawn_as(NOBODY, "blocked", &["accept", "--rollbacks"])?;
+    let pid = victim.pid().to_string();
+    let taken = ksnap.run(&["snap", &pid])?;
+    ensure!(matches!(taken.code()?, 0 | 3), "{taken:?}");
+    let refused = ksnap.run(&["fork", "latest", "--net", "private"])?;
+    ensure!(refused.code()? == 2, "{refused:?}");
+    ensure!(refused.stderr.contains("--net private"), "{refused:?}");
+    victim.check()?;
+    victim.quit()
+}
+
+/// What it may do in its user namespace it must not be able to do outside.
+#[test]
+fn capabilities_of_a_user_namespace_are_not_given_outside_of_it() -> Result<()> {
+    require!(Root, Ksnap, UserNamespace);
+    let ksnap = Ksnap::new()?;
+    let mut victim = Victim::spawn_in_user_namespace("counter", &["--mib", "1"])?;
+    let pid = victim.pid().to_string();
+    let taken = ksnap.run(&["snap", &pid])?;
+    ensure!(matches!(taken.code()?, 0 | 3), "{taken:?}");
+    let refused = ksnap.run(&["fork", "latest"])?;
+    ensure!(refused.code()? != 0, "{refused:?}");
+    ensure!(
+        refused.stderr.contains("another user namespace"),
+        "{refused:?}"
+    );
+    victim.check()?;
+    victim.quit()
+}
+
 /// Root of a user namespace makes PID namespaces, but has no say in the ids of the one that it is in.
 #[test]
 fn root_of_a_user_namespace_brings_a_process_back() -> Result<()> {

@@ -41,8 +41,8 @@ impl Known {
             self.read_ns = Some(now);
             let process = &mut self.process;
             process.namespaces = proc::namespaces(pid).map_err(sys)?;
-            for (kind, id) in sys::namespace_ids(pid, &process.namespaces).map_err(sys)? {
-                process.set_namespace_id(&kind, id);
+            for (kind, id) in sys::namespace_ids(pid) {
+                process.set_namespace_id(kind, id);
             }
             // Reads its files once, and not in the stop.
             let _ = sys::clocks([0; 2]);

@@ -3,8 +3,7 @@
 use super::attributes::has_own_time;
 use super::{CaptureError, Live, Result, Target, losses};
 use crate::model::{
-    Backing, Observed, ObservedThread, PendingSignal, PosixTimer, ProcessState, Referent,
-    ThreadState, Vma,
+    Backing, Observed, ObservedThread, PendingSignal, ProcessState, Referent, ThreadState, Vma,
 };
 use crate::sys::ptrace::{self, Tid};
 use crate::sys::{self, Frozen, arch, proc};
@@ -75,7 +74,6 @@ pub fn bare_state(
             &mut unsupported,
         )?);
     }
-    name_timers_threads(&mut attributes.timers, &threads);
     let clocks = match has_own_time(&attributes.namespaces) {
         true => sys::clocks(attributes.time_offsets.unwrap_or_default()),
         false => {
@@ -85,7 +83,7 @@ pub fn bare_state(
     };
     let (descriptors, files) = live.files.frozen(vmas, told.open.as_deref())?;
     unsupported.extend(live.files.lost_connections());
-    Ok(ProcessState {
+    let mut state = ProcessState {
         pid,
         ppid: stat.ppid,
         start_time: stat.start_time,
@@ -104,7 +102,9 @@ pub fn bare_state(
         unsupported,
         attributes,
         clocks,
-    })
+    };
+    state.name_timer_threads();
+    Ok(state)
 }
 
 /// Adds to the state what was known of the process before it was stopped, and names what cannot be saved of it.
@@ -113,14 +113,6 @@ pub fn describe(state: &mut ProcessState, live: &Live) {
     name_what_is_lost(&state.vmas, &mut state.unsupported);
     let lost = losses(state);
     state.unsupported.splice(0..0, lost);
-}
-
-/// Has timers name the threads that they signal as the process does, and not as this PID namespace does.
-fn name_timers_threads(timers: &mut Option<Vec<PosixTimer>>, threads: &[ThreadState]) {
-    for timer in timers.iter_mut().flatten() {
-        let thread = threads.iter().find(|t| Some(t.tid) == timer.thread);
-        timer.thread = thread.map(ThreadState::own_id).or(timer.thread);
-    }
 }
 
 /// The break to the byte where it is known and still fits the heap's mapping, else the end of that.

@@ -102,6 +102,8 @@ impl Manifest {
                 format!("{} bytes too many", rest.len()),
             ));
         }
+        // An older ksnap named them otherwise.
+        manifest.state.name_timer_threads();
         Ok(manifest)
     }
 

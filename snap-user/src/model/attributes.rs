@@ -49,8 +49,8 @@ pub struct ProcessAttributes {
     pub autogroup_nice: Option<i32>,
     /// `/proc/PID/loginuid`.
     pub login_uid: Option<u32>,
-    /// Namespaces by name, with what `/proc/PID/ns/NAME` refers to; as `NAME:id` what the kernel numbers those with, while the
-    /// machine runs, in which the ksnap that captured it was not.
+    /// Namespaces by name, with what `/proc/PID/ns/NAME` refers to; as `NAME:id` what the kernel numbers some of
+    /// them with, each once while the machine runs.
     pub namespaces: Vec<(String, u64)>,
     /// Offsets of the time namespace: monotonic and boot time, in nanoseconds.
     pub time_offsets: Option<[i64; 2]>,

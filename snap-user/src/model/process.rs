@@ -59,6 +59,19 @@ pub struct Clocks {
 }
 
 impl ProcessState {
+    /// Has timers name the threads that they signal as the process does, where they name them as the PID namespace of whoever
+    /// captured it does.
+    pub fn name_timer_threads(&mut self) {
+        let threads = &self.threads;
+        for timer in self.attributes.timers.iter_mut().flatten() {
+            let is_own = threads.iter().any(|t| Some(t.own_id()) == timer.thread);
+            let thread = threads.iter().find(|t| Some(t.tid) == timer.thread);
+            if let Some(thread) = thread.filter(|_| !is_own) {
+                timer.thread = Some(thread.own_id());
+            }
+        }
+    }
+
     /// Each descriptor with its open file, ascending.
     pub fn open_files(&self) -> impl Iterator<Item = (Descriptor, &OpenFile)> {
         self.descriptors

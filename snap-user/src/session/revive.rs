@@ -9,7 +9,7 @@ use super::revive_memory::{Memory, SegmentsInUse, Written};
 use super::revive_open::{Commons, open};
 use super::types::hex;
 use super::{Result, SessionError, revive_tree};
-use crate::model::{Detail, PageRange, ProcessState, SnapshotId, ThreadState};
+use crate::model::{Detail, PageRange, ProcessState, SnapshotId, SocketState, ThreadState};
 use crate::restore::files::{self, Replacement, SavedContents, System};
 use crate::restore::revive::{
     Entered, Namespaces, Network, NewPlan, Newborn, plan, plan_attributes,
@@ -186,7 +186,7 @@ pub(super) fn revive_prepared(
             Some(flat) => Ok(flat),
             None => Ok(store.flat(&snapshot)?),
         },
-        first: written_last(&store, &snapshot)?,
+        first: &|| written_last(&store, &snapshot),
         arrivals: None,
         is_wanted,
     };
@@ -203,7 +203,7 @@ pub(super) struct Material<'a> {
     /// Gives a flat image of the memory, once.
     pub(super) flat: &'a mut dyn FnMut() -> Result<Flat>,
     /// What comes first of the memory that nobody touches.
-    pub(super) first: Vec<PageRange>,
+    pub(super) first: &'a dyn Fn() -> Vec<PageRange>,
     /// What of that has come, if some of it is still on its way.
     pub(super) arrivals: Option<Arc<Arrivals>>,
     /// Asked when all that takes long is done, and nothing is started yet. An error ends it there.
@@ -239,17 +239,24 @@ pub(super) fn revive_from(
     (planned.attributes, planned.limits) = plan_attributes(&state, users)?;
     planned.notes.append(&mut planned.attributes.notes);
     let files = plan_files(&state, &mut planned, options, &entered)?;
+    check_network(&state, chosen)?;
     let contents = Arc::new(contents_to_write(saved, &state, &planned.files, &files)?);
     // Read, and so verified, before anything is started.
     let flat = (material.flat)()?;
     let written = &mut Written::default();
     let arrivals = material.arrivals;
+    // Process 1 of a namespace fills what is touched.
+    let nothing: &dyn Fn() -> Vec<PageRange> = &Vec::new;
+    let first = match pids {
+        Pids::Namespace => nothing,
+        _ => material.first,
+    };
     let memory = Memory::new(
         &flat,
         arrivals,
         &state,
         &planned,
-        material.first,
+        first,
         options.eager,
         written,
     )?;
@@ -388,6 +395,27 @@ fn check_tcp(options: &ReviveOptions) -> Result<()> {
             "--tcp goes on with connections at their addresses, and --net private gives the process a network without any: leave one of them out".into(),
         )),
         false => Ok(()),
+    }
+}
+
+/// Refuses sockets in a network of which this process may make none.
+pub(super) fn check_network(state: &ProcessState, chosen: Namespaces) -> Result<()> {
+    if !chosen.users || chosen.network != Network::Private {
+        return Ok(());
+    }
+    let mut sockets = state.open_files().filter(|(_, file)| match &file.detail {
+        // Pairs are in no network.
+        Detail::Socket(socket) => {
+            socket.state != SocketState::Connected || socket.peer_inode.is_none()
+        }
+        _ => false,
+    });
+    match sockets.next() {
+        None => Ok(()),
+        Some((descriptor, file)) => Err(SessionError::Usage(format!(
+            "descriptor {} ({}): to make a socket in a network of the process's own (--net private) takes root",
+            descriptor.fd, file.link
+        ))),
     }
 }
 

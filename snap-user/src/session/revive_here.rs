@@ -67,7 +67,7 @@ pub(super) fn take_own_users(pids: Pids) -> Result<bool> {
 }
 
 /// What a user namespace of its own means for a process.
-pub(super) const OWN_USERS: &str = "it is in a user namespace of its own, since only there an ordinary user may choose ids: files of other users are nobody's for it, and it cannot become another user (sudo)";
+pub(super) const OWN_USERS: &str = "it is in a user namespace of its own, since only there an ordinary user may choose ids: files of other users are nobody's for it, it cannot become another user (sudo), and capabilities that it has hold only there";
 
 /// The machine that a new process is made on.
 pub(super) struct Here<'a> {
@@ -272,6 +272,10 @@ impl Surroundings for Here<'_> {
             return None;
         };
         let id = i32::try_from(*inode).ok()?;
+        // Another one has other segments by the same ids.
+        if !self.entered.has("ipc") {
+            return None;
+        }
         let found = self.entered.inside("ipc", || sys::shared_segment(id));
         let (key, len) = found.ok().flatten()?;
         // As the kernel names it (ipc/shm.c).

@@ -56,13 +56,14 @@ impl AddAssign for Filled {
 
 impl Memory {
     /// Decides what comes when, of an image of which `arrivals` tells what is there unless all of it is. `written` is
-    /// shared memory that is written for others, or another mapping, already. `first` comes before all that nobody touches.
+    /// shared memory that is written for others, or another mapping, already. `first` tells what comes before all
+    /// else that nobody touches.
     pub(super) fn new(
         flat: &Flat,
         arrivals: Option<Arc<Arrivals>>,
         state: &ProcessState,
         planned: &NewPlan,
-        first: Vec<PageRange>,
+        first: &dyn Fn() -> Vec<PageRange>,
         all_at_once: bool,
         written: &mut Written,
     ) -> Result<Self> {
@@ -114,7 +115,7 @@ impl Memory {
                 image: flat.file.try_clone().map_err(fail)?,
                 ranges,
                 pieces: later,
-                first,
+                first: first(),
                 arrivals,
                 handed: Handed::default(),
             }))

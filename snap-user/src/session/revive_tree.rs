@@ -1,6 +1,8 @@
 //! `restore` and `fork` of a tree: all of its processes, or none.
 
-use super::revive::{Pids, ReviveOptions, Revived, RevivedMember, make_copies, refuse_differences};
+use super::revive::{
+    Pids, ReviveOptions, Revived, RevivedMember, check_network, make_copies, refuse_differences,
+};
 use super::revive_contents::{contents_to_write, only_own};
 use super::revive_here::{
     Here, OWN_USERS, check_processor, namespaces, take_own_users, time_namespace,
@@ -112,6 +114,9 @@ impl<'a> Job<'a> {
             stays: options.stays,
         };
         let entered = namespaces(&loaded[0].1, chosen)?;
+        for (_, state) in &loaded {
+            check_network(state, chosen)?;
+        }
         let mut plans = Vec::with_capacity(loaded.len());
         for (snapshot, state) in &loaded {
             let here = Here::of(options, pids, &entered, state, snapshot)?;
@@ -212,7 +217,11 @@ impl<'a> Job<'a> {
                     None,
                     &state,
                     &planned,
-                    written_last(store, &snapshot)?,
+                    &|| match pids {
+                        // Process 1 fills what is touched.
+                        Pids::Namespace => Vec::new(),
+                        _ => written_last(store, &snapshot),
+                    },
                     options.eager,
                     &mut written,
                 )?,

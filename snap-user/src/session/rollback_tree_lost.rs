@@ -198,7 +198,7 @@ impl Supplies {
                 None,
                 &one.state,
                 &planned,
-                Vec::new(),
+                &Vec::new,
                 true,
                 &mut written,
             )?;

@@ -371,7 +371,7 @@ impl Awaited {
                 })
             },
             // Whoever sends decides on that.
-            first: Vec::new(),
+            first: &Vec::new,
             arrivals: Some(Arc::clone(&arrivals)),
             is_wanted: &|| match arrivals.is_lost() {
                 false => Ok(()),

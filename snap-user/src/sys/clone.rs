@@ -39,11 +39,9 @@ impl CloneArgs {
 
     /// Who is to be made, for an error.
     pub(super) fn what(&self) -> String {
-        let has = |flag: i32| self.flags & flag as u64 != 0;
-        let kind = match has(libc::CLONE_THREAD) {
-            true => "thread",
-            false if has(libc::CLONE_NEWUSER) => "process in a user namespace",
-            false => "process",
+        let kind = match self.flags & libc::CLONE_THREAD as u64 {
+            0 => "process",
+            _ => "thread",
         };
         match self.id {
             Some(id) => format!("{kind} {id}"),

@@ -18,18 +18,24 @@ pub fn owner_of_pid_namespace(pid: i32) -> Result<u64> {
     let path = format!("/proc/{pid}/ns/pid");
     let failed = |call, e: std::io::Error| SysError::new(call, &path, e);
     let namespace = File::open(&path).map_err(|e| failed("open", e))?;
+    owner_of(&namespace).map_err(|e| failed("ioctl(NS_GET_USERNS)", e))
+}
+
+fn owner_of(namespace: &File) -> std::io::Result<u64> {
     // SAFETY: a request without an argument, on an open file.
     let owner = unsafe { libc::ioctl(namespace.as_raw_fd(), GET_OWNER) };
     if owner < 0 {
-        return Err(failed(
-            "ioctl(NS_GET_USERNS)",
-            std::io::Error::last_os_error(),
-        ));
+        return Err(std::io::Error::last_os_error());
     }
     // SAFETY: a new descriptor, which nobody else has.
     let owner = unsafe { OwnedFd::from_raw_fd(owner) };
-    let meta = rustix::fs::fstat(&owner).map_err(|e| failed("fstat", e.into()))?;
-    Ok(meta.st_ino)
+    Ok(rustix::fs::fstat(&owner)?.st_ino)
+}
+
+/// The user namespace of this process, by its inode number.
+fn own_users() -> Option<u64> {
+    let meta = std::fs::metadata("/proc/self/ns/user").ok()?;
+    Some(meta.ino())
 }
 
 /// Runs `work` in the network namespace of process `pid`: on this thread where it is the same, else on a thread that
@@ -65,15 +71,15 @@ pub fn in_namespace<T: Send>(
     })
 }
 
-/// What the kernel numbers those of `all` namespaces of a process with in which this process is not, by their kinds. Unlike an
-/// inode number, no other gets it while the machine runs. None before Linux 6.18.
-pub fn namespace_ids(pid: i32, all: &[(String, u64)]) -> Result<Vec<(String, u64)>> {
-    let own = proc::namespaces(std::process::id() as i32)?;
-    let others = all.iter().filter(|one| !own.contains(one));
+/// Kinds of namespaces that a new process can enter, as their files in `/proc/PID/ns` are named.
+pub const ENTERED: [&str; 4] = ["net", "ipc", "uts", "cgroup"];
+
+/// What the kernel numbers a process's namespaces of these kinds with. Unlike an inode number, no other gets it while the
+/// machine runs. None before Linux 6.18.
+pub fn namespace_ids(pid: i32) -> Vec<(&'static str, u64)> {
     let id = |kind: &str| id_of(&File::open(format!("/proc/{pid}/ns/{kind}")).ok()?);
-    Ok(others
-        .filter_map(|(kind, _)| Some((kind.clone(), id(kind)?)))
-        .collect())
+    let all = ENTERED.into_iter();
+    all.filter_map(|kind| Some((kind, id(kind)?))).collect()
 }
 
 fn id_of(namespace: &File) -> Option<u64> {
@@ -97,12 +103,16 @@ pub struct Sought<'a> {
 }
 
 /// Opens a namespace, if it is still there: with a process in it, or mounted as `ip netns` does. Without an id it is taken
-/// for the same if a process is in it that was there already then: until it ends nobody else gets the inode number.
+/// for the same if a process is in it that began before, and it belongs to this process's user namespace: whoever may make
+/// one there, and so one with the same number, is trusted.
 pub fn find_namespace(sought: Sought<'_>) -> Option<OwnedFd> {
     let link = format!("{}:[{}]", sought.kind, sought.inode);
     let is_it = |file: &File| match sought.id {
         Some(id) => id_of(file) == Some(id),
-        None => file.metadata().is_ok_and(|meta| meta.ino() == sought.inode),
+        None => {
+            let is_found = file.metadata().is_ok_and(|meta| meta.ino() == sought.inode);
+            is_found && owner_of(file).is_ok_and(|owner| own_users() == Some(owner))
+        }
     };
     let of_processes = proc::processes().into_iter().filter_map(|pid| {
         let path = format!("/proc/{pid}/ns/{}", sought.kind);
@@ -129,10 +139,11 @@ pub fn find_namespace(sought: Sought<'_>) -> Option<OwnedFd> {
     open.find(is_it).map(OwnedFd::from)
 }
 
-/// When a process began, in nanoseconds since the machine's start. The file counts from that of this process's time namespace.
+/// When a process began, at the latest, in nanoseconds since the machine's start. The file counts from that of this process's
+/// time namespace, in ticks.
 fn began_ns(stat: &proc::Stat) -> u64 {
     let ticks = rustix::param::clock_ticks_per_second();
-    let since = stat.start_time.saturating_mul(1_000_000_000 / ticks);
+    let since = (stat.start_time + 1).saturating_mul(1_000_000_000 / ticks);
     since.saturating_add_signed(-own_time_offsets()[1])
 }
 
@@ -196,10 +207,9 @@ mod tests {
             started => started.unwrap(),
         };
         let all = proc::namespaces(stub.pid()).unwrap();
-        let ids = namespace_ids(stub.pid(), &all).unwrap();
-        let of =
-            |all: &[(String, u64)]| all.iter().find(|(kind, _)| kind == "net").map(|one| one.1);
-        let (inode, id) = (of(&all).unwrap(), of(&ids));
+        let inode = all.iter().find(|(kind, _)| kind == "net").unwrap().1;
+        let ids = namespace_ids(stub.pid());
+        let id = ids.iter().find(|(kind, _)| *kind == "net").map(|one| one.1);
         let sought = |id, at_ns| {
             find_namespace(Sought {
                 kind: "net",

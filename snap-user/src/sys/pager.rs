@@ -248,13 +248,13 @@ impl Space {
             if part.end < end {
                 self.first.push(PageRange::new(part.end, end));
             }
-            // Else it was touched, or has not come: then its turn is with the rest.
-            if self
-                .missing
-                .at(start)
-                .is_some_and(|piece| self.image.has(piece.offset + (start - piece.range.start)))
-            {
-                self.copy(part);
+            // Else all of it was touched, or has not come: then its turn is with the rest.
+            let is_there = |addr: &u64| {
+                let piece = self.missing.at(*addr);
+                piece.is_some_and(|p| self.image.has(p.offset + (addr - p.range.start)))
+            };
+            if let Some(start) = part.iter().find(is_there) {
+                self.copy(PageRange::new(start, part.end));
                 return true;
             }
         }

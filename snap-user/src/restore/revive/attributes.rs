@@ -45,7 +45,7 @@ fn plan_from(
     make(&mut now);
     let refused = match users {
         true => own_users::enter(wanted, &mut now)?,
-        false => Vec::new(),
+        false => own_users::leave(wanted)?,
     };
     plan_between(wanted, &now, refused)
 }
@@ -219,16 +219,13 @@ impl ByStub<'_> {
         at.expect("planned for the snapshot's threads")
     }
 
-    /// A timer signals the thread that is now the one that it signalled, whatever its id is. An older ksnap stored the id that
-    /// the thread had in its PID namespace.
+    /// A timer signals the thread that is now the one that it signalled, whatever its id is.
     fn rename(&self, step: &mut Step) {
         let Action::MakeTimer(timer) = &mut step.action else {
             return;
         };
-        let threads = &self.wanted.threads;
-        let of =
-            |id: fn(&ThreadState) -> i32| threads.iter().position(|t| Some(id(t)) == timer.thread);
-        if let Some(at) = of(ThreadState::own_id).or_else(|| of(|t| t.tid)) {
+        let mut threads = self.wanted.threads.iter();
+        if let Some(at) = threads.position(|t| Some(t.own_id()) == timer.thread) {
             timer.thread = Some(self.stub.threads()[at].own);
         }
     }

@@ -40,6 +40,8 @@ pub struct Namespaces {
 #[derive(Debug, Default)]
 pub struct Entered {
     all: Vec<(&'static str, OwnedFd)>,
+    /// Kinds of which it is in another one than it was.
+    missed: Vec<&'static str>,
     /// What will differ, a sentence each.
     pub notes: Vec<String>,
 }
@@ -51,7 +53,9 @@ impl Entered {
         chosen: Namespaces,
         host: Option<&Clocks>,
     ) -> sys::Result<Self> {
-        let here = proc::namespaces(std::process::id() as i32)?;
+        let own = std::process::id() as i32;
+        let here = proc::namespaces(own)?;
+        let ids = sys::namespace_ids(own);
         let mut entered = Self::default();
         for (kind, what) in SEPARATE {
             let is_made = match kind {
@@ -62,12 +66,19 @@ impl Entered {
             let Some(inode) = wanted.attributes.namespace(kind).filter(|_| !is_made) else {
                 continue;
             };
-            let is_other = |(name, now): &(String, u64)| name == kind && *now != inode;
-            if !here.iter().any(is_other) {
+            let id = wanted.attributes.namespace_id(kind);
+            let of_here = here.iter().find(|(name, _)| name == kind);
+            let id_here = ids.iter().find(|(name, _)| *name == kind);
+            let is_same_id = id.zip(id_here).is_none_or(|(id, here)| id == here.1);
+            if of_here.is_none_or(|here| here.1 == inode && (is_same_id || chosen.stays)) {
                 continue;
             }
+            entered.missed.push(kind);
             match enter(wanted, (kind, inode), chosen, host) {
-                Ok(found) => entered.all.push((kind, found)),
+                Ok(found) => {
+                    entered.missed.pop();
+                    entered.all.push((kind, found));
+                }
                 Err(why) => entered.notes.push(format!(
                     "it was in another {kind} namespace ({what}) than ksnap is{why}, and is in ksnap's now"
                 )),
@@ -82,6 +93,11 @@ impl Entered {
             Some((_, namespace)) => sys::in_namespace(namespace.as_fd(), work),
             None => Ok(work()),
         }
+    }
+
+    /// Whether the new process is in the one of this kind that it was in.
+    pub fn has(&self, kind: &str) -> bool {
+        !self.missed.contains(&kind)
     }
 
     /// All of them.
@@ -102,9 +118,9 @@ fn enter(
     if stays || kind == "net" && chosen.network == Network::Shared {
         return Err(String::new());
     }
-    let sought = sought(wanted, kind, inode, host);
-    let found = sought.and_then(sys::find_namespace);
-    let found = found.ok_or(", which is not there any more")?;
+    let sought = sought(wanted, kind, inode, host)
+        .ok_or(", of which it cannot be told whether it is there")?;
+    let found = sys::find_namespace(sought).ok_or(", which is not there any more")?;
     if chosen.users {
         return Err(", which cannot be entered from a user namespace".into());
     }

@@ -1,7 +1,7 @@
 //! A user namespace of a new process's own (`user_namespaces(7)`): every capability, and one user.
 
 use crate::model::{Credentials, ProcessState};
-use crate::sys;
+use crate::sys::{self, proc};
 
 /// Gives the threads of a new process what they begin with there. Returns why they cannot become what is wanted.
 pub(super) fn enter(wanted: &ProcessState, now: &mut ProcessState) -> sys::Result<Vec<String>> {
@@ -23,6 +23,31 @@ pub(super) fn enter(wanted: &ProcessState, now: &mut ProcessState) -> sys::Resul
         has.securebits = Some(0);
     }
     Ok(refused)
+}
+
+/// Why threads that were in another user namespace than this process is cannot be brought back in this one: what they may do
+/// there they would be allowed everywhere.
+pub(super) fn leave(wanted: &ProcessState) -> sys::Result<Vec<String>> {
+    let own = proc::namespaces(std::process::id() as i32)?;
+    let own = own.iter().find(|(kind, _)| kind == "user");
+    let was = wanted.attributes.namespace("user");
+    if was.is_none_or(|was| own.is_none_or(|own| own.1 == was)) {
+        return Ok(Vec::new());
+    }
+    let all = wanted.threads.iter();
+    let with_rights = all.filter(|thread| {
+        let credentials = thread.attributes.credentials.as_ref();
+        // All but the bounding set.
+        credentials.is_some_and(|c| [0, 1, 2, 4].iter().any(|set| c.capabilities[*set] != 0))
+    });
+    Ok(with_rights
+        .map(|thread| {
+            format!(
+                "thread {}: it has capabilities in another user namespace, and here they would hold outside of that as well; run ksnap in that namespace (nsenter)",
+                thread.tid
+            )
+        })
+        .collect())
 }
 
 fn ids(of: &Credentials) -> ([u32; 4], [u32; 4], &[u32]) {

@@ -103,8 +103,8 @@ pub(in crate::restore) fn terminal_name(terminal: u32) -> String {
 /// What no process can change back.
 fn unchangeable(plan: &mut StatePlan, want: &ProcessAttributes, now: &ProcessAttributes) {
     for (name, inode) in &want.namespaces {
-        // What children will be in, not what it is in itself.
-        let own = !name.ends_with("_for_children");
+        // What children will be in, not what it is in itself; and one with another id has another inode number.
+        let own = !name.ends_with("_for_children") && !name.ends_with(":id");
         let moved = now.namespaces.iter().any(|(n, i)| n == name && i != inode);
         if own && moved {
             plan.refused
