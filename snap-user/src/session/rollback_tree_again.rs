@@ -63,6 +63,7 @@ impl Regrowth {
                 }
             });
         }
+        let mut elsewhere = None;
         for (n, member) in tree.members.iter().enumerate() {
             if now[n] == Now::Gone {
                 all.look_at_remains(tree, n, standing, refused);
@@ -70,9 +71,12 @@ impl Regrowth {
             }
             let outer = proc::stat(member.pid, None)?.field(5) as i32;
             if outer != proc::own_group(member.pid)? {
-                // Its groups are numbered otherwise than ksnap's: what others are in cannot be looked up.
-                return Ok(all);
+                elsewhere = Some(member.pid);
             }
+        }
+        if let Some(pid) = elsewhere {
+            all.give_up(tree, &now, pid, refused, notes);
+            return Ok(all);
         }
         all.sets_groups = true;
         let fronts = fronts(tree, states, &now);
@@ -112,6 +116,30 @@ impl Regrowth {
         let denied = |e| format!("choosing an id needs CAP_CHECKPOINT_RESTORE ({e})");
         can_choose_ids(Some(maker)).map_err(denied)?;
         Ok(true)
+    }
+
+    /// Where process `pid` is in another PID namespace groups are numbered otherwise than ksnap's are, and what others are in
+    /// cannot be looked up: nobody is made, and no group put back.
+    fn give_up(
+        &mut self,
+        tree: &ProcessTree,
+        now: &[Now],
+        pid: i32,
+        refused: &mut Vec<String>,
+        notes: &mut Vec<String>,
+    ) {
+        let members = tree.members.iter().zip(now);
+        let gone = members.filter(|(_, now)| **now == Now::Gone);
+        refused.extend(gone.map(|(member, _)| format!(
+            "process {} has ended since, and is not made again in a tree of which one (process {pid}) is in another PID namespace than ksnap",
+            member.pid
+        )));
+        let ended = self.ended.drain(..);
+        notes.extend(ended.map(|(n, _, comm)| format!(
+            "process {} ({comm}), which had ended and was not waited for, is gone: in a tree of which one (process {pid}) is in another PID namespace than ksnap none is made",
+            self.kin[n].pid
+        )));
+        self.remains.clear();
     }
 
     /// Who is to wait for what is left of a process that is to be made again.
@@ -193,13 +221,22 @@ impl Regrowth {
 fn fronts(tree: &ProcessTree, states: &[&ProcessState], now: &[Now]) -> Vec<Front> {
     let leaders = tree.members.iter().enumerate();
     let living = leaders.filter(|(n, _)| matches!(now[*n], Now::Lives { .. }));
+    // A new one of the same number is another group, of which the terminal knows nothing.
+    let is_gone = |group: i32| {
+        let mut gone = tree
+            .members
+            .iter()
+            .zip(now)
+            .filter(|(_, now)| **now == Now::Gone);
+        gone.any(|(member, _)| member.pid == group)
+    };
     let changed = living.filter_map(|(leader, member)| {
         let then = member.foreground?;
         let stat = proc::stat(member.pid, None).ok()?;
         // proc_pid_stat(5): tty_nr, tpgid.
         let has_it = stat.field(7) as u32 == states[leader].attributes.terminal;
         let now = stat.field(8) as i32;
-        (has_it && now != then).then_some(Front { leader, then, now })
+        (has_it && (now != then || is_gone(then))).then_some(Front { leader, then, now })
     });
     changed.collect()
 }

@@ -46,24 +46,35 @@ impl Hand {
 
     /// Brings a group to the foreground of its session's terminal; gives the one that was there.
     fn front(&self, group: i32) -> sys::Result<i32> {
+        self.with_room(|remote, room| {
+            write_bytes(self.tid, room, b"/dev/tty\0")?;
+            let how = (libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) as u64;
+            let args = [libc::AT_FDCWD as u64, room, how, 0, 0, 0];
+            let fd = remote.call("openat", libc::SYS_openat, args)?;
+            let mut was = [0; 4];
+            let mut ask = |name, request: libc::c_ulong| {
+                let args = [fd, request, room, 0, 0, 0];
+                remote.call(name, libc::SYS_ioctl, args)
+            };
+            let done = ask("ioctl(TIOCGPGRP)", libc::TIOCGPGRP)
+                .and_then(|_| read_bytes(self.tid, room, &mut was))
+                .and_then(|()| write_bytes(self.tid, room, &group.to_ne_bytes()))
+                .and_then(|()| ask("ioctl(TIOCSPGRP)", libc::TIOCSPGRP));
+            remote.call("close", libc::SYS_close, [fd, 0, 0, 0, 0, 0])?;
+            done.map(|_| i32::from_ne_bytes(was))
+        })
+    }
+
+    /// Does something with a page of its memory that is there for that alone.
+    fn with_room<T>(
+        &self,
+        work: impl FnOnce(&mut Remote, u64) -> sys::Result<T>,
+    ) -> sys::Result<T> {
         let mut remote = self.remote()?;
         let room = remote.map_room(PAGE_SIZE)?;
-        write_bytes(self.tid, room, b"/dev/tty\0")?;
-        let how = (libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) as u64;
-        let args = [libc::AT_FDCWD as u64, room, how, 0, 0, 0];
-        let fd = remote.call("openat", libc::SYS_openat, args)?;
-        let mut was = [0; 4];
-        let mut ask = |name, request: libc::c_ulong| {
-            let args = [fd, request, room, 0, 0, 0];
-            remote.call(name, libc::SYS_ioctl, args)
-        };
-        let done = ask("ioctl(TIOCGPGRP)", libc::TIOCGPGRP)
-            .and_then(|_| read_bytes(self.tid, room, &mut was))
-            .and_then(|()| write_bytes(self.tid, room, &group.to_ne_bytes()))
-            .and_then(|()| ask("ioctl(TIOCSPGRP)", libc::TIOCSPGRP));
-        remote.call("close", libc::SYS_close, [fd, 0, 0, 0, 0, 0])?;
+        let done = work(&mut remote, room);
         remote.unmap_room(room, PAGE_SIZE)?;
-        done.map(|_| i32::from_ne_bytes(was))
+        done
     }
 
     /// Waits for children that have ended and that it knows nothing of.
@@ -85,17 +96,16 @@ impl Hand {
         if self.keeps_signal {
             return Ok(());
         }
-        let mut remote = self.remote()?;
-        let room = remote.map_room(PAGE_SIZE)?;
-        let (by_default, own) = (room, room + 64);
-        write_bytes(self.tid, by_default, &[0; 32])?;
-        let mut set = |new, old| {
-            let args = [libc::SIGCHLD as u64, new, old, 8, 0, 0];
-            remote.call("rt_sigaction", libc::SYS_rt_sigaction, args)
-        };
-        set(by_default, own)?;
-        set(own, 0)?;
-        remote.unmap_room(room, PAGE_SIZE)
+        self.with_room(|remote, room| {
+            let (by_default, own) = (room, room + 64);
+            write_bytes(self.tid, by_default, &[0; 32])?;
+            let mut set = |new, old| {
+                let args = [libc::SIGCHLD as u64, new, old, 8, 0, 0];
+                remote.call("rt_sigaction", libc::SYS_rt_sigaction, args)
+            };
+            set(by_default, own)?;
+            set(own, 0).map(drop)
+        })
     }
 }
 
@@ -195,8 +205,9 @@ impl<'a> Growth<'a> {
         match step {
             Regroup::Make(n) => {
                 let (parent, pid) = (self.parent(n), self.kin[n].pid);
-                self.stubs[n] = Some(self.fork(parent, pid)?);
+                // Also one that could not be finished has ended as a child of its parent.
                 self.done.push(Done::Made(n));
+                self.stubs[n] = Some(self.fork(parent, pid)?);
                 fault::point("one that had ended made again");
                 fault::failure("one that had ended made again")
             }
@@ -277,11 +288,7 @@ impl<'a> Growth<'a> {
                         parent.forget_signal()?;
                     }
                 }
-                Done::Left(n, group) => {
-                    if let Some(hand) = self.hands[n] {
-                        hand.join(group)?;
-                    }
-                }
+                Done::Left(n, group) => self.rejoin(n, group)?,
                 Done::Front(n, group) => {
                     if let Some(hand) = self.hands[n] {
                         hand.front(group)?;
@@ -295,6 +302,37 @@ impl<'a> Growth<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Has one that lives go back into the group that it has left. Where nobody is in that any more, whoever began it is made
+    /// for a moment, or for good if that had not been waited for.
+    fn rejoin(&mut self, n: usize, group: i32) -> sys::Result<()> {
+        let Some(hand) = self.hands[n] else {
+            return Ok(());
+        };
+        let refused = match hand.join(group) {
+            Err(e) if e.errno() == Some(libc::EPERM) => e,
+            done => return done,
+        };
+        let leader = self.kin.iter().position(|one| one.pid == group);
+        let parent = leader.and_then(|leader| self.kin[leader].parent);
+        let Some((at, parent)) = parent.and_then(|at| Some((at, self.hands[at]?))) else {
+            return Err(refused);
+        };
+        let mut stub = self.fork(at, group)?;
+        let begin = StubCall::new("setpgid", "itself", libc::SYS_setpgid, [0; 6]);
+        stub.run(&[begin])?;
+        hand.join(group)?;
+        let remains = self.remains;
+        let is_its = |done: &Done| matches!(done, Done::Reaped(n) if remains[*n].pid == group);
+        if let Some(at) = self.done.iter().position(is_its)
+            && let Done::Reaped(n) = self.done.remove(at)
+        {
+            return end(stub, remains[n].status, &remains[n].comm);
+        }
+        drop(stub);
+        parent.wait_for(group)?;
+        parent.forget_signal()
     }
 }
 

@@ -116,7 +116,12 @@ impl Planner<'_> {
         let gone: Vec<usize> = (0..self.kin.len()).filter(|n| self.is_gone(*n)).collect();
         for n in gone {
             let id = self.kin[n].pid;
-            for other in self.all.iter().filter(|other| other.pid != id) {
+            // What is left of those that are gone is waited for before.
+            let is_left = |other: &Bystander| {
+                (0..self.kin.len()).any(|n| self.is_gone(n) && self.kin[n].pid == other.pid)
+            };
+            let others: Vec<_> = self.all.iter().filter(|other| !is_left(other)).collect();
+            for other in others {
                 let what = match (other.session == id, other.group == id) {
                     (true, _) => "session",
                     (false, true) => "process group",
@@ -336,6 +341,35 @@ mod tests {
         ];
         let again = plan(&kin, &now, &all(&kin, &now), &[]);
         assert!(again.refused[0].contains("session"), "{again:?}");
+    }
+
+    /// What is left of the others is waited for before anybody is made.
+    #[test]
+    fn a_group_of_which_nobody_lives_is_in_nobodys_way() {
+        let kin = shell();
+        let now = [
+            lives(10, 10),
+            Now::Gone,
+            Now::Gone,
+            lives(13, 13),
+            lives(13, 13),
+        ];
+        let mut machine = all(&kin, &now);
+        machine.extend([11, 12].map(|pid| Bystander {
+            pid,
+            comm: "left".into(),
+            session: 10,
+            group: 11,
+        }));
+        let again = plan(&kin, &now, &machine, &[]);
+        assert!(again.refused.is_empty(), "{again:?}");
+        let steps = [
+            Regroup::Make(1),
+            Regroup::Make(2),
+            Regroup::Join(1, 11),
+            Regroup::Join(2, 11),
+        ];
+        assert_eq!(again.steps, steps);
     }
 
     #[test]

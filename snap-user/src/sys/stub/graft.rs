@@ -84,16 +84,16 @@ impl Stub {
     }
 }
 
-/// Has a process wait for a child of it that has ended.
-///
-/// # Errors
-/// ECHILD when it has none of this id.
+/// Has a process wait for a child of it that has ended. That it has none of this id is no error: one that ignores the signal
+/// of that never has any to wait for (`SA_NOCLDWAIT` in sigaction(2)).
 pub fn wait_for(remote: &mut Remote, pid: i32) -> Result<()> {
     let options = libc::__WALL | libc::WNOHANG;
     let args = [pid as u64, 0, options as u64, 0, 0, 0];
-    match remote.call("wait4", libc::SYS_wait4, args)? as i32 {
-        found if found == pid => Ok(()),
-        _ => Err(SysError::new(
+    match remote.call("wait4", libc::SYS_wait4, args) {
+        Ok(found) if found as i32 == pid => Ok(()),
+        Err(e) if e.errno() == Some(libc::ECHILD) => Ok(()),
+        Err(e) => Err(e),
+        Ok(_) => Err(SysError::new(
             "wait4",
             format_args!("process {pid}"),
             io::Error::other("it has not ended"),
