@@ -137,7 +137,10 @@ fn a_pipeline_whose_first_process_has_ended_is_whole_again() -> Result<()> {
         let failed = Background::start(failing)?.finish(LIMIT)?;
         ensure!(failed.code()? != 0, "{failed:?}");
         ensure!(group(second) == Some(first), "{failed:?}");
-        ensure!(state_of(second) != 'T' && state_of(root) != 'T', "{failed:?}");
+        ensure!(
+            state_of(second) != 'T' && state_of(root) != 'T',
+            "{failed:?}"
+        );
         await_gone(first, LIMIT)?;
         let said = roll_back(&ksnap, root, &id)?;
         ensure!(pids_in(&said["made"])? == [first], "{said}");

@@ -60,7 +60,7 @@ pub use memory::{
 };
 pub use memory_fs::{Room, is_mount_point, mount_memory, resize_memory, room, usable_memory};
 pub use namespace::{
-    ENTERED, Sought, all_capabilities, chooses_ids, find_namespace, in_namespace, in_network_of,
+    Sought, all_capabilities, chooses_ids, find_namespace, in_namespace, in_network_of,
     makes_namespaces, namespace_ids, owner_of_pid_namespace,
 };
 pub use next_id::{LAST_PID, can_choose_next_id, with_next_id};

@@ -72,7 +72,7 @@ pub fn in_namespace<T: Send>(
 }
 
 /// Kinds of namespaces that a new process can enter, as their files in `/proc/PID/ns` are named.
-pub const ENTERED: [&str; 4] = ["net", "ipc", "uts", "cgroup"];
+const ENTERED: [&str; 4] = ["net", "ipc", "uts", "cgroup"];
 
 /// What the kernel numbers a process's namespaces of these kinds with. Unlike an inode number, no other gets it while the
 /// machine runs. None before Linux 6.18.

@@ -66,11 +66,13 @@ impl Entered {
             let Some(inode) = wanted.attributes.namespace(kind).filter(|_| !is_made) else {
                 continue;
             };
-            let id = wanted.attributes.namespace_id(kind);
+            // Those that a machine starts with have the same inode numbers each time, and other ids.
+            let knows_ids = is_same_start(wanted, host) && !chosen.stays;
+            let id = wanted.attributes.namespace_id(kind).filter(|_| knows_ids);
             let of_here = here.iter().find(|(name, _)| name == kind);
             let id_here = ids.iter().find(|(name, _)| *name == kind);
             let is_same_id = id.zip(id_here).is_none_or(|(id, here)| id == here.1);
-            if of_here.is_none_or(|here| here.1 == inode && (is_same_id || chosen.stays)) {
+            if of_here.is_none_or(|here| here.1 == inode && is_same_id) {
                 continue;
             }
             entered.missed.push(kind);
@@ -129,6 +131,13 @@ fn enter(
     Ok(found)
 }
 
+/// Whether the machine runs on since then.
+fn is_same_start(wanted: &ProcessState, host: Option<&Clocks>) -> bool {
+    let start = |clocks: &Clocks| clocks.boot;
+    let then = wanted.clocks.as_ref().map(start);
+    then.is_some() && then == host.map(start)
+}
+
 /// What is looked for, if the machine was not started anew since.
 fn sought<'a>(
     wanted: &ProcessState,
@@ -136,9 +145,7 @@ fn sought<'a>(
     inode: u64,
     host: Option<&Clocks>,
 ) -> Option<Sought<'a>> {
-    let then = wanted
-        .clocks
-        .filter(|then| Some(then.boot) == host.map(|host| host.boot))?;
+    let then = wanted.clocks.filter(|_| is_same_start(wanted, host))?;
     let offset = wanted.attributes.time_offsets.unwrap_or_default()[1];
     Some(Sought {
         kind,
@@ -158,4 +165,71 @@ pub fn other_than(first: &ProcessState, other: &ProcessState) -> Vec<String> {
             format!("it was in another {kind} namespace ({what}) than the first of the tree, and is in that one now")
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::ProcessAttributes;
+
+    const HERE: Clocks = Clocks {
+        boot: [7; 16],
+        monotonic_ns: 1000,
+        boottime_ns: 1000,
+    };
+
+    /// One that was captured where this process is, in a network of this id.
+    fn captured(boot: u8, id: u64) -> ProcessState {
+        let mut attributes = ProcessAttributes {
+            namespaces: proc::namespaces(std::process::id() as i32).unwrap(),
+            ..ProcessAttributes::default()
+        };
+        attributes.set_namespace_id("net", id);
+        ProcessState {
+            attributes,
+            clocks: Some(Clocks {
+                boot: [boot; 16],
+                ..HERE
+            }),
+            ..ProcessState::default()
+        }
+    }
+
+    fn notes(wanted: &ProcessState, chosen: Namespaces) -> Vec<String> {
+        Entered::find(wanted, chosen, Some(&HERE)).unwrap().notes
+    }
+
+    #[test]
+    fn a_number_that_another_namespace_has_now_is_not_the_same_one() {
+        let own = sys::namespace_ids(std::process::id() as i32);
+        let same = Namespaces::default();
+        let Some((_, id)) = own.into_iter().find(|(kind, _)| *kind == "net") else {
+            // Before Linux 6.18 the inode number decides.
+            return assert!(notes(&captured(7, 1), same).is_empty());
+        };
+        assert_eq!(notes(&captured(7, id), same), Vec::<String>::new());
+        let other = notes(&captured(7, id + 1000), same);
+        assert_eq!(other.len(), 1, "{other:?}");
+        assert!(other[0].contains("not there any more"), "{other:?}");
+        // They are given anew with each start of the machine, and on each machine.
+        assert!(notes(&captured(8, id + 1000), same).is_empty());
+        let stays = Namespaces {
+            stays: true,
+            ..same
+        };
+        assert!(notes(&captured(7, id + 1000), stays).is_empty());
+    }
+
+    #[test]
+    fn one_of_another_start_is_not_looked_for() {
+        let mut state = captured(8, 1);
+        for (kind, inode) in &mut state.attributes.namespaces {
+            if kind == "uts" {
+                *inode += 1;
+            }
+        }
+        let notes = notes(&state, Namespaces::default());
+        assert_eq!(notes.len(), 1, "{notes:?}");
+        assert!(notes[0].contains("cannot be told"), "{notes:?}");
+    }
 }
