@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::background::Background;
-use crate::family::capture;
+use crate::family::{ORDERS, capture};
 use crate::footprint::{await_gone, await_reading, await_state, state_of};
 use crate::ksnap::Ksnap;
 use crate::python::Python;
@@ -25,17 +25,6 @@ queue, into = os.pipe()
 answers, answer = os.pipe()
 place = os.open(sys.argv[1] + "/place", os.O_RDWR | os.O_CREAT, 0o600)
 orders = {name: os.pipe() for name in ("child", "deeper", "apart")}
-
-def lines(fd):
-    held = b""
-    while True:
-        more = os.read(fd, 4096)
-        if not more:
-            os._exit(0)
-        held += more
-        while b"\n" in held:
-            line, held = held.split(b"\n", 1)
-            yield line.decode().split()
 
 def status(name):
     return [line.split()[1] for line in open("/proc/thread-self/status") if line.startswith(name)][0]
@@ -160,7 +149,10 @@ impl Clan {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
         std::fs::set_permissions(folder.path(), mode)?;
         let mut command = Command::new(Python::interpreter()?);
-        command.arg("-c").arg(CLAN).arg(folder.path());
+        command
+            .arg("-c")
+            .arg([ORDERS, CLAN].concat())
+            .arg(folder.path());
         let mut process = Background::start(with(command))?;
         let said = hear(&mut process)?;
         let pid = |name: &str| said[name].as_i64().map(|pid| pid as i32).context("no pid");

@@ -41,17 +41,9 @@ pub fn roll_back(ksnap: &Ksnap, root: i32, id: &str) -> Result<Value> {
     Ok(serde_json::from_str(&said)?)
 }
 
-/// A parent and its child, with a pipe, a pair of sockets, a memory page and a file's position between them; both do only
-/// what they are told.
-const FAMILY: &str = r#"
-import fcntl, json, mmap, os, signal, socket, struct, sys, time
-shared = mmap.mmap(-1, 4096)
-queue, into = os.pipe()
-near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-orders, order = os.pipe()
-answers, answer = os.pipe()
-place = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o600)
-
+/// Orders that a member of a family reads, a line each; it ends when nobody can give any more.
+pub(crate) const ORDERS: &str = r#"
+import os
 def lines(fd):
     held = b""
     while True:
@@ -62,6 +54,18 @@ def lines(fd):
         while b"\n" in held:
             line, held = held.split(b"\n", 1)
             yield line.decode().split()
+"#;
+
+/// A parent and its child, with a pipe, a pair of sockets, a memory page and a file's position between them; both do only
+/// what they are told.
+const FAMILY: &str = r#"
+import fcntl, json, mmap, os, signal, socket, struct, sys, time
+shared = mmap.mmap(-1, 4096)
+queue, into = os.pipe()
+near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+orders, order = os.pipe()
+answers, answer = os.pipe()
+place = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT, 0o600)
 
 def all_of(fd):
     os.set_blocking(fd, False)
@@ -194,7 +198,7 @@ impl Family {
         let mut command = Command::new("python3");
         command
             .arg("-c")
-            .arg(FAMILY)
+            .arg([ORDERS, FAMILY].concat())
             .arg(folder.path().join("place"));
         let mut process = Background::start(command)?;
         let child = hear(&mut process)?["child"].as_i64().context("no child")?;

@@ -125,6 +125,18 @@ impl Ksnap {
             .with_context(|| format!("ksnap {}", args.join(" ")))
     }
 
+    /// Runs to the end, and demands that it fails at this point, as only a debug build does.
+    pub fn fail_at(&self, point: &str, args: &[&str]) -> Result<Finished> {
+        let mut command = self.command();
+        command.args(args).env("KSNAP_FAIL_AT", point);
+        let failed = Background::start(command)?.finish(LIMIT)?;
+        ensure!(
+            failed.code()? == 1,
+            "it did not fail (not a debug build?): {failed:?}"
+        );
+        Ok(failed)
+    }
+
     /// Runs to the end, and demands exit code 0; gives stdout.
     pub fn ok(&self, args: &[&str]) -> Result<String> {
         self.run(args)?

@@ -5,6 +5,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use tests::footprint::await_gone;
 use tests::{Background, Ksnap, Python, require};
@@ -171,10 +173,7 @@ fn a_network_that_is_mounted_is_entered_again() -> Result<()> {
         ensure!(after.contains(&inside), "{after}\nwas\n{before}");
         ensure!(after.contains("b'apple' b'pear'"), "{after}");
         let pid = said["pid"].as_i64().context("no pid")? as i32;
-        nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(pid),
-            nix::sys::signal::Signal::SIGKILL,
-        )?;
+        kill(Pid::from_raw(pid), Signal::SIGKILL)?;
         ensure!(back.wait(LIMIT)?.is_some(), "it lives");
         // With a network of its own, it is in no other one.
         let (back, said) = bring_back(&ksnap, &["--net", "private"])?;
@@ -183,10 +182,7 @@ fn a_network_that_is_mounted_is_entered_again() -> Result<()> {
         let outside = namespace(std::process::id() as i32, "net")?;
         ensure!(own != inside && own != outside, "{own}");
         drop(back);
-        nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(pid),
-            nix::sys::signal::Signal::SIGKILL,
-        )?;
+        kill(Pid::from_raw(pid), Signal::SIGKILL)?;
         Ok(())
     })();
     run("umount", &["--lazy".as_ref(), path.as_os_str()])?;

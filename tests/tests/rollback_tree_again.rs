@@ -320,15 +320,11 @@ fn what_fails_before_the_others_are_touched_is_taken_back() -> Result<()> {
     clan.say("end child 4")?;
     await_state(clan.child, 'Z', LIMIT)?;
     await_gone(clan.deeper, LIMIT)?;
-    let mut command = clan.ksnap.command();
-    command
-        .args(["rollback", &clan.root().to_string(), &id, "--tree", "-y"])
-        .env("KSNAP_FAIL_AT", "one that had ended made again");
-    let failed = Background::start(command)?.finish(LIMIT)?;
-    ensure!(
-        failed.code()? == 1,
-        "it did not fail (not a debug build?): {failed:?}"
-    );
+    let root = clan.root().to_string();
+    let words = ["rollback", &root, &id, "--tree", "-y"];
+    let failed = clan
+        .ksnap
+        .fail_at("one that had ended made again", &words)?;
     ensure!(failed.stderr.contains("nothing was touched"), "{failed:?}");
     ensure!(state_of(clan.child) == 'Z', "{}", state_of(clan.child));
     let said = clan.say(&format!("wait {}", clan.child))?;

@@ -187,15 +187,8 @@ fn one_that_fails_in_the_middle_names_who_is_back_and_who_is_not() -> Result<()>
     let born = family.say("born")?["born"].as_i64().context("nobody")? as i32;
     family.others.0.push(born);
     let (root, child) = (family.root(), family.child);
-    let mut command = family.ksnap.command();
-    command
-        .args(["rollback", &root.to_string(), &one, "--tree", "-y"])
-        .env("KSNAP_FAIL_AT", "one of the tree put back");
-    let failed = Background::start(command)?.finish(LIMIT)?;
-    ensure!(
-        failed.code()? == 1,
-        "it did not fail (not a debug build?): {failed:?}"
-    );
+    let words = ["rollback", &root.to_string(), &one, "--tree", "-y"];
+    let failed = family.ksnap.fail_at("one of the tree put back", &words)?;
     for words in [
         format!("; put back: {root};"),
         format!("not put back: {child};"),

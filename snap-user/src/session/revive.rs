@@ -2,7 +2,7 @@
 
 use super::revive_contents::{ReadPages, contents_to_write, only_own};
 use super::revive_here::{
-    Here, OWN_USERS, check_processor, namespaces, take_own_users, time_namespace,
+    Here, OWN_USERS, check_processor, namespaces, take_own_users, time_namespace, without_own_users,
 };
 use super::revive_hot::written_last;
 use super::revive_memory::{Memory, SegmentsInUse, Written};
@@ -362,7 +362,8 @@ impl Job<'_> {
         };
         let lazy = self.memory.lazy.as_slice();
         let in_use = SegmentsInUse::of([self.memory], self.entered)?;
-        let mut newborn = Newborn::start(birth, planned, &opened, lazy, own_pid)?;
+        let newborn = Newborn::start(birth, planned, &opened, lazy, own_pid);
+        let mut newborn = newborn.map_err(|e| without_own_users(e, self.chosen.users))?;
         let change_files = self.pids == Pids::Same;
         let init = newborn.init();
         let filled = self
@@ -413,7 +414,7 @@ pub(super) fn check_network(state: &ProcessState, chosen: Namespaces) -> Result<
     match sockets.next() {
         None => Ok(()),
         Some((descriptor, file)) => Err(SessionError::Usage(format!(
-            "descriptor {} ({}): to make a socket in a network of the process's own (--net private) takes root",
+            "descriptor {} ({}): to make a socket in a network of the process's own takes root: leave --net private out, or run ksnap as root",
             descriptor.fd, file.link
         ))),
     }

@@ -4,9 +4,9 @@ use super::revive::{Pids, ReviveOptions};
 use super::revive_contents::ReadPages;
 use super::{Result, SessionError};
 use crate::model::{Backing, Clocks, MappedFile, PageRange, PageSet, ProcessState, Vma, page_up};
-use crate::restore::fault;
 use crate::restore::revive::{Entered, Namespaces, OtherKernel, Surroundings, time_offsets};
-use crate::sys::{self, arch, proc};
+use crate::restore::{RestoreError, fault};
+use crate::sys::{self, SysError, arch, proc};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
@@ -63,6 +63,30 @@ pub(super) fn take_own_users(pids: Pids) -> Result<bool> {
         Pids::Same => Err(SessionError::Usage(
             "choosing ids here takes CAP_CHECKPOINT_RESTORE: --pids namespace gives the process the ids that it had in a namespace of its own, --pids new gives it others".into(),
         )),
+    }
+}
+
+/// Says what to do where a process could not be started in a user namespace of its own.
+pub(super) fn without_own_users(error: RestoreError, users: bool) -> RestoreError {
+    const REFUSED: [i32; 5] = [
+        libc::EPERM,
+        libc::EACCES,
+        libc::ENOSPC,
+        libc::ENOSYS,
+        libc::EUSERS,
+    ];
+    match error {
+        RestoreError::Unborn { pid, step, source }
+            if users && source.errno().is_some_and(|e| REFUSED.contains(&e)) =>
+        {
+            let target = format!(
+                "{}, in a user namespace (they may not be allowed: see user.max_user_namespaces and kernel.apparmor_restrict_unprivileged_userns, or do without one by --pids new)",
+                source.target
+            );
+            let source = SysError { target, ..source };
+            RestoreError::Unborn { pid, step, source }
+        }
+        other => other,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Which pages a process writes most: they come first of what nobody has touched yet.
 
-use crate::model::{PAGE_SIZE, PageRange, PageSet};
+use crate::model::{FILE_SPACE, PAGE_SIZE, PageRange, PageSet};
 use crate::store::{Snapshot, Store};
 
 /// Deltas that are looked at.
@@ -23,7 +23,8 @@ pub(super) fn written_last(store: &Store, snapshot: &Snapshot) -> Vec<PageRange>
         let Ok(pages) = snapshot.stored_pages() else {
             break;
         };
-        let written = PageSet::from_pages(pages).subtract(&known);
+        let memory = pages.into_iter().filter(|addr| *addr < FILE_SPACE);
+        let written = PageSet::from_pages(memory.collect()).subtract(&known);
         known = known.union(&written);
         all.extend(written.ranges().iter().copied());
         if known.pages() >= MOST {
@@ -56,10 +57,32 @@ fn within(all: Vec<PageRange>, most: u64) -> Vec<PageRange> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::tests::support::{info, new_store, publish};
+
+    fn range(from: u64, to: u64) -> PageRange {
+        PageRange::new(from * PAGE_SIZE, to * PAGE_SIZE)
+    }
+
+    #[test]
+    fn pages_of_the_newest_delta_come_first_and_a_base_tells_nothing() {
+        let (_folder, store) = new_store();
+        let mut session = store.create_session(&info(7)).unwrap();
+        let all = (0..600).map(|n| (n, n as u32));
+        let base = publish(&mut session, None, [], all).unwrap().id;
+        let pages = [(3, 900), (4, 901), (50, 902)];
+        let first = publish(&mut session, Some(base), [], pages).unwrap().id;
+        let file = (FILE_SPACE / PAGE_SIZE, 903);
+        let pages = [(4, 904), (100, 905), file];
+        let second = publish(&mut session, Some(first), [], pages).unwrap().id;
+        let of = |id| written_last(&store, &store.snapshot(id).unwrap());
+        assert_eq!(of(base), []);
+        assert_eq!(of(first), [range(3, 5), range(50, 51)]);
+        let newest = [range(4, 5), range(100, 101), range(3, 4), range(50, 51)];
+        assert_eq!(of(second), newest);
+    }
 
     #[test]
     fn ranges_are_cut_where_there_are_enough() {
-        let range = |from: u64, to: u64| PageRange::new(from * PAGE_SIZE, to * PAGE_SIZE);
         let all = vec![range(10, 12), range(1, 5), range(20, 21)];
         assert_eq!(within(all.clone(), 7 * PAGE_SIZE), all);
         let some = within(all, 4 * PAGE_SIZE);

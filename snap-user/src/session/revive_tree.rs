@@ -5,7 +5,7 @@ use super::revive::{
 };
 use super::revive_contents::{contents_to_write, only_own};
 use super::revive_here::{
-    Here, OWN_USERS, check_processor, namespaces, take_own_users, time_namespace,
+    Here, OWN_USERS, check_processor, namespaces, take_own_users, time_namespace, without_own_users,
 };
 use super::revive_hot::written_last;
 use super::revive_kin::{born_in, kin, other_session};
@@ -318,7 +318,8 @@ impl<'a> Job<'a> {
         };
         let lazy = self.members.iter().filter_map(|m| m.memory.lazy.clone());
         let lazy: Vec<_> = lazy.collect();
-        let stubs = start_tree(birth, roster, &mut lines, &avoid, &lazy)?;
+        let stubs = start_tree(birth, roster, &mut lines, &avoid, &lazy);
+        let stubs = stubs.map_err(|e| without_own_users(e, self.chosen.users))?;
         lines.lend(&mut files.all.sources);
         let others: Vec<RevivedMember> = stubs
             .iter()

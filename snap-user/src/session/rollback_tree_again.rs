@@ -131,7 +131,7 @@ impl Regrowth {
         let members = tree.members.iter().zip(now);
         let gone = members.filter(|(_, now)| **now == Now::Gone);
         refused.extend(gone.map(|(member, _)| format!(
-            "process {} has ended since, and is not made again in a tree of which one (process {pid}) is in another PID namespace than ksnap",
+            "process {} has ended since, and is not made again in a tree of which one (process {pid}) is in another PID namespace than ksnap: end the rest as well, and ksnap restore brings all of it back",
             member.pid
         )));
         let ended = self.ended.drain(..);

@@ -61,7 +61,7 @@ pub use memory::{
 pub use memory_fs::{Room, is_mount_point, mount_memory, resize_memory, room, usable_memory};
 pub use namespace::{
     Sought, all_capabilities, chooses_ids, find_namespace, in_namespace, in_network_of,
-    makes_namespaces, namespace_ids, owner_of_pid_namespace,
+    makes_namespaces, namespace_ids, own_users, owner_of_pid_namespace,
 };
 pub use next_id::{LAST_PID, can_choose_next_id, with_next_id};
 pub use open::{

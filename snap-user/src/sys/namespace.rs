@@ -33,7 +33,7 @@ fn owner_of(namespace: &File) -> std::io::Result<u64> {
 }
 
 /// The user namespace of this process, by its inode number.
-fn own_users() -> Option<u64> {
+pub fn own_users() -> Option<u64> {
     let meta = std::fs::metadata("/proc/self/ns/user").ok()?;
     Some(meta.ino())
 }
@@ -153,14 +153,16 @@ const CAP_CHECKPOINT_RESTORE: u64 = 1 << 40;
 
 /// Whether a process may choose the ids of its threads and children itself, in the PID namespace that is also ours.
 pub fn chooses_ids(pid: i32) -> bool {
-    let own = std::process::id() as i32;
-    let of = |pid, name: &str| {
-        let all = proc::namespaces(pid).ok()?;
-        Some(all.into_iter().find(|(found, _)| found == name)?.1)
+    let (Ok(theirs), Ok(ours)) = (
+        proc::namespaces(pid),
+        proc::namespaces(std::process::id() as i32),
+    ) else {
+        return false;
     };
-    let same = |name| of(pid, name).is_some_and(|namespace| of(own, name) == Some(namespace));
+    let of = |all: &[(String, u64)], name| all.iter().find(|one| one.0 == name).map(|one| one.1);
+    let same = |name| of(&theirs, name).is_some_and(|namespace| of(&ours, name) == Some(namespace));
     // A user namespace alone has no say in the ids of a PID namespace that was there before.
-    let owns_ids = || of(pid, "user") == owner_of_pid_namespace(pid).ok();
+    let owns_ids = || of(&theirs, "user") == owner_of_pid_namespace(pid).ok();
     same("pid")
         && same("user")
         && owns_ids()

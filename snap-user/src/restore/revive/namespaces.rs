@@ -75,15 +75,14 @@ impl Entered {
             if of_here.is_none_or(|here| here.1 == inode && is_same_id) {
                 continue;
             }
-            entered.missed.push(kind);
             match enter(wanted, (kind, inode), chosen, host) {
-                Ok(found) => {
-                    entered.missed.pop();
-                    entered.all.push((kind, found));
+                Ok(found) => entered.all.push((kind, found)),
+                Err(why) => {
+                    entered.missed.push(kind);
+                    entered.notes.push(format!(
+                        "it was in another {kind} namespace ({what}) than ksnap is{why}, and is in ksnap's now"
+                    ));
                 }
-                Err(why) => entered.notes.push(format!(
-                    "it was in another {kind} namespace ({what}) than ksnap is{why}, and is in ksnap's now"
-                )),
             }
         }
         Ok(entered)

@@ -1,7 +1,7 @@
 //! A user namespace of a new process's own (`user_namespaces(7)`): every capability, and one user.
 
-use crate::model::{Credentials, ProcessState};
-use crate::sys::{self, proc};
+use crate::model::{Clocks, Credentials, ProcessState};
+use crate::sys;
 
 /// Gives the threads of a new process what they begin with there. Returns why they cannot become what is wanted.
 pub(super) fn enter(wanted: &ProcessState, now: &mut ProcessState) -> sys::Result<Vec<String>> {
@@ -25,13 +25,18 @@ pub(super) fn enter(wanted: &ProcessState, now: &mut ProcessState) -> sys::Resul
     Ok(refused)
 }
 
+/// The user namespace that a machine begins with (`PROC_USER_INIT_INO` in include/linux/proc_ns.h).
+const INITIAL: u64 = 0xefff_fffd;
+
 /// Why threads that were in another user namespace than this process is cannot be brought back in this one: what they may do
-/// there they would be allowed everywhere.
+/// there they would be allowed outside of it. On another machine, or after another start, only what is no namespace at all
+/// is outside.
 pub(super) fn leave(wanted: &ProcessState) -> sys::Result<Vec<String>> {
-    let own = proc::namespaces(std::process::id() as i32)?;
-    let own = own.iter().find(|(kind, _)| kind == "user");
-    let was = wanted.attributes.namespace("user");
-    if was.is_none_or(|was| own.is_none_or(|own| own.1 == was)) {
+    let (was, own) = (wanted.attributes.namespace("user"), sys::own_users());
+    let start = |clocks: Clocks| clocks.boot;
+    let is_same_start = wanted.clocks.map(start) == sys::clocks([0; 2]).map(start);
+    let is_outside = was.is_some() && was != own && (is_same_start || own == Some(INITIAL));
+    if !is_outside {
         return Ok(Vec::new());
     }
     let all = wanted.threads.iter();

@@ -205,19 +205,6 @@ fn hold(pid: Tid) -> Result<()> {
 
 /// Starts a process.
 pub(super) fn start(birth: Birth<'_>, lazy: &[Arc<Lazy>]) -> Result<Born> {
-    begin(birth, lazy).map_err(|e| match birth.users {
-        true => SysError {
-            target: format!(
-                "{}, in a user namespace (they may not be allowed: user.max_user_namespaces, kernel.apparmor_restrict_unprivileged_userns; --pids new takes none)",
-                e.target
-            ),
-            ..e
-        },
-        false => e,
-    })
-}
-
-fn begin(birth: Birth<'_>, lazy: &[Arc<Lazy>]) -> Result<Born> {
     let network = match birth.network {
         true => libc::CLONE_NEWNET as u64,
         false => 0,

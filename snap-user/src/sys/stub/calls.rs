@@ -234,9 +234,7 @@ impl Stub {
         }
         Ok(())
     }
-}
 
-impl Stub {
     /// Makes a thread with an id that the process itself may not choose.
     fn make_next_thread(&mut self, flags: u64, id: i32) -> Result<()> {
         let args = CloneArgs {
