@@ -24,8 +24,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use targets::{TARGETS, Target};
 
-/// Inputs for each target, unless said otherwise.
-const INPUTS: u64 = 20_000;
+/// Inputs for each target, unless said otherwise: ten million for all of them.
+const INPUTS: u64 = 1_000_000;
 /// How many kinds of messages `docs/protocol.md` has.
 const KINDS_OF_MESSAGES: usize = 18;
 

@@ -254,11 +254,7 @@ impl Background {
 
     /// Whether the child is still running.
     pub fn running(&mut self) -> Result<bool> {
-        Ok(self
-            .child
-            .try_wait()
-            .with_context(|| format!("cannot ask after {}", self.what))?
-            .is_none())
+        Ok(self.wait(Duration::ZERO)?.is_none())
     }
 
     /// Sends a signal.

@@ -18,6 +18,7 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// A running server: a postmaster and its children. Killed when dropped, as far as this process has started it.
 pub struct Postgres {
     process: Background,
+    port: Option<u16>,
     user: (u32, u32),
     folder: TempDir,
 }
@@ -37,6 +38,11 @@ impl Postgres {
 
     /// A new cluster, served at a Unix socket alone.
     pub fn start() -> Result<Self> {
+        Self::start_at(None)
+    }
+
+    /// A new cluster, served at a Unix socket, and at this port of 127.0.0.1.
+    pub fn start_at(port: Option<u16>) -> Result<Self> {
         // It refuses to run as root.
         let home = std::fs::metadata("/var/lib/postgresql").context("no user for PostgreSQL")?;
         let user = (home.uid(), home.gid());
@@ -64,13 +70,20 @@ impl Postgres {
         ensure!(made.status.success(), "initdb: {said}");
         let mut command = Self::command("postgres", user)?;
         command.arg("-D").arg(&data).arg("-k").arg(folder.path());
-        command.args(["-c", "listen_addresses=", "-c", "shared_buffers=16MB"]);
+        command.args(["-c", "shared_buffers=16MB"]);
+        match port {
+            None => command.args(["-c", "listen_addresses="]),
+            Some(port) => command
+                .args(["-c", "listen_addresses=127.0.0.1"])
+                .env("PGPORT", port.to_string()),
+        };
         // Who waits for a disk cannot be stopped meanwhile.
         command.args(["-c", "fsync=off"]);
         // Whoever vacuums comes and goes.
         command.args(["-c", "autovacuum_naptime=1h"]);
         let postgres = Self {
             process: Background::start(command)?,
+            port,
             user,
             folder,
         };
@@ -105,12 +118,13 @@ impl Postgres {
 
     /// Runs a client, and gives what it prints.
     pub fn client(&self, program: &str, args: &[&str]) -> Result<String> {
-        let output = Self::command(program, self.user)?
-            .args(["-h"])
-            .arg(self.folder.path())
-            .args(["-U", "test"])
-            .args(args)
-            .output()?;
+        let mut command = Self::command(program, self.user)?;
+        if let Some(port) = self.port {
+            // Its socket is named by it.
+            command.env("PGPORT", port.to_string());
+        }
+        command.arg("-h").arg(self.folder.path());
+        let output = command.args(["-U", "test"]).args(args).output()?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "{program} {args:?}: {said}");
         Ok(String::from_utf8(output.stdout)?)
@@ -122,6 +136,15 @@ impl Postgres {
         command.arg("-h").arg(self.folder.path());
         command.args(["-U", "test", "-XAtq", "postgres"]);
         Ok(Session(Background::start(command)?))
+    }
+
+    /// A client that runs on, connected by TCP.
+    pub fn remote_client(&self, program: &str, args: &[&str]) -> Result<Background> {
+        let port = self.port.context("it is not served by TCP")?.to_string();
+        let mut command = Self::command(program, self.user)?;
+        command.args(["-h", "127.0.0.1", "-p", &port, "-U", "test"]);
+        command.args(args);
+        Background::start(command)
     }
 
     /// What a query gives, fields apart by a bar.

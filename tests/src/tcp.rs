@@ -22,8 +22,23 @@ fn holder(ended: &Finished) -> Result<i32> {
 
 /// Takes a snapshot, ends the process and has its connections kept.
 pub fn take(ksnap: &Ksnap, pid: i32) -> Result<i32> {
-    let ended = ksnap.run(&["snap", &pid.to_string(), "--kill", "--tcp"])?;
-    ensure!(ended.code()? == 0, "{ended:?}");
+    take_with(ksnap, pid, &[])
+}
+
+/// The same, with more options.
+pub fn take_with(ksnap: &Ksnap, pid: i32, more: &[&str]) -> Result<i32> {
+    taken(ksnap, pid, more, &[0])
+}
+
+/// The same, where something else may not have been saved.
+pub fn take_incomplete(ksnap: &Ksnap, pid: i32, more: &[&str]) -> Result<i32> {
+    taken(ksnap, pid, more, &[0, 3])
+}
+
+fn taken(ksnap: &Ksnap, pid: i32, more: &[&str], codes: &[i32]) -> Result<i32> {
+    let pid = pid.to_string();
+    let ended = ksnap.run(&[&["snap", &pid, "--kill", "--tcp"], more].concat())?;
+    ensure!(codes.contains(&ended.code()?), "{ended:?}");
     let holder = holder(&ended)?;
     let name = std::fs::read_to_string(format!("/proc/{holder}/comm"))?;
     ensure!(name.trim() == "ksnap-tcp", "process {holder} is {name}");

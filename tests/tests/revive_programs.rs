@@ -428,3 +428,36 @@ fn a_restore_killed_at_any_step_leaves_nothing() -> Result<()> {
     ensure!(reply["ok"] == true, "{reply}");
     victim.quit()
 }
+
+/// Leader of a session and of a process group, with files of its own, as daemons are: nothing about it differs.
+#[test]
+fn a_daemon_comes_back_without_a_word() -> Result<()> {
+    require!(Root, Ksnap, Program("setsid"), ChosenIds);
+    let ksnap = Ksnap::new()?;
+    let mut command = Command::new("setsid");
+    let script = "exec sleep 600 0</dev/null >/dev/null 2>&1";
+    command.args(["sh", "-c", script]);
+    let mut daemon = Background::start(command)?;
+    let pid = daemon.pid();
+    let _ended = Ended(pid, "sleep");
+    let end = Instant::now() + LIMIT;
+    while std::fs::read_to_string(format!("/proc/{pid}/comm"))?.trim() != "sleep" {
+        ensure!(Instant::now() < end, "{}", daemon.stderr());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    for round in 0..2 {
+        end_captured(&ksnap, pid)?;
+        if round == 0 {
+            daemon.wait(LIMIT)?.context("it lives on")?;
+        }
+        await_gone(pid, LIMIT)?;
+        let back = ksnap.run(&["restore", "latest"])?;
+        // It may have got more open files from whoever runs this test.
+        ensure!(matches!(back.code()?, 0 | 3), "{back:?}");
+        ensure!(!back.stderr.contains("different"), "{back:?}");
+        let own = Some(nix::unistd::Pid::from_raw(pid));
+        ensure!(nix::unistd::getsid(own)?.as_raw() == pid);
+        ensure!(nix::unistd::getpgid(own)?.as_raw() == pid);
+    }
+    Ok(())
+}

@@ -14,9 +14,12 @@ mod state;
 pub use contents::{Contents, Stamps, changed_files, saved_ranges, without_files};
 pub use copy::inspect;
 pub use error::CaptureError;
-pub use files::{Files, Verdict, losses, mapping_verdict, terminal_verdict, verdict};
+pub use files::{
+    Connections, Files, Verdict, losses, mapping_verdict, take_connections, terminal_verdict,
+    verdict,
+};
 pub use live::Live;
-pub use preflight::{Target, preflight};
+pub use preflight::{Target, is_ksnap, preflight};
 pub use shared::{compared, compared_pages, irreplaceable};
 pub use state::{Told, bare_state, describe, frozen_state};
 

@@ -3,6 +3,7 @@
 use super::{CaptureError, Result};
 use crate::sys::{PidFd, await_turn, fill_all, is_filler, pidfd_open, proc};
 use std::io::Read;
+use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 /// Why a thread's id is refused; older kernels give a pidfd of it.
@@ -23,6 +24,33 @@ pub struct Target {
     pub start_time: u64,
     /// Arguments.
     pub cmdline: Vec<Vec<u8>>,
+}
+
+/// A process runs the program that this one runs: what that has written, as snapshots in a store, is not put back with it.
+pub fn is_ksnap(pid: i32) -> bool {
+    let program = |of: &str| {
+        std::fs::metadata(format!("/proc/{of}/exe")).map(|program| (program.dev(), program.ino()))
+    };
+    match (program(&pid.to_string()), program("self")) {
+        (Ok(one), Ok(own)) => one == own,
+        _ => false,
+    }
+}
+
+/// Why another ksnap is refused, with what it runs.
+fn another_ksnap(pid: i32) -> String {
+    let below = proc::children(&[pid]);
+    let below: Vec<String> = below
+        .iter()
+        .flat_map(|(_, children)| children)
+        .filter(|child| !is_ksnap(**child))
+        .map(i32::to_string)
+        .collect();
+    let below = match below.is_empty() {
+        true => "the process that it watches".to_owned(),
+        false => format!("the process that it runs ({})", below.join(", ")),
+    };
+    format!("it is another ksnap, which would go back without its store: name {below}")
 }
 
 /// Checks that a process can be captured.
@@ -47,6 +75,9 @@ pub fn preflight(pid: i32) -> Result<Target> {
         },
         _ => sys(e),
     })?;
+    if is_ksnap(pid) {
+        return refused(&another_ksnap(pid));
+    }
     let stat = proc::stat(pid, None).map_err(sys)?;
     if stat.is_kernel_thread() {
         return refused("it is a kernel thread and has no memory of its own");

@@ -82,7 +82,7 @@ pub fn bare_state(
         }
     };
     let (descriptors, files) = live.files.frozen(vmas, told.open.as_deref())?;
-    unsupported.extend(live.files.lost_connections());
+    unsupported.extend_from_slice(live.files.lost_connections());
     let mut state = ProcessState {
         pid,
         ppid: stat.ppid,

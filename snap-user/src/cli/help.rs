@@ -24,7 +24,7 @@ Data goes to standard output, everything else to standard error.";
 
 pub(super) const RUN: &str = "\
 Snapshots are of the process that the command starts as, with all of its threads. Processes that it starts in \
-turn are not followed: watch those with `ksnap watch`.
+turn are not followed without --tree.
 
 The command keeps the terminal, and ksnap ends with its exit status (128 and the signal's number if a signal \
 ended it). When the snapshots end before the command, or it cannot be snapshotted, which is said on standard error, it \
@@ -40,7 +40,8 @@ Ctrl-C ends the watching, not the processes. While it goes on, `ksnap snap` and 
 them go through it: --audit and --files are added to how it takes snapshots, what else it was started with stays.
 
 Each process is watched for itself, with all of its threads: they are stopped at different moments, and one \
-that ends or cannot be watched does not end the others. Its children are not followed; name them as well. \
+that ends or cannot be watched does not end the others. Its children are not followed: name them as well, or take \
+each with all of its descendants (--tree). \
 When one of several fails, the exit code is 3, or that of all where all failed alike. Of --memory each has an \
 equal part, of at least 4M, and of --mirror too.
 
@@ -58,7 +59,7 @@ in a session of its own, and a record makes them one, which carries the id of th
 them are stored, or not at all. `restore` and `fork` of that id, or of `latest`, bring all of them back.
 
 With --kill --tcp, a process named ksnap-tcp holds its TCP connections, silent, until `ksnap restore --tcp` goes on \
-with them; killing it gives them up.
+with them; killing it gives them up. With --tree it holds those of all of its processes.
 
 Examples:
   ksnap snap 1234

@@ -15,6 +15,9 @@ const QUIET: [&str; 5] = [
     "h2=error",
 ];
 
+/// The library that loads the probes tells each relocation that it makes, among which their messages would be lost.
+const LOADER: [&str; 2] = ["aya=info", "aya_obj=info"];
+
 /// Lets messages through: -q errors, else warnings, -v what happens, -vv what the probes say, -vvv everything.
 /// KSNAP_LOG says it in full (`ksnap=debug,aya=info`).
 ///
@@ -34,6 +37,11 @@ pub fn init(context: &Context) {
                 EnvFilter::new(level)
             })
         }
+        _ if context.verbosity() == 2 => {
+            LOADER.iter().fold(EnvFilter::new(level), |filter, target| {
+                filter.add_directive(target.parse().expect("a directive"))
+            })
+        }
         _ => EnvFilter::new(level),
     };
     // What they say of requests has keys and signatures in it.
@@ -43,6 +51,8 @@ pub fn init(context: &Context) {
     let format = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(Stderr)
+        // It would be told on standard error, which is what failed.
+        .log_internal_errors(false)
         .with_ansi(context.err_style().is_on())
         .with_target(context.verbosity() > 1);
     // A test harness may have set one up already.

@@ -346,8 +346,12 @@ impl<'a> Reporter<'a> {
         self.status = Status::new(false);
         for one in all {
             if let Err(e) = &one.outcome {
-                let text = format!("{}{e}", self.about(one.pid));
-                self.context.complain(&text);
+                let why = e.to_string();
+                let about = match why.starts_with(&format!("process {} ", one.pid)) {
+                    true => String::new(),
+                    false => self.about(one.pid),
+                };
+                self.context.complain(&format!("{about}{why}"));
             }
         }
         let rows: Vec<summary::Row<'_>> = all

@@ -35,9 +35,7 @@ pub fn snap(context: &Context, args: &Snap) -> Result<Exit, CliError> {
     context.print(args.json, &done, |out, _| {
         writeln!(out, "{}", taken::taken(&done))
     })?;
-    for what in &done.unsupported {
-        context.tell(&format!("not saved: {}", clean(what)));
-    }
+    tell(context, &done.notes, &done.unsupported);
     if let Some(kept) = &done.kept {
         context.tell(&taken::kept(kept, &done.id));
     }
@@ -45,6 +43,16 @@ pub fn snap(context: &Context, args: &Snap) -> Result<Exit, CliError> {
         true => Exit::Done,
         false => Exit::Incomplete,
     })
+}
+
+/// Says how it was taken, and what is not in it.
+fn tell(context: &Context, notes: &[String], unsupported: &[String]) {
+    for note in notes {
+        context.tell(&clean(note));
+    }
+    for what in unsupported {
+        context.tell(&format!("not saved: {}", clean(what)));
+    }
 }
 
 /// Whose snapshots are going to be in the store: all of these share its room.
@@ -66,8 +74,9 @@ fn tree(context: &Context, args: &Snap, store: &Path, options: &Options) -> Resu
             .iter()
             .try_for_each(|line| writeln!(out, "{line}"))
     })?;
-    for what in &done.unsupported {
-        context.tell(&format!("not saved: {}", clean(what)));
+    tell(context, &done.notes, &done.unsupported);
+    if let Some(kept) = &done.kept {
+        context.tell(&taken::kept(kept, &done.id));
     }
     Ok(match done.unsupported.is_empty() {
         true => Exit::Done,

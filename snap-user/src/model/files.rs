@@ -317,6 +317,11 @@ impl OpenFile {
         ) && self.flags & O_PATH == 0
     }
 
+    /// Is a socket whose connection was taken.
+    pub fn has_connection(&self) -> bool {
+        matches!(&self.detail, Detail::Socket(socket) if socket.connection.is_some())
+    }
+
     /// Can be read from.
     pub fn is_readable(&self) -> bool {
         self.flags & O_ACCMODE != O_WRONLY

@@ -154,8 +154,7 @@ impl Report {
                 "  {name:<42}{:>12}{:>12}{:>12}",
                 duration(part.time_ns),
                 per_cent(part.of_elapsed),
-                // A process that hardly runs has no time that this could be a part of.
-                per_cent(part.of_cpu.filter(|share| *share <= 1.0))
+                share_of_cpu(part.of_cpu)
             )?;
         }
         Ok(())
@@ -219,6 +218,14 @@ fn digits(x: f64) -> String {
 
 fn per_cent(share: Option<f64>) -> String {
     share.map_or_else(|| "–".to_owned(), |s| format!("{:.1} %", s * 100.0))
+}
+
+/// Of a process that hardly runs, what it cost may be more than all of its own time.
+fn share_of_cpu(share: Option<f64>) -> String {
+    match share {
+        Some(share) if share > 1.0 => "> 100 %".to_owned(),
+        share => per_cent(share),
+    }
 }
 
 fn plural(n: u64, noun: &str) -> String {

@@ -301,6 +301,7 @@ mod tests {
             unsupported: Vec::new(),
             file_bytes: 0,
             kept: None,
+            notes: Vec::new(),
         };
         let answer = serde_json::to_string(&control::Reply::Taken(Box::new(taken))).unwrap();
         let sleeper = Sleeper::start();

@@ -1,19 +1,20 @@
 //! One process under snapshots: everything that its tracer thread does.
 
 mod attach;
-mod keep;
 
 use attach::layout;
-use keep::end_keeping;
 
 use super::events::Events;
 use super::flight::Flight;
 use super::keeper::Keeper;
+use super::kept::end_keeping;
 use super::pipeline::{Hashes, Pipeline};
 use super::postcopy::Caution;
 use super::profile::Profiling;
 use super::{Options, Result, SessionError, Taken, Then, mixed};
-use crate::capture::{CaptureError, Contents, Live, Target, compared, irreplaceable};
+use crate::capture::{
+    CaptureError, Contents, Live, Target, compared, irreplaceable, take_connections,
+};
 use crate::image::SessionId;
 use crate::model::{PageSet, SnapshotId, SnapshotKind, Vma};
 use crate::probe::Losses;
@@ -296,12 +297,17 @@ impl Engine {
         let ahead = self.ahead(hold)?;
         let stop = monotonic_ns();
         let frozen = self.freeze()?;
-        let keep = self.options.then == Then::KillKeeping;
-        self.live.files.want_connections(keep);
-        let outcome = self.stopped(kind, ahead, frozen, stop, (hold, None));
         // Dropped, the connections go on: so they do whatever fails from here on.
-        let connections = self.live.files.taken_connections();
-        self.live.files.want_connections(false);
+        let connections = match self.options.then {
+            Then::KillKeeping => {
+                let (taken, custodian) = take_connections(&[self.target.pid])?;
+                self.live.files.set_connections(Arc::new(taken));
+                custodian
+            }
+            _ => None,
+        };
+        let outcome = self.stopped(kind, ahead, frozen, stop, (hold, None));
+        self.live.files.set_connections(Arc::default());
         let mut caught = match outcome? {
             Ok(caught) => caught,
             Err(why) => return Ok(why),
@@ -313,7 +319,9 @@ impl Engine {
                 (Some(held), Then::Stop) if wrong.is_empty() => held.end_with(libc::SIGSTOP)?,
                 (Some(held), Then::Kill) if wrong.is_empty() => held.end_with(libc::SIGKILL)?,
                 (Some(held), Then::KillKeeping) if wrong.is_empty() => {
-                    end_keeping(held, connections, &mut taken)?;
+                    let keeping = end_keeping([held], connections)?;
+                    taken.kept = keeping.kept;
+                    taken.unsupported.extend(keeping.lost);
                 }
                 (held, Then::GoOn) if wrong.is_empty() => self.held = held.map(|held| (held, stop)),
                 (held, _) => drop(held),

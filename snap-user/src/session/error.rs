@@ -63,7 +63,7 @@ pub enum SessionError {
     },
     /// The memory of the process is not what the store would give back.
     #[error(
-        "audit: {} of the process differ from what the store gives back: {}. The snapshot is stored but must not be trusted; this is a fault in ksnap, please report it with the output of `ksnap doctor`",
+        "audit: {} of the process differ from what the store gives back: {}. The snapshot is stored but must not be trusted. If no other process wrote there meanwhile (process_vm_writev, a debugger), this is a fault in ksnap: please report it with the output of `ksnap doctor`",
         count(pages.len()), list(pages)
     )]
     Audit {

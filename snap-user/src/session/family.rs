@@ -1,7 +1,7 @@
 //! A process and its descendants: who they are, and stopping all of them.
 
 use super::Result;
-use crate::capture::CaptureError;
+use crate::capture::{CaptureError, is_ksnap};
 use crate::model::Zombie;
 use crate::sys::{Freeze, Frozen, Hold, SysError, proc};
 use std::collections::BTreeSet;
@@ -37,9 +37,8 @@ pub(super) struct Family {
     pub(super) notes: Vec<String>,
 }
 
-/// The process and its living descendants as they are just now, parents before their children; ksnap itself aside.
+/// The process and its living descendants as they are just now, parents before their children; ksnaps aside.
 pub fn look(root: i32) -> Result<Vec<i32>> {
-    let own = std::process::id() as i32;
     let mut found = vec![root];
     let mut seen = BTreeSet::from([root]);
     let mut next = 0;
@@ -47,7 +46,7 @@ pub fn look(root: i32) -> Result<Vec<i32>> {
         let parents = found[next..].to_vec();
         next = found.len();
         for (_, children) in proc::children(&parents) {
-            let new = children.into_iter().filter(|pid| *pid != own);
+            let new = children.into_iter().filter(|pid| !is_ksnap(*pid));
             let living = new.filter(|pid| seen.insert(*pid) && proc::is_alive(*pid));
             found.extend(living);
         }
@@ -61,7 +60,6 @@ pub fn look(root: i32) -> Result<Vec<i32>> {
 /// # Errors
 /// When one of them cannot be stopped; all of them run on then.
 pub(super) fn freeze(root: i32, hold: Hold) -> Result<Family> {
-    let own = std::process::id() as i32;
     let mut family = Family {
         members: Herd(vec![Stopped {
             pid: root,
@@ -81,9 +79,9 @@ pub(super) fn freeze(root: i32, hold: Hold) -> Result<Family> {
                     continue;
                 }
                 more = true;
-                if pid == own {
+                if is_ksnap(pid) {
                     family.notes.push(format!(
-                        "process {pid} is ksnap itself, and is left out of the tree"
+                        "process {pid} is ksnap, and is left out of the tree with what it has started"
                     ));
                     continue;
                 }

@@ -107,6 +107,7 @@ impl Engine {
             unsupported: flight.unsupported,
             file_bytes: settled.published.bytes,
             kept: None,
+            notes: Vec::new(),
         })
     }
 }

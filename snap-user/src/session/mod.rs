@@ -34,6 +34,7 @@ mod flight;
 mod flush;
 mod inspect;
 mod keeper;
+mod kept;
 mod key;
 mod log;
 mod mirror;

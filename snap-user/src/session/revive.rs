@@ -165,11 +165,6 @@ pub(super) fn revive_prepared(
     let id = store.resolve(reference, None)?;
     check_tcp(options)?;
     if let Some(tree) = store.tree(id)?.filter(|_| !options.alone) {
-        if options.files.tcp {
-            return Err(SessionError::Usage(
-                "--tcp goes on with the connections of one process, and this is a tree: --alone brings back its first process alone".into(),
-            ));
-        }
         return revive_tree::revive(&store, &tree, copies, options, prepared.is_wanted, each);
     }
     let snapshot = store.snapshot(id)?;
@@ -442,8 +437,7 @@ fn plan_files(
     let mut how = options.files.clone();
     how.allow_changed |= options.allow_changed_files;
     for (descriptor, file) in state.open_files().filter(|(d, _)| (0..3).contains(&d.fd)) {
-        let goes_on = how.tcp
-            && matches!(&file.detail, Detail::Socket(socket) if socket.connection.is_some());
+        let goes_on = how.tcp && file.has_connection();
         let elsewhere =
             !goes_on && files::is_from_elsewhere(&state.files, descriptor.file as usize);
         let fd = descriptor.fd;

@@ -436,7 +436,8 @@ fn file_options(
     }
     let mut told = BTreeSet::new();
     for (fd, at) in joint.streams() {
-        if replaced.contains_key(&at) {
+        let goes_on = common.tcp && joint.files()[at as usize].has_connection();
+        if goes_on || replaced.contains_key(&at) {
             continue;
         }
         replaced.insert(at, Replacement::Own(fd));

@@ -42,10 +42,26 @@ pub fn find_to_go_back_to(dir: &Path, pid: i32, reference: &str) -> Result<Optio
             SessionError::Store(StoreError::NotFound { .. } | StoreError::NoStore { .. })
         );
         match nothing && !matches!(control::connect(dir, pid), Ok(Some(_))) {
-            true => preflight(pid).err().map_or(error, SessionError::from),
+            true => match preflight(pid) {
+                Err(why) => why.into(),
+                Ok(_) => of_another(dir, pid, reference).unwrap_or(error),
+            },
             false => error,
         }
     })
+}
+
+/// Why a process cannot go back to a snapshot that is another one's.
+fn of_another(dir: &Path, pid: i32, reference: &str) -> Option<SessionError> {
+    // These mean one of each process.
+    if reference.starts_with("latest") || reference.starts_with('@') {
+        return None;
+    }
+    let other = find(dir, reference, None).ok()?;
+    Some(SessionError::Usage(format!(
+        "{reference} is of process {} ({}), and process {pid} goes back to snapshots of its own only (ksnap log --pid {pid}); ksnap restore {reference} brings it back as a process of its own",
+        other.pid, other.comm
+    )))
 }
 
 /// What was done inside the stop.

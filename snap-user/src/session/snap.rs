@@ -13,10 +13,14 @@ pub fn snap(dir: &Path, pid: i32, options: &Options) -> Result<Taken> {
     let store = Store::open_or_create(dir)?;
     let mut engine = Engine::attach(&store, pid, options)?;
     engine.snapshot_then(options.then)?;
-    engine.settle().unwrap_or_else(|| {
+    let taken = engine.settle().unwrap_or_else(|| {
         Err(SessionError::Control {
             why: "took no snapshot".into(),
         })
+    });
+    Ok(Taken {
+        notes: engine.notes(),
+        ..taken?
     })
 }
 

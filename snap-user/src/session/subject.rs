@@ -198,16 +198,13 @@ impl Subject for TreeEngine<'_> {
     fn attached(&self) -> Progress {
         let first = self.first();
         let comm = first.map_or_else(String::new, |first| first.target.comm.clone());
-        let mut notes: Vec<String> = self.engines.iter().flat_map(Engine::notes).collect();
-        notes.sort();
-        notes.dedup();
         Progress::Attached {
             pid: self.root,
             comm,
             below: self.engines.len().saturating_sub(1) as u64,
             tracker: first.map_or(TrackerKind::Hash, Engine::tracker),
             faults: first.and_then(Engine::fault_source),
-            notes,
+            notes: self.notes(),
         }
     }
 

@@ -8,7 +8,7 @@ use super::events::LazyProbes;
 use super::snap::recipients;
 use super::tree_engine::TreeEngine;
 use super::types::{hex, unhex};
-use super::{Options, Result, Taken};
+use super::{Engine, KeptConnections, Options, Result, Taken};
 use crate::model::{Costs, Phases, SnapshotId};
 use crate::store::Store;
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,12 @@ pub struct TakenTree {
     pub stop_ns: u64,
     /// What could not be saved, a sentence each.
     pub unsupported: Vec<String>,
+    /// Who keeps its connections, if that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<KeptConnections>,
+    /// What the user should know of how it was tracked, a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// A process of a tree that was captured.
@@ -71,6 +77,16 @@ impl TakenTree {
     }
 }
 
+impl TreeEngine<'_> {
+    /// What the user should know of how its processes are tracked, a sentence each.
+    pub(super) fn notes(&self) -> Vec<String> {
+        let mut notes: Vec<String> = self.engines.iter().flat_map(Engine::notes).collect();
+        notes.sort();
+        notes.dedup();
+        notes
+    }
+}
+
 /// Captures a process and all of its descendants at one moment: through the ksnap that watches them as a tree, or right
 /// here.
 ///
@@ -85,5 +101,7 @@ pub fn snap_tree(dir: &Path, pid: i32, options: &Options) -> Result<TakenTree> {
     let store = Store::open_or_create(dir)?;
     let probes = LazyProbes::new(options.probes);
     let mut tree = TreeEngine::attach(&store, pid, options, &probes)?;
-    tree.snapshot_and_settle(options.then)
+    let mut taken = tree.snapshot_and_settle(options.then)?;
+    taken.notes = tree.notes();
+    Ok(taken)
 }

@@ -22,6 +22,7 @@ use crate::store::Store;
 use crate::sys::{Hold, monotonic_ns, proc, share_memory};
 use crate::track::{TrackerChoice, TrackerKind};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Where processes may come: those that are there at first share one half of the memory for copied pages, and each that
@@ -225,11 +226,6 @@ impl<'a> TreeEngine<'a> {
     /// have been called since the one before.
     pub(super) fn begin_snapshot(&mut self, then: Then) -> Result<()> {
         debug_assert!(self.flight.is_none(), "one snapshot at a time");
-        if then == Then::KillKeeping {
-            return Err(SessionError::Usage(
-                "connections are kept of one process, not of a tree: leave --tcp out".into(),
-            ));
-        }
         for _ in 0..MOST_CHANGES {
             self.flight = self.try_snapshot(then)?;
             if self.flight.is_some() {
@@ -296,13 +292,17 @@ impl<'a> TreeEngine<'a> {
     fn stop_all(&mut self, mut ready: BTreeMap<i32, Ready>, then: Then) -> Result<Option<Flight>> {
         let (time_ns, stop) = (wall_clock_ns(), monotonic_ns());
         let mut family = family::freeze(self.root, Hold::Trace)?;
-        let standing = std::mem::take(&mut family.members.0);
         let mut flight = Flight::new(
             then,
             time_ns,
             std::mem::take(&mut family.zombies),
             std::mem::take(&mut family.notes),
         );
+        let connections = match then {
+            Then::KillKeeping => flight.take_connections(&family.members.0)?,
+            _ => Arc::default(),
+        };
+        let standing = std::mem::take(&mut family.members.0);
         let mut seen = SharedSeen::default();
         for stopped in standing {
             let pid = stopped.pid;
@@ -311,7 +311,10 @@ impl<'a> TreeEngine<'a> {
                     return Ok(None);
                 };
                 let engine = &mut self.engines[n];
-                catch(engine, (kind, ahead), stopped, stop, &mut seen)
+                engine.live.files.set_connections(connections.clone());
+                let caught = catch(engine, (kind, ahead), stopped, stop, &mut seen);
+                engine.live.files.set_connections(Arc::default());
+                caught
             });
             match caught {
                 Ok(Some(member)) => flight.members.push(member),
@@ -434,13 +437,16 @@ impl<'a> TreeEngine<'a> {
         }
         let tree = flight.record(processes.iter().map(|one| one.taken.id));
         self.store.publish_tree(&tree)?;
-        flight.end()?;
+        let keeping = flight.end()?;
+        unsupported.extend(keeping.lost);
         Ok(TakenTree {
             id: tree.members[0].id,
             processes,
             zombies: tree.zombies.len(),
             stop_ns: tree.stop_ns,
             unsupported,
+            kept: keeping.kept,
+            notes: Vec::new(),
         })
     }
 }

@@ -2,14 +2,16 @@
 
 use super::engine::Engine;
 use super::family::Stopped;
+use super::kept::{Keeping, end_keeping};
 use super::stop::{Ahead, Caught};
 use super::tree_files::{Holder, shared_files};
 use super::tree_shared::SharedSeen;
 use super::tree_terminals::{Grouped, foreground, unread};
 use super::{Result, SessionError, Taken, Then};
-use crate::capture::CaptureError;
+use crate::capture::{self, CaptureError, Connections};
 use crate::model::{ProcessTree, SharedFile, SnapshotId, SnapshotKind, TreeMember, Zombie};
-use crate::sys::{SysError, proc};
+use crate::sys::{Custodian, SysError, proc};
+use std::sync::Arc;
 
 /// A process that was captured.
 pub(super) struct Member {
@@ -94,6 +96,8 @@ impl Relations {
 /// A tree from its stop until it is stored. Those that stand go on when this is dropped.
 pub(super) struct Flight {
     then: Then,
+    /// Who has their connections. Before them, so that it gives the sockets back before they go on.
+    connections: Option<Custodian>,
     pub(super) time_ns: u64,
     pub(super) stop_ns: u64,
     /// Parents before their children.
@@ -108,6 +112,7 @@ impl Flight {
     pub(super) fn new(then: Then, time_ns: u64, zombies: Vec<Zombie>, notes: Vec<String>) -> Self {
         Self {
             then,
+            connections: None,
             time_ns,
             stop_ns: 0,
             members: Vec::new(),
@@ -115,6 +120,14 @@ impl Flight {
             relations: Relations::default(),
             notes,
         }
+    }
+
+    /// Takes the connections of those that stand.
+    pub(super) fn take_connections(&mut self, standing: &[Stopped]) -> Result<Arc<Connections>> {
+        let pids: Vec<i32> = standing.iter().map(|one| one.pid).collect();
+        let (taken, custodian) = capture::take_connections(&pids)?;
+        self.connections = custodian;
+        Ok(Arc::new(taken))
     }
 
     /// Lets all of them go on.
@@ -152,18 +165,21 @@ impl Flight {
     ///
     /// # Errors
     /// The first of them; all have been let go all the same.
-    pub(super) fn end(mut self) -> Result<()> {
-        let signal = match self.then {
-            Then::GoOn => return Ok(()),
-            Then::Stop => libc::SIGSTOP,
-            Then::Kill => libc::SIGKILL,
-            Then::KillKeeping => unreachable!("refused before the stop"),
-        };
+    pub(super) fn end(mut self) -> Result<Keeping> {
         let standing = self.members.iter_mut().rev();
         let standing = standing.filter_map(|m| m.caught.frozen.take());
+        let signal = match self.then {
+            Then::GoOn => return Ok(Keeping::default()),
+            Then::Stop => libc::SIGSTOP,
+            Then::Kill => libc::SIGKILL,
+            Then::KillKeeping => return end_keeping(standing, self.connections.take()),
+        };
         let failed: Vec<SysError> = standing
             .filter_map(|frozen| frozen.end_with(signal).err())
             .collect();
-        failed.into_iter().next().map_or(Ok(()), |e| Err(e.into()))
+        match failed.into_iter().next() {
+            None => Ok(Keeping::default()),
+            Some(e) => Err(e.into()),
+        }
     }
 }

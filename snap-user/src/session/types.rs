@@ -119,6 +119,9 @@ pub struct Taken {
     /// TCP connections that were kept when the process was ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kept: Option<KeptConnections>,
+    /// What the user should know of how it was tracked, a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// TCP connections whose process was ended, and that wait to be brought back.

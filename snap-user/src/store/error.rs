@@ -162,7 +162,7 @@ pub enum StoreError {
         why: String,
     },
     /// The operating system refused.
-    #[error("{call} {}: {source}", path.display())]
+    #[error("{call} {}: {source}{}", path.display(), advice(source))]
     Io {
         /// What was tried.
         call: &'static str,
@@ -171,6 +171,17 @@ pub enum StoreError {
         /// The operating system's reason.
         source: io::Error,
     },
+}
+
+/// What to do about it.
+fn advice(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => {
+            "; what is there can be read and restored, and --store names another folder for what is new"
+        }
+        io::ErrorKind::PermissionDenied => "; --store names another folder",
+        _ => "",
+    }
 }
 
 impl StoreError {

@@ -1,221 +1,250 @@
-//! Taking the TCP connections of a process that is going to end, so that they can go on without it.
+//! Taking the TCP connections of processes that are going to end, so that they can go on without them.
 //!
 //! From the moment that a connection is read, nothing may arrive for it any more: what the kernel acknowledged then
-//! would be lost. So only a process that does not run on afterwards can have its connections taken, and their sockets
-//! are silent from here until they are brought back.
+//! would be lost. So only processes that do not run on afterwards can have their connections taken, and their sockets
+//! are silent from here until they are brought back. All processes of a tree are looked at at once: a connection may be
+//! between two of them, or one that several have.
 
-use super::{CaptureError, Files, Result};
-use crate::model::{Detail, OpenFile, Socket, SocketState};
+use super::{CaptureError, Result};
+use crate::model::{Socket, SocketState};
 use crate::sys::fd::socket::{self, tcp};
-use crate::sys::{self, Custodian, SysError, proc};
-use std::collections::HashMap;
-use std::os::fd::OwnedFd;
+use crate::sys::proc::FdTable;
+use crate::sys::{self, Custodian, PidFd, SysError, pidfd_getfd, pidfd_open, proc};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Connections that are taken with the next look at the frozen process, if any are.
+/// What there is of the connections of stopped processes.
 #[derive(Debug, Default)]
-pub(super) struct Connections {
-    pub(super) wanted: bool,
-    /// Who has those that were taken.
-    taken: Option<Custodian>,
-    /// Why others were not, a sentence each.
-    lost: Vec<String>,
+pub struct Connections {
+    /// Those that were taken, by their sockets' inodes.
+    taken: HashMap<u64, Socket>,
+    /// Why others of a process were not, a sentence each.
+    lost: BTreeMap<i32, Vec<String>>,
+}
+
+impl Connections {
+    /// The socket with this inode, with its connection if that was taken.
+    pub(super) fn taken(&self, inode: u64) -> Option<&Socket> {
+        self.taken.get(&inode)
+    }
+
+    /// Why connections of a process were not taken, a sentence each.
+    pub(super) fn lost(&self, pid: i32) -> &[String] {
+        self.lost.get(&pid).map_or(&[], Vec::as_slice)
+    }
 }
 
 /// A socket whose connection can be taken.
 struct Found {
-    at: usize,
+    place: Place,
     fd: OwnedFd,
     socket: Socket,
+}
+
+/// Where a socket was found first.
+#[derive(Clone, Copy)]
+struct Place {
+    /// The process, by its place among those that are looked at.
+    member: usize,
+    fd: i32,
+    inode: u64,
 }
 
 /// Sockets that are silent, and who has them.
 struct Silent {
     custodian: Custodian,
     time_ns: u64,
-    /// Places of the open files, in the order in which the custodian has the sockets.
-    sockets: Vec<(usize, Socket)>,
+    /// In the order in which the custodian has them.
+    sockets: Vec<(Place, Socket)>,
 }
 
-impl Files {
-    /// Whether the next look at the frozen process takes its connections.
-    pub fn want_connections(&mut self, wanted: bool) {
-        self.connections = Connections {
-            wanted,
-            ..Connections::default()
-        };
+/// Takes the connections of these processes, which are stopped. Whoever has the sockets is given as well, if there are any:
+/// unless that is told to keep them, they go on where they are.
+///
+/// # Errors
+/// Nothing has changed: the connections may not be taken, or what they are cannot be found out.
+pub fn take_connections(pids: &[i32]) -> Result<(Connections, Option<Custodian>)> {
+    let mut taker = Taker::new(pids)?;
+    let custodian = taker.take()?;
+    Ok((taker.connections, custodian))
+}
+
+/// Looks at the processes.
+struct Taker<'a> {
+    pids: &'a [i32],
+    processes: Vec<PidFd>,
+    connections: Connections,
+}
+
+impl<'a> Taker<'a> {
+    fn new(pids: &'a [i32]) -> Result<Self> {
+        let open = |pid: &i32| pidfd_open(*pid).map_err(|e| CaptureError::from_sys(*pid, e));
+        Ok(Self {
+            pids,
+            processes: pids.iter().map(open).collect::<Result<_>>()?,
+            connections: Connections::default(),
+        })
     }
 
-    /// Who has the connections that were taken, and keeps them silent. Unless it is told to keep them, they go on.
-    pub fn taken_connections(&mut self) -> Option<Custodian> {
-        self.connections.taken.take()
-    }
-
-    /// Why connections were not taken that were to be, a sentence each.
-    pub(in crate::capture) fn lost_connections(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.connections.lost)
-    }
-
-    /// Takes the connections of the frozen process. `first` has a descriptor for each open file.
-    pub(super) fn take_connections(&mut self, first: &[i32], files: &mut [OpenFile]) -> Result<()> {
-        let mut lost = Vec::new();
-        let taken = self.try_take(first, files, &mut lost);
-        self.connections.lost = lost;
-        self.connections.taken = taken?;
-        Ok(())
-    }
-
-    fn try_take(
-        &self,
-        first: &[i32],
-        files: &mut [OpenFile],
-        lost: &mut Vec<String>,
-    ) -> Result<Option<Custodian>> {
-        let found = self.find_connections(first, files, lost)?;
-        let found = self.only_its_own(found, first, files, lost)?;
+    fn take(&mut self) -> Result<Option<Custodian>> {
+        let found = self.find()?;
+        let found = self.only_their_own(found)?;
         // Before anything changes.
         for one in &found {
-            tcp::may_repair(&one.fd).map_err(|e| self.not_allowed(e))?;
+            tcp::may_repair(&one.fd).map_err(|e| self.not_allowed(one.place.member, e))?;
         }
         test_delay();
-        let Some(silent) = self.silence(found, first, files, lost)? else {
+        let Some(silent) = self.silence(found)? else {
             return Ok(None);
         };
-        let mut taken = Vec::with_capacity(silent.sockets.len());
-        for ((at, mut socket), fd) in silent.sockets.into_iter().zip(silent.custodian.sockets()) {
-            let connection = tcp::capture(fd, silent.time_ns).map_err(|e| self.not_allowed(e))?;
+        for ((place, mut socket), fd) in silent.sockets.into_iter().zip(silent.custodian.sockets())
+        {
+            let connection = tcp::capture(fd, silent.time_ns);
+            let connection = connection.map_err(|e| self.not_allowed(place.member, e))?;
             socket.connection = Some(Box::new(connection));
-            taken.push((at, socket));
-        }
-        for (at, socket) in taken {
-            files[at].detail = Detail::Socket(Box::new(socket));
+            self.connections.taken.insert(place.inode, socket);
         }
         Ok(Some(silent.custodian))
     }
 
-    fn failed(&self, e: SysError) -> CaptureError {
-        CaptureError::from_sys(self.table.pid(), e)
+    fn failed(&self, member: usize, e: SysError) -> CaptureError {
+        CaptureError::from_sys(self.pids[member], e)
     }
 
     /// What is denied here is not the process.
-    fn not_allowed(&self, e: SysError) -> CaptureError {
+    fn not_allowed(&self, member: usize, e: SysError) -> CaptureError {
         match e.is_denied() {
-            true => self.refused(e.to_string()),
-            false => self.failed(e),
+            true => self.refused(member, e.to_string()),
+            false => self.failed(member, e),
         }
     }
 
-    fn refused(&self, why: String) -> CaptureError {
+    fn refused(&self, member: usize, why: String) -> CaptureError {
         CaptureError::Refused {
-            pid: self.table.pid(),
+            pid: self.pids[member],
             why,
         }
     }
 
-    /// The sockets whose connections can be taken; why others that have one cannot is added to `lost`.
-    fn find_connections(
-        &self,
-        first: &[i32],
-        files: &[OpenFile],
-        lost: &mut Vec<String>,
-    ) -> Result<Vec<Found>> {
+    fn lose(&mut self, place: Place, why: &str) {
+        let Place { member, fd, inode } = place;
+        let lost = self.connections.lost.entry(self.pids[member]);
+        lost.or_default().push(format!(
+            "descriptor {fd} (socket:[{inode}]): its connection ends with the process: {why}"
+        ));
+    }
+
+    /// All sockets of the processes, each once.
+    fn sockets(&self) -> Result<Vec<Place>> {
+        let mut all = Vec::new();
+        let mut seen = BTreeSet::new();
+        for (member, pid) in self.pids.iter().enumerate() {
+            let failed = |e| self.failed(member, e);
+            let table = FdTable::open(*pid).map_err(failed)?;
+            for fd in table.numbers().map_err(failed)? {
+                let link = table.link(fd).map_err(failed)?;
+                let inode = link.strip_prefix("socket:[");
+                let inode = inode.and_then(|rest| rest.strip_suffix(']')?.parse().ok());
+                let place = inode.map(|inode| Place { member, fd, inode });
+                all.extend(place.filter(|place| seen.insert(place.inode)));
+            }
+        }
+        Ok(all)
+    }
+
+    fn get(&self, place: Place) -> Result<OwnedFd> {
+        pidfd_getfd(&self.processes[place.member], place.fd)
+            .map_err(|e| self.failed(place.member, e))
+    }
+
+    /// The sockets whose connections can be taken; why others that have one cannot is kept.
+    fn find(&mut self) -> Result<Vec<Found>> {
         let mut sockets = Vec::new();
-        for (at, file) in files.iter().enumerate() {
-            match kind(file) {
-                Kind::Tcp => sockets.push(at),
-                Kind::Other(protocol) => {
-                    let why = format!("it is one of {protocol}");
-                    lost.push(not_taken(first[at], file, &why));
-                }
+        for place in self.sockets()? {
+            let taken = self.get(place)?;
+            let socket = socket::describe(&taken, place.inode);
+            let socket = socket.map_err(|e| self.failed(place.member, e))?;
+            match kind(&socket) {
+                Kind::Tcp => sockets.push(place),
+                Kind::Other(protocol) => self.lose(place, &format!("it is one of {protocol}")),
                 Kind::None => {}
             }
         }
         // Each is held here, and by a copy that the custodian gets.
         sys::may_open(2 * sockets.len()).map_err(|e| {
             let count = sockets.len();
-            self.refused(format!(
-                "it has {count} TCP sockets, and their connections are taken all at once: {e}; or leave --tcp out"
+            let who = match self.pids.len() {
+                1 => "it has",
+                _ => "the tree has",
+            };
+            self.refused(0, format!(
+                "{who} {count} TCP sockets, and their connections are taken all at once: {e}; or leave --tcp out"
             ))
         })?;
         let mut found = Vec::new();
-        for at in sockets {
-            let (fd, file) = (first[at], &files[at]);
-            let taken = self.take(fd).map_err(|e| self.failed(e))?;
-            match tcp::refuses_capture(&taken) {
+        for place in sockets {
+            let fd = self.get(place)?;
+            match tcp::refuses_capture(&fd) {
                 Ok(false) => {}
                 Ok(true) => {
-                    // It may have been on its way when it was looked at last.
-                    let socket = socket::describe(&taken, file.identity.1);
-                    found.push(Found {
-                        at,
-                        fd: taken,
-                        socket: socket.map_err(|e| self.failed(e))?,
-                    });
+                    // It may have been on its way when it was looked at first.
+                    let socket = socket::describe(&fd, place.inode);
+                    let socket = socket.map_err(|e| self.failed(place.member, e))?;
+                    found.push(Found { place, fd, socket });
                 }
-                Err(why) => lost.push(not_taken(fd, file, &why)),
+                Err(why) => self.lose(place, &why),
             }
         }
         Ok(found)
     }
 
-    /// Those that no other process has as well; the others are added to `lost`.
-    fn only_its_own(
-        &self,
-        mut found: Vec<Found>,
-        first: &[i32],
-        files: &[OpenFile],
-        lost: &mut Vec<String>,
-    ) -> Result<Vec<Found>> {
+    /// Those that no other process has as well; of the others it is kept why not.
+    fn only_their_own(&mut self, mut found: Vec<Found>) -> Result<Vec<Found>> {
         if found.is_empty() {
             return Ok(found);
         }
-        let pid = self.table.pid();
-        let inodes: Vec<u64> = found.iter().map(|one| files[one.at].identity.1).collect();
+        let inodes: Vec<u64> = found.iter().map(|one| one.place.inode).collect();
         let holders = proc::socket_holders(&inodes);
-        let mut unknown = holders.unknown.into_iter();
-        if let Some((other, e)) = unknown.find(|(other, _)| is_kin(pid, *other)) {
-            return Err(self.refused(format!(
-                "whether process {other} has its connections as well cannot be seen ({e}): run ksnap as root, or leave --tcp out"
-            )));
+        for (other, e) in holders.unknown {
+            let kin = self.pids.iter().position(|pid| is_kin(*pid, other));
+            if let Some(member) = kin.filter(|_| !self.pids.contains(&other)) {
+                return Err(self.refused(member, format!(
+                    "whether process {other} has its connections as well cannot be seen ({e}): run ksnap as root, or leave --tcp out"
+                )));
+            }
         }
         let holders = holders.found.into_iter();
-        let others = holders.filter(|(_, holder, _)| *holder != pid);
+        let others = holders.filter(|(_, holder, _)| !self.pids.contains(holder));
         let others: HashMap<u64, i32> = others.map(|(inode, holder, _)| (inode, holder)).collect();
         found.retain(|one| {
-            let file = &files[one.at];
-            let other = others.get(&file.identity.1);
+            let other = others.get(&one.place.inode);
             if let Some(other) = other {
-                let why = format!("process {other} has it as well");
-                lost.push(not_taken(first[one.at], file, &why));
+                self.lose(one.place, &format!("process {other} has it as well"));
             }
             other.is_none()
         });
         Ok(found)
     }
 
-    /// Has a custodian hold the sockets, and makes them silent. Those that end meanwhile are added to `lost`; `None` when
-    /// all have.
-    fn silence(
-        &self,
-        found: Vec<Found>,
-        first: &[i32],
-        files: &[OpenFile],
-        lost: &mut Vec<String>,
-    ) -> Result<Option<Silent>> {
+    /// Has a custodian hold the sockets, and makes them silent. Of those that end meanwhile it is kept why they are not
+    /// taken; `None` when all have.
+    fn silence(&mut self, found: Vec<Found>) -> Result<Option<Silent>> {
         let reuse = (libc::SOL_SOCKET, libc::SO_REUSEADDR);
         let held = found.into_iter().map(|one| {
             let mut options = one.socket.options.iter();
             let reuse = options.any(|o| (o.level, o.name) == reuse);
-            ((one.at, one.socket), (one.fd, reuse))
+            ((one.place, one.socket), (one.fd, reuse))
         });
         let (mut sockets, mut held): (Vec<_>, Vec<_>) = held.unzip();
         while !sockets.is_empty() {
             let now = SystemTime::now().duration_since(UNIX_EPOCH);
             let time_ns = now.map_or(0, |since| since.as_nanos() as u64);
-            let custodian = Custodian::over(&self.process, held, time_ns);
-            let custodian = custodian.map_err(|e| self.not_allowed(e))?;
-            for socket in custodian.sockets() {
-                tcp::silence(socket).map_err(|e| self.not_allowed(e))?;
+            let processes: Vec<_> = self.processes.iter().map(AsFd::as_fd).collect();
+            let custodian = Custodian::over(&processes, held, time_ns);
+            let custodian = custodian.map_err(|e| self.not_allowed(0, e))?;
+            for ((place, _), socket) in sockets.iter().zip(custodian.sockets()) {
+                tcp::silence(socket).map_err(|e| self.not_allowed(place.member, e))?;
             }
             tcp::receivers_done();
             let ended: Vec<_> = custodian.sockets().map(tcp::has_ended).collect();
@@ -231,10 +260,10 @@ impl Files {
             held = custodian.release();
             held.retain(|_| goes_on.next().unwrap_or(false));
             let mut ended = ended.into_iter();
-            sockets.retain(|(at, _)| match ended.next().flatten() {
+            sockets.retain(|(place, _)| match ended.next().flatten() {
                 None => true,
                 Some(why) => {
-                    lost.push(not_taken(first[*at], &files[*at], &why));
+                    self.lose(*place, &why);
                     false
                 }
             });
@@ -243,7 +272,7 @@ impl Files {
     }
 }
 
-/// What a file has of a connection that may be taken.
+/// What a socket has of a connection that may be taken.
 enum Kind {
     /// It is a TCP socket.
     Tcp,
@@ -253,10 +282,7 @@ enum Kind {
     None,
 }
 
-fn kind(file: &OpenFile) -> Kind {
-    let Detail::Socket(socket) = &file.detail else {
-        return Kind::None;
-    };
+fn kind(socket: &Socket) -> Kind {
     let is_connected = socket.state == SocketState::Connected;
     match (socket.domain, socket.protocol) {
         (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_TCP) if socket.ty == libc::SOCK_STREAM => {
@@ -268,13 +294,6 @@ fn kind(file: &OpenFile) -> Kind {
         (libc::AF_INET | libc::AF_INET6, libc::IPPROTO_SCTP) if is_connected => Kind::Other("SCTP"),
         _ => Kind::None,
     }
-}
-
-fn not_taken(fd: i32, file: &OpenFile, why: &str) -> String {
-    format!(
-        "descriptor {fd} ({}): its connection ends with the process: {why}",
-        file.link
-    )
 }
 
 /// Waits so many milliseconds between the look at connections and their silence as the environment variable

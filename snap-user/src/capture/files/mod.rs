@@ -10,16 +10,17 @@ mod sharing;
 mod update;
 mod verdict;
 
+pub use connections::{Connections, take_connections};
 pub use verdict::{Verdict, losses, mapping_verdict, terminal_verdict, verdict};
 
 use super::{CaptureError, Result};
-use crate::model::{Descriptor, FileKind, OpenFile, Referent, Vma};
+use crate::model::{Descriptor, Detail, FileKind, OpenFile, Referent, Vma};
 use crate::sys::proc::FdTable;
 use crate::sys::{PidFd, pidfd_getfd, pidfd_open};
-use connections::Connections;
 use describe::Paths;
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 /// More files than these are not asked for locks that they did not have before the stop.
 const MANY_FILES: usize = 64;
@@ -33,7 +34,8 @@ pub struct Files {
     descriptors: Vec<(Descriptor, String)>,
     files: Vec<OpenFile>,
     paths: Paths,
-    connections: Connections,
+    /// What was taken of the stopped process before it is looked at.
+    connections: Arc<Connections>,
     /// What descriptors referred to when they were read, those that have no name in a file system.
     referents: HashMap<i32, Referent>,
 }
@@ -56,7 +58,7 @@ impl Files {
             descriptors: Vec::new(),
             files: Vec::new(),
             paths: Paths::default(),
-            connections: Connections::default(),
+            connections: Arc::default(),
             referents: HashMap::new(),
         };
         files.refresh()?;
@@ -157,11 +159,24 @@ impl Files {
             same = self.descriptors.iter().map(|(d, _)| *d).collect();
         }
         let (descriptors, mut files) = self.compacted(same, vmas);
-        if self.connections.wanted {
-            let readers = first_descriptors(&descriptors, files.len());
-            self.take_connections(&readers, &mut files)?;
+        for file in &mut files {
+            if let Detail::Socket(socket) = &mut file.detail
+                && let Some(taken) = self.connections.taken(file.identity.1)
+            {
+                *socket = Box::new(taken.clone());
+            }
         }
         Ok((descriptors, files))
+    }
+
+    /// What was taken of the connections of the stopped process, for the next look at it.
+    pub fn set_connections(&mut self, connections: Arc<Connections>) {
+        self.connections = connections;
+    }
+
+    /// Why connections were not taken that were to be, a sentence each.
+    pub(in crate::capture) fn lost_connections(&self) -> &[String] {
+        self.connections.lost(self.table.pid())
     }
 
     /// Only the open files that `descriptors` refer to, each brought up to date.

@@ -203,7 +203,7 @@ pub struct Snap {
     pub kill: bool,
     /// With --kill: keep its TCP connections for `ksnap restore --tcp`. Until then the other sides hear nothing
     /// (CAP_NET_ADMIN)
-    #[arg(long, requires = "kill", conflicts_with = "tree")]
+    #[arg(long, requires = "kill")]
     pub tcp: bool,
     /// Stop the process (SIGSTOP) once its snapshot is stored
     #[arg(long)]

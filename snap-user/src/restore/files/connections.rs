@@ -21,7 +21,7 @@ pub(super) fn check(all: &[(&Socket, u64)]) -> Vec<Result<(), String>> {
         custodians: sys::custodians(),
     };
     let each = all.iter();
-    each.map(|(socket, inode)| around.check(socket, *inode))
+    each.map(|(socket, inode)| around.check(socket, *inode, all))
         .collect()
 }
 
@@ -34,7 +34,7 @@ struct Around {
 
 impl Around {
     /// A connection can go on if a custodian has it for this snapshot: then nothing has happened on it since.
-    fn check(&self, socket: &Socket, inode: u64) -> Result<(), String> {
+    fn check(&self, socket: &Socket, inode: u64, all: &[(&Socket, u64)]) -> Result<(), String> {
         let (here, there) = (address_words(&socket.local), address_words(&socket.peer));
         let Some(connection) = &socket.connection else {
             return Err("the snapshot does not have it".to_owned());
@@ -51,7 +51,18 @@ impl Around {
         })?;
         let has = |keeper: &&Keeper| keeper.has(&socket.local, &socket.peer);
         let keepers: Vec<&Keeper> = self.custodians.iter().filter(has).collect();
-        let is_kept = keepers.iter().any(|k| k.is_of(connection.time_ns));
+        let keeper = keepers.iter().find(|k| k.is_of(connection.time_ns));
+        let is_one = |local: &[u8], peer: &[u8]| {
+            let mut all = all.iter();
+            all.any(|(one, _)| one.local == local && one.peer == peer)
+        };
+        if let Some(keeper) = keeper.filter(|keeper| keeper.has_others(is_one)) {
+            return Err(format!(
+                "process {} (ksnap-tcp) keeps connections of other processes with it, which would be lost: bring the whole tree back",
+                keeper.pid
+            ));
+        }
+        let is_kept = keeper.is_some();
         match tcp::connect_silently(&probe, &socket.peer) {
             // Where one is connected by this, it is closed without a word.
             Ok(()) if is_kept => Ok(()),

@@ -2,9 +2,10 @@
 
 mod in_place;
 
-use super::plan::{FileWorld, FilesPlan, Source, plan_of_one};
+use super::plan::{FileWorld, FilesPlan, Look, Source, plan_of_one};
 use super::{Options, Replacement, is_from_elsewhere, locks};
-use crate::model::{Descriptor, OpenFile, ProcessState, SharedFile};
+use crate::model::{Descriptor, OpenFile, ProcessState, SharedFile, Socket};
+use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The open files of several processes, and who has which.
@@ -147,8 +148,12 @@ impl Joint {
         options: &[Options],
     ) -> JointPlan {
         let new = ProcessState::default();
+        let world = Remembering {
+            world,
+            connections: OnceCell::new(),
+        };
         self.merge(states, |wanted, n| {
-            let mut own = plan_of_one(wanted, &new, world, &options[n], None);
+            let mut own = plan_of_one(wanted, &new, &world, &options[n], None);
             own.plan_locks(wanted, (states[n], &new), &options[n]);
             own
         })
@@ -227,6 +232,31 @@ impl Joint {
     }
 }
 
+/// Looks for connections once, of which all of the processes ask for the same: all that any of them has.
+struct Remembering<'a> {
+    world: &'a dyn FileWorld,
+    connections: OnceCell<Vec<Result<(), String>>>,
+}
+
+impl FileWorld for Remembering<'_> {
+    fn look(&self, path: &str) -> Result<Look, String> {
+        self.world.look(path)
+    }
+
+    fn process(&self, pid: i32) -> Option<u64> {
+        self.world.process(pid)
+    }
+
+    fn pipe(&self, identity: (u64, u64)) -> Option<String> {
+        self.world.pipe(identity)
+    }
+
+    fn connections(&self, all: &[(&Socket, u64)]) -> Vec<Result<(), String>> {
+        let looked = || self.world.connections(all);
+        self.connections.get_or_init(looked).clone()
+    }
+}
+
 impl FilesPlan {
     /// By the records of the process's own, as it was and is: `wanted` has the files of all, and of one that several have
     /// the locks of another.
@@ -248,7 +278,6 @@ impl FilesPlan {
 
 #[cfg(test)]
 mod tests {
-    use super::super::plan::Look;
     use super::*;
     use crate::model::{Detail, EpollWatch, FileKind, Pipe};
 

@@ -154,7 +154,7 @@ impl Maker<'_> {
                     self.made.held[other] = Some(b);
                     return Ok(());
                 }
-                let goes_on = self.options.tcp && socket.connection.is_some();
+                let goes_on = self.options.tcp && file.has_connection();
                 let made = sys::in_network_of(self.pid, || match goes_on {
                     true => connections::prepare(socket),
                     false => sockets::make(socket, self.pid),

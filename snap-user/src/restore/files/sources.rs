@@ -186,21 +186,24 @@ impl Planner<'_> {
             .push(format!("descriptor {fd} {gone}{offer}"));
     }
 
-    /// Refuses connections that cannot go on: all are looked for at once.
+    /// Refuses connections that cannot go on: all that were taken are looked for at once.
     pub(super) fn check_connections(&mut self) {
-        let going = std::mem::take(&mut self.going).into_iter();
-        let files = &self.wanted.files;
-        let (fds, sockets): (Vec<i32>, Vec<(&Socket, u64)>) = going
-            .filter_map(|at| match &files[at].detail {
-                Detail::Socket(socket) => Some((self.first[at], (&**socket, files[at].identity.1))),
+        let going = std::mem::take(&mut self.going);
+        if going.is_empty() {
+            return;
+        }
+        let files = self.wanted.files.iter().enumerate();
+        let (places, sockets): (Vec<usize>, Vec<(&Socket, u64)>) = files
+            .filter(|(_, file)| file.has_connection())
+            .filter_map(|(at, file)| match &file.detail {
+                Detail::Socket(socket) => Some((at, (&**socket, file.identity.1))),
                 _ => None,
             })
             .unzip();
-        if sockets.is_empty() {
-            return;
-        }
-        for (fd, checked) in fds.into_iter().zip(self.world.connections(&sockets)) {
+        let checked = places.into_iter().zip(self.world.connections(&sockets));
+        for (at, checked) in checked.filter(|(at, _)| going.contains(at)) {
             if let Err(why) = checked {
+                let fd = self.first[at];
                 let refusal = format!("descriptor {fd}: its connection cannot go on: {why}");
                 self.plan.refusals.push(refusal);
             }

@@ -94,7 +94,11 @@ fn newborn(wanted: &ProcessState) -> sys::Result<ProcessState> {
         memory_merge: Some(false),
         subreaper: Some(false),
         membarrier: Some(0),
-        group: stat.field(5) as i32,
+        group: match wanted.attributes.session == wanted.pid {
+            // So it does with a group.
+            true => wanted.attributes.session,
+            false => stat.field(5) as i32,
+        },
         session: match wanted.attributes.session == wanted.pid {
             // It begins a session of its own.
             true => wanted.attributes.session,

@@ -6,6 +6,7 @@ use super::plan::NewPlan;
 use super::release;
 use super::terminals::Lines;
 use crate::model::{PageRange, ProcessState, Zombie};
+use crate::restore::fault;
 use crate::restore::files::{self, Joint, JointPlan};
 use crate::restore::{RestoreError, Result};
 use crate::sys::{self, Birth, Guard, Lazy, Released, Stub, StubCall};
@@ -266,5 +267,9 @@ fn complete(
         *at = newborn.pid;
         newborn.become_itself(part.target, part.plan, step)?;
     }
+    *at = newborns[0].pid;
+    *step = "going on with their connections";
+    fault::point(step);
+    shared.extend(made.go_on(newborns[0].stub.pid(), joint.view(0))?);
     Ok((shared, guard))
 }

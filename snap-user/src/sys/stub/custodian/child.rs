@@ -8,7 +8,7 @@ use crate::sys::fd::socket::tcp::{close_silently, hear_quietly, leave_quietly};
 use crate::sys::stub::birth::Parent;
 use crate::sys::stub::init::close_all_but;
 
-/// How long the process may take to end that ksnap was killing when it was killed itself, in nanoseconds.
+/// How long a process may take to end that ksnap was killing when it was killed itself, in nanoseconds.
 const LAST_MOMENT: i64 = 200_000_000;
 
 /// What the child does.
@@ -21,13 +21,13 @@ pub(super) fn watch(parent: Parent) -> ! {
     match hear(|| byte(channel)) {
         Told::Undone => exit(),
         Told::Keep => {}
-        Told::LostIntending => kill(held.process()),
+        Told::LostIntending => held.processes().for_each(kill),
         Told::Lost => {
             for (socket, reuse) in held.sockets() {
                 leave_quietly(socket, reuse);
             }
-            // Unless ksnap had just killed it.
-            if !ends_soon(held.process()) {
+            // Unless ksnap had just killed them.
+            if !held.processes().all(ends_soon) {
                 for (socket, _) in held.sockets() {
                     hear_quietly(socket);
                 }
@@ -39,7 +39,7 @@ pub(super) fn watch(parent: Parent) -> ! {
         close_silently(socket);
     }
     close(channel);
-    close(held.process());
+    held.processes().for_each(close);
     // SAFETY: `all` is what ksnap put before its spare memory in its instructions, and from here on this child uses
     // nothing but its stack.
     // Else what ksnap had at hand for a snapshot would be held for as long as the connections.

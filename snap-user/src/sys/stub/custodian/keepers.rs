@@ -64,6 +64,12 @@ impl Keeper {
         self.connections.contains(&(local.to_vec(), peer.to_vec()))
     }
 
+    /// It has others than `is_one` says of their addresses here and there.
+    pub fn has_others(&self, is_one: impl Fn(&[u8], &[u8]) -> bool) -> bool {
+        let mut connections = self.connections.iter();
+        connections.any(|(local, peer)| !is_one(local, peer))
+    }
+
     /// It has the connection for the snapshot that was made of it then, and not for another one.
     pub fn is_of(&self, time_ns: u64) -> bool {
         self.time_ns == Some(time_ns)

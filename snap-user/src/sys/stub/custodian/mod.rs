@@ -1,8 +1,8 @@
-//! Sockets of a process beyond its end: a child of ksnap has them, silent, so that nobody answers for them.
+//! Sockets of processes beyond their end: a child of ksnap has them, silent, so that nobody answers for them.
 //!
 //! The kernel answers by a reset what arrives for a connection that it does not know. So the socket of a connection that
 //! is in a snapshot stays open in this child until the connection is brought back, or given up: by ending the child.
-//! Before the process has ended the same child is what undoes everything, should ksnap be killed in the middle.
+//! Before the processes have ended the same child is what undoes everything, should ksnap be killed in the middle.
 
 mod child;
 mod keepers;
@@ -16,7 +16,7 @@ pub use keepers::{Keeper, Kept, custodians, end_custody, is_custodian};
 use super::birth::{self, bury};
 use crate::sys::fd::socket::tcp::{enter, hear_quietly, leave_quietly};
 use crate::sys::ptrace::Tid;
-use crate::sys::{PidFd, Result, SysError, proc};
+use crate::sys::{Result, SysError, proc};
 use protocol::{Word, arrange};
 use spare::Instructions;
 use std::io::PipeWriter;
@@ -28,7 +28,7 @@ const NAMED: Duration = Duration::from_secs(10);
 /// Its name in the list of processes.
 const NAME: &std::ffi::CStr = c"ksnap-tcp";
 
-/// A child of ksnap that has sockets of another process. Unless it is told to keep them, they are the process's again when
+/// A child of ksnap that has sockets of other processes. Unless it is told to keep them, they are the processes' again when
 /// this is dropped.
 #[derive(Debug)]
 pub struct Custodian {
@@ -39,13 +39,17 @@ pub struct Custodian {
 }
 
 impl Custodian {
-    /// Takes sockets of this process into custody, each with its `SO_REUSEADDR`. Nothing of them has changed when this
+    /// Takes sockets of these processes into custody, each with its `SO_REUSEADDR`. Nothing of them has changed when this
     /// returns; whatever is done to them is undone by the child if ksnap ends. `time_ns` is when, in nanoseconds since
     /// 1970: by that the snapshot is known again whose connections they are.
-    pub fn over(process: &PidFd, sockets: Vec<(OwnedFd, bool)>, time_ns: u64) -> Result<Self> {
+    pub fn over(
+        processes: &[BorrowedFd<'_>],
+        sockets: Vec<(OwnedFd, bool)>,
+        time_ns: u64,
+    ) -> Result<Self> {
         let pipe = |e| SysError::new("pipe", "this process", e);
         let (told, tell) = std::io::pipe().map_err(pipe)?;
-        let (held, channel) = arrange(&told, process, &sockets, time_ns)?;
+        let (held, channel) = arrange(&told, processes, &sockets, time_ns)?;
         let keep: Vec<RawFd> = held.iter().map(AsRawFd::as_raw_fd).collect();
         let instructions = Instructions::new(&keep)?;
         Ok(Self {
@@ -71,15 +75,15 @@ impl Custodian {
         std::mem::take(&mut self.sockets)
     }
 
-    /// The process is about to be killed, however long that takes: if ksnap ends meanwhile, the child kills it and keeps
-    /// the sockets. From here on they are in repair mode, in which the program could send nothing more by them.
+    /// The processes are about to be killed, however long that takes: if ksnap ends meanwhile, the child kills them and keeps
+    /// the sockets. From here on they are in repair mode, in which a program could send nothing more by them.
     ///
     /// # Errors
-    /// The child is gone. The sockets are the process's again.
+    /// The child is gone. The sockets are the processes' again.
     pub fn intend(&mut self) -> Result<()> {
         let done = self.try_intend();
         if done.is_err() {
-            // Before anybody lets the process run.
+            // Before anybody lets them run.
             self.give_back();
         }
         done
@@ -93,7 +97,7 @@ impl Custodian {
         Word::Intent.say(tell).map_err(gone)
     }
 
-    /// The process has been killed: the sockets stay open in the child, silent, until that is ended. Returns its id.
+    /// The processes have been killed: the sockets stay open in the child, silent, until that is ended. Returns its id.
     ///
     /// # Errors
     /// The child is gone: the connections end with ksnap.

@@ -2,22 +2,19 @@
 //! lie. The child's side allocates nothing.
 
 use crate::sys::fd::memfd;
-use crate::sys::{PidFd, Result, SysError};
+use crate::sys::{Result, SysError};
 use std::io::{PipeReader, PipeWriter, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-/// ksnap is about to kill the process: should ksnap end, the child does that, and keeps the sockets.
+/// ksnap is about to kill the processes: should ksnap end, the child does that, and keeps the sockets.
 const INTENT: u8 = b'i';
-/// The process has ended, and the child has the sockets from then on.
+/// The processes have ended, and the child has the sockets from then on.
 const KEEP: u8 = b'k';
 /// All has been undone.
 const UNDONE: u8 = b'u';
 
 /// What an empty memfd that the child holds is called, before the moment that tells one snapshot from another.
 const MARK: &str = "ksnap-tcp-";
-
-/// Descriptors of the child that are no sockets, one behind the other: its channel, the process, its mark.
-const OWN: usize = 3;
 
 /// What ksnap says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,7 +47,7 @@ pub(super) enum Told {
     Keep,
     /// ksnap is gone, and may not have come to what it was about to do.
     LostIntending,
-    /// ksnap is gone, and the process runs.
+    /// ksnap is gone, and the processes run.
     Lost,
 }
 
@@ -67,16 +64,16 @@ pub(super) fn hear(mut next: impl FnMut() -> Option<u8>) -> Told {
     }
 }
 
-/// Copies of all that the child is to have, in the order in which it looks for them, and its channel among them. Of the
-/// sockets each has its `SO_REUSEADDR`: the child knows descriptors by their numbers alone, so those that have it
-/// lie behind what is its own.
+/// Copies of all that the child is to have, in the order in which it looks for them, and its channel among them. The child
+/// knows descriptors by their numbers alone. So of the sockets those without `SO_REUSEADDR` come first, then what is
+/// its own: the channel, its mark, the processes. Then come those with it.
 pub(super) fn arrange(
     told: &PipeReader,
-    process: &PidFd,
+    processes: &[BorrowedFd<'_>],
     sockets: &[(OwnedFd, bool)],
     time_ns: u64,
 ) -> Result<(Vec<OwnedFd>, RawFd)> {
-    let mut held: Vec<OwnedFd> = Vec::with_capacity(sockets.len() + OWN);
+    let mut held: Vec<OwnedFd> = Vec::with_capacity(sockets.len() + processes.len() + 2);
     let mut place = |fd: BorrowedFd<'_>| -> Result<RawFd> {
         let above = held.last().map_or(3, |last| last.as_raw_fd() + 1);
         let copy = rustix::io::fcntl_dupfd_cloexec(fd, above)
@@ -88,8 +85,10 @@ pub(super) fn arrange(
         place(socket.as_fd())?;
     }
     let channel = place(told.as_fd())?;
-    place(process.as_fd())?;
     place(memfd(&format!("{MARK}{time_ns}"))?.as_fd())?;
+    for process in processes {
+        place(*process)?;
+    }
     for (socket, _) in sockets.iter().filter(|(_, reuse)| *reuse) {
         place(socket.as_fd())?;
     }
@@ -105,28 +104,44 @@ pub(super) fn moment(link: &str) -> Option<u64> {
 /// The child's descriptors, as [`arrange`] has put them.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Arranged<'a> {
-    all: &'a [RawFd],
-    /// Where its channel lies.
-    split: usize,
+    without: &'a [RawFd],
+    processes: &'a [RawFd],
+    with: &'a [RawFd],
 }
 
 impl<'a> Arranged<'a> {
     pub(super) fn of(all: &'a [RawFd], channel: RawFd) -> Self {
         let split = all.iter().position(|fd| *fd == channel).unwrap_or(0);
-        Self { all, split }
+        let (without, rest) = all.split_at(split);
+        let rest = rest.get(2..).unwrap_or_default();
+        let count = rest.iter().position(|fd| is_socket(*fd));
+        let (processes, with) = rest.split_at(count.unwrap_or(rest.len()));
+        Self {
+            without,
+            processes,
+            with,
+        }
     }
 
-    pub(super) fn process(&self) -> RawFd {
-        self.all.get(self.split + 1).copied().unwrap_or(-1)
+    /// The processes, as pidfds.
+    pub(super) fn processes(&self) -> impl Iterator<Item = RawFd> + 'a {
+        self.processes.iter().copied()
     }
 
     /// The sockets, each with its `SO_REUSEADDR`.
     pub(super) fn sockets(&self) -> impl Iterator<Item = (RawFd, i32)> + 'a {
-        let split = self.split;
-        let all = self.all.iter().enumerate();
-        let sockets = all.filter(move |(n, _)| !(split..split + OWN).contains(n));
-        sockets.map(move |(n, fd)| (*fd, i32::from(n > split)))
+        let without = self.without.iter().map(|fd| (*fd, 0));
+        without.chain(self.with.iter().map(|fd| (*fd, 1)))
     }
+}
+
+/// Whether a descriptor is one of a socket.
+fn is_socket(fd: RawFd) -> bool {
+    let mut ty = 0i32;
+    let mut len = size_of::<i32>() as libc::socklen_t;
+    let (ty, len) = ((&raw mut ty).cast(), &raw mut len);
+    // SAFETY: the value and its length are live locals of the size that is said.
+    unsafe { libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_TYPE, ty, len) == 0 }
 }
 
 #[cfg(test)]
@@ -160,13 +175,16 @@ mod tests {
     #[test]
     fn what_is_arranged_is_found_again() {
         let (told, _tell) = std::io::pipe().unwrap();
+        let (socket, _other) = std::os::unix::net::UnixStream::pair().unwrap();
         let own = pidfd_open(std::process::id() as i32).unwrap();
-        for reuse in [&[][..], &[false], &[true], &[true, false, true, true]] {
+        let cases = [&[][..], &[false], &[true], &[true, false, true, true]];
+        for (reuse, count) in cases.into_iter().zip([1, 1, 3, 2]) {
             let sockets: Vec<(OwnedFd, bool)> = reuse
                 .iter()
-                .map(|reuse| (told.as_fd().try_clone_to_owned().unwrap(), *reuse))
+                .map(|reuse| (socket.as_fd().try_clone_to_owned().unwrap(), *reuse))
                 .collect();
-            let (held, channel) = arrange(&told, &own, &sockets, 77).unwrap();
+            let processes = vec![own.as_fd(); count];
+            let (held, channel) = arrange(&told, &processes, &sockets, 77).unwrap();
             let all: Vec<RawFd> = held.iter().map(AsRawFd::as_raw_fd).collect();
             assert!(all.is_sorted(), "{all:?}");
             let arranged = Arranged::of(&all, channel);
@@ -177,8 +195,12 @@ mod tests {
             assert_eq!(found, expected);
             let link = |fd: RawFd| std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap();
             let link = |fd: RawFd| link(fd).to_string_lossy().into_owned();
-            let process = link(arranged.process());
-            assert!(process.contains("pidfd"), "{process}");
+            let processes: Vec<String> = arranged.processes().map(link).collect();
+            assert_eq!(processes.len(), count);
+            assert!(
+                processes.iter().all(|p| p.contains("pidfd")),
+                "{processes:?}"
+            );
             let moments = all.iter().filter_map(|fd| moment(&link(*fd)));
             assert_eq!(moments.collect::<Vec<_>>(), [77]);
         }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::sys::fd::socket::tcp::{capture, close_silently, ends, receivers_done, silence};
-use crate::sys::{pidfd_open, proc};
+use crate::sys::{PidFd, pidfd_open, proc};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::process::ExitStatusExt;
@@ -59,7 +59,7 @@ fn talk(mut from: &TcpStream, mut to: &TcpStream) {
 /// A silent socket of `process`, which may be taken; none where that is not allowed here.
 fn custody(process: &PidFd, a: &TcpStream) -> Option<Custodian> {
     let socket = (OwnedFd::from(a.try_clone().unwrap()), false);
-    let custodian = Custodian::over(process, vec![socket], MOMENT).unwrap();
+    let custodian = Custodian::over(&[process.as_fd()], vec![socket], MOMENT).unwrap();
     let taken = silence(a).and_then(|()| {
         receivers_done();
         capture(a, 0)
@@ -169,7 +169,7 @@ fn one_look_finds_all_connections_that_a_custodian_has_and_ends_it_once() {
     drop(first);
     let sockets = pairs.iter().enumerate();
     let sockets = sockets.map(|(n, (a, _))| (OwnedFd::from(a.try_clone().unwrap()), n % 2 == 0));
-    let custodian = Custodian::over(&process.pidfd, sockets.collect(), MOMENT).unwrap();
+    let custodian = Custodian::over(&[process.pidfd.as_fd()], sockets.collect(), MOMENT).unwrap();
     custodian
         .sockets()
         .for_each(|socket| silence(socket).unwrap());
