@@ -48,6 +48,7 @@
 //! | [`elf32`] | a 32-bit program |
 //! | [`bpf`] | the BPF programs in the kernel, to find those left behind |
 //! | [`poke`] | damages a process's memory on purpose |
+//! | [`swap`] | memory of processes on the disk |
 //! | [`redis`], [`resp`], [`python`], [`nginx`], [`postgres`] | real programs under test |
 //! | [`moto`] | [`Moto`]: an S3 server |
 //! | [`netns`], [`relay`], [`remote`] | two network namespaces as two machines, a bad connection between them, and ksnap on each |
@@ -83,6 +84,7 @@ pub mod requires;
 pub mod resp;
 pub mod stream;
 pub mod subject;
+pub mod swap;
 pub mod tcp;
 pub mod terminal;
 pub mod tree;

@@ -32,6 +32,8 @@ pub enum Need {
     Hugetlb,
     /// The right to mount file systems.
     Mount,
+    /// The right to swap to a file, on a file system that allows it.
+    Swap,
     /// Network namespaces.
     Machines,
     /// `tc netem`.
@@ -117,6 +119,14 @@ impl Need {
                 "user namespaces".to_owned(),
                 "apt-get install util-linux, and raise user.max_user_namespaces (sysctl)".to_owned(),
             ),
+            Self::Swap => match crate::swap::Swap::on(1) {
+                Ok(_) => (true, String::new(), String::new()),
+                Err(why) => (
+                    false,
+                    format!("swapping to a file ({why:#})"),
+                    "run the tests as root, with TMPDIR on a file system that allows it".to_owned(),
+                ),
+            },
             Self::KernelThreads => (
                 // kthreadd, unless this is a PID namespace of its own.
                 std::fs::read_to_string("/proc/2/comm").is_ok_and(|comm| comm.trim() == "kthreadd"),

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
+use tests::background::Ended;
 use tests::footprint::await_gone;
 use tests::{Background, Ksnap, Python, require};
 
@@ -217,5 +218,57 @@ fn namespaces_that_are_gone_are_named() -> Result<()> {
     }
     let after = ask(&mut back)?;
     ensure!(after.contains("b'apple' b'pear'"), "{after}");
+    Ok(())
+}
+
+/// Mounts that nobody else sees are named; a namespace of mounts that are ksnap's as well makes no difference.
+#[test]
+fn mounts_of_a_process_of_its_own_are_named() -> Result<()> {
+    require!(
+        Root,
+        Ksnap,
+        Program("unshare"),
+        Program("mount"),
+        Mount,
+        ChosenIds
+    );
+    let ksnap = Ksnap::new()?;
+    let folder = tempfile::tempdir()?;
+    let own = format!("mount -t tmpfs none '{}'; ", folder.path().display());
+    for (mount, is_named) in [("", false), (own.as_str(), true)] {
+        let mut command = Command::new("unshare");
+        let script = format!("{mount}echo here; exec sleep 600 </dev/null >/dev/null 2>&1");
+        command.args(["--mount", "sh", "-c", &script]);
+        let mut process = Background::start(command)?;
+        ensure!(told(&mut process)? == "here");
+        let end = std::time::Instant::now() + LIMIT;
+        let mut pid = process.pid();
+        let _ended = Ended(pid, "sleep");
+        while std::fs::read_to_string(format!("/proc/{pid}/comm"))?.trim() != "sleep" {
+            ensure!(std::time::Instant::now() < end, "{}", process.stderr());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        end_captured(&ksnap, pid, &mut process)?;
+        for (options, is_named) in [
+            (&["--pids", "namespace"][..], is_named),
+            // From here on it is in a namespace that ksnap has made.
+            (&[], false),
+            (&["--pids", "same"], false),
+        ] {
+            let args = [&["restore", "latest", "--json"], options].concat();
+            let back = ksnap.run(&args)?;
+            let said: Value = serde_json::from_str(&back.stdout).context(back.stderr)?;
+            let named = said["notes"].to_string().contains("another mnt namespace");
+            ensure!(named == is_named, "{options:?}: {said}");
+            pid = said["pid"].as_i64().context("no pid")? as i32;
+            if options.contains(&"same") {
+                kill(Pid::from_raw(pid), Signal::SIGKILL)?;
+            } else {
+                let ended = ksnap.run(&["snap", &pid.to_string(), "--kill"])?;
+                ensure!(matches!(ended.code()?, 0 | 3), "{ended:?}");
+            }
+            await_gone(pid, LIMIT)?;
+        }
+    }
     Ok(())
 }

@@ -25,8 +25,8 @@ pub struct Options {
     /// Instead, run the tests of tracking, capture and rollback on Debian kernels under QEMU
     #[arg(long, value_enum, value_name = "KERNEL", num_args = 0..=1, default_missing_value = "all")]
     vm: Option<Selection>,
-    /// With --vm: only what uses the kernel directly (probes, trackers, injected calls), not the
-    /// end-to-end tests, which take several times as long there
+    /// With --vm: only what uses the kernel directly (trackers, injected calls), and one victim that is watched and
+    /// rolled back, not all end-to-end tests, which take several times as long there
     #[arg(long, requires = "vm")]
     interfaces: bool,
     /// Fail where a test or a step is skipped, unless for something that is known to be missing on some machines: kernels

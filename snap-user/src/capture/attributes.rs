@@ -44,6 +44,7 @@ impl Known {
             for (kind, id) in sys::namespace_ids(pid) {
                 process.set_namespace_id(kind, id);
             }
+            process.mounts_like(own_mounts(pid));
             // Reads its files once, and not in the stop.
             let _ = sys::clocks([0; 2]);
             process.time_offsets = match has_own_time(&process.namespaces) {
@@ -213,6 +214,15 @@ fn by_files(pid: i32, tid: Tid) -> sys::Result<ThreadAttributes> {
         shadow_stack: status.shadow_stack,
         ..ThreadAttributes::default()
     })
+}
+
+/// The mount namespace of this process, if that of another one has the same mounts.
+fn own_mounts(pid: i32) -> Option<u64> {
+    let own = std::process::id() as i32;
+    let is_same = proc::see_same_mounts(pid, own).unwrap_or(false);
+    let namespaces = is_same.then(|| proc::namespaces(own).ok()).flatten()?;
+    let mut mounts = namespaces.into_iter().filter(|(kind, _)| kind == "mnt");
+    mounts.next().map(|(_, inode)| inode)
 }
 
 /// The time namespace of a process with these is that of its children: of no other does the kernel tell the offsets.

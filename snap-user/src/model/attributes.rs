@@ -76,7 +76,20 @@ impl ProcessAttributes {
         self.namespace(&format!("{kind}:id"))
     }
 
+    /// The inode number of its mount namespace, or of another one with the same mounts, if that was recorded: process 1 of
+    /// a PID namespace needs one of its own for its `/proc`.
+    pub fn mounts(&self) -> Option<u64> {
+        let like = self.namespace("mnt:like");
+        like.or_else(|| self.namespace("mnt"))
+    }
+
     /// Records that.
+    pub fn mounts_like(&mut self, inode: Option<u64>) {
+        let like = inode.map(|inode| ("mnt:like".to_owned(), inode));
+        self.namespaces.extend(like);
+    }
+
+    /// Records what the kernel numbers a namespace of a kind with.
     pub fn set_namespace_id(&mut self, kind: &str, id: u64) {
         self.namespaces.push((format!("{kind}:id"), id));
     }

@@ -97,6 +97,17 @@ fn most_now(rule: u64, total: u64, merged: u64, free: Option<u64>) -> u64 {
     by_room.map_or(rule, |most| most.min(rule))
 }
 
+/// The size to come down to, so that there is room for a while: of `most`, where merging takes `merged` in addition.
+fn aim(most: u64, merged: u64) -> u64 {
+    let room = most.saturating_sub(merged);
+    let usual = room.max(most / 2) / 4 * 3;
+    match room.checked_sub(merged) {
+        // The base image alone would be more, and all that follows it would go.
+        Some(deltas) if usual < merged => merged + deltas / 4 * 3,
+        _ => usual,
+    }
+}
+
 /// The running keeper. On drop it does what is left to do, and ends.
 pub struct Keeper {
     send: Option<Sender<Message>>,
@@ -303,9 +314,7 @@ impl Work {
     fn tightened(&self) -> Rules {
         let merged = self.merged();
         Rules {
-            max_size: self
-                .most()
-                .map(|most| most.saturating_sub(merged).max(most / 2) / 4 * 3),
+            max_size: self.most().map(|most| aim(most, merged)),
             ..self.rules
         }
     }
@@ -378,6 +387,23 @@ mod tests {
         assert_eq!(most_now(56, 40, 12, Some(500)), 56);
         assert_eq!(most_now(56, 40, 12, None), 56);
         assert_eq!(most_now(56, 4, 12, Some(0)), 0);
+    }
+
+    #[test]
+    fn coming_down_leaves_what_builds_on_a_large_base_image() {
+        assert_eq!(aim(1000, 100), 900 / 4 * 3);
+        // With little more than twice the base image there is room for a few.
+        assert_eq!(aim(210, 100), 100 + 10 / 4 * 3);
+        assert_eq!(aim(240, 100), 140 / 4 * 3);
+        // Where merging finds no room it is not aimed at.
+        assert_eq!(aim(190, 100), 95 / 4 * 3);
+        for most in 0..500 {
+            let aimed = aim(most, 100);
+            assert!(
+                aimed <= most && (aimed + 100 <= most || most < 200),
+                "{most}"
+            );
+        }
     }
 
     #[test]

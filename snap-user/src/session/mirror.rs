@@ -5,15 +5,20 @@
 //! then both are held. A page that it does not hold is stored by itself, and so is one at the end of a chain of
 //! [`MOST_VERSIONS`]: the store is never read for the encoder.
 //!
+//! A page that is what another one is in the parent snapshot, since it has moved or was copied, is stored as a reference to
+//! that one, where the mirror has it.
+//!
 //! Memory is bounded. When it is used up, the page that has not been encoded for longest, about, makes room.
 
 mod shard;
+mod twins;
 
 use crate::codec::{Encoding, Scratch};
 use crate::image::{EncodedBatch, Location, MOST_VERSIONS, Previous};
 use crate::model::{PAGE_SIZE, Page, PageSet, PageTable, SnapshotId, SnapshotKind};
-use shard::Shard;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use shard::{Entered, Shard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use twins::Twins;
 
 /// Parts that are locked one by one, so that encoder threads seldom wait for one another.
 const SHARDS: usize = 16;
@@ -21,6 +26,7 @@ const SHARDS: usize = 16;
 /// The versions of pages in one snapshot of one session.
 pub struct Mirror {
     shards: Vec<Mutex<Shard>>,
+    twins: Arc<Twins>,
     /// The snapshot whose versions are held, once there is one.
     of: Mutex<Option<SnapshotId>>,
 }
@@ -34,8 +40,11 @@ impl Mirror {
     /// A mirror of at most so many bytes; with less than a page for each of its parts it holds nothing.
     pub fn new(memory: u64) -> Self {
         let most = (memory / PAGE_SIZE) as usize / SHARDS;
+        let twins = Arc::<Twins>::default();
+        let shard = |_| Mutex::new(Shard::new(most, Arc::clone(&twins)));
         Self {
-            shards: (0..SHARDS).map(|_| Mutex::new(Shard::new(most))).collect(),
+            shards: (0..SHARDS).map(shard).collect(),
+            twins,
             of: Mutex::new(None),
         }
     }
@@ -61,44 +70,82 @@ impl Mirror {
         }
     }
 
-    /// Encodes a page of copy pass `pass` into `batch`, as the changes to what it was if that is held and pays.
+    /// Encodes a page with this hash into `batch`, as the changes to what it was if that is held and pays.
     pub fn encode(
         &self,
         addr: u64,
-        page: &Page,
-        pass: u32,
+        (page, hash): (&Page, u128),
         scratch: &mut Scratch,
         batch: &mut EncodedBatch,
     ) {
-        self.encode_by(addr, page, pass, |previous| {
-            batch.push_against(addr, page, previous, scratch)
-        });
+        if !self.refer(addr, (page, hash), batch) {
+            self.encode_by(addr, (page, hash), batch, |previous, batch| {
+                batch.push_against(addr, page, previous, scratch)
+            });
+        }
     }
 
     /// As [`Mirror::encode`], in next to no time: what changes much is not made small.
-    pub fn encode_fast(&self, addr: u64, page: &Page, pass: u32, batch: &mut EncodedBatch) {
-        self.encode_by(addr, page, pass, |previous| {
-            batch.push_fast(addr, page, previous)
-        });
+    pub fn encode_fast(&self, addr: u64, (page, hash): (&Page, u128), batch: &mut EncodedBatch) {
+        if !self.refer(addr, (page, hash), batch) {
+            self.encode_by(addr, (page, hash), batch, |previous, batch| {
+                batch.push_fast(addr, page, previous)
+            });
+        }
+    }
+
+    /// Refers to another page that is this in the parent snapshot, if one is held.
+    fn refer(&self, addr: u64, (page, hash): (&Page, u128), batch: &mut EncodedBatch) -> bool {
+        let Some(twin) = self.twins.find(hash as u64) else {
+            return false;
+        };
+        let found = {
+            let shard = self.shard(twin);
+            let stored = shard.held.get(&twin).and_then(|held| held.stored.as_ref());
+            let stored = stored.filter(|stored| *stored.page == *page);
+            stored.map(|stored| (stored.at, stored.depth))
+        };
+        let Some((at, depth)) = found else {
+            return false;
+        };
+        batch.push_same(addr, twin);
+        let entered = Entered {
+            page,
+            hash: hash as u64,
+            pass: batch.pass(),
+            encoding: Encoding::Reference,
+            depth,
+            at: Some(at),
+        };
+        self.shard(addr).enter(addr, &entered);
+        true
     }
 
     fn encode_by(
         &self,
         addr: u64,
-        page: &Page,
-        pass: u32,
-        push: impl FnOnce(Option<Previous<'_>>) -> Encoding,
+        (page, hash): (&Page, u128),
+        batch: &mut EncodedBatch,
+        push: impl FnOnce(Option<Previous<'_>>, &mut EncodedBatch) -> Encoding,
     ) {
         let mut shard = self.shard(addr);
         let stored = shard.held.get(&addr).and_then(|held| held.stored.as_ref());
         let stored = stored.filter(|stored| stored.depth + 1 < MOST_VERSIONS);
         let below = stored.map_or(0, |stored| stored.depth + 1);
-        let encoding = push(stored.map(|stored| Previous {
+        let previous = stored.map(|stored| Previous {
             page: &stored.page,
             at: stored.at,
-        }));
-        let depth = if encoding.needs_previous() { below } else { 0 };
-        shard.enter(addr, page, pass, encoding, depth);
+        });
+        let encoding = push(previous, batch);
+        let entered = Entered {
+            page,
+            hash: hash as u64,
+            pass: batch.pass(),
+            encoding,
+            depth: if encoding.needs_previous() { below } else { 0 },
+            at: None,
+        };
+        shard.enter(addr, &entered);
     }
 
     /// The snapshot being encoded, number `seq`, is published as `id`. `pages` are those that it copied, each with
@@ -171,7 +218,8 @@ mod tests {
 
     fn encode(mirror: &Mirror, addr: u64, page: &Page, pass: u32) -> (Encoding, Option<Location>) {
         let mut batch = EncodedBatch::new(pass);
-        mirror.encode(addr, page, pass, &mut Scratch::default(), &mut batch);
+        let hash = xxhash_rust::xxh3::xxh3_128(page);
+        mirror.encode(addr, (page, hash), &mut Scratch::default(), &mut batch);
         (batch.pages()[0].encoding, batch.pages()[0].previous)
     }
 
@@ -243,6 +291,84 @@ mod tests {
             publish(&mirror, seq, &[PAGE]);
         }
         assert_eq!(longest, MOST_VERSIONS);
+    }
+
+    #[test]
+    fn a_page_that_moved_or_was_copied_refers_to_what_it_was() {
+        let mirror = Mirror::new(1 << 20);
+        let content = page(5);
+        encode(&mirror, PAGE, &content, 0);
+        // Not before its snapshot is there.
+        assert_eq!(encode(&mirror, 7 * PAGE, &content, 0).0, Encoding::Raw);
+        let table = publish(&mirror, 1, &[PAGE]);
+        mirror.begin(SnapshotKind::Delta, Some(id(1)));
+        let mut batch = EncodedBatch::new(0);
+        let hash = xxhash_rust::xxh3::xxh3_128(&content);
+        mirror.encode_fast(2 * PAGE, (&content, hash), &mut batch);
+        mirror.encode(
+            3 * PAGE,
+            (&content, hash),
+            &mut Scratch::default(),
+            &mut batch,
+        );
+        let found: Vec<_> = batch.pages().iter().map(|p| (p.encoding, p.at)).collect();
+        assert_eq!(found, [(Encoding::Reference, PAGE); 2]);
+        // One of another content with the same hash is none.
+        let (other, _) = encode(&mirror, 4 * PAGE, &page(6), 0);
+        assert_eq!(other, Encoding::Raw);
+        mirror.encode(
+            5 * PAGE,
+            (&page(8), hash),
+            &mut Scratch::default(),
+            &mut batch,
+        );
+        assert_eq!(batch.pages()[2].encoding, Encoding::Raw);
+        // The copy is what the next version is encoded against, as the version that it refers to.
+        let mut later = table.clone();
+        let at = table.get(PAGE).expect("published");
+        later.insert(2 * PAGE, at);
+        later.insert(3 * PAGE, at);
+        mirror.publish(
+            id(2),
+            2,
+            &[(2 * PAGE, 0), (3 * PAGE, 0)],
+            &PageSet::new(),
+            &later,
+        );
+        mirror.begin(SnapshotKind::Delta, Some(id(2)));
+        let mut changed = content;
+        changed[77] ^= 1;
+        let (encoding, previous) = encode(&mirror, 3 * PAGE, &changed, 0);
+        assert_eq!((encoding, previous), (Encoding::Runs, Some(at)));
+        mirror.begin(SnapshotKind::Delta, Some(id(9)));
+        assert_eq!(mirror.twins.len(), 0, "of another snapshot");
+    }
+
+    #[test]
+    fn what_is_not_held_is_not_looked_for() {
+        let most = 4 * SHARDS;
+        let mirror = Mirror::new(most as u64 * PAGE);
+        for seq in 1..20u64 {
+            let kind = match seq {
+                1 => SnapshotKind::Base,
+                _ => SnapshotKind::Delta,
+            };
+            mirror.begin(kind, (seq > 1).then(|| id(seq as u8 - 1)));
+            let addrs: Vec<u64> = (0..most as u64)
+                .map(|n| (seq % 3 * 40 + n) * PAGE)
+                .collect();
+            for addr in &addrs {
+                encode(&mirror, *addr, &page(seq << 32 | addr), 0);
+            }
+            publish(&mirror, seq as u32, &addrs);
+            let held = pages_held(&mirror).0;
+            assert!(
+                mirror.twins.len() <= held,
+                "{} of {held}",
+                mirror.twins.len()
+            );
+            assert!(held > 0);
+        }
     }
 
     #[test]

@@ -362,9 +362,9 @@ fn encode_jobs(
             if before.get(addr) == Some(hash) {
                 same.push(addr);
             } else if hurry.is_some_and(|when| Instant::now() >= when) {
-                mirror.encode_fast(addr, page, copied.pass, &mut batch);
+                mirror.encode_fast(addr, (page, hash), &mut batch);
             } else {
-                mirror.encode(addr, page, copied.pass, &mut scratch, &mut batch);
+                mirror.encode(addr, (page, hash), &mut scratch, &mut batch);
             }
         }
         let encode_ns = start.elapsed().as_nanos() as u64;

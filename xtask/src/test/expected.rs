@@ -1,7 +1,7 @@
 //! Skips that are no failure where no other is allowed.
 
 /// What a machine may lack where everything is installed, as skips name it, and why that is left so.
-const EXPECTED: [(&str, &str); 5] = [
+const EXPECTED: [(&str, &str); 6] = [
     (
         "the soft-dirty tracker",
         "a build option of the kernel; cargo xtask test --vm 6.1 has these tests on a kernel with it",
@@ -19,6 +19,10 @@ const EXPECTED: [(&str, &str); 5] = [
         "a module that kernels of clouds come without; connections that break are tested without it too",
     ),
     ("huge pages;", "a build option of the kernel"),
+    (
+        "swapping to a file",
+        "kernels and file systems without it; pages are what they are wherever they lie",
+    ),
 ];
 
 /// Why a skip is expected, by what it says behind the name of the test; `None` if it is not.

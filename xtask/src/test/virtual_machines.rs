@@ -108,6 +108,12 @@ const WANTED: [Wanted; 11] = [
     wanted("tests", "postcopy", POSTCOPY, 15),
 ];
 
+/// One of each end, where little time is to be taken: with `--interfaces`.
+const BRIEF: [Wanted; 2] = [
+    wanted("tests", "watch", &["audited_snapshots::maps"], 10),
+    wanted("tests", "rollback", &["forth::counter"], 10),
+];
+
 /// Tests of what a kernel cannot have. In both, `sock_diag(7)` is in modules, which guests do not load.
 fn out_of_place(kernel: Kernel) -> &'static [&'static str] {
     match kernel {
@@ -131,8 +137,8 @@ const OF_PYTHON: [&str; 2] = ["inject", "rollback_programs"];
 /// (`tests::effort`).
 const SLOW: &str = "5";
 
-/// Boots each kernel and runs in it what depends on one; the end-to-end tests too, unless
-/// `interfaces` alone are wanted, or the executables named by `filter`. Kernels run beside each other where there are processors for it.
+/// Boots each kernel and runs in it what depends on one; of the end-to-end tests no more than [`BRIEF`] if
+/// `interfaces` are wanted, and the executables named by `filter`, if any. Kernels run beside each other where there are processors for it.
 pub fn run(
     selection: Selection,
     interfaces: bool,
@@ -142,9 +148,12 @@ pub fn run(
     // Loading the probes takes an emulated processor ten seconds each time, and each test of theirs does.
     let slow = |w: &Wanted| w.package == "tests" || w.target.starts_with("probe");
     let named = |w: &Wanted| filter.is_empty() || filter.iter().any(|f| f == w.target);
+    let brief = BRIEF.iter().filter(|_| interfaces);
     let wanted: Vec<&Wanted> = WANTED
         .iter()
-        .filter(|w| named(w) && !(interfaces && slow(w)))
+        .filter(|w| !(interfaces && slow(w)))
+        .chain(brief)
+        .filter(|w| named(w))
         .collect();
     let binaries = [
         "build",

@@ -5,13 +5,17 @@ use crate::sys::{self, Sought, proc};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 /// Kinds of namespaces, with what they separate.
-const SEPARATE: [(&str, &str); 5] = [
+const SEPARATE: [(&str, &str); 6] = [
     ("net", "network"),
     ("ipc", "System V IPC"),
     ("uts", "host name"),
     ("cgroup", "control groups"),
+    ("mnt", "mounts"),
     ("user", "users"),
 ];
+/// Kinds that are not entered: its files are opened by ksnap, where that is; and whoever enters one of users has all
+/// capabilities there, and none outside.
+const STAYS: [&str; 2] = ["mnt", "user"];
 
 /// Which network a new process is in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -63,7 +67,11 @@ impl Entered {
                 "user" => chosen.users,
                 _ => false,
             };
-            let Some(inode) = wanted.attributes.namespace(kind).filter(|_| !is_made) else {
+            let inode = match kind {
+                "mnt" => wanted.attributes.mounts(),
+                _ => wanted.attributes.namespace(kind),
+            };
+            let Some(inode) = inode.filter(|_| !is_made) else {
                 continue;
             };
             // Those that a machine starts with have the same inode numbers each time, and other ids.
@@ -114,8 +122,7 @@ fn enter(
     chosen: Namespaces,
     host: Option<&Clocks>,
 ) -> Result<OwnedFd, String> {
-    // Whoever enters one of users has all capabilities there, and none outside.
-    let stays = chosen.stays || kind == "user";
+    let stays = chosen.stays || STAYS.contains(&kind);
     if stays || kind == "net" && chosen.network == Network::Shared {
         return Err(String::new());
     }

@@ -1,16 +1,32 @@
 //! A part of the mirror: versions of pages within a bound of memory.
 
+use super::twins::Twins;
 use crate::codec::Encoding;
 use crate::image::Location;
 use crate::model::Page;
 use rustc_hash::FxHashMap;
+use std::sync::Arc;
 
 /// Below so many addresses the order of the round is not made anew.
 const FEW: usize = 16;
 
+/// A page that was encoded.
+pub(super) struct Entered<'a> {
+    pub(super) page: &'a Page,
+    /// Of its content.
+    pub(super) hash: u64,
+    pub(super) pass: u32,
+    pub(super) encoding: Encoding,
+    /// Versions below it that reading it takes.
+    pub(super) depth: usize,
+    /// The version that it is, if the store has it already.
+    pub(super) at: Option<Location>,
+}
+
 /// A version that the store has.
 pub(super) struct Stored {
     pub(super) page: Box<Page>,
+    hash: u64,
     pub(super) at: Location,
     /// Versions below it that reading it takes.
     pub(super) depth: usize,
@@ -19,8 +35,10 @@ pub(super) struct Stored {
 /// A version whose snapshot is not published.
 pub(super) struct Fresh {
     page: Box<Page>,
+    hash: u64,
     pass: u32,
     depth: usize,
+    at: Option<Location>,
 }
 
 #[derive(Default)]
@@ -44,33 +62,42 @@ pub(super) struct Shard {
     most: usize,
     /// Memory of pages that are not held any more.
     free: Vec<Box<Page>>,
+    /// What stored versions of all shards are.
+    twins: Arc<Twins>,
     #[cfg(test)]
     pub(super) steps: usize,
 }
 
 impl Shard {
     /// Room for so many pages.
-    pub(super) fn new(most: usize) -> Self {
+    pub(super) fn new(most: usize, twins: Arc<Twins>) -> Self {
         Self {
             most,
+            twins,
             ..Self::default()
         }
     }
 
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
-        *self = Self::new(self.most);
+        for (addr, held) in &self.held {
+            if let Some(stored) = &held.stored {
+                self.twins.forget(stored.hash, *addr);
+            }
+        }
+        *self = Self::new(self.most, Arc::clone(&self.twins));
     }
 
     /// Notes what a page is in the snapshot being encoded. The pass copied last counts.
-    pub(super) fn enter(
-        &mut self,
-        addr: u64,
-        page: &Page,
-        pass: u32,
-        encoding: Encoding,
-        depth: usize,
-    ) {
+    pub(super) fn enter(&mut self, addr: u64, entered: &Entered<'_>) {
+        let Entered {
+            page,
+            hash,
+            pass,
+            encoding,
+            depth,
+            at,
+        } = *entered;
         let earlier = self.held.get_mut(&addr).and_then(|held| {
             held.used = true;
             held.fresh.as_mut()
@@ -85,7 +112,8 @@ impl Shard {
             }
             Some(fresh) => {
                 fresh.page.copy_from_slice(page);
-                (fresh.pass, fresh.depth) = (pass, depth);
+                (fresh.hash, fresh.pass) = (hash, pass);
+                (fresh.depth, fresh.at) = (depth, at);
                 return;
             }
             None if matches!(encoding, Encoding::Zero | Encoding::Fill) => return,
@@ -105,8 +133,10 @@ impl Shard {
         held.used = true;
         held.fresh = Some(Fresh {
             page: memory,
+            hash,
             pass,
             depth,
+            at,
         });
     }
 
@@ -164,6 +194,7 @@ impl Shard {
                     let held = self.held.remove(&addr).expect("found above");
                     self.round.swap_remove(self.hand);
                     if let Some(stored) = held.stored {
+                        self.twins.forget(stored.hash, addr);
                         self.give_back(stored.page);
                     }
                     return;
@@ -174,7 +205,7 @@ impl Shard {
     }
 
     /// The next snapshot's parent has this page at `at`: keeps the version that is there, and no other. That is
-    /// the fresh one if it is of copy pass `pass`.
+    /// the fresh one if it is of copy pass `pass`, or was there before.
     pub(super) fn settle(&mut self, addr: u64, at: Option<Location>, pass: Option<u32>) {
         self.full = false;
         let Some(held) = self.held.get_mut(&addr) else {
@@ -184,9 +215,11 @@ impl Shard {
         let (mut unused, mut kept) = (Vec::new(), None);
         if let Some(fresh) = fresh {
             match at {
-                Some(at) if pass == Some(fresh.pass) => {
+                Some(at) if pass == Some(fresh.pass) || fresh.at == Some(at) => {
+                    self.twins.note(fresh.hash, addr);
                     kept = Some(Stored {
                         page: fresh.page,
+                        hash: fresh.hash,
                         at,
                         depth: fresh.depth,
                     });
@@ -197,7 +230,13 @@ impl Shard {
         if let Some(stored) = stored {
             match kept {
                 None if Some(stored.at) == at => kept = Some(stored),
-                _ => unused.push(stored.page),
+                _ => {
+                    let is_same = kept.as_ref().is_some_and(|kept| kept.hash == stored.hash);
+                    if !is_same {
+                        self.twins.forget(stored.hash, addr);
+                    }
+                    unused.push(stored.page);
+                }
             }
         }
         match kept {

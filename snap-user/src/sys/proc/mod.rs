@@ -6,6 +6,7 @@ mod family;
 mod fdinfo;
 mod fds;
 mod maps;
+mod mounts;
 mod status;
 mod vdso;
 
@@ -18,6 +19,7 @@ pub use family::children;
 pub use fdinfo::{FdInfo, FileHandle};
 pub use fds::{FdStat, FdTable, SocketHolders, socket_holders};
 pub use maps::{build_id, maps, vm_flags};
+pub use mounts::see_same_mounts;
 pub use status::{
     Stat, Status, auxv, available_memory, cmdline, cpu_time_ns, exe, idle_ns, is_alive,
     is_elsewhere, link, mm_fields, own_group, own_id, own_session, processes, stat, status,
