@@ -60,6 +60,12 @@ pub(super) const RECORD: &[u8] = b"not read by the bucket";
 
 /// A tree of two processes that have the same pages.
 pub(super) fn tree() -> (SnapshotName, Vec<u8>) {
+    let (name, parts) = tree_with(RECORD);
+    (name, parts.concat())
+}
+
+/// The same with another record, in parts.
+pub(super) fn tree_with(record: &[u8]) -> (SnapshotName, Vec<Vec<u8>>) {
     let (name, chunk, _, index) = objects();
     let (front, back) = index.split_at(INDEX_HEADER_LEN);
     let mut other = front.to_vec();
@@ -77,8 +83,7 @@ pub(super) fn tree() -> (SnapshotName, Vec<u8>) {
         pages: 3,
     }];
     let members = vec![member(0x11, front), member(0x33, &other)];
-    let (of, parts) = encode_tree(&about(), RECORD.to_vec(), &chunks, members).unwrap();
-    (of, parts.concat())
+    encode_tree(&about(), record.to_vec(), &chunks, members).unwrap()
 }
 
 fn file(name: &str) -> PathBuf {

@@ -95,15 +95,14 @@ impl Bucket {
             // Its head first: it says how much memory the rest takes.
             let mut head = self.head(name).await?;
             for _ in 1..ATTEMPTS {
-                let read = self.behind(name, &head, pages).await;
-                match read {
-                    Err(BucketError::Corrupt { .. }) => {}
+                let error = match self.behind(name, &head, pages).await {
+                    Err(error) if is_of_another(&error) => error,
                     read => return read,
-                }
+                };
                 // Somebody has pushed the same again meanwhile: nothing of the old one fits.
                 let now = self.head(name).await?;
                 if now == head {
-                    return read;
+                    return Err(error);
                 }
                 head = now;
             }
@@ -159,7 +158,7 @@ impl Bucket {
                 .try_concat()
                 .await;
             match chunks {
-                Err(error @ BucketError::Corrupt { .. }) => {
+                Err(error) if is_of_another(&error) => {
                     // As above.
                     let now = self.head(name).await?;
                     if now == head {
@@ -243,6 +242,64 @@ impl Bucket {
     }
 }
 
+/// Whether that may come of a place in an object which has another content by now: other bytes are there, or none.
+fn is_of_another(error: &BucketError) -> bool {
+    matches!(
+        error,
+        BucketError::Corrupt { .. } | BucketError::Service { denied: false, .. }
+    )
+}
+
 fn names_of(chunks: &[ChunkRef]) -> Vec<ChunkName> {
     chunks.iter().map(|chunk| chunk.name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::golden;
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
+    /// Pushed anew, the indexes of a tree may lie elsewhere in its object.
+    #[test]
+    fn a_tree_that_is_pushed_again_while_it_is_read_is_not_taken_for_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", folder.path().display());
+        let bucket = Bucket::open_or_create(&url).unwrap();
+        let (name, parts) = golden::tree_with(b"");
+        bucket.put_index(&name, parts).unwrap();
+        let over = AtomicBool::new(false);
+        let done = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let writer = Bucket::open(&url).unwrap();
+                for n in 1.. {
+                    if over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(10));
+                    // Longer, then shorter again, and never as before.
+                    let record = vec![b'x'; n + n % 2 * 1000];
+                    writer
+                        .put_index(&name, golden::tree_with(&record).1)
+                        .unwrap();
+                }
+            });
+            let read = || -> Result<()> {
+                let mut lengths = HashSet::new();
+                // Until it has been seen in so many forms.
+                while lengths.len() < 20 {
+                    let whole = bucket.whole(&name)?;
+                    assert_eq!(whole.indexes.len(), 2);
+                    lengths.extend(whole.tree.map(|tree| tree.record.len()));
+                    assert_eq!(bucket.needed(&[name])?.len(), 1);
+                }
+                Ok(())
+            };
+            let done = read();
+            over.store(true, Ordering::Relaxed);
+            done
+        });
+        done.unwrap();
+    }
 }
