@@ -10,6 +10,7 @@ use super::{
 use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::{GetRange, ObjectStoreExt};
 use std::collections::HashSet;
+use std::iter;
 use std::ops::Range;
 
 /// Read with the header of an index: the table of chunks of most.
@@ -111,8 +112,12 @@ impl Bucket {
     }
 
     async fn behind(&self, name: &SnapshotName, head: &Head, pages: u64) -> Result<Option<Whole>> {
-        let (all, tree, ranges) = match head {
-            Head::Process(header, _) => (header.pages, None, vec![0..header.index_len()]),
+        let (all, tree, ranges): (_, _, Vec<Range<u64>>) = match head {
+            Head::Process(header, _) => (
+                header.pages,
+                None,
+                iter::once(0..header.index_len()).collect(),
+            ),
             Head::Tree(tree) => {
                 let ranges = tree.members.iter().map(|member| member.range());
                 (tree.header.pages, Some(tree.clone()), ranges.collect())
@@ -273,7 +278,7 @@ mod tests {
         let done = std::thread::scope(|scope| {
             scope.spawn(|| {
                 let writer = Bucket::open(&url).unwrap();
-                for n in 1.. {
+                for n in 1..1000 {
                     if over.load(Ordering::Relaxed) {
                         break;
                     }
