@@ -4,7 +4,8 @@
 
 #[cfg(feature = "object-storage")]
 use snap_user::bucket::{
-    Chunk, ChunkName, DoomedName, INDEX_HEADER_LEN, Index, IndexHeader, decode_doomed,
+    Chunk, ChunkName, DoomedName, INDEX_HEADER_LEN, Index, IndexHeader, TreeHead, TreeHeader,
+    decode_doomed,
 };
 use snap_user::codec::{self, Encoding, LONGEST, Scratch};
 use snap_user::image::{
@@ -281,7 +282,7 @@ pub fn pack(data: &[u8]) {
     }
 }
 
-/// Reads the same bytes as an index, a chunk and a list of chunks: as they are, and with all checksums made to match.
+/// Reads the same bytes as an index, a tree, a chunk and a list of chunks: as they are, and with all checksums made to match.
 #[cfg(feature = "object-storage")]
 pub fn bucket(data: &[u8]) {
     read_index(data);
@@ -303,6 +304,7 @@ pub fn bucket(data: &[u8]) {
             seal_header(&mut bytes);
         }
         read_index(&bytes);
+        read_tree(&mut bytes);
     }
     let hash = *blake3::hash(data).as_bytes();
     if let Ok(chunk) = Chunk::decode(ChunkName(hash), data) {
@@ -320,6 +322,31 @@ pub fn bucket(data: &[u8]) {
 fn seal_header(bytes: &mut [u8]) {
     let crc = crc32c::crc32c(&bytes[..INDEX_HEADER_LEN - 4]);
     bytes[INDEX_HEADER_LEN - 4..INDEX_HEADER_LEN].copy_from_slice(&crc.to_le_bytes());
+}
+
+/// Reads bytes as a tree of processes, with all checksums in front of its indexes made to match.
+#[cfg(feature = "object-storage")]
+fn read_tree(bytes: &mut [u8]) {
+    bytes[8..10].copy_from_slice(&2u16.to_le_bytes());
+    seal_header(bytes);
+    let Ok(header) = TreeHeader::decode("fuzz", bytes) else {
+        return;
+    };
+    let table = INDEX_HEADER_LEN + header.processes as usize * 32;
+    let end = header.head_len() as usize;
+    if end <= bytes.len() {
+        for (at, from, to) in [(96, INDEX_HEADER_LEN, table), (100, table, end)] {
+            let crc = crc32c::crc32c(&bytes[from..to]);
+            bytes[at..at + 4].copy_from_slice(&crc.to_le_bytes());
+        }
+        seal_header(bytes);
+    }
+    if let Ok(tree) = TreeHead::decode("fuzz", bytes, bytes.len() as u64) {
+        // What readers rely on.
+        assert_eq!(tree.members.len(), tree.header.processes as usize);
+        assert_eq!(tree.members[0].id, tree.header.id);
+        assert!(tree.record.len() < bytes.len());
+    }
 }
 
 #[cfg(feature = "object-storage")]

@@ -17,7 +17,7 @@
 //! | [`restore`] | plan what to put back, then put it back | model, sys, image |
 //! | [`export`] | a snapshot → files that other tools read | model, sys, image |
 //! | [`wire`] | a remote peer: messages ↔ bytes, over TLS with pinned keys | model, codec |
-//! | [`bucket`] | snapshots in object storage: chunks and indexes ↔ objects of a service | model, codec, image |
+//! | [`bucket`] | snapshots in object storage: chunks, indexes and trees ↔ objects of a service | model, codec, image |
 //! | [`profile`] | what it cost: phases, histograms, reports | model |
 //! | [`session`] | the verbs, each over the rooms above; the continuous scheduler | model, sys, probe, track, codec, image, store, capture, restore, export, wire, bucket, profile |
 //! | [`cli`] | arguments → one session call → output and exit code | session, profile, model |

@@ -81,6 +81,7 @@ fn write_seeds(fuzz: &Path) {
     for (name, bytes) in [
         ("chunk", &include_bytes!("data/chunk-v1.ksnap")[..]),
         ("index", include_bytes!("data/index-v1.ksnap")),
+        ("tree", include_bytes!("data/tree-v2.ksnap")),
     ] {
         files.push(("bucket", name.into(), bytes.to_vec()));
     }

@@ -50,7 +50,9 @@
 //! | [`poke`] | damages a process's memory on purpose |
 //! | [`swap`] | memory of processes on the disk |
 //! | [`redis`], [`resp`], [`python`], [`nginx`], [`postgres`] | real programs under test |
-//! | [`moto`] | [`Moto`]: an S3 server |
+//! | [`moto`], [`azurite`], [`google`] | [`Moto`], [`Azurite`], [`Google`]: servers of S3, Azure and Google |
+//! | [`service`] | how they are started and asked |
+//! | [`numbers`] | [`Numbers`]: lines of which none may be lost |
 //! | [`netns`], [`relay`], [`remote`] | two network namespaces as two machines, a bad connection between them, and ksnap on each |
 //! | [`stream`] | two programs that send each other a stream of bytes that both know |
 //! | [`tree`] | trees of processes, captured, ended and brought back |
@@ -61,6 +63,7 @@
 //! | [`moving`] | [`moving::Moving`]: redis-server that moves between them |
 //! | [`paths`] | where cargo put the binaries |
 
+pub mod azurite;
 pub mod background;
 pub mod bpf;
 pub mod clan;
@@ -68,11 +71,13 @@ pub mod effort;
 pub mod elf32;
 pub mod family;
 pub mod footprint;
+pub mod google;
 pub mod ksnap;
 pub mod moto;
 pub mod moving;
 pub mod netns;
 pub mod nginx;
+pub mod numbers;
 pub mod paths;
 pub mod poke;
 pub mod postgres;
@@ -82,6 +87,7 @@ pub mod relay;
 pub mod remote;
 pub mod requires;
 pub mod resp;
+pub mod service;
 pub mod stream;
 pub mod subject;
 pub mod swap;
@@ -91,12 +97,15 @@ pub mod tree;
 pub mod victim;
 pub mod watch;
 
+pub use azurite::Azurite;
 pub use background::{Background, Finished};
 pub use footprint::Footprint;
+pub use google::Google;
 pub use ksnap::Ksnap;
 pub use moto::Moto;
 pub use netns::Machines;
 pub use nginx::Nginx;
+pub use numbers::Numbers;
 pub use python::Python;
 pub use redis::Redis;
 pub use relay::{Breakdown, Relay};

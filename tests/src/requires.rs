@@ -48,6 +48,10 @@ pub enum Need {
     Xtask,
     /// An S3 server, `moto_server`.
     S3,
+    /// An Azure Blob server, `azurite-blob`.
+    Azure,
+    /// A Google Cloud Storage server, `fake-gcs-server`.
+    Google,
     /// A server of PostgreSQL and its programs.
     Postgres,
     /// A build folder from which other users can run programs.
@@ -147,6 +151,18 @@ impl Need {
                 crate::Moto::program().is_some(),
                 "the program moto_server".to_owned(),
                 "apt-get install python3-venv; python3 -m venv target/moto && target/moto/bin/pip install 'moto[server,s3]==5.*'".to_owned(),
+            ),
+            Self::Azure => (
+                crate::Azurite::program().is_some(),
+                "the program azurite-blob".to_owned(),
+                "apt-get install nodejs npm; npm install --prefix target/azurite azurite@3".to_owned(),
+            ),
+            Self::Google => (
+                crate::Google::program().is_some(),
+                "the program fake-gcs-server".to_owned(),
+                "apt-get install python3-pip; pip install --require-hashes --target target/fake-gcs \
+                 -r xtask/src/test/fake-gcs.txt"
+                    .to_owned(),
             ),
             Self::Postgres => (
                 crate::postgres::Postgres::programs().is_some(),

@@ -10,40 +10,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tests::background::Background;
 use tests::tree::{bring_back, end_captured, nothing_early, parent_of, stat_of};
-use tests::{Ksnap, Nginx, Python, require};
+use tests::{Ksnap, Nginx, Numbers, Python, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
-
-/// Lines that must come with numbers in order, none missing and none twice.
-#[derive(Default)]
-struct Numbers(u64);
-
-impl Numbers {
-    fn take(&mut self, line: &str) -> Result<()> {
-        ensure!(
-            line == format!("n{}", self.0),
-            "{line} instead of n{}",
-            self.0
-        );
-        self.0 += 1;
-        Ok(())
-    }
-
-    fn expect(&mut self, process: &mut Background, least: u64) -> Result<()> {
-        for _ in 0..least {
-            self.take(&process.line(LIMIT)?.context("no number")?)?;
-        }
-        Ok(())
-    }
-
-    /// Everything that was written before the end.
-    fn rest(&mut self, process: &mut Background) -> Result<()> {
-        while let Ok(Some(line)) = process.line(LIMIT) {
-            self.take(&line)?;
-        }
-        Ok(())
-    }
-}
 
 /// A shell with job control: a pipeline whose numbers must all arrive, and a background job in a group of its own.
 #[test]

@@ -1,4 +1,4 @@
-//! A chunk and an index that were written once and must be read, and written, the same for ever.
+//! A chunk, an index and a tree that were written once and must be read, and written, the same for ever.
 //! `KSNAP_WRITE_GOLDEN=1` writes them anew.
 
 use super::*;
@@ -55,6 +55,37 @@ fn objects() -> (ChunkName, Vec<u8>, SnapshotName, Vec<u8>) {
     (name, bytes, of, parts.concat())
 }
 
+/// The record of the golden tree, which the bucket does not read.
+pub(super) const RECORD: &[u8] = b"not read by the bucket";
+
+/// A tree of two processes that have the same pages.
+pub(super) fn tree() -> (SnapshotName, Vec<u8>) {
+    let (name, parts) = tree_with(RECORD);
+    (name, parts.concat())
+}
+
+/// The same with another record, in parts.
+pub(super) fn tree_with(record: &[u8]) -> (SnapshotName, Vec<Vec<u8>>) {
+    let (name, chunk, _, index) = objects();
+    let (front, back) = index.split_at(INDEX_HEADER_LEN);
+    let mut other = front.to_vec();
+    other[16..32].fill(0x33);
+    let sum = crc32c::crc32c(&other[..INDEX_HEADER_LEN - 4]);
+    other[INDEX_HEADER_LEN - 4..].copy_from_slice(&sum.to_le_bytes());
+    let member = |id: u8, front: &[u8]| MemberIndex {
+        id: SnapshotId([id; 16]),
+        pages: 3,
+        parts: [front.to_vec(), back.to_vec(), Vec::new()],
+    };
+    let chunks = [ChunkRef {
+        name,
+        len: chunk.len() as u32,
+        pages: 3,
+    }];
+    let members = vec![member(0x11, front), member(0x33, &other)];
+    encode_tree(&about(), record.to_vec(), &chunks, members).unwrap()
+}
+
 fn file(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
         .join("tests/data")
@@ -64,7 +95,12 @@ fn file(name: &str) -> PathBuf {
 #[test]
 fn objects_are_written_and_read_as_they_always_were() {
     let (chunk_name, chunk, index_name, index) = objects();
-    let files = [("chunk-v1.ksnap", &chunk), ("index-v1.ksnap", &index)];
+    let (tree_name, tree) = tree();
+    let files = [
+        ("chunk-v1.ksnap", &chunk),
+        ("index-v1.ksnap", &index),
+        ("tree-v2.ksnap", &tree),
+    ];
     if std::env::var_os("KSNAP_WRITE_GOLDEN").is_some() {
         for (name, bytes) in files {
             std::fs::write(file(name), bytes).unwrap();
@@ -72,6 +108,14 @@ fn objects_are_written_and_read_as_they_always_were() {
     }
     for (name, bytes) in files {
         assert!(std::fs::read(file(name)).unwrap() == *bytes, "{name}");
+    }
+    let head = TreeHead::decode(&tree_name.key(), &tree, tree.len() as u64).unwrap();
+    assert!(head.header.name() == tree_name && tree_name == index_name);
+    for member in &head.members {
+        let range = member.range();
+        let bytes = tree[range.start as usize..range.end as usize].to_vec();
+        let of_member = Index::decode(&tree_name.key(), bytes).unwrap();
+        assert!(of_member.header.id == member.id && of_member.header.pages == member.pages);
     }
     let decoded = Index::decode(&index_name.key(), index).unwrap();
     assert_eq!(decoded.header.name(), index_name);

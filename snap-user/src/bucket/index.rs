@@ -6,6 +6,7 @@ pub use builder::{About, IndexBuilder};
 
 use super::bytes::Fields;
 use super::name::{ChunkName, Kin, SnapshotName};
+use super::tree::TREE_VERSION;
 use super::{BucketError, MAX_CHUNK, MAX_CHUNK_PAGES, Result};
 use crate::image::{MAX_MANIFEST, SessionId};
 use crate::model::{PAGE_SIZE, SnapshotId};
@@ -14,7 +15,8 @@ const MAGIC: [u8; 8] = *b"\x89KSIDX\r\n";
 const VERSION: u16 = 1;
 /// Length of the header, in bytes. It can be read alone.
 pub const INDEX_HEADER_LEN: usize = 256;
-const COMM: usize = 64;
+/// Longest command name, in bytes.
+pub(super) const COMM: usize = 64;
 const REF: usize = 40;
 const ENTRY: usize = 48;
 /// Most pages of a snapshot: 256 GiB of memory. Its index then has 3 GiB.
@@ -158,11 +160,11 @@ impl IndexHeader {
             return Err(corrupt("it does not begin as an index does".into()));
         }
         let version = fields.u16();
-        if version > VERSION {
+        if version > TREE_VERSION {
             return Err(BucketError::NewerVersion {
                 object: object.to_owned(),
                 found: version.into(),
-                supported: VERSION.into(),
+                supported: TREE_VERSION.into(),
             });
         }
         let (sum, tail) = header.split_at(INDEX_HEADER_LEN - 4);

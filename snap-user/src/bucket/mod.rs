@@ -6,6 +6,8 @@
 //! | `bytes` | numbers out of bytes, with a bound for each |
 //! | `chunk` | many pages in one object, named by its content |
 //! | `index` | one object for each snapshot: which page is where |
+//! | `tree` | one object for each tree of processes, with the indexes of all |
+//! | `indexes` | both of them, read |
 //! | `doomed` | chunks that are going to be deleted, and that nobody may refer to any more |
 //! | `leftovers` | what writers that were killed have left in a folder |
 //! | `name` | how objects are named |
@@ -20,11 +22,13 @@ mod error;
 #[cfg(test)]
 mod golden;
 mod index;
+mod indexes;
 mod leftovers;
 mod name;
 mod place;
 mod service;
 mod transfer;
+mod tree;
 
 pub use chunk::{Chunk, ChunkBuilder, MAX_CHUNK, MAX_CHUNK_PAGES};
 pub use doomed::{MAX_DOOMED, decode_doomed, encode_doomed};
@@ -33,9 +37,11 @@ pub use index::{
     About, ChunkRef, Entry, INDEX_HEADER_LEN, Index, IndexBuilder, IndexHeader, MAX_CHUNKS,
     MAX_PAGES, decode_chunks,
 };
+pub use indexes::{Head, Whole};
 pub use name::{ChunkName, DoomedName, Kin, SnapshotName};
 pub use service::{Bucket, Object};
 pub use transfer::Uploads;
+pub use tree::{MAX_MEMBERS, Member, MemberIndex, TreeHead, TreeHeader, encode_tree};
 
 /// Result of this room.
 pub type Result<T> = std::result::Result<T, BucketError>;

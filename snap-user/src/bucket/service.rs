@@ -3,10 +3,7 @@
 use super::error::WRITE;
 use super::name::{CLOCK, DOOMED, DoomedName, MARKER, SNAPSHOTS, SWEPT, SnapshotName};
 use super::place::{Opened, Place};
-use super::{
-    BucketError, ChunkName, ChunkRef, INDEX_HEADER_LEN, Index, IndexHeader, Result, decode_chunks,
-    decode_doomed, doomed, index, name,
-};
+use super::{BucketError, ChunkName, Result, decode_doomed, doomed, index, name};
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::path::Path;
@@ -22,8 +19,6 @@ const MAX_MARKER: u64 = 64;
 pub(super) const AT_ONCE: usize = 8;
 /// Objects longer than this are sent in parts, each of so many bytes; S3 takes no smaller ones than 5 MiB.
 const PART: usize = 8 << 20;
-/// Read with the header of an index: the table of chunks of most.
-const HEAD: u64 = 64 << 10;
 
 /// An object as a listing has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,14 +144,14 @@ impl Bucket {
             .map_err(|error| BucketError::service(WRITE, &self.about(key), &error))
     }
 
-    /// Writes an index, given in parts one behind the other, in one request or in several. It is there as a whole
-    /// or not at all.
-    pub fn put_index(&self, name: &SnapshotName, parts: [Vec<u8>; 3]) -> Result<()> {
+    /// Writes an index, or a tree, given in parts one behind the other, in one request or in several. It is there as a
+    /// whole or not at all.
+    pub fn put_index(&self, name: &SnapshotName, parts: Vec<Vec<u8>>) -> Result<()> {
         let key = name.key();
         let (path, about) = (self.path(&key), self.about(&key));
         let failed = |error| BucketError::service(WRITE, &about, &error);
         let total: usize = parts.iter().map(Vec::len).sum();
-        let parts = parts.map(Bytes::from);
+        let parts: Vec<Bytes> = parts.into_iter().map(Bytes::from).collect();
         self.runtime.block_on(async {
             if total <= PART {
                 let put = self.objects.put(&path, parts.into_iter().collect()).await;
@@ -238,82 +233,6 @@ impl Bucket {
             .into_iter()
             .filter_map(|object| Some((ChunkName::parse(&object.key)?, object)));
         Ok(named.collect())
-    }
-
-    /// Reads an index.
-    pub fn index(&self, name: &SnapshotName) -> Result<Index> {
-        let pages = index::MAX_PAGES;
-        self.index_within(name, pages)?
-            .ok_or_else(|| BucketError::TooLarge(format!("more than {pages} pages")))
-    }
-
-    /// Reads an index, unless it has more pages than this.
-    pub fn index_within(&self, name: &SnapshotName, pages: u64) -> Result<Option<Index>> {
-        let key = name.key();
-        let about = self.about(&key);
-        // Its header first: it says how much memory the rest takes.
-        let (header, _) = self.runtime.block_on(self.header(name))?;
-        if header.pages > pages {
-            return Ok(None);
-        }
-        let bytes = self.get(&key, header.index_len())?;
-        let index = Index::decode(&about, bytes)?;
-        match index.header.name() == *name {
-            true => Ok(Some(index)),
-            false => Err(BucketError::corrupt(&about, "it is about another snapshot")),
-        }
-    }
-
-    /// Reads the headers of indexes, and the chunks that each needs, several at a time. Those that are gone meanwhile
-    /// are left out.
-    ///
-    /// # Errors
-    /// When one cannot be read: then it is not known what it needs.
-    pub fn headers(&self, names: &[SnapshotName]) -> Result<Vec<(IndexHeader, Vec<ChunkRef>)>> {
-        self.runtime.block_on(async {
-            let headers = stream::iter(names).map(|name| async {
-                match self.header(name).await {
-                    Ok(header) => Ok(Some(header)),
-                    Err(error) if error.is_missing() => Ok(None),
-                    Err(error) => Err(error),
-                }
-            });
-            let headers: Vec<Option<_>> = headers.buffered(AT_ONCE).try_collect().await?;
-            Ok(headers.into_iter().flatten().collect())
-        })
-    }
-
-    async fn header(&self, name: &SnapshotName) -> Result<(IndexHeader, Vec<ChunkRef>)> {
-        let key = name.key();
-        let (path, about) = (self.path(&key), self.about(&key));
-        let range = |from, to| Some(GetRange::Bounded(from..to));
-        let begun = read(&*self.objects, &path, &about, range(0, HEAD), HEAD).await;
-        let (mut bytes, len) = match begun {
-            // Of an object without a byte there is no range.
-            Err(error @ BucketError::Service { .. }) => {
-                return match self.objects.head(&path).await {
-                    Ok(meta) if meta.size == 0 => {
-                        Err(BucketError::corrupt(&about, "it has no content"))
-                    }
-                    _ => Err(error),
-                };
-            }
-            begun => begun?,
-        };
-        let header = IndexHeader::decode(&about, &bytes, len)?;
-        let end = INDEX_HEADER_LEN as u64 + header.table_len();
-        if end > bytes.len() as u64 {
-            let from = bytes.len() as u64;
-            let rest = range(from, end);
-            bytes.extend(
-                read(&*self.objects, &path, &about, rest, end - from)
-                    .await?
-                    .0,
-            );
-        }
-        let table = bytes.get(INDEX_HEADER_LEN..end as usize).unwrap_or(&[]);
-        let chunks = decode_chunks(&about, &header, table)?;
-        Ok((header, chunks))
     }
 
     /// The chunks that nobody may refer to any more.

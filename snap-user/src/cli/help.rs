@@ -283,7 +283,8 @@ Examples:
 #[cfg(feature = "object-storage")]
 pub(super) const PUSH: &str = concat!(
     "\
-What arrives there is the snapshot as a whole: it needs no other one, and no store. Pages are sent once, whatever the \
+What arrives there is the snapshot as a whole: it needs no other one, and no store. Of a tree (`ksnap snap --tree`) it is \
+all of its processes, named by the first. Pages are sent once, whatever the \
 number of snapshots and machines that have them; only those are sent that are not there. A push that was cut off goes \
 on where it ended, and until it is done nothing of the snapshot is there. Any number of machines may push to one place \
 at the same time. What is sealed is refused: pages lie there in plain.
@@ -302,7 +303,8 @@ Examples:
 
 #[cfg(feature = "object-storage")]
 pub(super) const PULL: &str = "\
-Without REF it is the newest snapshot that is there, whoever pushed it. It becomes a snapshot of a session of its own, \
+Without REF it is the newest snapshot or tree that is there, whoever pushed it. Of a tree all processes come, and \
+`ksnap restore` brings all of them back. It becomes a snapshot of a session of its own, \
 with an id of its own, or of the store nothing changes. Each page is compared with its hash. Pages that the store \
 has are not fetched, and a pull that was cut off goes on where it ended. One that is in the store already is not \
 pulled again. Keys are those of `ksnap push`.

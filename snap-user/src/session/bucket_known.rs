@@ -5,7 +5,7 @@ use crate::bucket::{Bucket, BucketError, ChunkName, ChunkRef, Index, SnapshotNam
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, HashSet};
 
-/// Indexes that are looked at.
+/// Snapshots of each program that are looked at.
 const MOST_INDEXES: usize = 4;
 /// Pages that are looked at: 8 GiB of them.
 const MOST_PAGES: u64 = 2 << 20;
@@ -30,20 +30,31 @@ fn most_alike(all: &[SnapshotName], like: &SnapshotName) -> Vec<SnapshotName> {
 }
 
 impl There {
-    /// Looks at the indexes that are most like a snapshot. Of chunks that are `forbidden`, or are not there though an
+    /// Looks at the snapshots that are most like these, the first one first. Of chunks that are `forbidden`, or are not there though an
     /// index names them, nothing is known.
     pub(super) fn look(
         bucket: &Bucket,
-        like: &SnapshotName,
+        like: &[SnapshotName],
         forbidden: &HashSet<ChunkName>,
     ) -> Result<Self> {
         let mut indexes: Vec<Index> = Vec::new();
         let mut left = MOST_PAGES;
-        for name in most_alike(&bucket.snapshots()?, like) {
-            match bucket.index_within(&name, left) {
-                Ok(Some(index)) => {
-                    left -= index.header.pages;
-                    indexes.push(index);
+        let all = bucket.snapshots()?;
+        let (mut programs, mut seen) = (HashSet::new(), HashSet::new());
+        let alike = like
+            .iter()
+            .filter(|name| programs.insert(name.kin))
+            .flat_map(|name| most_alike(&all, name))
+            .filter(|name| seen.insert(*name));
+        for name in alike {
+            match bucket.whole_within(&name, left) {
+                Ok(Some(whole)) => {
+                    left -= whole
+                        .indexes
+                        .iter()
+                        .map(|one| one.header.pages)
+                        .sum::<u64>();
+                    indexes.extend(whole.indexes);
                 }
                 Ok(None) | Err(BucketError::Missing { .. }) => {}
                 // Then its pages are pushed again.
@@ -85,6 +96,32 @@ impl There {
             }
         }
         Ok(known)
+    }
+
+    /// Enters an index that has just been made: of its pages, by content, it says where they are among its chunks, of which
+    /// `adopted` has those that were known.
+    pub(super) fn learn(
+        &mut self,
+        adopted: &[Option<u32>],
+        chunks: &[ChunkRef],
+        placed: FxHashMap<[u8; 32], (u32, u32)>,
+    ) {
+        let mut numbers: Vec<Option<u32>> = vec![None; chunks.len()];
+        let mut known = vec![false; chunks.len()];
+        for place in adopted.iter().flatten() {
+            known[*place as usize] = true;
+        }
+        for ((number, known), chunk) in numbers.iter_mut().zip(known).zip(chunks) {
+            if !known {
+                *number = Some(self.chunks.len() as u32);
+                self.chunks.push(*chunk);
+            }
+        }
+        for (hash, (chunk, slot)) in placed {
+            if let Some(number) = numbers[chunk as usize] {
+                self.places.entry(hash).or_insert((number, slot));
+            }
+        }
     }
 
     /// The number of its chunk, and the slot in it, of a page.

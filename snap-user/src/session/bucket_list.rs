@@ -1,8 +1,8 @@
-//! What snapshots there are in a bucket, and which one a reference means.
+//! What snapshots there are in a bucket, of processes and of trees of them, and which one a reference means.
 
 use super::types::hex;
 use super::{Result, SessionError};
-use crate::bucket::{Bucket, SnapshotName};
+use crate::bucket::{Bucket, Head, SnapshotName};
 use crate::model::SnapshotId;
 use crate::store::StoreError;
 use serde::Serialize;
@@ -10,7 +10,7 @@ use serde::Serialize;
 /// Fewest digits of an id.
 const FEWEST: usize = 4;
 
-/// A snapshot in a bucket.
+/// A snapshot in a bucket, or a tree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BucketEntry {
     /// Its name, in the store that it was pushed from and in the bucket.
@@ -20,13 +20,17 @@ pub struct BucketEntry {
     pub session: String,
     /// Wall-clock time, nanoseconds since 1970.
     pub time_ns: u64,
-    /// Process id.
+    /// Process id; of a tree that of the first process.
     pub pid: i32,
     /// Command name.
     pub comm: String,
-    /// How long the process was stopped, in nanoseconds.
+    /// It is a tree.
+    pub tree: bool,
+    /// Processes.
+    pub processes: u32,
+    /// How long they were stopped, in nanoseconds.
     pub stop_ns: u64,
-    /// Its pages.
+    /// Pages of all of them.
     pub pages: u64,
     /// Chunks that have them.
     pub chunks: u32,
@@ -37,19 +41,41 @@ pub struct BucketEntry {
 /// The snapshots in a bucket, oldest first.
 pub fn list_bucket(url: &str) -> Result<Vec<BucketEntry>> {
     let bucket = Bucket::open(url)?;
-    let headers = bucket.headers(&bucket.snapshots()?)?;
-    let entries = headers.into_iter().map(|(header, _)| BucketEntry {
-        id: header.id,
-        session: header.session.to_string(),
-        time_ns: header.time_ns,
-        pid: header.pid,
-        comm: header.comm,
-        stop_ns: header.stop_ns,
-        pages: header.pages,
-        chunks: header.chunks,
-        chunk_bytes: header.chunk_bytes,
-    });
-    Ok(entries.collect())
+    let heads = bucket.heads(&bucket.snapshots()?)?;
+    Ok(heads.into_iter().map(BucketEntry::of).collect())
+}
+
+impl BucketEntry {
+    fn of(head: Head) -> Self {
+        match head {
+            Head::Process(header, _) => Self {
+                id: header.id,
+                session: header.session.to_string(),
+                time_ns: header.time_ns,
+                pid: header.pid,
+                comm: header.comm,
+                tree: false,
+                processes: 1,
+                stop_ns: header.stop_ns,
+                pages: header.pages,
+                chunks: header.chunks,
+                chunk_bytes: header.chunk_bytes,
+            },
+            Head::Tree(tree) => Self {
+                id: tree.header.id,
+                session: tree.header.session.to_string(),
+                time_ns: tree.header.time_ns,
+                pid: tree.header.pid,
+                comm: tree.header.comm,
+                tree: true,
+                processes: tree.header.processes,
+                stop_ns: tree.header.stop_ns,
+                pages: tree.header.pages,
+                chunks: tree.header.chunks,
+                chunk_bytes: tree.header.chunk_bytes,
+            },
+        }
+    }
 }
 
 /// The snapshot that a reference means: `latest`, or an id, or its first digits. `names` are oldest first.

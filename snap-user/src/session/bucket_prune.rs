@@ -115,7 +115,7 @@ fn wall_clock_ns() -> u64 {
     since.map_or(0, |since| since.as_nanos() as u64)
 }
 
-/// The snapshots that no rule keeps. `names` are oldest first.
+/// The snapshots that no rule keeps. `names` are oldest first; a tree is one, in the session of its first process.
 fn removable(names: &[SnapshotName], rules: &Rules, now_ns: u64) -> BTreeSet<SnapshotName> {
     if rules.keep_last.is_none() && rules.keep_within.is_none() {
         return BTreeSet::new();
@@ -163,12 +163,7 @@ impl Sweep<'_> {
         }
         let mut names = bucket.snapshots()?;
         names.retain(|name| !gone.contains(name));
-        let needed: HashSet<ChunkName> = bucket
-            .headers(&names)?
-            .into_iter()
-            .flat_map(|(_, chunks)| chunks)
-            .map(|chunk| chunk.name)
-            .collect();
+        let needed: HashSet<ChunkName> = bucket.needed(&names)?;
         let unneeded: BTreeMap<ChunkName, Object> = bucket
             .chunks()?
             .into_iter()

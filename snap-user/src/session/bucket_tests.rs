@@ -8,25 +8,25 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tempfile::TempDir;
 
-const DAY: Duration = Duration::from_secs(24 * 3600);
+pub(super) const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// A folder as a bucket.
-struct Place {
-    folder: TempDir,
+pub(super) struct Place {
+    pub(super) folder: TempDir,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         Self { folder }
     }
 
-    fn url(&self) -> String {
+    pub(super) fn url(&self) -> String {
         format!("file://{}/bucket", self.folder.path().display())
     }
 
     /// The objects in a folder of it.
-    fn objects(&self, folder: &str) -> Vec<PathBuf> {
+    pub(super) fn objects(&self, folder: &str) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut folders = vec![self.folder.path().join("bucket").join(folder)];
         while let Some(folder) = folders.pop() {
@@ -42,7 +42,7 @@ impl Place {
     }
 
     /// All that is there becomes two days older.
-    fn two_days_pass(&self) {
+    pub(super) fn two_days_pass(&self) {
         for path in self.objects("") {
             let file = std::fs::File::options().write(true).open(path).unwrap();
             let modified = file.metadata().unwrap().modified().unwrap();
@@ -50,7 +50,7 @@ impl Place {
         }
     }
 
-    fn push(&self, store: &Store, id: SnapshotId) -> Result<Pushed> {
+    pub(super) fn push(&self, store: &Store, id: SnapshotId) -> Result<Pushed> {
         push(store.dir(), &id.to_string(), &self.url(), &mut |_| {})
     }
 
@@ -62,7 +62,7 @@ impl Place {
         assert!(verify(store.dir(), None).unwrap().clean);
     }
 
-    fn prune(&self, keep_last: Option<u64>, grace: Duration) -> BucketPruning {
+    pub(super) fn prune(&self, keep_last: Option<u64>, grace: Duration) -> BucketPruning {
         let keep = Rules {
             keep_last,
             ..Rules::default()
@@ -90,11 +90,11 @@ fn stored(of: &[&Memory]) -> (TempDir, Store, Vec<SnapshotId>) {
 }
 
 /// Random pages, of which none is like another.
-fn noise(from: u32, count: u32) -> Memory {
+pub(super) fn noise(from: u32, count: u32) -> Memory {
     memory((from..from + count).map(|n| n * 5 + 2))
 }
 
-fn message<T: std::fmt::Debug>(result: Result<T>) -> String {
+pub(super) fn message<T: std::fmt::Debug>(result: Result<T>) -> String {
     result.unwrap_err().to_string()
 }
 
@@ -315,7 +315,7 @@ fn an_index_that_cannot_be_read_keeps_every_chunk() {
     assert_eq!(place.objects("chunks").len(), 2);
 }
 
-fn damage(path: &Path, at: usize) {
+pub(super) fn damage(path: &Path, at: usize) {
     let mut bytes = std::fs::read(path).unwrap();
     let at = at.min(bytes.len() - 1);
     bytes[at] ^= 1;

@@ -12,6 +12,8 @@ mod bucket_list;
 mod bucket_prune;
 #[cfg(all(test, feature = "object-storage"))]
 mod bucket_tests;
+#[cfg(all(test, feature = "object-storage"))]
+mod bucket_tree_tests;
 mod budget;
 mod clone;
 mod clone_fetch;
@@ -49,7 +51,11 @@ mod prune;
 #[cfg(feature = "object-storage")]
 mod pull;
 #[cfg(feature = "object-storage")]
+mod pull_coming;
+#[cfg(feature = "object-storage")]
 mod push;
+#[cfg(feature = "object-storage")]
+mod push_pack;
 mod ram;
 mod ram_room;
 mod remote;

@@ -1,17 +1,17 @@
-//! `pull`: object storage → a snapshot of the store. Each page is compared with its hash when it comes, and again when
-//! it is put into the snapshot, which is published as a whole.
+//! `pull`: object storage → a snapshot of the store, or those of a tree of processes and then the tree. Each page is compared
+//! with its hash when it comes, and again when it is put into the snapshot, which is published as a whole.
 
-use super::arrival::Arrival;
 use super::bucket_list::find;
-use super::serve_known::Known;
+use super::pull_coming::Coming;
 use super::types::hex;
 use super::{Result, SessionError};
-use crate::bucket::{Bucket, BucketError, Chunk, ChunkName, Entry, Index, SnapshotName};
-use crate::image::{Arch, Manifest};
-use crate::model::{SnapshotId, SnapshotKind};
+use crate::bucket::{Bucket, BucketError, Index, SnapshotName, TreeHead};
+use crate::image::{Arch, Manifest, SessionId};
+use crate::model::{ProcessTree, SnapshotId};
 use crate::restore::fault;
-use crate::store::{Published, Received, Session, SessionInfo, SnapshotMeta, Store, StoreError};
+use crate::store::{Session, SnapshotMeta, Store, StoreError, tree_from_text};
 use serde::Serialize;
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Instant;
 
@@ -26,7 +26,7 @@ pub struct Pulling {
     pub bytes: u64,
 }
 
-/// A snapshot that has been pulled.
+/// A snapshot that has been pulled, or a tree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Pulled {
     /// Its name in the bucket.
@@ -41,23 +41,25 @@ pub struct Pulled {
     pub seq: u32,
     /// It was in this store already: nothing was done.
     pub was_there: bool,
-    /// Its process.
+    /// Its process; of a tree the first one.
     pub pid: i32,
     /// The process's name.
     pub comm: String,
-    /// Its pages.
+    /// Processes: more than one for a tree.
+    pub processes: u32,
+    /// Pages of all of them.
     pub pages: u64,
     /// Chunks that came.
     pub chunks: u64,
     /// Bytes of them.
     pub bytes: u64,
-    /// Length of its file.
+    /// Length of its file, or of those of all processes.
     pub file_bytes: u64,
     /// How long it took, in nanoseconds.
     pub took_ns: u64,
 }
 
-/// Pulls a snapshot: `latest`, or one by its id.
+/// Pulls a snapshot, or a tree: `latest`, or one by its id.
 ///
 /// # Errors
 /// Then nothing of it is in the store; pages that have come are kept, and the next attempt goes on with them.
@@ -71,268 +73,204 @@ pub fn pull(
     let bucket = Bucket::open(url)?;
     let name = find(bucket.url(), &bucket.snapshots()?, reference)?;
     let store = Store::open_or_create(dir)?;
-    if let Some(meta) = already_there(&store, &name)? {
-        return Ok(Pulled {
+    let here = Here::look(&store)?;
+    let about = format!("snapshot {} in {}", name.id, bucket.url());
+    if let Some(mut pulled) = here.already_there(&store, &bucket, &name, &about)? {
+        pulled.took_ns = start.elapsed().as_nanos() as u64;
+        return Ok(pulled);
+    }
+    let whole = bucket.whole(&name)?;
+    let tree = whole.tree.map(|head| tree_of(&about, &head)).transpose()?;
+    let parts = parts(whole.indexes, &about)?;
+    let transfer = format!("bucket {} {}", bucket.url(), name.id);
+    let mut coming = Coming::begin(&store, &transfer, &parts)?;
+    coming.fetch(&bucket, &name, &parts, report)?;
+    fault::point("pull-publishing");
+    let stored = publish(&mut coming, &store, &here, &parts, tree)?;
+    let pulling = coming.finish();
+    Ok(Pulled {
+        id: name.id,
+        url: bucket.url().to_owned(),
+        stored_id: stored[0].id,
+        seq: stored[0].seq,
+        was_there: false,
+        pid: parts[0].index.header.pid,
+        comm: parts[0].index.header.comm.clone(),
+        processes: parts.len() as u32,
+        pages: parts.iter().map(|part| part.index.header.pages).sum(),
+        chunks: pulling.done,
+        bytes: pulling.bytes,
+        file_bytes: stored.iter().map(|one| one.file_bytes).sum(),
+        took_ns: start.elapsed().as_nanos() as u64,
+    })
+}
+
+/// A process that is pulled.
+pub(super) struct Part {
+    pub(super) index: Index,
+    pub(super) manifest: Manifest,
+}
+
+/// Looks at what is to come before anything comes that may be of no use.
+pub(super) fn parts(indexes: Vec<Index>, about: &str) -> Result<Vec<Part>> {
+    let mut parts = Vec::with_capacity(indexes.len());
+    for index in indexes {
+        if Arch::native().is_some_and(|arch| arch as u16 != index.header.arch) {
+            return Err(SessionError::Remote(format!(
+                "{about} is of a machine of another kind, and cannot be used here: pull it on one of its own"
+            )));
+        }
+        let manifest = Manifest::from_bytes(index.manifest()).map_err(|e| {
+            SessionError::Remote(format!("the process state of {about} cannot be read: {e}"))
+        })?;
+        parts.push(Part { index, manifest });
+    }
+    Ok(parts)
+}
+
+/// The record of a tree, which is as a store has it.
+fn tree_of(about: &str, head: &TreeHead) -> Result<ProcessTree> {
+    let damaged = |why: String| BucketError::Corrupt {
+        object: about.to_owned(),
+        why: format!("its record of processes: {why}. Push it again from a store that has it"),
+    };
+    let text = std::str::from_utf8(&head.record).map_err(|_| damaged("not UTF-8".into()))?;
+    let tree = tree_from_text(Path::new(about), text).map_err(|error| match error {
+        StoreError::Corrupt { source, .. } => damaged(source.to_string()).into(),
+        other => SessionError::from(other),
+    })?;
+    let named = tree.members.iter().map(|member| member.id);
+    match named.eq(head.members.iter().map(|member| member.id)) {
+        true => Ok(tree),
+        false => Err(damaged("it names other snapshots than there are".into()).into()),
+    }
+}
+
+/// A snapshot of this store.
+#[derive(Clone, Copy)]
+struct Stored {
+    id: SnapshotId,
+    seq: u32,
+    file_bytes: u64,
+}
+
+impl Stored {
+    fn of(meta: &SnapshotMeta) -> Self {
+        Self {
+            id: meta.id,
+            seq: meta.seq,
+            file_bytes: meta.file_bytes,
+        }
+    }
+}
+
+/// What is in the store.
+struct Here {
+    /// Sessions that were pulled, and from which snapshot.
+    pulled: HashMap<SessionId, String>,
+    list: Vec<SnapshotMeta>,
+}
+
+impl Here {
+    fn look(store: &Store) -> Result<Self> {
+        let sessions = store.sessions()?.into_iter();
+        let pulled = sessions.filter(|(_, info)| !info.pulled.is_empty());
+        Ok(Self {
+            pulled: pulled.map(|(id, info)| (id, info.pulled)).collect(),
+            list: store.list()?,
+        })
+    }
+
+    /// The snapshot in the store that is this one in the bucket: it was pushed from here, or pulled before.
+    fn find(&self, id: SnapshotId) -> Option<&SnapshotMeta> {
+        let name = id.to_string();
+        // Of a session that was pulled, the first one; a process that was brought back may have added others.
+        let is_it = |meta: &&SnapshotMeta| {
+            meta.id == id || (meta.seq == 1 && self.pulled.get(&meta.session) == Some(&name))
+        };
+        let found = self.list.iter().filter(is_it);
+        found.min_by_key(|meta| meta.id != id)
+    }
+
+    /// What is said of one that is there, of which nothing has to come.
+    fn already_there(
+        &self,
+        store: &Store,
+        bucket: &Bucket,
+        name: &SnapshotName,
+        about: &str,
+    ) -> Result<Option<Pulled>> {
+        let Some(meta) = self.find(name.id) else {
+            return Ok(None);
+        };
+        let members = match store.tree(meta.id)? {
+            Some(tree) => tree.members.iter().map(|member| member.id).collect(),
+            // It may have come without the others, by a pull that was killed.
+            None if bucket.is_tree(name)? => return Ok(None),
+            None => vec![meta.id],
+        };
+        let members: Vec<&SnapshotMeta> = self
+            .list
+            .iter()
+            .filter(|meta| members.contains(&meta.id))
+            .collect();
+        tracing::debug!("{about} is in the store already");
+        Ok(Some(Pulled {
             id: name.id,
             url: bucket.url().to_owned(),
             stored_id: meta.id,
             seq: meta.seq,
             was_there: true,
             pid: meta.pid,
-            comm: meta.comm,
-            pages: meta.pages,
+            comm: meta.comm.clone(),
+            processes: members.len() as u32,
+            pages: members.iter().map(|meta| meta.pages).sum(),
             chunks: 0,
             bytes: 0,
-            file_bytes: meta.file_bytes,
-            took_ns: start.elapsed().as_nanos() as u64,
-        });
+            file_bytes: members.iter().map(|meta| meta.file_bytes).sum(),
+            took_ns: 0,
+        }))
     }
-    let index = bucket.index(&name)?;
-    // Before anything comes that may be of no use.
-    if Arch::native().is_some_and(|arch| arch as u16 != index.header.arch) {
-        return Err(SessionError::Remote(format!(
-            "{} in {url} is of a machine of another kind, and cannot be used here: pull it on one of its own",
-            name.id
-        )));
-    }
-    let manifest = Manifest::from_bytes(index.manifest()).map_err(|e| {
-        SessionError::Remote(format!(
-            "the process state of {} in {url} cannot be read: {e}",
-            name.id
-        ))
-    })?;
-    let transfer = format!("bucket {} {}", bucket.url(), name.id);
-    let mut coming = Coming {
-        known: Known::look(&store, &index.header.comm)?,
-        received: store.receive_pages(transfer.as_bytes())?,
-        pulling: Pulling::default(),
+}
+
+/// Publishes what has come, and the tree when all of it is there. What was published is removed again where that fails.
+fn publish(
+    coming: &mut Coming,
+    store: &Store,
+    here: &Here,
+    parts: &[Part],
+    tree: Option<ProcessTree>,
+) -> Result<Vec<Stored>> {
+    // As long as these are held nobody else removes from them.
+    let mut sessions: Vec<Session> = Vec::new();
+    let all = || -> Result<Vec<Stored>> {
+        let mut stored = Vec::with_capacity(parts.len());
+        for part in parts {
+            // By an earlier attempt, which was killed before the tree was there.
+            if let Some(meta) = here.find(part.index.header.id) {
+                stored.push(Stored::of(meta));
+                continue;
+            }
+            let (session, published) = coming.publish(store, part)?;
+            sessions.push(session);
+            stored.push(Stored {
+                id: published.id,
+                seq: published.seq,
+                file_bytes: published.bytes,
+            });
+            fault::point("pull-next-process");
+        }
+        if let Some(mut tree) = tree {
+            for (member, stored) in tree.members.iter_mut().zip(&stored) {
+                member.id = stored.id;
+            }
+            store.publish_tree(&tree)?;
+        }
+        Ok(stored)
     };
-    coming.fetch(&bucket, &index, report)?;
-    fault::point("pull-publishing");
-    let published = coming.publish(&store, &index, &manifest)?;
-    coming.received.finish();
-    Ok(Pulled {
-        id: name.id,
-        url: bucket.url().to_owned(),
-        stored_id: published.id,
-        seq: published.seq,
-        was_there: false,
-        pid: index.header.pid,
-        comm: index.header.comm.clone(),
-        pages: index.header.pages,
-        chunks: coming.pulling.done,
-        bytes: coming.pulling.bytes,
-        file_bytes: published.bytes,
-        took_ns: start.elapsed().as_nanos() as u64,
-    })
-}
-
-/// The snapshot in the store that is the one in the bucket: it was pushed from here, or pulled before.
-fn already_there(store: &Store, name: &SnapshotName) -> Result<Option<SnapshotMeta>> {
-    let id = name.id.to_string();
-    let pulled: Vec<_> = store
-        .sessions()?
-        .into_iter()
-        .filter(|(_, info)| info.pulled == id)
-        .map(|(session, _)| session)
-        .collect();
-    let list = store.list()?;
-    // Of a session that was pulled, the first one; a process that was brought back may have added others.
-    let found = list
-        .into_iter()
-        .filter(|meta| meta.id == name.id || (pulled.contains(&meta.session) && meta.seq == 1))
-        .min_by_key(|meta| meta.id != name.id);
-    Ok(found)
-}
-
-/// Why a chunk that an index names is not there.
-fn lost(bucket: &Bucket, index: &Index, object: &str) -> SessionError {
-    let id = index.header.id;
-    match bucket.headers(&[index.header.name()]) {
-        Ok(headers) if headers.is_empty() => StoreError::NotFound {
-            what: format!(
-                "snapshot {id} in {}: it was removed while it was pulled",
-                bucket.url()
-            ),
-        }
-        .into(),
-        _ => BucketError::Corrupt {
-            object: format!("snapshot {id} in {}", bucket.url()),
-            why: format!(
-                "it needs {object}, which is not there. Push it again from a store that has it"
-            ),
-        }
-        .into(),
+    let stored = all();
+    if stored.is_err() {
+        sessions.into_iter().for_each(Session::discard);
     }
-}
-
-/// What is to be done about a chunk that is damaged.
-fn damaged(bucket: &Bucket, name: ChunkName, error: BucketError) -> BucketError {
-    match error {
-        BucketError::Corrupt { why, .. } => BucketError::Corrupt {
-            object: format!("{}/{}", bucket.url().trim_end_matches('/'), name.key()),
-            why: format!(
-                "{why}. Delete it there, and push again from a store that has the snapshot"
-            ),
-        },
-        other => other,
-    }
-}
-
-/// What has come, and what was there.
-struct Coming {
-    known: Known,
-    received: Received,
-    pulling: Pulling,
-}
-
-impl Coming {
-    /// Gets the chunks that have pages which are not here.
-    fn fetch(
-        &mut self,
-        bucket: &Bucket,
-        index: &Index,
-        report: &mut dyn FnMut(&Pulling),
-    ) -> Result<()> {
-        let lacking = self.lacking(index);
-        let mut chunks: Vec<u32> = lacking
-            .iter()
-            .map(|at| index.entry(*at as usize).chunk)
-            .collect();
-        chunks.dedup();
-        let names: Vec<ChunkName> = chunks
-            .iter()
-            .map(|chunk| index.chunks[*chunk as usize].name)
-            .collect();
-        self.pulling.chunks = names.len() as u64;
-        report(&self.pulling);
-        let mut groups = lacking
-            .chunk_by(|a, b| index.entry(*a as usize).chunk == index.entry(*b as usize).chunk);
-        let mut each = |name: ChunkName, bytes: Vec<u8>| -> Result<()> {
-            let chunk =
-                Chunk::decode(name, &bytes).map_err(|error| damaged(bucket, name, error))?;
-            for at in groups.next().unwrap_or_default() {
-                self.take(name, &chunk, &index.entry(*at as usize))?;
-            }
-            self.pulling.done += 1;
-            self.pulling.bytes += bytes.len() as u64;
-            report(&self.pulling);
-            Ok(())
-        };
-        match bucket.download(&names, &mut each) {
-            Err(SessionError::Bucket(BucketError::Missing { object })) => {
-                Err(lost(bucket, index, &object))
-            }
-            done => done,
-        }
-    }
-
-    /// Places in the index of one page of each content that is not here, chunk by chunk.
-    fn lacking(&self, index: &Index) -> Vec<u32> {
-        let mut lacking: Vec<u32> = (0..)
-            .zip(index.entries())
-            .filter(|(_, entry)| !self.received.has(&entry.hash) && !self.known.has(&entry.hash))
-            .map(|(at, _)| at)
-            .collect();
-        let place = |at: &u32| {
-            let entry = index.entry(*at as usize);
-            (entry.chunk, entry.slot)
-        };
-        lacking.sort_unstable_by_key(place);
-        lacking.dedup_by_key(|at| place(at));
-        lacking
-    }
-
-    fn take(&mut self, name: ChunkName, chunk: &Chunk<'_>, entry: &Entry) -> Result<()> {
-        let damaged = || BucketError::Corrupt {
-            object: name.key(),
-            why: format!(
-                "page {} of it is not the one that the index names",
-                entry.slot
-            ),
-        };
-        let (encoding, bytes) = chunk.page(entry.slot).ok_or_else(damaged)?;
-        match self.received.add(&entry.hash, encoding, bytes)? {
-            true => Ok(()),
-            false => Err(damaged().into()),
-        }
-    }
-
-    /// Makes a snapshot of what has come, in one step that leaves all of it or nothing.
-    fn publish(&mut self, store: &Store, index: &Index, manifest: &Manifest) -> Result<Published> {
-        let state = &manifest.state;
-        let mut session = store.create_session(&SessionInfo {
-            pid: state.pid,
-            // Never a process of this machine, whatever its id.
-            start_time: 0,
-            comm: state.comm.clone(),
-            exe: state.exe.clone(),
-            cmdline: state
-                .cmdline
-                .iter()
-                .map(|a| String::from_utf8_lossy(a).into_owned())
-                .collect(),
-            pulled: index.header.id.to_string(),
-            ..SessionInfo::default()
-        })?;
-        session.look_for_earlier();
-        let published = self.publish_in(&mut session, index, manifest);
-        if published.is_err() {
-            session.abandon();
-        }
-        published
-    }
-
-    fn publish_in(
-        &mut self,
-        session: &mut Session,
-        index: &Index,
-        manifest: &Manifest,
-    ) -> Result<Published> {
-        let mut pending = session.begin(SnapshotKind::Base, None)?;
-        pending.set_time_ns(index.header.time_ns);
-        let mut pages = Arrival::new(&mut self.received, &self.known, "Pull again");
-        let entries = index.entries().map(|entry| (entry.addr, entry.hash));
-        pages.put_all(entries, &mut pending)?;
-        Ok(pending.publish(&manifest.state, &manifest.costs)?)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::session::push;
-    use crate::store::tests::support::{info, new_store, publish};
-
-    #[test]
-    fn a_pull_that_fails_when_all_has_come_leaves_no_session() {
-        let folder = tempfile::tempdir().unwrap();
-        let url = format!("file://{}", folder.path().display());
-        let (_from, from) = new_store();
-        let mut session = from.create_session(&info(7)).unwrap();
-        let pages = (1..20).map(|n| (n, n as u32 * 5 + 2));
-        let id = publish(&mut session, None, [], pages).unwrap().id;
-        push(from.dir(), &id.to_string(), &url, &mut |_| {}).unwrap();
-        let bucket = Bucket::open(&url).unwrap();
-        let name = find(&url, &bucket.snapshots().unwrap(), "latest").unwrap();
-        let index = bucket.index(&name).unwrap();
-        let manifest = Manifest::from_bytes(index.manifest()).unwrap();
-        let (_to, to) = new_store();
-        let mut coming = Coming {
-            known: Known::default(),
-            received: to.receive_pages(b"a test").unwrap(),
-            pulling: Pulling::default(),
-        };
-        // Nothing has come: as when what was here is gone.
-        let error = coming.publish(&to, &index, &manifest).unwrap_err();
-        assert!(error.to_string().contains("is gone"), "{error}");
-        assert!(to.sessions().unwrap().is_empty());
-        let names: Vec<_> = std::fs::read_dir(to.dir()).unwrap().collect();
-        let names = names.into_iter().map(|entry| entry.unwrap().file_name());
-        let mut names = names.map(|name| name.to_string_lossy().into_owned());
-        assert!(names.all(|name| !name.starts_with(".tmp-")));
-        coming.fetch(&bucket, &index, &mut |_| {}).unwrap();
-        coming.publish(&to, &index, &manifest).unwrap();
-        assert_eq!(to.sessions().unwrap().len(), 1);
-    }
+    stored
 }

@@ -1,21 +1,19 @@
-//! `push`: a snapshot of the store → object storage. Only pages that are not there are sent; the index, which makes them
-//! a snapshot, comes last.
+//! `push`: a snapshot of the store → object storage, or those of a tree of processes. Only pages that are not there are
+//! sent; the one object that makes them a snapshot comes last.
 
 use super::bucket_known::There;
+use super::push_pack::Packer;
 use super::types::hex;
 use super::{Result, SessionError};
 use crate::bucket::{
-    About, Bucket, ChunkBuilder, ChunkName, ChunkRef, Entry, IndexBuilder, Kin, SnapshotName,
-    Uploads,
+    About, Bucket, ChunkName, ChunkRef, IndexBuilder, Kin, MemberIndex, SnapshotName, encode_tree,
 };
-use crate::codec::{Scratch, encode};
 use crate::image::{Manifest, PageSource};
-use crate::model::{PAGE_SIZE, Page, SnapshotId};
+use crate::model::{PAGE_SIZE, Page, ProcessTree, SnapshotId};
 use crate::restore::fault;
-use crate::store::{Snapshot, Store};
-use rustc_hash::FxHashMap;
+use crate::store::{Snapshot, Store, tree_to_text};
 use serde::Serialize;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -32,13 +30,13 @@ const ATTEMPTS: u32 = 3;
 pub struct Pushing {
     /// Pages looked at.
     pub done: u64,
-    /// Pages of the snapshot.
+    /// Pages of the snapshot, or of all of a tree.
     pub pages: u64,
     /// Bytes sent.
     pub bytes: u64,
 }
 
-/// A snapshot that has been pushed.
+/// A snapshot that has been pushed, or a tree.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Pushed {
     /// Its name, here and there.
@@ -46,11 +44,13 @@ pub struct Pushed {
     pub id: SnapshotId,
     /// Where it is now.
     pub url: String,
-    /// Its process.
+    /// Its process; of a tree the first one.
     pub pid: i32,
     /// The process's name.
     pub comm: String,
-    /// Its pages.
+    /// Processes: more than one for a tree.
+    pub processes: u32,
+    /// Pages of all of them.
     pub pages: u64,
     /// Pages that were in none of the snapshots there that were looked at.
     pub new_pages: u64,
@@ -64,7 +64,84 @@ pub struct Pushed {
     pub took_ns: u64,
 }
 
-/// Pushes a snapshot.
+/// What is pushed as one: a process, or all of a tree.
+struct Subject {
+    /// How they belong together, if they are several.
+    tree: Option<ProcessTree>,
+    /// The first process first.
+    members: Vec<Part>,
+}
+
+/// A process that is pushed.
+struct Part {
+    snapshot: Snapshot,
+    manifest: Manifest,
+}
+
+impl Subject {
+    fn find(store: &Store, reference: &str) -> Result<Self> {
+        let id = store.resolve(reference, None)?;
+        // A process that was captured alone with its descendants, of which there were none, is one process.
+        let tree = store
+            .tree(id)?
+            .filter(|tree| tree.members.len() > 1 || !tree.zombies.is_empty());
+        let ids = match &tree {
+            Some(tree) => tree.members.iter().map(|member| member.id).collect(),
+            None => vec![id],
+        };
+        let mut members = Vec::with_capacity(ids.len());
+        for id in ids {
+            let snapshot = store.snapshot(id)?;
+            if store.is_sealed(snapshot.header().session)? {
+                return Err(SessionError::Usage(format!(
+                    "{reference} is sealed, and what is pushed is not: object storage has pages in plain, which this ksnap cannot seal; `ksnap clone` brings a process to another machine"
+                )));
+            }
+            let manifest = snapshot.manifest()?;
+            members.push(Part { snapshot, manifest });
+        }
+        Ok(Self { tree, members })
+    }
+}
+
+impl Part {
+    /// How its index is named, if it is pushed by itself.
+    fn name(&self) -> SnapshotName {
+        let header = self.snapshot.header();
+        SnapshotName {
+            time_ns: header.time_ns,
+            kin: Kin::of(&self.manifest.state.comm),
+            session: header.session,
+            id: header.id,
+        }
+    }
+
+    fn about(&self) -> About<'_> {
+        let (header, state) = (self.snapshot.header(), &self.manifest.state);
+        About {
+            arch: header.arch as u16,
+            id: header.id,
+            session: header.session,
+            time_ns: header.time_ns,
+            pid: state.pid,
+            comm: &state.comm,
+            stop_ns: header.stop_ns,
+        }
+    }
+
+    fn state_bytes(&self) -> Result<Vec<u8>> {
+        Manifest::encode(&self.manifest.state, &self.manifest.costs)
+            .map_err(|e| SessionError::Remote(format!("the process state cannot be written: {e}")))
+    }
+
+    /// Addresses of its pages.
+    fn pages(&self) -> Result<Vec<u64>> {
+        let table = self.snapshot.page_table()?;
+        Ok(table.iter().map(|(addr, _)| addr).collect())
+    }
+}
+
+/// Pushes a snapshot; one of the first process of a tree with those of all others.
 ///
 /// # Errors
 /// What has been sent stays, and the next attempt goes on with it; the snapshot is there only when all of it is.
@@ -76,24 +153,11 @@ pub fn push(
 ) -> Result<Pushed> {
     let start = Instant::now();
     let store = Store::open(dir)?;
-    let id = store.resolve(reference, None)?;
-    if let Some(tree) = store.tree(id)?
-        && (tree.members.len() > 1 || !tree.zombies.is_empty())
-    {
-        return Err(SessionError::Usage(format!(
-            "{reference} is a tree of processes, and only single ones can be pushed: name a member of it other than the first by its id"
-        )));
-    }
-    let snapshot = store.snapshot(id)?;
-    if store.is_sealed(snapshot.header().session)? {
-        return Err(SessionError::Usage(format!(
-            "{reference} is sealed, and what is pushed is not: object storage has pages in plain, which this ksnap cannot seal; `ksnap clone` brings it to another machine"
-        )));
-    }
+    let subject = Subject::find(&store, reference)?;
     let bucket = Bucket::open_or_create(url)?;
     let mut sent_before = (0, 0);
     for _ in 0..ATTEMPTS {
-        let done = attempt(&bucket, &snapshot, report)?;
+        let done = attempt(&bucket, &subject, report)?;
         if let Some(mut pushed) = done.pushed {
             pushed.sent_chunks += sent_before.0;
             pushed.sent_bytes += sent_before.1;
@@ -117,7 +181,7 @@ struct Attempted {
 
 fn attempt(
     bucket: &Bucket,
-    snapshot: &Snapshot,
+    subject: &Subject,
     report: &mut dyn FnMut(&Pushing),
 ) -> Result<Attempted> {
     // The service's clock: one of this machine may stand still while the machine sleeps.
@@ -126,81 +190,58 @@ fn attempt(
         let took_ms = bucket.now_ms()?.saturating_sub(since_ms);
         Ok(took_ms > WITHIN.as_millis() as i64)
     };
-    let header = snapshot.header();
-    let Manifest { state, costs } = snapshot.manifest()?;
-    let name = SnapshotName {
-        time_ns: header.time_ns,
-        kin: Kin::of(&state.comm),
-        session: header.session,
-        id: header.id,
-    };
     // Before anything that is there is looked at.
     let forbidden = bucket.forbidden()?;
-    let there = There::look(bucket, &name, &forbidden)?;
-    let mut packer = Packer {
-        adopted: vec![None; there.chunks.len()],
-        there,
-        forbidden,
-        uploads: bucket.uploads(),
-        index: IndexBuilder::default(),
-        placed: FxHashMap::default(),
-        chunk: ChunkBuilder::default(),
-        place: None,
-        new_pages: 0,
-        scratch: Scratch::default(),
-    };
-    let addrs: Vec<u64> = snapshot
-        .page_table()?
-        .iter()
-        .map(|(addr, _)| addr)
-        .collect();
-    let mut pushing = Pushing {
-        pages: addrs.len() as u64,
-        ..Pushing::default()
-    };
-    for piece in addrs.chunks(PIECE) {
-        for (addr, page) in piece.iter().zip(read(snapshot, piece)?) {
-            packer.add(*addr, &page)?;
-        }
-        pushing.done += piece.len() as u64;
-        pushing.bytes = packer.uploads.sent().1;
-        report(&pushing);
+    let like: Vec<SnapshotName> = subject.members.iter().map(Part::name).collect();
+    let there = There::look(bucket, &like, &forbidden)?;
+    let mut packer = Packer::new(bucket, there, forbidden);
+    let mut pushing = Pushing::default();
+    for part in &subject.members {
+        pushing.pages += part.snapshot.page_table()?.pages();
     }
-    packer.close()?;
-    let sent = packer.uploads.finish()?;
+    let mut indexes = Vec::with_capacity(subject.members.len());
+    for (part, at) in subject.members.iter().zip(1..) {
+        for piece in part.pages()?.chunks(PIECE) {
+            for (addr, page) in piece.iter().zip(read(&part.snapshot, piece)?) {
+                packer.add(*addr, &page)?;
+            }
+            pushing.done += piece.len() as u64;
+            pushing.bytes = packer.sent().1;
+            report(&pushing);
+        }
+        indexes.push(packer.end_index(at < subject.members.len())?);
+        if at < subject.members.len() {
+            fault::point("push-next-process");
+        }
+    }
+    let (new_pages, sent) = packer.finish()?;
     fault::point("push-publishing");
-    let about = About {
-        arch: header.arch as u16,
-        id: header.id,
-        session: header.session,
-        time_ns: header.time_ns,
-        pid: state.pid,
-        comm: &state.comm,
-        stop_ns: header.stop_ns,
-    };
-    let manifest = Manifest::encode(&state, &costs)
-        .map_err(|e| SessionError::Remote(format!("the process state cannot be written: {e}")))?;
-    let needed: Vec<ChunkName> = packer.index.chunks().iter().map(|c| c.name).collect();
-    let chunks = needed.len() as u64;
-    let (name, parts) = packer.index.finish(&about, manifest);
+    let needed: BTreeMap<ChunkName, ChunkRef> = indexes
+        .iter()
+        .flat_map(IndexBuilder::chunks)
+        .map(|chunk| (chunk.name, *chunk))
+        .collect();
+    let (name, parts) = object(subject, indexes, &needed)?;
     let len: u64 = parts.iter().map(|part| part.len() as u64).sum();
     if is_late()? {
         return Ok(Attempted { pushed: None, sent });
     }
     bucket.put_index(&name, parts)?;
     // What it refers to may be on the point of being deleted. What is not will not be, since the index is there.
-    if is_late()? && !are_there(bucket, &needed)? {
+    if is_late()? && !are_there(bucket, needed.keys())? {
         bucket.delete(&[name.key()])?;
         return Ok(Attempted { pushed: None, sent });
     }
+    let state = &subject.members[0].manifest.state;
     let pushed = Pushed {
-        id: header.id,
+        id: name.id,
         url: bucket.url().to_owned(),
         pid: state.pid,
-        comm: state.comm,
+        comm: state.comm.clone(),
+        processes: subject.members.len() as u32,
         pages: pushing.pages,
-        new_pages: packer.new_pages,
-        chunks,
+        new_pages,
+        chunks: needed.len() as u64,
         sent_chunks: sent.0,
         sent_bytes: sent.1 + len,
         took_ns: 0,
@@ -211,13 +252,37 @@ fn attempt(
     })
 }
 
+/// The object that makes of pages a snapshot, in parts, and its name.
+fn object(
+    subject: &Subject,
+    indexes: Vec<IndexBuilder>,
+    needed: &BTreeMap<ChunkName, ChunkRef>,
+) -> Result<(SnapshotName, Vec<Vec<u8>>)> {
+    let mut members = Vec::with_capacity(indexes.len());
+    for (part, index) in subject.members.iter().zip(indexes) {
+        let pages = index.pages();
+        let (name, parts) = index.finish(&part.about(), part.state_bytes()?);
+        let Some(_) = &subject.tree else {
+            return Ok((name, parts.into()));
+        };
+        members.push(MemberIndex {
+            id: name.id,
+            pages,
+            parts,
+        });
+    }
+    let record = subject.tree.as_ref().map(tree_to_text).unwrap_or_default();
+    let chunks: Vec<ChunkRef> = needed.values().copied().collect();
+    let mut about = subject.members[0].about();
+    about.stop_ns = subject.tree.as_ref().map_or(0, |tree| tree.stop_ns);
+    Ok(encode_tree(&about, record.into_bytes(), &chunks, members)?)
+}
+
 /// Whether chunks are there, and nobody is going to delete them.
-fn are_there(bucket: &Bucket, needed: &[ChunkName]) -> Result<bool> {
+fn are_there<'a>(bucket: &Bucket, mut needed: impl Iterator<Item = &'a ChunkName>) -> Result<bool> {
     let forbidden = bucket.forbidden()?;
     let there: HashSet<ChunkName> = bucket.chunks()?.into_iter().map(|(name, _)| name).collect();
-    Ok(needed
-        .iter()
-        .all(|name| there.contains(name) && !forbidden.contains(name)))
+    Ok(needed.all(|name| there.contains(name) && !forbidden.contains(name)))
 }
 
 /// Reads pages, in the order in which they are asked for.
@@ -229,102 +294,4 @@ fn read(snapshot: &Snapshot, addrs: &[u64]) -> Result<Vec<Page>> {
         }
     })?;
     Ok(pages)
-}
-
-/// Finds a place for each page: one that it has, or one in a new chunk.
-struct Packer<'a> {
-    there: There,
-    forbidden: HashSet<ChunkName>,
-    uploads: Uploads<'a>,
-    index: IndexBuilder,
-    /// Places in the index of chunks that are there.
-    adopted: Vec<Option<u32>>,
-    /// Pages that the index has, by content.
-    placed: FxHashMap<[u8; 32], (u32, u32)>,
-    /// The chunk being filled, and its place in the index.
-    chunk: ChunkBuilder,
-    place: Option<u32>,
-    new_pages: u64,
-    scratch: Scratch,
-}
-
-impl Packer<'_> {
-    fn add(&mut self, addr: u64, page: &Page) -> Result<()> {
-        let hash = *blake3::hash(page).as_bytes();
-        let (chunk, slot) = match self.placed.get(&hash) {
-            Some(place) => *place,
-            None => {
-                let place = match self.there.place(&hash) {
-                    Some((number, slot)) => (self.adopt(number)?, slot),
-                    None => self.pack(&hash, page)?,
-                };
-                self.placed.insert(hash, place);
-                place
-            }
-        };
-        self.index.push(&Entry {
-            addr,
-            hash,
-            chunk,
-            slot,
-        })?;
-        if self.chunk.is_full() {
-            self.close()?;
-        }
-        Ok(())
-    }
-
-    /// Refers to a chunk that is there.
-    fn adopt(&mut self, number: u32) -> Result<u32> {
-        let adopted = &mut self.adopted[number as usize];
-        match adopted {
-            Some(place) => Ok(*place),
-            None => {
-                let place = self.index.add_chunk(self.there.chunks[number as usize])?;
-                Ok(*adopted.insert(place))
-            }
-        }
-    }
-
-    /// Puts a page into the new chunk.
-    fn pack(&mut self, hash: &[u8; 32], page: &Page) -> Result<(u32, u32)> {
-        let place = match self.place {
-            Some(place) => place,
-            None => {
-                let unknown = ChunkRef {
-                    name: ChunkName([0; 32]),
-                    len: 0,
-                    pages: 0,
-                };
-                *self.place.insert(self.index.add_chunk(unknown)?)
-            }
-        };
-        let mut bytes = Vec::new();
-        let encoding = encode(page, None, &mut self.scratch, &mut bytes);
-        self.new_pages += 1;
-        Ok((place, self.chunk.push(hash, encoding, &bytes)))
-    }
-
-    /// Sends the new chunk, under a name that may be referred to.
-    fn close(&mut self) -> Result<()> {
-        let Some(place) = self.place.take() else {
-            return Ok(());
-        };
-        let chunk = std::mem::take(&mut self.chunk);
-        let mut salt = 0;
-        let (name, bytes) = loop {
-            let (name, bytes) = chunk.finish(salt);
-            if !self.forbidden.contains(&name) {
-                break (name, bytes);
-            }
-            salt += 1;
-        };
-        let known = ChunkRef {
-            name,
-            len: bytes.len() as u32,
-            pages: chunk.pages(),
-        };
-        self.index.set_chunk(place, known);
-        Ok(self.uploads.send(name, bytes)?)
-    }
 }

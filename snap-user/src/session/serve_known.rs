@@ -5,9 +5,9 @@ use crate::image::{PageSource, SessionId};
 use crate::model::Page;
 use crate::store::{Snapshot, SnapshotMeta, Store};
 use rustc_hash::FxHashMap;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
-/// Snapshots that are looked at.
+/// Snapshots that are looked at, for each process that comes.
 const MOST_SNAPSHOTS: usize = 4;
 /// Pages that are looked at: 8 GiB of them.
 const MOST_PAGES: usize = 2 << 20;
@@ -24,13 +24,19 @@ pub(super) struct Known {
 impl Known {
     /// Looks at the newest snapshots of the same program: the newest of each of its sessions first.
     pub(super) fn look(store: &Store, comm: &str) -> Result<Self> {
-        Self::look_within(store, comm, MOST_PAGES)
+        Self::look_for(store, &[comm])
     }
 
-    fn look_within(store: &Store, comm: &str, most: usize) -> Result<Self> {
+    /// The same for a tree, of processes with these names.
+    pub(super) fn look_for(store: &Store, comms: &[&str]) -> Result<Self> {
+        Self::look_within(store, comms, MOST_PAGES)
+    }
+
+    fn look_within(store: &Store, comms: &[&str], most: usize) -> Result<Self> {
+        let names: HashSet<&str> = comms.iter().copied().collect();
         let mut newest: BTreeMap<_, SnapshotMeta> = BTreeMap::new();
         for meta in store.list()? {
-            if meta.comm == comm {
+            if names.contains(&*meta.comm) {
                 newest.insert(meta.session, meta);
             }
         }
@@ -38,7 +44,7 @@ impl Known {
         newest.sort_by_key(|meta| std::cmp::Reverse(meta.time_ns));
         let mut known = Self::default();
         let mut left = most;
-        for meta in newest.into_iter().take(MOST_SNAPSHOTS) {
+        for meta in newest.into_iter().take(MOST_SNAPSHOTS * comms.len()) {
             if left == 0 {
                 break;
             }
@@ -181,7 +187,7 @@ mod tests {
         let (store, _folder) = store(&[&[1, 2], &[3, 4, 5]]);
         let order = [3, 4, 5, 1, 2];
         for most in [0, 2, 3, 4, 9] {
-            let known = Known::look_within(&store, COMM, most).unwrap();
+            let known = Known::look_within(&store, &[COMM], most).unwrap();
             let known: Vec<u64> = order.into_iter().filter(|n| known.has(&hash(*n))).collect();
             assert_eq!(known, order[..most.min(order.len())]);
         }

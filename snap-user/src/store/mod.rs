@@ -111,4 +111,5 @@ pub use session::{Continuation, Session, SessionInfo};
 pub use snapshot::Snapshot;
 pub use speed::Speed;
 pub use tags::Tag;
+pub use tree_record::{decode as tree_from_text, encode as tree_to_text};
 pub use verify::{Problem, Report};

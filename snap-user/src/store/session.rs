@@ -248,6 +248,14 @@ impl Session {
         }
     }
 
+    /// Removes the session with all that was published in it: it is of no use without what was to follow elsewhere. As far
+    /// as that goes.
+    pub fn discard(self) {
+        if let Err(error) = self.store.remove_session(self.id) {
+            tracing::warn!("session {} of no use is still there: {error}", self.id);
+        }
+    }
+
     /// The session's name.
     pub fn id(&self) -> SessionId {
         self.id

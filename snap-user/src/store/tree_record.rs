@@ -44,7 +44,7 @@ struct StoredZombie {
 }
 
 /// The text of a record: a line with a checksum of what follows it, then JSON.
-pub(super) fn encode(tree: &ProcessTree) -> String {
+pub fn encode(tree: &ProcessTree) -> String {
     let stored = Stored {
         time_ns: tree.time_ns,
         stop_ns: tree.stop_ns,
@@ -85,8 +85,8 @@ pub(super) fn encode(tree: &ProcessTree) -> String {
     format!("{MAGIC} {VERSION} {sum:08x}\n{body}\n")
 }
 
-/// Reads a record back, and checks that what it names is in it.
-pub(super) fn decode(path: &Path, text: &str) -> Result<ProcessTree, StoreError> {
+/// Reads a record back, and checks that what it names is in it. Errors name `path`.
+pub fn decode(path: &Path, text: &str) -> Result<ProcessTree, StoreError> {
     let damaged = |why: String| StoreError::corrupt(path, "tree", why);
     let (head, body) = text
         .split_once('\n')

@@ -34,6 +34,11 @@ impl IndexBuilder {
         self.chunks[place as usize] = chunk;
     }
 
+    /// Pages that were added.
+    pub fn pages(&self) -> u64 {
+        (self.entries.len() / ENTRY) as u64
+    }
+
     /// The chunks.
     pub fn chunks(&self) -> &[ChunkRef] {
         &self.chunks
@@ -41,7 +46,7 @@ impl IndexBuilder {
 
     /// Adds a page; they come ascending by address.
     pub fn push(&mut self, entry: &Entry) -> Result<()> {
-        if (self.entries.len() / ENTRY) as u64 == MAX_PAGES {
+        if self.pages() == MAX_PAGES {
             return Err(BucketError::TooLarge(format!(
                 "the snapshot has more than {MAX_PAGES} pages"
             )));
@@ -69,7 +74,7 @@ impl IndexBuilder {
             pid: about.pid,
             comm: cut(about.comm, COMM).to_owned(),
             stop_ns: about.stop_ns,
-            pages: (self.entries.len() / ENTRY) as u64,
+            pages: self.pages(),
             chunks: self.chunks.len() as u32,
             manifest_len: manifest.len() as u32,
             chunk_bytes: self.chunks.iter().map(|chunk| u64::from(chunk.len)).sum(),

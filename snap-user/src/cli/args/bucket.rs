@@ -6,7 +6,7 @@ use clap::Args;
 /// `ksnap push`
 #[derive(Debug, Args)]
 pub struct Push {
-    /// The snapshot
+    /// The snapshot; of the first process of a tree the whole tree
     #[arg(value_name = "REF")]
     pub reference: String,
     /// Where to: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///PATH

@@ -5,6 +5,15 @@ use super::{Align, Style, Table};
 use crate::session::{BucketEntry, BucketPruning, Pulled, Pulling, Pushed, Pushing};
 use std::io::{self, Write};
 
+/// Of which process a snapshot is, and of how many others.
+fn whose(pid: i32, comm: &str, processes: u32) -> String {
+    let first = format!("process {pid} ({})", clean(comm));
+    match processes {
+        1 => first,
+        n => format!("{first} and {} below it", n - 1),
+    }
+}
+
 /// While a push goes on.
 pub fn pushing(pushing: &Pushing) -> String {
     format!(
@@ -18,10 +27,9 @@ pub fn pushing(pushing: &Pushing) -> String {
 /// One line on a push.
 pub fn pushed(done: &Pushed) -> String {
     format!(
-        "{} of process {} ({}) is in {}: {}, {} of them new; {} sent in {}",
+        "{} of {} is in {}: {}, {} of them new; {} sent in {}",
         done.id.short(),
-        done.pid,
-        clean(&done.comm),
+        whose(done.pid, &done.comm, done.processes),
         clean(&done.url),
         count(done.pages, "page"),
         done.new_pages,
@@ -52,13 +60,20 @@ pub fn pulled(done: &Pulled) -> String {
         };
     }
     format!(
-        "{stored}: {id} of process {} ({}): {}, {} in {}{back}",
-        done.pid,
-        clean(&done.comm),
+        "{stored}: {id} of {}: {}, {} in {}{back}",
+        whose(done.pid, &done.comm, done.processes),
         count(done.pages, "page"),
         bytes(done.bytes),
         nanos(done.took_ns)
     )
+}
+
+/// Of a tree how many processes it has.
+fn processes(entry: &BucketEntry) -> String {
+    match entry.tree {
+        true => format!("tree of {}", entry.processes),
+        false => "1".into(),
+    }
 }
 
 /// The snapshots in a bucket.
@@ -68,6 +83,7 @@ pub fn list(out: &mut dyn Write, style: Style, entries: &[BucketEntry]) -> io::R
         ("when (UTC)", Align::Left),
         ("pid", Align::Right),
         ("command", Align::Left),
+        ("processes", Align::Right),
         ("stop", Align::Right),
         ("pages", Align::Right),
         ("chunks", Align::Right),
@@ -78,6 +94,7 @@ pub fn list(out: &mut dyn Write, style: Style, entries: &[BucketEntry]) -> io::R
             utc(entry.time_ns),
             entry.pid.to_string(),
             entry.comm.clone(),
+            processes(entry),
             nanos(entry.stop_ns),
             entry.pages.to_string(),
             bytes(entry.chunk_bytes),

@@ -1,0 +1,310 @@
+//! Reads what there is of snapshots: heads, which tell what each is and needs, and indexes, of one process or of all of a
+//! tree.
+
+use super::service::{AT_ONCE, Bucket, read};
+use super::tree::is_tree;
+use super::{
+    BucketError, ChunkName, ChunkRef, INDEX_HEADER_LEN, Index, IndexHeader, MAX_PAGES, Result,
+    SnapshotName, TreeHead, TreeHeader, decode_chunks,
+};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use object_store::{GetRange, ObjectStoreExt};
+use std::collections::HashSet;
+use std::iter;
+use std::ops::Range;
+
+/// Read with the header of an index: the table of chunks of most.
+const HEAD: u64 = 64 << 10;
+/// How often a tree is read that is written anew meanwhile.
+const ATTEMPTS: usize = 3;
+
+/// What the first bytes of a snapshot say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Head {
+    /// It is of one process, which needs these chunks.
+    Process(IndexHeader, Vec<ChunkRef>),
+    /// It is of a tree of processes.
+    Tree(TreeHead),
+}
+
+/// A snapshot, but for its pages.
+#[derive(Debug)]
+pub struct Whole {
+    /// Of a tree what its processes have in common.
+    pub tree: Option<TreeHead>,
+    /// The index of each process, the first one first.
+    pub indexes: Vec<Index>,
+}
+
+fn bounded(range: Range<u64>) -> Option<GetRange> {
+    Some(GetRange::Bounded(range))
+}
+
+impl Bucket {
+    /// Reads the heads of snapshots, several at a time. Those that are gone meanwhile are left out.
+    pub fn heads(&self, names: &[SnapshotName]) -> Result<Vec<Head>> {
+        self.runtime.block_on(async {
+            let heads = stream::iter(names).map(|name| async {
+                match self.head(name).await {
+                    Ok(head) => Ok(Some(head)),
+                    Err(error) if error.is_missing() => Ok(None),
+                    Err(error) => Err(error),
+                }
+            });
+            let heads: Vec<Option<_>> = heads.buffered(AT_ONCE).try_collect().await?;
+            Ok(heads.into_iter().flatten().collect())
+        })
+    }
+
+    /// Whether a snapshot is of a tree.
+    pub fn is_tree(&self, name: &SnapshotName) -> Result<bool> {
+        let head = self.runtime.block_on(self.head(name))?;
+        Ok(matches!(head, Head::Tree(_)))
+    }
+
+    /// The chunks that snapshots need. Those that are gone meanwhile need none.
+    ///
+    /// # Errors
+    /// When one cannot be read: then it is not known what it needs.
+    pub fn needed(&self, names: &[SnapshotName]) -> Result<HashSet<ChunkName>> {
+        self.runtime.block_on(async {
+            let needed = stream::iter(names).map(|name| async {
+                match self.chunks_of(name).await {
+                    Ok(chunks) => Ok(chunks),
+                    Err(error) if error.is_missing() => Ok(Vec::new()),
+                    Err(error) => Err(error),
+                }
+            });
+            let mut needed = Box::pin(needed.buffered(AT_ONCE));
+            let mut all = HashSet::new();
+            while let Some(chunks) = needed.try_next().await? {
+                all.extend(chunks);
+            }
+            Ok(all)
+        })
+    }
+
+    /// Reads a snapshot.
+    pub fn whole(&self, name: &SnapshotName) -> Result<Whole> {
+        let too_large = || BucketError::TooLarge(format!("more than {MAX_PAGES} pages"));
+        self.whole_within(name, MAX_PAGES)?.ok_or_else(too_large)
+    }
+
+    /// Reads a snapshot, unless it has more pages than this.
+    pub fn whole_within(&self, name: &SnapshotName, pages: u64) -> Result<Option<Whole>> {
+        self.runtime.block_on(async {
+            // Its head first: it says how much memory the rest takes.
+            let mut head = self.head(name).await?;
+            for _ in 1..ATTEMPTS {
+                let error = match self.behind(name, &head, pages).await {
+                    Err(error) if is_of_another(&error) => error,
+                    read => return read,
+                };
+                // Somebody has pushed the same again meanwhile: nothing of the old one fits.
+                let now = self.head(name).await?;
+                if now == head {
+                    return Err(error);
+                }
+                head = now;
+            }
+            self.behind(name, &head, pages).await
+        })
+    }
+
+    async fn behind(&self, name: &SnapshotName, head: &Head, pages: u64) -> Result<Option<Whole>> {
+        let (all, tree, ranges): (_, _, Vec<Range<u64>>) = match head {
+            Head::Process(header, _) => (
+                header.pages,
+                None,
+                iter::once(0..header.index_len()).collect(),
+            ),
+            Head::Tree(tree) => {
+                let ranges = tree.members.iter().map(|member| member.range());
+                (tree.header.pages, Some(tree.clone()), ranges.collect())
+            }
+        };
+        if all > pages {
+            return Ok(None);
+        }
+        let key = name.key();
+        let (path, about) = (self.path(&key), self.about(&key));
+        let indexes = stream::iter(ranges).map(|range: Range<u64>| async {
+            let len = range.end - range.start;
+            // Of one process it is the whole object.
+            let range = tree.as_ref().and_then(|_| bounded(range));
+            let (bytes, _) = read(&*self.objects, &path, &about, range, len).await?;
+            Index::decode(&about, bytes)
+        });
+        let indexes: Vec<Index> = indexes.buffered(AT_ONCE).try_collect().await?;
+        let is_it = match &tree {
+            None => indexes[0].header.name() == *name,
+            Some(tree) => tree.members.iter().zip(&indexes).all(|(member, index)| {
+                member.id == index.header.id && member.pages == index.header.pages
+            }),
+        };
+        match is_it {
+            true => Ok(Some(Whole { tree, indexes })),
+            false => Err(BucketError::corrupt(&about, "it is about another snapshot")),
+        }
+    }
+
+    async fn chunks_of(&self, name: &SnapshotName) -> Result<Vec<ChunkName>> {
+        let mut head = self.head(name).await?;
+        loop {
+            let tree = match &head {
+                Head::Process(_, chunks) => return Ok(names_of(chunks)),
+                Head::Tree(tree) => tree,
+            };
+            let members = stream::iter(tree.members.iter().map(|member| member.range()));
+            let chunks = members
+                .map(|range| async { self.header(name, range).await })
+                .buffered(AT_ONCE)
+                .map_ok(|(_, chunks)| names_of(&chunks))
+                .try_concat()
+                .await;
+            match chunks {
+                Err(error) if is_of_another(&error) => {
+                    // As above.
+                    let now = self.head(name).await?;
+                    if now == head {
+                        return Err(error);
+                    }
+                    head = now;
+                }
+                chunks => return chunks,
+            }
+        }
+    }
+
+    async fn head(&self, name: &SnapshotName) -> Result<Head> {
+        let key = name.key();
+        let (path, about) = (self.path(&key), self.about(&key));
+        let begun = read(&*self.objects, &path, &about, bounded(0..HEAD), HEAD).await;
+        let (mut bytes, len) = match begun {
+            // Of an object without a byte there is no range.
+            Err(error @ BucketError::Service { .. }) => {
+                return match self.objects.head(&path).await {
+                    Ok(meta) if meta.size == 0 => {
+                        Err(BucketError::corrupt(&about, "it has no content"))
+                    }
+                    _ => Err(error),
+                };
+            }
+            begun => begun?,
+        };
+        if !is_tree(&bytes) {
+            let (header, chunks) = self.rest(name, bytes, 0..len).await?;
+            return Ok(Head::Process(header, chunks));
+        }
+        let end = TreeHeader::decode(&about, &bytes)?.head_len();
+        let from = bytes.len() as u64;
+        if end > from {
+            let range = bounded(from..end);
+            let more = read(&*self.objects, &path, &about, range, end - from).await?;
+            bytes.extend(more.0);
+        }
+        let tree = TreeHead::decode(&about, &bytes, len)?;
+        match tree.header.name() == *name {
+            true => Ok(Head::Tree(tree)),
+            false => Err(BucketError::corrupt(&about, "it is about another tree")),
+        }
+    }
+
+    /// Reads the header of an index and its chunks.
+    async fn header(
+        &self,
+        name: &SnapshotName,
+        range: Range<u64>,
+    ) -> Result<(IndexHeader, Vec<ChunkRef>)> {
+        let key = name.key();
+        let (path, about) = (self.path(&key), self.about(&key));
+        let end = range.end.min(range.start + HEAD);
+        let begun = bounded(range.start..end);
+        let (bytes, _) = read(&*self.objects, &path, &about, begun, HEAD).await?;
+        self.rest(name, bytes, range).await
+    }
+
+    /// Of an index at this place in its object, whose first bytes are these.
+    async fn rest(
+        &self,
+        name: &SnapshotName,
+        mut bytes: Vec<u8>,
+        place: Range<u64>,
+    ) -> Result<(IndexHeader, Vec<ChunkRef>)> {
+        let key = name.key();
+        let (path, about) = (self.path(&key), self.about(&key));
+        let header = IndexHeader::decode(&about, &bytes, place.end - place.start)?;
+        let end = INDEX_HEADER_LEN as u64 + header.table_len();
+        let from = bytes.len() as u64;
+        if end > from {
+            let range = bounded(place.start + from..place.start + end);
+            let more = read(&*self.objects, &path, &about, range, end - from).await?;
+            bytes.extend(more.0);
+        }
+        let table = bytes.get(INDEX_HEADER_LEN..end as usize).unwrap_or(&[]);
+        let chunks = decode_chunks(&about, &header, table)?;
+        Ok((header, chunks))
+    }
+}
+
+/// Whether that may come of a place in an object which has another content by now: other bytes are there, or none.
+fn is_of_another(error: &BucketError) -> bool {
+    matches!(
+        error,
+        BucketError::Corrupt { .. } | BucketError::Service { denied: false, .. }
+    )
+}
+
+fn names_of(chunks: &[ChunkRef]) -> Vec<ChunkName> {
+    chunks.iter().map(|chunk| chunk.name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::golden;
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::Duration;
+
+    /// Pushed anew, the indexes of a tree may lie elsewhere in its object.
+    #[test]
+    fn a_tree_that_is_pushed_again_while_it_is_read_is_not_taken_for_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", folder.path().display());
+        let bucket = Bucket::open_or_create(&url).unwrap();
+        let (name, parts) = golden::tree_with(b"");
+        bucket.put_index(&name, parts).unwrap();
+        let over = AtomicBool::new(false);
+        let done = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let writer = Bucket::open(&url).unwrap();
+                for n in 1..1000 {
+                    if over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(10));
+                    // Longer, then shorter again, and never as before.
+                    let record = vec![b'x'; n + n % 2 * 1000];
+                    writer
+                        .put_index(&name, golden::tree_with(&record).1)
+                        .unwrap();
+                }
+            });
+            let read = || -> Result<()> {
+                let mut lengths = HashSet::new();
+                // Until it has been seen in so many forms.
+                while lengths.len() < 20 {
+                    let whole = bucket.whole(&name)?;
+                    assert_eq!(whole.indexes.len(), 2);
+                    lengths.extend(whole.tree.map(|tree| tree.record.len()));
+                    assert_eq!(bucket.needed(&[name])?.len(), 1);
+                }
+                Ok(())
+            };
+            let done = read();
+            over.store(true, Ordering::Relaxed);
+            done
+        });
+        done.unwrap();
+    }
+}
