@@ -155,7 +155,7 @@ impl Need {
             Self::Azure => (
                 crate::Azurite::program().is_some(),
                 "the program azurite-blob".to_owned(),
-                "apt-get install nodejs npm; npm install --prefix target/azurite azurite@3".to_owned(),
+                "install npm; npm install --prefix target/azurite azurite@3".to_owned(),
             ),
             Self::Google => (
                 crate::Google::program().is_some(),

@@ -71,7 +71,6 @@ fn on_this_machine(filter: &[String], stages: &mut Stages) -> Result<()> {
     install::programs(stages);
     install::s3(stages);
     install::azure(stages);
-    install::google(stages);
     if filter.is_empty() {
         if host::find("cargo-fmt").is_some() {
             stages.run(

