@@ -212,7 +212,7 @@ fn store(error: &StoreError) -> Trouble {
     match error {
         StoreError::NoStore { .. } => Trouble::NoStore,
         StoreError::Locked { .. } | StoreError::TagsBusy { .. } => Trouble::Locked,
-        StoreError::Corrupt { .. } => Trouble::Corrupt,
+        StoreError::Corrupt { .. } | StoreError::BadTag { .. } => Trouble::Corrupt,
         StoreError::Io { source, .. } => io_trouble(source),
         StoreError::BadReference { .. } | StoreError::BadKey { .. } => Trouble::Usage,
         StoreError::Sealed { .. } | StoreError::WrongIdentity { .. } => Trouble::Permission,

@@ -183,8 +183,12 @@ fn describe(pruner: &Pruner, info: &SessionInfo, plan: &Plan) -> PrunedSession {
 /// A session that is being watched is pruned by its watcher. One that someone else writes is left alone, which is
 /// an error when it alone was asked for. The size rule counts all sessions together; where it needs more to go
 /// than the others, sessions that were active longest ago give first.
+///
+/// # Errors
+/// A tag cannot be read, or names nothing: nothing is removed then, whatever the rules say.
 pub fn prune(dir: &Path, rules: &Rules, pid: Option<i32>, dry_run: bool) -> Result<Pruning> {
     let store = Store::open(dir)?;
+    store.tagged()?;
     if !dry_run {
         store.sweep();
     }

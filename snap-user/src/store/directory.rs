@@ -2,6 +2,7 @@
 
 use super::cache::{FileCache, ImageFile};
 use super::chain::SessionFiles;
+use super::checked;
 use super::common::Common;
 use super::error::StoreError;
 use super::files::{Disk, Files, Locking};
@@ -241,8 +242,7 @@ impl Store {
             }
             error => error,
         })?;
-        serde_json::from_str(&text)
-            .map_err(|error| StoreError::corrupt(&path, "session description", error.to_string()))
+        checked::decode(&path, "session description", &text)
     }
 
     /// Every readable snapshot, oldest first. Reads one header a snapshot; a damaged one is passed over, with

@@ -35,12 +35,13 @@
 //! | `flat_ahead` | such a file, made while snapshots still come |
 //! | `names` | file names, default folder |
 //! | `seal` | sessions whose content only the holder of a key can read |
-//! | `text` | small files: read whole, published in one step |
+//! | `text`, `checked` | small files: read whole, published in one step; JSON with a checksum |
 //! | `cache`, `files` | open files; the operating system behind a seam |
 
 mod buffer;
 mod cache;
 mod chain;
+mod checked;
 mod common;
 mod diff;
 mod directory;

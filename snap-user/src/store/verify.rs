@@ -47,7 +47,7 @@ impl Report {
 
 impl Store {
     /// Checks one snapshot and the files it needs, or all snapshots: headers, indexes, page tables, manifests,
-    /// every page, and that parents exist. Damage is reported; only a store that cannot be listed is an error.
+    /// every page, and that parents exist; of all snapshots also tags. Damage is reported; only a store that cannot be listed is an error.
     pub fn verify(&self, only: Option<SnapshotId>) -> Result<Report, StoreError> {
         let mut report = Report::default();
         let mut found = false;
@@ -96,6 +96,15 @@ impl Store {
             Check::new(files, &mut report).run(&wanted);
         }
         self.verify_trees(only, &mut report)?;
+        if only.is_none() {
+            let damage = self.tag_damage()?.into_iter();
+            let damage = damage.map(|(path, what)| Problem {
+                id: None,
+                path,
+                what,
+            });
+            report.problems.extend(damage);
+        }
         match only {
             Some(id) if !found => Err(self.no_snapshot(id)),
             _ => Ok(report),
