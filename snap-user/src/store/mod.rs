@@ -31,6 +31,7 @@
 //! | `verify`, `diff` | check, compare |
 //! | `flush`, `speed` | copies sessions into another store: from memory to the disk; how quickly it takes them |
 //! | `flat` | a snapshot's pages in one file to map, for restores |
+//! | `flat_care` | checks, counts and removes such files |
 //! | `received`, `received_left` | pages that another machine sends, until their snapshot is published; what earlier attempts have left of them |
 //! | `flat_ahead` | such a file, made while snapshots still come |
 //! | `names` | file names, default folder |
@@ -53,6 +54,7 @@ mod error;
 mod files;
 mod flat;
 mod flat_ahead;
+mod flat_care;
 mod flush;
 mod flush_order;
 mod head;
@@ -109,7 +111,7 @@ pub use received::Received;
 pub use retention::Rules;
 pub use seal::{Identities, Keys, Recipients, SealedSession};
 pub use session::{Continuation, Session, SessionInfo};
-pub use snapshot::Snapshot;
+pub use snapshot::{Snapshot, StoredContent};
 pub use speed::Speed;
 pub use tags::Tag;
 pub use verify::{Problem, Report};
