@@ -124,6 +124,9 @@ fn a_bit_flipped_in_a_session_description_is_found_and_told() -> Result<()> {
     ensure!(verified.stdout.contains("session.json"), "{verified:?}");
     let taken = ksnap.run(&["snap", &victim.pid().to_string()])?;
     ensure!(taken.stderr.contains("checksum"), "not a word: {taken:?}");
+    let mended = ksnap.run(&["verify", "--rebuild"])?;
+    ensure!(mended.code()? == 0, "{mended:?}");
+    ensure!(mended.stderr.contains("was made anew"), "{mended:?}");
     victim.quit()
 }
 

@@ -3,6 +3,7 @@
 use super::SessionError;
 use super::sealing::left_out;
 use super::types::hex_option;
+use crate::image::SessionId;
 use crate::model::SnapshotId;
 use crate::store::{Store, StoreError, marker_line};
 use serde::Serialize;
@@ -48,12 +49,15 @@ pub struct Rebuilt {
     pub notes: Vec<String>,
 }
 
-/// Makes the lists of headers anew from the snapshots alone. A session that is being written keeps its list, which
+/// Makes the lists of headers, and descriptions of sessions that are damaged, anew from the snapshots alone. A session that is being written keeps its list, which
 /// its writer looks after.
 pub fn rebuild(store: &Path) -> Result<Rebuilt, SessionError> {
     let store = Store::open(store)?;
     let mut rebuilt = Rebuilt::default();
     rebuilt.notes.extend(left_out(&store)?);
+    for id in store.session_ids()? {
+        rebuilt.notes.extend(describe_again(&store, id));
+    }
     for (id, _) in store.sessions()? {
         let done = store.pruner(id).and_then(|_lock| store.rebuild_headers(id));
         match done {
@@ -65,6 +69,26 @@ pub fn rebuild(store: &Path) -> Result<Rebuilt, SessionError> {
         }
     }
     Ok(rebuilt)
+}
+
+/// Makes the description of a session anew where it is damaged; what there is to say of that.
+fn describe_again(store: &Store, id: SessionId) -> Option<String> {
+    let error = store.session_info(id).err()?;
+    if !matches!(
+        error,
+        StoreError::Corrupt { .. } | StoreError::NotFound { .. }
+    ) {
+        return None;
+    }
+    let made = store
+        .pruner(id)
+        .and_then(|right| store.rebuild_description(&right));
+    Some(match made {
+        Ok(()) => format!(
+            "the description of session {id} was made anew from its newest snapshot; its process goes on in a session of its own"
+        ),
+        Err(error) => format!("the description of session {id} is not made anew: {error}"),
+    })
 }
 
 /// Checks one snapshot and the files it needs, or everything in the store. Damage is a result, not an error.

@@ -6,6 +6,7 @@
 //! | file | what |
 //! |---|---|
 //! | `directory` | open or create a store; its sessions and snapshots |
+//! | `described` | a session's description made anew from its snapshots |
 //! | `session` | the one writer of a session |
 //! | `pending` | a snapshot being written, up to its publication |
 //! | `temp`, `buffer` | a file being written, before it has its name |
@@ -44,6 +45,7 @@ mod cache;
 mod chain;
 mod checked;
 mod common;
+mod described;
 mod diff;
 mod directory;
 mod due;

@@ -84,7 +84,7 @@ impl Store {
                 report.problems.push(Problem {
                     id: None,
                     path: self.session_path(session),
-                    what: error.to_string(),
+                    what: format!("{error}; `ksnap verify --rebuild` makes it anew"),
                 });
             }
             report.notes.extend(self.headers_damage(session));

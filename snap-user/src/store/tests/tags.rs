@@ -155,8 +155,21 @@ fn a_bit_flipped_in_a_session_description_is_found_by_whoever_reads_it() {
         matches!(&found[..], [(_, what)] if what.contains("damaged session description")),
         "{found:?}"
     );
-    // What it describes is whole.
+    // What it describes is whole, and what it said can be told from that.
     store.snapshot(ids[3]).expect("there");
+    for lost in [false, true] {
+        if lost {
+            fs::remove_file(&path).expect("removed");
+        }
+        let right = store.pruner(id).expect("free");
+        store.rebuild_description(&right).expect("made anew");
+        let made = store.session_info(id).expect("readable");
+        assert_eq!(
+            (made.pid, made.start_time, made.comm.as_str()),
+            (10, 0, "victim")
+        );
+        assert_eq!(made.created_ns, store.list().expect("a list")[0].time_ns);
+    }
     // As it was written before there were checksums.
     let (_, members) = clean.split_once('\n').expect("two lines");
     fs::write(&path, format!("{{{members}")).expect("written");
