@@ -203,7 +203,7 @@ impl Pruner {
     /// Snapshots that stay whatever the rules say: tagged ones, those that a tree needs, what is being built on, while
     /// the session is being written the newest, and where that may not survive a power failure, the newest that will.
     pub fn protected(&self, list: &[SnapshotMeta]) -> Result<HashSet<SnapshotId>, StoreError> {
-        let mut ids = self.store.tagged()?;
+        let mut ids = self.store.tagged_beside(list)?;
         ids.extend(self.store.in_trees()?);
         let dir = self.store.session_path(self.session);
         if let Some(durable) = durable_up_to(&*self.store.files, &dir)? {

@@ -4,6 +4,7 @@ use super::checked;
 use super::directory::Store;
 use super::error::StoreError;
 use super::files::{LockGuard, Locking};
+use super::meta::SnapshotMeta;
 use super::session::now_ns;
 use super::text::{publish_text, read_text};
 use crate::model::SnapshotId;
@@ -31,6 +32,9 @@ pub struct Tag {
     /// When it was given, nanoseconds since 1970.
     pub created_ns: u64,
 }
+
+/// A file's name, and what it says.
+type Read = (String, Result<Tag, StoreError>);
 
 #[derive(Serialize, Deserialize)]
 struct Stored {
@@ -118,7 +122,7 @@ impl Store {
     }
 
     /// Every file that may be a tag, by name, and what it says.
-    fn read_tags(&self) -> Result<Vec<(String, Result<Tag, StoreError>)>, StoreError> {
+    fn read_tags(&self) -> Result<Vec<Read>, StoreError> {
         let dir = self.tag_dir();
         let mut names = match self.files.names(&dir) {
             Ok(names) => names,
@@ -228,6 +232,14 @@ impl Store {
     /// # Errors
     /// A tag cannot be read, or names nothing that is there: what it is to protect is not known then.
     pub fn tagged(&self) -> Result<HashSet<SnapshotId>, StoreError> {
+        self.tagged_beside(&[])
+    }
+
+    /// As [`Store::tagged`], where these snapshots are known to be there: the store is listed for those of others only.
+    pub(super) fn tagged_beside(
+        &self,
+        known: &[SnapshotMeta],
+    ) -> Result<HashSet<SnapshotId>, StoreError> {
         let mut tags = Vec::new();
         for (name, read) in self.read_tags()? {
             tags.push(read.map_err(|error| StoreError::BadTag {
@@ -235,7 +247,9 @@ impl Store {
                 why: error.to_string(),
             })?);
         }
-        if let Some(tag) = self.lost_tags(&tags)?.first() {
+        let is_known = |tag: &&Tag| known.iter().any(|meta| meta.id == tag.id);
+        let others: Vec<Tag> = tags.iter().filter(|tag| !is_known(tag)).cloned().collect();
+        if let Some(tag) = self.lost_tags(&others)?.first() {
             return Err(StoreError::BadTag {
                 name: tag.name.clone(),
                 why: names_nothing(tag),

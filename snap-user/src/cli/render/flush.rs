@@ -85,7 +85,7 @@ pub fn store(out: &mut dyn Write, store: &StoreDescription) -> io::Result<()> {
     if store.received_bytes > 0 {
         writeln!(
             out,
-            "  partly  {} of pages from transfers that were broken off",
+            "  left    {} of pages by transfers that were broken off",
             bytes(store.received_bytes)
         )?;
     }
