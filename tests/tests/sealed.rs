@@ -135,8 +135,21 @@ fn a_sealed_watch_goes_back_without_a_key_and_comes_back_with_it_alone() -> Resu
     );
     ensure!(listed.stderr.contains("--identity"), "{listed:?}");
     let verified = ksnap.run(&["verify"])?;
-    ensure!(verified.code()? == 0, "{verified:?}");
+    ensure!(
+        verified.code()? == 13,
+        "what was not checked is not whole: {verified:?}"
+    );
     ensure!(verified.stderr.contains("--identity"), "{verified:?}");
+    ensure!(
+        verified.stdout.starts_with("not all checked"),
+        "{verified:?}"
+    );
+    let listed = ksnap.run(&["log"])?;
+    ensure!(
+        listed.stderr.contains("snapshots cannot be read"),
+        "{listed:?}"
+    );
+    ensure!(!listed.stderr.contains("no snapshots yet"), "{listed:?}");
     let core = keys.path("core")?;
     let stretch = format!("..{}", ids[2]);
     for args in [

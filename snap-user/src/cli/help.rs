@@ -155,7 +155,11 @@ pub(super) const PRUNE: &str = "\
 What any of the two --keep rules keeps is kept; so are tagged snapshots and, while a process is being watched, its \
 newest one. What kept snapshots need of those that go is merged first, so that they stay whole; a crash at any moment \
 leaves all of them or only what is kept. A session whose process is being watched is pruned by its watcher. Without a \
-rule nothing goes but what an interrupted prune has left behind. Asks first; without a terminal, -y is needed.
+rule nothing goes but what an interrupted prune has left behind. Asks first; without a terminal, -y is needed. While a \
+tag is damaged, or names nothing, nothing goes.
+
+Beside snapshots, a prune without --pid removes the flat images that restores were made from (a cache of at most 8 GiB) \
+and that nobody uses, and pages that broken-off transfers left more than 7 days ago. --max-size counts neither.
 
 What is sealed (--encrypt-to) is left alone where --identity names no key for it, which is said; a watcher has the key of what \
 it takes, and keeps to its own rules.

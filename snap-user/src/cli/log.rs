@@ -10,8 +10,9 @@ use std::io::Write;
 /// Lists snapshots; with `--json` one object a line.
 pub fn log(context: &Context, args: &Log) -> Result<Exit, CliError> {
     let entries = session::log(&context.store()?, args.pid, args.last)?;
-    if let Some(note) = session::sealed_note(&context.store()?)? {
-        context.note(&note);
+    let sealed = session::sealed_note(&context.store()?)?;
+    if let Some(note) = &sealed {
+        context.note(note);
     }
     let mut out = stdout();
     if args.json.json {
@@ -22,7 +23,11 @@ pub fn log(context: &Context, args: &Log) -> Result<Exit, CliError> {
         let whose = args
             .pid
             .map_or(String::new(), |pid| format!(" of process {pid}"));
-        context.tell(&format!("no snapshots{whose} yet"));
+        // Those that the note counts may be of any process.
+        context.tell(&match sealed {
+            Some(_) => format!("no snapshots{whose} that can be read without the key"),
+            None => format!("no snapshots{whose} yet"),
+        });
     } else {
         render::log::write(&mut out, context.out_style(), &entries, args.graph)?;
     }

@@ -80,7 +80,19 @@ fn write(out: &mut dyn Write, done: &Pruning) -> io::Result<()> {
         done.kept,
         bytes(done.bytes_after),
         bytes(done.bytes_before),
-    )
+    )?;
+    for (freed, what) in [
+        (done.flat_freed, "flat images that nobody used"),
+        (
+            done.received_freed,
+            "pages of transfers that were broken off long ago",
+        ),
+    ] {
+        if freed > 0 {
+            writeln!(out, "{verb} {} of {what}", bytes(freed))?;
+        }
+    }
+    Ok(())
 }
 
 fn write_session(out: &mut dyn Write, session: &PrunedSession, dry_run: bool) -> io::Result<()> {

@@ -12,7 +12,7 @@ pub fn tag(context: &Context, args: &Tag) -> Result<Exit, CliError> {
     let store = context.store()?;
     let Some(name) = &args.name else {
         let tags = session::tags(&store)?;
-        if tags.iter().any(|tag| tag.seq.is_none())
+        if tags.iter().any(|tag| tag.id.is_some() && tag.seq.is_none())
             && let Some(note) = session::sealed_note(&store)?
         {
             context.note(&note);
@@ -30,19 +30,18 @@ pub fn tag(context: &Context, args: &Tag) -> Result<Exit, CliError> {
         false => session::set_tag(&store, name, &args.reference, args.force)?,
     };
     context.print(args.json, &tag, |out, _| match args.delete {
-        true => writeln!(
-            out,
-            "{} is no tag any more; it was {}",
-            tag.name,
-            tag.id.short()
-        ),
+        true => {
+            let was = tag.id.map_or("damaged".into(), |id| id.short());
+            writeln!(out, "{} is no tag any more; it was {was}", tag.name)
+        }
         false => write(out, &tag),
     })?;
     Ok(Exit::Done)
 }
 
 fn write(out: &mut dyn Write, tag: &TagEntry) -> io::Result<()> {
-    write!(out, "{}  {}", tag.name, tag.id.short())?;
+    let id = tag.id.map_or("damaged".into(), |id| id.short());
+    write!(out, "{}  {id}", clean(&tag.name))?;
     if let (Some(seq), Some(time), Some(pid), Some(comm)) =
         (tag.seq, tag.time_ns, tag.pid, &tag.comm)
     {

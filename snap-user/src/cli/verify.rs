@@ -29,8 +29,19 @@ pub fn verify(context: &Context, args: &Verify) -> Result<Exit, CliError> {
             count(found.snapshots, "snapshot"),
             count(found.pages, "page")
         );
+        let sealed = match found.unchecked {
+            0 => String::new(),
+            n => format!(
+                "; {} could not be, without the key",
+                count(n, "sealed snapshot")
+            ),
+        };
+        let checked = format!("{checked}{sealed}");
         if found.clean {
             return writeln!(out, "{}: {checked}", style.green("whole"));
+        }
+        if found.problems.is_empty() {
+            return writeln!(out, "{}: {checked}", style.yellow("not all checked"));
         }
         let problems = count(found.problems.len() as u64, "problem");
         writeln!(out, "{}: {problems}; {checked}", style.red("damaged"))?;
@@ -46,8 +57,10 @@ pub fn verify(context: &Context, args: &Verify) -> Result<Exit, CliError> {
         }
         Ok(())
     })?;
-    Ok(match found.clean {
-        true => Exit::Done,
+    Ok(match found.problems.is_empty() {
         false => Exit::Corrupt,
+        // What was not looked at must not pass for whole.
+        true if found.unchecked > 0 => Exit::Permission,
+        true => Exit::Done,
     })
 }

@@ -2,7 +2,7 @@
 
 use super::batch::EncodedBatch;
 use super::error::ImageError;
-use super::header::{Arch, HEADER_LEN, Header, Section, SessionId, SpanKind};
+use super::header::{Arch, Found, HEADER_LEN, Header, Section, SessionId, SpanKind};
 use super::index::{IndexEntry, encode_dropped};
 use super::location::Location;
 use super::manifest::Manifest;
@@ -25,6 +25,8 @@ pub struct Identity {
     pub seq: u32,
     /// Wall-clock time, nanoseconds since 1970.
     pub time_ns: u64,
+    /// How many pages were found to have been written, if the header is to say it.
+    pub found: Option<Found>,
 }
 
 /// The span section that a snapshot is to carry.
@@ -228,6 +230,7 @@ impl Builder {
             manifest: section(&mut |out| out.extend_from_slice(&manifest)),
             pages,
             stop_ns: costs.phases.stop_ns,
+            found: identity.found,
             late: None,
         };
         let head = header.encode();

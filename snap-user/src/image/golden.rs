@@ -309,6 +309,8 @@ fn make() -> Vec<u8> {
         session: SESSION,
         seq: 9,
         time_ns: 1_764_000_000_123_456_789,
+        // A file of before the header had it.
+        found: None,
     };
     let span = SpanPlan {
         kind: SpanKind::Since(4),

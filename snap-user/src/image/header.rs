@@ -23,6 +23,8 @@ const PART: &str = "header";
 /// The header's checksum covers the bytes before it.
 const CRC_OFFSET: usize = 228;
 const ID: std::ops::Range<usize> = 16..32;
+/// Flag: how much was found to have been written is recorded.
+const HAS_FOUND: u32 = 1;
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
@@ -61,7 +63,9 @@ struct RawHeader {
     manifest_crc: U32,
     pages: U64,
     stop_ns: U64,
-    reserved: [u8; 20],
+    dirty: U64,
+    changed: U64,
+    reserved: [u8; 4],
     crc: U32,
     write_ns: U64,
     sync_ns: U64,
@@ -191,8 +195,19 @@ pub struct Header {
     pub pages: u64,
     /// How long the process was stopped, in nanoseconds.
     pub stop_ns: u64,
+    /// How many pages were found to have been written; `None` when it was not recorded.
+    pub found: Option<Found>,
     /// What writing the file cost; `None` when it was not recorded.
     pub late: Option<Late>,
+}
+
+/// Pages that a snapshot was taken of, as far as they could have changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Reported as written by the tracker.
+    pub dirty: u64,
+    /// Different from what the parent has, or all for a base.
+    pub changed: u64,
 }
 
 /// What is known of a snapshot only after it is on disk.
@@ -257,7 +272,7 @@ impl Header {
             since_seq: since_seq.into(),
             time_ns: self.time_ns.into(),
             pid: self.pid.into(),
-            flags: 0.into(),
+            flags: self.found.map_or(0, |_| HAS_FOUND).into(),
             data: section(&self.data),
             index: section(&self.index),
             dropped: section(&self.dropped),
@@ -269,7 +284,9 @@ impl Header {
             manifest_crc: self.manifest.crc.into(),
             pages: self.pages.into(),
             stop_ns: self.stop_ns.into(),
-            reserved: [0; 20],
+            dirty: self.found.map_or(0, |found| found.dirty).into(),
+            changed: self.found.map_or(0, |found| found.changed).into(),
+            reserved: [0; 4],
             crc: 0.into(),
             write_ns: 0.into(),
             sync_ns: 0.into(),
@@ -347,6 +364,10 @@ impl Header {
             manifest: section(&raw.manifest, raw.manifest_crc.get()),
             pages: raw.pages.get(),
             stop_ns: raw.stop_ns.get(),
+            found: (raw.flags.get() & HAS_FOUND != 0).then_some(Found {
+                dirty: raw.dirty.get(),
+                changed: raw.changed.get(),
+            }),
             late: (late.check() == raw.late_check.get()).then_some(late),
         })
     }

@@ -31,8 +31,8 @@ pub use batch::{EncodedBatch, EncodedPage, Previous};
 pub use builder::{Builder, Elsewhere, Finished, Identity, SpanPlan};
 pub use error::ImageError;
 pub use header::{
-    Arch, FORMAT_VERSION, HEADER_LEN, Header, LATE_LEN, LATE_OFFSET, Late, Section, SessionId,
-    SpanKind,
+    Arch, FORMAT_VERSION, Found, HEADER_LEN, Header, LATE_LEN, LATE_OFFSET, Late, Section,
+    SessionId, SpanKind,
 };
 pub use index::{
     ENTRY_LEN, IndexEntry, MOST_LOANS, MOST_VERSIONS, checksum, decode_dropped, decode_index,

@@ -22,6 +22,10 @@ pub struct StoreDescription {
     pub snapshots: u64,
     /// Bytes of all of them.
     pub bytes: u64,
+    /// Bytes of flat images beside them: a cache, at most 8 GiB.
+    pub flat_bytes: u64,
+    /// Bytes of pages beside them that transfers have left: at most 16 GiB, for seven days.
+    pub received_bytes: u64,
     /// Bytes that are left on its file system.
     pub free: u64,
     /// Bytes that its file system has in all.
@@ -64,6 +68,8 @@ pub fn describe_store(dir: &Path, disk: &Path) -> Result<StoreDescription> {
         sessions,
         snapshots: store.list()?.len() as u64,
         bytes,
+        flat_bytes: store.flat_bytes(),
+        received_bytes: store.received_bytes(),
         free: room.free,
         total: room.total,
         bytes_per_second,

@@ -42,6 +42,11 @@ pub enum SessionError {
     #[cfg(feature = "object-storage")]
     #[error(transparent)]
     Bucket(#[from] BucketError),
+    /// What a process was to be brought back from has changed since it was made.
+    #[error(
+        "the flat image of the snapshot, a copy that memory is filled from, is damaged, and is used no more: restore again, which makes it anew from the snapshot"
+    )]
+    DamagedImage,
     /// The processes of a tree are not what they were a moment ago, again and again.
     #[error(
         "processes below process {pid} come, end and replace their programs (exec) faster than a snapshot can be taken"
@@ -204,6 +209,7 @@ impl SessionError {
                 Trouble::Failed
             }
             Self::Usage(_) => Trouble::Usage,
+            Self::DamagedImage => Trouble::Corrupt,
         }
     }
 }
@@ -212,7 +218,7 @@ fn store(error: &StoreError) -> Trouble {
     match error {
         StoreError::NoStore { .. } => Trouble::NoStore,
         StoreError::Locked { .. } | StoreError::TagsBusy { .. } => Trouble::Locked,
-        StoreError::Corrupt { .. } => Trouble::Corrupt,
+        StoreError::Corrupt { .. } | StoreError::BadTag { .. } => Trouble::Corrupt,
         StoreError::Io { source, .. } => io_trouble(source),
         StoreError::BadReference { .. } | StoreError::BadKey { .. } => Trouble::Usage,
         StoreError::Sealed { .. } | StoreError::WrongIdentity { .. } => Trouble::Permission,

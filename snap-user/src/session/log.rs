@@ -38,6 +38,11 @@ pub struct LogEntry {
     pub stop_ns: u64,
     /// Pages of the snapshot, its ancestors' included.
     pub pages: u64,
+    /// Pages that the tracker reported as written since the snapshot before; `null` for snapshots of before that was
+    /// recorded.
+    pub dirty_pages: Option<u64>,
+    /// Those that differ from what the parent has, or all for a base; `null` as above.
+    pub changed_pages: Option<u64>,
     /// Pages stored in its own file: those that changed, or all for a base.
     pub stored_pages: u64,
     /// Bytes of encoded pages in its own file.
@@ -64,6 +69,8 @@ impl LogEntry {
             comm: meta.comm,
             stop_ns: meta.stop_ns,
             pages: meta.pages,
+            dirty_pages: meta.found.map(|found| found.dirty),
+            changed_pages: meta.found.map(|found| found.changed),
             stored_pages: meta.stored_pages,
             data_bytes: meta.data_bytes,
             file_bytes: meta.file_bytes,

@@ -117,6 +117,7 @@ mod writer;
 pub use crate::capture::Verdict;
 pub use crate::restore::files::Options as FileOptions;
 pub use crate::restore::revive::Network;
+pub use crate::store::StoredContent;
 #[cfg(feature = "object-storage")]
 pub use bucket_list::{BucketEntry, list_bucket};
 #[cfg(feature = "object-storage")]

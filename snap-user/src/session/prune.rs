@@ -75,6 +75,10 @@ pub struct Pruning {
     pub bytes_before: u64,
     /// Bytes of them afterwards.
     pub bytes_after: u64,
+    /// Bytes of flat images that nobody used, and that were removed: they count in none of the above.
+    pub flat_freed: u64,
+    /// The same of pages that transfers had left and that are out of date.
+    pub received_freed: u64,
     /// Sessions that were left alone, and why; a sentence each.
     pub notes: Vec<String>,
 }
@@ -180,11 +184,16 @@ fn describe(pruner: &Pruner, info: &SessionInfo, plan: &Plan) -> PrunedSession {
 
 /// Removes what no rule keeps, in all sessions or in those of one process; with `dry_run` only says what would go.
 ///
+/// Where it is not about one process, the flat images that nobody uses and what transfers left long ago go as well.
 /// A session that is being watched is pruned by its watcher. One that someone else writes is left alone, which is
 /// an error when it alone was asked for. The size rule counts all sessions together; where it needs more to go
 /// than the others, sessions that were active longest ago give first.
+///
+/// # Errors
+/// A tag cannot be read, or names nothing: nothing is removed then, whatever the rules say.
 pub fn prune(dir: &Path, rules: &Rules, pid: Option<i32>, dry_run: bool) -> Result<Pruning> {
     let store = Store::open(dir)?;
+    store.tagged()?;
     if !dry_run {
         store.sweep();
     }
@@ -192,7 +201,7 @@ pub fn prune(dir: &Path, rules: &Rules, pid: Option<i32>, dry_run: bool) -> Resu
         dry_run,
         ..Pruning::default()
     };
-    let mut hands: Vec<(Hand, PrunedSession)> = Vec::new();
+    let mut hands: Vec<(SessionId, Hand, PrunedSession)> = Vec::new();
     let apart = Rules {
         max_size: None,
         ..*rules
@@ -204,7 +213,7 @@ pub fn prune(dir: &Path, rules: &Rules, pid: Option<i32>, dry_run: bool) -> Resu
         let meta = SessionMeta { id, info };
         let found = Hand::find(&store, &meta).and_then(|mut hand| {
             let plan = hand.remove(&What::Rules(apart), true)?;
-            Ok((hand, plan))
+            Ok((meta.id, hand, plan))
         });
         match found {
             Ok(found) => hands.push(found),
@@ -221,19 +230,37 @@ pub fn prune(dir: &Path, rules: &Rules, pid: Option<i32>, dry_run: bool) -> Resu
         may_be_sealed(&store, pid)?;
     }
     told.notes.extend(left_out(&store)?);
-    let mut excess = rules.max_size.map_or(0, |most| {
-        let total: u64 = hands.iter().map(|(_, plan)| plan.bytes_after).sum();
+    let most = rules.max_size;
+    let mut excess = most.map_or(0, |most| {
+        let total: u64 = hands.iter().map(|(_, _, plan)| plan.bytes_after).sum();
         total.saturating_sub(most)
     });
+    let ids: Vec<SessionId> = hands.iter().map(|(id, ..)| *id).collect();
+    let mut expected: Vec<Option<u64>> = hands
+        .iter()
+        .map(|(_, _, plan)| (!plan.removed.is_empty()).then_some(plan.bytes_after))
+        .collect();
     // Sessions come in the order in which they began; the last one is the one that goes on longest.
-    for (mut hand, plan) in hands {
+    for (n, (_, mut hand, plan)) in hands.into_iter().enumerate() {
         let rules = Rules {
             max_size: (excess > 0).then(|| plan.bytes_after.saturating_sub(excess)),
             ..apart
         };
         let done = hand.remove(&What::Rules(rules), dry_run)?;
-        excess = excess.saturating_sub(plan.bytes_after.saturating_sub(done.bytes_after));
+        expected[n] = None;
+        excess = match (rules.max_size.and(most), dry_run || done.removed.is_empty()) {
+            // What others borrow from stays for them: their shares have grown.
+            (Some(most), false) => held(&store, &ids, &expected).saturating_sub(most),
+            _ => excess.saturating_sub(plan.bytes_after.saturating_sub(done.bytes_after)),
+        };
         told.add(done);
+    }
+    if pid.is_none() {
+        told.flat_freed = store.clear_flat(dry_run);
+        told.received_freed = store.clear_received(dry_run);
+    }
+    if !dry_run {
+        told.bytes_after = held(&store, &ids, &expected);
     }
     if excess > 0 {
         told.notes.push(format!(
@@ -242,6 +269,14 @@ pub fn prune(dir: &Path, rules: &Rules, pid: Option<i32>, dry_run: bool) -> Resu
         ));
     }
     Ok(told)
+}
+
+/// What these sessions take now, or are expected to once their turn has come. One that is gone takes nothing.
+fn held(store: &Store, ids: &[SessionId], expected: &[Option<u64>]) -> u64 {
+    let now = |id: &SessionId| store.session_bytes(*id).unwrap_or(0);
+    let all = ids.iter().zip(expected);
+    all.map(|(id, expected)| expected.unwrap_or_else(|| now(id)))
+        .sum()
 }
 
 impl Pruning {

@@ -109,7 +109,10 @@ impl Ram {
                 match shrink(store, id, excess, whole) {
                     Ok(None) => {}
                     Ok(Some(done)) => {
-                        used = used.saturating_sub(done.freed.max(0) as u64);
+                        // What it shared with others is theirs alone now.
+                        let takes =
+                            |(id, _): &(SessionId, i32)| store.session_bytes(*id).unwrap_or(0);
+                        used = others.iter().map(takes).sum();
                         self.notes.push(format!(
                             "{} snapshots of process {pid} made room in memory for new ones",
                             done.snapshots

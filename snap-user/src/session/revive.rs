@@ -5,7 +5,7 @@ use super::revive_here::{
     Here, OWN_USERS, check_processor, namespaces, take_own_users, time_namespace, without_own_users,
 };
 use super::revive_hot::written_last;
-use super::revive_memory::{Memory, SegmentsInUse, Written};
+use super::revive_memory::{Memory, SegmentsInUse, Written, from_image};
 use super::revive_open::{Commons, open};
 use super::types::hex;
 use super::{Result, SessionError, revive_tree};
@@ -236,8 +236,6 @@ pub(super) fn revive_from(
     let files = plan_files(&state, &mut planned, options, &entered)?;
     check_network(&state, chosen)?;
     let contents = Arc::new(contents_to_write(saved, &state, &planned.files, &files)?);
-    // Read, and so verified, before anything is started.
-    let flat = (material.flat)()?;
     let written = &mut Written::default();
     let arrivals = material.arrivals;
     // Process 1 of a namespace fills what is touched.
@@ -246,15 +244,19 @@ pub(super) fn revive_from(
         Pids::Namespace => nothing,
         _ => material.first,
     };
-    let memory = Memory::new(
-        &flat,
-        arrivals,
-        &state,
-        &planned,
-        first,
-        options.eager,
-        written,
-    )?;
+    // Read, and so verified, before anything is started.
+    let memory = from_image(material.flat, &mut |flat| {
+        let arrivals = arrivals.clone();
+        Memory::new(
+            flat,
+            arrivals,
+            &state,
+            &planned,
+            first,
+            options.eager,
+            written,
+        )
+    })?;
     memory.wait_for_first()?;
     let job = Job {
         snapshot: (material.id, material.seq),

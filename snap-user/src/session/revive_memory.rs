@@ -58,6 +58,9 @@ impl Memory {
     /// Decides what comes when, of an image of which `arrivals` tells what is there unless all of it is. `written` is
     /// shared memory that is written for others, or another mapping, already. `first` tells what comes before all
     /// else that nobody touches.
+    ///
+    /// # Errors
+    /// [`SessionError::DamagedImage`] where what is written before the first instruction is not what it was.
     pub(super) fn new(
         flat: &Flat,
         arrivals: Option<Arc<Arrivals>>,
@@ -67,7 +70,9 @@ impl Memory {
         all_at_once: bool,
         written: &mut Written,
     ) -> Result<Self> {
-        let image = Image::new(&flat.file, arrivals.clone())?;
+        let image = Image::new(&flat.file, &flat.sums, arrivals.clone())?;
+        // Of others only if this one comes to be.
+        let mut shared = written.clone();
         let mut found = Vec::new();
         let mut eager = Vec::new();
         let mut files = Vec::new();
@@ -79,7 +84,7 @@ impl Memory {
             }
             let mut pieces = within(flat, mapping.vma.range);
             if let Origin::Shared(at, offset) = mapping.origin {
-                let written = written.entry(planned.objects[at].identity).or_default();
+                let written = shared.entry(planned.objects[at].identity).or_default();
                 pieces = once(&pieces, mapping.vma.range.start, offset, written);
             }
             let may_wait = mapping.origin == Origin::Anonymous && may_wait(&mapping.vma);
@@ -113,6 +118,7 @@ impl Memory {
             let fail = |e| sys::SysError::new("dup", "a flat image", e);
             Some(Arc::new(Lazy {
                 image: flat.file.try_clone().map_err(fail)?,
+                sums: Arc::clone(&flat.sums),
                 ranges,
                 pieces: later,
                 first: first(),
@@ -121,6 +127,12 @@ impl Memory {
             }))
         };
         eager.sort_unstable_by_key(|p| p.range.start);
+        let at_once = eager.iter().chain(&files);
+        let at_once = at_once.chain(segments.iter().flat_map(|(_, pieces)| pieces));
+        if !at_once.into_iter().all(|piece| image.is_whole(piece)) {
+            return Err(SessionError::DamagedImage);
+        }
+        *written = shared;
         Ok(Self {
             image,
             eager,
@@ -245,6 +257,20 @@ impl Memory {
             }
         }
         Ok(pages)
+    }
+}
+
+/// Makes something of an image; where that is damaged, of another one, which is asked for once more.
+pub(super) fn from_image<T>(
+    image: &mut dyn FnMut() -> Result<Flat>,
+    make: &mut dyn FnMut(&Flat) -> Result<T>,
+) -> Result<T> {
+    match make(&image()?) {
+        Err(SessionError::DamagedImage) => {
+            tracing::warn!("the flat image of a snapshot is damaged, and is made anew");
+            make(&image()?)
+        }
+        made => made,
     }
 }
 

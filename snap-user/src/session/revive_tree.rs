@@ -9,7 +9,7 @@ use super::revive_here::{
 };
 use super::revive_hot::written_last;
 use super::revive_kin::{born_in, kin, other_session};
-use super::revive_memory::{Filled, Memory, SegmentsInUse, Written};
+use super::revive_memory::{Filled, Memory, SegmentsInUse, Written, from_image};
 use super::revive_open::{Commons, open};
 use super::revive_terminals::make_lines;
 use super::{Result, SessionError};
@@ -209,22 +209,18 @@ impl<'a> Job<'a> {
             notes.extend(state.unsupported.iter().cloned().map(named));
             planned.files.sources = joint.sources(&files.all, n);
             let contents = contents_to_write(&snapshot, &state, &planned.files, &common)?;
+            let first = || match pids {
+                // Process 1 fills what is touched.
+                Pids::Namespace => Vec::new(),
+                _ => written_last(store, &snapshot),
+            };
+            let eager = options.eager;
             // Read, and so verified, before anything is started.
-            let flat = store.flat(&snapshot)?;
+            let memory = from_image(&mut || Ok(store.flat(&snapshot)?), &mut |flat| {
+                Memory::new(flat, None, &state, &planned, &first, eager, &mut written)
+            })?;
             members.push(Member {
-                memory: Memory::new(
-                    &flat,
-                    None,
-                    &state,
-                    &planned,
-                    &|| match pids {
-                        // Process 1 fills what is touched.
-                        Pids::Namespace => Vec::new(),
-                        _ => written_last(store, &snapshot),
-                    },
-                    options.eager,
-                    &mut written,
-                )?,
+                memory,
                 contents: Arc::new(contents),
                 stopped: tree.members[n].stopped,
                 snapshot,

@@ -50,7 +50,7 @@ impl Lost {
         })?;
         Ok(Self {
             place,
-            flat: store.flat(&snapshot)?,
+            flat: store.checked_flat(&snapshot)?,
             snapshot,
             state,
             session,

@@ -368,6 +368,7 @@ impl Awaited {
                 Ok(Flat {
                     file: file.map_err(SessionError::io("open the flat image"))?,
                     pieces: image.pieces.clone(),
+                    sums: Arc::clone(&image.sums),
                 })
             },
             // Whoever sends decides on that.

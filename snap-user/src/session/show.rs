@@ -6,7 +6,7 @@ use super::log::{LogEntry, entry};
 use crate::model::{
     Backing, Costs, PageSet, ProcessAttributes, ProcessState, ThreadAttributes, ThreadState, Vma,
 };
-use crate::store::{Snapshot, Store};
+use crate::store::{Snapshot, Store, StoredContent};
 use crate::sys::arch::{self, Registers};
 use serde::Serialize;
 use std::path::Path;
@@ -24,6 +24,8 @@ pub struct Description {
     pub mappings: Vec<Mapping>,
     /// Its descriptors, ascending.
     pub descriptors: Vec<OpenDescriptor>,
+    /// Where the content of its own pages is stored.
+    pub content: StoredContent,
     /// What taking it cost.
     pub costs: Costs,
     /// What could not be saved, a sentence each.
@@ -144,6 +146,7 @@ pub fn show(store: &Path, reference: &str) -> Result<Description, SessionError> 
             .collect(),
         mappings: mappings(&snapshot, &manifest.state.vmas)?,
         descriptors: OpenDescriptor::all(&manifest.state),
+        content: snapshot.stored_content()?,
         costs: manifest.costs,
         unsupported: manifest.state.unsupported,
         snapshot: entry,

@@ -1,7 +1,7 @@
 //! Names for snapshots.
 
 use super::Result;
-use super::types::hex;
+use super::types::hex_option;
 use crate::model::SnapshotId;
 use crate::store::{SnapshotMeta, Store, Tag};
 use serde::Serialize;
@@ -12,11 +12,11 @@ use std::path::Path;
 pub struct TagEntry {
     /// The name.
     pub name: String,
-    /// The snapshot.
-    #[serde(serialize_with = "hex")]
-    pub id: SnapshotId,
-    /// When the name was given, nanoseconds since 1970.
-    pub created_ns: u64,
+    /// The snapshot; `null` when the tag itself is damaged.
+    #[serde(serialize_with = "hex_option")]
+    pub id: Option<SnapshotId>,
+    /// When the name was given, nanoseconds since 1970; `null` when the tag itself is damaged.
+    pub created_ns: Option<u64>,
     /// The snapshot's sequence number; `null` when its file is damaged, or sealed and the key is missing.
     pub seq: Option<u32>,
     /// Its process.
@@ -30,12 +30,25 @@ pub struct TagEntry {
 fn entry(tag: Tag, meta: Option<&SnapshotMeta>) -> TagEntry {
     TagEntry {
         name: tag.name,
-        id: tag.id,
-        created_ns: tag.created_ns,
+        id: Some(tag.id),
+        created_ns: Some(tag.created_ns),
         seq: meta.map(|meta| meta.seq),
         pid: meta.map(|meta| meta.pid),
         comm: meta.map(|meta| meta.comm.clone()),
         time_ns: meta.map(|meta| meta.time_ns),
+    }
+}
+
+/// One of which nothing but the name is known.
+fn damaged(name: String) -> TagEntry {
+    TagEntry {
+        name,
+        id: None,
+        created_ns: None,
+        seq: None,
+        pid: None,
+        comm: None,
+        time_ns: None,
     }
 }
 
@@ -51,11 +64,14 @@ fn described(store: &Store, tags: Vec<Tag>) -> Result<Vec<TagEntry>> {
         .collect())
 }
 
-/// All names.
+/// All names, also those of damaged tags, of which there is a warning.
 pub fn tags(dir: &Path) -> Result<Vec<TagEntry>> {
     let store = Store::open(dir)?;
-    let tags = store.tags()?;
-    described(&store, tags)
+    let mut tags = described(&store, store.tags()?)?;
+    let lost = store.damaged_tags()?;
+    tags.extend(lost.into_iter().map(|(name, _)| damaged(name)));
+    tags.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(tags)
 }
 
 /// Names the snapshot that a reference means; with `replace` also when the name is another one's.
@@ -66,9 +82,11 @@ pub fn set_tag(dir: &Path, name: &str, reference: &str, replace: bool) -> Result
     Ok(described(&store, vec![tag])?.remove(0))
 }
 
-/// Takes a name away.
+/// Takes a name away, also one of a damaged tag.
 pub fn delete_tag(dir: &Path, name: &str) -> Result<TagEntry> {
     let store = Store::open(dir)?;
-    let tag = store.delete_tag(name)?;
-    Ok(described(&store, vec![tag])?.remove(0))
+    match store.delete_tag(name)? {
+        Some(tag) => Ok(described(&store, vec![tag])?.remove(0)),
+        None => Ok(damaged(name.to_owned())),
+    }
 }

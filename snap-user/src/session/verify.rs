@@ -3,6 +3,7 @@
 use super::SessionError;
 use super::sealing::left_out;
 use super::types::hex_option;
+use crate::image::SessionId;
 use crate::model::SnapshotId;
 use crate::store::{Store, StoreError, marker_line};
 use serde::Serialize;
@@ -11,12 +12,14 @@ use std::path::{Path, PathBuf};
 /// What verification found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Verification {
-    /// Nothing is wrong.
+    /// Everything was checked, and nothing is wrong.
     pub clean: bool,
     /// Snapshots checked.
     pub snapshots: u64,
     /// Pages decoded and compared with their checksums.
     pub pages: u64,
+    /// Snapshots of which only the lengths of the files were checked: they are sealed, and the key is missing.
+    pub unchecked: u64,
     /// What is worth knowing and does no harm, a sentence each.
     pub notes: Vec<String>,
     /// Everything that is wrong.
@@ -46,12 +49,15 @@ pub struct Rebuilt {
     pub notes: Vec<String>,
 }
 
-/// Makes the lists of headers anew from the snapshots alone. A session that is being written keeps its list, which
+/// Makes the lists of headers, and descriptions of sessions that are damaged, anew from the snapshots alone. A session that is being written keeps its list, which
 /// its writer looks after.
 pub fn rebuild(store: &Path) -> Result<Rebuilt, SessionError> {
     let store = Store::open(store)?;
     let mut rebuilt = Rebuilt::default();
     rebuilt.notes.extend(left_out(&store)?);
+    for id in store.session_ids()? {
+        rebuilt.notes.extend(describe_again(&store, id));
+    }
     for (id, _) in store.sessions()? {
         let done = store.pruner(id).and_then(|_lock| store.rebuild_headers(id));
         match done {
@@ -63,6 +69,26 @@ pub fn rebuild(store: &Path) -> Result<Rebuilt, SessionError> {
         }
     }
     Ok(rebuilt)
+}
+
+/// Makes the description of a session anew where it is damaged; what there is to say of that.
+fn describe_again(store: &Store, id: SessionId) -> Option<String> {
+    let error = store.session_info(id).err()?;
+    if !matches!(
+        error,
+        StoreError::Corrupt { .. } | StoreError::NotFound { .. }
+    ) {
+        return None;
+    }
+    let made = store
+        .pruner(id)
+        .and_then(|right| store.rebuild_description(&right));
+    Some(match made {
+        Ok(()) => format!(
+            "the description of session {id} was made anew from its newest snapshot; its process goes on in a session of its own"
+        ),
+        Err(error) => format!("the description of session {id} is not made anew: {error}"),
+    })
 }
 
 /// Checks one snapshot and the files it needs, or everything in the store. Damage is a result, not an error.
@@ -96,9 +122,10 @@ pub fn verify(store: &Path, reference: Option<&str>) -> Result<Verification, Ses
     };
     let report = store.verify(only)?;
     Ok(Verification {
-        clean: report.is_clean(),
+        clean: report.is_clean() && report.unchecked == 0,
         snapshots: report.snapshots,
         pages: report.pages,
+        unchecked: report.unchecked,
         notes: report.notes,
         problems: report
             .problems

@@ -2,6 +2,7 @@
 
 use super::cache::{FileCache, ImageFile};
 use super::chain::SessionFiles;
+use super::checked;
 use super::common::Common;
 use super::error::StoreError;
 use super::files::{Disk, Files, Locking};
@@ -9,11 +10,12 @@ use super::headers::{self, HEADERS_FILE, Headers};
 use super::meta::SnapshotMeta;
 use super::names::{self, MARKER, SESSION_FILE, TEMP_PREFIX};
 use super::seal::{Keys, Sealing};
-use super::session::{Session, SessionInfo};
+use super::session::{OWN_FROM, Session, SessionInfo};
 use super::snapshot::Snapshot;
 use super::text::{publish_text, read_text};
 use crate::image::SessionId;
 use crate::model::SnapshotId;
+use std::collections::HashMap;
 use std::fmt::Debug;
 use std::fs::DirBuilder;
 use std::io;
@@ -67,6 +69,27 @@ fn holds_other_things(files: &dyn Files, dir: &Path) -> io::Result<bool> {
 fn is_below_a_file(dir: &Path) -> bool {
     let there = dir.ancestors().find(|path| path.exists());
     there.is_some_and(|path| !path.is_dir())
+}
+
+/// Sorts snapshots, oldest first; those of each session are ascending by sequence number already, and stay so.
+///
+/// A clock may be set back: a snapshot is at least as new as those that its session had before it. Across sessions there
+/// is nothing but the clock to go by.
+fn sort_by_age(list: &mut Vec<SnapshotMeta>) {
+    let mut newest: HashMap<(SessionId, bool), u64> = HashMap::new();
+    let mut aged: Vec<(u64, SnapshotMeta)> = std::mem::take(list)
+        .into_iter()
+        .map(|meta| {
+            // Those that were added to a copy are no newer than what comes from its home later.
+            let row = newest
+                .entry((meta.session, meta.seq >= OWN_FROM))
+                .or_default();
+            *row = meta.time_ns.max(*row);
+            (*row, meta)
+        })
+        .collect();
+    aged.sort_by_key(|(age, meta)| (*age, meta.seq, meta.id));
+    list.extend(aged.into_iter().map(|(_, meta)| meta));
 }
 
 impl Store {
@@ -241,11 +264,10 @@ impl Store {
             }
             error => error,
         })?;
-        serde_json::from_str(&text)
-            .map_err(|error| StoreError::corrupt(&path, "session description", error.to_string()))
+        checked::decode(&path, "session description", &text)
     }
 
-    /// Every readable snapshot, oldest first. Reads one header a snapshot; a damaged one is passed over, with
+    /// Every readable snapshot, oldest first: within a session by sequence number, across sessions by the clock. Reads one header a snapshot; a damaged one is passed over, with
     /// a warning: [`Store::verify`] names it. Those of sealed sessions are left out where the key is missing.
     pub fn list(&self) -> Result<Vec<SnapshotMeta>, StoreError> {
         let mut list = Vec::new();
@@ -260,7 +282,7 @@ impl Store {
                 found => list.append(&mut found?),
             }
         }
-        list.sort_by_key(|meta| (meta.time_ns, meta.seq, meta.id));
+        sort_by_age(&mut list);
         Ok(list)
     }
 
@@ -314,7 +336,8 @@ impl Store {
         })
     }
 
-    /// Bytes of a session's snapshots, and of what those that are gone have left to them.
+    /// Bytes of a session's snapshots, and of what those that are gone have left to them. Of a file that several sessions
+    /// have, each has its share: all sessions together take what their files take on the disk.
     pub fn session_bytes(&self, session: SessionId) -> Result<u64, StoreError> {
         let list = self.list_session(session)?;
         let listing = self.session_files(session)?.listing();
@@ -323,7 +346,8 @@ impl Store {
             .loans
             .keys()
             .map(|seq| self.loan_bytes(session, *seq, &listing));
-        Ok(pack + loans.sum::<u64>() + list.iter().map(|meta| meta.file_bytes).sum::<u64>())
+        let own = list.iter().map(|meta| self.own_bytes(meta));
+        Ok(pack + loans.sum::<u64>() + own.sum::<u64>())
     }
 
     /// Makes a session's list of headers anew from its snapshots. Gives how many are in it.

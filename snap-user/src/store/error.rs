@@ -131,6 +131,16 @@ pub enum StoreError {
         /// What stood in the way.
         why: String,
     },
+    /// A tag protects nothing that can be found: what it is to protect is not known.
+    #[error(
+        "nothing is removed because of the tag {name}: {why}; take it away with `ksnap tag -d {name}`, or set it again with `ksnap tag {name} SNAPSHOT --force`"
+    )]
+    BadTag {
+        /// The tag.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The lock of the tags stayed held.
     #[error("{}: tags are being changed by another ksnap: try again", path.display())]
     TagsBusy {

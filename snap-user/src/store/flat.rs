@@ -3,7 +3,8 @@
 //! Made once for each snapshot that is brought back, so that all of its copies share the page cache, and
 //! kept in the store's folder `flat` as long as there is room. A cache: a file of it is whole or not there
 //! (it is renamed into place), it may be removed at any time, and one from before the last boot of the
-//! machine is not trusted, so that nothing has to be synced.
+//! machine is not trusted, so that nothing has to be synced. What becomes wrong in it later is found by a checksum of each
+//! page, which whoever copies a page out of it compares.
 
 use super::directory::Store;
 use super::error::StoreError;
@@ -11,16 +12,20 @@ use super::meta::SnapshotMeta;
 use super::snapshot::Snapshot;
 use crate::image::PageSource;
 use crate::model::{FILE_SPACE, PAGE_SIZE, PageRange, SnapshotId};
+use rustix::fs::{FlockOperation, flock};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 pub(super) const FOLDER: &str = "flat";
 const MAGIC: &[u8; 8] = b"ksnpflat";
-const VERSION: u32 = 1;
-/// Magic, version, CRC-32C of the rest, number of pieces, boot id, snapshot id.
-pub(super) const HEAD: usize = 8 + 4 + 4 + 8 + 40 + 16;
+/// 1 had no checksums of pages.
+const VERSION: u32 = 2;
+/// Magic, version, CRC-32C of the rest, number of pieces, boot id, snapshot id, offset and CRC-32C of the checksums.
+pub(super) const HEAD: usize = 8 + 4 + 4 + 8 + 40 + 16 + 8 + 8;
 /// First address, pages, offset.
 pub(super) const PIECE: usize = 24;
 /// Most bytes that flat images take up on the disk; the one in use stays whatever its size.
@@ -44,6 +49,9 @@ pub struct Flat {
     pub file: File,
     /// Its pieces, ascending.
     pub pieces: Vec<FlatPiece>,
+    /// CRC-32C of each page of the file, by its place in it; that of a place without a page is anything. None where the
+    /// file is in memory and is nobody else's.
+    pub sums: Arc<[u32]>,
 }
 
 impl Store {
@@ -89,9 +97,15 @@ impl Store {
             return Ok(flat);
         }
         let file = memory_file(&path)?;
-        fill(file, &pieces, snapshot, &boot).map_err(|e| match e {
+        let filled = fill(file, &pieces, snapshot, &boot);
+        let flat = filled.map_err(|e| match e {
             FillError::Store(e) => e,
             FillError::File(e) => in_memory(&path)(e),
+        })?;
+        // Nobody else has it: what is in memory is as good as what is read from there.
+        Ok(Flat {
+            sums: Arc::default(),
+            ..flat
         })
     }
 }
@@ -195,13 +209,16 @@ fn end(pieces: &[FlatPiece]) -> u64 {
         .map_or(PAGE_SIZE, |last| last.offset + last.range.len())
 }
 
-pub(super) fn head(id: SnapshotId, boot: &str, pieces: &[FlatPiece]) -> Vec<u8> {
+/// The beginning of a file, whose checksums are at an offset.
+pub(super) fn head(id: SnapshotId, boot: &str, pieces: &[FlatPiece], sums: (u64, u32)) -> Vec<u8> {
     let mut rest = (pieces.len() as u64).to_le_bytes().to_vec();
     let mut name = [0u8; 40];
     let len = boot.len().min(name.len());
     name[..len].copy_from_slice(&boot.as_bytes()[..len]);
     rest.extend_from_slice(&name);
     rest.extend_from_slice(&id.0);
+    rest.extend_from_slice(&sums.0.to_le_bytes());
+    rest.extend_from_slice(&u64::from(sums.1).to_le_bytes());
     for piece in pieces {
         for word in [piece.range.start, piece.range.pages(), piece.offset] {
             rest.extend_from_slice(&word.to_le_bytes());
@@ -214,9 +231,37 @@ pub(super) fn head(id: SnapshotId, boot: &str, pieces: &[FlatPiece]) -> Vec<u8> 
     head
 }
 
+/// Checksums as they lie behind the pages, and the checksum of these.
+pub(super) fn encode_sums(sums: &[u32]) -> (Vec<u8>, u32) {
+    let bytes: Vec<u8> = sums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
+    let crc = crc32c::crc32c(&bytes);
+    (bytes, crc)
+}
+
+/// That of a page of zeroes.
+pub(super) fn zero_sum() -> u32 {
+    crc32c::crc32c(&[0; PAGE_SIZE as usize])
+}
+
+/// Checksums of all pages in front of an offset; `None` if they are not what they were.
+fn read_sums(file: &File, at: u64, len: u64, crc: u64) -> Option<Arc<[u32]>> {
+    let count = at / PAGE_SIZE;
+    if !at.is_multiple_of(PAGE_SIZE) || at.checked_add(count * 4)? > len {
+        return None;
+    }
+    let mut bytes = vec![0; count as usize * 4];
+    file.read_exact_at(&mut bytes, at).ok()?;
+    let sums = bytes.as_chunks().0.iter();
+    (u64::from(crc32c::crc32c(&bytes)) == crc)
+        .then(|| sums.map(|sum| u32::from_le_bytes(*sum)).collect())
+}
+
 /// Opens a flat image of this boot; `None` if there is none that can be used.
-fn open(path: &Path, id: SnapshotId, boot: &str) -> Option<Flat> {
-    let file = File::open(path).ok()?;
+pub(super) fn open(path: &Path, id: SnapshotId, boot: &str) -> Option<Flat> {
+    // Whoever finds it damaged says so in it, where that can be.
+    let file = File::options().read(true).write(true).open(path);
+    let file = file.or_else(|_| File::open(path)).ok()?;
+    let _ = flock(&file, FlockOperation::NonBlockingLockShared);
     let len = file.metadata().ok()?.len();
     let mut start = [0u8; HEAD];
     file.read_exact_at(&mut start, 0).ok()?;
@@ -245,12 +290,15 @@ fn open(path: &Path, id: SnapshotId, boot: &str) -> Option<Flat> {
             offset: *offset,
         })
         .collect();
+    let sums = read_sums(&file, word(80), len, word(88))?;
+    let crc = word(88) as u32;
     // The same bytes as would be written now: magic, version, checksum, boot and name in one comparison.
     let inside = |piece: &FlatPiece| {
         let end = piece.offset.checked_add(piece.range.len());
-        end.is_some_and(|end| end <= len)
+        end.is_some_and(|end| end <= word(80)) && piece.offset.is_multiple_of(PAGE_SIZE)
     };
-    (head(id, boot, &pieces) == whole && pieces.iter().all(inside)).then_some(Flat { file, pieces })
+    let same = head(id, boot, &pieces, (word(80), crc)) == whole;
+    (same && pieces.iter().all(inside)).then_some(Flat { file, pieces, sums })
 }
 
 enum FillError {
@@ -265,21 +313,31 @@ fn fill(
     snapshot: &Snapshot,
     boot: &str,
 ) -> Result<Flat, FillError> {
-    file.set_len(end(pieces)).map_err(FillError::File)?;
+    let end = end(pieces);
+    file.set_len(end).map_err(FillError::File)?;
+    let sums: Vec<AtomicU32> = (0..end / PAGE_SIZE)
+        .map(|_| AtomicU32::new(zero_sum()))
+        .collect();
     let addrs: Vec<u64> = pieces.iter().flat_map(|p| p.range.iter()).collect();
     let (low, high) = addrs.split_at(addrs.len() / 2);
     let (first, second) = std::thread::scope(|scope| {
-        let other = scope.spawn(|| copy(&file, pieces, snapshot, high));
-        let first = copy(&file, pieces, snapshot, low);
+        let other = scope.spawn(|| copy(&file, pieces, snapshot, high, &sums));
+        let first = copy(&file, pieces, snapshot, low, &sums);
         (first, other.join().expect("no panic"))
     });
     first?;
     second?;
-    let head = head(snapshot.id(), boot, pieces);
-    file.write_all_at(&head, 0).map_err(FillError::File)?;
+    let sums: Arc<[u32]> = sums.into_iter().map(AtomicU32::into_inner).collect();
+    let (bytes, crc) = encode_sums(&sums);
+    let head = head(snapshot.id(), boot, pieces, (end, crc));
+    file.write_all_at(&bytes, end)
+        .and_then(|()| file.write_all_at(&head, 0))
+        .map_err(FillError::File)?;
+    let _ = flock(&file, FlockOperation::NonBlockingLockShared);
     Ok(Flat {
         file,
         pieces: pieces.to_vec(),
+        sums,
     })
 }
 
@@ -288,6 +346,7 @@ fn copy(
     pieces: &[FlatPiece],
     snapshot: &Snapshot,
     addrs: &[u64],
+    sums: &[AtomicU32],
 ) -> Result<(), FillError> {
     let mut run = Run::new(file);
     let mut last = 0;
@@ -299,7 +358,10 @@ fn copy(
             let piece = pieces[last];
             // Zeroes are there already: the file is sparse.
             if page.iter().any(|byte| *byte != 0) {
-                run.add(piece.offset + (addr - piece.range.start), page);
+                let offset = piece.offset + (addr - piece.range.start);
+                let sum = &sums[(offset / PAGE_SIZE) as usize];
+                sum.store(crc32c::crc32c(page), Ordering::Relaxed);
+                run.add(offset, page);
             }
         })
         .map_err(FillError::Store)?;
@@ -385,8 +447,11 @@ mod tests {
             offset,
         };
         let usable = |offset, boot| {
-            let mut bytes = head(id, "this one", &[piece(offset)]);
-            bytes.resize(3 * PAGE_SIZE as usize, 0);
+            let end = 3 * PAGE_SIZE;
+            let (sums, crc) = encode_sums(&[zero_sum(); 3]);
+            let mut bytes = head(id, "this one", &[piece(offset)], (end, crc));
+            bytes.resize(end as usize, 0);
+            bytes.extend(sums);
             std::fs::write(&path, bytes).expect("written");
             open(&path, id, boot).is_some()
         };

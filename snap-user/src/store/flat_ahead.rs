@@ -4,8 +4,8 @@
 use super::directory::Store;
 use super::error::StoreError;
 use super::flat::{
-    FOLDER, Flat, FlatPiece, HEAD, MOST_BYTES, PIECE, Run, evict, head, make_file, memory_file,
-    memory_runs, runs,
+    FOLDER, Flat, FlatPiece, HEAD, MOST_BYTES, PIECE, Run, encode_sums, evict, head, make_file,
+    memory_file, memory_runs, runs, zero_sum,
 };
 use super::snapshot::Snapshot;
 use crate::image::{Location, PageSource};
@@ -16,6 +16,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Begins the names of those that are not published.
 const PREFIX: &str = ".tmp-ahead-";
@@ -37,6 +38,8 @@ pub struct FlatAhead {
     /// Pages of the snapshot that it is at.
     table: PageTable<Location>,
     id: SnapshotId,
+    /// CRC-32C of each page of the file, by its place in it.
+    sums: Vec<u32>,
     /// Pieces that fit in front of the pages.
     room: usize,
     end: u64,
@@ -80,6 +83,7 @@ impl Store {
             ahead.end += PAGE_SIZE;
         }
         ahead.file.set_len(ahead.end).map_err(io(&ahead.temp))?;
+        ahead.fit_sums();
         ahead.make_room(MOST_BYTES);
         Ok(ahead)
     }
@@ -107,6 +111,7 @@ impl Store {
             has_name,
             offsets: PageTable::new(),
             table: PageTable::new(),
+            sums: Vec::new(),
             id: SnapshotId([0; 16]),
             room: 0,
             end: 0,
@@ -133,6 +138,12 @@ impl FlatAhead {
         self.end = ((HEAD + pieces * PIECE) as u64).next_multiple_of(PAGE_SIZE);
     }
 
+    /// Pages that have been added are zeroes.
+    fn fit_sums(&mut self) {
+        let pages = self.pages() as usize;
+        self.sums.resize(pages, zero_sum());
+    }
+
     /// Removes others where all of them take up more than `most`.
     fn make_room(&self, most: u64) {
         if self.has_name {
@@ -151,9 +162,16 @@ impl FlatAhead {
     }
 
     /// Pages that were awaited have come: these bytes, from a place on.
-    pub fn put(&self, place: u64, bytes: &[u8]) -> Result<(), StoreError> {
+    pub fn put(&mut self, place: u64, bytes: &[u8]) -> Result<(), StoreError> {
         let written = self.file.write_all_at(bytes, place * PAGE_SIZE);
-        written.map_err(io(&self.temp))
+        written.map_err(io(&self.temp))?;
+        let pages = bytes.chunks_exact(PAGE_SIZE as usize);
+        for (page, place) in pages.zip(place..) {
+            if let Some(sum) = self.sums.get_mut(place as usize) {
+                *sum = crc32c::crc32c(page);
+            }
+        }
+        Ok(())
     }
 
     /// The image as it is, of memory and files.
@@ -161,6 +179,8 @@ impl FlatAhead {
         Ok(Flat {
             file: self.file.try_clone().map_err(io(&self.temp))?,
             pieces: runs(self.offsets.iter()),
+            // They have not all come.
+            sums: Arc::default(),
         })
     }
 
@@ -192,6 +212,7 @@ impl FlatAhead {
             }
         }
         self.file.set_len(self.end).map_err(io(&self.temp))?;
+        self.fit_sums();
         written.sort_unstable();
         let mut run = Run::new(&self.file);
         let fresh = self.table.pages() == 0;
@@ -200,6 +221,7 @@ impl FlatAhead {
             if let Some(offset) = self.offsets.get(addr)
                 && (!fresh || page.iter().any(|byte| *byte != 0))
             {
+                self.sums[(offset / PAGE_SIZE) as usize] = crc32c::crc32c(page);
                 run.add(offset, page);
             }
         })?;
@@ -221,7 +243,8 @@ impl FlatAhead {
             tracing::debug!("{e}");
         }
         let file = self.file.try_clone().map_err(io(&self.temp))?;
-        Ok(Flat { file, pieces })
+        let sums = std::mem::take(&mut self.sums).into();
+        Ok(Flat { file, pieces, sums })
     }
 
     fn put_in_place(&mut self, pieces: &[FlatPiece]) -> Result<(), StoreError> {
@@ -230,8 +253,12 @@ impl FlatAhead {
         let Some(boot) = boot.filter(|_| self.has_name && pieces.len() <= self.room) else {
             return Ok(());
         };
-        let head = head(self.id, &boot, pieces);
-        self.file.write_all_at(&head, 0).map_err(io(&self.temp))?;
+        let (bytes, crc) = encode_sums(&self.sums);
+        let head = head(self.id, &boot, pieces, (self.end, crc));
+        self.file
+            .write_all_at(&bytes, self.end)
+            .and_then(|()| self.file.write_all_at(&head, 0))
+            .map_err(io(&self.temp))?;
         let path = self.store.dir().join(FOLDER).join(self.id.to_string());
         std::fs::rename(&self.temp, &path).map_err(io(&path))?;
         self.has_name = false;

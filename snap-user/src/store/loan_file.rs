@@ -5,6 +5,7 @@ use super::chain::Listing;
 use super::directory::Store;
 use super::error::StoreError;
 use super::files::{Files, ReadFile};
+use super::meta::SnapshotMeta;
 use super::names;
 use crate::image::{MOST_LOANS, SessionId};
 use std::path::{Path, PathBuf};
@@ -102,6 +103,12 @@ impl Store {
         Ok(())
     }
 
+    /// A snapshot's share of its own file, which others may borrow from.
+    pub(super) fn own_bytes(&self, meta: &SnapshotMeta) -> u64 {
+        let names = self.files.names_of(&meta.path).unwrap_or(1);
+        meta.file_bytes / names.max(1)
+    }
+
     /// A snapshot's share of the files that it borrows from: what each takes, divided by all who have it.
     pub(super) fn loan_bytes(&self, session: SessionId, seq: u32, listing: &Listing) -> u64 {
         let dir = self.session_path(session);
@@ -116,13 +123,15 @@ impl Store {
         })
     }
 
-    /// Bytes of a session's pack, with its share of the files that it borrows from; 0 without one.
+    /// A session's share of its pack, with that of the files that it borrows from; 0 without one.
     pub(super) fn pack_bytes(&self, session: SessionId, listing: &Listing) -> u64 {
         let Some(pack) = &listing.pack else { return 0 };
         let dir = self.session_path(session);
         let generation = pack.header.generation;
         let path = |number: &u8| dir.join(names::pack_loan_file(generation, *number));
         let paths = listing.pack_loans.iter().map(path);
-        pack.header.file_len() + paths.map(|path| share(&*self.files, &path)).sum::<u64>()
+        let own = dir.join(names::pack_file(generation));
+        let own = pack.header.file_len() / self.files.names_of(&own).unwrap_or(1).max(1);
+        own + paths.map(|path| share(&*self.files, &path)).sum::<u64>()
     }
 }

@@ -1,6 +1,6 @@
 //! What a listing says of a snapshot.
 
-use crate::image::{Header, Late, SessionId};
+use crate::image::{Found, Header, Late, SessionId};
 use crate::model::{SnapshotId, SnapshotKind};
 use std::path::PathBuf;
 
@@ -35,6 +35,8 @@ pub struct SnapshotMeta {
     pub file_bytes: u64,
     /// How long the process was stopped, in nanoseconds.
     pub stop_ns: u64,
+    /// How many pages were found to have been written, if it was recorded.
+    pub found: Option<Found>,
     /// What writing the file cost, if it was recorded.
     pub late: Option<Late>,
     /// Where it is.
@@ -58,6 +60,7 @@ impl SnapshotMeta {
             data_bytes: header.data.len,
             file_bytes: header.file_len(),
             stop_ns: header.stop_ns,
+            found: header.found,
             late: header.late,
             path,
         }

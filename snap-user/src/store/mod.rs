@@ -6,6 +6,7 @@
 //! | file | what |
 //! |---|---|
 //! | `directory` | open or create a store; its sessions and snapshots |
+//! | `described` | a session's description made anew from its snapshots |
 //! | `session` | the one writer of a session |
 //! | `pending` | a snapshot being written, up to its publication |
 //! | `temp`, `buffer` | a file being written, before it has its name |
@@ -31,17 +32,20 @@
 //! | `verify`, `diff` | check, compare |
 //! | `flush`, `speed` | copies sessions into another store: from memory to the disk; how quickly it takes them |
 //! | `flat` | a snapshot's pages in one file to map, for restores |
+//! | `flat_care` | checks, counts and removes such files |
 //! | `received`, `received_left` | pages that another machine sends, until their snapshot is published; what earlier attempts have left of them |
 //! | `flat_ahead` | such a file, made while snapshots still come |
 //! | `names` | file names, default folder |
 //! | `seal` | sessions whose content only the holder of a key can read |
-//! | `text` | small files: read whole, published in one step |
+//! | `text`, `checked` | small files: read whole, published in one step; JSON with a checksum |
 //! | `cache`, `files` | open files; the operating system behind a seam |
 
 mod buffer;
 mod cache;
 mod chain;
+mod checked;
 mod common;
+mod described;
 mod diff;
 mod directory;
 mod due;
@@ -52,6 +56,7 @@ mod error;
 mod files;
 mod flat;
 mod flat_ahead;
+mod flat_care;
 mod flush;
 mod flush_order;
 mod head;
@@ -108,7 +113,7 @@ pub use received::Received;
 pub use retention::Rules;
 pub use seal::{Identities, Keys, Recipients, SealedSession};
 pub use session::{Continuation, Session, SessionInfo};
-pub use snapshot::Snapshot;
+pub use snapshot::{Snapshot, StoredContent};
 pub use speed::Speed;
 pub use tags::Tag;
 pub use tree_record::{decode as tree_from_text, encode as tree_to_text};

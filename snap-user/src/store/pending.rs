@@ -10,8 +10,8 @@ use super::names::{self, TEMP_PREFIX};
 use super::session::{Session, now_ns};
 use super::temp::TempFile;
 use crate::image::{
-    Arch, Builder, EncodedBatch, HEADER_LEN, Identity, IndexEntry, LATE_OFFSET, Late, Location,
-    PageSink, SpanKind, SpanPlan,
+    Arch, Builder, EncodedBatch, Found, HEADER_LEN, Identity, IndexEntry, LATE_OFFSET, Late,
+    Location, PageSink, SpanKind, SpanPlan,
 };
 use crate::model::{Costs, PageSet, PageTable, ProcessState, SnapshotId, SnapshotKind};
 use std::path::Path;
@@ -91,6 +91,7 @@ impl<'a> PendingSnapshot<'a> {
             session: session.id,
             seq,
             time_ns: now_ns(),
+            found: None,
         };
         Ok(Self {
             session,
@@ -141,6 +142,10 @@ impl<'a> PendingSnapshot<'a> {
         costs.bytes_out = self.builder.data_len();
         costs.phases.write_ns = 0;
         costs.phases.sync_ns = 0;
+        self.identity.found = Some(Found {
+            dirty: costs.pages.dirty,
+            changed: costs.pages.changed,
+        });
         let pages = table.pages();
         let finished = self
             .builder

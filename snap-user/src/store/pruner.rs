@@ -164,17 +164,19 @@ impl Pruner {
         Ok(list)
     }
 
-    /// Bytes of the session's pack, with its share of the files that it borrows from; 0 without one.
+    /// The session's share of its pack, and of the files that it borrows from; 0 without one.
     pub fn pack_bytes(&self) -> Result<u64, StoreError> {
         let listing = self.store.session_files(self.session)?.listing();
         Ok(self.store.pack_bytes(self.session, &listing))
     }
 
-    /// What each of these snapshots takes: its file, and its share of those that it borrows from.
+    /// What each of these snapshots takes: its share of its file, which others may borrow from, and of those that it
+    /// borrows from.
     pub fn bytes_of(&self, list: &[SnapshotMeta]) -> Result<Vec<u64>, StoreError> {
         let listing = self.store.session_files(self.session)?.listing();
         let borrowed = |seq| self.store.loan_bytes(self.session, seq, &listing);
-        let bytes = list.iter().map(|meta| meta.file_bytes + borrowed(meta.seq));
+        let own = |meta| self.store.own_bytes(meta);
+        let bytes = list.iter().map(|meta| own(meta) + borrowed(meta.seq));
         Ok(bytes.collect())
     }
 
@@ -201,7 +203,7 @@ impl Pruner {
     /// Snapshots that stay whatever the rules say: tagged ones, those that a tree needs, what is being built on, while
     /// the session is being written the newest, and where that may not survive a power failure, the newest that will.
     pub fn protected(&self, list: &[SnapshotMeta]) -> Result<HashSet<SnapshotId>, StoreError> {
-        let mut ids = self.store.tagged()?;
+        let mut ids = self.store.tagged_beside(list)?;
         ids.extend(self.store.in_trees()?);
         let dir = self.store.session_path(self.session);
         if let Some(durable) = durable_up_to(&*self.store.files, &dir)? {
@@ -282,7 +284,7 @@ impl Pruner {
         let pack_bytes = self.store.pack_bytes(self.session, &listing);
         let borrowed =
             |meta: &SnapshotMeta| self.store.loan_bytes(self.session, meta.seq, &listing);
-        let bytes = |meta: &SnapshotMeta| meta.file_bytes + borrowed(meta);
+        let bytes = |meta: &SnapshotMeta| self.store.own_bytes(meta) + borrowed(meta);
         let sum = |list: &[SnapshotMeta]| list.iter().map(bytes).sum::<u64>();
         let mut plan = Plan {
             bytes_before: sum(&removed) + sum(&kept) + pack_bytes,

@@ -75,7 +75,7 @@ impl Store {
         let hash = blake3::hash(transfer).to_hex();
         let prefix = &hash.as_str()[..16];
         let files = files(&folder);
-        evict(&files, prefix);
+        evict(&files, prefix, false);
         let own = RandomState::new().hash_one(std::process::id());
         let path = folder.join(format!("{prefix}-{own:016x}{SUFFIX}"));
         let has_name = !self.seals();
@@ -110,6 +110,22 @@ impl Store {
             }
         }
         Ok(received)
+    }
+}
+
+/// No transfer has this name.
+const NONE: &str = "/";
+
+impl Store {
+    /// Bytes of pages that transfers have left which have not ended.
+    pub fn received_bytes(&self) -> u64 {
+        let left = files(&self.dir().join(FOLDER));
+        left.iter().map(|left| left.bytes).sum()
+    }
+
+    /// Removes what of them is out of date; with `dry_run` only says how much that would free. Best effort.
+    pub fn clear_received(&self, dry_run: bool) -> u64 {
+        evict(&files(&self.dir().join(FOLDER)), NONE, dry_run)
     }
 }
 

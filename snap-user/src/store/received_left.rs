@@ -33,7 +33,7 @@ pub(super) struct Place {
 pub(super) struct Left {
     pub(super) name: String,
     pub(super) path: PathBuf,
-    bytes: u64,
+    pub(super) bytes: u64,
     age: Duration,
 }
 
@@ -59,16 +59,21 @@ pub(super) fn files(folder: &Path) -> Vec<Left> {
     all
 }
 
-/// Removes what nobody came back for.
-pub(super) fn evict(files: &[Left], in_use: &str) {
-    let mut total = 0;
+/// Removes what nobody came back for, or with `dry_run` nothing. Gives how many bytes that are.
+pub(super) fn evict(files: &[Left], in_use: &str, dry_run: bool) -> u64 {
+    let (mut total, mut freed) = (0, 0);
     for left in files {
         total += left.bytes;
         // What is being written is young. Whoever still has a removed file open goes on with it.
-        if !left.name.starts_with(in_use) && (left.age > KEPT || total > MOST_BYTES) {
-            let _ = std::fs::remove_file(&left.path);
+        let is_old = left.age > KEPT || total > MOST_BYTES;
+        if !left.name.starts_with(in_use)
+            && is_old
+            && (dry_run || std::fs::remove_file(&left.path).is_ok())
+        {
+            freed += left.bytes;
         }
     }
+    freed
 }
 
 /// What is in front of the bytes of a page.

@@ -77,6 +77,7 @@ mod tests {
             comm: String::new(),
             pages: 0,
             stored_pages: 0,
+            found: None,
             data_bytes: 0,
             file_bytes: 100,
             stop_ns: 0,

@@ -1,6 +1,7 @@
 //! The one writer of a session.
 
 use super::buffer::WriteBuffer;
+use super::checked;
 use super::common::Common;
 use super::directory::Store;
 use super::durability::{Durability, Unsynced, recover};
@@ -286,7 +287,7 @@ impl Session {
             from: from.to_string(),
             since: self.next_seq,
         });
-        let text = serde_json::to_string_pretty(&info).expect("plain data becomes JSON");
+        let text = checked::encode(&info);
         publish_text(&*self.store.files, &self.dir, SESSION_FILE, &text)?;
         self.info = info;
         Ok(())
@@ -439,7 +440,7 @@ fn try_publish_folder(
             let unnamed = temp.join(format!("{TEMP_PREFIX}{KEY_FILE}"));
             publish_bytes(files, &unnamed, &temp.join(KEY_FILE), key)?;
         }
-        let text = serde_json::to_string_pretty(info).expect("plain data becomes JSON");
+        let text = checked::encode(info);
         publish_text(files, &temp, SESSION_FILE, &text)?;
         if copied {
             publish_text(files, &temp, COPIED, "")?;

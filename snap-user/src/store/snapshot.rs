@@ -4,9 +4,31 @@ use super::cache::ImageFile;
 use super::chain::SessionFiles;
 use super::error::StoreError;
 use super::versions::read_decoded;
+use crate::codec::Encoding;
 use crate::image::{Header, Location, Manifest, PageSource};
 use crate::model::{PAGE_SIZE, Page, PageTable, SnapshotId, SnapshotKind};
+use serde::Serialize;
+use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
+
+/// Where the content of a snapshot's own pages is stored: each page is in one of `known`, `repeated` and `unique`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct StoredContent {
+    /// Pages whose content an earlier snapshot of the session has.
+    pub known: u64,
+    /// Pages that share their bytes with another page of the snapshot.
+    pub repeated: u64,
+    /// Pages with content of their own: those borrowed and those written.
+    pub unique: u64,
+    /// Pages whose bytes are in a file of another session, or of another snapshot, that this one has a name of.
+    pub borrowed: u64,
+    /// Bytes of these.
+    pub borrowed_bytes: u64,
+    /// Pages whose bytes were written into the snapshot's own file.
+    pub written: u64,
+    /// Bytes of these.
+    pub written_bytes: u64,
+}
 
 /// A snapshot open for reading. May be shared between threads.
 ///
@@ -66,6 +88,27 @@ impl Snapshot {
     /// The pages stored in its own file, ascending: what changed since its parent, or everything for a base.
     pub fn stored_pages(&self) -> Result<Vec<u64>, StoreError> {
         Ok(self.file.index()?.iter().map(|entry| entry.addr).collect())
+    }
+
+    /// How much of what is new in it is stored where.
+    pub fn stored_content(&self) -> Result<StoredContent, StoreError> {
+        let mut content = StoredContent::default();
+        let mut seen = HashSet::new();
+        for entry in self.file.index()?.iter() {
+            if entry.encoding == Encoding::Reference {
+                content.known += 1;
+            } else if !seen.insert((entry.loan, entry.at, entry.len)) {
+                content.repeated += 1;
+            } else if entry.loan != 0 {
+                content.borrowed += 1;
+                content.borrowed_bytes += u64::from(entry.len);
+            } else {
+                content.written += 1;
+                content.written_bytes += u64::from(entry.len);
+            }
+        }
+        content.unique = content.borrowed + content.written;
+        Ok(content)
     }
 
     /// Whoever reads slowly may find that the snapshot was pruned meanwhile, and with it what it alone needed.

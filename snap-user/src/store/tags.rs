@@ -1,9 +1,10 @@
 //! Names that people give to snapshots. A tag protects its snapshot from being removed by rule.
 
+use super::checked;
 use super::directory::Store;
 use super::error::StoreError;
 use super::files::{LockGuard, Locking};
-use super::names::TEMP_PREFIX;
+use super::meta::SnapshotMeta;
 use super::session::now_ns;
 use super::text::{publish_text, read_text};
 use crate::model::SnapshotId;
@@ -31,6 +32,9 @@ pub struct Tag {
     /// When it was given, nanoseconds since 1970.
     pub created_ns: u64,
 }
+
+/// A file's name, and what it says.
+type Read = (String, Result<Tag, StoreError>);
 
 #[derive(Serialize, Deserialize)]
 struct Stored {
@@ -97,26 +101,50 @@ impl Store {
         Err(StoreError::TagsBusy { path })
     }
 
-    /// All tags, by name. A damaged one is passed over, with a warning.
+    /// All tags that can be read, by name; others are passed over, with a warning ([`Store::damaged_tags`]).
     pub fn tags(&self) -> Result<Vec<Tag>, StoreError> {
+        let mut tags = Vec::new();
+        for (name, read) in self.read_tags()? {
+            match read {
+                Ok(tag) => tags.push(tag),
+                Err(error) => tracing::warn!("tag {name}: {error}"),
+            }
+        }
+        Ok(tags)
+    }
+
+    /// Names of tags that cannot be read, and why.
+    pub fn damaged_tags(&self) -> Result<Vec<(String, StoreError)>, StoreError> {
+        let tags = self.read_tags()?.into_iter();
+        Ok(tags
+            .filter_map(|(name, read)| Some((name, read.err()?)))
+            .collect())
+    }
+
+    /// Every file that may be a tag, by name, and what it says.
+    fn read_tags(&self) -> Result<Vec<Read>, StoreError> {
         let dir = self.tag_dir();
-        let names = match self.files.names(&dir) {
+        let mut names = match self.files.names(&dir) {
             Ok(names) => names,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(StoreError::io("list", &dir)(error)),
         };
+        names.sort_unstable();
         let mut tags = Vec::new();
-        for name in names {
-            if name.starts_with(TEMP_PREFIX) || objection(&name).is_some() {
-                continue;
-            }
-            match self.tag(&name) {
-                Ok(Some(tag)) => tags.push(tag),
-                Ok(None) => {}
-                Err(error) => tracing::warn!("tag {name}: {error}"),
-            }
+        for name in names.into_iter().filter(|name| !name.starts_with('.')) {
+            let read = match objection(&name) {
+                Some(why) => {
+                    let why = format!("its name is that of no tag ({why}): remove the file");
+                    Err(StoreError::corrupt(&dir.join(&name), "tag", why))
+                }
+                // Taken away since the folder was listed.
+                None => match self.tag(&name).transpose() {
+                    Some(read) => read,
+                    None => continue,
+                },
+            };
+            tags.push((name, read));
         }
-        tags.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(tags)
     }
 
@@ -125,16 +153,15 @@ impl Store {
         if objection(name).is_some() {
             return Ok(None);
         }
-        let path = self.tag_dir().join(name);
+        let path = self.tag_path(name);
         let text = match read_text(&*self.files, &path) {
             Ok(text) => text,
             Err(error) if error.is_missing() => return Ok(None),
             Err(error) => return Err(error),
         };
-        let damaged = |why: String| StoreError::corrupt(&path, "tag", why);
-        let stored: Stored =
-            serde_json::from_str(&text).map_err(|error| damaged(error.to_string()))?;
-        let id = SnapshotId::from_hex(&stored.id).ok_or_else(|| damaged(stored.id.clone()))?;
+        let stored: Stored = checked::decode(&path, "tag", &text)?;
+        let id = SnapshotId::from_hex(&stored.id)
+            .ok_or_else(|| StoreError::corrupt(&path, "tag", stored.id.clone()))?;
         Ok(Some(Tag {
             name: name.to_owned(),
             id,
@@ -171,19 +198,25 @@ impl Store {
             id: id.to_string(),
             created_ns: tag.created_ns,
         };
-        let text = serde_json::to_string(&stored).expect("plain data becomes JSON");
+        let text = checked::encode(&stored);
         publish_text(&*self.files, &self.tag_dir(), name, &text)?;
         Ok(tag)
     }
 
-    /// Takes a name away; its snapshot stays until a rule removes it.
-    pub fn delete_tag(&self, name: &str) -> Result<Tag, StoreError> {
-        let Some(tag) = self.tag(name)? else {
-            return Err(StoreError::NotFound {
-                what: format!("tag {name}"),
-            });
+    /// Takes a name away; its snapshot stays until a rule removes it. Gives what it named, `None` where that could not be
+    /// read.
+    pub fn delete_tag(&self, name: &str) -> Result<Option<Tag>, StoreError> {
+        let tag = match self.tag(name) {
+            Ok(None) => {
+                return Err(StoreError::NotFound {
+                    what: format!("tag {name}"),
+                });
+            }
+            Ok(tag) => tag,
+            Err(StoreError::Corrupt { .. }) => None,
+            Err(error) => return Err(error),
         };
-        let path = self.tag_dir().join(name);
+        let path = self.tag_path(name);
         self.files
             .remove_file(&path)
             .map_err(StoreError::io("remove", &path))?;
@@ -194,20 +227,73 @@ impl Store {
         Ok(tag)
     }
 
-    /// Snapshots that have a name. A tag that cannot be read is an error here: what it protects is not known.
-    pub(super) fn tagged(&self) -> Result<HashSet<SnapshotId>, StoreError> {
-        let dir = self.tag_dir();
-        let names = match self.files.names(&dir) {
-            Ok(names) => names,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(HashSet::new()),
-            Err(error) => return Err(StoreError::io("list", &dir)(error)),
-        };
-        let mut ids = HashSet::new();
-        for name in names.iter().filter(|name| !name.starts_with('.')) {
-            ids.extend(self.tag(name)?.map(|tag| tag.id));
-        }
-        Ok(ids)
+    /// Snapshots that have a name.
+    ///
+    /// # Errors
+    /// A tag cannot be read, or names nothing that is there: what it is to protect is not known then.
+    pub fn tagged(&self) -> Result<HashSet<SnapshotId>, StoreError> {
+        self.tagged_beside(&[])
     }
+
+    /// As [`Store::tagged`], where these snapshots are known to be there: the store is listed for those of others only.
+    pub(super) fn tagged_beside(
+        &self,
+        known: &[SnapshotMeta],
+    ) -> Result<HashSet<SnapshotId>, StoreError> {
+        let mut tags = Vec::new();
+        for (name, read) in self.read_tags()? {
+            tags.push(read.map_err(|error| StoreError::BadTag {
+                name,
+                why: error.to_string(),
+            })?);
+        }
+        let is_known = |tag: &&Tag| known.iter().any(|meta| meta.id == tag.id);
+        let others: Vec<Tag> = tags.iter().filter(|tag| !is_known(tag)).cloned().collect();
+        if let Some(tag) = self.lost_tags(&others)?.first() {
+            return Err(StoreError::BadTag {
+                name: tag.name.clone(),
+                why: names_nothing(tag),
+            });
+        }
+        Ok(tags.into_iter().map(|tag| tag.id).collect())
+    }
+
+    /// Those of these tags whose snapshot is not there.
+    fn lost_tags(&self, tags: &[Tag]) -> Result<Vec<Tag>, StoreError> {
+        if tags.is_empty() {
+            return Ok(Vec::new());
+        }
+        let there = self.all_ids()?;
+        let lost = tags.iter().filter(|tag| !there.contains(&tag.id));
+        // Not one that was taken away meanwhile, and its snapshot after it.
+        let stays = |tag: &&Tag| matches!(self.tag(&tag.name), Ok(Some(now)) if now == **tag);
+        Ok(lost.filter(stays).cloned().collect())
+    }
+
+    /// What is wrong with tags: file, and what it is.
+    pub(super) fn tag_damage(&self) -> Result<Vec<(PathBuf, String)>, StoreError> {
+        let (mut tags, mut damage) = (Vec::new(), Vec::new());
+        for (name, read) in self.read_tags()? {
+            match read {
+                Ok(tag) => tags.push(tag),
+                Err(error) => damage.push((self.tag_path(&name), error.to_string())),
+            }
+        }
+        let lost = self.lost_tags(&tags)?;
+        damage.extend(lost.iter().map(|tag| {
+            let what = format!("tag {}: {}", tag.name, names_nothing(tag));
+            (self.tag_path(&tag.name), what)
+        }));
+        Ok(damage)
+    }
+
+    fn tag_path(&self, name: &str) -> PathBuf {
+        self.tag_dir().join(name)
+    }
+}
+
+fn names_nothing(tag: &Tag) -> String {
+    format!("it names snapshot {}, which is not there", tag.id)
 }
 
 #[cfg(test)]

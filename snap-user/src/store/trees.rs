@@ -147,12 +147,18 @@ impl Store {
 
     /// The newest tree of a process, by its root.
     pub fn latest_tree(&self, pid: i32) -> Result<Option<SnapshotId>, StoreError> {
-        let mut newest: Option<(u64, SnapshotId)> = None;
+        let mut roots = Vec::new();
         for root in self.tree_roots()? {
-            let tree = self.tree(root)?.filter(|tree| tree.members[0].pid == pid);
-            newest = newest.max(tree.map(|tree| (tree.time_ns, root)));
+            let tree = self.tree(root)?;
+            roots.extend(tree.filter(|tree| tree.members[0].pid == pid).map(|_| root));
         }
-        Ok(newest.map(|(_, root)| root))
+        if roots.len() < 2 {
+            return Ok(roots.pop());
+        }
+        // By age, not by the clock, which may have been set back.
+        let list = self.list()?;
+        let ids = list.iter().rev().map(|meta| meta.id);
+        Ok(ids.into_iter().find(|id| roots.contains(id)))
     }
 
     /// Copies the records of trees whose snapshots the other store has by now. Gives what was not copied, and why; a

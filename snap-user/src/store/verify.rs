@@ -32,6 +32,8 @@ pub struct Report {
     pub snapshots: u64,
     /// Pages decoded and compared with their checksums.
     pub pages: u64,
+    /// Snapshots of sealed sessions that cannot be read: of these only the lengths of the files were checked.
+    pub unchecked: u64,
     /// What is worth knowing and does no harm, a sentence each.
     pub notes: Vec<String>,
     /// Everything that is wrong. Snapshots that it does not name are whole.
@@ -39,7 +41,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// Nothing is wrong.
+    /// Nothing wrong was found.
     pub fn is_clean(&self) -> bool {
         self.problems.is_empty()
     }
@@ -47,7 +49,7 @@ impl Report {
 
 impl Store {
     /// Checks one snapshot and the files it needs, or all snapshots: headers, indexes, page tables, manifests,
-    /// every page, and that parents exist. Damage is reported; only a store that cannot be listed is an error.
+    /// every page, and that parents exist; of all snapshots also tags. Flat images that are not what their snapshots are, are removed. Damage is reported; only a store that cannot be listed is an error.
     pub fn verify(&self, only: Option<SnapshotId>) -> Result<Report, StoreError> {
         let mut report = Report::default();
         let mut found = false;
@@ -82,7 +84,7 @@ impl Store {
                 report.problems.push(Problem {
                     id: None,
                     path: self.session_path(session),
-                    what: error.to_string(),
+                    what: format!("{error}; `ksnap verify --rebuild` makes it anew"),
                 });
             }
             report.notes.extend(self.headers_damage(session));
@@ -96,6 +98,16 @@ impl Store {
             Check::new(files, &mut report).run(&wanted);
         }
         self.verify_trees(only, &mut report)?;
+        self.verify_flat(only, &mut report);
+        if only.is_none() {
+            let damage = self.tag_damage()?.into_iter();
+            let damage = damage.map(|(path, what)| Problem {
+                id: None,
+                path,
+                what,
+            });
+            report.problems.extend(damage);
+        }
         match only {
             Some(id) if !found => Err(self.no_snapshot(id)),
             _ => Ok(report),
@@ -143,6 +155,7 @@ impl Store {
                 _ => {}
             }
         }
+        report.unchecked += snapshots;
         report.notes.push(format!(
             "of {snapshots} snapshots only the lengths of the files were checked: {why}"
         ));

@@ -5,7 +5,8 @@ use super::pager::Piece;
 use super::{Result, SysError};
 use crate::model::PAGE_SIZE;
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 /// A read-only shared mapping of a file.
@@ -62,15 +63,53 @@ impl Drop for FileMap {
 pub struct Image {
     map: FileMap,
     arrivals: Option<Arc<Arrivals>>,
+    /// CRC-32C of each page, by its place; none where it is in memory.
+    sums: Arc<[u32]>,
+    /// To say in it that it is damaged, where there are checksums.
+    file: Option<File>,
 }
 
 impl Image {
-    /// Of a file, all of which is there unless something else is known.
-    pub fn new(file: &File, arrivals: Option<Arc<Arrivals>>) -> Result<Self> {
+    /// Of a file, all of which is there unless something else is known, and whose pages have these checksums.
+    pub fn new(file: &File, sums: &Arc<[u32]>, arrivals: Option<Arc<Arrivals>>) -> Result<Self> {
+        let fail = |e| SysError::new("dup", "a flat image", e);
+        let own = (!sums.is_empty()).then(|| file.try_clone()).transpose();
         Ok(Self {
             map: FileMap::new(file)?,
             arrivals,
+            sums: Arc::clone(sums),
+            file: own.map_err(fail)?,
         })
+    }
+
+    /// Whether the pages of a piece are what they were when the image was made. Where they are not, that is said in the
+    /// file, so that nobody uses it again.
+    pub fn is_whole(&self, piece: &Piece) -> bool {
+        if self.sums.is_empty() {
+            return true;
+        }
+        let first = (piece.offset / PAGE_SIZE) as usize;
+        let from = piece.offset as usize;
+        let bytes = self.bytes().get(from..from + piece.range.len() as usize);
+        let sums = self.sums.get(first..).unwrap_or_default();
+        let whole = bytes.is_some_and(|bytes| {
+            let mut pages = bytes.chunks_exact(PAGE_SIZE as usize);
+            sums.len() >= pages.len()
+                && pages
+                    .by_ref()
+                    .zip(sums)
+                    .all(|(page, sum)| crc32c::crc32c(page) == *sum)
+        });
+        if !whole && let Some(file) = &self.file {
+            // Where it cannot be written, each who uses it finds the damage.
+            let _ = file.write_all_at(&[0; 8], 0);
+        }
+        whole
+    }
+
+    /// The descriptor by which it says so.
+    pub(super) fn descriptor(&self) -> Option<RawFd> {
+        self.file.as_ref().map(AsRawFd::as_raw_fd)
     }
 
     /// Its bytes. Those of pages that have not come are zeroes.

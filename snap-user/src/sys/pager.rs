@@ -10,7 +10,7 @@ use super::missing::Missing;
 use super::{Result, SysError};
 use crate::model::{PAGE_SIZE, PageRange, page_down};
 use linux_raw_sys::general as raw;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 const EVENTS: u64 = (raw::UFFD_FEATURE_EVENT_FORK
@@ -54,6 +54,8 @@ struct Space {
     waiting: Vec<u64>,
     /// Something was changing when it was looked at last. That it is over is told by nobody.
     changing: bool,
+    /// Pages of it are not what they were, and cannot be given.
+    damaged: bool,
 }
 
 /// Fills memory of processes from files: what is touched at once, the rest when asked to.
@@ -62,6 +64,7 @@ pub struct Pager {
     spaces: Vec<Space>,
     /// What was adopted is served for as long as anything is missing anywhere.
     keeps: bool,
+    damaged: bool,
 }
 
 impl Pager {
@@ -71,6 +74,7 @@ impl Pager {
         Self {
             spaces: Vec::new(),
             keeps: true,
+            damaged: false,
         }
     }
 
@@ -85,6 +89,7 @@ impl Pager {
             born: false,
             waiting: Vec::new(),
             changing: false,
+            damaged: false,
         });
     }
 
@@ -96,6 +101,16 @@ impl Pager {
     /// Descriptors that become readable when there is something to do.
     pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.spaces.iter().map(|s| s.uffd.as_fd())
+    }
+
+    /// Descriptors of the images that they are filled from, as far as they are needed.
+    pub fn images(&self) -> impl Iterator<Item = RawFd> {
+        self.spaces.iter().filter_map(|s| s.image.descriptor())
+    }
+
+    /// Something that was to be given is not what it was: who waits for it gets nothing, and has to be ended.
+    pub fn is_damaged(&self) -> bool {
+        self.damaged
     }
 
     /// Something that is waited for can be given a moment later, which no descriptor tells.
@@ -141,6 +156,7 @@ impl Pager {
     /// Lets go of address spaces that lack nothing: from then on they are like any other.
     fn close(&mut self) {
         let keeps = self.keeps;
+        self.damaged |= self.spaces.iter().any(|space| space.damaged);
         self.spaces
             .retain(|space| keeps && !space.born || !space.missing.is_empty());
     }
@@ -220,6 +236,7 @@ impl Space {
                     born: true,
                     waiting: Vec::new(),
                     changing: false,
+                    damaged: false,
                 });
             }
             Message::Moved { from, to, len } => {
@@ -311,12 +328,21 @@ impl Space {
     /// Copies missing content into a range. `false` when that has to be tried again.
     fn copy(&mut self, range: PageRange) -> bool {
         let (uffd, image) = (&self.uffd, &self.image);
-        let mut gone = false;
+        let (mut gone, mut damaged) = (false, false);
         let done = self
             .missing
-            .fill(range, &|offset| image.has(offset), &mut |piece| {
-                copy(uffd, piece, image, &mut gone)
-            });
+            .fill(
+                range,
+                &|offset| image.has(offset),
+                &mut |piece| match image.is_whole(&piece) {
+                    true => copy(uffd, piece, image, &mut gone),
+                    false => {
+                        damaged = true;
+                        Ok(())
+                    }
+                },
+            );
+        self.damaged |= damaged;
         if gone {
             self.missing.clear();
         }

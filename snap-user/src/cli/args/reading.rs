@@ -48,7 +48,8 @@ pub struct Verify {
     /// The snapshot to check, with all that it needs; everything if left out
     #[arg(value_name = "REF", conflicts_with = "rebuild")]
     pub reference: Option<String>,
-    /// First make the lists of headers anew, which make listings quick, from the snapshots alone
+    /// First make the lists of headers anew, which make listings quick, and damaged descriptions of sessions, from the
+    /// snapshots alone
     #[arg(long)]
     pub rebuild: bool,
     #[command(flatten)]

@@ -75,6 +75,20 @@ pub fn store(out: &mut dyn Write, store: &StoreDescription) -> io::Result<()> {
         count(store.sessions, "session"),
         bytes(store.bytes)
     )?;
+    if store.flat_bytes > 0 {
+        writeln!(
+            out,
+            "  cache   {} of flat images for restores, which `ksnap prune` clears",
+            bytes(store.flat_bytes)
+        )?;
+    }
+    if store.received_bytes > 0 {
+        writeln!(
+            out,
+            "  left    {} of pages by transfers that were broken off",
+            bytes(store.received_bytes)
+        )?;
+    }
     writeln!(
         out,
         "  room    {} of {} free",

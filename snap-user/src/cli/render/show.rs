@@ -4,7 +4,7 @@ use super::human::{bytes, clean, count, nanos, utc};
 use super::log::kind;
 use super::{Align, Style, Table};
 use crate::model::{Costs, PAGE_SIZE};
-use crate::session::{Description, Mapping, Thread};
+use crate::session::{Description, Mapping, StoredContent, Thread};
 use std::io::{self, Write};
 
 /// Everything, under headings.
@@ -21,7 +21,7 @@ pub fn write(out: &mut dyn Write, style: Style, shown: &Description) -> io::Resu
         descriptors(shown).write(out, style, "  ")?;
     }
     section(out, style, "Costs")?;
-    costs(out, &shown.costs)?;
+    costs(out, &shown.costs, &shown.content)?;
     if !shown.unsupported.is_empty() {
         section(out, style, "Could not be saved")?;
         for what in &shown.unsupported {
@@ -157,7 +157,7 @@ fn descriptors(shown: &Description) -> Table {
     table
 }
 
-fn costs(out: &mut dyn Write, costs: &Costs) -> io::Result<()> {
+fn costs(out: &mut dyn Write, costs: &Costs, content: &StoredContent) -> io::Result<()> {
     let phases = &costs.phases;
     let stop = format!(
         "{} = freeze {} + scan {} + copy {} + state {} + thaw {}",
@@ -200,10 +200,27 @@ fn costs(out: &mut dyn Write, costs: &Costs) -> io::Result<()> {
         pages.changed
     );
     field(out, "pages", &text)?;
+    let all = content.known + content.repeated + content.unique;
+    let text = format!(
+        "{} stored = {} unique + {} like another of them + {} as an earlier snapshot has it",
+        count(all, "page"),
+        content.unique,
+        content.repeated,
+        content.known
+    );
+    field(out, "content", &text)?;
+    if content.borrowed > 0 {
+        let text = format!(
+            "{} of the unique ones, {} in files of other snapshots",
+            content.borrowed,
+            bytes(content.borrowed_bytes)
+        );
+        field(out, "borrowed", &text)?;
+    }
     let text = format!(
         "{} of pages became {}",
-        bytes(costs.bytes_in),
-        bytes(costs.bytes_out)
+        bytes(content.written * PAGE_SIZE),
+        bytes(content.written_bytes)
     );
     field(out, "encoded", &text)?;
     let scan = match costs.full_scan {

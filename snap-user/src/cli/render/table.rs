@@ -47,6 +47,13 @@ impl Table {
         self
     }
 
+    /// The same without its last column.
+    pub fn without_last(mut self) -> Self {
+        self.columns.pop();
+        self.rows.iter_mut().for_each(|row| drop(row.pop()));
+        self
+    }
+
     /// Writes heading and rows, each line behind `indent`.
     pub fn write(&self, out: &mut dyn Write, style: Style, indent: &str) -> io::Result<()> {
         let width = |text: &str| text.chars().count();

@@ -2,8 +2,10 @@
 
 use super::files::TestFiles;
 use super::support::*;
-use crate::model::{Costs, PAGE_SIZE, SnapshotKind};
-use crate::store::{EncodedBatch, PageChange, PageDiff, PageSink, Rules, Store, StoreError};
+use crate::model::{Costs, PAGE_SIZE, SnapshotId, SnapshotKind};
+use crate::store::{
+    EncodedBatch, PageChange, PageDiff, PageSink, Rules, Session, SnapshotMeta, Store, StoreError,
+};
 
 #[test]
 fn deltas_and_branches_read_back() {
@@ -134,6 +136,7 @@ fn manifest_and_costs_come_back() {
         ..Costs::default()
     };
     costs.phases.stop_ns = 77;
+    (costs.pages.dirty, costs.pages.changed) = (9, 5);
     let done = pending.publish(&state(7), &costs).expect("published");
     let snapshot = store.snapshot(done.id).expect("the base");
     let manifest = snapshot.manifest().expect("its manifest");
@@ -146,9 +149,76 @@ fn manifest_and_costs_come_back() {
         (meta.stop_ns, meta.pid, meta.comm.as_str()),
         (77, 7, "victim")
     );
+    let found = meta.found.expect("recorded");
+    assert_eq!((found.dirty, found.changed), (9, 5));
     let late = meta.late.expect("recorded");
     assert_eq!(late.sync_ns, manifest.costs.phases.sync_ns);
     assert_eq!(late.write_ns, manifest.costs.phases.write_ns);
+}
+
+#[test]
+fn what_is_newest_is_so_also_after_the_clock_was_set_back() {
+    let (_dir, store) = new_store();
+    let mut a = store.create_session(&info(7)).expect("a session");
+    let mut b = store.create_session(&info(8)).expect("a session");
+    let mut taken = Vec::new();
+    let mut take = |session: &mut Session, time_ns: u64| {
+        let (parent, pid) = (session.head(), session.info().pid);
+        let kind = parent.map_or(SnapshotKind::Base, |_| SnapshotKind::Delta);
+        let mut pending = session.begin(kind, parent).expect("begun");
+        pending.set_time_ns(time_ns);
+        let pages = [(1, 10 + taken.len() as u32)];
+        pending.append(&batch(0, pages)).expect("a page");
+        let done = pending.publish(&state(pid), &Costs::default());
+        taken.push(done.expect("published").id);
+    };
+    // An hour back behind the second of them; another session in between, and one snapshot after all.
+    take(&mut a, 5_000);
+    take(&mut a, 6_000);
+    take(&mut a, 2_400);
+    take(&mut b, 5_500);
+    take(&mut a, 2_500);
+    let ids =
+        |list: Vec<SnapshotMeta>| -> Vec<SnapshotId> { list.iter().map(|meta| meta.id).collect() };
+    let order = [0, 3, 1, 2, 4].map(|n: usize| taken[n]);
+    assert_eq!(ids(store.list().expect("a listing")), order);
+    assert_eq!(store.resolve("latest", None).expect("one"), taken[4]);
+    assert_eq!(store.resolve("latest~", Some(7)).expect("one"), taken[2]);
+    assert_eq!(store.resolve("latest", Some(8)).expect("one"), taken[3]);
+    // A clock is all there is across sessions.
+    let mut take_b = b.begin(SnapshotKind::Delta, Some(taken[3])).expect("begun");
+    take_b.set_time_ns(6_001);
+    let last = take_b
+        .publish(&state(8), &Costs::default())
+        .expect("published");
+    assert_eq!(store.resolve("latest", None).expect("one"), last.id);
+}
+
+#[test]
+fn it_is_told_where_the_content_of_a_snapshot_is() {
+    let (_dir, store) = new_store();
+    let mut session = store.create_session(&info(7)).expect("a session");
+    // Noise: a page each.
+    let base = publish(&mut session, None, [], [(1, 2), (2, 7), (3, 12)]).expect("a base");
+    let content = |id| {
+        let snapshot = store.snapshot(id).expect("there");
+        snapshot.stored_content().expect("readable")
+    };
+    let found = content(base.id);
+    assert_eq!(
+        (found.unique, found.written, found.written_bytes),
+        (3, 3, 3 * 4096)
+    );
+    assert_eq!((found.known, found.repeated, found.borrowed), (0, 0, 0));
+    let mut new = batch(0, [(5, 17)]);
+    new.push_same(9 * PAGE_SIZE, PAGE_SIZE);
+    let mut pending = session
+        .begin(SnapshotKind::Delta, Some(base.id))
+        .expect("a delta");
+    pending.append(&new).expect("pages");
+    let done = pending.publish(&state(7), &Costs::default());
+    let found = content(done.expect("published").id);
+    assert_eq!((found.known, found.unique, found.written), (1, 1, 1));
 }
 
 #[test]

@@ -105,9 +105,13 @@ fn what_two_processes_have_in_common_is_stored_once() {
     assert!(rest * 5 < whole, "{whole} and {rest} bytes");
     assert_eq!(loans(store.dir()).len(), 1);
 
-    // Each takes its share of what both have.
+    // Each takes its share of what both have, and together they take what is on the disk.
     let shares = [&a, &b].map(|session| store.session_bytes(session.id()).expect("known"));
-    assert_eq!(shares, [whole, rest + whole / 2]);
+    assert_eq!(shares, [whole / 2, rest + whole / 2]);
+    let borrowed = store.snapshot(ids[1]).expect("there").stored_content();
+    let borrowed = borrowed.expect("readable");
+    assert!(borrowed.borrowed * 4 > borrowed.unique * 3, "{borrowed:?}");
+    assert_eq!(borrowed.borrowed + borrowed.written, borrowed.unique);
 
     // One that is removed takes nothing with it.
     remove(&store, a);

@@ -11,6 +11,7 @@ fn assert_flat(store: &Store, snapshot: &Snapshot, memory: &Memory) -> bool {
     let path = store.dir().join("flat").join(snapshot.id().to_string());
     let there = path.metadata().map(|meta| meta.ino()).ok();
     let flat = store.flat(snapshot).expect("a flat image");
+    assert!(!flat.sums.is_empty());
     assert_image(&flat, memory);
     there.is_some_and(|inode| flat.file.metadata().is_ok_and(|meta| meta.ino() == inode))
 }
@@ -26,6 +27,9 @@ pub(super) fn assert_image(flat: &Flat, memory: &Memory) {
             let offset = piece.offset + (addr - piece.range.start);
             flat.file.read_exact_at(&mut bytes, offset).expect("a page");
             assert!(bytes == page(memory[&(addr / PAGE_SIZE)]), "{addr:#x}");
+            if let Some(sum) = flat.sums.get((offset / PAGE_SIZE) as usize) {
+                assert_eq!(*sum, crc32c::crc32c(&bytes), "{addr:#x}");
+            }
         }
     }
 }

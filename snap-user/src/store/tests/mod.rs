@@ -21,5 +21,6 @@ mod seal;
 mod seal_files;
 mod seal_life;
 pub(crate) mod support;
+mod tags;
 mod trees;
 mod versions;

@@ -76,6 +76,20 @@ fn a_member_stays_as_long_as_its_root() {
     assert!(store.tree_roots().expect("readable").is_empty());
 }
 
+#[test]
+fn the_newest_tree_is_that_of_the_newest_root_whatever_the_clock_says() {
+    let (_dir, store) = new_store();
+    let (_sessions, ids) = sample(&store);
+    let later = ProcessTree {
+        time_ns: 9,
+        ..tree(ids[0][0], ids[1][0])
+    };
+    // The first was published again with a later time than the second.
+    store.publish_tree(&later).expect("published");
+    assert_eq!(store.latest_tree(10).expect("readable"), Some(ids[0][1]));
+    assert_eq!(store.latest_tree(11).expect("readable"), None);
+}
+
 /// Two processes with a snapshot each.
 fn two_alone(store: &Store) -> ([Session; 2], [SnapshotId; 2]) {
     let mut sessions = [10, 11].map(|pid| store.create_session(&info(pid)).expect("a session"));

@@ -1,13 +1,14 @@
 //! Memory of this process itself, filled by another thread of it.
 
 use super::*;
+use std::os::unix::fs::FileExt;
 
 /// Pages with this in them.
 fn image_of(bytes: impl Iterator<Item = u8>) -> Image {
     let file = tempfile::tempfile().unwrap();
     let bytes: Vec<u8> = bytes.flat_map(|byte| [byte; PAGE_SIZE as usize]).collect();
     std::os::unix::fs::FileExt::write_all_at(&file, &bytes, 0).unwrap();
-    Image::new(&file, None).unwrap()
+    Image::new(&file, &Arc::default(), None).unwrap()
 }
 
 /// New memory of this process, which stays, and all of which is missing.
@@ -115,6 +116,38 @@ fn each_has_its_own_image_and_is_kept_until_the_last_lacks_nothing() {
         assert!(pager.is_done());
         assert_eq!(pager.descriptors().count(), 2 * usize::from(keeps));
         assert!(holds(ranges[0], 0..PAGES[0], 1) && holds(ranges[1], 0..PAGES[1], 101));
+    }
+}
+
+/// Whoever asks for a page that is not what it was gets nothing, and the image counts no more.
+#[test]
+fn a_page_that_is_not_what_it_was_is_not_given() {
+    const PAGES: u64 = 64;
+    if !rustix::process::geteuid().is_root() {
+        return crate::skip::without_root("the right to follow forks");
+    }
+    for bad in [None, Some(40)] {
+        let (uffd, range) = missing_memory(PAGES);
+        let file = tempfile::tempfile().unwrap();
+        let pages = (0..PAGES).map(|n| [n as u8 + 1; PAGE_SIZE as usize]);
+        let mut sums: Vec<u32> = pages.clone().map(|page| crc32c::crc32c(&page)).collect();
+        let bytes: Vec<u8> = pages.flatten().collect();
+        file.write_all_at(&bytes, 0).unwrap();
+        if let Some(bad) = bad {
+            sums[bad] ^= 1;
+        }
+        let image = Image::new(&file, &sums.into(), None).unwrap();
+        let mut pager = Pager::default();
+        pager.adopt(uffd, image, &[Piece { range, offset: 0 }], &[]);
+        assert_eq!(pager.images().count(), 1);
+        while pager.fill_some() {}
+        assert_eq!(pager.is_damaged(), bad.is_some());
+        let mut first = [0; 8];
+        file.read_exact_at(&mut first, 0).unwrap();
+        assert_eq!(first == [0; 8], bad.is_some());
+        if bad.is_none() {
+            assert!(holds(range, 0..PAGES, 1));
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What the guard of new processes does: a copy of ksnap that fills their memory, and ends them should ksnap end.
 
-use super::guard::{DONE, READY, Wards};
+use super::guard::{DAMAGED, DONE, READY, Wards};
 use super::init::close_all_but;
 use super::lazy::Lacking;
 use super::{AT_ONCE, SOON};
@@ -39,13 +39,13 @@ pub(super) fn run(mut talk: UnixStream, wards: &Wards, lacking: &[Lacking]) -> !
     stand_apart();
     let mut pager = Pager::keeping();
     for Lacking { uffd, lazy } in lacking {
-        match (uffd.try_clone(), Image::new(&lazy.image, None)) {
+        match (uffd.try_clone(), Image::new(&lazy.image, &lazy.sums, None)) {
             (Ok(uffd), Ok(image)) => pager.adopt(uffd, image, &lazy.pieces, &lazy.first),
             _ => exit(1),
         }
     }
     let own = pager.descriptors().map(|fd| fd.as_raw_fd());
-    let mut keep: Vec<RawFd> = own.collect();
+    let mut keep: Vec<RawFd> = own.chain(pager.images()).collect();
     keep.extend(wards.0.iter().map(|(_, pidfd)| pidfd.as_raw_fd()));
     keep.push(talk.as_raw_fd());
     keep.sort_unstable();
@@ -68,6 +68,12 @@ pub(super) fn run(mut talk: UnixStream, wards: &Wards, lacking: &[Lacking]) -> !
         if fate != Fate::Held {
             linger();
             pager.fill_some();
+        }
+        if pager.is_damaged() {
+            // Rather than with memory of something else.
+            wards.end();
+            let _ = talk.write(&[DAMAGED]);
+            exit(0);
         }
     }
     // ksnap may be gone: what it let go of is whole all the same.

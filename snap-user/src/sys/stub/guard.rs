@@ -18,6 +18,8 @@ use std::os::unix::net::UnixStream;
 
 /// What the child says when it watches and has its name.
 pub(super) const READY: u8 = 2;
+/// What the child says when memory cannot be filled, since what it comes from is damaged. All of them have been ended.
+pub(super) const DAMAGED: u8 = 3;
 /// What ksnap says when all of them are free, and its child when all memory is there.
 pub(super) const DONE: u8 = 1;
 

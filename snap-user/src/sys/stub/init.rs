@@ -145,7 +145,7 @@ fn page(lazy: &[Arc<Lazy>], main: i32) -> ! {
         let Some(uffd) = one.handed.descriptor() else {
             continue;
         };
-        let Ok(image) = Image::new(&one.image, one.arrivals.clone()) else {
+        let Ok(image) = Image::new(&one.image, &one.sums, one.arrivals.clone()) else {
             fail()
         };
         // SAFETY: put there by ksnap for this process to own.
@@ -166,6 +166,7 @@ fn page(lazy: &[Arc<Lazy>], main: i32) -> ! {
     };
     let mut keep = vec![signals.as_raw_fd()];
     keep.extend(pager.descriptors().map(|fd| fd.as_raw_fd()));
+    keep.extend(pager.images());
     let pipes = coming.iter().flat_map(|arrivals| arrivals.descriptors());
     keep.extend(pipes.map(|fd| fd.as_raw_fd()));
     keep.sort_unstable();
@@ -210,6 +211,10 @@ fn page(lazy: &[Arc<Lazy>], main: i32) -> ! {
         }
         pager.serve();
         more = !filling || pager.fill_some();
+        if pager.is_damaged() {
+            // Rather than with memory of something else. The next restore makes the image anew.
+            fail();
+        }
     }
 }
 

@@ -4,7 +4,7 @@
 //! zeroes. In a PID namespace of their own it is process 1, whose end is the end of all. Elsewhere it is their guard
 //! (`guard.rs`), which goes on until nothing is missing, and ends them should ksnap end before.
 
-use super::guard::Wards;
+use super::guard::{DONE, Wards};
 use super::{Stub, StubCall, birth, init};
 use crate::model::PageRange;
 use crate::sys::pager::{PAGER_FLAGS, Piece, arm};
@@ -23,6 +23,8 @@ use std::thread::JoinHandle;
 pub struct Lazy {
     /// A flat image.
     pub image: File,
+    /// CRC-32C of each of its pages, by place; none where it is in memory.
+    pub sums: Arc<[u32]>,
     /// Whole mappings that are filled when they are touched.
     pub ranges: Vec<PageRange>,
     /// Where their content is; what has none is zero.
@@ -113,11 +115,23 @@ impl Stub {
     }
 }
 
+/// How the filling of memory ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Filling {
+    Done,
+    /// What it is filled from is not what it was.
+    Damaged,
+    Killed,
+}
+
+/// What there is to say of that.
+const DAMAGED_IMAGE: &str = "the flat image that it comes from is damaged, and is used no more: restore again, which makes it anew from the snapshot";
+
 /// Processes whose memory is still coming.
 #[derive(Debug)]
 pub struct Loading {
     /// Waits for whoever fills it. Should that be gone before all is there, they are ended.
-    thread: JoinHandle<bool>,
+    thread: JoinHandle<Filling>,
     filler: Tid,
 }
 
@@ -131,12 +145,17 @@ impl Loading {
         lacking: Vec<Lacking>,
     ) -> Self {
         let wait = move || {
-            let is_there = said.read_exact(&mut [0]).is_ok();
-            if !is_there {
+            let mut word = [0];
+            let end = match said.read_exact(&mut word) {
+                Ok(()) if word[0] == DONE => Filling::Done,
+                Ok(()) => Filling::Damaged,
+                Err(_) => Filling::Killed,
+            };
+            if end != Filling::Done {
                 wards.end();
             }
             drop(lacking);
-            is_there
+            end
         };
         Self {
             thread: std::thread::spawn(wait),
@@ -146,15 +165,17 @@ impl Loading {
 
     /// Waits until nothing is missing: from then on they live without ksnap.
     pub(super) fn finish(self) -> Result<()> {
-        let is_there = self.thread.join().unwrap_or(false);
+        let end = self.thread.join().unwrap_or(Filling::Killed);
         birth::bury(self.filler);
-        match is_there {
-            true => Ok(()),
-            false => Err(SysError::new(
-                "fill",
-                "the memory of new processes, which are ended",
-                std::io::Error::other("the process that fills it was killed"),
-            )),
-        }
+        let why = match end {
+            Filling::Done => return Ok(()),
+            Filling::Killed => "the process that fills it was killed",
+            Filling::Damaged => DAMAGED_IMAGE,
+        };
+        Err(SysError::new(
+            "fill",
+            "the memory of new processes, which are ended",
+            std::io::Error::other(why),
+        ))
     }
 }
