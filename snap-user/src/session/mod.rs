@@ -109,6 +109,7 @@ mod tree_links;
 mod tree_shared;
 mod tree_stop;
 mod tree_terminals;
+mod tree_who;
 mod types;
 mod verify;
 mod watch;

@@ -28,7 +28,7 @@ pub struct Watched {
 }
 
 enum Report {
-    Progress(i32, Progress),
+    Progress(i32, Box<Progress>),
     Over(Watched),
 }
 
@@ -75,7 +75,7 @@ pub fn watch(
                     probes,
                     (send, &commands),
                     &mut |p| {
-                        let _ = reports.send(Report::Progress(pid, p.clone()));
+                        let _ = reports.send(Report::Progress(pid, Box::new(p.clone())));
                     },
                 );
                 let _ = reports.send(Report::Over(Watched { pid, outcome }));

@@ -14,12 +14,13 @@ use super::tree_left::Leftovers;
 use super::tree_links::Links;
 use super::tree_shared::SharedSeen;
 use super::tree_stop::{Flight, Member, Relations, catch};
+use super::tree_who::{has_ended, is_borrower, is_same_process, pid_and_start};
 use super::{Options, Result, SessionError, Taken, Then};
 use crate::capture::CaptureError;
 use crate::image::SessionId;
 use crate::model::SnapshotKind;
 use crate::store::Store;
-use crate::sys::{Hold, monotonic_ns, proc, share_memory};
+use crate::sys::{Hold, monotonic_ns, proc};
 use crate::track::{TrackerChoice, TrackerKind};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -311,10 +312,13 @@ impl<'a> TreeEngine<'a> {
                     return Ok(None);
                 };
                 let engine = &mut self.engines[n];
-                engine.live.files.set_connections(connections.clone());
-                let caught = catch(engine, (kind, ahead), stopped, stop, &mut seen);
-                engine.live.files.set_connections(Arc::default());
-                caught
+                catch(
+                    engine,
+                    (kind, ahead),
+                    (stopped, stop),
+                    &connections,
+                    &mut seen,
+                )
             });
             match caught {
                 Ok(Some(member)) => flight.members.push(member),
@@ -468,28 +472,6 @@ fn audited(engine: &Engine, member: &Member, taken: Taken) -> Result<Taken> {
         true => Ok(taken),
         false => Err(SessionError::Audit { pages: wrong }),
     }
-}
-
-fn pid_and_start(engine: &Engine) -> (i32, u64) {
-    (engine.target.pid, engine.target.start_time)
-}
-
-/// There is nothing of it any more but what its parent has not waited for.
-fn has_ended((pid, start_time): (i32, u64)) -> bool {
-    let lives = |stat: proc::Stat| stat.start_time == start_time && proc::is_alive(pid);
-    !proc::stat(pid, None).is_ok_and(lives)
-}
-
-/// The process that it was attached to, and no later one of the same id.
-fn is_same_process(engine: &Engine) -> bool {
-    proc::stat(engine.target.pid, None)
-        .is_ok_and(|stat| stat.start_time == engine.target.start_time)
-}
-
-/// It has its parent's memory until it executes a program (vfork(2)): what would be put into it would be put into both.
-fn is_borrower(pid: i32) -> bool {
-    let parent = proc::stat(pid, None).map(|stat| stat.ppid);
-    parent.is_ok_and(|parent| share_memory(pid, parent).unwrap_or(false))
 }
 
 fn prepare(engine: &mut Engine) -> Result<Ready> {

@@ -33,8 +33,8 @@ pub(super) struct Member {
 pub(super) fn catch(
     engine: &mut Engine,
     (kind, ahead): (SnapshotKind, Ahead),
-    stopped: Stopped,
-    stop: u64,
+    (stopped, stop): (Stopped, u64),
+    connections: &Arc<Connections>,
     seen: &mut SharedSeen,
 ) -> Result<Option<Member>> {
     let pid = stopped.pid;
@@ -42,8 +42,10 @@ pub(super) fn catch(
     let failed = |e| SessionError::from(CaptureError::from_sys(pid, e));
     let group = proc::own_group(pid).map_err(failed)?;
     let session = proc::own_session(pid).map_err(failed)?;
-    let caught = engine.stopped(kind, ahead, stopped.frozen, stop, (true, Some(seen)))?;
-    let Ok(caught) = caught else {
+    engine.live.files.set_connections(connections.clone());
+    let caught = engine.stopped(kind, ahead, stopped.frozen, stop, (true, Some(seen)));
+    engine.live.files.set_connections(Arc::default());
+    let Ok(caught) = caught? else {
         engine.events.exec = true;
         return Ok(None);
     };

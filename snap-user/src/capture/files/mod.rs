@@ -163,7 +163,7 @@ impl Files {
             if let Detail::Socket(socket) = &mut file.detail
                 && let Some(taken) = self.connections.taken(file.identity.1)
             {
-                *socket = Box::new(taken.clone());
+                (**socket).clone_from(taken);
             }
         }
         Ok((descriptors, files))
