@@ -22,6 +22,8 @@ def block(seed, n):
     return bytes((seed + n * 7 + i * 31 + (i * i >> 5)) & 255 for i in range(4096))
 address, port, blocks = ADDRESS, PORT, BLOCKS
 s = socket.create_connection((address, port))
+# Others are in whichever network it is, too.
+pair = socket.socketpair()
 s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
 verdict = []
 def receive():

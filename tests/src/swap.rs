@@ -38,7 +38,10 @@ impl Swap {
 
 impl Drop for Swap {
     fn drop(&mut self) {
-        let _ = Command::new("swapoff").arg(self.file()).output();
+        let done = Command::new("swapoff").arg(self.file()).output();
+        if !done.as_ref().is_ok_and(|done| done.status.success()) {
+            eprintln!("swapoff {}: {done:?}", self.file().display());
+        }
     }
 }
 

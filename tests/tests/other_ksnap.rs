@@ -1,5 +1,6 @@
 //! ksnap beside another ksnap, and with nobody who hears it.
 
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use nix::sys::signal::Signal;
 use tests::{Background, Ksnap, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
+const NOBODY: u32 = 65534;
 
 /// It would go back without its store, which it would then go on writing.
 #[test]
@@ -64,11 +66,9 @@ fn another_ksnap_is_refused_and_what_it_runs_is_named() -> Result<()> {
         said["processes"].as_array().map(Vec::len) == Some(2),
         "{said}"
     );
-    for child in children {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), Signal::SIGTERM)?;
-    }
-    for inner in tests::tree::children_of(left_out).unwrap_or_default() {
-        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(inner), Signal::SIGTERM);
+    let inner = tests::tree::children_of(left_out)?;
+    for child in children.into_iter().chain(inner) {
+        let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(child), Signal::SIGTERM);
     }
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(sleep), Signal::SIGTERM)?;
     let ended = running.finish(LIMIT)?;
@@ -91,6 +91,26 @@ fn diagnostics_that_nobody_reads_end_nothing() -> Result<()> {
         .arg(ksnap.store());
     let ended = Background::start(command)?.finish(LIMIT)?;
     ensure!(ended.stderr.contains("ended with 7"), "{ended:?}");
-    ensure!(ksnap.json(&["log"])?.len() > 1);
+    ensure!(!ksnap.json(&["log"])?.is_empty());
+    Ok(())
+}
+
+/// It was made by ksnap, and where nothing may be chosen its program is still told to be ksnap's.
+#[test]
+fn a_process_that_ksnap_has_brought_back_is_none() -> Result<()> {
+    require!(Root, Ksnap, OtherUsers);
+    let ksnap = Ksnap::as_user(NOBODY)?;
+    let mut command = Command::new("sleep");
+    command.arg("600").uid(NOBODY).gid(NOBODY);
+    let mut process = Background::start(command)?;
+    let pid = process.pid();
+    let ended = ksnap.run(&["snap", &pid.to_string(), "--kill"])?;
+    ensure!(matches!(ended.code()?, 0 | 3), "{ended:?}");
+    process.wait(LIMIT)?.context("it lives on")?;
+    let back = ksnap.run(&["restore", "latest", "--pids", "new", "--json"])?;
+    let said: serde_json::Value = serde_json::from_str(&back.stdout).context(back.stderr)?;
+    let pid = said["pid"].as_i64().context("no pid")?.to_string();
+    let taken = ksnap.run(&["snap", &pid, "--kill"])?;
+    ensure!(matches!(taken.code()?, 0 | 3), "{taken:?}");
     Ok(())
 }

@@ -19,8 +19,22 @@ use tests::{Ksnap, Python, require};
 
 const LIMIT: Duration = Duration::from_secs(120);
 /// Transactions of one run of pgbench, and how many clients share them.
-const TRANSACTIONS: u64 = 600;
+const TRANSACTIONS: u64 = 2400;
 const CLIENTS: u64 = 4;
+/// What each does, as pgbench's own transaction, with a pause: it is under way whenever the server goes, and does not
+/// make up for the time in which that was gone.
+const TRANSACTION: &str = r"
+\set aid random(1, 100000)
+\set tid random(1, 10)
+\set delta random(-5000, 5000)
+BEGIN;
+UPDATE pgbench_accounts SET abalance = abalance + :delta WHERE aid = :aid;
+UPDATE pgbench_tellers SET tbalance = tbalance + :delta WHERE tid = :tid;
+UPDATE pgbench_branches SET bbalance = bbalance + :delta WHERE bid = 1;
+INSERT INTO pgbench_history (tid, bid, aid, delta, mtime) VALUES (:tid, 1, :aid, :delta, CURRENT_TIMESTAMP);
+END;
+\sleep 15 ms
+";
 
 /// bash, and a child of it that answers what comes by a connection which both have. When the child has been told to end,
 /// bash answers.
@@ -233,8 +247,10 @@ fn postgres_goes_on_under_a_pgbench_that_is_connected() -> Result<()> {
     server.client("pgbench", &["-i", "-q", "-s", "1", "postgres"])?;
     let each = (TRANSACTIONS / CLIENTS).to_string();
     let clients = CLIENTS.to_string();
-    // Paced, so that it is under way whenever the server goes.
-    let options = ["-n", "-c", &clients, "-t", &each, "-R", "150", "postgres"];
+    let file = server.folder().join("transaction");
+    std::fs::write(&file, TRANSACTION)?;
+    let file = file.to_str().context("a strange folder")?;
+    let options = ["-n", "-c", &clients, "-t", &each, "-f", file, "postgres"];
     let mut bench = server.remote_client("pgbench", &options)?;
     let root = server.pid();
     let _ended = Ended(root, "postgres");

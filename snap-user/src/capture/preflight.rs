@@ -1,6 +1,7 @@
 //! Refusing what cannot be captured, before it is touched.
 
 use super::{CaptureError, Result};
+use crate::model::Backing;
 use crate::sys::{PidFd, await_turn, fill_all, is_filler, pidfd_open, proc};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -32,9 +33,16 @@ pub fn is_ksnap(pid: i32) -> bool {
         std::fs::metadata(format!("/proc/{of}/exe")).map(|program| (program.dev(), program.ino()))
     };
     match (program(&pid.to_string()), program("self")) {
-        (Ok(one), Ok(own)) => one == own,
-        _ => false,
+        (Ok(one), Ok(own)) if one == own => {}
+        _ => return false,
     }
+    // One that was brought back where that link could not be set has it still, and none of the code.
+    let exe = proc::link(pid, "exe").unwrap_or_default();
+    proc::maps(pid).is_ok_and(|maps| {
+        maps.iter().any(|vma| {
+            vma.prot.exec && matches!(&vma.backing, Backing::File { path, .. } if *path == exe)
+        })
+    })
 }
 
 /// Why another ksnap is refused, with what it runs.

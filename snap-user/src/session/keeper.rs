@@ -102,9 +102,9 @@ fn aim(most: u64, merged: u64) -> u64 {
     let room = most.saturating_sub(merged);
     let usual = room.max(most / 2) / 4 * 3;
     match room.checked_sub(merged) {
-        // The base image alone would be more, and all that follows it would go.
-        Some(deltas) if usual < merged => merged + deltas / 4 * 3,
-        _ => usual,
+        // Else the base image alone would be about as much, and nearly all that follows it would go.
+        Some(deltas) => usual.max(merged + deltas / 4 * 3),
+        None => usual,
     }
 }
 
@@ -391,14 +391,15 @@ mod tests {
 
     #[test]
     fn coming_down_leaves_what_builds_on_a_large_base_image() {
-        assert_eq!(aim(1000, 100), 900 / 4 * 3);
+        assert_eq!(aim(1000, 100), 100 + 800 / 4 * 3);
         // With little more than twice the base image there is room for a few.
         assert_eq!(aim(210, 100), 100 + 10 / 4 * 3);
-        assert_eq!(aim(240, 100), 140 / 4 * 3);
+        assert_eq!(aim(240, 100), 100 + 40 / 4 * 3);
         // Where merging finds no room it is not aimed at.
         assert_eq!(aim(190, 100), 95 / 4 * 3);
         for most in 0..500 {
             let aimed = aim(most, 100);
+            assert!(most < 201 || aimed >= aim(most - 1, 100), "{most}");
             assert!(
                 aimed <= most && (aimed + 100 <= most || most < 200),
                 "{most}"

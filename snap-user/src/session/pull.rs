@@ -247,7 +247,12 @@ fn publish(
         let mut stored = Vec::with_capacity(parts.len());
         for part in parts {
             // By an earlier attempt, which was killed before the tree was there.
-            if let Some(meta) = here.find(part.index.header.id) {
+            let there = here.find(part.index.header.id);
+            let fits = |meta: &&SnapshotMeta| {
+                // In plain, it is not to be a part of a sealed tree.
+                !store.seals() || store.is_sealed(meta.session).unwrap_or(false)
+            };
+            if let Some(meta) = there.filter(fits) {
                 stored.push(Stored::of(meta));
                 continue;
             }

@@ -173,6 +173,14 @@ pub fn push(
     )))
 }
 
+/// A tree has the name of its first process, which would take its place.
+fn is_there_as_tree(bucket: &Bucket, name: &SnapshotName) -> Result<bool> {
+    match bucket.is_tree(name) {
+        Err(error) if error.is_missing() => Ok(false),
+        found => Ok(found?),
+    }
+}
+
 /// What came of an attempt: nothing where it took too long.
 struct Attempted {
     pushed: Option<Pushed>,
@@ -222,6 +230,12 @@ fn attempt(
         .map(|chunk| (chunk.name, *chunk))
         .collect();
     let (name, parts) = object(subject, indexes, &needed)?;
+    if subject.tree.is_none() && is_there_as_tree(bucket, &name)? {
+        return Err(SessionError::Remote(format!(
+            "snapshot {} is there as a tree of processes, of which this store has the first one alone: push from where all of the tree is, or another snapshot of it",
+            name.id
+        )));
+    }
     let len: u64 = parts.iter().map(|part| part.len() as u64).sum();
     if is_late()? {
         return Ok(Attempted { pushed: None, sent });

@@ -208,6 +208,9 @@ impl Memory {
                     "its memory cannot come behind its first instruction: userfaultfd(2) is not allowed there. Clone it without --lazy".into(),
                 ));
             } else {
+                if !lazy.pieces.iter().all(|piece| self.image.is_whole(piece)) {
+                    return Err(SessionError::DamagedImage);
+                }
                 written += self.write(newborn.pid(), &lazy.pieces)?;
             }
         }

@@ -293,6 +293,9 @@ impl<'a> TreeEngine<'a> {
     fn stop_all(&mut self, mut ready: BTreeMap<i32, Ready>, then: Then) -> Result<Option<Flight>> {
         let (time_ns, stop) = (wall_clock_ns(), monotonic_ns());
         let mut family = family::freeze(self.root, Hold::Trace)?;
+        let pids: Vec<i32> = family.members.0.iter().map(|one| one.pid).collect();
+        // Before what is in flight: that gives connections back before any of them goes on.
+        let mut standing = std::mem::take(&mut family.members.0).into_iter();
         let mut flight = Flight::new(
             then,
             time_ns,
@@ -300,12 +303,16 @@ impl<'a> TreeEngine<'a> {
             std::mem::take(&mut family.notes),
         );
         let connections = match then {
-            Then::KillKeeping => flight.take_connections(&family.members.0)?,
+            Then::KillKeeping => match flight.take_connections(&pids) {
+                Ok(taken) => taken,
+                // One of them was killed in the stop.
+                Err(_) if pids[1..].iter().any(|pid| !proc::is_alive(*pid)) => return Ok(None),
+                Err(e) => return Err(e.of_process(self.root)),
+            },
             _ => Arc::default(),
         };
-        let standing = std::mem::take(&mut family.members.0);
         let mut seen = SharedSeen::default();
-        for stopped in standing {
+        for stopped in standing.by_ref() {
             let pid = stopped.pid;
             let caught = self.place(pid, ready.remove(&pid)).and_then(|place| {
                 let Some((n, Ready { kind, ahead })) = place else {

@@ -125,9 +125,8 @@ impl Flight {
     }
 
     /// Takes the connections of those that stand.
-    pub(super) fn take_connections(&mut self, standing: &[Stopped]) -> Result<Arc<Connections>> {
-        let pids: Vec<i32> = standing.iter().map(|one| one.pid).collect();
-        let (taken, custodian) = capture::take_connections(&pids)?;
+    pub(super) fn take_connections(&mut self, pids: &[i32]) -> Result<Arc<Connections>> {
+        let (taken, custodian) = capture::take_connections(pids)?;
         self.connections = custodian;
         Ok(Arc::new(taken))
     }

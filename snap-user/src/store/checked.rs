@@ -25,6 +25,11 @@ fn sum(text: &str) -> String {
     format!("{:08x}", crc32c::crc32c(text.as_bytes()))
 }
 
+/// A text has a checksum: what is read from it is what was written.
+pub(super) fn has_sum(text: &str) -> bool {
+    text.starts_with(BEGIN)
+}
+
 /// Reads a file back; `part` names what it is.
 ///
 /// # Errors

@@ -189,7 +189,9 @@ fn advice(source: &io::Error) -> &'static str {
         io::ErrorKind::ReadOnlyFilesystem => {
             "; what is there can be read and restored, and --store names another folder for what is new"
         }
-        io::ErrorKind::PermissionDenied => "; --store names another folder",
+        io::ErrorKind::PermissionDenied => {
+            "; it may be another user's: --store names another folder"
+        }
         _ => "",
     }
 }

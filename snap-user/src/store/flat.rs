@@ -96,11 +96,28 @@ impl Store {
         {
             return Ok(flat);
         }
-        let file = memory_file(&path)?;
-        let filled = fill(file, &pieces, snapshot, &boot);
+        self.in_memory(&path, &pieces, snapshot, &boot)
+    }
+
+    /// As [`Store::flat`], in memory, whatever there is.
+    pub(super) fn flat_in_memory(&self, snapshot: &Snapshot) -> Result<Flat, StoreError> {
+        let path = self.dir().join(FOLDER).join(snapshot.id().to_string());
+        let boot = self.files.boot().unwrap_or_default();
+        self.in_memory(&path, &pieces(snapshot)?, snapshot, &boot)
+    }
+
+    fn in_memory(
+        &self,
+        path: &Path,
+        pieces: &[FlatPiece],
+        snapshot: &Snapshot,
+        boot: &str,
+    ) -> Result<Flat, StoreError> {
+        let file = memory_file(path)?;
+        let filled = fill(file, pieces, snapshot, boot);
         let flat = filled.map_err(|e| match e {
             FillError::Store(e) => e,
-            FillError::File(e) => in_memory(&path)(e),
+            FillError::File(e) => in_memory(path)(e),
         })?;
         // Nobody else has it: what is in memory is as good as what is read from there.
         Ok(Flat {

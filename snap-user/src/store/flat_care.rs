@@ -27,8 +27,13 @@ impl Store {
         }
         let path = self.flat_path(snapshot.id());
         tracing::warn!("{}: damaged, and made anew", path.display());
-        std::fs::remove_file(&path).map_err(StoreError::io("remove", &path))?;
-        self.flat(snapshot)
+        match std::fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!("{}: cannot be removed: {error}", path.display());
+                self.flat_in_memory(snapshot)
+            }
+            _ => self.flat(snapshot),
+        }
     }
 
     fn flat_path(&self, id: SnapshotId) -> PathBuf {

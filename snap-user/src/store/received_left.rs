@@ -59,13 +59,16 @@ pub(super) fn files(folder: &Path) -> Vec<Left> {
     all
 }
 
+/// What has not been written to for so long is not on its way any more.
+const WRITTEN: Duration = Duration::from_secs(600);
+
 /// Removes what nobody came back for, or with `dry_run` nothing. Gives how many bytes that are.
 pub(super) fn evict(files: &[Left], in_use: &str, dry_run: bool) -> u64 {
     let (mut total, mut freed) = (0, 0);
     for left in files {
         total += left.bytes;
         // What is being written is young. Whoever still has a removed file open goes on with it.
-        let is_old = left.age > KEPT || total > MOST_BYTES;
+        let is_old = left.age > KEPT || total > MOST_BYTES && left.age > WRITTEN;
         if !left.name.starts_with(in_use)
             && is_old
             && (dry_run || std::fs::remove_file(&left.path).is_ok())

@@ -255,6 +255,8 @@ impl Session {
         if let Err(error) = self.store.remove_session(self.id) {
             tracing::warn!("session {} of no use is still there: {error}", self.id);
         }
+        // One may have been published that could not be made durable.
+        self.store.sweep_trees();
     }
 
     /// The session's name.

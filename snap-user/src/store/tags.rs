@@ -7,6 +7,7 @@ use super::files::{LockGuard, Locking};
 use super::meta::SnapshotMeta;
 use super::session::now_ns;
 use super::text::{publish_text, read_text};
+use super::verify::{Problem, Report};
 use crate::model::SnapshotId;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
@@ -230,7 +231,8 @@ impl Store {
     /// Snapshots that have a name.
     ///
     /// # Errors
-    /// A tag cannot be read, or names nothing that is there: what it is to protect is not known then.
+    /// A tag cannot be read, or has no checksum and names nothing that is there: what it is to protect is not known then.
+    /// One with a checksum whose snapshot is gone has nothing to protect.
     pub fn tagged(&self) -> Result<HashSet<SnapshotId>, StoreError> {
         self.tagged_beside(&[])
     }
@@ -247,8 +249,9 @@ impl Store {
                 why: error.to_string(),
             })?);
         }
-        let is_known = |tag: &&Tag| known.iter().any(|meta| meta.id == tag.id);
-        let others: Vec<Tag> = tags.iter().filter(|tag| !is_known(tag)).cloned().collect();
+        let is_known = |tag: &Tag| known.iter().any(|meta| meta.id == tag.id);
+        let is_doubtful = |tag: &&Tag| !is_known(tag) && !self.is_sure(tag);
+        let others: Vec<Tag> = tags.iter().filter(is_doubtful).cloned().collect();
         if let Some(tag) = self.lost_tags(&others)?.first() {
             return Err(StoreError::BadTag {
                 name: tag.name.clone(),
@@ -256,6 +259,12 @@ impl Store {
             });
         }
         Ok(tags.into_iter().map(|tag| tag.id).collect())
+    }
+
+    /// It is what was written.
+    fn is_sure(&self, tag: &Tag) -> bool {
+        let text = read_text(&*self.files, &self.tag_path(&tag.name));
+        text.is_ok_and(|text| checked::has_sum(&text))
     }
 
     /// Those of these tags whose snapshot is not there.
@@ -270,21 +279,33 @@ impl Store {
         Ok(lost.filter(stays).cloned().collect())
     }
 
-    /// What is wrong with tags: file, and what it is.
-    pub(super) fn tag_damage(&self) -> Result<Vec<(PathBuf, String)>, StoreError> {
-        let (mut tags, mut damage) = (Vec::new(), Vec::new());
+    /// Looks at tags: what is wrong with them, and what does no harm.
+    pub(super) fn verify_tags(&self, report: &mut Report) -> Result<(), StoreError> {
+        let mut tags = Vec::new();
+        let problem = |path, what| Problem {
+            id: None,
+            path,
+            what,
+        };
         for (name, read) in self.read_tags()? {
             match read {
                 Ok(tag) => tags.push(tag),
-                Err(error) => damage.push((self.tag_path(&name), error.to_string())),
+                Err(error) => {
+                    let problem = problem(self.tag_path(&name), error.to_string());
+                    report.problems.push(problem);
+                }
             }
         }
-        let lost = self.lost_tags(&tags)?;
-        damage.extend(lost.iter().map(|tag| {
-            let what = format!("tag {}: {}", tag.name, names_nothing(tag));
-            (self.tag_path(&tag.name), what)
-        }));
-        Ok(damage)
+        for tag in self.lost_tags(&tags)? {
+            let what = format!("tag {}: {}", tag.name, names_nothing(&tag));
+            match self.is_sure(&tag) {
+                true => report.notes.push(format!("{what} any more")),
+                false => report
+                    .problems
+                    .push(problem(self.tag_path(&tag.name), what)),
+            }
+        }
+        Ok(())
     }
 
     fn tag_path(&self, name: &str) -> PathBuf {

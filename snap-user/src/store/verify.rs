@@ -100,13 +100,7 @@ impl Store {
         self.verify_trees(only, &mut report)?;
         self.verify_flat(only, &mut report);
         if only.is_none() {
-            let damage = self.tag_damage()?.into_iter();
-            let damage = damage.map(|(path, what)| Problem {
-                id: None,
-                path,
-                what,
-            });
-            report.problems.extend(damage);
+            self.verify_tags(&mut report)?;
         }
         match only {
             Some(id) if !found => Err(self.no_snapshot(id)),

@@ -108,7 +108,8 @@ impl Pager {
         self.spaces.iter().filter_map(|s| s.image.descriptor())
     }
 
-    /// Something that was to be given is not what it was: who waits for it gets nothing, and has to be ended.
+    /// Something that was to be given is not what it was: who waits gets nothing from then on, and has to be ended while
+    /// this lives.
     pub fn is_damaged(&self) -> bool {
         self.damaged
     }
@@ -129,6 +130,11 @@ impl Pager {
             for addr in std::mem::take(&mut space.waiting) {
                 space.give(addr);
             }
+            self.damaged |= space.damaged;
+        }
+        if self.damaged {
+            // Whoever waits is not let go on: all descriptors stay open, those of children too, until all have ended.
+            return self.spaces.append(&mut born);
         }
         if !born.is_empty() {
             // Whoever forks often has children that are gone: the kernel tells only when asked to fill.
@@ -144,10 +150,17 @@ impl Pager {
     pub fn fill_some(&mut self) -> bool {
         let mut any = false;
         for space in &mut self.spaces {
+            if self.damaged {
+                return false;
+            }
             any = space.fill_some();
+            self.damaged |= space.damaged;
             if any {
                 break;
             }
+        }
+        if self.damaged {
+            return false;
         }
         self.close();
         any
@@ -156,7 +169,6 @@ impl Pager {
     /// Lets go of address spaces that lack nothing: from then on they are like any other.
     fn close(&mut self) {
         let keeps = self.keeps;
-        self.damaged |= self.spaces.iter().any(|space| space.damaged);
         self.spaces
             .retain(|space| keeps && !space.born || !space.missing.is_empty());
     }
@@ -236,7 +248,7 @@ impl Space {
                     born: true,
                     waiting: Vec::new(),
                     changing: false,
-                    damaged: false,
+                    damaged: self.damaged,
                 });
             }
             Message::Moved { from, to, len } => {
@@ -302,6 +314,10 @@ impl Space {
 
     /// Gives a touched page its content, and its neighbours theirs.
     fn give(&mut self, addr: u64) {
+        if self.damaged {
+            // It waits until it is ended.
+            return;
+        }
         let Some(Piece { range, offset }) = self.missing.at(addr) else {
             return self.zero(addr);
         };
@@ -318,7 +334,9 @@ impl Space {
             end: range.end.min((addr & !(AROUND - 1)) + AROUND),
         };
         if !self.copy(around) {
-            self.try_again(addr);
+            if !self.damaged {
+                self.try_again(addr);
+            }
         } else {
             // Copying wakes those who wait for what was copied; the page may have been there.
             self.wake(addr);
@@ -338,7 +356,7 @@ impl Space {
                     true => copy(uffd, piece, image, &mut gone),
                     false => {
                         damaged = true;
-                        Ok(())
+                        Err(piece)
                     }
                 },
             );

@@ -14,6 +14,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// Open files that a custodian needs beside the sockets and a pidfd of each process, about.
+const OWN: usize = 8;
+
 /// What there is of the connections of stopped processes.
 #[derive(Debug, Default)]
 pub struct Connections {
@@ -73,6 +76,8 @@ pub fn take_connections(pids: &[i32]) -> Result<(Connections, Option<Custodian>)
 /// Looks at the processes.
 struct Taker<'a> {
     pids: &'a [i32],
+    /// The network of each: all go on in that of the first.
+    networks: Vec<Option<String>>,
     processes: Vec<PidFd>,
     connections: Connections,
 }
@@ -80,8 +85,10 @@ struct Taker<'a> {
 impl<'a> Taker<'a> {
     fn new(pids: &'a [i32]) -> Result<Self> {
         let open = |pid: &i32| pidfd_open(*pid).map_err(|e| CaptureError::from_sys(*pid, e));
+        let network = |pid: &i32| proc::link(*pid, "ns/net").ok();
         Ok(Self {
             pids,
+            networks: pids.iter().map(network).collect(),
             processes: pids.iter().map(open).collect::<Result<_>>()?,
             connections: Connections::default(),
         })
@@ -163,8 +170,8 @@ impl<'a> Taker<'a> {
         let mut sockets = Vec::new();
         for place in self.sockets()? {
             let taken = self.get(place)?;
-            let socket = socket::describe(&taken, place.inode);
-            let socket = socket.map_err(|e| self.failed(place.member, e))?;
+            // One that tells nothing of itself is no connection of TCP.
+            let socket = socket::glance(&taken).unwrap_or_default();
             match kind(&socket) {
                 Kind::Tcp => sockets.push(place),
                 Kind::Other(protocol) => self.lose(place, &format!("it is one of {protocol}")),
@@ -172,7 +179,8 @@ impl<'a> Taker<'a> {
             }
         }
         // Each is held here, and by a copy that the custodian gets.
-        sys::may_open(2 * sockets.len()).map_err(|e| {
+        let needed = 2 * sockets.len() + self.pids.len() + OWN;
+        sys::may_open(needed).map_err(|e| {
             let count = sockets.len();
             let who = match self.pids.len() {
                 1 => "it has",
@@ -187,6 +195,12 @@ impl<'a> Taker<'a> {
             let fd = self.get(place)?;
             match tcp::refuses_capture(&fd) {
                 Ok(false) => {}
+                Ok(true) if self.networks[place.member] != self.networks[0] => {
+                    self.lose(
+                        place,
+                        "it is in another network than the first process of the tree",
+                    );
+                }
                 Ok(true) => {
                     // It may have been on its way when it was looked at first.
                     let socket = socket::describe(&fd, place.inode);

@@ -96,7 +96,11 @@ impl Files {
             FileKind::Socket => match self.take(fd) {
                 Ok(taken) => {
                     file.owner = file.owner.or_else(|| opened::owner(&taken).ok().flatten());
-                    match opened::socket::describe(&taken, stat.identity.1) {
+                    let look = || opened::socket::describe(&taken, stat.identity.1);
+                    // A Unix socket is told of in its own network only.
+                    let pid = self.table.pid();
+                    let elsewhere = |_| sys::in_network_of(pid, look).and_then(|found| found);
+                    match look().or_else(elsewhere) {
                         Ok(socket) => Detail::Socket(Box::new(socket)),
                         Err(_) => Detail::None,
                     }

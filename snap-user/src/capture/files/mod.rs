@@ -160,10 +160,10 @@ impl Files {
         }
         let (descriptors, mut files) = self.compacted(same, vmas);
         for file in &mut files {
-            if let Detail::Socket(socket) = &mut file.detail
+            if file.kind == FileKind::Socket
                 && let Some(taken) = self.connections.taken(file.identity.1)
             {
-                (**socket).clone_from(taken);
+                file.detail = Detail::Socket(Box::new(taken.clone()));
             }
         }
         Ok((descriptors, files))

@@ -122,6 +122,35 @@ fn a_tag_that_names_nothing_is_found_and_nothing_is_removed() {
     session.pruner().plan(&rules()).expect("a plan");
 }
 
+/// As after a power failure that took it: what the tag named is known, and there is nothing to protect.
+#[test]
+fn a_whole_tag_whose_snapshot_is_gone_is_told_and_stands_in_nobodys_way() {
+    let (_dir, store) = new_store();
+    let (session, _, _) = sample(&store);
+    let mut gone = store.create_session(&info(11)).expect("a session");
+    let taken = publish(&mut gone, None, [], [(0, 9)]).expect("a snapshot");
+    store.set_tag("lost", taken.id, false).expect("a tag");
+    let folder = store.dir().join(gone.id().to_string());
+    drop(gone);
+    fs::remove_dir_all(folder).expect("removed behind its back");
+    let report = store.verify(None).expect("a report");
+    assert!(report.problems.is_empty(), "{:?}", report.problems);
+    assert!(
+        report.notes.iter().any(|note| note.contains("tag lost")),
+        "{:?}",
+        report.notes
+    );
+    assert_eq!(
+        session
+            .pruner()
+            .plan(&rules())
+            .expect("a plan")
+            .removed
+            .len(),
+        2
+    );
+}
+
 #[test]
 fn a_file_among_the_tags_whose_name_is_none_is_found() {
     let (_dir, store) = new_store();

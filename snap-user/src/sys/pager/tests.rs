@@ -151,6 +151,39 @@ fn a_page_that_is_not_what_it_was_is_not_given() {
     }
 }
 
+/// Nor does anybody who asked at the same time, for what lies beside it, or as the last thing that was missing.
+#[test]
+fn nobody_goes_on_who_waits_where_something_is_damaged() {
+    const PAGES: u64 = 4;
+    if !rustix::process::geteuid().is_root() {
+        return crate::skip::without_root("the right to follow forks");
+    }
+    let (uffd, range) = missing_memory(PAGES);
+    let file = tempfile::tempfile().unwrap();
+    file.write_all_at(&[7; PAGES as usize * PAGE_SIZE as usize], 0)
+        .unwrap();
+    let image = Image::new(&file, &vec![0; PAGES as usize].into(), None).unwrap();
+    let mut pager = Pager::default();
+    pager.adopt(uffd, image, &[Piece { range, offset: 0 }], &[]);
+    let touching: Vec<_> = (0..3)
+        .map(|page| std::thread::spawn(move || holds(range, page..page + 1, 7)))
+        .collect();
+    while !pager.is_damaged() {
+        wait(&pager);
+        pager.serve();
+    }
+    for _ in 0..20 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        pager.serve();
+        assert!(!pager.fill_some());
+    }
+    assert!(touching.iter().all(|thread| !thread.is_finished()));
+    assert_eq!(pager.descriptors().count(), 1);
+    // Here they are let go of in the end.
+    drop(pager);
+    touching.into_iter().for_each(|thread| drop(thread.join()));
+}
+
 #[test]
 fn what_is_to_come_first_does() {
     const PAGES: u64 = 512;

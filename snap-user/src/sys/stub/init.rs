@@ -137,8 +137,12 @@ fn page(lazy: &[Arc<Lazy>], main: i32) -> ! {
     };
     let fail = || {
         break_off();
-        // SAFETY: ends the process, and its namespace with it.
-        unsafe { libc::_exit(1) }
+        // SAFETY: ends all others of the namespace, and the process, and the namespace with it. Before what it has open
+        // is closed, which lets go of all who wait for memory.
+        unsafe {
+            libc::kill(-1, libc::SIGKILL);
+            libc::_exit(1)
+        }
     };
     let mut pager = Pager::default();
     for one in lazy {

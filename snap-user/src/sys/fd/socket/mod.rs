@@ -21,6 +21,24 @@ const TCP_ESTABLISHED: u8 = 1;
 const TCP_LISTEN: u8 = 10;
 const TCP_CLOSE: u8 = 7;
 
+/// What a socket is, by what it tells itself, in whichever network it is: its family, type, protocol, and whether it has
+/// another side.
+pub fn glance(fd: impl AsFd) -> Result<Socket> {
+    let fd = fd.as_fd();
+    let peer = address(fd, libc::getpeername).unwrap_or_default();
+    Ok(Socket {
+        domain: int(fd, libc::SOL_SOCKET, libc::SO_DOMAIN)?,
+        ty: int(fd, libc::SOL_SOCKET, libc::SO_TYPE)?,
+        protocol: int(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL)?,
+        state: match peer.is_empty() {
+            true => SocketState::Idle,
+            false => SocketState::Connected,
+        },
+        peer,
+        ..Socket::default()
+    })
+}
+
 /// What a socket is, its queue aside. `inode` is its number in `/proc/PID/fd`.
 pub fn describe(fd: impl AsFd, inode: u64) -> Result<Socket> {
     let fd = fd.as_fd();
