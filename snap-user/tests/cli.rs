@@ -19,7 +19,9 @@ fn log_lists_snapshots_newest_last_and_marks_a_branch() {
         assert!(line.contains("victim") && line.contains("4242"), "{line}");
     }
     assert!(lines[1].contains(" base ") && lines[2].contains(" delta "));
-    assert!(lines[1].contains("2026-01-02 03:04:05.001"), "{}", lines[1]);
+    // All of one day, which the heading has.
+    assert!(lines[0].contains("2026-01-02"), "{}", lines[0]);
+    assert!(lines[1].contains(" 03:04:05.001"), "{}", lines[1]);
     assert!(lines[1].contains("1.50 ms"), "{}", lines[1]);
     assert!(lines[4].ends_with("@2"), "{}", lines[4]);
     assert!(!lines[3].ends_with("@2"), "{}", lines[3]);

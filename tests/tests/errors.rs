@@ -459,7 +459,7 @@ fn a_snapshot_of_another_process_is_named_as_that() -> Result<()> {
     ksnap.ok(&["tag", "first", "latest"])?;
     let pid = other.pid().to_string();
     let refused = ksnap.run(&["rollback", &pid, "first", "-y"])?;
-    ensure!(refused.code()? == 2, "{refused:?}");
+    ensure!(refused.code()? == 1, "{refused:?}");
     let whose = format!("is of process {}", one.pid());
     ensure!(refused.stderr.contains(&whose), "{refused:?}");
     ensure!(

@@ -58,10 +58,11 @@ fn of_another(dir: &Path, pid: i32, reference: &str) -> Option<SessionError> {
         return None;
     }
     let other = find(dir, reference, None).ok()?;
-    Some(SessionError::Usage(format!(
-        "{reference} is of process {} ({}), and process {pid} goes back to snapshots of its own only (ksnap log --pid {pid}); ksnap restore {reference} brings it back as a process of its own",
+    let what = format!(
+        "snapshot {reference} of process {pid}: it is of process {} ({}), and ksnap restore {reference} brings it back as a process of its own; ksnap log --pid {pid} lists those that this one can go back to",
         other.pid, other.comm
-    )))
+    );
+    Some(StoreError::NotFound { what }.into())
 }
 
 /// What was done inside the stop.
