@@ -344,7 +344,7 @@ fn read_tree(bytes: &mut [u8]) {
     if let Ok(tree) = TreeHead::decode("fuzz", bytes, bytes.len() as u64) {
         // What readers rely on.
         assert_eq!(tree.members.len(), tree.header.processes as usize);
-        assert_eq!(tree.members[0].id, tree.header.id);
+        assert_eq!(tree.members[0].id, tree.header.common.id);
         assert!(tree.record.len() < bytes.len());
     }
 }
@@ -356,7 +356,7 @@ fn read_index(bytes: &[u8]) {
     };
     // What readers rely on.
     assert_eq!(index.header.index_len(), bytes.len() as u64);
-    assert_eq!(index.entries().len() as u64, index.header.pages);
+    assert_eq!(index.entries().len() as u64, index.header.common.pages);
     assert_eq!(index.manifest().len(), index.header.manifest_len as usize);
     let mut before = None;
     for entry in index.entries() {

@@ -110,15 +110,18 @@ fn objects_are_written_and_read_as_they_always_were() {
         assert!(std::fs::read(file(name)).unwrap() == *bytes, "{name}");
     }
     let head = TreeHead::decode(&tree_name.key(), &tree, tree.len() as u64).unwrap();
-    assert!(head.header.name() == tree_name && tree_name == index_name);
+    assert!(head.header.common.name() == tree_name && tree_name == index_name);
     for member in &head.members {
         let range = member.range();
         let bytes = tree[range.start as usize..range.end as usize].to_vec();
         let of_member = Index::decode(&tree_name.key(), bytes).unwrap();
-        assert!(of_member.header.id == member.id && of_member.header.pages == member.pages);
+        assert!(
+            of_member.header.common.id == member.id
+                && of_member.header.common.pages == member.pages
+        );
     }
     let decoded = Index::decode(&index_name.key(), index).unwrap();
-    assert_eq!(decoded.header.name(), index_name);
+    assert_eq!(decoded.header.common.name(), index_name);
     assert_eq!(decoded.chunks[0].name, chunk_name);
     let chunk = Chunk::decode(chunk_name, &chunk).unwrap();
     for (entry, page) in decoded.entries().zip(pages()) {

@@ -5,18 +5,14 @@ mod builder;
 pub use builder::{About, IndexBuilder};
 
 use super::bytes::Fields;
-use super::name::{ChunkName, Kin, SnapshotName};
+use super::header::{Common, INDEX_HEADER_LEN, MAGIC, no_version};
+use super::name::ChunkName;
 use super::tree::TREE_VERSION;
 use super::{BucketError, MAX_CHUNK, MAX_CHUNK_PAGES, Result};
-use crate::image::{MAX_MANIFEST, SessionId};
-use crate::model::{PAGE_SIZE, SnapshotId};
+use crate::image::MAX_MANIFEST;
+use crate::model::PAGE_SIZE;
 
-const MAGIC: [u8; 8] = *b"\x89KSIDX\r\n";
 const VERSION: u16 = 1;
-/// Length of the header, in bytes. It can be read alone.
-pub const INDEX_HEADER_LEN: usize = 256;
-/// Longest command name, in bytes.
-pub(super) const COMM: usize = 64;
 const REF: usize = 40;
 const ENTRY: usize = 48;
 /// Most pages of a snapshot: 256 GiB of memory. Its index then has 3 GiB.
@@ -32,28 +28,10 @@ pub(super) const MAX_INDEX: u64 = INDEX_HEADER_LEN as u64
 /// What the first bytes of an index say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IndexHeader {
-    /// ELF's number of the architecture.
-    pub arch: u16,
-    /// The snapshot.
-    pub id: SnapshotId,
-    /// Its session, in the store that it was pushed from.
-    pub session: SessionId,
-    /// When it was taken, in nanoseconds since 1970.
-    pub time_ns: u64,
-    /// Process id.
-    pub pid: i32,
-    /// Command name, 64 bytes at most.
-    pub comm: String,
-    /// How long the process was stopped, in nanoseconds.
-    pub stop_ns: u64,
-    /// Its pages.
-    pub pages: u64,
-    /// Chunks that have them.
-    pub chunks: u32,
+    /// What it is of.
+    pub common: Common,
     /// Bytes of the process state.
     pub manifest_len: u32,
-    /// Bytes of all of these chunks.
-    pub chunk_bytes: u64,
     chunks_crc: u32,
     manifest_crc: u32,
     pages_crc: u32,
@@ -96,19 +74,9 @@ impl Entry {
 }
 
 impl IndexHeader {
-    /// How the index is named.
-    pub fn name(&self) -> SnapshotName {
-        SnapshotName {
-            time_ns: self.time_ns,
-            kin: Kin::of(&self.comm),
-            session: self.session,
-            id: self.id,
-        }
-    }
-
     /// Bytes of the table of chunks, which follows the header.
     pub fn table_len(&self) -> u64 {
-        u64::from(self.chunks) * REF as u64
+        u64::from(self.common.chunks) * REF as u64
     }
 
     /// Bytes of the whole index.
@@ -116,37 +84,17 @@ impl IndexHeader {
         INDEX_HEADER_LEN as u64
             + self.table_len()
             + u64::from(self.manifest_len)
-            + self.pages * ENTRY as u64
+            + self.common.pages * ENTRY as u64
     }
 
     fn encode(&self) -> [u8; INDEX_HEADER_LEN] {
-        let mut out = [0; INDEX_HEADER_LEN];
-        let mut at = 0;
-        let mut put = |bytes: &[u8]| {
-            out[at..at + bytes.len()].copy_from_slice(bytes);
-            at += bytes.len();
-        };
-        put(&MAGIC);
-        put(&VERSION.to_le_bytes());
-        put(&self.arch.to_le_bytes());
-        put(&(INDEX_HEADER_LEN as u32).to_le_bytes());
-        put(&self.id.0);
-        put(&self.session.0);
-        put(&self.time_ns.to_le_bytes());
-        put(&self.pid.to_le_bytes());
-        put(&self.chunks.to_le_bytes());
-        put(&self.pages.to_le_bytes());
-        put(&self.chunk_bytes.to_le_bytes());
-        put(&self.stop_ns.to_le_bytes());
-        put(&self.manifest_len.to_le_bytes());
-        put(&self.chunks_crc.to_le_bytes());
-        put(&self.manifest_crc.to_le_bytes());
-        put(&self.pages_crc.to_le_bytes());
-        put(&(self.comm.len() as u32).to_le_bytes());
-        put(self.comm.as_bytes());
-        let sum = crc32c::crc32c(&out[..INDEX_HEADER_LEN - 4]);
-        out[INDEX_HEADER_LEN - 4..].copy_from_slice(&sum.to_le_bytes());
-        out
+        let own = [
+            self.manifest_len,
+            self.chunks_crc,
+            self.manifest_crc,
+            self.pages_crc,
+        ];
+        self.common.encode(VERSION, own)
     }
 
     /// Reads a header, which is that of an object of `len` bytes.
@@ -167,47 +115,18 @@ impl IndexHeader {
                 supported: TREE_VERSION.into(),
             });
         }
-        let (sum, tail) = header.split_at(INDEX_HEADER_LEN - 4);
-        if crc32c::crc32c(sum).to_le_bytes() != tail {
-            return Err(corrupt("the checksum of its header does not match".into()));
-        }
-        let arch = fields.u16();
-        let header_len = fields.u32();
-        let id = SnapshotId(fields.array());
-        let session = SessionId(fields.array());
-        let time_ns = fields.u64();
-        let pid = fields.u32() as i32;
-        let chunks = fields.u32();
-        let pages = fields.u64();
-        let chunk_bytes = fields.u64();
-        let stop_ns = fields.u64();
-        let manifest_len = fields.u32();
-        let (chunks_crc, manifest_crc, pages_crc) = (fields.u32(), fields.u32(), fields.u32());
-        let comm_len = fields.u32() as usize;
-        let comm: [u8; COMM] = fields.array();
-        let comm = comm
-            .get(..comm_len)
-            .and_then(|comm| std::str::from_utf8(comm).ok());
+        let (common, own) = Common::decode(object, header)?;
+        let [manifest_len, chunks_crc, manifest_crc, pages_crc] = own;
         let bounded = version == VERSION
-            && header_len as usize == INDEX_HEADER_LEN
-            && pages <= MAX_PAGES
-            && chunks <= MAX_CHUNKS
+            && common.pages <= MAX_PAGES
+            && common.chunks <= MAX_CHUNKS
             && u64::from(manifest_len) <= MAX_MANIFEST;
-        let (true, Some(comm)) = (bounded, comm) else {
-            return Err(corrupt("its header has values that no version has".into()));
-        };
+        if !bounded {
+            return Err(no_version(object));
+        }
         let header = Self {
-            arch,
-            id,
-            session,
-            time_ns,
-            pid,
-            comm: comm.to_owned(),
-            stop_ns,
-            pages,
-            chunks,
+            common,
             manifest_len,
-            chunk_bytes,
             chunks_crc,
             manifest_crc,
             pages_crc,

@@ -114,13 +114,17 @@ impl Bucket {
     async fn behind(&self, name: &SnapshotName, head: &Head, pages: u64) -> Result<Option<Whole>> {
         let (all, tree, ranges): (_, _, Vec<Range<u64>>) = match head {
             Head::Process(header, _) => (
-                header.pages,
+                header.common.pages,
                 None,
                 iter::once(0..header.index_len()).collect(),
             ),
             Head::Tree(tree) => {
                 let ranges = tree.members.iter().map(|member| member.range());
-                (tree.header.pages, Some(tree.clone()), ranges.collect())
+                (
+                    tree.header.common.pages,
+                    Some(tree.clone()),
+                    ranges.collect(),
+                )
             }
         };
         if all > pages {
@@ -137,9 +141,9 @@ impl Bucket {
         });
         let indexes: Vec<Index> = indexes.buffered(AT_ONCE).try_collect().await?;
         let is_it = match &tree {
-            None => indexes[0].header.name() == *name,
+            None => indexes[0].header.common.name() == *name,
             Some(tree) => tree.members.iter().zip(&indexes).all(|(member, index)| {
-                member.id == index.header.id && member.pages == index.header.pages
+                member.id == index.header.common.id && member.pages == index.header.common.pages
             }),
         };
         match is_it {
@@ -204,7 +208,7 @@ impl Bucket {
             bytes.extend(more.0);
         }
         let tree = TreeHead::decode(&about, &bytes, len)?;
-        match tree.header.name() == *name {
+        match tree.header.common.name() == *name {
             true => Ok(Head::Tree(tree)),
             false => Err(BucketError::corrupt(&about, "it is about another tree")),
         }

@@ -21,6 +21,7 @@ mod doomed;
 mod error;
 #[cfg(test)]
 mod golden;
+mod header;
 mod index;
 mod indexes;
 mod leftovers;
@@ -33,9 +34,9 @@ mod tree;
 pub use chunk::{Chunk, ChunkBuilder, MAX_CHUNK, MAX_CHUNK_PAGES};
 pub use doomed::{MAX_DOOMED, decode_doomed, encode_doomed};
 pub use error::BucketError;
+pub use header::{Common, INDEX_HEADER_LEN};
 pub use index::{
-    About, ChunkRef, Entry, INDEX_HEADER_LEN, Index, IndexBuilder, IndexHeader, MAX_CHUNKS,
-    MAX_PAGES, decode_chunks,
+    About, ChunkRef, Entry, Index, IndexBuilder, IndexHeader, MAX_CHUNKS, MAX_PAGES, decode_chunks,
 };
 pub use indexes::{Head, Whole};
 pub use name::{ChunkName, DoomedName, Kin, SnapshotName};

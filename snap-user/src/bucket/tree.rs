@@ -1,16 +1,15 @@
 //! One object for each tree of processes: its record, and behind it the index of each member. Since it is one object, a tree
 //! is there as a whole or not at all, and goes as one.
 
-use super::bytes::{Fields, cut};
-use super::index::{About, COMM, MAX_INDEX};
-use super::name::{Kin, SnapshotName};
-use super::{BucketError, ChunkRef, INDEX_HEADER_LEN, MAX_PAGES, Result};
-use crate::image::SessionId;
+use super::bytes::Fields;
+use super::header::{Common, INDEX_HEADER_LEN, MAGIC, no_version};
+use super::index::{About, MAX_INDEX};
+use super::name::SnapshotName;
+use super::{BucketError, ChunkRef, MAX_PAGES, Result};
 use crate::model::SnapshotId;
 use std::ops::Range;
 
-/// As an index begins. Its version tells that it is of a tree, so that who knows of none refuses it.
-const MAGIC: [u8; 8] = *b"\x89KSIDX\r\n";
+/// An index begins in the same way. The version tells that it is of a tree, so that who knows of none refuses it.
 pub(super) const TREE_VERSION: u16 = 2;
 const MEMBER: usize = 32;
 /// Most processes of a tree.
@@ -21,26 +20,8 @@ const MAX_RECORD: u32 = 1 << 28;
 /// What the first bytes of a tree say.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TreeHeader {
-    /// ELF's number of the architecture.
-    pub arch: u16,
-    /// The snapshot of its first process, which names the tree.
-    pub id: SnapshotId,
-    /// The session of that, in the store that it was pushed from.
-    pub session: SessionId,
-    /// When that was taken, in nanoseconds since 1970.
-    pub time_ns: u64,
-    /// Its process id.
-    pub pid: i32,
-    /// Its command name, 64 bytes at most.
-    pub comm: String,
-    /// How long the processes were stopped, in nanoseconds.
-    pub stop_ns: u64,
-    /// Pages of all of them.
-    pub pages: u64,
-    /// Chunks that have these, each counted once.
-    pub chunks: u32,
-    /// Bytes of all of these chunks.
-    pub chunk_bytes: u64,
+    /// What it is of.
+    pub common: Common,
     /// Processes.
     pub processes: u32,
     /// Bytes of the record.
@@ -86,16 +67,6 @@ pub(super) fn is_tree(bytes: &[u8]) -> bool {
 }
 
 impl TreeHeader {
-    /// How the tree is named: as its first process would be.
-    pub fn name(&self) -> SnapshotName {
-        SnapshotName {
-            time_ns: self.time_ns,
-            kin: Kin::of(&self.comm),
-            session: self.session,
-            id: self.id,
-        }
-    }
-
     /// Bytes in front of the first index.
     pub fn head_len(&self) -> u64 {
         INDEX_HEADER_LEN as u64
@@ -104,87 +75,36 @@ impl TreeHeader {
     }
 
     fn encode(&self) -> [u8; INDEX_HEADER_LEN] {
-        let mut out = [0; INDEX_HEADER_LEN];
-        let mut at = 0;
-        let mut put = |bytes: &[u8]| {
-            out[at..at + bytes.len()].copy_from_slice(bytes);
-            at += bytes.len();
-        };
-        put(&MAGIC);
-        put(&TREE_VERSION.to_le_bytes());
-        put(&self.arch.to_le_bytes());
-        put(&(INDEX_HEADER_LEN as u32).to_le_bytes());
-        put(&self.id.0);
-        put(&self.session.0);
-        put(&self.time_ns.to_le_bytes());
-        put(&self.pid.to_le_bytes());
-        put(&self.chunks.to_le_bytes());
-        put(&self.pages.to_le_bytes());
-        put(&self.chunk_bytes.to_le_bytes());
-        put(&self.stop_ns.to_le_bytes());
-        put(&self.record_len.to_le_bytes());
-        put(&self.processes.to_le_bytes());
-        put(&self.members_crc.to_le_bytes());
-        put(&self.record_crc.to_le_bytes());
-        put(&(self.comm.len() as u32).to_le_bytes());
-        put(self.comm.as_bytes());
-        let sum = crc32c::crc32c(&out[..INDEX_HEADER_LEN - 4]);
-        out[INDEX_HEADER_LEN - 4..].copy_from_slice(&sum.to_le_bytes());
-        out
+        let own = [
+            self.record_len,
+            self.processes,
+            self.members_crc,
+            self.record_crc,
+        ];
+        self.common.encode(TREE_VERSION, own)
     }
 
     /// Reads a header.
     pub fn decode(object: &str, bytes: &[u8]) -> Result<Self> {
-        let corrupt = |why: &str| BucketError::corrupt(object, why);
         let header = bytes
             .first_chunk::<INDEX_HEADER_LEN>()
             .filter(|header| is_tree(*header))
-            .ok_or_else(|| corrupt("it does not begin as a tree does"))?;
-        let (sum, tail) = header.split_at(INDEX_HEADER_LEN - 4);
-        if crc32c::crc32c(sum).to_le_bytes() != tail {
-            return Err(corrupt("the checksum of its header does not match"));
-        }
-        let mut fields = Fields::new(&header[10..]);
-        let arch = fields.u16();
-        let header_len = fields.u32();
-        let id = SnapshotId(fields.array());
-        let session = SessionId(fields.array());
-        let time_ns = fields.u64();
-        let pid = fields.u32() as i32;
-        let chunks = fields.u32();
-        let pages = fields.u64();
-        let chunk_bytes = fields.u64();
-        let stop_ns = fields.u64();
-        let (record_len, processes) = (fields.u32(), fields.u32());
-        let (members_crc, record_crc) = (fields.u32(), fields.u32());
-        let comm_len = fields.u32() as usize;
-        let comm: [u8; COMM] = fields.array();
-        let comm = comm
-            .get(..comm_len)
-            .and_then(|comm| std::str::from_utf8(comm).ok());
-        let bounded = header_len as usize == INDEX_HEADER_LEN
-            && (1..=MAX_MEMBERS).contains(&processes)
+            .ok_or_else(|| BucketError::corrupt(object, "it does not begin as a tree does"))?;
+        let (common, own) = Common::decode(object, header)?;
+        let [record_len, processes, members_crc, record_crc] = own;
+        let bounded = (1..=MAX_MEMBERS).contains(&processes)
             && record_len <= MAX_RECORD
-            && pages <= MAX_PAGES;
-        let (true, Some(comm)) = (bounded, comm) else {
-            return Err(corrupt("its header has values that no version has"));
-        };
-        Ok(Self {
-            arch,
-            id,
-            session,
-            time_ns,
-            pid,
-            comm: comm.to_owned(),
-            stop_ns,
-            pages,
-            chunks,
-            chunk_bytes,
-            processes,
-            record_len,
-            members_crc,
-            record_crc,
-        })
+            && common.pages <= MAX_PAGES;
+        match bounded {
+            true => Ok(Self {
+                common,
+                processes,
+                record_len,
+                members_crc,
+                record_crc,
+            }),
+            false => Err(no_version(object)),
+        }
     }
 }
 
@@ -227,7 +147,7 @@ impl TreeHead {
             )));
         }
         let pages = members.iter().map(|member| member.pages).sum::<u64>();
-        match pages == header.pages && members[0].id == header.id {
+        match pages == header.common.pages && members[0].id == header.common.id {
             true => Ok(Self {
                 record: record.to_vec(),
                 members,
@@ -277,16 +197,7 @@ pub fn encode_tree(
         table.extend_from_slice(&member.pages.to_le_bytes());
     }
     let header = TreeHeader {
-        arch: about.arch,
-        id: about.id,
-        session: about.session,
-        time_ns: about.time_ns,
-        pid: about.pid,
-        comm: cut(about.comm, COMM).to_owned(),
-        stop_ns: about.stop_ns,
-        pages,
-        chunks: chunks.len() as u32,
-        chunk_bytes: chunks.iter().map(|chunk| u64::from(chunk.len)).sum(),
+        common: Common::new(about, pages, chunks),
         processes: members.len() as u32,
         record_len: record.len() as u32,
         members_crc: crc32c::crc32c(&table),
@@ -297,7 +208,7 @@ pub fn encode_tree(
     head.extend_from_slice(&record);
     let mut parts = vec![head];
     parts.extend(members.into_iter().flat_map(|member| member.parts));
-    Ok((header.name(), parts))
+    Ok((header.common.name(), parts))
 }
 
 #[cfg(test)]

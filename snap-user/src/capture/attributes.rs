@@ -44,7 +44,12 @@ impl Known {
             for (kind, id) in sys::namespace_ids(pid) {
                 process.set_namespace_id(kind, id);
             }
-            process.mounts_like(own_mounts(pid));
+            let own = own_mounts();
+            // Nearly all processes are in ksnap's own.
+            if own != process.namespace("mnt") {
+                let is_same = proc::see_same_mounts(pid, std::process::id() as i32);
+                process.mounts_like(own.filter(|_| is_same.unwrap_or(false)));
+            }
             // Reads its files once, and not in the stop.
             let _ = sys::clocks([0; 2]);
             process.time_offsets = match has_own_time(&process.namespaces) {
@@ -216,11 +221,9 @@ fn by_files(pid: i32, tid: Tid) -> sys::Result<ThreadAttributes> {
     })
 }
 
-/// The mount namespace of this process, if that of another one has the same mounts.
-fn own_mounts(pid: i32) -> Option<u64> {
-    let own = std::process::id() as i32;
-    let is_same = proc::see_same_mounts(pid, own).unwrap_or(false);
-    let namespaces = is_same.then(|| proc::namespaces(own).ok()).flatten()?;
+/// The mount namespace of this process.
+fn own_mounts() -> Option<u64> {
+    let namespaces = proc::namespaces(std::process::id() as i32).ok()?;
     let mut mounts = namespaces.into_iter().filter(|(kind, _)| kind == "mnt");
     mounts.next().map(|(_, inode)| inode)
 }

@@ -5,6 +5,7 @@ use crate::model::Backing;
 use crate::sys::{PidFd, await_turn, fill_all, is_filler, pidfd_open, proc};
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// Why a thread's id is refused; older kernels give a pidfd of it.
@@ -29,12 +30,14 @@ pub struct Target {
 
 /// A process runs the program that this one runs: what that has written, as snapshots in a store, is not put back with it.
 pub fn is_ksnap(pid: i32) -> bool {
+    static OWN: OnceLock<Option<(u64, u64)>> = OnceLock::new();
     let program = |of: &str| {
-        std::fs::metadata(format!("/proc/{of}/exe")).map(|program| (program.dev(), program.ino()))
+        let program = std::fs::metadata(format!("/proc/{of}/exe")).ok()?;
+        Some((program.dev(), program.ino()))
     };
-    match (program(&pid.to_string()), program("self")) {
-        (Ok(one), Ok(own)) if one == own => {}
-        _ => return false,
+    let own = OWN.get_or_init(|| program("self"));
+    if own.is_none() || program(&pid.to_string()) != *own {
+        return false;
     }
     // One that was brought back where that link could not be set has it still, and none of the code.
     let exe = proc::link(pid, "exe").unwrap_or_default();

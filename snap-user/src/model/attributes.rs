@@ -76,7 +76,7 @@ impl ProcessAttributes {
         self.namespace(&format!("{kind}:id"))
     }
 
-    /// The inode number of its mount namespace, or of another one with the same mounts, if that was recorded: process 1 of
+    /// The inode number of its mount namespace, or of ksnap's, if that was another one with the same mounts: process 1 of
     /// a PID namespace needs one of its own for its `/proc`.
     pub fn mounts(&self) -> Option<u64> {
         let like = self.namespace("mnt:like");

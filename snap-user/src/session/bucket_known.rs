@@ -52,7 +52,7 @@ impl There {
                     left -= whole
                         .indexes
                         .iter()
-                        .map(|one| one.header.pages)
+                        .map(|one| one.header.common.pages)
                         .sum::<u64>();
                     indexes.extend(whole.indexes);
                 }

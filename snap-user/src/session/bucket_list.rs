@@ -47,33 +47,22 @@ pub fn list_bucket(url: &str) -> Result<Vec<BucketEntry>> {
 
 impl BucketEntry {
     fn of(head: Head) -> Self {
-        match head {
-            Head::Process(header, _) => Self {
-                id: header.id,
-                session: header.session.to_string(),
-                time_ns: header.time_ns,
-                pid: header.pid,
-                comm: header.comm,
-                tree: false,
-                processes: 1,
-                stop_ns: header.stop_ns,
-                pages: header.pages,
-                chunks: header.chunks,
-                chunk_bytes: header.chunk_bytes,
-            },
-            Head::Tree(tree) => Self {
-                id: tree.header.id,
-                session: tree.header.session.to_string(),
-                time_ns: tree.header.time_ns,
-                pid: tree.header.pid,
-                comm: tree.header.comm,
-                tree: true,
-                processes: tree.header.processes,
-                stop_ns: tree.header.stop_ns,
-                pages: tree.header.pages,
-                chunks: tree.header.chunks,
-                chunk_bytes: tree.header.chunk_bytes,
-            },
+        let (common, tree, processes) = match head {
+            Head::Process(header, _) => (header.common, false, 1),
+            Head::Tree(tree) => (tree.header.common, true, tree.header.processes),
+        };
+        Self {
+            id: common.id,
+            session: common.session.to_string(),
+            time_ns: common.time_ns,
+            pid: common.pid,
+            comm: common.comm,
+            tree,
+            processes,
+            stop_ns: common.stop_ns,
+            pages: common.pages,
+            chunks: common.chunks,
+            chunk_bytes: common.chunk_bytes,
         }
     }
 }

@@ -94,10 +94,13 @@ pub fn pull(
         stored_id: stored[0].id,
         seq: stored[0].seq,
         was_there: false,
-        pid: parts[0].index.header.pid,
-        comm: parts[0].index.header.comm.clone(),
+        pid: parts[0].index.header.common.pid,
+        comm: parts[0].index.header.common.comm.clone(),
         processes: parts.len() as u32,
-        pages: parts.iter().map(|part| part.index.header.pages).sum(),
+        pages: parts
+            .iter()
+            .map(|part| part.index.header.common.pages)
+            .sum(),
         chunks: pulling.done,
         bytes: pulling.bytes,
         file_bytes: stored.iter().map(|one| one.file_bytes).sum(),
@@ -115,7 +118,7 @@ pub(super) struct Part {
 pub(super) fn parts(indexes: Vec<Index>, about: &str) -> Result<Vec<Part>> {
     let mut parts = Vec::with_capacity(indexes.len());
     for index in indexes {
-        if Arch::native().is_some_and(|arch| arch as u16 != index.header.arch) {
+        if Arch::native().is_some_and(|arch| arch as u16 != index.header.common.arch) {
             return Err(SessionError::Remote(format!(
                 "{about} is of a machine of another kind, and cannot be used here: pull it on one of its own"
             )));
@@ -247,7 +250,7 @@ fn publish(
         let mut stored = Vec::with_capacity(parts.len());
         for part in parts {
             // By an earlier attempt, which was killed before the tree was there.
-            let there = here.find(part.index.header.id);
+            let there = here.find(part.index.header.common.id);
             let fits = |meta: &&SnapshotMeta| {
                 // In plain, it is not to be a part of a sealed tree.
                 !store.seals() || store.is_sealed(meta.session).unwrap_or(false)

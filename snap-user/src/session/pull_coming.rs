@@ -58,7 +58,7 @@ impl Coming {
     pub(super) fn begin(store: &Store, transfer: &str, parts: &[Part]) -> Result<Self> {
         let comms: Vec<&str> = parts
             .iter()
-            .map(|part| part.index.header.comm.as_str())
+            .map(|part| part.index.header.common.comm.as_str())
             .collect();
         Ok(Self {
             known: Known::look_for(store, &comms)?,
@@ -162,7 +162,7 @@ impl Coming {
                 .iter()
                 .map(|a| String::from_utf8_lossy(a).into_owned())
                 .collect(),
-            pulled: header.id.to_string(),
+            pulled: header.common.id.to_string(),
             ..SessionInfo::default()
         })?;
         session.look_for_earlier();
@@ -177,7 +177,7 @@ impl Coming {
 
     fn publish_in(&mut self, session: &mut Session, part: &Part) -> Result<Published> {
         let mut pending = session.begin(SnapshotKind::Base, None)?;
-        pending.set_time_ns(part.index.header.time_ns);
+        pending.set_time_ns(part.index.header.common.time_ns);
         let mut pages = Arrival::new(&mut self.received, &self.known, "Pull again");
         let entries = part.index.entries().map(|entry| (entry.addr, entry.hash));
         pages.put_all(entries, &mut pending)?;

@@ -32,6 +32,8 @@ pub struct Tag {
     pub id: SnapshotId,
     /// When it was given, nanoseconds since 1970.
     pub created_ns: u64,
+    /// It has a checksum: it is what was written.
+    is_sure: bool,
 }
 
 /// A file's name, and what it says.
@@ -167,6 +169,7 @@ impl Store {
             name: name.to_owned(),
             id,
             created_ns: stored.created_ns,
+            is_sure: checked::has_sum(&text),
         }))
     }
 
@@ -194,6 +197,7 @@ impl Store {
             name: name.to_owned(),
             id,
             created_ns: now_ns(),
+            is_sure: true,
         };
         let stored = Stored {
             id: id.to_string(),
@@ -250,7 +254,7 @@ impl Store {
             })?);
         }
         let is_known = |tag: &Tag| known.iter().any(|meta| meta.id == tag.id);
-        let is_doubtful = |tag: &&Tag| !is_known(tag) && !self.is_sure(tag);
+        let is_doubtful = |tag: &&Tag| !is_known(tag) && !tag.is_sure;
         let others: Vec<Tag> = tags.iter().filter(is_doubtful).cloned().collect();
         if let Some(tag) = self.lost_tags(&others)?.first() {
             return Err(StoreError::BadTag {
@@ -259,12 +263,6 @@ impl Store {
             });
         }
         Ok(tags.into_iter().map(|tag| tag.id).collect())
-    }
-
-    /// It is what was written.
-    fn is_sure(&self, tag: &Tag) -> bool {
-        let text = read_text(&*self.files, &self.tag_path(&tag.name));
-        text.is_ok_and(|text| checked::has_sum(&text))
     }
 
     /// Those of these tags whose snapshot is not there.
@@ -298,7 +296,7 @@ impl Store {
         }
         for tag in self.lost_tags(&tags)? {
             let what = format!("tag {}: {}", tag.name, names_nothing(&tag));
-            match self.is_sure(&tag) {
+            match tag.is_sure {
                 true => report.notes.push(format!("{what} any more")),
                 false => report
                     .problems

@@ -1,9 +1,8 @@
 //! An index in the making.
 
 use super::{
-    COMM, ChunkRef, ENTRY, Entry, INDEX_HEADER_LEN, IndexHeader, MAX_CHUNKS, MAX_PAGES, REF,
+    ChunkRef, Common, ENTRY, Entry, INDEX_HEADER_LEN, IndexHeader, MAX_CHUNKS, MAX_PAGES, REF,
 };
-use crate::bucket::bytes::cut;
 use crate::bucket::name::SnapshotName;
 use crate::bucket::{BucketError, Result};
 use crate::image::SessionId;
@@ -67,17 +66,8 @@ impl IndexBuilder {
             table.extend_from_slice(&chunk.pages.to_le_bytes());
         }
         let header = IndexHeader {
-            arch: about.arch,
-            id: about.id,
-            session: about.session,
-            time_ns: about.time_ns,
-            pid: about.pid,
-            comm: cut(about.comm, COMM).to_owned(),
-            stop_ns: about.stop_ns,
-            pages: self.pages(),
-            chunks: self.chunks.len() as u32,
+            common: Common::new(about, self.pages(), &self.chunks),
             manifest_len: manifest.len() as u32,
-            chunk_bytes: self.chunks.iter().map(|chunk| u64::from(chunk.len)).sum(),
             chunks_crc: crc32c::crc32c(&table),
             manifest_crc: crc32c::crc32c(&manifest),
             pages_crc: crc32c::crc32c(&self.entries),
@@ -85,7 +75,7 @@ impl IndexBuilder {
         let mut head = Vec::with_capacity(INDEX_HEADER_LEN + table.len() + manifest.len());
         head.extend_from_slice(&header.encode());
         head.append(&mut table);
-        (header.name(), [head, manifest, self.entries])
+        (header.common.name(), [head, manifest, self.entries])
     }
 }
 

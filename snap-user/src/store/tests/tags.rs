@@ -26,6 +26,11 @@ fn rules() -> Rules {
     }
 }
 
+/// How many snapshots the rules would remove.
+fn removable(pruner: &Pruner) -> usize {
+    pruner.plan(&rules()).expect("a plan").removed.len()
+}
+
 /// Nothing is removed because of the tag, and it is said which one and what to do.
 fn refuses(pruner: &Pruner, why: &str) {
     let error = pruner
@@ -79,7 +84,7 @@ fn a_bit_flipped_in_a_tag_is_found_and_nothing_is_removed_until_it_is_mended() {
     assert!(found(&store).is_empty());
     fs::write(&path, "x").expect("written");
     assert_eq!(store.delete_tag("good").expect("taken away"), None);
-    assert_eq!(pruner.plan(&rules()).expect("a plan").removed.len(), 3);
+    assert_eq!(removable(&pruner), 3);
 }
 
 #[test]
@@ -99,15 +104,7 @@ fn a_tag_that_names_nothing_is_found_and_nothing_is_removed() {
         (ids[0], created.into())
     );
     assert!(found(&store).is_empty());
-    assert_eq!(
-        session
-            .pruner()
-            .plan(&rules())
-            .expect("a plan")
-            .removed
-            .len(),
-        2
-    );
+    assert_eq!(removable(&session.pruner()), 2);
 
     fs::write(&path, old(other)).expect("written");
     let found = found(&store);
@@ -140,15 +137,7 @@ fn a_whole_tag_whose_snapshot_is_gone_is_told_and_stands_in_nobodys_way() {
         "{:?}",
         report.notes
     );
-    assert_eq!(
-        session
-            .pruner()
-            .plan(&rules())
-            .expect("a plan")
-            .removed
-            .len(),
-        2
-    );
+    assert_eq!(removable(&session.pruner()), 2);
 }
 
 #[test]
