@@ -156,7 +156,7 @@ What any of the two --keep rules keeps is kept; so are tagged snapshots and, whi
 newest one. What kept snapshots need of those that go is merged first, so that they stay whole; a crash at any moment \
 leaves all of them or only what is kept. A session whose process is being watched is pruned by its watcher. Without a \
 rule nothing goes but what an interrupted prune has left behind. Asks first; without a terminal, -y is needed. While a \
-tag is damaged, or names nothing, nothing goes.
+tag is damaged, or of before tags had checksums and names nothing, nothing goes.
 
 Beside snapshots, a prune without --pid removes the flat images that restores were made from (a cache of at most 8 GiB) \
 and that nobody uses, and pages that broken-off transfers left more than 7 days ago. --max-size counts neither.

@@ -190,7 +190,7 @@ fn describe(pruner: &Pruner, info: &SessionInfo, plan: &Plan) -> PrunedSession {
 /// than the others, sessions that were active longest ago give first.
 ///
 /// # Errors
-/// A tag cannot be read, or names nothing: nothing is removed then, whatever the rules say.
+/// A tag cannot be read, or has no checksum and names nothing: nothing is removed then, whatever the rules say.
 pub fn prune(dir: &Path, rules: &Rules, pid: Option<i32>, dry_run: bool) -> Result<Pruning> {
     let store = Store::open(dir)?;
     store.tagged()?;
