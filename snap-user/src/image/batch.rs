@@ -22,6 +22,16 @@ pub struct EncodedPage {
     pub previous: Option<Location>,
 }
 
+impl EncodedPage {
+    /// Its encoded bytes, of those of its batch.
+    pub fn bytes_in<'a>(&self, batch: &'a [u8]) -> &'a [u8] {
+        match self.encoding {
+            Encoding::Reference => &[],
+            _ => &batch[self.at as usize..][..usize::from(self.len)],
+        }
+    }
+}
+
 /// What a page was in the parent snapshot.
 #[derive(Clone, Copy, Debug)]
 pub struct Previous<'a> {

@@ -51,13 +51,18 @@ pub struct Finished {
     pub tail: Vec<u8>,
 }
 
-/// Where the bytes of a page are already.
+/// Where a page is already, so that its bytes are not stored again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Elsewhere {
-    /// Number of the file: 0 for the snapshot's own.
-    pub loan: u8,
-    /// First byte in it.
-    pub at: u64,
+pub enum Elsewhere {
+    /// Its encoded bytes are in a file.
+    Bytes {
+        /// Number of the file: 0 for the snapshot's own.
+        loan: u8,
+        /// First byte in it.
+        at: u64,
+    },
+    /// It is the page of this name, which an earlier snapshot of the session has stored.
+    Named(Location),
 }
 
 struct Appended {
@@ -105,18 +110,21 @@ impl Builder {
                 IndexEntry::reference(page.addr, parent.get(page.at).ok_or(page.at)?)
             } else {
                 let found = elsewhere.get(n).copied().flatten();
-                let place = found.unwrap_or(Elsewhere {
+                let place = found.unwrap_or(Elsewhere::Bytes {
                     loan: 0,
                     at: base + page.at - left_out,
                 });
                 left_out += found.map_or(0, |_| u64::from(page.len));
-                IndexEntry {
-                    addr: page.addr,
-                    at: place.at,
-                    loan: place.loan,
-                    len: page.len,
-                    encoding: page.encoding,
-                    crc: page.crc,
+                match place {
+                    Elsewhere::Named(location) => IndexEntry::reference(page.addr, location),
+                    Elsewhere::Bytes { loan, at } => IndexEntry {
+                        addr: page.addr,
+                        at,
+                        loan,
+                        len: page.len,
+                        encoding: page.encoding,
+                        crc: page.crc,
+                    },
                 }
             };
             self.appended.push(Appended {

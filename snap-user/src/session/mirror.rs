@@ -148,22 +148,20 @@ impl Mirror {
         shard.enter(addr, &entered);
     }
 
-    /// The snapshot being encoded, number `seq`, is published as `id`. `pages` are those that it copied, each with
+    /// The snapshot being encoded is published as `id`. `pages` are those that it copied, each with
     /// the last of its copy passes, `removed` those that are gone, and `table` says where each is now.
     pub fn publish(
         &self,
         id: SnapshotId,
-        seq: u32,
         pages: &[(u64, u32)],
         removed: &PageSet,
         table: &PageTable<Location>,
     ) {
         *lock(&self.of) = Some(id);
         for (addr, pass) in pages {
-            // A place in another snapshot is that of a page which is as it was.
-            let at = table.get(*addr);
-            let pass = at.filter(|at| at.seq.get() == seq).map(|_| *pass);
-            self.shard(*addr).settle(*addr, at, pass);
+            // A place in another snapshot is that of a page which is as it was, or as another one was.
+            self.shard(*addr)
+                .settle(*addr, table.get(*addr), Some(*pass));
         }
         if removed.is_empty() {
             return;
@@ -234,7 +232,7 @@ mod tests {
             table.insert(*addr, Location::new(seq, slot).expect("not 0"));
         }
         let pages: Vec<_> = addrs.iter().map(|addr| (*addr, pass)).collect();
-        mirror.publish(id(seq as u8), seq, &pages, &PageSet::new(), &table);
+        mirror.publish(id(seq as u8), &pages, &PageSet::new(), &table);
         table
     }
 
@@ -330,7 +328,6 @@ mod tests {
         later.insert(3 * PAGE, at);
         mirror.publish(
             id(2),
-            2,
             &[(2 * PAGE, 0), (3 * PAGE, 0)],
             &PageSet::new(),
             &later,
@@ -408,15 +405,32 @@ mod tests {
         }
         publish(&mirror, 1, &addrs);
         mirror.begin(SnapshotKind::Delta, Some(id(1)));
-        // One becomes zeroes, one goes away, one is as another was.
+        // One becomes zeroes, one goes away.
         encode(&mirror, PAGE, &[0; PAGE_SIZE as usize], 0);
-        encode(&mirror, 3 * PAGE, &page(5), 0);
         let mut table = PageTable::new();
         table.insert(PAGE, Location::new(2, 0).expect("not 0"));
-        table.insert(3 * PAGE, Location::new(1, 1).expect("not 0"));
-        let gone = PageSet::from_pages(vec![2 * PAGE]);
-        mirror.publish(id(2), 2, &[(PAGE, 0), (3 * PAGE, 0)], &gone, &table);
+        let gone = PageSet::from_pages(vec![2 * PAGE, 3 * PAGE]);
+        mirror.publish(id(2), &[(PAGE, 0)], &gone, &table);
         assert_eq!(pages_held(&mirror), (0, 0));
+    }
+
+    #[test]
+    fn what_an_earlier_snapshot_has_is_what_the_next_version_is_encoded_against() {
+        let mirror = Mirror::new(1 << 20);
+        encode(&mirror, PAGE, &page(3), 0);
+        publish(&mirror, 1, &[PAGE]);
+        mirror.begin(SnapshotKind::Delta, Some(id(1)));
+        // The store finds that another snapshot has it.
+        let mut content = page(4);
+        encode(&mirror, PAGE, &content, 0);
+        let elsewhere = Location::new(1, 77).expect("not 0");
+        let mut table = PageTable::new();
+        table.insert(PAGE, elsewhere);
+        mirror.publish(id(2), &[(PAGE, 0)], &PageSet::new(), &table);
+        mirror.begin(SnapshotKind::Delta, Some(id(2)));
+        content[9] ^= 1;
+        let (encoding, previous) = encode(&mirror, PAGE, &content, 0);
+        assert_eq!((encoding, previous), (Encoding::Runs, Some(elsewhere)));
     }
 
     #[test]

@@ -122,8 +122,8 @@ fn one(
                 // What the next snapshot is encoded against is known before the next can begin.
                 let outcome = match (outcome, session.head_table()) {
                     (Ok((settled, passes)), Some(table)) => {
-                        let Published { id, seq, .. } = settled.published;
-                        mirror.publish(id, seq, &passes, &settled.removed, table);
+                        let id = settled.published.id;
+                        mirror.publish(id, &passes, &settled.removed, table);
                         Ok(settled)
                     }
                     (outcome, _) => {

@@ -7,7 +7,7 @@
 use super::lender::Lender;
 use super::loans::Loans;
 use crate::codec::Encoding;
-use crate::image::{Elsewhere, EncodedBatch, EncodedPage};
+use crate::image::{Elsewhere, EncodedBatch};
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
@@ -67,14 +67,20 @@ pub(super) fn is_worth_it(encoding: Encoding, len: u16) -> bool {
     encoding != Encoding::Reference && !encoding.needs_previous() && len >= LEAST
 }
 
-/// What identifies a page, if it is worth looking for.
-fn key(page: &EncodedPage, bytes: &[u8]) -> Option<Key> {
-    if !is_worth_it(page.encoding, page.len) {
+/// What a page looks like by its entry: checksum, length and encoding. `None` where it is not worth looking for.
+pub(super) fn looks(crc: u32, len: u16, encoding: Encoding) -> Option<u64> {
+    let looks = u64::from(crc) << 32 | u64::from(len) << 8 | u64::from(encoding.tag());
+    is_worth_it(encoding, len).then_some(looks)
+}
+
+/// What identifies a page with these encoded bytes, if it is worth looking for.
+pub(super) fn key(encoding: Encoding, bytes: &[u8]) -> Option<Key> {
+    if !is_worth_it(encoding, bytes.len() as u16) {
         return None;
     }
     let mut hasher = blake3::Hasher::new();
-    hasher.update(&[page.encoding.tag()]);
-    hasher.update(&bytes[page.at as usize..][..usize::from(page.len)]);
+    hasher.update(&[encoding.tag()]);
+    hasher.update(bytes);
     hasher.finalize().as_bytes().first_chunk().copied()
 }
 
@@ -86,19 +92,21 @@ impl Common {
         Arc::new(Lender::new(known.last, path))
     }
 
-    /// Where pages of a batch are already, each at its number; the others are known from here on as the file's own. It
-    /// gets them from the offset `from` on.
+    /// Finds where pages of a batch are already, but for those that are elsewhere anyway; the others are known from here on
+    /// as the file's own. It gets them from the offset `from` on.
     pub(super) fn shelve(
         &self,
         batch: &EncodedBatch,
-        own: &Arc<Lender>,
-        from: u64,
+        (own, from): (&Arc<Lender>, u64),
         loans: &mut Loans,
-    ) -> Vec<Option<Elsewhere>> {
-        let keys: Vec<Option<Key>> = batch
-            .pages()
-            .iter()
-            .map(|page| key(page, batch.bytes()))
+        elsewhere: &mut [Option<Elsewhere>],
+    ) {
+        let pages = batch.pages().iter().zip(&*elsewhere);
+        let keys: Vec<Option<Key>> = pages
+            .map(|(page, elsewhere)| match elsewhere {
+                Some(_) => None,
+                None => key(page.encoding, page.bytes_in(batch.bytes())),
+            })
             .collect();
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.make_room(keys.len(), own.id());
@@ -130,12 +138,14 @@ impl Common {
             }
         }
         let mut at = from;
-        let mut elsewhere = Vec::with_capacity(keys.len());
-        for (page, key) in batch.pages().iter().zip(keys) {
+        for ((page, key), elsewhere) in batch.pages().iter().zip(keys).zip(elsewhere) {
+            if elsewhere.is_some() {
+                continue;
+            }
             let place = key.and_then(|key| known.pages.get(&key));
             let found = place.and_then(|place| {
                 let loan = *numbers.get(&place.lender)?;
-                Some(Elsewhere { loan, at: place.at })
+                Some(Elsewhere::Bytes { loan, at: place.at })
             });
             if let (Some(key), None) = (key, found)
                 && known.pages.len() < MOST_PAGES
@@ -146,7 +156,7 @@ impl Common {
             if found.is_none() {
                 at += u64::from(page.len);
             }
-            elsewhere.push(found);
+            *elsewhere = found;
         }
         if at > from {
             known
@@ -154,7 +164,6 @@ impl Common {
                 .entry(own.id())
                 .or_insert_with(|| Arc::clone(own));
         }
-        elsewhere
     }
 }
 

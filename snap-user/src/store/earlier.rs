@@ -4,7 +4,7 @@
 //! What looks the same by the indexes, in checksum, length and encoding, is compared byte by byte before it is borrowed.
 
 use super::cache::PageFile;
-use super::common::{WORTH, is_worth_it};
+use super::common::{WORTH, looks};
 use super::directory::Store;
 use super::durability::is_durable;
 use super::error::StoreError;
@@ -25,13 +25,6 @@ const MOST_SESSIONS: usize = 4;
 /// Pages that are looked at, of 32 bytes each here: 8 GiB.
 const MOST_PAGES: u64 = 2 << 20;
 
-/// What a page looks like.
-type Looks = (u32, u16, u8);
-
-fn looks(crc: u32, len: u16, encoding: crate::codec::Encoding) -> Looks {
-    (crc, len, encoding.tag())
-}
-
 #[derive(Clone, Copy, Debug)]
 struct Place {
     lender: u32,
@@ -42,7 +35,7 @@ struct Place {
 #[derive(Debug, Default)]
 pub(super) struct Earlier {
     lenders: Vec<Arc<Lender>>,
-    places: FxHashMap<Looks, Place>,
+    places: FxHashMap<u64, Place>,
 }
 
 impl Earlier {
@@ -107,9 +100,9 @@ impl Earlier {
     ) {
         let mut lenders: BTreeMap<u8, Option<u32>> = BTreeMap::new();
         for entry in entries {
-            if !is_worth_it(entry.encoding, entry.len) {
+            let Some(looks) = looks(entry.crc, entry.len, entry.encoding) else {
                 continue;
-            }
+            };
             let lender = lenders.entry(entry.loan).or_insert_with(|| {
                 let path = match entry.loan {
                     0 => path.to_owned(),
@@ -118,7 +111,6 @@ impl Earlier {
                 self.lender(files, path)
             });
             if let Some(lender) = *lender {
-                let looks = looks(entry.crc, entry.len, entry.encoding);
                 let at = entry.at;
                 self.places.entry(looks).or_insert(Place { lender, at });
             }
@@ -135,14 +127,24 @@ impl Earlier {
     }
 
     fn place(&self, page: &EncodedPage) -> Option<Place> {
-        let looks = looks(page.crc, page.len, page.encoding);
-        let is_meant = is_worth_it(page.encoding, page.len);
-        is_meant.then(|| self.places.get(&looks).copied())?
+        let looks = looks(page.crc, page.len, page.encoding)?;
+        self.places.get(&looks).copied()
     }
 
-    /// Where pages of a batch are already, each at its number.
-    pub(super) fn find(&self, batch: &EncodedBatch, loans: &mut Loans) -> Vec<Option<Elsewhere>> {
-        let places: Vec<Option<Place>> = batch.pages().iter().map(|p| self.place(p)).collect();
+    /// Finds where pages of a batch are already, but for those that are elsewhere anyway.
+    pub(super) fn find(
+        &self,
+        batch: &EncodedBatch,
+        loans: &mut Loans,
+        elsewhere: &mut [Option<Elsewhere>],
+    ) {
+        let pages = batch.pages().iter().zip(&*elsewhere);
+        let places: Vec<Option<Place>> = pages
+            .map(|(page, elsewhere)| match elsewhere {
+                Some(_) => None,
+                None => self.place(page),
+            })
+            .collect();
         let mut worth: BTreeMap<u32, u64> = BTreeMap::new();
         for (page, place) in batch.pages().iter().zip(&places) {
             if let Some(place) = place {
@@ -166,14 +168,18 @@ impl Earlier {
         };
         let numbers: BTreeMap<u32, u8> = worth.into_iter().filter_map(number).collect();
         let mut there = Vec::new();
-        let found = batch.pages().iter().zip(places).map(|(page, place)| {
-            let Place { lender, at } = place?;
-            let loan = *numbers.get(&lender)?;
-            let bytes = &batch.bytes()[page.at as usize..][..usize::from(page.len)];
+        for ((page, place), elsewhere) in batch.pages().iter().zip(places).zip(elsewhere) {
+            let Some(Place { lender, at }) = place else {
+                continue;
+            };
+            let Some(loan) = numbers.get(&lender).copied() else {
+                continue;
+            };
+            let bytes = page.bytes_in(batch.bytes());
             there.resize(bytes.len(), 0);
-            let is_it = loans.read(loan, at, &mut there).is_ok() && there == bytes;
-            is_it.then_some(Elsewhere { loan, at })
-        });
-        found.collect()
+            if loans.read(loan, at, &mut there).is_ok() && there == bytes {
+                *elsewhere = Some(Elsewhere::Bytes { loan, at });
+            }
+        }
     }
 }

@@ -11,6 +11,7 @@
 //! | `pending` | a snapshot being written, up to its publication |
 //! | `temp`, `buffer` | a file being written, before it has its name |
 //! | `common` | pages that sessions have in common which are written side by side |
+//! | `repeats`, `stored`, `earlier` | pages that the file being written has already, that the session has, and that other sessions have |
 //! | `lender`, `loans`, `pack_loans` | a file that others borrow pages from; those that a snapshot or a pack borrows from, while it is written |
 //! | `loan_file` | reads them, and says what they take |
 //! | `head` | the page table that the next delta builds on, and when it gets a span |
@@ -75,11 +76,13 @@ mod pruner;
 mod received;
 mod received_left;
 mod reference;
+mod repeats;
 mod retention;
 mod seal;
 mod session;
 mod snapshot;
 mod speed;
+mod stored;
 mod sweep;
 mod tags;
 mod temp;

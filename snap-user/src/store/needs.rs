@@ -1,6 +1,7 @@
 //! Finds what snapshots that stay need of those that go.
 
 use super::chain::SessionFiles;
+use super::common::looks;
 use super::encoded::{entries_of, read_wanted};
 use super::error::StoreError;
 use super::loan_file::share;
@@ -10,7 +11,8 @@ use crate::image::{
     IndexEntry, Location, PACK_ENTRY_LEN, PACK_HEADER_LEN, RUN_LEN, SpanKind, runs_of,
 };
 use crate::model::{PageTable, SnapshotKind};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -33,6 +35,14 @@ pub(super) struct Needs {
     pub(super) borrowed: BTreeSet<PathBuf>,
     /// Length of the pack with its share of what it borrows, but for the numbers of the snapshots that it stands for.
     pub(super) bytes: u64,
+}
+
+/// What is needed of a file.
+struct InFile {
+    path: PathBuf,
+    len: u64,
+    /// Lengths and looks of the pages by their places: entries may share bytes.
+    used: FxHashMap<u64, (u16, Option<u64>)>,
 }
 
 /// What becomes of a snapshot, as seen from those that others may build on.
@@ -123,21 +133,32 @@ impl Needs {
     fn measure(&mut self, files: &SessionFiles) -> Result<(), StoreError> {
         let mut bytes = PACK_HEADER_LEN as u64;
         // By snapshot and number first: there are many more places than files.
-        let mut by_number: FxHashMap<(u32, u8), (PathBuf, u64, u64)> = FxHashMap::default();
+        let mut by_number: FxHashMap<(u32, u8), InFile> = FxHashMap::default();
         entries_of(files, &self.places, &mut |place, entry, file| {
             bytes += PACK_ENTRY_LEN as u64;
             if entry.encoding.needs_previous() {
                 bytes += u64::from(entry.len);
                 return;
             }
-            by_number
+            let in_file = by_number
                 .entry((place.seq.get(), entry.loan))
-                .or_insert_with(|| (file.path().to_owned(), file.file_len(), 0))
-                .2 += u64::from(entry.len);
+                .or_insert_with(|| InFile {
+                    path: file.path().to_owned(),
+                    len: file.file_len(),
+                    used: FxHashMap::default(),
+                });
+            // What takes nothing is where the next one begins.
+            if entry.len > 0 {
+                let of = (entry.len, looks(entry.crc, entry.len, entry.encoding));
+                in_file.used.insert(entry.at, of);
+            }
         })?;
-        let mut used: BTreeMap<PathBuf, (u64, u64)> = BTreeMap::new();
-        for (path, len, bytes) in by_number.into_values() {
-            used.entry(path).or_insert((0, len)).0 += bytes;
+        let mut of_files: BTreeMap<PathBuf, InFile> = BTreeMap::new();
+        for in_file in by_number.into_values() {
+            match of_files.entry(in_file.path.clone()) {
+                Entry::Occupied(mut known) => known.get_mut().used.extend(in_file.used),
+                Entry::Vacant(new) => _ = new.insert(in_file),
+            }
         }
         // If all who have a file need as much of it, they take more room apart.
         let is_worth_it = |path: &Path, used: u64, len: u64| {
@@ -145,16 +166,27 @@ impl Needs {
             names > 1 && used >= LEAST_BYTES && used.saturating_mul(names) > len
         };
         let mut worth: Vec<(u64, PathBuf)> = Vec::new();
-        for (path, (used, len)) in used {
-            bytes += used;
-            if is_worth_it(&path, used, len) {
-                worth.push((used, path));
+        for (path, in_file) in &of_files {
+            let used = in_file.used.values().map(|(len, _)| u64::from(*len)).sum();
+            if is_worth_it(path, used, in_file.len) {
+                worth.push((used, path.clone()));
             }
         }
         worth.sort_unstable_by(|a, b| b.cmp(a));
-        for (used, path) in worth.into_iter().take(MOST_BORROWED) {
-            bytes = bytes - used + share(&*files.files, &path);
+        for (_, path) in worth.into_iter().take(MOST_BORROWED) {
+            bytes += share(&*files.files, &path);
+            of_files.remove(&path);
             self.borrowed.insert(path);
+        }
+        // What is copied is in the pack once.
+        let mut seen: FxHashSet<u64> = FxHashSet::default();
+        let copied = of_files
+            .into_values()
+            .flat_map(|in_file| in_file.used.into_values());
+        for (len, looks) in copied {
+            if looks.is_none_or(|looks| seen.insert(looks)) {
+                bytes += u64::from(len);
+            }
         }
         for table in self.ghosts.values() {
             bytes += GHOST_LEN + (runs_of(table).len() * RUN_LEN) as u64;

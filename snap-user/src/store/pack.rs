@@ -9,6 +9,7 @@ use super::files::{Files, ReadFile};
 use super::loan_file::OpenLoans;
 use super::names::{self, TEMP_PREFIX};
 use super::pack_loans::PackLoans;
+use super::repeats::Repeats;
 use super::temp::TempFile;
 use super::versions::read_decoded;
 use crate::codec::{Encoding, Scratch};
@@ -180,6 +181,8 @@ pub(super) struct PackWriter<'a> {
     out: TempFile,
     data_len: u64,
     entries: Vec<PackEntry>,
+    /// Pages that it has already.
+    repeats: Repeats,
     loans: PackLoans<'a>,
 }
 
@@ -202,6 +205,7 @@ impl<'a> PackWriter<'a> {
             out: TempFile::create(files, temp, WriteBuffer::default(), PACK_HEADER_LEN)?,
             data_len: 0,
             entries: Vec::new(),
+            repeats: Repeats::default(),
             loans: PackLoans::new(&**files, dir, generation),
         })
     }
@@ -244,15 +248,20 @@ impl<'a> PackWriter<'a> {
         crc: u32,
         bytes: &[u8],
     ) -> Result<(), StoreError> {
+        let next = PACK_HEADER_LEN as u64 + self.data_len;
+        let known = self.repeats.place(encoding, bytes, next);
         self.entries.push(PackEntry {
             name,
             addr,
-            at: PACK_HEADER_LEN as u64 + self.data_len,
+            at: known.unwrap_or(next),
             loan: 0,
             len: bytes.len() as u16,
             encoding,
             crc,
         });
+        if known.is_some() {
+            return Ok(());
+        }
         self.data_len += bytes.len() as u64;
         self.out.extend(bytes)
     }

@@ -1,5 +1,6 @@
 //! A snapshot being written, up to its publication.
 
+use super::chain::SessionFiles;
 use super::durability::Durability;
 use super::error::StoreError;
 use super::head::Head;
@@ -7,6 +8,7 @@ use super::headers;
 use super::lender::Lender;
 use super::loans::Loans;
 use super::names::{self, TEMP_PREFIX};
+use super::repeats::Repeats;
 use super::session::{Session, now_ns};
 use super::temp::TempFile;
 use crate::image::{
@@ -30,6 +32,10 @@ pub struct PendingSnapshot<'a> {
     loans: Option<Loans>,
     /// And its own, where they are written side by side.
     lender: Option<Arc<Lender>>,
+    /// Pages that its file has already.
+    repeats: Repeats,
+    /// The session's other files, once something of them has been read.
+    readable: Option<SessionFiles>,
     /// Its file may be among the published ones.
     tried: bool,
 }
@@ -100,6 +106,8 @@ impl<'a> PendingSnapshot<'a> {
             out,
             loans,
             lender,
+            repeats: Repeats::default(),
+            readable: None,
             tried: false,
         })
     }
@@ -169,6 +177,7 @@ impl<'a> PendingSnapshot<'a> {
         match self.identity.kind {
             SnapshotKind::Base => {
                 self.session.head = Some(Head::base(header.id, header.seq, table));
+                self.session.stored.clear();
             }
             SnapshotKind::Delta => {
                 if let Some(head) = &mut self.session.head {
@@ -176,6 +185,7 @@ impl<'a> PendingSnapshot<'a> {
                 }
             }
         }
+        self.session.stored.note(header.seq, &entries);
         self.session.shared.published(header.seq);
         let files = &*self.session.store.files;
         headers::note(files, &self.session.dir, &path, &self.head_bytes());
@@ -304,19 +314,33 @@ impl PageSink for PendingSnapshot<'_> {
 
     fn append(&mut self, batch: &EncodedBatch) -> Result<(), StoreError> {
         let empty = PageTable::new();
+        let mut elsewhere = vec![None; batch.pages().len()];
+        match (self.identity.kind, &self.session.earlier, &mut self.loans) {
+            (SnapshotKind::Delta, ..) => {
+                let (store, id) = (&self.session.store, self.session.id);
+                let known = &mut self.readable;
+                let mut files = || match &*known {
+                    Some(files) => Ok(files.clone()),
+                    None => Ok(known.insert(store.apart().session_files(id)?).clone()),
+                };
+                let (stored, shared) = (&mut self.session.stored, &self.session.shared);
+                stored.find(batch, &mut files, shared, &mut elsewhere);
+            }
+            (SnapshotKind::Base, Some(earlier), Some(loans)) => {
+                earlier.find(batch, loans, &mut elsewhere);
+            }
+            (SnapshotKind::Base, ..) => {}
+        }
+        let from = HEADER_LEN as u64 + self.builder.data_len();
+        match (&self.session.common, &self.lender, &mut self.loans) {
+            (Some(common), Some(own), Some(loans)) => {
+                common.shelve(batch, (own, from), loans, &mut elsewhere);
+            }
+            _ => self.repeats.find(batch, from, &mut elsewhere),
+        }
         let parent = match self.identity.kind {
             SnapshotKind::Base => &empty,
             SnapshotKind::Delta => self.session.head_table().unwrap_or(&empty),
-        };
-        let is_base = self.identity.kind == SnapshotKind::Base;
-        let elsewhere = match (&self.session.common, &self.session.earlier, &mut self.loans) {
-            (Some(common), _, Some(loans)) => {
-                let from = HEADER_LEN as u64 + self.builder.data_len();
-                let own = self.lender.as_ref();
-                own.map_or_else(Vec::new, |own| common.shelve(batch, own, from, loans))
-            }
-            (None, Some(earlier), Some(loans)) if is_base => earlier.find(batch, loans),
-            _ => Vec::new(),
         };
         self.builder
             .append(batch, &elsewhere, parent)
@@ -352,6 +376,7 @@ impl Drop for PendingSnapshot<'_> {
         self.session.buffer = self.out.take_buffer();
         // Whatever became of it: another attempt is not to fail by what it borrows.
         self.session.earlier = None;
+        self.session.shared.abandoned();
         if !self.tried {
             self.session.next_seq = self.identity.seq;
         }

@@ -19,7 +19,7 @@ use super::needs::{Fate, Needs};
 use super::pack::PackWriter;
 use super::retention::{Rules, removable};
 use super::session::{SessionInfo, lock, now_ns};
-use crate::image::{Ghost, SessionId, runs_of};
+use crate::image::{Ghost, IndexEntry, SessionId, runs_of};
 use crate::model::SnapshotId;
 use std::collections::{BTreeSet, HashSet};
 use std::ops::Bound;
@@ -36,8 +36,20 @@ struct Agreed {
     head: Option<u32>,
     /// What a rollback is about to make the head.
     pinned: Option<u32>,
+    /// Snapshots of which the one being written names pages that its parent may not have.
+    named: BTreeSet<u32>,
     /// What is being removed.
     removing: BTreeSet<u32>,
+    /// What has been removed, until the writer knows.
+    gone: BTreeSet<u32>,
+}
+
+impl Agreed {
+    /// Snapshots that must not go now.
+    fn held(&self) -> impl Iterator<Item = u32> {
+        let lasting = [self.head, self.pinned].into_iter().flatten();
+        lasting.chain(self.named.iter().copied())
+    }
 }
 
 impl Shared {
@@ -57,7 +69,22 @@ impl Shared {
             }
             agreed.head = Some(parent);
         }
+        agreed.named.clear();
         Ok(())
+    }
+
+    /// The snapshot that is being written is about to name pages of these: gives those that stay for it.
+    pub(super) fn name(&self, seqs: &BTreeSet<u32>) -> BTreeSet<u32> {
+        let mut agreed = self.lock();
+        let stays = |seq: &u32| !agreed.removing.contains(seq) && !agreed.gone.contains(seq);
+        let named: BTreeSet<u32> = seqs.iter().copied().filter(stays).collect();
+        agreed.named.extend(&named);
+        named
+    }
+
+    /// What has been removed since this was asked last.
+    pub(super) fn take_gone(&self) -> BTreeSet<u32> {
+        std::mem::take(&mut self.lock().gone)
     }
 
     /// A snapshot is there, and the next one may build on it.
@@ -65,6 +92,12 @@ impl Shared {
         let mut agreed = self.lock();
         agreed.head = Some(seq);
         agreed.pinned = None;
+        agreed.named.clear();
+    }
+
+    /// The snapshot that was being written has come to nothing.
+    pub(super) fn abandoned(&self) {
+        self.lock().named.clear();
     }
 }
 
@@ -210,14 +243,13 @@ impl Pruner {
             let newest = list.iter().rev().find(|meta| meta.seq <= durable);
             ids.extend(newest.map(|meta| meta.id));
         }
-        let agreed = self.shared.lock();
-        let held = [agreed.head, agreed.pinned];
+        let held: BTreeSet<u32> = self.shared.lock().held().collect();
         if self.live {
             ids.extend(list.last().map(|meta| meta.id));
         }
         ids.extend(
             list.iter()
-                .filter(|meta| held.contains(&Some(meta.seq)))
+                .filter(|meta| held.contains(&meta.seq))
                 .map(|meta| meta.id),
         );
         Ok(ids)
@@ -314,29 +346,46 @@ impl Pruner {
         Ok(plan)
     }
 
-    /// Does what was planned. What has come to be needed since then makes it fail, with everything as before.
+    /// Does what was planned, but for snapshots of which one that is being written names pages. What has come to be built
+    /// on since then makes it fail, with everything as before.
     pub fn carry_out(&self, plan: &Plan) -> Result<Pruned, StoreError> {
-        if plan.removed.is_empty() {
-            let files = self.store.session_files(self.session)?;
-            return self.sweep(&files).map(|()| Pruned::default());
-        }
-        let gone: BTreeSet<u32> = plan.removed.iter().map(|meta| meta.seq).collect();
-        {
+        let meant: BTreeSet<u32> = plan.removed.iter().map(|meta| meta.seq).collect();
+        let gone: BTreeSet<u32> = {
             let mut agreed = self.shared.lock();
-            let held = [agreed.head, agreed.pinned];
-            if let Some(seq) = held.into_iter().flatten().find(|seq| gone.contains(seq)) {
+            let mut held = [agreed.head, agreed.pinned].into_iter().flatten();
+            if let Some(seq) = held.find(|seq| meant.contains(seq)) {
                 return Err(in_use(seq));
             }
+            let gone: BTreeSet<u32> = meant.difference(&agreed.named).copied().collect();
             agreed.removing.extend(&gone);
-        }
-        // From here on nothing new is begun on them; what was published before is in this listing.
-        let done = self.store.session_files(self.session).and_then(|files| {
-            check_newer(&files, plan, &gone)?;
-            self.replace(&files, plan, &gone)
-        });
+            gone
+        };
+        // From here on nothing new is begun on them, and none of their pages is named.
+        let done = self.remove(plan, &gone);
         // Done or not: those that are gone are in no listing any more.
-        self.shared.lock().removing.clear();
+        let mut agreed = self.shared.lock();
+        let removing = std::mem::take(&mut agreed.removing);
+        if self.live {
+            agreed.gone.extend(removing);
+        }
         done
+    }
+
+    /// Removes these, which were to go by a plan.
+    fn remove(&self, plan: &Plan, gone: &BTreeSet<u32>) -> Result<Pruned, StoreError> {
+        let files = self.store.session_files(self.session)?;
+        if gone.is_empty() {
+            return self.sweep(&files).map(|()| Pruned::default());
+        }
+        if gone.len() == plan.removed.len() && !is_named(&files, plan.newest, gone)? {
+            check_newer(&files, plan, gone)?;
+            return self.replace(&files, plan, gone);
+        }
+        // What others need of them is more than was known.
+        let plan = self.plan_removal(gone)?;
+        let files = self.store.session_files(self.session)?;
+        check_newer(&files, &plan, gone)?;
+        self.replace(&files, &plan, gone)
     }
 
     fn replace(
@@ -418,6 +467,20 @@ impl Pruner {
         });
         Ok((writer, merge(absorbed), ghosts.collect()))
     }
+}
+
+/// Whether snapshots that are newer than this one name pages of these.
+fn is_named(files: &SessionFiles, newest: u32, gone: &BTreeSet<u32>) -> Result<bool, StoreError> {
+    let listing = files.listing();
+    let newer = (Bound::Excluded(newest), Bound::Unbounded);
+    for (seq, _) in listing.by_seq.range(newer) {
+        let entries = files.open(*seq)?.index()?;
+        let mut named = entries.iter().filter_map(IndexEntry::target);
+        if named.any(|place| gone.contains(&place.seq.get())) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Snapshots that were taken since the plan must not build on what goes.

@@ -14,6 +14,7 @@ use super::names::{self, COPIED, LOCK_FILE, SESSION_FILE, TEMP_PREFIX};
 use super::pending::PendingSnapshot;
 use super::pruner::{Pruner, Shared};
 use super::seal::KEY_FILE;
+use super::stored::Stored;
 use super::text::{publish_bytes, publish_text};
 use crate::image::{Location, SessionId};
 use crate::model::{PageTable, SnapshotId, SnapshotKind};
@@ -111,6 +112,8 @@ pub struct Session {
     pub(super) common: Option<Arc<Common>>,
     /// What others of the same program have stored, for its first base.
     pub(super) earlier: Option<Earlier>,
+    /// What its own snapshots have stored.
+    pub(super) stored: Stored,
     /// Shared with whoever removes snapshots of the session.
     pub(super) shared: Arc<Shared>,
     lock: Arc<LockGuard>,
@@ -166,6 +169,7 @@ impl Session {
             unsynced: Unsynced::default(),
             common: store.common_of(id)?,
             earlier: None,
+            stored: Stored::default(),
             shared: Arc::default(),
             lock: Arc::new(lock),
         })
@@ -222,6 +226,7 @@ impl Session {
             unsynced: Unsynced::default(),
             common: store.common_of(id)?,
             earlier: None,
+            stored: Stored::default(),
             shared: Arc::default(),
             lock: Arc::new(lock),
         })
@@ -328,9 +333,12 @@ impl Session {
         if let (SnapshotKind::Delta, Some((id, seq))) = (kind, parent)
             && self.head() != Some(id)
         {
-            let files = self.store.session_files(self.id)?;
-            self.head = Some(files.head(seq)?);
+            // None of them stays open: they may be removed.
+            let files = self.store.apart().session_files(self.id)?;
+            let head = self.head.insert(files.head(seq)?);
+            self.stored.learn(&files, seq, &head.table);
         }
+        self.stored.forget(&self.shared.take_gone());
         PendingSnapshot::begin(self, kind, parent)
     }
 

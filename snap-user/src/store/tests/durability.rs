@@ -239,7 +239,8 @@ fn a_kept_snapshot_with_pages_in_a_torn_one_goes_though_its_parent_was_pruned() 
     let (machine, mut session) = Machine::start(Durability::None);
     let mut parent = None;
     for n in 0..5 {
-        let done = publish(&mut session, parent, [], [(n, 7)]).expect("published");
+        let page = (n, n as u32 * 5 + 7);
+        let done = publish(&mut session, parent, [], [page]).expect("published");
         parent = Some(done.id);
     }
     let pruner = session.pruner();

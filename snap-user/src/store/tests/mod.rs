@@ -16,6 +16,7 @@ mod flush;
 mod history;
 mod many;
 mod prune;
+mod repeated;
 mod retention;
 mod seal;
 mod seal_files;

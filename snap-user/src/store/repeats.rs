@@ -1,0 +1,45 @@
+//! Pages that a file being written has already: it gets their bytes once.
+
+use super::common::key;
+use crate::codec::Encoding;
+use crate::image::{Elsewhere, EncodedBatch};
+use rustc_hash::FxHashMap;
+use std::collections::hash_map::Entry;
+
+/// Where a file has which pages, by the BLAKE3 hashes of their encoded bytes. In memory while the file is being written:
+/// about 40 bytes a page.
+#[derive(Debug, Default)]
+pub(super) struct Repeats(FxHashMap<[u8; 16], u64>);
+
+impl Repeats {
+    /// Finds pages of a batch in the file, which gets the others from the offset `from` on; what is elsewhere already is
+    /// passed over.
+    pub(super) fn find(
+        &mut self,
+        batch: &EncodedBatch,
+        from: u64,
+        found: &mut [Option<Elsewhere>],
+    ) {
+        let mut at = from;
+        for (page, found) in batch.pages().iter().zip(found) {
+            if found.is_some() {
+                continue;
+            }
+            match self.place(page.encoding, page.bytes_in(batch.bytes()), at) {
+                Some(known) => *found = Some(Elsewhere::Bytes { loan: 0, at: known }),
+                None => at += u64::from(page.len),
+            }
+        }
+    }
+
+    /// Where the file has these bytes; without them, it is about to get them at `next`.
+    pub(super) fn place(&mut self, encoding: Encoding, bytes: &[u8], next: u64) -> Option<u64> {
+        match self.0.entry(key(encoding, bytes)?) {
+            Entry::Occupied(known) => Some(*known.get()),
+            Entry::Vacant(new) => {
+                new.insert(next);
+                None
+            }
+        }
+    }
+}

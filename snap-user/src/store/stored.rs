@@ -1,0 +1,134 @@
+//! What the snapshots that the next one builds on have stored: a page that is again what some page was at some time is not
+//! stored again, but named.
+//!
+//! What looks the same by the indexes is compared byte by byte, so a page that has come back costs a read, and others a
+//! look into a table. Only pages of snapshots that have not been pruned are named, and of none that is being pruned
+//! ([`Shared::name`]).
+
+use super::chain::SessionFiles;
+use super::common::looks;
+use super::encoded::read_wanted;
+use super::error::StoreError;
+use super::pruner::Shared;
+use crate::image::{Elsewhere, EncodedBatch, IndexEntry, Location};
+use crate::model::PageTable;
+use rustc_hash::FxHashMap;
+use std::collections::BTreeSet;
+
+/// Pages known at a time, of about 30 bytes each here: those of 4 GiB, if none of them repeats.
+const MOST_PAGES: usize = 1 << 20;
+/// Snapshots whose indexes are read when a session is gone on with.
+const MOST_FILES: usize = 64;
+
+/// Where pages are that the chain of the next snapshot's parent has stored.
+#[derive(Debug, Default)]
+pub(super) struct Stored {
+    /// What was stored or has come back lately.
+    young: FxHashMap<u64, Location>,
+    /// What was before that; it makes room first.
+    old: FxHashMap<u64, Location>,
+}
+
+impl Stored {
+    /// Forgets everything: the next snapshot builds on another one.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Learns what a snapshot with this page table has behind it: of the snapshots that it builds on, the newest, and the
+    /// first, which has most. Best effort: what cannot be read is stored again.
+    pub(super) fn learn(&mut self, files: &SessionFiles, seq: u32, table: &PageTable<Location>) {
+        self.clear();
+        let listing = files.listing();
+        let is_there = |seq: &u32| listing.by_seq.contains_key(seq);
+        let mut seqs = BTreeSet::from_iter(Some(seq).filter(is_there));
+        let mut newest = seqs.first().copied();
+        while let Some(seq) = newest.filter(|_| seqs.len() < MOST_FILES) {
+            let parent = files.open(seq).map(|file| file.header.parent_seq);
+            newest = parent.ok().filter(is_there);
+            seqs.extend(newest);
+        }
+        let first = table.iter().map(|(_, place)| place.seq.get()).min();
+        seqs.extend(first.filter(is_there));
+        for seq in seqs {
+            let index = files.open(seq).and_then(|file| file.index());
+            match index {
+                Ok(entries) => self.note(seq, &entries),
+                Err(error) => tracing::debug!("pages of snapshot @{seq}: {error}"),
+            }
+        }
+    }
+
+    /// Notes what a snapshot has stored.
+    pub(super) fn note(&mut self, seq: u32, entries: &[IndexEntry]) {
+        for (entry, slot) in entries.iter().zip(0..) {
+            let looks = looks(entry.crc, entry.len, entry.encoding);
+            if let (Some(looks), Some(place)) = (looks, Location::new(seq, slot)) {
+                self.insert(looks, place);
+            }
+        }
+    }
+
+    fn insert(&mut self, looks: u64, place: Location) {
+        if self.young.len() >= MOST_PAGES / 2 {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(looks, place);
+    }
+
+    /// Forgets the pages of snapshots that are gone.
+    pub(super) fn forget(&mut self, gone: &BTreeSet<u32>) {
+        if gone.is_empty() {
+            return;
+        }
+        for places in [&mut self.young, &mut self.old] {
+            places.retain(|_, place| !gone.contains(&place.seq.get()));
+        }
+    }
+
+    /// Finds pages of a batch, but for those that are elsewhere anyway.
+    pub(super) fn find(
+        &mut self,
+        batch: &EncodedBatch,
+        files: &mut dyn FnMut() -> Result<SessionFiles, StoreError>,
+        shared: &Shared,
+        found: &mut [Option<Elsewhere>],
+    ) {
+        let pages = batch.pages().iter().zip(&*found).zip(0..);
+        let mut wanted: Vec<(Location, u64)> = pages
+            .filter(|((_, found), _)| found.is_none())
+            .filter_map(|((page, _), number)| {
+                let looks = looks(page.crc, page.len, page.encoding)?;
+                let place = self.young.get(&looks).or_else(|| self.old.get(&looks))?;
+                Some((*place, number))
+            })
+            .collect();
+        if wanted.is_empty() {
+            return;
+        }
+        let named: BTreeSet<u32> = wanted.iter().map(|(place, _)| place.seq.get()).collect();
+        let named = shared.name(&named);
+        wanted.retain(|(place, _)| named.contains(&place.seq.get()));
+        wanted.sort_unstable();
+        let mut same = Vec::new();
+        let read = files().and_then(|files| {
+            read_wanted(&files, &wanted, &mut |stored, number| {
+                let page = &batch.pages()[number as usize];
+                let is_it = stored.entry.encoding == page.encoding
+                    && stored.bytes == page.bytes_in(batch.bytes());
+                same.extend(is_it.then_some((stored.place, number)));
+                Ok(())
+            })
+        });
+        if let Err(error) = read {
+            tracing::debug!("pages that may be stored already: {error}");
+        }
+        for (place, number) in same {
+            found[number as usize] = Some(Elsewhere::Named(place));
+            let page = &batch.pages()[number as usize];
+            if let Some(looks) = looks(page.crc, page.len, page.encoding) {
+                self.insert(looks, place);
+            }
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Pages that a session stores once, however often and wherever they come.
+
+use super::common::noise;
+use super::support::*;
+use crate::model::{Costs, SnapshotId, SnapshotKind};
+use crate::store::{PageSink, Published, Session, Store};
+use std::collections::BTreeSet;
+
+const PAGES: u64 = 400;
+
+/// Noise that no other page has.
+fn fresh(from: u64) -> impl Iterator<Item = (u64, u32)> {
+    (0..PAGES).map(move |number| (number, noise(from + number)))
+}
+
+fn delta(
+    session: &mut Session,
+    parent: &Published,
+    pages: impl IntoIterator<Item = (u64, u32)>,
+) -> Published {
+    publish(session, Some(parent.id), [], pages).expect("published")
+}
+
+fn assert_is(store: &Store, id: SnapshotId, pages: impl IntoIterator<Item = (u64, u32)>) {
+    let store = store.apart();
+    assert_holds(
+        &store.snapshot(id).expect("there"),
+        &pages.into_iter().collect(),
+    );
+    let report = store.verify(None).expect("listable");
+    assert!(report.is_clean(), "{report:?}");
+}
+
+/// A session of three snapshots, the last of which is again what the first was.
+fn there_and_back(store: &Store) -> (Session, [Published; 3]) {
+    let mut session = store.create_session(&info(1)).expect("a session");
+    let first = publish(&mut session, None, [], fresh(0)).expect("published");
+    let second = delta(&mut session, &first, fresh(1000));
+    let third = delta(&mut session, &second, fresh(0));
+    (session, [first, second, third])
+}
+
+#[test]
+fn a_page_that_comes_several_times_in_a_snapshot_is_stored_once() {
+    for owner in [Owner::default(), Owner::new()] {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let store = owner.open_or_create(&dir.path().join("store"));
+        let mut session = store.create_session(&info(1)).expect("a session");
+        // In several batches, of which the later ones find what is in the file by then.
+        let mut pending = session.begin(SnapshotKind::Base, None).expect("begun");
+        let mut memory = Memory::new();
+        for piece in 0..8 {
+            let pages = (0..PAGES).map(|n| (piece * PAGES + n, noise(n % 300)));
+            memory.extend(pages.clone());
+            pending.append(&batch(0, pages)).expect("appended");
+        }
+        let base = pending.publish(&state(1), &Costs::default());
+        let base = base.expect("published");
+        assert_eq!(base.data_bytes, 300 * 4096);
+        assert_is(&store, base.id, memory.clone());
+        let content = store.snapshot(base.id).expect("there").stored_content();
+        let content = content.expect("readable");
+        assert_eq!((content.unique, content.repeated), (300, 8 * PAGES - 300));
+
+        // So it is in the pack that it goes into.
+        let next = delta(&mut session, &base, [(0, noise(5000))]);
+        let gone: BTreeSet<u32> = [base.seq].into();
+        let plan = session.pruner().plan_removal(&gone).expect("a plan");
+        let after = plan.bytes_after;
+        session.pruner().carry_out(&plan).expect("carried out");
+        memory.insert(0, noise(5000));
+        assert_is(&store, next.id, memory);
+        let bytes = store.session_bytes(session.id()).expect("known");
+        assert!(bytes < 350 * 4096, "{bytes}");
+        assert!(after.abs_diff(bytes) < 8192, "{after} was meant, {bytes}");
+    }
+}
+
+#[test]
+fn a_page_that_comes_back_is_not_stored_again() {
+    for owner in [Owner::default(), Owner::new()] {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let store = owner.open_or_create(&dir.path().join("store"));
+        let (mut session, [_, second, third]) = there_and_back(&store);
+        assert_eq!((second.data_bytes, third.data_bytes), (PAGES * 4096, 0));
+        assert_is(&store, third.id, fresh(0));
+
+        // Also by one who goes on with the session later.
+        let id = session.id();
+        drop(session);
+        session = store.open_session(id).expect("opened");
+        let fourth = delta(&mut session, &third, fresh(1000));
+        assert_eq!(fourth.data_bytes, 0);
+        assert_is(&store, fourth.id, fresh(1000));
+
+        // And all of them go on when the first ones are gone.
+        let gone: BTreeSet<u32> = [1, second.seq].into();
+        let plan = session.pruner().plan_removal(&gone).expect("a plan");
+        session.pruner().carry_out(&plan).expect("carried out");
+        assert_is(&store, third.id, fresh(0));
+        assert_is(&store, fourth.id, fresh(1000));
+    }
+}
+
+#[test]
+fn what_is_named_does_not_go_and_what_goes_is_not_named() {
+    let (_dir, store) = new_store();
+    let mut session = store.create_session(&info(1)).expect("a session");
+    let first = publish(&mut session, None, [], fresh(0)).expect("published");
+    let second = delta(&mut session, &first, fresh(1000));
+    let pruner = session.pruner();
+    let gone: BTreeSet<u32> = [first.seq].into();
+    let plan = pruner.plan_removal(&gone).expect("a plan");
+
+    // It is being written, and names a page of what was to go.
+    let mut pending = session
+        .begin(SnapshotKind::Delta, Some(second.id))
+        .expect("begun");
+    pending
+        .append(&batch(0, fresh(0).take(9)))
+        .expect("appended");
+    assert_eq!(pruner.carry_out(&plan).expect("carried out").snapshots, 0);
+    let list = pruner.snapshots().expect("a list");
+    assert!(pruner.protected(&list).expect("known").contains(&first.id));
+    // Nothing came of it. What is published then is not known to the plan, and yet what it names stays.
+    drop(pending);
+    let third = delta(&mut session, &second, fresh(0).take(9));
+    assert_eq!(third.data_bytes, 0);
+    assert_eq!(pruner.carry_out(&plan).expect("carried out").snapshots, 1);
+    let memory = || fresh(1000).chain(fresh(0).take(9));
+    assert_is(&store, third.id, memory());
+
+    // What is gone is stored again.
+    let fourth = delta(&mut session, &third, fresh(0).skip(9).take(9));
+    assert_eq!(fourth.data_bytes, 9 * 4096);
+    assert_is(&store, fourth.id, memory().chain(fresh(0).skip(9).take(9)));
+}
+
+#[test]
+fn only_what_a_snapshot_builds_on_is_named() {
+    let (_dir, store) = new_store();
+    let (mut session, [first, ..]) = there_and_back(&store);
+    // Behind a rollback to the first one, the second is on another branch.
+    let branch = delta(&mut session, &first, fresh(1000));
+    assert_eq!(branch.data_bytes, PAGES * 4096);
+    let back = delta(&mut session, &branch, fresh(0));
+    assert_eq!(back.data_bytes, 0);
+    assert_is(&store, back.id, fresh(0));
+    // A base stands alone.
+    let mut pending = session
+        .begin(SnapshotKind::Base, Some(back.id))
+        .expect("begun");
+    pending.append(&batch(0, fresh(1000))).expect("appended");
+    let base = pending.publish(&state(1), &Costs::default());
+    assert_eq!(base.expect("published").data_bytes, PAGES * 4096);
+}
+
+#[test]
+fn a_page_whose_first_copy_is_damaged_or_unreadable_is_stored_again() {
+    let (_dir, store) = new_store();
+    let (mut session, [first, _, third]) = there_and_back(&store);
+    let fourth = delta(&mut session, &third, fresh(1000));
+    assert_eq!(fourth.data_bytes, 0);
+    let dir = store.session_path(session.id());
+    let path = crate::store::names::snapshot_file(first.seq, first.id);
+    let path = dir.join(path);
+    let mut bytes = std::fs::read(&path).expect("readable");
+    bytes[256 + 7 * 4096 + 5] ^= 1;
+    std::fs::write(&path, bytes).expect("written");
+    let fifth = delta(&mut session, &fourth, fresh(0));
+    assert_eq!(fifth.data_bytes, 4096, "but for one page");
+    assert_holds(
+        &store.apart().snapshot(fifth.id).expect("there"),
+        &fresh(0).collect(),
+    );
+}
