@@ -376,7 +376,7 @@ impl Drop for PendingSnapshot<'_> {
         self.session.buffer = self.out.take_buffer();
         // Whatever became of it: another attempt is not to fail by what it borrows.
         self.session.earlier = None;
-        self.session.shared.abandoned();
+        self.session.shared.written();
         if !self.tried {
             self.session.next_seq = self.identity.seq;
         }

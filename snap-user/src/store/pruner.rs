@@ -24,11 +24,19 @@ use crate::model::SnapshotId;
 use std::collections::{BTreeSet, HashSet};
 use std::ops::Bound;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How long a snapshot that is being written is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What the writer of a session and the one who removes from it agree on.
 #[derive(Debug, Default)]
-pub(super) struct Shared(Mutex<Agreed>);
+pub(super) struct Shared {
+    agreed: Mutex<Agreed>,
+    /// Nothing is named any more.
+    settled: Condvar,
+}
 
 #[derive(Debug, Default)]
 struct Agreed {
@@ -44,18 +52,10 @@ struct Agreed {
     gone: BTreeSet<u32>,
 }
 
-impl Agreed {
-    /// Snapshots that must not go now.
-    fn held(&self) -> impl Iterator<Item = u32> {
-        let lasting = [self.head, self.pinned].into_iter().flatten();
-        lasting.chain(self.named.iter().copied())
-    }
-}
-
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Agreed> {
         // Plain data, changed in single steps: whole also after a panic.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.agreed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A snapshot is about to be written that builds on this one.
@@ -69,7 +69,6 @@ impl Shared {
             }
             agreed.head = Some(parent);
         }
-        agreed.named.clear();
         Ok(())
     }
 
@@ -92,12 +91,42 @@ impl Shared {
         let mut agreed = self.lock();
         agreed.head = Some(seq);
         agreed.pinned = None;
-        agreed.named.clear();
+        drop(agreed);
+        self.written();
     }
 
-    /// The snapshot that was being written has come to nothing.
-    pub(super) fn abandoned(&self) {
+    /// No snapshot is being written, whatever became of the last one.
+    pub(super) fn written(&self) {
         self.lock().named.clear();
+        self.settled.notify_all();
+    }
+
+    /// Has these go, which nothing is built on from here on. What a snapshot that is being written names of them is
+    /// waited for.
+    fn remove(&self, gone: &BTreeSet<u32>) -> Result<(), StoreError> {
+        let mut agreed = self.lock();
+        let mut held = [agreed.head, agreed.pinned].into_iter().flatten();
+        if let Some(seq) = held.find(|seq| gone.contains(seq)) {
+            return Err(in_use(seq));
+        }
+        agreed.removing.extend(gone);
+        let is_named = |agreed: &mut Agreed| !agreed.named.is_disjoint(gone);
+        let waited = self.settled.wait_timeout_while(agreed, PATIENCE, is_named);
+        let (mut agreed, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if let Some(seq) = agreed.named.intersection(gone).next().copied() {
+            agreed.removing.clear();
+            return Err(in_use(seq));
+        }
+        Ok(())
+    }
+
+    /// Done or not: those that are gone are in no listing any more.
+    fn removed(&self, live: bool) {
+        let mut agreed = self.lock();
+        let removing = std::mem::take(&mut agreed.removing);
+        if live {
+            agreed.gone.extend(removing);
+        }
     }
 }
 
@@ -243,13 +272,14 @@ impl Pruner {
             let newest = list.iter().rev().find(|meta| meta.seq <= durable);
             ids.extend(newest.map(|meta| meta.id));
         }
-        let held: BTreeSet<u32> = self.shared.lock().held().collect();
+        let agreed = self.shared.lock();
+        let held = [agreed.head, agreed.pinned];
         if self.live {
             ids.extend(list.last().map(|meta| meta.id));
         }
         ids.extend(
             list.iter()
-                .filter(|meta| held.contains(&meta.seq))
+                .filter(|meta| held.contains(&Some(meta.seq)))
                 .map(|meta| meta.id),
         );
         Ok(ids)
@@ -346,45 +376,29 @@ impl Pruner {
         Ok(plan)
     }
 
-    /// Does what was planned, but for snapshots of which one that is being written names pages. What has come to be built
-    /// on since then makes it fail, with everything as before.
+    /// Does what was planned. What has come to be built on since then makes it fail, with everything as before.
     pub fn carry_out(&self, plan: &Plan) -> Result<Pruned, StoreError> {
-        let meant: BTreeSet<u32> = plan.removed.iter().map(|meta| meta.seq).collect();
-        let gone: BTreeSet<u32> = {
-            let mut agreed = self.shared.lock();
-            let mut held = [agreed.head, agreed.pinned].into_iter().flatten();
-            if let Some(seq) = held.find(|seq| meant.contains(seq)) {
-                return Err(in_use(seq));
-            }
-            let gone: BTreeSet<u32> = meant.difference(&agreed.named).copied().collect();
-            agreed.removing.extend(&gone);
-            gone
-        };
+        if plan.removed.is_empty() {
+            let files = self.store.session_files(self.session)?;
+            return self.sweep(&files).map(|()| Pruned::default());
+        }
+        let gone: BTreeSet<u32> = plan.removed.iter().map(|meta| meta.seq).collect();
+        self.shared.remove(&gone)?;
         // From here on nothing new is begun on them, and none of their pages is named.
         let done = self.remove(plan, &gone);
-        // Done or not: those that are gone are in no listing any more.
-        let mut agreed = self.shared.lock();
-        let removing = std::mem::take(&mut agreed.removing);
-        if self.live {
-            agreed.gone.extend(removing);
-        }
+        self.shared.removed(self.live);
         done
     }
 
     /// Removes these, which were to go by a plan.
     fn remove(&self, plan: &Plan, gone: &BTreeSet<u32>) -> Result<Pruned, StoreError> {
         let files = self.store.session_files(self.session)?;
-        if gone.is_empty() {
-            return self.sweep(&files).map(|()| Pruned::default());
-        }
-        if gone.len() == plan.removed.len() && !is_named(&files, plan.newest, gone)? {
-            check_newer(&files, plan, gone)?;
+        check_newer(&files, plan, gone)?;
+        if !is_named(&files, plan.newest, gone)? {
             return self.replace(&files, plan, gone);
         }
         // What others need of them is more than was known.
         let plan = self.plan_removal(gone)?;
-        let files = self.store.session_files(self.session)?;
-        check_newer(&files, &plan, gone)?;
         self.replace(&files, &plan, gone)
     }
 

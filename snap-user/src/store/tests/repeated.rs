@@ -108,32 +108,51 @@ fn what_is_named_does_not_go_and_what_goes_is_not_named() {
     let mut session = store.create_session(&info(1)).expect("a session");
     let first = publish(&mut session, None, [], fresh(0)).expect("published");
     let second = delta(&mut session, &first, fresh(1000));
-    let pruner = session.pruner();
+    let (pruner, session_shared) = (session.pruner(), session.shared.clone());
     let gone: BTreeSet<u32> = [first.seq].into();
     let plan = pruner.plan_removal(&gone).expect("a plan");
 
-    // It is being written, and names a page of what was to go.
+    // One is being written, and names pages of what is to go: that waits for it, and leaves what it needs.
     let mut pending = session
         .begin(SnapshotKind::Delta, Some(second.id))
         .expect("begun");
     pending
         .append(&batch(0, fresh(0).take(9)))
         .expect("appended");
-    assert_eq!(pruner.carry_out(&plan).expect("carried out").snapshots, 0);
-    let list = pruner.snapshots().expect("a list");
-    assert!(pruner.protected(&list).expect("known").contains(&first.id));
-    // Nothing came of it. What is published then is not known to the plan, and yet what it names stays.
-    drop(pending);
-    let third = delta(&mut session, &second, fresh(0).take(9));
-    assert_eq!(third.data_bytes, 0);
-    assert_eq!(pruner.carry_out(&plan).expect("carried out").snapshots, 1);
-    let memory = || fresh(1000).chain(fresh(0).take(9));
+    let third = std::thread::scope(|scope| {
+        let removal = scope.spawn(|| pruner.carry_out(&plan));
+        // Until it waits, nothing that it removes is refused.
+        let named = || session_shared.name(&gone);
+        while !named().is_empty() {
+            std::thread::yield_now();
+        }
+        pending
+            .append(&batch(0, [(9, noise(9))]))
+            .expect("appended");
+        let third = pending.publish(&state(1), &Costs::default());
+        let removed = removal.join().expect("no panic").expect("carried out");
+        assert_eq!(removed.snapshots, 1);
+        third.expect("published")
+    });
+    assert_eq!(third.data_bytes, 4096, "of the page that came too late");
+    let memory = || fresh(1000).chain(fresh(0).take(10));
     assert_is(&store, third.id, memory());
 
     // What is gone is stored again.
-    let fourth = delta(&mut session, &third, fresh(0).skip(9).take(9));
+    let fourth = delta(&mut session, &third, fresh(0).skip(10).take(9));
     assert_eq!(fourth.data_bytes, 9 * 4096);
-    assert_is(&store, fourth.id, memory().chain(fresh(0).skip(9).take(9)));
+    assert_is(&store, fourth.id, memory().chain(fresh(0).skip(10).take(9)));
+    // A plan may be older than a snapshot that names what it removes.
+    let gone: BTreeSet<u32> = [second.seq].into();
+    let plan = session.pruner().plan_removal(&gone).expect("a plan");
+    let fifth = delta(&mut session, &fourth, fresh(1000).take(4));
+    assert_eq!(fifth.data_bytes, 0);
+    let removed = session.pruner().carry_out(&plan).expect("carried out");
+    assert_eq!(removed.snapshots, 1);
+    let memory = memory()
+        .chain(fresh(0).skip(10).take(9))
+        .chain(fresh(1000).take(4));
+    assert_is(&store, fifth.id, memory);
 }
 
 #[test]
