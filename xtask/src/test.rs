@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every check there is, with one summary.
 
 mod expected;
+mod guest_programs;
 mod guest_python;
 mod install;
 mod other_kernel;

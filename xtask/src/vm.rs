@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `payload` | what a caller wants in the guest and run there |
 //! | `kernels` | kernel images out of Debian packages, cached |
+//! | `modules` | modules of theirs that tests need |
 //! | `tools` | helper programs of the host |
 //! | `initramfs`, `cpio`, `init.sh` | the guest's file system and first process |
 //! | `qemu` | one virtual machine, its time limits and its end |
@@ -26,6 +27,7 @@ mod cpio;
 mod error;
 mod initramfs;
 mod kernels;
+mod modules;
 mod payload;
 mod qemu;
 #[cfg(test)]
@@ -249,6 +251,10 @@ pub fn run_with(
             config,
             format!("/boot/config-{}", release.unwrap_or(kernel.name())),
         );
+    }
+    for module in &image.modules {
+        let name = module.file_name().unwrap_or_default();
+        payload.add(module, Path::new("/vm/modules").join(name));
     }
     let initramfs = initramfs::build(&payload, &busybox, &token, &initrd.0)?;
 

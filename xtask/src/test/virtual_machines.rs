@@ -1,8 +1,8 @@
 //! The tests of tracking, capture and rollback on other kernels than the host's.
 
-use super::guest_python;
 use super::other_kernel;
 use super::stage::Stages;
+use super::{guest_programs, guest_python};
 use crate::cargo;
 use crate::vm::{self, CommandResult, GuestCommand, Kernel, Outcome, Payload, Selection, Status};
 use anyhow::{Context, Result, bail};
@@ -89,7 +89,10 @@ const ROLLBACK_PROGRAMS: &[&str] = &["file_positions", "threads_that_ended"];
 
 const POSTCOPY: &[&str] = &["a_busy_process", "memory_that_is_given_back"];
 
-const WANTED: [Wanted; 11] = [
+/// Two machines whose cable delays and loses: the host's kernel may not have `tc netem`.
+const CLONE: &[&str] = &["over_a_bad_cable"];
+
+const WANTED: [Wanted; 12] = [
     wanted(
         "snap-user",
         "snap_user",
@@ -106,13 +109,20 @@ const WANTED: [Wanted; 11] = [
     wanted("tests", "rollback", ROLLBACK, 15),
     wanted("tests", "rollback_programs", ROLLBACK_PROGRAMS, 10),
     wanted("tests", "postcopy", POSTCOPY, 15),
+    wanted("tests", "clone", CLONE, 10),
 ];
 
 /// One of each end, where little time is to be taken: with `--interfaces`.
-const BRIEF: [Wanted; 2] = [
+const BRIEF: [Wanted; 3] = [
     wanted("tests", "watch", &["audited_snapshots::maps"], 10),
     wanted("tests", "rollback", &["forth::counter"], 10),
+    wanted("tests", "clone", CLONE, 10),
 ];
+
+/// Whether a kernel runs anything of an executable: clones are compared with what the best tracker finds.
+fn runs_on(kernel: Kernel, target: &str) -> bool {
+    kernel == Kernel::V6_12 || !OF_MACHINES.contains(&target)
+}
 
 /// Tests of what a kernel cannot have. In both, `sock_diag(7)` is in modules, which guests do not load.
 fn out_of_place(kernel: Kernel) -> &'static [&'static str] {
@@ -132,6 +142,46 @@ fn out_of_place(kernel: Kernel) -> &'static [&'static str] {
 
 /// Executables whose tests run a python3.
 const OF_PYTHON: [&str; 2] = ["inject", "rollback_programs"];
+
+/// Those whose tests make machines, and run what `guest_programs` has.
+const OF_MACHINES: [&str; 1] = ["clone"];
+
+/// What the guest has of the host's programs.
+struct Programs {
+    python: Option<Vec<PathBuf>>,
+    machines: Option<Vec<PathBuf>>,
+}
+
+impl Programs {
+    /// Finds them; what is missing is a skip.
+    fn find(stages: &mut Stages) -> Self {
+        let mut of = |found: Result<Vec<PathBuf>, String>, tests: &[&str], what: &str| {
+            let skip = |why: String| {
+                let tests = format!("on other kernels: {}", tests.join(", "));
+                stages.skip(&tests, what, &why);
+            };
+            found.map_err(skip).ok()
+        };
+        Self {
+            python: of(guest_python::files(), &OF_PYTHON, "a python3 to take along"),
+            machines: of(
+                guest_programs::files(),
+                &OF_MACHINES,
+                "programs to take along",
+            ),
+        }
+    }
+
+    /// Whether the tests of an executable can run.
+    fn are_enough(&self, target: &str) -> bool {
+        (self.python.is_some() || !OF_PYTHON.contains(&target))
+            && (self.machines.is_some() || !OF_MACHINES.contains(&target))
+    }
+
+    fn files(&self) -> impl Iterator<Item = &PathBuf> {
+        self.python.iter().chain(&self.machines).flatten()
+    }
+}
 
 /// By how much snapshots and rollbacks of each test are fewer than on the host, and waits longer
 /// (`tests::effort`).
@@ -168,19 +218,14 @@ pub fn run(
         return Ok(());
     }
     let executables = executables()?;
-    let python = guest_python::files();
-    if let Err(why) = &python {
-        let tests = format!("on other kernels: {}", OF_PYTHON.join(", "));
-        stages.skip(&tests, "a python3 to take along", why);
-    }
+    let programs = Programs::find(stages);
     let kernels = selection.kernels();
     let mut ready = Vec::new();
     for &kernel in kernels {
         // One after the other: they may install the same things.
         match vm::prepare(kernel, &mut |message| eprintln!("vm {kernel}: {message}")) {
             Ok(()) => {
-                let python = python.as_deref().ok();
-                let mut payload = payload(kernel, &executables, &wanted, python)?;
+                let mut payload = payload(kernel, &executables, &wanted, &programs)?;
                 if (filter.is_empty() || filter.iter().any(|name| name == "other_kernel"))
                     && let Err(how) = other_kernel::add(&mut payload)
                 {
@@ -270,13 +315,13 @@ fn payload(
     kernel: Kernel,
     executables: &[(String, String, PathBuf)],
     wanted: &[&Wanted],
-    python: Option<&[PathBuf]>,
+    programs: &Programs,
 ) -> Result<Payload> {
     let mut payload = Payload::new();
     for name in ["ksnap", "victim"] {
         payload.add_in_place(cargo::binary(cargo::Profile::Dev, name));
     }
-    for file in python.into_iter().flatten() {
+    for file in programs.files() {
         payload.add_in_place(file);
     }
     payload.env(
@@ -289,7 +334,7 @@ fn payload(
     payload.env("KSNAP_TESTS_TRACKER", kernel.tracker());
     payload.env("KSNAP_TESTS_FAULTS", kernel.fault_source());
     for wanted in wanted {
-        if OF_PYTHON.contains(&wanted.target) && python.is_none() {
+        if !programs.are_enough(wanted.target) || !runs_on(kernel, wanted.target) {
             continue;
         }
         let found = executables

@@ -26,6 +26,9 @@ attempt mount -t bpf bpf /sys/fs/bpf
 attempt mount -t cgroup2 cgroup2 /sys/fs/cgroup
 ln -sf /proc/self/fd /dev/fd
 attempt ip link set lo up
+for module in /vm/modules/*.ko; do
+    [ -e "$module" ] && attempt insmod "$module"
+done
 hostname ksnap-vm
 ulimit -l unlimited
 umask 022

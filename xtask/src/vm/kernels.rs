@@ -8,10 +8,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::tools::{self, found};
-use super::{Error, Kernel, Result};
+use super::{Error, Kernel, Result, modules};
 
 /// Signs every Debian suite that the matrix uses.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// The folder of its modules, in a kernel's cache.
+const MODULES: &str = "modules";
 
 /// A kernel on disk, ready to boot.
 #[derive(Debug)]
@@ -20,6 +23,8 @@ pub struct Image {
     pub vmlinuz: PathBuf,
     /// Its build configuration, where the package has one.
     pub config: Option<PathBuf>,
+    /// Modules that every boot loads, in this order.
+    pub modules: Vec<PathBuf>,
     /// The package and version it is from, as `linux-image-… 6.1.192-2`.
     pub package: String,
 }
@@ -64,13 +69,20 @@ fn cached(cache: &Path) -> Option<Image> {
         return None;
     }
     let config = Some(cache.join("config")).filter(|path| path.exists());
-    let package = fs::read_to_string(cache.join("package")).map_or_else(
+    let package = fs::read_to_string(cache.join("package"));
+    let modules = cache.join(MODULES);
+    if package.is_ok() && !modules.exists() {
+        // Fetched before there were any.
+        return None;
+    }
+    let package = package.map_or_else(
         |_| "put there by hand".into(),
         |text| text.trim().to_string(),
     );
     Some(Image {
         vmlinuz,
         config,
+        modules: modules::list(&modules),
         package,
     })
 }
@@ -172,12 +184,14 @@ fn download(
     if let Ok(config) = entry(&boot, |name| name.starts_with("config-")) {
         move_file(&config, &ready.join("config"))?;
     }
+    modules::take(&tree, &ready.join(MODULES))?;
     let note = ready.join("package");
     fs::write(&note, format!("{package} {version}\n")).map_err(Error::io("write", &note))?;
     // One file at a time, the image last: its presence is what `cached` goes by, and two fetches at
     // once end with the same files.
     fs::create_dir_all(cache).map_err(Error::io("create", cache))?;
-    for name in ["config", "package", "vmlinuz"] {
+    let _ = fs::remove_dir_all(cache.join(MODULES));
+    for name in ["config", MODULES, "package", "vmlinuz"] {
         if ready.join(name).exists() {
             move_file(&ready.join(name), &cache.join(name))?;
         }
@@ -359,6 +373,7 @@ Debian|main|bookworm|http://mirror.example/debian/
         .unwrap();
         assert_eq!(image.vmlinuz, cache.path().join("vmlinuz"));
         assert_eq!(image.config, None);
+        assert_eq!(image.modules, [PathBuf::new(); 0]);
         assert_eq!(image.package, "put there by hand");
     }
 }

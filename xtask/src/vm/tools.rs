@@ -9,14 +9,15 @@ use super::{Error, Result};
 pub const QEMU: &str = "qemu-system-x86_64";
 
 /// What the virtual machine needs from the host: program, Debian package, accepted only if `check` passes.
-const NEEDED: [(&str, &str, Check); 2] = [
+const NEEDED: [(&str, &str, Check); 3] = [
     (QEMU, "qemu-system-x86", on_path),
     ("busybox", "busybox-static", static_busybox),
+    ("xz", "xz-utils", on_path),
 ];
 
 type Check = fn(&str) -> Option<PathBuf>;
 
-/// QEMU and a static busybox, installed first where that is possible.
+/// QEMU and a static busybox, installed first where that is possible, with what unpacks kernel modules.
 pub fn ensure(say: &mut dyn FnMut(&str)) -> Result<(PathBuf, PathBuf)> {
     let missing: Vec<_> = NEEDED
         .iter()
@@ -33,7 +34,9 @@ pub fn ensure(say: &mut dyn FnMut(&str)) -> Result<(PathBuf, PathBuf)> {
             remedy: format!("check the installation of {package}"),
         })
     };
-    Ok((get(NEEDED[0])?, get(NEEDED[1])?))
+    let [qemu, busybox, xz] = NEEDED;
+    get(xz)?;
+    Ok((get(qemu)?, get(busybox)?))
 }
 
 fn install(packages: &[&str], say: &mut dyn FnMut(&str)) -> Result<()> {
