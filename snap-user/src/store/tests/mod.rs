@@ -13,6 +13,7 @@ mod faults_small;
 mod files;
 mod flat;
 mod flat_ahead;
+mod flipped;
 mod flush;
 mod history;
 mod many;
