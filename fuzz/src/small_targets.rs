@@ -70,10 +70,12 @@ fn with_sum(text: &str, version: u32) -> Option<String> {
 pub fn tree(data: &[u8]) {
     assert_tree(data);
     let text = String::from_utf8_lossy(data);
-    for version in [1, 2] {
-        if let Some(text) = with_sum(&text, version) {
-            assert_tree(text.as_bytes());
-        }
+    let version = match text.starts_with("ksnap tree 2") {
+        true => 2,
+        false => 1,
+    };
+    if let Some(text) = with_sum(&text, version) {
+        assert_tree(text.as_bytes());
     }
 }
 
@@ -178,8 +180,10 @@ pub fn described(data: &[u8]) {
 }
 
 fn assert_described(text: &str) {
-    let _ = hostile::tag(text);
-    if let Ok(info) = hostile::session(text) {
+    // No description has an id of its own.
+    if text.contains("\"id\"") {
+        let _ = hostile::tag(text);
+    } else if let Ok(info) = hostile::session(text) {
         let again = hostile::session(&hostile::session_text(&info)).expect("its own text");
         assert_eq!(again, info);
     }

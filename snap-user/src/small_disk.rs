@@ -29,7 +29,7 @@ pub struct Room {
 
 impl Room {
     fn options(self) -> String {
-        format!("size={},nr_inodes={}", self.pages << 12, self.files)
+        format!("size={},nr_inodes={}", self.pages * 4096, self.files)
     }
 }
 
@@ -67,7 +67,7 @@ impl SmallDisk {
     pub fn taken(&self) -> Room {
         let found = statfs(self.path()).expect("mounted");
         Room {
-            pages: (found.f_blocks - found.f_bfree) * found.f_bsize as u64 >> 12,
+            pages: (found.f_blocks - found.f_bfree) * found.f_bsize as u64 / 4096,
             files: found.f_files - found.f_ffree,
         }
     }
