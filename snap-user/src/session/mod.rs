@@ -26,6 +26,8 @@ mod describe;
 mod descriptor;
 mod descriptors;
 mod diff;
+#[cfg(all(test, feature = "object-storage"))]
+mod disk_full_tests;
 mod doctor;
 mod engine;
 mod error;
@@ -125,6 +127,8 @@ pub use bucket_list::{BucketEntry, list_bucket};
 pub use bucket_prune::{BucketPruning, BucketRules, prune_bucket};
 pub use clone::{CloneOptions, Cloned, Round, RunsThere, clone_live, clone_stored, is_process};
 pub use clone_fetch::Fetched;
+#[doc(hidden)]
+pub use control::{Also, Reply, Request};
 pub use describe::{StoreDescription, describe_store};
 pub use descriptor::OpenDescriptor;
 pub use descriptors::raise_descriptors;

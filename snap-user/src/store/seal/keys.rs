@@ -199,7 +199,7 @@ impl Identities {
     fn unwrap(&self, session: SessionId, path: &Path, bytes: &[u8]) -> io::Result<SessionKey> {
         let damaged = |why: String| SealError::Damaged {
             part: "key of the session",
-            why,
+            why: format!("{}: {why}", path.display()),
         };
         if self.0.is_empty() {
             let path = path.to_owned();
