@@ -273,9 +273,12 @@ impl Envelope {
         let plain: [u8; INDEX_HEADER_LEN] = *plain.ok_or_else(|| no_version("an index"))?;
         let (common, _) = Common::decode("an index", &plain)?;
         let rest_len = total - INDEX_HEADER_LEN + TAG;
-        if rest_len as u64 > MAX_INDEX || chunks.len() > MAX_CHUNKS as usize {
+        let bounded = rest_len as u64 <= MAX_INDEX
+            && chunks.len() <= MAX_CHUNKS as usize
+            && common.pages <= MAX_PAGES;
+        if !bounded {
             return Err(BucketError::TooLarge(format!(
-                "sealed, the snapshot would need more than {MAX_INDEX} bytes besides its pages, or more than {MAX_CHUNKS} chunks"
+                "sealed, the snapshot would need more than {MAX_INDEX} bytes besides its pages, more than {MAX_CHUNKS} chunks, or more than {MAX_PAGES} pages"
             )));
         }
         let mut table = Vec::with_capacity(chunks.len() * REF);

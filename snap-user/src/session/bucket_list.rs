@@ -3,7 +3,7 @@
 use super::bucket_keys::Ring;
 use super::types::hex;
 use super::{Result, SessionError};
-use crate::bucket::{Bucket, BucketError, Common, Envelope, Front, Head, PlacedKey, SnapshotName};
+use crate::bucket::{Bucket, Common, Envelope, Front, Head, PlacedKey, SnapshotName};
 use crate::model::SnapshotId;
 use crate::store::{Keys, StoreError};
 use serde::Serialize;
@@ -169,24 +169,24 @@ pub(super) fn choose(
     ring: &mut Ring<'_>,
     names: &[SnapshotName],
 ) -> Result<Chosen> {
-    let (mut plain, mut failed) = (None, None);
-    for &name in names {
-        let chosen = bucket.head_of(&name).map_err(SessionError::from);
-        let chosen = chosen.and_then(|head| {
+    let missing = StoreError::NotFound {
+        what: format!("a snapshot in {}", bucket.url()),
+    };
+    let mut best: Result<Chosen> = Err(missing.into());
+    for (n, &name) in names.iter().enumerate() {
+        let read = bucket.head_of(&name).map_err(SessionError::from);
+        let chosen = read.and_then(|head| {
             let key = ring.key_of(&name, &head)?;
             Ok(Chosen { name, head, key })
         });
-        match chosen {
-            Ok(chosen) if chosen.key.is_some() => return Ok(chosen),
-            Ok(chosen) => plain = Some(chosen),
-            Err(error) => failed = failed.or(Some(error)),
+        match &chosen {
+            Ok(one) if one.key.is_some() => return chosen,
+            // Why the first one cannot be read is told, if none can.
+            Err(_) if n > 0 => {}
+            _ => best = chosen,
         }
     }
-    let gone = || {
-        let object = "the snapshot".into();
-        SessionError::from(BucketError::Missing { object })
-    };
-    plain.ok_or_else(|| failed.unwrap_or_else(gone))
+    best
 }
 
 /// The snapshot that a reference means: `latest`, or an id, or its first digits. `names` are oldest first. It has more than
