@@ -90,6 +90,10 @@ fn write_seeds(fuzz: &Path) {
         ("chunk", &include_bytes!("data/chunk-v1.ksnap")[..]),
         ("index", include_bytes!("data/index-v1.ksnap")),
         ("tree", include_bytes!("data/tree-v2.ksnap")),
+        ("sealed-chunk", include_bytes!("data/sealed-chunk-v2.ksnap")),
+        ("sealed-index", include_bytes!("data/sealed-index-v3.ksnap")),
+        ("sealed-tree", include_bytes!("data/sealed-tree-v3.ksnap")),
+        ("key", include_bytes!("data/bucket-key-v1.txt")),
     ] {
         files.push(("bucket", name.into(), bytes.to_vec()));
     }

@@ -5,11 +5,15 @@ mod arrival;
 mod asleep;
 mod audit;
 #[cfg(feature = "object-storage")]
+mod bucket_keys;
+#[cfg(feature = "object-storage")]
 mod bucket_known;
 #[cfg(feature = "object-storage")]
 mod bucket_list;
 #[cfg(feature = "object-storage")]
 mod bucket_prune;
+#[cfg(all(test, feature = "object-storage"))]
+mod bucket_sealed_tests;
 #[cfg(all(test, feature = "object-storage"))]
 mod bucket_tests;
 #[cfg(all(test, feature = "object-storage"))]
@@ -58,6 +62,8 @@ mod pull_coming;
 mod push;
 #[cfg(feature = "object-storage")]
 mod push_pack;
+#[cfg(feature = "object-storage")]
+mod push_subject;
 mod ram;
 mod ram_room;
 mod remote;
@@ -122,7 +128,7 @@ pub use crate::restore::files::Options as FileOptions;
 pub use crate::restore::revive::Network;
 pub use crate::store::StoredContent;
 #[cfg(feature = "object-storage")]
-pub use bucket_list::{BucketEntry, list_bucket};
+pub use bucket_list::{BucketEntry, BucketListing, list_bucket};
 #[cfg(feature = "object-storage")]
 pub use bucket_prune::{BucketPruning, BucketRules, prune_bucket};
 pub use clone::{CloneOptions, Cloned, Round, RunsThere, clone_live, clone_stored, is_process};
