@@ -4,8 +4,8 @@
 
 #[cfg(feature = "object-storage")]
 use snap_user::bucket::{
-    Chunk, ChunkName, DoomedName, INDEX_HEADER_LEN, Index, IndexHeader, TreeHead, TreeHeader,
-    decode_doomed,
+    BucketKey, Chunk, ChunkName, DoomedName, Envelope, INDEX_HEADER_LEN, Index, IndexHeader,
+    KeyName, PlacedKey, TreeHead, TreeHeader, decode_doomed,
 };
 use snap_user::codec::{self, Encoding, LONGEST, Scratch};
 use snap_user::image::{
@@ -14,6 +14,8 @@ use snap_user::image::{
 };
 use snap_user::model::{PAGE_SIZE, Page};
 use snap_user::wire::{MAX_BODY, Message, encode_frame, read_frame};
+#[cfg(feature = "object-storage")]
+use std::sync::{Arc, OnceLock};
 
 /// A target: its name, which is that of its corpus, and itself.
 pub type Target = (&'static str, fn(&[u8]));
@@ -113,7 +115,7 @@ pub fn block(data: &[u8]) {
 }
 
 /// Makes id and checksum of a header match its content.
-fn seal(header: &mut [u8]) {
+pub fn seal(header: &mut [u8]) {
     let crc_at = LATE_OFFSET as usize - 4;
     header[16..32].fill(0);
     let hash = blake3::hash(&header[..crc_at]);
@@ -282,7 +284,8 @@ pub fn pack(data: &[u8]) {
     }
 }
 
-/// Reads the same bytes as an index, a tree, a chunk and a list of chunks: as they are, and with all checksums made to match.
+/// Reads the same bytes as an index, a tree, a chunk, a key and a list of chunks, sealed and not: as they are, and with all
+/// checksums made to match.
 #[cfg(feature = "object-storage")]
 pub fn bucket(data: &[u8]) {
     read_index(data);
@@ -304,7 +307,10 @@ pub fn bucket(data: &[u8]) {
             seal_header(&mut bytes);
         }
         read_index(&bytes);
+        read_sealed_in(&bytes);
         read_tree(&mut bytes);
+        read_sealed_in(&bytes);
+        read_sealed(&mut bytes);
     }
     let hash = *blake3::hash(data).as_bytes();
     if let Ok(chunk) = Chunk::decode(ChunkName(hash), data) {
@@ -312,6 +318,13 @@ pub fn bucket(data: &[u8]) {
             (0..chunk.pages()).map(|slot| chunk.page(slot).map_or(0, |page| page.1.len()));
         assert!(lengths.sum::<usize>() <= data.len());
         assert!(chunk.page(chunk.pages()).is_none());
+    }
+    let mut sealed = data.to_vec();
+    if let Ok(chunk) = Chunk::decode_sealed(ChunkName(hash), &mut sealed, &key().key) {
+        assert!(chunk.pages() > 0);
+    }
+    if let Ok(key) = BucketKey::decode("fuzz", data) {
+        assert_eq!(key.encode().as_bytes(), data);
     }
     if let Ok(chunks) = decode_doomed(DoomedName(hash), data) {
         assert!(chunks.len() * 32 < data.len());
@@ -346,6 +359,63 @@ fn read_tree(bytes: &mut [u8]) {
         assert_eq!(tree.members.len(), tree.header.processes as usize);
         assert_eq!(tree.members[0].id, tree.header.common.id);
         assert!(tree.record.len() < bytes.len());
+    }
+}
+
+/// A key that is always the same.
+#[cfg(feature = "object-storage")]
+fn key() -> &'static PlacedKey {
+    static KEY: OnceLock<PlacedKey> = OnceLock::new();
+    KEY.get_or_init(|| {
+        let text = include_bytes!("../../snap-user/tests/data/bucket-key-v1.txt");
+        let key = BucketKey::decode("golden", text).expect("the golden key");
+        PlacedKey {
+            name: KeyName([0x66; 32]),
+            key: Arc::new(key),
+        }
+    })
+}
+
+/// Reads bytes as a sealed snapshot, with all checksums in front of what is sealed made to match.
+#[cfg(feature = "object-storage")]
+fn read_sealed(bytes: &mut [u8]) {
+    bytes[8..10].copy_from_slice(&3u16.to_le_bytes());
+    seal_header(bytes);
+    let len = bytes.len() as u64;
+    let Ok(end) = Envelope::head_len("fuzz", bytes, len) else {
+        return;
+    };
+    let front = INDEX_HEADER_LEN + 272;
+    if let Some(table) = bytes.get(front..end as usize) {
+        let hash = *blake3::hash(table).as_bytes();
+        bytes[152..184].copy_from_slice(&hash);
+        seal_header(bytes);
+    }
+    if let Ok(envelope) = Envelope::decode("fuzz", bytes, len) {
+        // What readers rely on, and that nobody has sealed it.
+        assert_eq!(envelope.rest(), end..len);
+        let lengths = envelope.chunks.iter().map(|(_, len)| u64::from(*len));
+        assert_eq!(lengths.sum::<u64>(), envelope.chunk_bytes);
+        let is_golden = envelope.key == key().name;
+        assert!(is_golden || envelope.front("fuzz", &key().key).is_err());
+    }
+}
+
+/// Reads bytes that the holder of the key has sealed.
+#[cfg(feature = "object-storage")]
+fn read_sealed_in(bytes: &[u8]) {
+    let Ok((_, parts)) = Envelope::seal(vec![bytes.to_vec()], &[], key()) else {
+        return;
+    };
+    let (head, rest) = (&parts[0], &parts[1]);
+    let len = (head.len() + rest.len()) as u64;
+    let envelope = Envelope::decode("fuzz", head, len).expect("what was sealed is whole");
+    let front = envelope.front("fuzz", &key().key);
+    if let Ok((tree, indexes)) = envelope.open("fuzz", &key().key, rest.clone()) {
+        assert_eq!(front.expect("it is open").common().pages, envelope.pages);
+        assert_eq!(tree.map_or(1, |tree| tree.members.len()), indexes.len());
+        // It names no chunk in clear.
+        assert!(indexes.iter().all(|index| index.chunks.is_empty()));
     }
 }
 

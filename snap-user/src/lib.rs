@@ -43,3 +43,5 @@ pub mod wire;
 mod layout;
 #[cfg(test)]
 mod skip;
+#[cfg(test)]
+mod small_disk;

@@ -5,6 +5,9 @@
 
 #[path = "../../fuzz/src/drive.rs"]
 mod drive;
+mod hostile_seeds;
+#[path = "../../fuzz/src/small_targets.rs"]
+mod small_targets;
 #[path = "../../fuzz/src/targets.rs"]
 mod targets;
 
@@ -22,9 +25,9 @@ use snap_user::wire::{
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use targets::{TARGETS, Target};
+use targets::Target;
 
-/// Inputs for each target, unless said otherwise: ten million for all of them.
+/// Inputs for each target, unless said otherwise: more than ten million for all of them.
 const INPUTS: u64 = 1_000_000;
 /// How many kinds of messages `docs/protocol.md` has.
 const KINDS_OF_MESSAGES: usize = 18;
@@ -58,8 +61,13 @@ fn run((name, target): Target) {
     }
 }
 
+/// All there are.
+fn all() -> impl Iterator<Item = &'static Target> {
+    targets::TARGETS.iter().chain(small_targets::TARGETS)
+}
+
 fn named(name: &str) -> Target {
-    let found = TARGETS.iter().find(|target| target.0 == name);
+    let found = all().find(|target| target.0 == name);
     *found.unwrap_or_else(|| panic!("no target {name}"))
 }
 
@@ -82,6 +90,10 @@ fn write_seeds(fuzz: &Path) {
         ("chunk", &include_bytes!("data/chunk-v1.ksnap")[..]),
         ("index", include_bytes!("data/index-v1.ksnap")),
         ("tree", include_bytes!("data/tree-v2.ksnap")),
+        ("sealed-chunk", include_bytes!("data/sealed-chunk-v2.ksnap")),
+        ("sealed-index", include_bytes!("data/sealed-index-v3.ksnap")),
+        ("sealed-tree", include_bytes!("data/sealed-tree-v3.ksnap")),
+        ("key", include_bytes!("data/bucket-key-v1.txt")),
     ] {
         files.push(("bucket", name.into(), bytes.to_vec()));
     }
@@ -135,6 +147,8 @@ fn write_seeds(fuzz: &Path) {
     }
     let stream = messages().iter().flat_map(encode_frame).collect();
     files.push(("message", "stream".into(), stream));
+    let head = golden.first_chunk().expect("a header");
+    files.extend(hostile_seeds::seeds(head, golden.len() as u64));
     for (target, name, bytes) in files {
         let folder = fuzz.join("seeds").join(target);
         std::fs::create_dir_all(&folder).expect("a folder");
@@ -401,6 +415,34 @@ fn any_pack_is_sound_or_an_error() {
     run(named("pack"));
 }
 
+#[test]
+fn any_small_file_is_sound_or_an_error() {
+    run(named("headers"));
+    run(named("tree"));
+    run(named("described"));
+}
+
+#[test]
+fn any_pages_beside_a_snapshot_are_sound_or_an_error() {
+    run(named("received"));
+    run(named("flat"));
+}
+
+#[test]
+fn any_sealed_file_is_what_was_sealed_or_an_error() {
+    run(named("sealed"));
+}
+
+#[test]
+fn any_file_of_keys_is_sound_or_an_error() {
+    run(named("keys"));
+}
+
+#[test]
+fn any_line_on_the_socket_of_a_watcher_is_sound_or_an_error() {
+    run(named("socket"));
+}
+
 #[cfg(feature = "object-storage")]
 #[test]
 fn any_object_of_a_bucket_is_sound_or_an_error() {
@@ -415,7 +457,7 @@ fn every_target_is_run_and_has_a_corpus_and_a_file_for_cargo_fuzz() {
     }
     let manifest = std::fs::read_to_string(fuzz.join("Cargo.toml")).expect("fuzz/Cargo.toml");
     let here = include_str!("hostile.rs");
-    for (name, _) in TARGETS {
+    for (name, _) in all() {
         assert!(!corpus(&fuzz.join("seeds").join(name)).is_empty(), "{name}");
         assert!(
             fuzz.join("fuzz_targets")

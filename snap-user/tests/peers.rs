@@ -14,6 +14,12 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
+mod skip;
+#[path = "../src/small_disk.rs"]
+mod small_disk;
+
+use small_disk::{SmallDisk, each_shortage};
+
 /// A server with a store and keys of its own, which ends with this.
 struct Server {
     child: Child,
@@ -25,8 +31,14 @@ struct Server {
 
 impl Server {
     fn start(trusts: &[PublicKey], timeout: &str) -> Self {
+        Self::start_with(None, trusts, timeout)
+    }
+
+    /// With its store on a disk.
+    fn start_with(disk: Option<&SmallDisk>, trusts: &[PublicKey], timeout: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (config, store) = (folder.path().join("config"), folder.path().join("store"));
+        let config = folder.path().join("config");
+        let store = disk.map_or(folder.path(), SmallDisk::path).join("store");
         let keys = Keys::new(config.clone());
         for key in trusts {
             keys.trust(*key, None).unwrap();
@@ -366,4 +378,90 @@ fn a_whole_snapshot_is_stored_and_its_pages_are_not_asked_for_again() {
             .count();
         assert_eq!(left, 0);
     }
+}
+
+/// Sends a snapshot of these pages; why it is refused, if it is.
+fn send(server: &Server, own: &KeyPair, pages: &[(u64, &[u8; 4096])]) -> Result<(), String> {
+    let offered = offer(pages);
+    let state = Manifest::encode(&ProcessState::default(), &Costs::default()).unwrap();
+    let mut digest = Digest::new();
+    digest.pages(&offered);
+    digest.state(&state);
+    let mut link = greeted(server, own);
+    // What is sent to someone who has refused already is an error of the connection: the answer says why.
+    let _ = link.send(&begin(SnapshotKind::Base, pages.len() as u64));
+    let _ = link.send(&Message::Offer(offered));
+    loop {
+        match link.receive(STALL) {
+            Ok(Message::Alive) => {}
+            Ok(Message::Want(wanted)) => {
+                for place in wanted {
+                    let _ = link.send(&raw(pages[place as usize].1));
+                }
+                let _ = link.send(&Message::State(state.clone()));
+                let _ = link.send(&Message::Publish(digest.clone().finish()));
+            }
+            Ok(Message::Stored(_)) => break,
+            Ok(other) => panic!("{other:?}"),
+            Err(WireError::Refused { why, .. }) => return Err(why),
+            Err(other) => panic!("no reason but {other:?}"),
+        }
+    }
+    let _ = link.send(&Message::Done);
+    // The connection ends when all is cleared away.
+    let _ = link.receive(STALL);
+    Ok(())
+}
+
+/// The source is told why, what was there stays, and the same server takes the snapshot when there is room.
+#[test]
+fn a_snapshot_that_there_is_no_room_for_is_refused_with_the_reason() {
+    let own = KeyPair::generate().unwrap();
+    let noise = |seed: u32| {
+        let mut page = [0; 4096];
+        let hashes = (0..)
+            .flat_map(|n: u32| *blake3::hash(&[seed, n].map(u32::to_le_bytes).concat()).as_bytes());
+        page.iter_mut()
+            .zip(hashes)
+            .for_each(|(byte, from)| *byte = from);
+        page
+    };
+    let pages: Vec<[u8; 4096]> = (0..6).map(noise).collect();
+    let addressed: Vec<(u64, &[u8; 4096])> = (1..).map(|n| n << 12).zip(&pages).collect();
+    let Some(disk) = SmallDisk::new() else { return };
+    let server = Server::start_with(Some(&disk), &[own.public], "30s");
+    let mut stored = 0;
+    let failures = each_shortage(|room| {
+        // One by one, so that none of them is known from the one before.
+        for entry in std::fs::read_dir(&server.store).unwrap().flatten() {
+            if entry.path().is_dir() {
+                std::fs::remove_dir_all(entry.path()).unwrap();
+            }
+        }
+        disk.leave(room);
+        let done = send(&server, &own, &addressed);
+        disk.leave_all();
+        if let Err(why) = &done {
+            let store = server.store.display().to_string();
+            for words in [store.as_str(), "No space left", "free some space"] {
+                assert!(why.contains(words), "{words:?} in {why}");
+            }
+            assert_eq!(server.snapshots(), 0, "{why}");
+            assert_eq!(
+                Store::open(&server.store)
+                    .unwrap()
+                    .sessions()
+                    .unwrap()
+                    .len(),
+                0
+            );
+            send(&server, &own, &addressed).unwrap();
+        }
+        stored += 1;
+        assert_eq!(server.snapshots(), 1);
+        let report = Store::open(&server.store).unwrap().verify(None).unwrap();
+        assert!(report.is_clean() && report.pages == 6, "{report:?}");
+        done.is_ok()
+    });
+    assert!(failures > 10 && stored == failures + 2, "{failures}");
 }

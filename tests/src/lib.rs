@@ -53,7 +53,7 @@
 //! | [`moto`], [`azurite`], [`google`] | [`Moto`], [`Azurite`], [`Google`]: servers of S3, Azure and Google |
 //! | [`service`] | how they are started and asked |
 //! | [`numbers`] | [`Numbers`]: lines of which none may be lost |
-//! | [`netns`], [`relay`], [`remote`] | two network namespaces as two machines, a bad connection between them, and ksnap on each |
+//! | [`netns`], [`apart`], [`relay`], [`remote`] | two network namespaces as two machines, what each has for itself beside that, a bad connection between them, and ksnap on each |
 //! | [`stream`] | two programs that send each other a stream of bytes that both know |
 //! | [`tree`] | trees of processes, captured, ended and brought back |
 //! | [`family`] | two processes with something between them, rolled back together |
@@ -63,6 +63,7 @@
 //! | [`moving`] | [`moving::Moving`]: redis-server that moves between them |
 //! | [`paths`] | where cargo put the binaries |
 
+pub mod apart;
 pub mod azurite;
 pub mod background;
 pub mod bpf;

@@ -1,10 +1,10 @@
 //! redis-server with data on the first of two machines, and what becomes of it.
 
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use tempfile::TempDir;
 
 use crate::background::Background;
 use crate::footprint::tracer_of;
@@ -24,7 +24,6 @@ pub struct Moving {
     pub client: Resp,
     /// Of its data.
     pub digest: String,
-    _folder: TempDir,
 }
 
 impl Moving {
@@ -35,7 +34,15 @@ impl Moving {
 
     /// The same on machines that are there.
     pub fn on(pair: Pair, values: u32) -> Result<Self> {
-        let folder = tempfile::Builder::new().prefix("ksnap-redis-").tempdir()?;
+        // In the /tmp of each, which goes with the machines.
+        let folder = PathBuf::from("/tmp/ksnap-redis");
+        for machine in [0, 1] {
+            let mut make = Command::new("mkdir");
+            make.arg("-p").arg(&folder);
+            Background::start(pair.machines.on(machine, &make))?
+                .finish(LIMIT)?
+                .success()?;
+        }
         let server = redis(&pair, &folder)?;
         let mut client = client(&pair, 0)?;
         fill(&mut client, values)?;
@@ -44,7 +51,6 @@ impl Moving {
             pair,
             server,
             client,
-            _folder: folder,
         })
     }
 
@@ -85,7 +91,7 @@ impl Moving {
     }
 }
 
-fn redis(pair: &Pair, folder: &TempDir) -> Result<Background> {
+fn redis(pair: &Pair, folder: &Path) -> Result<Background> {
     let mut command = Command::new("redis-server");
     command
         .args([
@@ -103,10 +109,10 @@ fn redis(pair: &Pair, folder: &TempDir) -> Result<Background> {
             "no",
             "--logfile",
         ])
-        .arg(folder.path().join("log"))
+        .arg(folder.join("log"))
         .arg("--dir")
-        .arg(folder.path())
-        .current_dir(folder.path());
+        .arg(folder)
+        .current_dir(folder);
     Background::start(pair.machines.on(0, &command))
 }
 
@@ -146,11 +152,10 @@ fn fill(client: &mut Resp, pages: u32) -> Result<()> {
     Ok(())
 }
 
-/// Waits until a process of a machine has ended. One on the other machine may have its id by then: they share a PID
-/// namespace.
+/// Waits until a process of a machine has ended, which is called so there.
 pub fn ended(pair: &Pair, machine: usize, pid: i32) -> Result<()> {
     let end = Instant::now() + LIMIT;
-    while pair.machines.processes(machine)?.contains(&pid) {
+    while pair.machines.own_processes(machine)?.contains(&pid) {
         ensure!(Instant::now() < end, "process {pid} still runs");
         std::thread::sleep(Duration::from_millis(10));
     }

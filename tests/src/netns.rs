@@ -1,10 +1,11 @@
-//! Two network namespaces with a cable between them, as two machines; and ports of this one.
+//! Two network namespaces with a cable between them, as two machines, which may have more for themselves; and ports of this
+//! one.
 
 use std::fs::File;
 use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -13,11 +14,14 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::apart::Apart;
 use crate::resp::Resp;
 
 /// Two machines, `10.99.0.1` and `10.99.0.2`. Gone when dropped.
 pub struct Machines {
     name: String,
+    /// What each has for itself beside its network, if it does.
+    apart: [Option<Apart>; 2],
 }
 
 /// Addresses of the two.
@@ -44,6 +48,7 @@ impl Machines {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let machines = Self {
             name: format!("ks{}x{number}", std::process::id()),
+            apart: [None, None],
         };
         let (a, b) = (machines.namespace(0), machines.namespace(1));
         for name in [&a, &b] {
@@ -60,27 +65,41 @@ impl Machines {
         Ok(machines)
     }
 
+    /// The same, each with a `/tmp` of its own, in which only these folders are what they are here; and the second one with
+    /// process ids of its own. The first one has those of this machine, since programs of the kernel that watch memory
+    /// know no others.
+    pub fn apart(keep: [Vec<PathBuf>; 2]) -> Result<Self> {
+        let mut machines = Self::new()?;
+        for (machine, keep) in keep.iter().enumerate() {
+            let apart = Apart::new(&machines.namespace(machine), keep, machine == 1)?;
+            machines.apart[machine] = Some(apart);
+        }
+        Ok(machines)
+    }
+
     fn namespace(&self, machine: usize) -> String {
         format!("{}{}", self.name, ["a", "b"][machine])
     }
 
     /// The command, on one of the two.
     pub fn on(&self, machine: usize, command: &Command) -> Command {
-        // Only the network: file systems, /sys among them, stay what they are.
+        // File systems, /sys among them, stay what they are, but for those that it has for itself.
         let mut inside = Command::new("nsenter");
-        inside
-            .arg(format!("--net=/run/netns/{}", self.namespace(machine)))
-            .arg("--")
-            .arg(command.get_program())
-            .args(command.get_args());
+        inside.arg(format!("--net=/run/netns/{}", self.namespace(machine)));
+        match &self.apart[machine] {
+            Some(apart) => inside.args(apart.words()),
+            None => inside.arg("--"),
+        };
+        if let Some(folder) = command.get_current_dir() {
+            // One of that machine.
+            inside.arg("env").arg("-C").arg(folder);
+        }
+        inside.arg(command.get_program()).args(command.get_args());
         for (name, value) in command.get_envs() {
             match value {
                 Some(value) => inside.env(name, value),
                 None => inside.env_remove(name),
             };
-        }
-        if let Some(folder) = command.get_current_dir() {
-            inside.current_dir(folder);
         }
         inside
     }
@@ -116,6 +135,25 @@ impl Machines {
         Ok(())
     }
 
+    /// The processes that are in the network of a machine, as they are called there.
+    pub fn own_processes(&self, machine: usize) -> Result<Vec<i32>> {
+        let here = self.processes(machine)?.into_iter();
+        Ok(match &self.apart[machine] {
+            Some(apart) => here.filter_map(|pid| apart.id_inside(pid)).collect(),
+            None => here.collect(),
+        })
+    }
+
+    /// What a process of a machine is called here.
+    pub fn process(&self, machine: usize, own: i32) -> Result<i32> {
+        let is_it = |pid: &i32| match &self.apart[machine] {
+            Some(apart) => apart.id_inside(*pid) == Some(own),
+            None => *pid == own,
+        };
+        let found = self.processes(machine)?.into_iter().find(is_it);
+        found.with_context(|| format!("there is no process {own}"))
+    }
+
     /// The processes that are in the network of a machine.
     pub fn processes(&self, machine: usize) -> Result<Vec<i32>> {
         let inode = |path: &Path| path.metadata().map(|meta| meta.ino());
@@ -141,9 +179,11 @@ impl Machines {
     /// Why machines cannot be made here.
     pub fn missing() -> Option<String> {
         let try_out = || -> Result<()> {
-            let machines = Self::new()?;
-            let inside = machines.on(0, &Command::new("true")).status();
-            ensure!(inside.context("cannot start nsenter")?.success(), "nsenter");
+            let machines = Self::apart([Vec::new(), Vec::new()])?;
+            for machine in [0, 1] {
+                let inside = machines.on(machine, &Command::new("true")).status();
+                ensure!(inside.context("cannot start nsenter")?.success(), "nsenter");
+            }
             Ok(())
         };
         try_out().err().map(|e| format!("{e:#}"))
@@ -185,6 +225,7 @@ impl Drop for Machines {
         for machine in [0, 1] {
             // What was brought back there is nobody's child any more.
             let _ = self.end_processes(machine);
+            self.apart[machine] = None;
             let _ = run(&["ip", "netns", "del", &self.namespace(machine)]);
         }
     }

@@ -1,5 +1,6 @@
 //! Two machines with ksnap on them: a store, a key and a server on each.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -24,9 +25,16 @@ pub struct Pair {
 impl Pair {
     /// Starts both servers. `timeout`: how long each is patient with the other.
     pub fn new(timeout: &str) -> Result<Self> {
+        let tools = [Ksnap::new()?, Ksnap::new()?];
+        let binaries = crate::paths::ksnap()?;
+        let parent = |path: &Path| path.parent().map(Path::to_owned);
+        let keep = tools.each_ref().map(|tool| {
+            let folders = [parent(tool.store()), parent(&binaries)];
+            folders.into_iter().flatten().collect()
+        });
         let mut pair = Self {
-            machines: Machines::new()?,
-            tools: [Ksnap::new()?, Ksnap::new()?],
+            machines: Machines::apart(keep)?,
+            tools,
             servers: vec![None, None],
         };
         for (one, other) in [(0, 1), (1, 0)] {

@@ -211,7 +211,7 @@ fn what_was_killed_shows_no_tree_and_goes_on() -> Result<()> {
 }
 
 #[test]
-fn a_tree_is_sealed_where_it_arrives_and_not_pushed_from_there() -> Result<()> {
+fn a_tree_is_sealed_where_it_arrives_and_wherever_it_is_pushed_to_from_there() -> Result<()> {
     require!(Root, Ksnap, ChosenIds);
     let (place, here, there) = (Place::new()?, Ksnap::new()?, Ksnap::new()?);
     let url = place.url();
@@ -227,14 +227,18 @@ fn a_tree_is_sealed_where_it_arrives_and_not_pushed_from_there() -> Result<()> {
         closed.code()? != 0 && closed.stderr.contains("sealed"),
         "{closed:?}"
     );
-    // Pages lie in plain where things are pushed to: of this tree none does.
     let other = Place::new()?;
     let to = other.url();
-    let refused = there.run(&[&["push", "latest", &to][..], &own].concat())?;
+    let refused = there.run(&["push", "latest", &to])?;
+    ensure!(refused.code()? == 13, "{refused:?}");
+    there.ok(&[&["push", "latest", &to][..], &own].concat())?;
+    drop(there);
+    let last = Ksnap::new()?;
+    let refused = last.run(&["pull", &to])?;
     ensure!(
-        refused.code()? == 2 && refused.stderr.contains("is sealed"),
+        refused.code()? == 13 && refused.stderr.contains("--identity"),
         "{refused:?}"
     );
-    ensure!(!other.0.path().join("bucket").exists());
-    goes_on(&there, &own, counter)
+    last.ok(&[&["pull", &to][..], &own].concat())?;
+    goes_on(&last, &own, counter)
 }

@@ -1,12 +1,13 @@
 //! `ksnap clone` and `ksnap serve`: processes that move between two machines.
 
+use std::process::Command;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use tests::ksnap::number;
 use tests::moving::{Moving, ended, servers_on};
-use tests::{Ksnap, Pair, Victim, effort, require};
+use tests::{Background, Ksnap, Pair, Victim, effort, require};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// What is counted while a server moves.
@@ -26,6 +27,36 @@ fn count_until_cut(moving: &Moving, machine: usize) -> Result<JoinHandle<i64>> {
         }
         last
     }))
+}
+
+/// What the other tests here rely on.
+#[test]
+fn the_machines_have_neither_files_in_tmp_nor_process_ids_in_common() -> Result<()> {
+    require!(Root, Ksnap, Machines);
+    let pair = Pair::new("30s")?;
+    let ask = |machine: usize, script: &str| {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        Background::start(pair.machines.on(machine, &command))?
+            .finish(LIMIT)?
+            .success()
+    };
+    ask(0, "echo here > /tmp/ksnap-only-here")?;
+    ensure!(!std::path::Path::new("/tmp/ksnap-only-here").exists());
+    ensure!(ask(1, "cat /tmp/ksnap-only-here || echo nothing")?.trim() == "nothing");
+    ensure!(ask(0, "readlink /proc/self/ns/pid")? != ask(1, "readlink /proc/self/ns/pid")?);
+    // The first process there is not that of machine 0, in its own /proc neither.
+    let own = pair.machines.own_processes(1)?;
+    ensure!(own.contains(&1), "{own:?}");
+    ensure!(
+        ask(
+            1,
+            "readlink /proc/1/ns/pid /proc/self/ns/pid | uniq | wc -l"
+        )?
+        .trim()
+            == "1"
+    );
+    Ok(())
 }
 
 fn back_and_forth(pair: Pair, moves: usize) -> Result<()> {

@@ -117,7 +117,7 @@ fn a_clone_that_is_killed_when_the_process_runs_there_leaves_both_running() -> R
         moving.client.get("where")?.is_none(),
         "one process, not two"
     );
-    let pids = moving.pair.machines.processes(1)?;
+    let pids = moving.pair.machines.own_processes(1)?;
     let runs = i32::try_from(number(&running["pid"])?)?;
     ensure!(pids.contains(&runs), "{running} {pids:?}");
     Ok(())

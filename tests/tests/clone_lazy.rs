@@ -253,6 +253,7 @@ fn a_process_that_is_killed_there_before_its_memory_has_come_goes_on_here() -> R
     // It must not come while this waits for its turn.
     relay.narrow(RATE / 20);
     let there = i32::try_from(number(&running["pid"])?)?;
+    let there = moving.pair.machines.process(1, there)?;
     kill(Pid::from_raw(there), Signal::SIGKILL)?;
     let failed = clone.finish(LIMIT)?;
     ensure!(

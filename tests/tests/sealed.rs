@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use tests::footprint::await_gone;
 use tests::moving::Moving;
 use tests::{Footprint, Ksnap, Redis, Victim, Watch, paths, require};
 
@@ -199,8 +200,36 @@ fn a_sealed_watch_goes_back_without_a_key_and_comes_back_with_it_alone() -> Resu
     back.check()?;
     ensure!(seen(ksnap.store(), &secrets)?.is_empty());
     ensure!(!ksnap.store().join("flat").exists(), "plain pages are left");
-    let bucket = format!("file://{}", keys.path("bucket")?);
-    refused(&ksnap, &["push", "latest", &bucket], 2, "sealed")?;
+    // Pushed, it stays sealed, and comes back where there is nothing but the URL and the key.
+    let bucket = keys.path("bucket")?;
+    let url = format!("file://{bucket}");
+    ksnap.ok(&["push", "latest", &url])?;
+    ensure!(seen(Path::new(&bucket), &secrets)?.is_empty());
+    ensure!(seen(Path::new(&bucket), &["victim"])?.is_empty());
+    let pid = back.pid();
+    back.quit()?;
+    await_gone(pid, LIMIT)?;
+    drop(ksnap);
+    goes_on_from(&url, &keys.path("own")?, then + 20)
+}
+
+/// Pulls a sealed snapshot, and has its process go on from a counter beyond this one.
+fn goes_on_from(url: &str, key: &str, then: u64) -> Result<()> {
+    let there = Ksnap::new()?;
+    refused(&there, &["pull", url], 13, "--identity")?;
+    let listed = there.run(&["pull", url, "--list", "--json"])?;
+    ensure!(
+        listed.stdout.contains("\"comm\":null") && listed.stderr.contains("--identity"),
+        "{listed:?}"
+    );
+    let there = there.with_variable("KSNAP_IDENTITY", key.into());
+    ensure!(there.json(&["pull", url, "--list"])?[0]["comm"] == "victim");
+    there.ok(&["pull", url])?;
+    there.ok(&["verify"])?;
+    let mut back = Victim::brought_back(there.start(&["restore", "latest", "--wait", "--json"])?)?;
+    back.wait_beyond(then, LIMIT)?;
+    back.check()?;
+    ensure!(seen(there.store(), &[SECRET, "\"cmdline\"", "--rollbacks"])?.is_empty());
     back.quit()
 }
 

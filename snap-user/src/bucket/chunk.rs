@@ -1,19 +1,24 @@
 //! Many pages in one object, named by the hash of its bytes.
 
+mod sealed;
+
 use super::bytes::Fields;
 use super::name::ChunkName;
-use super::{BucketError, Result};
+use super::{BucketError, BucketKey, Result};
 use crate::codec::{Encoding, LONGEST};
+use std::sync::Arc;
 
 const MAGIC: [u8; 8] = *b"\x89KSCHK\r\n";
 const VERSION: u16 = 1;
+/// Version of a sealed chunk, which holds one of the version above.
+const SEALED: u16 = 2;
 const HEADER: usize = 24;
 /// Of each page: length, encoding.
 const ENTRY: usize = 4;
 /// Most pages of a chunk.
 pub const MAX_CHUNK_PAGES: usize = 4096;
-/// Longest chunk, in bytes.
-pub const MAX_CHUNK: u64 = (HEADER + MAX_CHUNK_PAGES * (ENTRY + LONGEST)) as u64;
+/// Longest chunk, in bytes, sealed or not.
+pub const MAX_CHUNK: u64 = (HEADER + MAX_CHUNK_PAGES * (ENTRY + LONGEST) + sealed::OVER) as u64;
 
 /// Fewest pages before a chunk may end.
 const FEW: usize = 256;
@@ -26,6 +31,8 @@ const MANY_BYTES: usize = 8 << 20;
 /// A chunk being filled.
 #[derive(Debug, Default)]
 pub struct ChunkBuilder {
+    /// What it is sealed with; nothing: it is plain.
+    key: Option<Arc<BucketKey>>,
     table: Vec<u8>,
     data: Vec<u8>,
     pages: usize,
@@ -33,6 +40,14 @@ pub struct ChunkBuilder {
 }
 
 impl ChunkBuilder {
+    /// Of a chunk that is sealed with this key, or plain.
+    pub fn new(key: Option<Arc<BucketKey>>) -> Self {
+        Self {
+            key,
+            ..Self::default()
+        }
+    }
+
     /// Adds a page with this hash, which must be encoded by itself. Gives its slot.
     pub fn push(&mut self, hash: &[u8; 32], encoding: Encoding, bytes: &[u8]) -> u32 {
         debug_assert!(!encoding.needs_previous() && bytes.len() <= LONGEST && !self.full);
@@ -41,7 +56,8 @@ impl ChunkBuilder {
         self.table.extend_from_slice(&[encoding.tag(), 0]);
         self.data.extend_from_slice(bytes);
         self.pages += 1;
-        let cut = u16::from_le_bytes([hash[0], hash[1]]) & CUT_MASK == 0;
+        let end = self.key.as_ref().map_or(*hash, |key| key.end_of(hash));
+        let cut = u16::from_le_bytes([end[0], end[1]]) & CUT_MASK == 0;
         self.full = (cut && self.pages >= FEW)
             || self.pages == MAX_CHUNK_PAGES
             || self.data.len() >= MANY_BYTES;
@@ -74,7 +90,31 @@ impl ChunkBuilder {
         out.extend_from_slice(&[0; 4]);
         out.extend_from_slice(&self.table);
         out.extend_from_slice(&self.data);
+        if let Some(key) = &self.key {
+            out = sealed::seal(key, &out);
+        }
         (ChunkName(*blake3::hash(&out).as_bytes()), out)
+    }
+}
+
+/// The version of a chunk that should have this name.
+fn version(name: ChunkName, object: &str, bytes: &[u8]) -> Result<u16> {
+    let corrupt = |why: &str| Err(BucketError::corrupt(object, why));
+    if blake3::hash(bytes) != name.0 {
+        return corrupt("its content is not what its name says");
+    }
+    let mut fields = Fields::new(bytes);
+    if fields.array() != MAGIC {
+        return corrupt("it does not begin as a chunk does");
+    }
+    match fields.u16() {
+        0 => corrupt("its header has values that no version has"),
+        found if found > SEALED => Err(BucketError::NewerVersion {
+            object: object.to_owned(),
+            found: found.into(),
+            supported: SEALED.into(),
+        }),
+        version => Ok(version),
     }
 }
 
@@ -91,27 +131,36 @@ impl<'a> Chunk<'a> {
     /// Looks at a chunk that should have this name: hash first, then version, then lengths.
     pub fn decode(name: ChunkName, bytes: &'a [u8]) -> Result<Self> {
         let object = name.key();
-        let corrupt = |why: String| Err(BucketError::corrupt(&object, why));
-        if blake3::hash(bytes) != name.0 {
-            return corrupt("its content is not what its name says".into());
+        match version(name, &object, bytes)? {
+            VERSION => Self::read(&object, bytes),
+            _ => Err(BucketError::corrupt(
+                &object,
+                "it is sealed, and what refers to it is not",
+            )),
         }
+    }
+
+    /// The same of a sealed one, which is opened in place.
+    pub fn decode_sealed(name: ChunkName, bytes: &'a mut [u8], key: &BucketKey) -> Result<Self> {
+        let object = name.key();
+        match version(name, &object, bytes)? {
+            SEALED => Self::read(&object, sealed::open(&object, key, bytes)?),
+            _ => Err(BucketError::corrupt(
+                &object,
+                "it is not sealed, and what refers to it is",
+            )),
+        }
+    }
+
+    fn read(object: &str, bytes: &'a [u8]) -> Result<Self> {
+        let corrupt = |why: String| Err(BucketError::corrupt(object, why));
         let Some((header, rest)) = bytes.split_at_checked(HEADER) else {
             return corrupt(format!("{} bytes are no chunk", bytes.len()));
         };
         let mut fields = Fields::new(header);
-        if fields.array() != MAGIC {
-            return corrupt("it does not begin as a chunk does".into());
-        }
-        let version = fields.u16();
-        if version > VERSION {
-            return Err(BucketError::NewerVersion {
-                object,
-                found: version.into(),
-                supported: VERSION.into(),
-            });
-        }
+        let (magic, version) = (fields.array(), fields.u16());
         let (zero, _salt, pages) = (fields.u16(), fields.u32(), fields.u32() as usize);
-        if version != VERSION || zero != 0 || fields.u32() != 0 {
+        if magic != MAGIC || version != VERSION || zero != 0 || fields.u32() != 0 {
             return corrupt("its header has values that no version has".into());
         }
         if pages == 0 || pages > MAX_CHUNK_PAGES {
@@ -214,10 +263,10 @@ mod tests {
     #[test]
     fn a_newer_version_is_told_from_damage() {
         let (_, mut bytes) = filled(&[vec![1]]).finish(0);
-        bytes[8] = 2;
+        bytes[8] = 3;
         let name = ChunkName(*blake3::hash(&bytes).as_bytes());
         let error = Chunk::decode(name, &bytes).unwrap_err();
-        assert!(matches!(error, BucketError::NewerVersion { found: 2, .. }));
+        assert!(matches!(error, BucketError::NewerVersion { found: 3, .. }));
     }
 
     #[test]

@@ -6,6 +6,23 @@ use crate::codec::{Encoding, Scratch, encode};
 use crate::image::SessionId;
 use crate::model::{PAGE_SIZE, Page, SnapshotId};
 use std::path::PathBuf;
+use std::sync::Arc;
+
+/// The key that golden objects are sealed with.
+pub(super) fn bucket_key() -> BucketKey {
+    let recipients = ["age1a".to_owned(), "age1b".into()];
+    BucketKey::with_bytes([0x44; 32], &recipients, |of| {
+        vec![("age1b".into(), *blake3::hash(of).as_bytes())]
+    })
+}
+
+/// The same, in a place.
+pub(super) fn placed_key() -> PlacedKey {
+    PlacedKey {
+        name: KeyName([0x66; 32]),
+        key: Arc::new(bucket_key()),
+    }
+}
 
 /// What the golden index is about.
 pub(super) fn about() -> About<'static> {
@@ -29,7 +46,12 @@ fn pages() -> [Page; 3] {
 }
 
 fn objects() -> (ChunkName, Vec<u8>, SnapshotName, Vec<u8>) {
-    let mut chunk = ChunkBuilder::default();
+    objects_with(None)
+}
+
+/// The same, in a chunk that is sealed with this key.
+fn objects_with(key: Option<Arc<BucketKey>>) -> (ChunkName, Vec<u8>, SnapshotName, Vec<u8>) {
+    let mut chunk = ChunkBuilder::new(key);
     let mut index = IndexBuilder::default();
     for (page, addr) in pages().iter().zip([0x1000, 0x5000, 1u64 << 63]) {
         let mut bytes = Vec::new();
@@ -66,7 +88,31 @@ pub(super) fn tree() -> (SnapshotName, Vec<u8>) {
 
 /// The same with another record, in parts.
 pub(super) fn tree_with(record: &[u8]) -> (SnapshotName, Vec<Vec<u8>>) {
-    let (name, chunk, _, index) = objects();
+    tree_of(record, objects())
+}
+
+/// The sealed index, or the sealed tree.
+pub(super) fn sealed(tree: bool) -> (SnapshotName, Vec<u8>) {
+    let key = placed_key();
+    let objects = objects_with(Some(Arc::clone(&key.key)));
+    let chunks = [ChunkRef {
+        name: objects.0,
+        len: objects.1.len() as u32,
+        pages: 3,
+    }];
+    let parts = match tree {
+        false => vec![objects.3],
+        true => tree_of(RECORD, objects).1,
+    };
+    let salt = if tree { [0x88; 32] } else { [0x77; 32] };
+    let (name, parts) = Envelope::seal_with(parts, &chunks, &key, salt).unwrap();
+    (name, parts.concat())
+}
+
+fn tree_of(
+    record: &[u8],
+    (name, chunk, _, index): (ChunkName, Vec<u8>, SnapshotName, Vec<u8>),
+) -> (SnapshotName, Vec<Vec<u8>>) {
     let (front, back) = index.split_at(INDEX_HEADER_LEN);
     let mut other = front.to_vec();
     other[16..32].fill(0x33);
@@ -92,6 +138,13 @@ fn file(name: &str) -> PathBuf {
         .join(name)
 }
 
+fn assert_is_golden(name: &str, bytes: &[u8]) {
+    if std::env::var_os("KSNAP_WRITE_GOLDEN").is_some() {
+        std::fs::write(file(name), bytes).unwrap();
+    }
+    assert!(std::fs::read(file(name)).unwrap() == *bytes, "{name}");
+}
+
 #[test]
 fn objects_are_written_and_read_as_they_always_were() {
     let (chunk_name, chunk, index_name, index) = objects();
@@ -101,14 +154,9 @@ fn objects_are_written_and_read_as_they_always_were() {
         ("index-v1.ksnap", &index),
         ("tree-v2.ksnap", &tree),
     ];
-    if std::env::var_os("KSNAP_WRITE_GOLDEN").is_some() {
-        for (name, bytes) in files {
-            std::fs::write(file(name), bytes).unwrap();
-        }
-    }
-    for (name, bytes) in files {
-        assert!(std::fs::read(file(name)).unwrap() == *bytes, "{name}");
-    }
+    files
+        .iter()
+        .for_each(|(name, bytes)| assert_is_golden(name, bytes));
     let head = TreeHead::decode(&tree_name.key(), &tree, tree.len() as u64).unwrap();
     assert!(head.header.common.name() == tree_name && tree_name == index_name);
     for member in &head.members {
@@ -140,4 +188,25 @@ fn the_names_of_the_golden_objects_stay() {
         "snapshots/01700000000123456789-d65a0625-22222222222222222222222222222222-11111111111111111111111111111111"
     );
     assert!(chunk.key().starts_with("chunks/"));
+}
+
+#[test]
+fn sealed_objects_are_written_and_read_as_they_always_were() {
+    let key = placed_key();
+    let (name, mut chunk, ..) = objects_with(Some(Arc::clone(&key.key)));
+    assert_is_golden("sealed-chunk-v2.ksnap", &chunk);
+    assert_is_golden("sealed-index-v3.ksnap", &sealed(false).1);
+    assert_is_golden("sealed-tree-v3.ksnap", &sealed(true).1);
+    assert_is_golden("bucket-key-v1.txt", key.key.encode().as_bytes());
+    let plain = objects().1;
+    let opened = Chunk::decode_sealed(name, &mut chunk, &key.key).unwrap();
+    let plain = Chunk::decode(ChunkName(*blake3::hash(&plain).as_bytes()), &plain).unwrap();
+    for slot in 0..3 {
+        assert_eq!(opened.page(slot), plain.page(slot));
+    }
+    // What is made of the key.
+    assert_eq!(
+        sealed(true).0.key(),
+        "snapshots/01700000000123456789-843de646-22222222222222222222222222222222-11111111111111111111111111111111"
+    );
 }

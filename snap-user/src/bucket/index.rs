@@ -7,7 +7,7 @@ pub use builder::{About, IndexBuilder};
 use super::bytes::Fields;
 use super::header::{Common, INDEX_HEADER_LEN, MAGIC, no_version};
 use super::name::ChunkName;
-use super::tree::TREE_VERSION;
+use super::sealed::SEALED_VERSION;
 use super::{BucketError, MAX_CHUNK, MAX_CHUNK_PAGES, Result};
 use crate::image::MAX_MANIFEST;
 use crate::model::PAGE_SIZE;
@@ -108,11 +108,11 @@ impl IndexHeader {
             return Err(corrupt("it does not begin as an index does".into()));
         }
         let version = fields.u16();
-        if version > TREE_VERSION {
+        if version > SEALED_VERSION {
             return Err(BucketError::NewerVersion {
                 object: object.to_owned(),
                 found: version.into(),
-                supported: TREE_VERSION.into(),
+                supported: SEALED_VERSION.into(),
             });
         }
         let (common, own) = Common::decode(object, header)?;
@@ -336,8 +336,8 @@ mod tests {
     #[test]
     fn a_newer_version_is_told_from_damage() {
         let mut bytes = build(&[], 1, b"");
-        bytes[8] = 3;
+        bytes[8] = 4;
         let error = Index::decode("i", bytes).unwrap_err();
-        assert!(matches!(error, BucketError::NewerVersion { found: 3, .. }));
+        assert!(matches!(error, BucketError::NewerVersion { found: 4, .. }));
     }
 }

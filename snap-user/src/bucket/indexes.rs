@@ -1,11 +1,12 @@
 //! Reads what there is of snapshots: heads, which tell what each is and needs, and indexes, of one process or of all of a
-//! tree.
+//! tree, sealed or not.
 
+use super::sealed::is_sealed;
 use super::service::{AT_ONCE, Bucket, read};
 use super::tree::is_tree;
 use super::{
-    BucketError, ChunkName, ChunkRef, INDEX_HEADER_LEN, Index, IndexHeader, MAX_PAGES, Result,
-    SnapshotName, TreeHead, TreeHeader, decode_chunks,
+    BucketError, ChunkName, ChunkRef, Envelope, Front, INDEX_HEADER_LEN, Index, IndexHeader,
+    KeyName, MAX_PAGES, PlacedKey, Result, SnapshotName, TreeHead, TreeHeader, decode_chunks,
 };
 use futures_util::{StreamExt, TryStreamExt, stream};
 use object_store::{GetRange, ObjectStoreExt};
@@ -25,6 +26,26 @@ pub enum Head {
     Process(IndexHeader, Vec<ChunkRef>),
     /// It is of a tree of processes.
     Tree(TreeHead),
+    /// Which of the two is sealed with a key, and so is all else.
+    Sealed(Box<Envelope>),
+}
+
+impl Head {
+    /// The key that it is sealed with.
+    pub fn key(&self) -> Option<KeyName> {
+        match self {
+            Self::Sealed(envelope) => Some(envelope.key),
+            Self::Process(..) | Self::Tree(_) => None,
+        }
+    }
+
+    fn pages(&self) -> u64 {
+        match self {
+            Self::Process(header, _) => header.common.pages,
+            Self::Tree(tree) => tree.header.common.pages,
+            Self::Sealed(envelope) => envelope.pages,
+        }
+    }
 }
 
 /// A snapshot, but for its pages.
@@ -56,10 +77,27 @@ impl Bucket {
         })
     }
 
-    /// Whether a snapshot is of a tree.
-    pub fn is_tree(&self, name: &SnapshotName) -> Result<bool> {
-        let head = self.runtime.block_on(self.head(name))?;
-        Ok(matches!(head, Head::Tree(_)))
+    /// Reads the head of a snapshot.
+    pub fn head_of(&self, name: &SnapshotName) -> Result<Head> {
+        self.runtime.block_on(self.head(name))
+    }
+
+    /// Whether a snapshot with this head is of a tree. `key` is the one that it is sealed with, if it is.
+    pub fn is_tree(&self, head: &Head, key: Option<&PlacedKey>) -> Result<bool> {
+        match head {
+            Head::Process(..) => Ok(false),
+            Head::Tree(_) => Ok(true),
+            Head::Sealed(envelope) => {
+                let front = self.front(envelope, key)?;
+                Ok(matches!(front, Front::Tree(_)))
+            }
+        }
+    }
+
+    /// Opens the header of a sealed snapshot.
+    pub fn front(&self, envelope: &Envelope, key: Option<&PlacedKey>) -> Result<Front> {
+        let about = self.about(&envelope.name.key());
+        envelope.front(&about, &right(key, envelope, &about)?.key)
     }
 
     /// The chunks that snapshots need. Those that are gone meanwhile need none.
@@ -84,19 +122,24 @@ impl Bucket {
         })
     }
 
-    /// Reads a snapshot.
-    pub fn whole(&self, name: &SnapshotName) -> Result<Whole> {
+    /// Reads the snapshot that has this head. `key` is the one that it is sealed with, if it is.
+    pub fn whole(&self, name: &SnapshotName, head: Head, key: Option<&PlacedKey>) -> Result<Whole> {
         let too_large = || BucketError::TooLarge(format!("more than {MAX_PAGES} pages"));
-        self.whole_within(name, MAX_PAGES)?.ok_or_else(too_large)
+        let whole = self.whole_within(name, head, key, MAX_PAGES)?;
+        whole.ok_or_else(too_large)
     }
 
     /// Reads a snapshot, unless it has more pages than this.
-    pub fn whole_within(&self, name: &SnapshotName, pages: u64) -> Result<Option<Whole>> {
+    pub fn whole_within(
+        &self,
+        name: &SnapshotName,
+        mut head: Head,
+        key: Option<&PlacedKey>,
+        pages: u64,
+    ) -> Result<Option<Whole>> {
         self.runtime.block_on(async {
-            // Its head first: it says how much memory the rest takes.
-            let mut head = self.head(name).await?;
             for _ in 1..ATTEMPTS {
-                let error = match self.behind(name, &head, pages).await {
+                let error = match self.behind(name, &head, key, pages).await {
                     Err(error) if is_of_another(&error) => error,
                     read => return read,
                 };
@@ -107,29 +150,29 @@ impl Bucket {
                 }
                 head = now;
             }
-            self.behind(name, &head, pages).await
+            self.behind(name, &head, key, pages).await
         })
     }
 
-    async fn behind(&self, name: &SnapshotName, head: &Head, pages: u64) -> Result<Option<Whole>> {
-        let (all, tree, ranges): (_, _, Vec<Range<u64>>) = match head {
-            Head::Process(header, _) => (
-                header.common.pages,
-                None,
-                iter::once(0..header.index_len()).collect(),
-            ),
-            Head::Tree(tree) => {
-                let ranges = tree.members.iter().map(|member| member.range());
-                (
-                    tree.header.common.pages,
-                    Some(tree.clone()),
-                    ranges.collect(),
-                )
-            }
-        };
-        if all > pages {
+    /// What is behind a head, which says how much memory that takes.
+    async fn behind(
+        &self,
+        name: &SnapshotName,
+        head: &Head,
+        key: Option<&PlacedKey>,
+        pages: u64,
+    ) -> Result<Option<Whole>> {
+        if head.pages() > pages {
             return Ok(None);
         }
+        let (tree, ranges): (_, Vec<Range<u64>>) = match head {
+            Head::Process(header, _) => (None, iter::once(0..header.index_len()).collect()),
+            Head::Tree(tree) => {
+                let ranges = tree.members.iter().map(|member| member.range());
+                (Some(tree.clone()), ranges.collect())
+            }
+            Head::Sealed(envelope) => return self.unsealed(name, envelope, key).await.map(Some),
+        };
         let key = name.key();
         let (path, about) = (self.path(&key), self.about(&key));
         let indexes = stream::iter(ranges).map(|range: Range<u64>| async {
@@ -140,16 +183,26 @@ impl Bucket {
             Index::decode(&about, bytes)
         });
         let indexes: Vec<Index> = indexes.buffered(AT_ONCE).try_collect().await?;
-        let is_it = match &tree {
-            None => indexes[0].header.common.name() == *name,
-            Some(tree) => tree.members.iter().zip(&indexes).all(|(member, index)| {
-                member.id == index.header.common.id && member.pages == index.header.common.pages
-            }),
-        };
-        match is_it {
-            true => Ok(Some(Whole { tree, indexes })),
-            false => Err(BucketError::corrupt(&about, "it is about another snapshot")),
-        }
+        whole(name, &about, tree, indexes).map(Some)
+    }
+
+    /// Opens a sealed snapshot, of which this has been read.
+    async fn unsealed(
+        &self,
+        name: &SnapshotName,
+        envelope: &Envelope,
+        key: Option<&PlacedKey>,
+    ) -> Result<Whole> {
+        let object = name.key();
+        let (path, about) = (self.path(&object), self.about(&object));
+        let key = right(key, envelope, &about)?;
+        let rest = envelope.rest();
+        let len = rest.end - rest.start;
+        let (bytes, _) = read(&*self.objects, &path, &about, bounded(rest), len).await?;
+        let (tree, indexes) = envelope.open(&about, &key.key, bytes)?;
+        // What it has sealed was compared with its own name, which is that of another kin.
+        let plain = indexes[0].header.common.name();
+        whole(&plain, &about, tree, indexes)
     }
 
     async fn chunks_of(&self, name: &SnapshotName) -> Result<Vec<ChunkName>> {
@@ -157,6 +210,9 @@ impl Bucket {
         loop {
             let tree = match &head {
                 Head::Process(_, chunks) => return Ok(names_of(chunks)),
+                Head::Sealed(envelope) => {
+                    return Ok(envelope.chunks.iter().map(|(name, _)| *name).collect());
+                }
                 Head::Tree(tree) => tree,
             };
             let members = stream::iter(tree.members.iter().map(|member| member.range()));
@@ -196,21 +252,36 @@ impl Bucket {
             }
             begun => begun?,
         };
-        if !is_tree(&bytes) {
+        let sealed = is_sealed(&bytes);
+        if !sealed && !is_tree(&bytes) {
             let (header, chunks) = self.rest(name, bytes, 0..len).await?;
             return Ok(Head::Process(header, chunks));
         }
-        let end = TreeHeader::decode(&about, &bytes)?.head_len();
+        let end = match sealed {
+            true => Envelope::head_len(&about, &bytes, len)?,
+            false => TreeHeader::decode(&about, &bytes)?.head_len(),
+        };
         let from = bytes.len() as u64;
         if end > from {
             let range = bounded(from..end);
             let more = read(&*self.objects, &path, &about, range, end - from).await?;
             bytes.extend(more.0);
         }
-        let tree = TreeHead::decode(&about, &bytes, len)?;
-        match tree.header.common.name() == *name {
-            true => Ok(Head::Tree(tree)),
-            false => Err(BucketError::corrupt(&about, "it is about another tree")),
+        let (head, of) = match sealed {
+            true => {
+                let envelope = Envelope::decode(&about, &bytes, len)?;
+                let of = envelope.name;
+                (Head::Sealed(Box::new(envelope)), of)
+            }
+            false => {
+                let tree = TreeHead::decode(&about, &bytes, len)?;
+                let of = tree.header.common.name();
+                (Head::Tree(tree), of)
+            }
+        };
+        match of == *name {
+            true => Ok(head),
+            false => Err(BucketError::corrupt(&about, "it is about another snapshot")),
         }
     }
 
@@ -249,6 +320,35 @@ impl Bucket {
         let chunks = decode_chunks(&about, &header, table)?;
         Ok((header, chunks))
     }
+}
+
+/// The indexes of a snapshot of this name, if that is what they are.
+fn whole(
+    name: &SnapshotName,
+    about: &str,
+    tree: Option<TreeHead>,
+    indexes: Vec<Index>,
+) -> Result<Whole> {
+    let is_it = match &tree {
+        None => indexes[0].header.common.name() == *name,
+        Some(tree) => tree.members.iter().zip(&indexes).all(|(member, index)| {
+            member.id == index.header.common.id && member.pages == index.header.common.pages
+        }),
+    };
+    match is_it {
+        true => Ok(Whole { tree, indexes }),
+        false => Err(BucketError::corrupt(about, "it is about another snapshot")),
+    }
+}
+
+/// The key, if it is that of a sealed snapshot.
+fn right<'a>(
+    key: Option<&'a PlacedKey>,
+    envelope: &Envelope,
+    about: &str,
+) -> Result<&'a PlacedKey> {
+    let key = key.filter(|key| key.name == envelope.key);
+    key.ok_or_else(|| BucketError::corrupt(about, "it is sealed with another key"))
 }
 
 /// Whether that may come of a place in an object which has another content by now: other bytes are there, or none.
@@ -292,7 +392,7 @@ mod tests {
                 let mut lengths = HashSet::new();
                 for n in 1..100 {
                     again.send(n).unwrap();
-                    let whole = bucket.whole(&name)?;
+                    let whole = bucket.whole(&name, bucket.head_of(&name)?, None)?;
                     assert_eq!(whole.indexes.len(), 2);
                     lengths.extend(whole.tree.map(|tree| tree.record.len()));
                     assert_eq!(bucket.needed(&[name])?.len(), 1);

@@ -1,7 +1,7 @@
 //! What writers that were killed have left in a folder: files of an object that was being written, which no listing
 //! has. A service drops such things itself.
 
-use super::name::{CHUNKS, CLOCK, DOOMED, MARKER, SNAPSHOTS, SWEPT};
+use super::name::{CHUNKS, CLOCK, DOOMED, KEYS, MARKER, SNAPSHOTS, SWEPT};
 use super::{Bucket, BucketError, Result};
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -29,7 +29,7 @@ impl Bucket {
         let own = |name: &str| [CLOCK, MARKER].contains(&name);
         let top = unfinished(folder, own, &mut Vec::new(), &mut found);
         top.map_err(|error| failed(folder, &error))?;
-        let mut folders: Vec<PathBuf> = [CHUNKS, SNAPSHOTS, DOOMED, SWEPT]
+        let mut folders: Vec<PathBuf> = [CHUNKS, SNAPSHOTS, KEYS, DOOMED, SWEPT]
             .iter()
             .map(|name| folder.join(name))
             .collect();

@@ -8,10 +8,13 @@
 //! | `index` | one object for each snapshot: which page is where |
 //! | `tree` | one object for each tree of processes, with the indexes of all |
 //! | `indexes` | both of them, read |
+//! | `key` | the key of sealed chunks, indexes and trees, and what is made of it |
+//! | `sealed` | an index or a tree of which only what lists and removes it can be read |
 //! | `doomed` | chunks that are going to be deleted, and that nobody may refer to any more |
 //! | `leftovers` | what writers that were killed have left in a folder |
 //! | `name` | how objects are named |
 //! | `place` | a URL → a service, with the keys of the environment |
+//! | `keys` | objects with keys, in and out |
 //! | `service` | objects in and out, one at a time |
 //! | `transfer` | many at a time |
 
@@ -24,9 +27,12 @@ mod golden;
 mod header;
 mod index;
 mod indexes;
+mod key;
+mod keys;
 mod leftovers;
 mod name;
 mod place;
+mod sealed;
 mod service;
 mod transfer;
 mod tree;
@@ -39,7 +45,9 @@ pub use index::{
     About, ChunkRef, Entry, Index, IndexBuilder, IndexHeader, MAX_CHUNKS, MAX_PAGES, decode_chunks,
 };
 pub use indexes::{Head, Whole};
-pub use name::{ChunkName, DoomedName, Kin, SnapshotName};
+pub use key::{BucketKey, MAX_KEY, PlacedKey};
+pub use name::{ChunkName, DoomedName, KeyName, Kin, SnapshotName};
+pub use sealed::{Envelope, Front};
 pub use service::{Bucket, Object};
 pub use transfer::Uploads;
 pub use tree::{MAX_MEMBERS, Member, MemberIndex, TreeHead, TreeHeader, encode_tree};

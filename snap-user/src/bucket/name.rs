@@ -12,6 +12,8 @@ pub(super) const SNAPSHOTS: &str = "snapshots";
 pub(super) const DOOMED: &str = "doomed";
 /// Folder of such lists whose chunks have been deleted.
 pub(super) const SWEPT: &str = "swept";
+/// Folder of the keys of sealed snapshots.
+pub(super) const KEYS: &str = "keys";
 /// Written anew to learn what time it is for the service.
 pub(super) const CLOCK: &str = "clock";
 /// Format marker.
@@ -22,7 +24,7 @@ fn hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
 }
 
 /// Lower-case digits, two a byte: what this program writes, and nothing else.
-fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
+pub(super) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digit = |byte: u8| match byte {
         b'0'..=b'9' => Some(byte - b'0'),
         b'a'..=b'f' => Some(byte - b'a' + 10),
@@ -62,12 +64,35 @@ impl ChunkName {
     }
 }
 
+/// Name of an object with a key of sealed snapshots: the BLAKE3 hash of its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyName(pub [u8; 32]);
+
+impl fmt::Display for KeyName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        hex(&self.0, f)
+    }
+}
+
+impl KeyName {
+    /// Where it is.
+    pub fn key(&self) -> String {
+        format!("{KEYS}/{self}")
+    }
+
+    /// The key at a place, if it is that of one.
+    pub fn parse(key: &str) -> Option<Self> {
+        let name = Self(unhex(key.rsplit('/').next()?)?);
+        (name.key() == key).then_some(name)
+    }
+}
+
 /// Stands for a program: snapshots of the same one have many pages in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Kin(pub [u8; 4]);
 
 impl Kin {
-    /// That of a program with this command name.
+    /// That of a program with this command name, for snapshots that are not sealed.
     pub fn of(comm: &str) -> Self {
         let hash = blake3::hash(comm.as_bytes());
         Self(*hash.as_bytes().first_chunk().expect("a hash has 32 bytes"))
@@ -149,6 +174,8 @@ mod tests {
             prop_assert_eq!(SnapshotName::parse(&name.key()), Some(name));
             let chunk = ChunkName(hash);
             prop_assert_eq!(ChunkName::parse(&chunk.key()), Some(chunk));
+            let of_key = KeyName(hash);
+            prop_assert_eq!(KeyName::parse(&of_key.key()), Some(of_key));
             let doomed = DoomedName(hash);
             prop_assert_eq!(DoomedName::parse(&doomed.key()), Some(doomed));
             prop_assert_eq!(DoomedName::parse(&doomed.swept_key()), Some(doomed));

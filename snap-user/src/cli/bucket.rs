@@ -19,6 +19,9 @@ pub fn push(context: &Context, args: &Push) -> Result<Exit, CliError> {
     let store = context.store()?;
     let done = session::push(&store, &args.reference, &args.url, &mut report)?;
     drop(status);
+    for note in &done.notes {
+        context.note(note);
+    }
     context.print(args.json, &done, |out, _| {
         writeln!(out, "{}", bucket::pushed(&done))
     })?;
@@ -43,13 +46,17 @@ pub fn pull(context: &Context, args: &Pull) -> Result<Exit, CliError> {
 }
 
 fn list(context: &Context, args: &Pull) -> Result<Exit, CliError> {
-    let entries = session::list_bucket(&args.url)?;
+    let listing = session::list_bucket(&args.url)?;
+    let entries = &listing.entries;
+    if let Some(note) = &listing.note {
+        context.note(note);
+    }
     let mut out = stdout();
     match args.json.json {
         true => entries
             .iter()
             .try_for_each(|entry| write_json(&mut out, entry))?,
-        false => bucket::list(&mut out, context.out_style(), &entries)?,
+        false => bucket::list(&mut out, context.out_style(), entries)?,
     }
     out.flush()?;
     Ok(Exit::Done)

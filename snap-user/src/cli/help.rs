@@ -291,7 +291,12 @@ What arrives there is the snapshot as a whole: it needs no other one, and no sto
 all of its processes, named by the first. Pages are sent once, whatever the \
 number of snapshots and machines that have them; only those are sent that are not there. A push that was cut off goes \
 on where it ended, and until it is done nothing of the snapshot is there. Any number of machines may push to one place \
-at the same time. What is sealed is refused: pages lie there in plain.
+at the same time.
+
+What is sealed is sealed there too, for the same keys, and takes --identity; --encrypt-to names others, and seals what is \
+plain here. Then nothing but sizes and times, and which snapshots are of one session, can be read there, and listing and \
+pruning need no key. Pages that are there are found, and not sent again, where --identity names a key that belongs to one \
+of those that it is sealed for. What is plain is pushed in plain: whoever may read the place may read it.
 
 Keys come from the environment, as the services' own tools read them: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, \
 AWS_REGION and AWS_ENDPOINT_URL for s3; GOOGLE_APPLICATION_CREDENTIALS for gs; AZURE_STORAGE_ACCOUNT_NAME and \
@@ -301,6 +306,7 @@ Examples:
   ksnap push latest s3://snapshots/fleet
   ksnap push before-upgrade gs://snapshots
   ksnap push latest file:///mnt/nas/snapshots
+  ksnap push latest s3://snapshots/fleet --encrypt-to age1… --identity me.key
   ksnap prune --bucket s3://snapshots/fleet --keep-last 10 -y",
     references!()
 );
@@ -311,7 +317,10 @@ Without REF it is the newest snapshot or tree that is there, whoever pushed it. 
 `ksnap restore` brings all of them back. It becomes a snapshot of a session of its own, \
 with an id of its own, or of the store nothing changes. Each page is compared with its hash. Pages that the store \
 has are not fetched, and a pull that was cut off goes on where it ended. One that is in the store already is not \
-pulled again. Keys are those of `ksnap push`.
+pulled again. Keys of the service are those of `ksnap push`.
+
+What is sealed there takes --identity, and is sealed here for the same keys, unless --encrypt-to names others; it never \
+becomes plain. Without a key --list has its size and time.
 
 Examples:
   ksnap pull s3://snapshots/fleet --list

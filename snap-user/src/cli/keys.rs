@@ -17,6 +17,8 @@ fn sealing(verb: &Verb) -> Option<&Sealing> {
         Verb::Restore(args) if args.watch => &args.watching.taking,
         Verb::Serve(args) => return Some(&args.sealing),
         #[cfg(feature = "object-storage")]
+        Verb::Push(args) => return Some(&args.sealing),
+        #[cfg(feature = "object-storage")]
         Verb::Pull(args) => return Some(&args.sealing),
         _ => return None,
     };

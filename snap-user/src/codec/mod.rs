@@ -324,4 +324,6 @@ fn unpack(block: &[u8], page: &mut Page) -> Result<(), CodecError> {
 }
 
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod tests;

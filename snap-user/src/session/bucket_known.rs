@@ -1,7 +1,9 @@
 //! Pages that a bucket has already, by content: those of the snapshots that are most like the one that is pushed.
 
 use super::Result;
-use crate::bucket::{Bucket, BucketError, ChunkName, ChunkRef, Index, SnapshotName};
+use crate::bucket::{
+    Bucket, BucketError, ChunkName, ChunkRef, Index, PlacedKey, SnapshotName, Whole,
+};
 use rustc_hash::FxHashMap;
 use std::collections::{BTreeMap, HashSet};
 
@@ -29,13 +31,29 @@ fn most_alike(all: &[SnapshotName], like: &SnapshotName) -> Vec<SnapshotName> {
     alike.into_iter().take(MOST_INDEXES).copied().collect()
 }
 
+/// Reads a snapshot of so many pages at most that is sealed with this key, or plain as well: what it refers to may be referred
+/// to. Kin tell the two apart, but for chance.
+fn whole_within(
+    bucket: &Bucket,
+    name: &SnapshotName,
+    key: Option<&PlacedKey>,
+    pages: u64,
+) -> std::result::Result<Option<Whole>, BucketError> {
+    let head = bucket.head_of(name)?;
+    match head.key() == key.map(|key| key.name) {
+        true => bucket.whole_within(name, head, key, pages),
+        false => Ok(None),
+    }
+}
+
 impl There {
-    /// Looks at the snapshots that are most like these, the first one first. Of chunks that are `forbidden`, or are not there though an
-    /// index names them, nothing is known.
+    /// Looks at the snapshots that are most like these, the first one first, and sealed with the same key, or plain as well. Of
+    /// chunks that are `forbidden`, or are not there though an index names them, nothing is known.
     pub(super) fn look(
         bucket: &Bucket,
         like: &[SnapshotName],
         forbidden: &HashSet<ChunkName>,
+        key: Option<&PlacedKey>,
     ) -> Result<Self> {
         let mut indexes: Vec<Index> = Vec::new();
         let mut left = MOST_PAGES;
@@ -47,7 +65,7 @@ impl There {
             .flat_map(|name| most_alike(&all, name))
             .filter(|name| seen.insert(*name));
         for name in alike {
-            match bucket.whole_within(&name, left) {
+            match whole_within(bucket, &name, key, left) {
                 Ok(Some(whole)) => {
                     left -= whole
                         .indexes

@@ -1,16 +1,17 @@
 //! What snapshots there are in a bucket, of processes and of trees of them, and which one a reference means.
 
+use super::bucket_keys::Ring;
 use super::types::hex;
 use super::{Result, SessionError};
-use crate::bucket::{Bucket, Head, SnapshotName};
+use crate::bucket::{Bucket, Common, Envelope, Front, Head, PlacedKey, SnapshotName};
 use crate::model::SnapshotId;
-use crate::store::StoreError;
+use crate::store::{Keys, StoreError};
 use serde::Serialize;
 
 /// Fewest digits of an id.
 const FEWEST: usize = 4;
 
-/// A snapshot in a bucket, or a tree.
+/// A snapshot in a bucket, or a tree. What is `None` is sealed, and the key is missing.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct BucketEntry {
     /// Its name, in the store that it was pushed from and in the bucket.
@@ -21,57 +22,187 @@ pub struct BucketEntry {
     /// Wall-clock time, nanoseconds since 1970.
     pub time_ns: u64,
     /// Process id; of a tree that of the first process.
-    pub pid: i32,
+    pub pid: Option<i32>,
     /// Command name.
-    pub comm: String,
+    pub comm: Option<String>,
     /// It is a tree.
-    pub tree: bool,
+    pub tree: Option<bool>,
     /// Processes.
-    pub processes: u32,
+    pub processes: Option<u32>,
     /// How long they were stopped, in nanoseconds.
-    pub stop_ns: u64,
+    pub stop_ns: Option<u64>,
     /// Pages of all of them.
     pub pages: u64,
     /// Chunks that have them.
     pub chunks: u32,
     /// Bytes of these chunks; other snapshots may need them too.
     pub chunk_bytes: u64,
+    /// Only the holder of a key can read it.
+    pub sealed: bool,
 }
 
-/// The snapshots in a bucket, oldest first.
-pub fn list_bucket(url: &str) -> Result<Vec<BucketEntry>> {
+/// What is in a bucket.
+#[derive(Clone, Debug)]
+pub struct BucketListing {
+    /// The snapshots, oldest first.
+    pub entries: Vec<BucketEntry>,
+    /// Why not all is known of some of them. A sentence.
+    pub note: Option<String>,
+}
+
+/// The snapshots in a bucket.
+pub fn list_bucket(url: &str) -> Result<BucketListing> {
+    list_with(&Keys::of_process(), url)
+}
+
+/// [`list_bucket`] with other keys than those of the process.
+pub(super) fn list_with(keys: &Keys, url: &str) -> Result<BucketListing> {
     let bucket = Bucket::open(url)?;
-    let heads = bucket.heads(&bucket.snapshots()?)?;
-    Ok(heads.into_iter().map(BucketEntry::of).collect())
+    let mut ring = Ring::new(&bucket, keys);
+    let (mut entries, mut closed) = (Vec::new(), Vec::new());
+    for head in bucket.heads(&bucket.snapshots()?)? {
+        let envelope = match head {
+            Head::Process(header, _) => {
+                entries.push(BucketEntry::of(&header.common, None));
+                continue;
+            }
+            Head::Tree(tree) => {
+                entries.push(BucketEntry::of(
+                    &tree.header.common,
+                    Some(tree.header.processes),
+                ));
+                continue;
+            }
+            Head::Sealed(envelope) => envelope,
+        };
+        let mut entry = BucketEntry::sealed(&envelope);
+        match ring.open(envelope.key, &what(&envelope.name, &bucket)) {
+            Ok(key) => entry.learn(&bucket.front(&envelope, Some(&key))?),
+            Err(SessionError::Store(error)) if error.is_sealed() => closed.push(error),
+            Err(error) => return Err(error),
+        }
+        entries.push(entry);
+    }
+    let count = match closed.len() {
+        1 => "a sealed snapshot".into(),
+        n => format!("{n} sealed snapshots"),
+    };
+    let note = closed.first().map(|error| match error {
+        StoreError::WrongIdentity { .. } => format!(
+            "of {count} only size and time are known: none of the keys in the file of --identity opens it"
+        ),
+        _ => format!(
+            "of {count} only size and time are known: name the file with the key with --identity FILE, or in KSNAP_IDENTITY"
+        ),
+    });
+    Ok(BucketListing { entries, note })
+}
+
+/// How a snapshot in a bucket is told in errors.
+pub(super) fn what(name: &SnapshotName, bucket: &Bucket) -> String {
+    format!("snapshot {} in {}", name.id, bucket.url())
 }
 
 impl BucketEntry {
-    fn of(head: Head) -> Self {
-        let (common, tree, processes) = match head {
-            Head::Process(header, _) => (header.common, false, 1),
-            Head::Tree(tree) => (tree.header.common, true, tree.header.processes),
-        };
+    /// Of a snapshot with this header, which is plain; of a tree of so many `processes`.
+    fn of(common: &Common, processes: Option<u32>) -> Self {
         Self {
             id: common.id,
             session: common.session.to_string(),
             time_ns: common.time_ns,
-            pid: common.pid,
-            comm: common.comm,
-            tree,
-            processes,
-            stop_ns: common.stop_ns,
+            pid: Some(common.pid),
+            comm: Some(common.comm.clone()),
+            tree: Some(processes.is_some()),
+            processes: processes.or(Some(1)),
+            stop_ns: Some(common.stop_ns),
             pages: common.pages,
             chunks: common.chunks,
             chunk_bytes: common.chunk_bytes,
+            sealed: false,
         }
+    }
+
+    fn sealed(envelope: &Envelope) -> Self {
+        Self {
+            id: envelope.name.id,
+            session: envelope.name.session.to_string(),
+            time_ns: envelope.name.time_ns,
+            pid: None,
+            comm: None,
+            tree: None,
+            processes: None,
+            stop_ns: None,
+            pages: envelope.pages,
+            chunks: envelope.chunks.len() as u32,
+            chunk_bytes: envelope.chunk_bytes,
+            sealed: true,
+        }
+    }
+
+    /// Enters what was sealed.
+    fn learn(&mut self, front: &Front) {
+        let processes = match front {
+            Front::Process(_) => None,
+            Front::Tree(header) => Some(header.processes),
+        };
+        let of = Self::of(front.common(), processes);
+        *self = Self {
+            chunks: self.chunks,
+            chunk_bytes: self.chunk_bytes,
+            sealed: true,
+            ..of
+        };
     }
 }
 
-/// The snapshot that a reference means: `latest`, or an id, or its first digits. `names` are oldest first.
-pub(super) fn find(url: &str, names: &[SnapshotName], reference: &str) -> Result<SnapshotName> {
+/// A snapshot that was found, and what opens it.
+pub(super) struct Chosen {
+    pub(super) name: SnapshotName,
+    pub(super) head: Head,
+    pub(super) key: Option<PlacedKey>,
+}
+
+/// Of the names of one snapshot, which may be there sealed with several keys and plain, the first that can be read: a
+/// sealed one, else the plain one.
+pub(super) fn choose(
+    bucket: &Bucket,
+    ring: &mut Ring<'_>,
+    names: &[SnapshotName],
+) -> Result<Chosen> {
+    let missing = StoreError::NotFound {
+        what: format!("a snapshot in {}", bucket.url()),
+    };
+    let mut best: Result<Chosen> = Err(missing.into());
+    for (n, &name) in names.iter().enumerate() {
+        let read = bucket.head_of(&name).map_err(SessionError::from);
+        let chosen = read.and_then(|head| {
+            let key = ring.key_of(&name, &head)?;
+            Ok(Chosen { name, head, key })
+        });
+        match &chosen {
+            Ok(one) if one.key.is_some() => return chosen,
+            // Why the first one cannot be read is told, if none can.
+            Err(_) if n > 0 => {}
+            _ => best = chosen,
+        }
+    }
+    best
+}
+
+/// The snapshot that a reference means: `latest`, or an id, or its first digits. `names` are oldest first. It has more than
+/// one name where it is there in several forms.
+pub(super) fn find(
+    url: &str,
+    names: &[SnapshotName],
+    reference: &str,
+) -> Result<Vec<SnapshotName>> {
     let missing = |what: String| SessionError::from(StoreError::NotFound { what });
+    let all_of = |id: SnapshotId| -> Vec<SnapshotName> {
+        let own = names.iter().filter(|name| name.id == id);
+        own.copied().collect()
+    };
     if reference == "latest" {
-        let newest = names.last().copied();
+        let newest = names.last().map(|name| all_of(name.id));
         return newest.ok_or_else(|| missing(format!("a snapshot in {url}")));
     }
     let digits = reference.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -83,14 +214,15 @@ pub(super) fn find(url: &str, names: &[SnapshotName], reference: &str) -> Result
     let reference = reference.to_ascii_lowercase();
     let mut found = names
         .iter()
-        .filter(|name| name.id.to_string().starts_with(&reference));
-    match (found.next(), found.next()) {
-        (None, _) => Err(missing(format!("snapshot {reference} in {url}"))),
-        (Some(one), None) => Ok(*one),
-        // The same snapshot is there once, so these are two.
-        (Some(one), Some(other)) => Err(SessionError::Usage(format!(
-            "{reference} may mean {} or {}: give more digits",
-            one.id, other.id
+        .map(|name| name.id)
+        .filter(|id| id.to_string().starts_with(&reference));
+    let Some(one) = found.next() else {
+        return Err(missing(format!("snapshot {reference} in {url}")));
+    };
+    match found.find(|other| *other != one) {
+        None => Ok(all_of(one)),
+        Some(other) => Err(SessionError::Usage(format!(
+            "{reference} may mean {one} or {other}: give more digits"
         ))),
     }
 }
@@ -120,9 +252,14 @@ mod tests {
             name(3, [9, 9, 9]),
         ];
         let of = |text: &str| find("file:///b", &names, text);
-        assert_eq!(of("latest").unwrap(), names[2]);
-        assert_eq!(of("ABCD01").unwrap(), names[0]);
-        assert_eq!(of(&names[1].id.to_string()).unwrap(), names[1]);
+        assert_eq!(of("latest").unwrap(), names[2..]);
+        assert_eq!(of("ABCD01").unwrap(), names[..1]);
+        assert_eq!(of(&names[1].id.to_string()).unwrap(), names[1..2]);
+        // In two forms it is one snapshot.
+        let mut other = names[0];
+        other.kin = Kin([9; 4]);
+        let both = [names[0], other, names[1]];
+        assert_eq!(find("file:///b", &both, "abcd01").unwrap(), both[..2]);
         let text = |reference: &str| of(reference).unwrap_err().to_string();
         assert!(text("abcd").contains("more digits"), "{}", text("abcd"));
         assert!(text("abc").contains("--list"));

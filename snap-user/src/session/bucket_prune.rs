@@ -120,16 +120,20 @@ fn removable(names: &[SnapshotName], rules: &Rules, now_ns: u64) -> BTreeSet<Sna
     if rules.keep_last.is_none() && rules.keep_within.is_none() {
         return BTreeSet::new();
     }
-    let mut newer: BTreeMap<SessionId, u64> = BTreeMap::new();
+    // Of each session how many snapshots were seen, and the last of them.
+    let mut newer: BTreeMap<SessionId, (u64, Option<SnapshotId>)> = BTreeMap::new();
     let mut gone = BTreeSet::new();
     for name in names.iter().rev() {
-        let newer = newer.entry(name.session).or_default();
-        let is_last = rules.keep_last.is_some_and(|last| *newer < last);
+        let (seen, last) = newer.entry(name.session).or_default();
+        // It may be there in several forms: sealed with another key, or plain.
+        if *last != Some(name.id) {
+            (*seen, *last) = (*seen + 1, Some(name.id));
+        }
+        let is_last = rules.keep_last.is_some_and(|last| *seen <= last);
         let age = now_ns.saturating_sub(name.time_ns);
         let is_young = rules
             .keep_within
             .is_some_and(|within| u128::from(age) <= within.as_nanos());
-        *newer += 1;
         if !is_last && !is_young {
             gone.insert(*name);
         }
@@ -295,5 +299,22 @@ mod tests {
         assert_eq!(gone(Some(2), None), [1]);
         assert_eq!(gone(None, Some(2)), [1, 2, 3]);
         assert_eq!(gone(Some(1), Some(3)), [1, 2]);
+    }
+
+    #[test]
+    fn in_several_forms_a_snapshot_counts_once() {
+        let forms = |time_ns| {
+            [1, 2].map(|kin| SnapshotName {
+                kin: Kin([kin; 4]),
+                ..name(time_ns, 1)
+            })
+        };
+        let names = [forms(1), forms(2), forms(3)].concat();
+        let rules = Rules {
+            keep_last: Some(2),
+            ..Rules::default()
+        };
+        let gone = removable(&names, &rules, 6);
+        assert_eq!(gone.into_iter().collect::<Vec<_>>(), forms(1));
     }
 }

@@ -79,6 +79,12 @@ fn memory(seeds: impl IntoIterator<Item = u32>) -> Memory {
 /// A store with a session of one process, with snapshots that hold these, each a delta of the one before.
 fn stored(of: &[&Memory]) -> (TempDir, Store, Vec<SnapshotId>) {
     let (dir, store) = new_store();
+    let ids = put(&store, of);
+    (dir, store, ids)
+}
+
+/// Puts such a session into a store.
+pub(super) fn put(store: &Store, of: &[&Memory]) -> Vec<SnapshotId> {
     let mut session = store.create_session(&info(7)).unwrap();
     let mut ids: Vec<SnapshotId> = Vec::new();
     for memory in of {
@@ -86,7 +92,7 @@ fn stored(of: &[&Memory]) -> (TempDir, Store, Vec<SnapshotId>) {
         let done = publish(&mut session, ids.last().copied(), [], pages).unwrap();
         ids.push(done.id);
     }
-    (dir, store, ids)
+    ids
 }
 
 /// Random pages, of which none is like another.
@@ -173,7 +179,7 @@ fn only_what_is_not_there_is_sent() {
     assert_eq!((next.pages, next.new_pages, next.sent_chunks), (3001, 2, 1));
     let again = place.push(&store, ids[1]).unwrap();
     assert_eq!((again.new_pages, again.sent_chunks), (0, 0));
-    assert_eq!(list_bucket(&place.url()).unwrap().len(), 2);
+    assert_eq!(list_bucket(&place.url()).unwrap().entries.len(), 2);
     place.assert_gives(ids[0], &first);
     place.assert_gives(ids[1], &second);
 }

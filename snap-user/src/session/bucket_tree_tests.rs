@@ -10,16 +10,16 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 /// A tree of processes in a store, and what each holds.
-struct Tree {
+pub(super) struct Tree {
     _dir: TempDir,
-    store: Store,
+    pub(super) store: Store,
     sessions: Vec<Session>,
-    memories: Vec<Memory>,
+    pub(super) memories: Vec<Memory>,
     record: ProcessTree,
 }
 
 impl Tree {
-    fn root(&self) -> SnapshotId {
+    pub(super) fn root(&self) -> SnapshotId {
         self.record.members[0].id
     }
 
@@ -36,6 +36,11 @@ impl Tree {
 /// One of processes with these pages: each is a child of the one before it.
 fn tree(memories: Vec<Memory>) -> Tree {
     let (dir, store) = new_store();
+    tree_in(dir, store, memories)
+}
+
+/// The same in this store.
+pub(super) fn tree_in(dir: TempDir, store: Store, memories: Vec<Memory>) -> Tree {
     let mut record = ProcessTree {
         time_ns: 77,
         stop_ns: 5_000,
@@ -75,19 +80,29 @@ fn tree(memories: Vec<Memory>) -> Tree {
 }
 
 /// Three processes: two that have most pages in common, and a small one.
-fn sample() -> Tree {
+pub(super) fn three() -> Vec<Memory> {
     let mut second = noise(0, 2000);
     second.insert(7, 90_002);
     second.insert(3000, 90_007);
-    tree(vec![noise(0, 2000), second, noise(50_000, 3)])
+    vec![noise(0, 2000), second, noise(50_000, 3)]
+}
+
+fn sample() -> Tree {
+    tree(three())
 }
 
 fn pull_from(place: &Place, store: &Store, reference: &str) -> Result<Pulled> {
     pull(store.dir(), &place.url(), reference, &mut |_| {})
 }
 
-/// All of a tree is in a store, which it was pulled into.
+/// All of a tree is in a store, which it was pulled into, and nothing in that is damaged.
 fn assert_whole(store: &Store, pulled: &Pulled, tree: &Tree) {
+    assert_has(store, pulled, tree);
+    assert!(verify(store.dir(), None).unwrap().clean);
+}
+
+/// All of a tree is in a store, which it was pulled into.
+pub(super) fn assert_has(store: &Store, pulled: &Pulled, tree: &Tree) {
     let back = store.tree(pulled.stored_id).unwrap().expect("a tree");
     for (member, memory) in back.members.iter().zip(&tree.memories) {
         assert_holds(&store.snapshot(member.id).unwrap(), memory);
@@ -98,7 +113,6 @@ fn assert_whole(store: &Store, pulled: &Pulled, tree: &Tree) {
     }
     assert_eq!(back, want);
     assert_eq!(store.resolve("latest", None).unwrap(), pulled.stored_id);
-    assert!(verify(store.dir(), None).unwrap().clean);
 }
 
 fn prune(place: &Place, keep_last: Option<u64>) -> BucketPruning {
@@ -114,13 +128,14 @@ fn a_tree_comes_back_as_a_whole_with_each_page_sent_once() {
     assert_eq!((pushed.pages, pushed.new_pages), (4004, 2005));
     assert_eq!(place.objects("snapshots").len(), 1);
     assert_eq!(place.objects("chunks").len() as u64, pushed.chunks);
-    let listed = list_bucket(&place.url()).unwrap();
+    let listed = list_bucket(&place.url()).unwrap().entries;
     assert_eq!(listed.len(), 1);
     let entry = &listed[0];
-    assert!(entry.tree && entry.processes == 3 && entry.pages == 4004);
+    assert_eq!((entry.tree, entry.processes), (Some(true), Some(3)));
+    assert_eq!((entry.pages, entry.sealed), (4004, false));
     assert_eq!(
         (entry.id, entry.pid, entry.stop_ns),
-        (tree.root(), 10, 5_000)
+        (tree.root(), Some(10), Some(5_000))
     );
     assert_eq!(u64::from(entry.chunks), pushed.chunks);
     let (_dir, store) = new_store();
@@ -145,7 +160,7 @@ fn of_a_tree_that_was_pushed_before_only_what_is_new_is_sent() {
     let next = tree.again();
     let pushed = place.push(&tree.store, next).unwrap();
     assert_eq!((pushed.new_pages, pushed.sent_chunks), (0, 0));
-    assert_eq!(list_bucket(&place.url()).unwrap().len(), 2);
+    assert_eq!(list_bucket(&place.url()).unwrap().entries.len(), 2);
     let (_dir, store) = new_store();
     let pulled = pull_from(&place, &store, "latest").unwrap();
     assert_eq!(pulled.id, next);
@@ -177,7 +192,7 @@ fn nothing_of_a_tree_is_there_until_all_is() {
     let object = place.objects("snapshots").remove(0);
     let bytes = std::fs::read(&object).unwrap();
     std::fs::remove_file(&object).unwrap();
-    assert!(list_bucket(&place.url()).unwrap().is_empty());
+    assert!(list_bucket(&place.url()).unwrap().entries.is_empty());
     let (_dir, store) = new_store();
     let error = message(pull_from(&place, &store, "latest"));
     assert!(error.contains("not found"), "{error}");
@@ -266,7 +281,7 @@ fn a_prune_takes_a_tree_as_one_and_nothing_that_another_needs() {
     assert_eq!((done.removed.len(), done.kept), (1, 0));
     assert_eq!(done.deleted_chunks, chunks as u64);
     assert!(place.objects("chunks").is_empty());
-    assert!(list_bucket(&place.url()).unwrap().is_empty());
+    assert!(list_bucket(&place.url()).unwrap().entries.is_empty());
 }
 
 #[test]

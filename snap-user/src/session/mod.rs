@@ -5,11 +5,15 @@ mod arrival;
 mod asleep;
 mod audit;
 #[cfg(feature = "object-storage")]
+mod bucket_keys;
+#[cfg(feature = "object-storage")]
 mod bucket_known;
 #[cfg(feature = "object-storage")]
 mod bucket_list;
 #[cfg(feature = "object-storage")]
 mod bucket_prune;
+#[cfg(all(test, feature = "object-storage"))]
+mod bucket_sealed_tests;
 #[cfg(all(test, feature = "object-storage"))]
 mod bucket_tests;
 #[cfg(all(test, feature = "object-storage"))]
@@ -26,6 +30,8 @@ mod describe;
 mod descriptor;
 mod descriptors;
 mod diff;
+#[cfg(all(test, feature = "object-storage"))]
+mod disk_full_tests;
 mod doctor;
 mod engine;
 mod error;
@@ -56,6 +62,8 @@ mod pull_coming;
 mod push;
 #[cfg(feature = "object-storage")]
 mod push_pack;
+#[cfg(feature = "object-storage")]
+mod push_subject;
 mod ram;
 mod ram_room;
 mod remote;
@@ -120,11 +128,13 @@ pub use crate::restore::files::Options as FileOptions;
 pub use crate::restore::revive::Network;
 pub use crate::store::StoredContent;
 #[cfg(feature = "object-storage")]
-pub use bucket_list::{BucketEntry, list_bucket};
+pub use bucket_list::{BucketEntry, BucketListing, list_bucket};
 #[cfg(feature = "object-storage")]
 pub use bucket_prune::{BucketPruning, BucketRules, prune_bucket};
 pub use clone::{CloneOptions, Cloned, Round, RunsThere, clone_live, clone_stored, is_process};
 pub use clone_fetch::Fetched;
+#[doc(hidden)]
+pub use control::{Also, Reply, Request};
 pub use describe::{StoreDescription, describe_store};
 pub use descriptor::OpenDescriptor;
 pub use descriptors::raise_descriptors;

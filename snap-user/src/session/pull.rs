@@ -1,18 +1,22 @@
 //! `pull`: object storage → a snapshot of the store, or those of a tree of processes and then the tree. Each page is compared
 //! with its hash when it comes, and again when it is put into the snapshot, which is published as a whole.
 
-use super::bucket_list::find;
+use super::bucket_keys::Ring;
+use super::bucket_list::{Chosen, choose, find, what};
 use super::pull_coming::Coming;
 use super::types::hex;
 use super::{Result, SessionError};
-use crate::bucket::{Bucket, BucketError, Index, SnapshotName, TreeHead};
+use crate::bucket::{Bucket, BucketError, Index, TreeHead};
 use crate::image::{Arch, Manifest, SessionId};
 use crate::model::{ProcessTree, SnapshotId};
 use crate::restore::fault;
-use crate::store::{Session, SnapshotMeta, Store, StoreError, tree_from_text};
+use crate::store::{
+    Disk, Keys, Recipients, Session, SnapshotMeta, Store, StoreError, tree_from_text,
+};
 use serde::Serialize;
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// How far a pull is.
@@ -55,11 +59,14 @@ pub struct Pulled {
     pub bytes: u64,
     /// Length of its file, or of those of all processes.
     pub file_bytes: u64,
+    /// The public keys that it is sealed for in this store; none: it is plain.
+    pub sealed_for: Vec<String>,
     /// How long it took, in nanoseconds.
     pub took_ns: u64,
 }
 
-/// Pulls a snapshot, or a tree: `latest`, or one by its id.
+/// Pulls a snapshot, or a tree: `latest`, or one by its id. One that is sealed there is sealed here for the same keys, unless
+/// this process seals for others; never plain.
 ///
 /// # Errors
 /// Then nothing of it is in the store; pages that have come are kept, and the next attempt goes on with them.
@@ -69,22 +76,36 @@ pub fn pull(
     reference: &str,
     report: &mut dyn FnMut(&Pulling),
 ) -> Result<Pulled> {
+    pull_with(&Keys::of_process(), dir, url, reference, report)
+}
+
+/// [`pull`] with other keys than those of the process.
+pub(super) fn pull_with(
+    keys: &Arc<Keys>,
+    dir: &Path,
+    url: &str,
+    reference: &str,
+    report: &mut dyn FnMut(&Pulling),
+) -> Result<Pulled> {
     let start = Instant::now();
     let bucket = Bucket::open(url)?;
-    let name = find(bucket.url(), &bucket.snapshots()?, reference)?;
-    let store = Store::open_or_create(dir)?;
+    let names = find(bucket.url(), &bucket.snapshots()?, reference)?;
+    let store = Store::open_or_create_with_keys(Arc::new(Disk), Arc::clone(keys), dir)?;
+    let chosen = choose(&bucket, &mut Ring::new(&bucket, keys), &names)?;
+    let store = sealed_as_there(store, &chosen)?;
     let here = Here::look(&store)?;
-    let about = format!("snapshot {} in {}", name.id, bucket.url());
-    if let Some(mut pulled) = here.already_there(&store, &bucket, &name, &about)? {
+    let about = what(&chosen.name, &bucket);
+    if let Some(mut pulled) = here.already_there(&store, &bucket, &chosen, &about)? {
         pulled.took_ns = start.elapsed().as_nanos() as u64;
         return Ok(pulled);
     }
-    let whole = bucket.whole(&name)?;
+    let Chosen { name, head, key } = chosen;
+    let whole = bucket.whole(&name, head, key.as_ref())?;
     let tree = whole.tree.map(|head| tree_of(&about, &head)).transpose()?;
     let parts = parts(whole.indexes, &about)?;
     let transfer = format!("bucket {} {}", bucket.url(), name.id);
     let mut coming = Coming::begin(&store, &transfer, &parts)?;
-    coming.fetch(&bucket, &name, &parts, report)?;
+    coming.fetch(&bucket, &name, key.as_ref(), &parts, report)?;
     fault::point("pull-publishing");
     let stored = publish(&mut coming, &store, &here, &parts, tree)?;
     let pulling = coming.finish();
@@ -104,8 +125,20 @@ pub fn pull(
         chunks: pulling.done,
         bytes: pulling.bytes,
         file_bytes: stored.iter().map(|one| one.file_bytes).sum(),
+        sealed_for: store.session_info(stored[0].session)?.recipients,
         took_ns: start.elapsed().as_nanos() as u64,
     })
+}
+
+/// The store, sealing what comes for those for whom it is sealed there, unless the user has named others.
+fn sealed_as_there(store: Store, chosen: &Chosen) -> Result<Store> {
+    match &chosen.key {
+        Some(key) if !store.seals() => {
+            let recipients = Recipients::from_names(&key.key.recipients())?;
+            Ok(store.sealing_for(recipients)?)
+        }
+        _ => Ok(store),
+    }
 }
 
 /// A process that is pulled.
@@ -153,6 +186,7 @@ fn tree_of(about: &str, head: &TreeHead) -> Result<ProcessTree> {
 #[derive(Clone, Copy)]
 struct Stored {
     id: SnapshotId,
+    session: SessionId,
     seq: u32,
     file_bytes: u64,
 }
@@ -161,6 +195,7 @@ impl Stored {
     fn of(meta: &SnapshotMeta) -> Self {
         Self {
             id: meta.id,
+            session: meta.session,
             seq: meta.seq,
             file_bytes: meta.file_bytes,
         }
@@ -200,7 +235,7 @@ impl Here {
         &self,
         store: &Store,
         bucket: &Bucket,
-        name: &SnapshotName,
+        Chosen { name, head, key }: &Chosen,
         about: &str,
     ) -> Result<Option<Pulled>> {
         let Some(meta) = self.find(name.id) else {
@@ -209,7 +244,7 @@ impl Here {
         let members = match store.tree(meta.id)? {
             Some(tree) => tree.members.iter().map(|member| member.id).collect(),
             // It may have come without the others, by a pull that was killed.
-            None if bucket.is_tree(name)? => return Ok(None),
+            None if bucket.is_tree(head, key.as_ref())? => return Ok(None),
             None => vec![meta.id],
         };
         let members: Vec<&SnapshotMeta> = self
@@ -231,6 +266,7 @@ impl Here {
             chunks: 0,
             bytes: 0,
             file_bytes: members.iter().map(|meta| meta.file_bytes).sum(),
+            sealed_for: store.session_info(meta.session)?.recipients,
             took_ns: 0,
         }))
     }
@@ -260,12 +296,13 @@ fn publish(
                 continue;
             }
             let (session, published) = coming.publish(store, part)?;
-            sessions.push(session);
             stored.push(Stored {
                 id: published.id,
+                session: session.id(),
                 seq: published.seq,
                 file_bytes: published.bytes,
             });
+            sessions.push(session);
             fault::point("pull-next-process");
         }
         if let Some(mut tree) = tree {

@@ -4,7 +4,7 @@ use super::arrival::Arrival;
 use super::pull::{Part, Pulling};
 use super::serve_known::Known;
 use super::{Result, SessionError};
-use crate::bucket::{Bucket, BucketError, Chunk, ChunkName, Entry, SnapshotName};
+use crate::bucket::{Bucket, BucketError, Chunk, ChunkName, Entry, PlacedKey, SnapshotName};
 use crate::model::SnapshotKind;
 use crate::store::{Published, Received, Session, SessionInfo, Store, StoreError};
 use rustc_hash::FxHashMap;
@@ -73,11 +73,12 @@ impl Coming {
         self.pulling
     }
 
-    /// Gets the chunks that have pages which are not here; of a tree, each once.
+    /// Gets the chunks that have pages which are not here; of a tree, each once. They are sealed with this key, or plain.
     pub(super) fn fetch(
         &mut self,
         bucket: &Bucket,
         of: &SnapshotName,
+        key: Option<&PlacedKey>,
         parts: &[Part],
         report: &mut dyn FnMut(&Pulling),
     ) -> Result<()> {
@@ -88,15 +89,19 @@ impl Coming {
         self.pulling.chunks = names.len() as u64;
         report(&self.pulling);
         let mut groups = lacking.chunk_by(|a, b| chunk_of(a) == chunk_of(b));
-        let mut each = |name: ChunkName, bytes: Vec<u8>| -> Result<()> {
-            let chunk =
-                Chunk::decode(name, &bytes).map_err(|error| damaged(bucket, name, error))?;
+        let mut each = |name: ChunkName, mut bytes: Vec<u8>| -> Result<()> {
+            let len = bytes.len() as u64;
+            let chunk = match key {
+                None => Chunk::decode(name, &bytes),
+                Some(key) => Chunk::decode_sealed(name, &mut bytes, &key.key),
+            };
+            let chunk = chunk.map_err(|error| damaged(bucket, name, error))?;
             for (part, at) in groups.next().unwrap_or_default() {
                 let entry = parts[*part as usize].index.entry(*at as usize);
                 self.take(name, &chunk, &entry)?;
             }
             self.pulling.done += 1;
-            self.pulling.bytes += bytes.len() as u64;
+            self.pulling.bytes += len;
             report(&self.pulling);
             Ok(())
         };
@@ -210,8 +215,10 @@ mod tests {
         let id = publish(&mut session, None, [], pages).unwrap().id;
         push(from.dir(), &id.to_string(), &url, &mut |_| {}).unwrap();
         let bucket = Bucket::open(&url).unwrap();
-        let name = find(&url, &bucket.snapshots().unwrap(), "latest").unwrap();
-        let parts = parts(bucket.whole(&name).unwrap().indexes, "it").unwrap();
+        let name = find(&url, &bucket.snapshots().unwrap(), "latest").unwrap()[0];
+        let head = bucket.head_of(&name).unwrap();
+        let whole = bucket.whole(&name, head, None).unwrap();
+        let parts = parts(whole.indexes, "it").unwrap();
         let (_to, to) = new_store();
         let mut coming = Coming::begin(&to, "a test", &parts).unwrap();
         // Nothing has come: as when what was here is gone.
@@ -222,7 +229,8 @@ mod tests {
         let names = names.into_iter().map(|entry| entry.unwrap().file_name());
         let mut names = names.map(|name| name.to_string_lossy().into_owned());
         assert!(names.all(|name| !name.starts_with(".tmp-")));
-        coming.fetch(&bucket, &name, &parts, &mut |_| {}).unwrap();
+        let fetched = coming.fetch(&bucket, &name, None, &parts, &mut |_| {});
+        fetched.unwrap();
         coming.publish(&to, &parts[0]).unwrap();
         assert_eq!(to.sessions().unwrap().len(), 1);
     }

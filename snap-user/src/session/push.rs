@@ -1,20 +1,24 @@
-//! `push`: a snapshot of the store → object storage, or those of a tree of processes. Only pages that are not there are
-//! sent; the one object that makes them a snapshot comes last.
+//! `push`: a snapshot of the store → object storage, or those of a tree of processes, sealed or not. Only pages that are not
+//! there are sent; the one object that makes them a snapshot comes last.
 
+use super::bucket_keys::Ring;
 use super::bucket_known::There;
 use super::push_pack::Packer;
+use super::push_subject::Subject;
 use super::types::hex;
 use super::{Result, SessionError};
 use crate::bucket::{
-    About, Bucket, ChunkName, ChunkRef, IndexBuilder, Kin, MemberIndex, SnapshotName, encode_tree,
+    Bucket, ChunkName, ChunkRef, Envelope, IndexBuilder, MemberIndex, PlacedKey, SnapshotName,
+    encode_tree,
 };
-use crate::image::{Manifest, PageSource};
-use crate::model::{PAGE_SIZE, Page, ProcessTree, SnapshotId};
+use crate::image::PageSource;
+use crate::model::{PAGE_SIZE, Page, SnapshotId};
 use crate::restore::fault;
-use crate::store::{Snapshot, Store, tree_to_text};
+use crate::store::{Disk, Keys, Snapshot, Store, tree_to_text};
 use serde::Serialize;
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// Pages read in one go: 16 MiB of them.
@@ -60,88 +64,16 @@ pub struct Pushed {
     pub sent_chunks: u64,
     /// Bytes of chunks and index that were sent.
     pub sent_bytes: u64,
+    /// The public keys that it is sealed for there; none: it is plain.
+    pub sealed_for: Vec<String>,
+    /// What there is to say of it. Sentences.
+    pub notes: Vec<String>,
     /// How long it took, in nanoseconds.
     pub took_ns: u64,
 }
 
-/// What is pushed as one: a process, or all of a tree.
-struct Subject {
-    /// How they belong together, if they are several.
-    tree: Option<ProcessTree>,
-    /// The first process first.
-    members: Vec<Part>,
-}
-
-/// A process that is pushed.
-struct Part {
-    snapshot: Snapshot,
-    manifest: Manifest,
-}
-
-impl Subject {
-    fn find(store: &Store, reference: &str) -> Result<Self> {
-        let id = store.resolve(reference, None)?;
-        // A process that was captured alone with its descendants, of which there were none, is one process.
-        let tree = store
-            .tree(id)?
-            .filter(|tree| tree.members.len() > 1 || !tree.zombies.is_empty());
-        let ids = match &tree {
-            Some(tree) => tree.members.iter().map(|member| member.id).collect(),
-            None => vec![id],
-        };
-        let mut members = Vec::with_capacity(ids.len());
-        for id in ids {
-            let snapshot = store.snapshot(id)?;
-            if store.is_sealed(snapshot.header().session)? {
-                return Err(SessionError::Usage(format!(
-                    "{reference} is sealed, and what is pushed is not: object storage has pages in plain, which this ksnap cannot seal; `ksnap clone` brings a process to another machine"
-                )));
-            }
-            let manifest = snapshot.manifest()?;
-            members.push(Part { snapshot, manifest });
-        }
-        Ok(Self { tree, members })
-    }
-}
-
-impl Part {
-    /// How its index is named, if it is pushed by itself.
-    fn name(&self) -> SnapshotName {
-        let header = self.snapshot.header();
-        SnapshotName {
-            time_ns: header.time_ns,
-            kin: Kin::of(&self.manifest.state.comm),
-            session: header.session,
-            id: header.id,
-        }
-    }
-
-    fn about(&self) -> About<'_> {
-        let (header, state) = (self.snapshot.header(), &self.manifest.state);
-        About {
-            arch: header.arch as u16,
-            id: header.id,
-            session: header.session,
-            time_ns: header.time_ns,
-            pid: state.pid,
-            comm: &state.comm,
-            stop_ns: header.stop_ns,
-        }
-    }
-
-    fn state_bytes(&self) -> Result<Vec<u8>> {
-        Manifest::encode(&self.manifest.state, &self.manifest.costs)
-            .map_err(|e| SessionError::Remote(format!("the process state cannot be written: {e}")))
-    }
-
-    /// Addresses of its pages.
-    fn pages(&self) -> Result<Vec<u64>> {
-        let table = self.snapshot.page_table()?;
-        Ok(table.iter().map(|(addr, _)| addr).collect())
-    }
-}
-
-/// Pushes a snapshot; one of the first process of a tree with those of all others.
+/// Pushes a snapshot; one of the first process of a tree with those of all others. One that is sealed is sealed for the same
+/// keys there, unless this process seals for others; a plain one only if it seals.
 ///
 /// # Errors
 /// What has been sent stays, and the next attempt goes on with it; the snapshot is there only when all of it is.
@@ -151,14 +83,34 @@ pub fn push(
     url: &str,
     report: &mut dyn FnMut(&Pushing),
 ) -> Result<Pushed> {
+    push_with(Keys::of_process(), dir, reference, url, report)
+}
+
+/// [`push`] with other keys than those of the process.
+pub(super) fn push_with(
+    keys: Arc<Keys>,
+    dir: &Path,
+    reference: &str,
+    url: &str,
+    report: &mut dyn FnMut(&Pushing),
+) -> Result<Pushed> {
     let start = Instant::now();
-    let store = Store::open(dir)?;
+    let store = Store::open_with_keys(Arc::new(Disk), keys, dir)?;
     let subject = Subject::find(&store, reference)?;
+    let recipients = subject.recipients(&store)?;
     let bucket = Bucket::open_or_create(url)?;
+    let mut ring = Ring::new(&bucket, store.keys());
+    let key = recipients
+        .map(|all| ring.for_recipients(&all))
+        .transpose()?;
     let mut sent_before = (0, 0);
     for _ in 0..ATTEMPTS {
-        let done = attempt(&bucket, &subject, report)?;
+        let done = attempt(&bucket, &subject, key.as_ref(), report)?;
         if let Some(mut pushed) = done.pushed {
+            if let Some(key) = &key {
+                pushed.sealed_for = key.key.recipients();
+                pushed.notes.extend(note(key));
+            }
             pushed.sent_chunks += sent_before.0;
             pushed.sent_bytes += sent_before.1;
             pushed.took_ns = start.elapsed().as_nanos() as u64;
@@ -173,11 +125,18 @@ pub fn push(
     )))
 }
 
+/// What there is to say of the key that it is sealed with.
+fn note(key: &PlacedKey) -> Option<String> {
+    (!key.key.is_marked()).then(|| {
+        "it is sealed with a key that no other push can use, so all of its pages were sent, and would be again: name the private key of one of those whom it is sealed for with --identity, or in KSNAP_IDENTITY".into()
+    })
+}
+
 /// A tree has the name of its first process, which would take its place.
-fn is_there_as_tree(bucket: &Bucket, name: &SnapshotName) -> Result<bool> {
-    match bucket.is_tree(name) {
+fn is_there_as_tree(bucket: &Bucket, name: &SnapshotName, key: Option<&PlacedKey>) -> Result<bool> {
+    match bucket.head_of(name) {
         Err(error) if error.is_missing() => Ok(false),
-        found => Ok(found?),
+        head => Ok(bucket.is_tree(&head?, key)?),
     }
 }
 
@@ -190,6 +149,7 @@ struct Attempted {
 fn attempt(
     bucket: &Bucket,
     subject: &Subject,
+    key: Option<&PlacedKey>,
     report: &mut dyn FnMut(&Pushing),
 ) -> Result<Attempted> {
     // The service's clock: one of this machine may stand still while the machine sleeps.
@@ -200,9 +160,10 @@ fn attempt(
     };
     // Before anything that is there is looked at.
     let forbidden = bucket.forbidden()?;
-    let like: Vec<SnapshotName> = subject.members.iter().map(Part::name).collect();
-    let there = There::look(bucket, &like, &forbidden)?;
-    let mut packer = Packer::new(bucket, there, forbidden);
+    let members = subject.members.iter();
+    let like: Vec<SnapshotName> = members.map(|member| member.name(key)).collect();
+    let there = There::look(bucket, &like, &forbidden, key)?;
+    let mut packer = Packer::new(bucket, there, forbidden, key);
     let mut pushing = Pushing::default();
     for part in &subject.members {
         pushing.pages += part.snapshot.page_table()?.pages();
@@ -229,8 +190,12 @@ fn attempt(
         .flat_map(IndexBuilder::chunks)
         .map(|chunk| (chunk.name, *chunk))
         .collect();
-    let (name, parts) = object(subject, indexes, &needed)?;
-    if subject.tree.is_none() && is_there_as_tree(bucket, &name)? {
+    let chunks: Vec<ChunkRef> = needed.values().copied().collect();
+    let (mut name, mut parts) = object(subject, indexes, &chunks)?;
+    if let Some(key) = key {
+        (name, parts) = Envelope::seal(parts, &chunks, key)?;
+    }
+    if subject.tree.is_none() && is_there_as_tree(bucket, &name, key)? {
         return Err(SessionError::Remote(format!(
             "snapshot {} is there as a tree of processes, of which this store has the first one alone: push from where all of the tree is, or another snapshot of it",
             name.id
@@ -258,6 +223,8 @@ fn attempt(
         chunks: needed.len() as u64,
         sent_chunks: sent.0,
         sent_bytes: sent.1 + len,
+        sealed_for: Vec::new(),
+        notes: Vec::new(),
         took_ns: 0,
     };
     Ok(Attempted {
@@ -266,11 +233,11 @@ fn attempt(
     })
 }
 
-/// The object that makes of pages a snapshot, in parts, and its name.
+/// The object that makes of pages a snapshot, in parts, and its name, before it is sealed.
 fn object(
     subject: &Subject,
     indexes: Vec<IndexBuilder>,
-    needed: &BTreeMap<ChunkName, ChunkRef>,
+    chunks: &[ChunkRef],
 ) -> Result<(SnapshotName, Vec<Vec<u8>>)> {
     let mut members = Vec::with_capacity(indexes.len());
     for (part, index) in subject.members.iter().zip(indexes) {
@@ -286,10 +253,9 @@ fn object(
         });
     }
     let record = subject.tree.as_ref().map(tree_to_text).unwrap_or_default();
-    let chunks: Vec<ChunkRef> = needed.values().copied().collect();
     let mut about = subject.members[0].about();
     about.stop_ns = subject.tree.as_ref().map_or(0, |tree| tree.stop_ns);
-    Ok(encode_tree(&about, record.into_bytes(), &chunks, members)?)
+    Ok(encode_tree(&about, record.into_bytes(), chunks, members)?)
 }
 
 /// Whether chunks are there, and nobody is going to delete them.

@@ -2,16 +2,21 @@
 
 use super::Result;
 use super::bucket_known::There;
-use crate::bucket::{Bucket, ChunkBuilder, ChunkName, ChunkRef, Entry, IndexBuilder, Uploads};
+use crate::bucket::{
+    Bucket, BucketKey, ChunkBuilder, ChunkName, ChunkRef, Entry, IndexBuilder, PlacedKey, Uploads,
+};
 use crate::codec::{Scratch, encode};
 use crate::model::Page;
 use rustc_hash::FxHashMap;
 use std::collections::HashSet;
+use std::sync::Arc;
 
 /// Finds a place for each page: one that it has, or one in a new chunk.
 pub(super) struct Packer<'a> {
     there: There,
     forbidden: HashSet<ChunkName>,
+    /// What chunks are sealed with.
+    key: Option<Arc<BucketKey>>,
     uploads: Uploads<'a>,
     index: IndexBuilder,
     /// Places in the index of chunks that are there.
@@ -26,8 +31,14 @@ pub(super) struct Packer<'a> {
 }
 
 impl<'a> Packer<'a> {
-    /// Pages that are `there` are referred to, chunks that are `forbidden` are not.
-    pub(super) fn new(bucket: &'a Bucket, there: There, forbidden: HashSet<ChunkName>) -> Self {
+    /// Pages that are `there` are referred to, chunks that are `forbidden` are not. New ones are sealed with this key.
+    pub(super) fn new(
+        bucket: &'a Bucket,
+        there: There,
+        forbidden: HashSet<ChunkName>,
+        key: Option<&PlacedKey>,
+    ) -> Self {
+        let key = key.map(|key| Arc::clone(&key.key));
         Self {
             adopted: vec![None; there.chunks.len()],
             there,
@@ -35,7 +46,8 @@ impl<'a> Packer<'a> {
             uploads: bucket.uploads(),
             index: IndexBuilder::default(),
             placed: FxHashMap::default(),
-            chunk: ChunkBuilder::default(),
+            chunk: ChunkBuilder::new(key.clone()),
+            key,
             place: None,
             new_pages: 0,
             scratch: Scratch::default(),
@@ -126,7 +138,8 @@ impl<'a> Packer<'a> {
         let Some(place) = self.place.take() else {
             return Ok(());
         };
-        let chunk = std::mem::take(&mut self.chunk);
+        let next = ChunkBuilder::new(self.key.clone());
+        let chunk = std::mem::replace(&mut self.chunk, next);
         let mut salt = 0;
         let (name, bytes) = loop {
             let (name, bytes) = chunk.finish(salt);

@@ -273,9 +273,15 @@ impl Incoming {
         };
         self.taken
             .get_or_insert_with(|| self.room.take(session.id()));
-        let published = self.write(&mut session, arriving, &manifest);
+        let published = match self.write(&mut session, arriving, &manifest) {
+            Ok(published) => published,
+            Err(error) => {
+                // Without a snapshot it is of no use.
+                session.abandon();
+                return Err(error);
+            }
+        };
         self.session = Some(session);
-        let published = published?;
         self.last = Some(published.id);
         Ok(Stored {
             id: published.id,

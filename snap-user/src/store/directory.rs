@@ -138,7 +138,11 @@ impl Store {
         };
         let version = text
             .strip_prefix("ksnap store ")
-            .and_then(|version| version.trim_end().parse::<u32>().ok())
+            .map(|version| version.strip_suffix('\n').unwrap_or(version))
+            .and_then(|version| Some((version, version.parse::<u32>().ok()?)))
+            // As it is written, and there is no version 0: what is a little different is damaged.
+            .filter(|(text, version)| *version > 0 && *text == version.to_string())
+            .map(|(_, version)| version)
             .ok_or_else(|| StoreError::corrupt(&marker, "format marker", format!("{text:?}")))?;
         if version > VERSION {
             return Err(StoreError::NewerVersion {

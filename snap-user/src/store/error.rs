@@ -157,7 +157,7 @@ pub enum StoreError {
     },
     /// What is meant is sealed, and not for the keys that were named.
     #[error(
-        "{what} cannot be read: it is sealed, and none of the keys in the file of --identity opens it; name the file with the key that belongs to its --encrypt-to"
+        "{what} cannot be read: it is sealed, and none of the keys in the file of --identity opens it; name the file with the key that belongs to its --encrypt-to; where it is that one, key.age in the folder of the session is damaged: bring that file back from a copy"
     )]
     WrongIdentity {
         /// What was asked for, and where.
@@ -183,6 +183,9 @@ pub enum StoreError {
     },
 }
 
+/// What the kernel says when a device does not read or write any more. It has no kind of its own.
+const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
+
 /// What to do about it.
 fn advice(source: &io::Error) -> &'static str {
     match source.kind() {
@@ -191,6 +194,9 @@ fn advice(source: &io::Error) -> &'static str {
         }
         io::ErrorKind::PermissionDenied => {
             "; it may be another user's: --store names another folder"
+        }
+        _ if source.raw_os_error() == Some(EIO) => {
+            "; the disk may be failing: the kernel's log (dmesg) says more, and --store names another folder"
         }
         _ => "",
     }

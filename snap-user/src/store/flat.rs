@@ -260,14 +260,17 @@ pub(super) fn zero_sum() -> u32 {
     crc32c::crc32c(&[0; PAGE_SIZE as usize])
 }
 
+/// Reads bytes at an offset of a file.
+pub(super) type ReadAt<'a> = &'a dyn Fn(&mut [u8], u64) -> io::Result<()>;
+
 /// Checksums of all pages in front of an offset; `None` if they are not what they were.
-fn read_sums(file: &File, at: u64, len: u64, crc: u64) -> Option<Arc<[u32]>> {
+fn read_sums(read: ReadAt<'_>, at: u64, len: u64, crc: u64) -> Option<Arc<[u32]>> {
     let count = at / PAGE_SIZE;
     if !at.is_multiple_of(PAGE_SIZE) || at.checked_add(count * 4)? > len {
         return None;
     }
     let mut bytes = vec![0; count as usize * 4];
-    file.read_exact_at(&mut bytes, at).ok()?;
+    read(&mut bytes, at).ok()?;
     let sums = bytes.as_chunks().0.iter();
     (u64::from(crc32c::crc32c(&bytes)) == crc)
         .then(|| sums.map(|sum| u32::from_le_bytes(*sum)).collect())
@@ -280,15 +283,26 @@ pub(super) fn open(path: &Path, id: SnapshotId, boot: &str) -> Option<Flat> {
     let file = file.or_else(|_| File::open(path)).ok()?;
     let _ = flock(&file, FlockOperation::NonBlockingLockShared);
     let len = file.metadata().ok()?.len();
+    let (pieces, sums) = parse(&|bytes, at| file.read_exact_at(bytes, at), len, id, boot)?;
+    Some(Flat { file, pieces, sums })
+}
+
+/// Pieces and checksums of an image of so many bytes; `None` if they are not what would be written now.
+pub(super) fn parse(
+    read: ReadAt<'_>,
+    len: u64,
+    id: SnapshotId,
+    boot: &str,
+) -> Option<(Vec<FlatPiece>, Arc<[u32]>)> {
     let mut start = [0u8; HEAD];
-    file.read_exact_at(&mut start, 0).ok()?;
+    read(&mut start, 0).ok()?;
     let word = |at: usize| u64::from_le_bytes(start[at..at + 8].try_into().expect("eight bytes"));
     let count = word(16);
     if count > len / PAGE_SIZE {
         return None;
     }
     let mut whole = vec![0u8; HEAD + count as usize * PIECE];
-    file.read_exact_at(&mut whole, 0).ok()?;
+    read(&mut whole, 0).ok()?;
     let words: Vec<u64> = whole[HEAD..]
         .as_chunks()
         .0
@@ -307,15 +321,18 @@ pub(super) fn open(path: &Path, id: SnapshotId, boot: &str) -> Option<Flat> {
             offset: *offset,
         })
         .collect();
-    let sums = read_sums(&file, word(80), len, word(88))?;
+    let sums = read_sums(read, word(80), len, word(88))?;
     let crc = word(88) as u32;
     // The same bytes as would be written now: magic, version, checksum, boot and name in one comparison.
     let inside = |piece: &FlatPiece| {
         let end = piece.offset.checked_add(piece.range.len());
-        end.is_some_and(|end| end <= word(80)) && piece.offset.is_multiple_of(PAGE_SIZE)
+        let places = [piece.offset, piece.range.start];
+        end.is_some_and(|end| piece.offset < end && end <= word(80))
+            && places.iter().all(|at| at.is_multiple_of(PAGE_SIZE))
     };
+    let follow = |two: &[FlatPiece]| two[0].range.end <= two[1].range.start;
     let same = head(id, boot, &pieces, (word(80), crc)) == whole;
-    (same && pieces.iter().all(inside)).then_some(Flat { file, pieces, sums })
+    (same && pieces.iter().all(inside) && pieces.windows(2).all(follow)).then_some((pieces, sums))
 }
 
 enum FillError {

@@ -10,6 +10,7 @@ use super::text::publish_bytes;
 use crate::image::{HEADER_LEN, Header};
 use crate::model::SnapshotId;
 use std::collections::HashMap;
+use std::io;
 use std::path::Path;
 
 /// Its name in the session's folder.
@@ -38,17 +39,28 @@ pub(super) struct Headers {
 }
 
 impl Headers {
-    /// Reads the file of a session; without one, or when it cannot be read, nothing is known.
+    /// Reads the file of a session; without one nothing is known. One that cannot be read counts as a damaged record.
     pub(super) fn read(files: &dyn Files, dir: &Path) -> Self {
-        let mut headers = Self::default();
-        let read = || {
-            let file = files.open(&dir.join(HEADERS_FILE)).ok()?;
-            let len = file.len().ok()?.min(LONGEST);
-            let mut bytes = vec![0; len as usize];
-            file.read_exact_at(&mut bytes, 0).ok()?;
-            Some(bytes)
+        let read = || -> io::Result<Vec<u8>> {
+            let file = files.open(&dir.join(HEADERS_FILE))?;
+            let mut bytes = vec![0; file.len()?.min(LONGEST) as usize];
+            file.read_exact_at(&mut bytes, 0)?;
+            Ok(bytes)
         };
-        let bytes = read().unwrap_or_default();
+        match read() {
+            Ok(bytes) => Self::decode(&bytes),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::default(),
+            Err(_) => Self {
+                damaged: 1,
+                count: 1,
+                ..Self::default()
+            },
+        }
+    }
+
+    /// What the bytes of the file say.
+    pub(super) fn decode(bytes: &[u8]) -> Self {
+        let mut headers = Self::default();
         for raw in bytes.chunks(RECORD) {
             headers.count += 1;
             match decode(raw) {
@@ -74,6 +86,11 @@ impl Headers {
         same.then(|| record.header.clone())
     }
 
+    /// All of them, in any order.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Header> {
+        self.records.values().map(|record| &record.header)
+    }
+
     /// Whether a rewrite would save reading: most of it is of snapshots that are gone, or missing.
     pub(super) fn is_stale(&self, snapshots: usize) -> bool {
         self.damaged > 0
@@ -96,7 +113,7 @@ fn decode(raw: &[u8]) -> Option<Record> {
     let raw: &[u8; RECORD] = raw.try_into().ok()?;
     let number = |at: usize| u64::from_le_bytes(raw[at..at + 8].try_into().expect("8 bytes"));
     let crc = u32::from_le_bytes(raw[CRC_OFFSET..CRC_OFFSET + 4].try_into().expect("4 bytes"));
-    if crc32c::crc32c(&raw[..CRC_OFFSET]) != crc {
+    if crc32c::crc32c(&raw[..CRC_OFFSET]) != crc || raw[CRC_OFFSET + 4..] != [0; 4] {
         return None;
     }
     let stamp = Stamp {
@@ -148,4 +165,28 @@ pub(super) fn rebuild(
     let temp = dir.join(format!("{TEMP_PREFIX}{HEADERS_FILE}"));
     publish_bytes(files, &temp, &dir.join(HEADERS_FILE), &bytes)?;
     Ok((bytes.len() / RECORD) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_flipped_bit_of_a_record_and_each_cut_is_found() {
+        let golden = include_bytes!("../../tests/data/delta-v1.ksnap");
+        let stamp = Stamp {
+            len: golden.len() as u64,
+            modified_ns: 7,
+        };
+        let record = encode(golden.first_chunk().expect("a header"), stamp);
+        assert_eq!(decode(&record).expect("whole").stamp, stamp);
+        for at in 0..RECORD {
+            for bit in 0..8 {
+                let mut changed = record;
+                changed[at] ^= 1 << bit;
+                assert!(decode(&changed).is_none(), "bit {bit} of byte {at}");
+            }
+            assert!(decode(&record[..at]).is_none(), "cut at {at}");
+        }
+    }
 }

@@ -39,6 +39,7 @@
 //! | `names` | file names, default folder |
 //! | `seal` | sessions whose content only the holder of a key can read |
 //! | `text`, `checked` | small files: read whole, published in one step; JSON with a checksum |
+//! | `hostile` | decoders of the small files, for tests |
 //! | `cache`, `files` | open files; the operating system behind a seam |
 
 mod buffer;
@@ -62,6 +63,8 @@ mod flush;
 mod flush_order;
 mod head;
 mod headers;
+#[doc(hidden)]
+pub mod hostile;
 mod lender;
 mod loan_file;
 mod loans;

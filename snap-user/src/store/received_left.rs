@@ -2,7 +2,7 @@
 
 use crate::codec::{Encoding, LONGEST};
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Seek};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -95,7 +95,16 @@ pub(super) fn records(
     each: &mut dyn FnMut([u8; 32], Place),
 ) -> io::Result<()> {
     let len = file.metadata()?.len();
-    let mut input = BufReader::with_capacity(BUFFER, file);
+    records_in(BufReader::with_capacity(BUFFER, file), len, number, each)
+}
+
+/// The same of whatever gives the bytes of a file of this length.
+pub(super) fn records_in(
+    mut input: impl BufRead + Seek,
+    len: u64,
+    number: u32,
+    each: &mut dyn FnMut([u8; 32], Place),
+) -> io::Result<()> {
     let mut at = 0;
     let mut head = [0; HEAD];
     while at + HEAD as u64 <= len {

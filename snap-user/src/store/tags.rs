@@ -5,6 +5,7 @@ use super::directory::Store;
 use super::error::StoreError;
 use super::files::{LockGuard, Locking};
 use super::meta::SnapshotMeta;
+use super::names::TEMP_PREFIX;
 use super::session::now_ns;
 use super::text::{publish_text, read_text};
 use super::verify::{Problem, Report};
@@ -12,7 +13,7 @@ use crate::model::SnapshotId;
 use serde::{Deserialize, Serialize};
 use std::collections::HashSet;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 const FOLDER: &str = "tags";
@@ -63,6 +64,19 @@ fn objection(name: &str) -> Option<String> {
     None
 }
 
+/// Reads a tag from the text of its file.
+pub(super) fn decode(path: &Path, name: &str, text: &str) -> Result<Tag, StoreError> {
+    let stored: Stored = checked::decode(path, "tag", text)?;
+    let id = SnapshotId::from_hex(&stored.id)
+        .ok_or_else(|| StoreError::corrupt(path, "tag", stored.id.clone()))?;
+    Ok(Tag {
+        name: name.to_owned(),
+        id,
+        created_ns: stored.created_ns,
+        is_sure: checked::has_sum(text),
+    })
+}
+
 fn bad(name: &str, why: String) -> StoreError {
     StoreError::BadReference {
         reference: name.to_owned(),
@@ -97,11 +111,25 @@ impl Store {
                 .lock(&path)
                 .map_err(StoreError::io("lock", &path))?
             {
-                Locking::Held(guard) => return Ok(guard),
+                Locking::Held(guard) => {
+                    self.remove_unnamed();
+                    return Ok(guard);
+                }
                 Locking::Busy { .. } => std::thread::sleep(PAUSE),
             }
         }
         Err(StoreError::TagsBusy { path })
+    }
+
+    /// Removes tags and records of trees that have no name yet: whoever writes one holds the lock, so that those which are
+    /// there now are of writers that died. Best effort, a reader passes over them.
+    fn remove_unnamed(&self) {
+        for dir in [self.tag_dir(), self.tree_dir()] {
+            let names = self.files.names(&dir).unwrap_or_default();
+            for name in names.iter().filter(|name| name.starts_with(TEMP_PREFIX)) {
+                let _ = self.files.remove_file(&dir.join(name));
+            }
+        }
     }
 
     /// All tags that can be read, by name; others are passed over, with a warning ([`Store::damaged_tags`]).
@@ -162,15 +190,7 @@ impl Store {
             Err(error) if error.is_missing() => return Ok(None),
             Err(error) => return Err(error),
         };
-        let stored: Stored = checked::decode(&path, "tag", &text)?;
-        let id = SnapshotId::from_hex(&stored.id)
-            .ok_or_else(|| StoreError::corrupt(&path, "tag", stored.id.clone()))?;
-        Ok(Some(Tag {
-            name: name.to_owned(),
-            id,
-            created_ns: stored.created_ns,
-            is_sure: checked::has_sum(&text),
-        }))
+        decode(&path, name, &text).map(Some)
     }
 
     /// Names a snapshot, which must be there. A name that is taken is moved only with `replace`.

@@ -17,7 +17,7 @@ use std::path::PathBuf;
 const FOLDER: &str = "trees";
 
 impl Store {
-    fn tree_dir(&self) -> PathBuf {
+    pub(super) fn tree_dir(&self) -> PathBuf {
         self.dir.join(FOLDER)
     }
 

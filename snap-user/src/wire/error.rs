@@ -66,6 +66,21 @@ pub enum WireError {
 }
 
 impl WireError {
+    /// What could not be done with a file of the keys, why, and where that is known what to do.
+    pub(super) fn of_key_file(path: PathBuf, what: &str, error: &io::Error) -> Self {
+        let advice = match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                "; free some space there, or name another folder in KSNAP_CONFIG"
+            }
+            io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+                "; KSNAP_CONFIG names another folder"
+            }
+            _ => "",
+        };
+        let why = format!("{what} ({error}){advice}");
+        Self::Key { path, why }
+    }
+
     /// Whether the connection broke, or may come back: what was received is kept, and trying again resumes.
     pub fn is_lost(&self) -> bool {
         matches!(self, Self::Io { .. } | Self::Stalled { .. })

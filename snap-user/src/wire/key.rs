@@ -110,6 +110,20 @@ impl KeyPair {
         Some(Self { pkcs8, public })
     }
 
+    /// From the text of the file.
+    #[doc(hidden)]
+    pub fn from_text(text: &str) -> Option<Self> {
+        let digits = text.strip_prefix(KEY_HEAD)?;
+        unhex(digits.trim()).and_then(Self::from_pkcs8)
+    }
+
+    /// The text of the file.
+    #[doc(hidden)]
+    pub fn to_text(&self) -> String {
+        let digits: String = self.pkcs8.iter().map(|b| format!("{b:02x}")).collect();
+        format!("{KEY_HEAD}\n{digits}\n")
+    }
+
     pub(super) fn private(&self) -> PrivatePkcs8KeyDer<'static> {
         self.pkcs8.clone().into()
     }
@@ -157,6 +171,21 @@ impl Line {
             trusted: Some(trusted.clone()),
         }
     }
+}
+
+/// The lines of the file of the trusted keys.
+fn lines_of(text: &str) -> std::result::Result<Vec<Line>, String> {
+    let lines = text.lines().zip(1..);
+    lines
+        .map(|(text, number)| Line::parse(text).map_err(|why| format!("line {number}: {why}")))
+        .collect()
+}
+
+/// The keys in the text of that file.
+#[doc(hidden)]
+pub fn trusted_in(text: &str) -> std::result::Result<Vec<Trusted>, String> {
+    let lines = lines_of(text)?.into_iter();
+    Ok(lines.filter_map(|line| line.trusted).collect())
 }
 
 /// The folder of the keys.
@@ -215,8 +244,7 @@ impl Keys {
         }
         let pair = KeyPair::generate()
             .ok_or_else(|| self.bad(KEY_FILE, "the kernel gives no random numbers for a key"))?;
-        let digits: String = pair.pkcs8.iter().map(|b| format!("{b:02x}")).collect();
-        self.write(KEY_FILE, &format!("{KEY_HEAD}\n{digits}\n"), false)?;
+        self.write(KEY_FILE, &pair.to_text(), false)?;
         // Another process may have been first.
         self.read_pair()?
             .ok_or_else(|| self.bad(KEY_FILE, "it is gone again"))
@@ -235,9 +263,7 @@ impl Keys {
                 ),
             ));
         }
-        text.strip_prefix(KEY_HEAD)
-            .and_then(|digits| unhex(digits.trim()))
-            .and_then(KeyPair::from_pkcs8)
+        KeyPair::from_text(&text)
             .map(Some)
             .ok_or_else(|| {
                 self.bad(
@@ -263,10 +289,7 @@ impl Keys {
                 "others than its owner may add keys to it: chmod 600 it, and look through it",
             ));
         }
-        let lines = text.lines().zip(1..).map(|(text, number)| {
-            Line::parse(text).map_err(|why| self.bad(TRUSTED_FILE, format!("line {number}: {why}")))
-        });
-        lines.collect()
+        lines_of(&text).map_err(|why| self.bad(TRUSTED_FILE, why))
     }
 
     /// Trusts a key, under a name that no other key has; one that is trusted already gets the name. Without one it
@@ -336,7 +359,8 @@ impl Keys {
             flock(&folder, FlockOperation::LockExclusive)?;
             Ok(folder)
         });
-        locked.map_err(|e| self.bad(TRUSTED_FILE, format!("its folder cannot be locked ({e})")))
+        let path = || self.dir.join(TRUSTED_FILE);
+        locked.map_err(|e| WireError::of_key_file(path(), "its folder cannot be locked", &e))
     }
 
     /// Content and mode; `None` when it is not there.
@@ -355,7 +379,7 @@ impl Keys {
 
     /// Writes a file, whole or not at all. One that is there already stays unless `replace`.
     fn write(&self, name: &str, text: &str, replace: bool) -> Result<()> {
-        let io = |e: io::Error| self.bad(name, format!("it cannot be written ({e})"));
+        let io = |e| WireError::of_key_file(self.dir.join(name), "it cannot be written", &e);
         self.make_folder().map_err(io)?;
         let path = self.dir.join(name);
         let temp = self.dir.join(format!(".tmp-{}-{name}", std::process::id()));
@@ -382,118 +406,4 @@ impl Keys {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::PermissionsExt;
-
-    fn keys() -> (Keys, tempfile::TempDir) {
-        let folder = tempfile::tempdir().unwrap();
-        (Keys::new(folder.path().join("config")), folder)
-    }
-
-    #[test]
-    fn the_pair_is_made_once_for_its_owner_alone() {
-        let (keys, _folder) = keys();
-        let first = keys.pair().unwrap().public;
-        assert_eq!(keys.pair().unwrap().public, first);
-        let file = keys.dir().join(KEY_FILE);
-        assert_eq!(file.metadata().unwrap().mode() & 0o777, 0o600);
-        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o640)).unwrap();
-        assert!(keys.pair().unwrap_err().to_string().contains("chmod 600"));
-        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o600)).unwrap();
-        std::fs::write(&file, "ksnap private key 1\n00\n").unwrap();
-        assert!(keys.pair().is_err());
-    }
-
-    #[test]
-    fn trust_is_given_and_taken_away() {
-        let (keys, _folder) = keys();
-        let key = |n: u8| PublicKey([n; 32]);
-        assert_eq!(keys.trusted().unwrap(), []);
-        keys.trust(key(1), Some("one")).unwrap();
-        keys.trust(key(2), None).unwrap();
-        assert!(keys.trust(key(3), Some("one")).is_err());
-        keys.trust(key(1), Some("uno")).unwrap();
-        let names = |keys: &Keys| -> Vec<String> {
-            let all = keys.trusted().unwrap();
-            all.into_iter().map(|t| t.name).collect()
-        };
-        assert_eq!(names(&keys), ["", "uno"]);
-        assert!(!keys.forget("one").unwrap());
-        assert!(keys.forget("uno").unwrap());
-        assert!(keys.forget(&key(2).to_string()).unwrap());
-        assert_eq!(keys.trusted().unwrap(), []);
-        assert!(keys.trust(key(4), Some("two\nlines")).is_err());
-    }
-
-    #[test]
-    fn a_key_that_is_trusted_again_keeps_its_name_unless_it_gets_another() {
-        let (keys, _folder) = keys();
-        let key = PublicKey([1; 32]);
-        keys.trust(key, Some("one")).unwrap();
-        assert_eq!(keys.trust(key, None).unwrap().name, "one");
-        assert_eq!(keys.trusted().unwrap()[0].name, "one");
-        assert_eq!(keys.trust(key, Some("")).unwrap().name, "");
-        assert_eq!(keys.trusted().unwrap()[0].name, "");
-    }
-
-    #[test]
-    fn what_is_written_between_the_keys_stays() {
-        let (keys, _folder) = keys();
-        let key = |n: u8| PublicKey([n; 32]);
-        keys.trust(key(1), Some("one")).unwrap();
-        let file = keys.dir().join(TRUSTED_FILE);
-        let text = std::fs::read_to_string(&file).unwrap();
-        std::fs::write(&file, format!("# the machines\n\n{text}  # and others\n")).unwrap();
-        keys.trust(key(2), Some("two")).unwrap();
-        assert!(keys.forget("one").unwrap());
-        let text = std::fs::read_to_string(&file).unwrap();
-        let left = format!("# the machines\n\n  # and others\n{} two\n", key(2));
-        assert_eq!(text, left);
-    }
-
-    #[test]
-    fn keys_that_are_trusted_at_the_same_time_are_all_kept() {
-        let (keys, _folder) = keys();
-        std::thread::scope(|scope| {
-            for first in 0..4 {
-                let keys = &keys;
-                scope.spawn(move || {
-                    for n in 0..25 {
-                        keys.trust(PublicKey([first * 25 + n; 32]), None).unwrap();
-                    }
-                });
-            }
-        });
-        assert_eq!(keys.trusted().unwrap().len(), 100);
-    }
-
-    #[test]
-    fn a_key_comes_back_from_its_text_and_from_tls() {
-        let key = KeyPair::generate().unwrap().public;
-        assert_eq!(key.to_string().parse(), Ok(key));
-        assert_eq!(key.to_string()[8..].parse(), Ok(key));
-        assert_eq!(PublicKey::from_spki(&key.spki()), Some(key));
-        for bad in ["", "ed25519:12", "ed25519:zz", "rsa:00"] {
-            assert!(bad.parse::<PublicKey>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn the_folder_is_where_the_environment_says() {
-        let of = |set: &[(&str, &str)], root| {
-            let variable = |name: &str| {
-                let found = set.iter().find(|(key, _)| *key == name);
-                found.map(|(_, value)| OsString::from(value))
-            };
-            default_dir(variable, root).map(|dir| dir.to_string_lossy().into_owned())
-        };
-        assert_eq!(of(&[], true).as_deref(), Some("/etc/ksnap"));
-        assert_eq!(of(&[("KSNAP_CONFIG", "/a")], true).as_deref(), Some("/a"));
-        assert_eq!(
-            of(&[("HOME", "/h")], false).as_deref(),
-            Some("/h/.config/ksnap")
-        );
-        assert_eq!(of(&[], false), None);
-    }
-}
+mod tests;

@@ -27,6 +27,8 @@ mod tls;
 pub use digest::Digest;
 pub use error::WireError;
 pub use frame::{MAX_BODY, encode_frame, read_frame};
+#[doc(hidden)]
+pub use key::trusted_in;
 pub use key::{KeyPair, Keys, PublicKey, Trusted, default_dir};
 pub use link::{Limit, Link, STALL, WAIT, address_of};
 pub use message::{

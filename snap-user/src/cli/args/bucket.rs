@@ -13,6 +13,8 @@ pub struct Push {
     #[arg(value_name = "URL")]
     pub url: String,
     #[command(flatten)]
+    pub sealing: Sealing,
+    #[command(flatten)]
     pub json: Json,
 }
 

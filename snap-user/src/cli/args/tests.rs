@@ -111,6 +111,10 @@ fn a_pull_without_a_reference_is_of_the_newest_and_a_list_takes_none() {
     assert!(parse("ksnap pull file:///b --list").is_ok());
     assert!(parse("ksnap pull file:///b 3f9a --list").is_err());
     assert!(parse("ksnap push file:///b").is_err());
+    let Ok(Verb::Push(push)) = parse("ksnap push latest file:///b --encrypt-to age1x") else {
+        panic!("no push")
+    };
+    assert_eq!(push.sealing.encrypt_to, ["age1x"]);
     let Ok(Verb::Prune(prune)) = parse("ksnap prune --bucket file:///b --grace 0") else {
         panic!("no prune")
     };

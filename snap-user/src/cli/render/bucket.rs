@@ -14,6 +14,14 @@ fn whose(pid: i32, comm: &str, processes: u32) -> String {
     }
 }
 
+/// For how many keys it is sealed.
+fn sealed(keys: &[String]) -> String {
+    match keys.len() {
+        0 => String::new(),
+        n => format!(", sealed for {}", count(n as u64, "key")),
+    }
+}
+
 /// While a push goes on.
 pub fn pushing(pushing: &Pushing) -> String {
     format!(
@@ -27,10 +35,11 @@ pub fn pushing(pushing: &Pushing) -> String {
 /// One line on a push.
 pub fn pushed(done: &Pushed) -> String {
     format!(
-        "{} of {} is in {}: {}, {} of them new; {} sent in {}",
+        "{} of {} is in {}{}: {}, {} of them new; {} sent in {}",
         done.id.short(),
         whose(done.pid, &done.comm, done.processes),
         clean(&done.url),
+        sealed(&done.sealed_for),
         count(done.pages, "page"),
         done.new_pages,
         bytes(done.sent_bytes),
@@ -60,19 +69,36 @@ pub fn pulled(done: &Pulled) -> String {
         };
     }
     format!(
-        "{stored}: {id} of {}: {}, {} in {}{back}",
+        "{stored}: {id} of {}{}: {}, {} in {}{back}",
         whose(done.pid, &done.comm, done.processes),
+        sealed(&done.sealed_for),
         count(done.pages, "page"),
         bytes(done.bytes),
         nanos(done.took_ns)
     )
 }
 
+/// What is sealed, and the key is missing.
+const UNKNOWN: &str = "–";
+
+fn known<T>(value: Option<T>, text: impl FnOnce(T) -> String) -> String {
+    value.map_or_else(|| UNKNOWN.into(), text)
+}
+
 /// Of a tree how many processes it has.
 fn processes(entry: &BucketEntry) -> String {
-    match entry.tree {
-        true => format!("tree of {}", entry.processes),
-        false => "1".into(),
+    match (entry.tree, entry.processes) {
+        (Some(true), Some(processes)) => format!("tree of {processes}"),
+        (Some(false), _) => "1".into(),
+        _ => UNKNOWN.into(),
+    }
+}
+
+fn command(entry: &BucketEntry) -> String {
+    match (&entry.comm, entry.sealed) {
+        (None, _) => "(sealed)".into(),
+        (Some(comm), true) => format!("{comm} (sealed)"),
+        (Some(comm), false) => comm.clone(),
     }
 }
 
@@ -92,10 +118,10 @@ pub fn list(out: &mut dyn Write, style: Style, entries: &[BucketEntry]) -> io::R
         table.row([
             entry.id.short(),
             utc(entry.time_ns),
-            entry.pid.to_string(),
-            entry.comm.clone(),
+            known(entry.pid, |pid| pid.to_string()),
+            command(entry),
             processes(entry),
-            nanos(entry.stop_ns),
+            known(entry.stop_ns, nanos),
             entry.pages.to_string(),
             bytes(entry.chunk_bytes),
         ]);

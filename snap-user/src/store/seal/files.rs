@@ -69,6 +69,11 @@ impl Sealing {
         Self { inner, keys }
     }
 
+    /// Where they are, sealed.
+    pub(in crate::store) fn inner(&self) -> Arc<dyn Files> {
+        Arc::clone(&self.inner)
+    }
+
     /// The key of the session in a folder; `None` where it is not sealed.
     pub(in crate::store) fn session_key(&self, dir: &Path) -> io::Result<Option<Arc<SessionKey>>> {
         let Some(session) = session_of(dir) else {

@@ -1,5 +1,6 @@
 //! Who may read what is sealed: recipients, identities, and the keys of sessions.
 
+use super::age_file::Closed;
 use super::error::SealError;
 use crate::image::SessionId;
 use crate::store::error::StoreError;
@@ -7,12 +8,14 @@ use age::x25519;
 use ring::rand::{SecureRandom, SystemRandom};
 use std::collections::HashMap;
 use std::fmt;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 /// Longest file with keys that is read.
 const LONGEST: u64 = 1 << 20;
+/// Bytes of the key of a session.
+const KEY: usize = 32;
 /// Goes into every key that is made from that of a session.
 const CONTEXT: &str = "ksnap 2026-11-26 sealed file 1";
 
@@ -55,11 +58,11 @@ pub(super) fn random() -> io::Result<[u8; 32]> {
 
 /// The public keys for which sessions are sealed; none: they are not.
 #[derive(Clone, Debug, Default)]
-pub struct Recipients(Vec<x25519::Recipient>);
+pub struct Recipients(pub(super) Vec<x25519::Recipient>);
 
 /// The private keys that open sealed sessions.
 #[derive(Clone, Default)]
-pub struct Identities(Vec<x25519::Identity>);
+pub struct Identities(pub(super) Vec<x25519::Identity>);
 
 impl fmt::Debug for Identities {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -134,19 +137,8 @@ impl Recipients {
     }
 
     /// The keys as text, in an order that does not depend on how they were named.
-    pub(in crate::store) fn names(&self) -> Vec<String> {
+    pub fn names(&self) -> Vec<String> {
         self.0.iter().map(ToString::to_string).collect()
-    }
-
-    /// Encrypts the key of a session.
-    fn wrap(&self, key: &SessionKey) -> io::Result<Vec<u8>> {
-        let recipients = self.0.iter().map(|one| one as &dyn age::Recipient);
-        let encryptor = age::Encryptor::with_recipients(recipients).map_err(io::Error::other)?;
-        let mut out = Vec::new();
-        let mut writer = encryptor.wrap_output(&mut out)?;
-        writer.write_all(&key.bytes)?;
-        writer.finish()?;
-        Ok(out)
     }
 }
 
@@ -197,30 +189,12 @@ impl Identities {
 
     /// Decrypts the key of a session. `path` is told in errors.
     fn unwrap(&self, session: SessionId, path: &Path, bytes: &[u8]) -> io::Result<SessionKey> {
-        let damaged = |why: String| SealError::Damaged {
-            part: "key of the session",
-            why,
-        };
-        if self.0.is_empty() {
-            let path = path.to_owned();
-            return Err(SealError::NoIdentity { path }.into());
-        }
-        let decryptor = age::Decryptor::new(bytes).map_err(|e| damaged(e.to_string()))?;
-        let identities = self.0.iter().map(|one| one as &dyn age::Identity);
-        let mut reader = decryptor.decrypt(identities).map_err(|error| match error {
-            age::DecryptError::NoMatchingKeys => {
-                let path = path.to_owned();
-                SealError::WrongIdentity { path }
-            }
-            error => damaged(error.to_string()),
-        })?;
-        let mut key = Vec::new();
-        let read = (&mut reader).take(33).read_to_end(&mut key);
-        read.map_err(|e| damaged(e.to_string()))?;
+        let closed = |closed: Closed| closed.of_session(path);
+        let key = self.decrypt(bytes, KEY).map_err(closed)?;
         let len = key.len();
         let bytes = key
             .try_into()
-            .map_err(|_| damaged(format!("it holds {len} bytes or more, not 32")))?;
+            .map_err(|_| closed(Closed::Damaged(format!("it holds {len} bytes, not {KEY}"))))?;
         Ok(SessionKey::new(session, bytes))
     }
 }
@@ -259,12 +233,17 @@ impl Keys {
     }
 
     /// What [`Keys::set_for_process`] has said, else none.
-    pub(in crate::store) fn of_process() -> Arc<Self> {
+    pub fn of_process() -> Arc<Self> {
         Arc::clone(OF_PROCESS.get_or_init(Arc::default))
     }
 
-    pub(in crate::store) fn recipients(&self) -> &Recipients {
+    /// For whom they seal.
+    pub fn recipients(&self) -> &Recipients {
         &self.recipients
+    }
+
+    pub(super) fn identities(&self) -> &Identities {
+        &self.identities
     }
 
     pub(in crate::store) fn known(&self, session: SessionId) -> Option<Arc<SessionKey>> {
@@ -285,7 +264,7 @@ impl Keys {
             return Ok(None);
         }
         let key = SessionKey::new(session, random()?);
-        let wrapped = self.recipients.wrap(&key)?;
+        let wrapped = self.recipients.encrypt(&key.bytes)?;
         self.learn(key);
         Ok(Some(wrapped))
     }
@@ -309,6 +288,7 @@ impl Keys {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write;
 
     fn file(text: &str) -> tempfile::NamedTempFile {
         let mut file = tempfile::NamedTempFile::new().expect("a file");
@@ -371,7 +351,7 @@ mod tests {
         let (wrong, _) = Identities::generate();
         let id = SessionId([3; 16]);
         let key = SessionKey::new(id, [9; 32]);
-        let wrapped = recipients.wrap(&key).expect("wrapped");
+        let wrapped = recipients.encrypt(&key.bytes).expect("wrapped");
         let path = Path::new("key.age");
         let back = right.unwrap(id, path, &wrapped).expect("unwrapped");
         assert_eq!(back.bytes, key.bytes);

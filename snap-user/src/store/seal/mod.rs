@@ -8,12 +8,14 @@
 //! | file | what |
 //! |---|---|
 //! | `keys` | who may read: recipients, identities, the keys of sessions |
+//! | `age_file` | other small things that they alone may read |
 //! | `blocks` | plain bytes ↔ sealed blocks |
 //! | `writer`, `reader` | one sealed file |
 //! | `files` | which files of a store are sealed |
 //! | `sessions` | what a store says of sealed sessions |
 //! | `error` | what can go wrong |
 
+mod age_file;
 mod blocks;
 mod error;
 mod files;

@@ -3,7 +3,7 @@
 use super::SessionKey;
 use super::blocks::{Blocks, VERSION};
 use super::error::SealError;
-use super::keys::random;
+use super::keys::{Keys, Recipients, random};
 use super::reader::SealedReader;
 use super::writer::SealedWriter;
 use crate::image::SessionId;
@@ -40,6 +40,17 @@ impl SealedSession {
 }
 
 impl Store {
+    /// What it opens and seals with.
+    pub fn keys(&self) -> &Arc<Keys> {
+        &self.keys
+    }
+
+    /// The same store, where what is begun is sealed for these recipients.
+    pub fn sealing_for(&self, recipients: Recipients) -> Result<Self, StoreError> {
+        let files = self.sealing.inner();
+        Self::open_with_keys(files, self.keys.sealing_for(recipients), &self.dir)
+    }
+
     /// What this process stores is sealed.
     pub fn seals(&self) -> bool {
         self.keys.recipients().is_some()

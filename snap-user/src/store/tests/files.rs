@@ -43,8 +43,8 @@ struct State {
     links: HashMap<PathBuf, PathBuf>,
     /// What the next listing of a folder says.
     old_names: HashMap<PathBuf, Vec<String>>,
-    /// Renames whose folder is not synced yet.
-    renames: Vec<(PathBuf, PathBuf)>,
+    /// Renames whose folder is not synced yet, and what was there under the new name.
+    renames: Vec<(PathBuf, PathBuf, Option<Vec<u8>>)>,
 }
 
 /// The real files, watched and made to fail. Syncs are only recorded, to be fast.
@@ -138,9 +138,12 @@ impl TestFiles {
         let mut state = self.state();
         state.boots += 1;
         let renames = std::mem::take(&mut state.renames);
-        for (from, to) in renames.into_iter().rev() {
+        for (from, to, replaced) in renames.into_iter().rev() {
             fs::rename(&to, &from).expect("the rename can be undone");
             rename_keys(&mut state.written, &to, &from);
+            if let Some(replaced) = replaced {
+                fs::write(&to, replaced).expect("writable");
+            }
         }
         for (path, unsynced) in std::mem::take(&mut state.written) {
             let Ok(file) = fs::OpenOptions::new().write(true).open(&path) else {
@@ -216,10 +219,14 @@ impl Files for TestFiles {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.step()?;
+        // A folder replaces nothing but an empty one.
+        let replaced = fs::read(to).ok();
         Disk.rename(from, to)?;
         let mut state = self.state();
         rename_keys(&mut state.written, from, to);
-        state.renames.push((from.to_owned(), to.to_owned()));
+        state
+            .renames
+            .push((from.to_owned(), to.to_owned(), replaced));
         state.moved.insert(from.to_owned(), to.to_owned());
         if let Some(made) = state.links.remove(from) {
             state.links.insert(to.to_owned(), made);
@@ -257,14 +264,14 @@ impl Files for TestFiles {
         Disk.remove_file(path)?;
         let mut state = self.state();
         state.written.remove(path);
-        state.renames.retain(|(_, to)| to != path);
+        state.renames.retain(|(_, to, _)| to != path);
         Ok(())
     }
 
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
         self.step()?;
         Disk.remove_dir(path)?;
-        self.state().renames.retain(|(_, to)| to != path);
+        self.state().renames.retain(|(_, to, _)| to != path);
         Ok(())
     }
 
@@ -272,7 +279,7 @@ impl Files for TestFiles {
         self.step()?;
         self.state()
             .renames
-            .retain(|(_, to)| to.parent() != Some(path));
+            .retain(|(_, to, _)| to.parent() != Some(path));
         Ok(())
     }
 

@@ -23,7 +23,7 @@ fn sample(store: &Store) -> ([Session; 2], [[SnapshotId; 3]; 2]) {
     (sessions, ids)
 }
 
-fn tree(root: SnapshotId, child: SnapshotId) -> ProcessTree {
+pub(super) fn tree(root: SnapshotId, child: SnapshotId) -> ProcessTree {
     let member = |id, pid, parent| TreeMember {
         id,
         pid,

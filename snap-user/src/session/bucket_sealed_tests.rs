@@ -1,0 +1,422 @@
+//! Sealed pushes to a folder, and pulls from there: with the key all of it, and without nothing.
+
+use super::bucket_list::list_with;
+use super::bucket_tests::{DAY, Place, damage, message, noise, put};
+use super::bucket_tree_tests::{assert_has, three, tree_in};
+use super::pull::pull_with;
+use super::push::push_with;
+use super::*;
+use crate::bucket::{Bucket, BucketKey};
+use crate::model::{ProcessTree, SnapshotId, TreeMember};
+use crate::store::tests::support::{Memory, Owner, assert_holds, new_store, page};
+use crate::store::{Keys, Store};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// A store of someone, with these snapshots in it, each of another session.
+fn stored(owner: &Owner, of: &[&Memory]) -> (TempDir, Store, Vec<SnapshotId>) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = owner.open_or_create(&dir.path().join("store"));
+    let ids = of.iter().flat_map(|memory| put(&store, &[memory]));
+    let ids = ids.collect();
+    (dir, store, ids)
+}
+
+fn push_as(keys: Arc<Keys>, place: &Place, store: &Store, id: SnapshotId) -> Result<Pushed> {
+    push_with(
+        keys,
+        store.dir(),
+        &id.to_string(),
+        &place.url(),
+        &mut |_| {},
+    )
+}
+
+/// On a machine that has nothing of it.
+struct Elsewhere {
+    dir: TempDir,
+}
+
+impl Elsewhere {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        Self { dir }
+    }
+
+    fn store(&self) -> std::path::PathBuf {
+        self.dir.path().join("store")
+    }
+
+    fn pull(&self, keys: &Arc<Keys>, place: &Place, reference: &str) -> Result<Pulled> {
+        pull_with(keys, &self.store(), &place.url(), reference, &mut |_| {})
+    }
+
+    fn open(&self, owner: &Owner) -> Store {
+        owner.open(&self.store())
+    }
+
+    /// Nothing can be read of it in the files of the store but with the key of this one, who has this memory.
+    fn assert_gives(&self, owner: &Owner, pulled: &Pulled, memory: &Memory) {
+        let store = self.open(owner);
+        assert_holds(&store.snapshot(pulled.stored_id).unwrap(), memory);
+        assert_eq!(pulled.sealed_for, owner.keys().recipients().names());
+        assert!(store.is_sealed(store.sessions().unwrap()[0].0).unwrap());
+    }
+}
+
+/// Files below a folder that have these bytes, in them or in their names.
+fn having(dir: &Path, bytes: &[u8]) -> usize {
+    let mut found = 0;
+    for entry in std::fs::read_dir(dir).unwrap().flatten() {
+        let has = |all: &[u8]| all.windows(bytes.len()).any(|part| part == bytes);
+        found += usize::from(has(entry.file_name().as_encoded_bytes()));
+        found += match entry.path().is_dir() {
+            true => having(&entry.path(), bytes),
+            false => usize::from(has(&std::fs::read(entry.path()).unwrap())),
+        };
+    }
+    found
+}
+
+/// A part of a page of noise that no other page has.
+fn part_of(seed: u32) -> Vec<u8> {
+    page(seed * 5 + 2)[512..544].to_vec()
+}
+
+#[test]
+fn a_sealed_snapshot_comes_back_with_the_url_and_the_key_alone() {
+    let (place, owner, other) = (Place::new(), Owner::new(), Owner::new());
+    let memory = noise(0, 3000);
+    let (_dir, store, ids) = stored(&owner, &[&memory]);
+    // Nobody says for whom: it stays sealed as it is.
+    let pushed = push_as(owner.reading(), &place, &store, ids[0]).unwrap();
+    assert_eq!(pushed.sealed_for, owner.keys().recipients().names());
+    assert_eq!((pushed.new_pages, pushed.notes.len()), (3000, 0));
+    assert_eq!(place.objects("keys").len(), 1);
+    let there = Elsewhere::new();
+    let pulled = there.pull(&owner.reading(), &place, "latest").unwrap();
+    assert_eq!((pulled.id, pulled.pages), (ids[0], 3000));
+    there.assert_gives(&owner, &pulled, &memory);
+    let again = there.pull(&owner.reading(), &place, "latest").unwrap();
+    assert!(again.was_there && again.sealed_for == pulled.sealed_for);
+    // Without the key, and with another one.
+    for (keys, says) in [
+        (Owner::default().keys(), "--identity FILE"),
+        (other.reading(), "none of the keys"),
+    ] {
+        let there = Elsewhere::new();
+        let error = there.pull(&keys, &place, "latest").unwrap_err();
+        assert_eq!(error.trouble(), Trouble::Permission, "{error}");
+        let text = error.to_string();
+        assert!(
+            text.contains(says) && text.contains(&ids[0].to_string()),
+            "{text}"
+        );
+        assert!(there.open(&owner).sessions().unwrap().is_empty());
+        let listed = list_with(&keys, &place.url()).unwrap();
+        let entry = &listed.entries[0];
+        assert!(entry.sealed && listed.note.unwrap().contains(says));
+        assert_eq!((entry.id, entry.pages), (ids[0], 3000));
+        assert_eq!((&entry.comm, entry.pid, entry.tree), (&None, None, None));
+    }
+    let listed = list_with(&owner.reading(), &place.url()).unwrap();
+    let entry = &listed.entries[0];
+    assert_eq!(
+        (entry.comm.as_deref(), entry.pid),
+        (Some("victim"), Some(7))
+    );
+    assert_eq!((entry.tree, entry.sealed), (Some(false), true));
+    assert!(listed.note.is_none());
+}
+
+#[test]
+fn nothing_of_the_process_can_be_read_in_the_place() {
+    let owner = Owner::new();
+    let memory = noise(0, 700);
+    let hash = *blake3::hash(&page(2)).as_bytes();
+    let words = [b"victim".to_vec(), part_of(0), part_of(699), hash.to_vec()];
+    let mut found = Vec::new();
+    for sealing in [false, true] {
+        let place = Place::new();
+        let keys = if sealing {
+            owner.keys()
+        } else {
+            owner.reading()
+        };
+        let (_dir, store) = new_store();
+        let id = put(&store, &[&memory])[0];
+        push_as(keys, &place, &store, id).unwrap();
+        found.push(
+            words
+                .each_ref()
+                .map(|word| having(place.folder.path(), word)),
+        );
+    }
+    assert!(found[0].iter().all(|files| *files > 0), "{found:?}");
+    assert_eq!(found[1], [0; 4]);
+}
+
+#[test]
+fn only_what_is_not_there_is_sent_and_sealed_pages_are_never_plain_ones() {
+    let (place, owner) = (Place::new(), Owner::new());
+    let first = noise(0, 3000);
+    let mut second = first.clone();
+    second.insert(5, 90_002);
+    let (_dir, store) = new_store();
+    let ids = put(&store, &[&first, &second]);
+    // Plain pages are there.
+    place.push(&store, ids[0]).unwrap();
+    let sealed = push_as(owner.keys(), &place, &store, ids[0]).unwrap();
+    assert_eq!(
+        (sealed.new_pages, sealed.chunks),
+        (3000, sealed.sent_chunks)
+    );
+    let next = push_as(owner.keys(), &place, &store, ids[1]).unwrap();
+    assert_eq!((next.new_pages, next.sent_chunks), (1, 1));
+    let again = push_as(owner.keys(), &place, &store, ids[1]).unwrap();
+    assert_eq!((again.new_pages, again.sent_chunks), (0, 0));
+    assert_eq!(place.objects("keys").len(), 1);
+    // Nor the other way round.
+    let plain = place.push(&store, ids[1]).unwrap();
+    assert_eq!((plain.new_pages, plain.sealed_for.len()), (1, 0));
+    // In both forms it is one: the sealed one for who has the key, else the plain one.
+    let reference = ids[0].to_string();
+    let there = Elsewhere::new();
+    let pulled = there.pull(&owner.reading(), &place, &reference).unwrap();
+    there.assert_gives(&owner, &pulled, &first);
+    let there = Elsewhere::new();
+    let pulled = there
+        .pull(&Owner::default().keys(), &place, &reference)
+        .unwrap();
+    assert!(pulled.sealed_for.is_empty());
+}
+
+#[test]
+fn a_push_that_was_cut_off_goes_on_with_the_sealed_chunks_that_are_there() {
+    let (place, owner) = (Place::new(), Owner::new());
+    let memory = noise(0, 5000);
+    let (_dir, store, ids) = stored(&owner, &[&memory]);
+    let first = push_as(owner.reading(), &place, &store, ids[0]).unwrap();
+    assert!(first.sent_chunks > 1, "{first:?}");
+    std::fs::remove_file(&place.objects("snapshots")[0]).unwrap();
+    std::fs::remove_file(&place.objects("chunks")[0]).unwrap();
+    let again = push_as(owner.reading(), &place, &store, ids[0]).unwrap();
+    assert_eq!((again.new_pages, again.sent_chunks), (5000, 1));
+    let there = Elsewhere::new();
+    let pulled = there.pull(&owner.reading(), &place, "latest").unwrap();
+    there.assert_gives(&owner, &pulled, &memory);
+}
+
+#[test]
+fn without_a_key_a_prune_removes_what_is_sealed_and_only_what_nobody_needs() {
+    let (place, owner) = (Place::new(), Owner::new());
+    // So few that they are one chunk, wherever the key, which is another one each time, would end it.
+    let (old, new) = (noise(0, 200), noise(1000, 200));
+    let (_dir, store) = new_store();
+    let ids = put(&store, &[&old, &new]);
+    push_as(owner.keys(), &place, &store, ids[0]).unwrap();
+    push_as(owner.keys(), &place, &store, ids[1]).unwrap();
+    place.push(&store, ids[1]).unwrap();
+    // The newest one is there in two forms.
+    let done = place.prune(Some(1), DAY);
+    assert_eq!((done.removed.len(), done.kept), (1, 2));
+    place.two_days_pass();
+    assert_eq!(place.prune(None, DAY).waiting_chunks, 1);
+    // What is doomed is stored under another name.
+    let again = push_as(owner.keys(), &place, &store, ids[0]).unwrap();
+    assert_eq!((again.new_pages, again.sent_chunks), (200, 1));
+    place.two_days_pass();
+    assert_eq!(place.prune(None, DAY).deleted_chunks, 1);
+    for (id, memory) in ids.iter().zip([&old, &new]) {
+        let there = Elsewhere::new();
+        let pulled = there.pull(&owner.reading(), &place, &id.to_string());
+        there.assert_gives(&owner, &pulled.unwrap(), memory);
+    }
+}
+
+#[test]
+fn damage_of_any_object_is_told_and_nothing_of_it_is_in_the_store() {
+    let (place, owner) = (Place::new(), Owner::new());
+    let memory = noise(0, 400);
+    let (_dir, store, ids) = stored(&owner, &[&memory]);
+    push_as(owner.reading(), &place, &store, ids[0]).unwrap();
+    let there = Elsewhere::new();
+    let pull = || there.pull(&owner.reading(), &place, "latest");
+    let fails = |says: &str| {
+        let error = pull().unwrap_err();
+        assert_eq!(error.trouble(), Trouble::Corrupt, "{error}");
+        assert!(error.to_string().contains(says), "{says}: {error}");
+    };
+    for folder in ["chunks", "snapshots", "keys"] {
+        let object = place.objects(folder).remove(0);
+        let whole = std::fs::read(&object).unwrap();
+        // At the beginning, in what is clear and in what is sealed.
+        for at in [0, 10, 50, 90, 130, 300, whole.len() / 2, whole.len() - 1] {
+            damage(&object, at);
+            fails("");
+            std::fs::write(&object, &whole[..at]).unwrap();
+            fails("");
+            std::fs::write(&object, &whole).unwrap();
+        }
+    }
+    let key = place.objects("keys").remove(0);
+    let whole = std::fs::read(&key).unwrap();
+    std::fs::remove_file(&key).unwrap();
+    fails("its key, ");
+    // Nobody takes another one for it.
+    push_as(owner.reading(), &place, &store, ids[0]).unwrap();
+    std::fs::write(&key, whole).unwrap();
+    let listed = list_with(&owner.reading(), &place.url()).unwrap();
+    assert_eq!(listed.entries.len(), 2);
+    let pulled = pull().unwrap();
+    there.assert_gives(&owner, &pulled, &memory);
+}
+
+#[test]
+fn who_pulls_may_name_others_and_so_may_who_pushes() {
+    let (place, owner, other) = (Place::new(), Owner::new(), Owner::new());
+    let memory = noise(0, 50);
+    let (_dir, store, ids) = stored(&owner, &[&memory]);
+    push_as(owner.reading(), &place, &store, ids[0]).unwrap();
+    let there = Elsewhere::new();
+    let keys = owner.sealing_for(&other);
+    let pulled = there.pull(&keys, &place, "latest").unwrap();
+    there.assert_gives(&other, &pulled, &memory);
+    let place = Place::new();
+    let pushed = push_as(keys, &place, &store, ids[0]).unwrap();
+    assert_eq!(pushed.sealed_for, other.keys().recipients().names());
+    let there = Elsewhere::new();
+    let error = there.pull(&owner.reading(), &place, "latest").unwrap_err();
+    assert_eq!(error.trouble(), Trouble::Permission);
+    let pulled = there.pull(&other.reading(), &place, "latest").unwrap();
+    there.assert_gives(&other, &pulled, &memory);
+}
+
+#[test]
+fn a_key_that_somebody_else_has_made_seals_nothing() {
+    let (place, owner) = (Place::new(), Owner::new());
+    let memory = noise(0, 300);
+    let (_dir, store) = new_store();
+    let id = put(&store, &[&memory])[0];
+    // By anybody who knows for whom to make it, and so knows the key.
+    let bucket = Bucket::open_or_create(&place.url()).unwrap();
+    let keys = owner.keys();
+    let recipients = keys.recipients();
+    let planted = BucketKey::generate(&recipients.names(), |_| Vec::new()).unwrap();
+    let file = recipients.encrypt(planted.encode().as_bytes()).unwrap();
+    let name = bucket.put_key(file).unwrap();
+    push_as(owner.keys(), &place, &store, id).unwrap();
+    assert_eq!(place.objects("keys").len(), 2);
+    let heads = bucket.heads(&bucket.snapshots().unwrap()).unwrap();
+    assert!(
+        heads
+            .iter()
+            .all(|head| head.key().is_some_and(|key| key != name))
+    );
+    // Nor does damage keep anybody from pushing.
+    for key in place.objects("keys") {
+        damage(&key, 30);
+    }
+    let again = push_as(owner.keys(), &place, &store, id).unwrap();
+    assert_eq!(again.new_pages, 300);
+    assert_eq!(place.objects("keys").len(), 3);
+}
+
+#[test]
+fn who_has_only_the_public_key_pushes_for_its_holder() {
+    let (place, owner) = (Place::new(), Owner::new());
+    let memory = noise(0, 300);
+    let (_dir, store) = new_store();
+    let id = put(&store, &[&memory])[0];
+    for _ in 0..2 {
+        let pushed = push_as(Owner::default().sealing_for(&owner), &place, &store, id).unwrap();
+        assert_eq!(pushed.new_pages, 300);
+        assert!(pushed.notes[0].contains("--identity"), "{:?}", pushed.notes);
+    }
+    let there = Elsewhere::new();
+    let pulled = there.pull(&owner.reading(), &place, "latest").unwrap();
+    there.assert_gives(&owner, &pulled, &memory);
+}
+
+#[test]
+fn a_sealed_tree_comes_back_as_a_whole() {
+    let (place, owner) = (Place::new(), Owner::new());
+    let dir = tempfile::tempdir().unwrap();
+    let store = owner.open_or_create(&dir.path().join("store"));
+    let tree = tree_in(dir, store, three());
+    let pushed = push_as(owner.reading(), &place, &tree.store, tree.root()).unwrap();
+    assert_eq!((pushed.processes, pushed.new_pages), (3, 2005));
+    assert_eq!(place.objects("snapshots").len(), 1);
+    let there = Elsewhere::new();
+    let error = there.pull(&Owner::default().keys(), &place, "latest");
+    assert_eq!(error.unwrap_err().trouble(), Trouble::Permission);
+    let pulled = there.pull(&owner.reading(), &place, "latest").unwrap();
+    assert_eq!((pulled.processes, pulled.chunks), (3, pushed.chunks));
+    let store = there.open(&owner);
+    assert_has(&store, &pulled, &tree);
+    for (session, info) in store.sessions().unwrap() {
+        assert!(store.is_sealed(session).unwrap());
+        assert_eq!(info.recipients, pulled.sealed_for);
+    }
+    let again = there.pull(&owner.reading(), &place, "latest").unwrap();
+    assert!(again.was_there && again.stored_id == pulled.stored_id);
+    let listed = list_with(&owner.reading(), &place.url()).unwrap().entries;
+    assert_eq!((listed[0].tree, listed[0].processes), (Some(true), Some(3)));
+    let pushed = push_as(owner.reading(), &place, &tree.store, tree.root()).unwrap();
+    assert_eq!((pushed.new_pages, pushed.sent_chunks), (0, 0));
+    // By itself the first one would take the tree's place.
+    let alone = tempfile::tempdir().unwrap();
+    let copy = alone.path().join("store");
+    copy_all(tree.store.dir(), &copy);
+    std::fs::remove_dir_all(copy.join("trees")).unwrap();
+    let error = push_as(owner.reading(), &place, &owner.open(&copy), tree.root());
+    assert!(message(error).contains("as a tree"));
+    let done = place.prune(Some(0), Duration::ZERO);
+    assert_eq!(
+        (done.removed.len(), done.deleted_chunks),
+        (1, pushed.chunks)
+    );
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().flatten() {
+        let target = to.join(entry.file_name());
+        match entry.path().is_dir() {
+            true => copy_all(&entry.path(), &target),
+            false => drop(std::fs::copy(entry.path(), target).unwrap()),
+        }
+    }
+}
+
+#[test]
+fn of_a_tree_all_processes_are_sealed_for_the_same_keys_or_the_user_says_for_which() {
+    let (place, owner) = (Place::new(), Owner::new());
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    // In plain, but for its last process.
+    let plain = Owner::default().open_or_create(&path);
+    let store = owner.open(&path);
+    let ids = [&plain, &store].map(|store| put(store, &[&noise(0, 5)])[0]);
+    let members = ids.iter().zip(0..).map(|(id, place)| TreeMember {
+        id: *id,
+        pid: 10 + place,
+        parent: (place > 0).then_some(0),
+        group: 10,
+        session: 10,
+        stopped: false,
+        foreground: None,
+    });
+    let record = ProcessTree {
+        members: members.collect(),
+        ..ProcessTree::default()
+    };
+    store.publish_tree(&record).unwrap();
+    let error = push_as(owner.reading(), &place, &store, ids[0]);
+    assert!(message(error).contains("--encrypt-to"));
+    assert!(place.objects("").is_empty());
+    let pushed = push_as(owner.keys(), &place, &store, ids[0]).unwrap();
+    assert_eq!((pushed.processes, pushed.sealed_for.len()), (2, 1));
+}
