@@ -149,7 +149,7 @@ fn a_push_to_a_full_disk_leaves_what_was_pushed_before_and_the_next_one_succeeds
             // Also while the disk is full.
             pulled(own, &memory(9));
             // Or all of it: what comes behind its publication can fail as well.
-            if list_bucket(&url).unwrap().len() > 1 {
+            if list_bucket(&url).unwrap().entries.len() > 1 {
                 pulled(root, &memory(0));
             }
             disk.leave_all();
