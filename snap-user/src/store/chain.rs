@@ -168,6 +168,23 @@ impl SessionFiles {
         Arc::make_mut(&mut listing).by_seq.remove(&seq);
     }
 
+    /// From here on with this snapshot, which has been published.
+    pub(super) fn take_in(&self, seq: u32, id: SnapshotId) {
+        let mut listing = self.listing.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::make_mut(&mut listing).by_seq.insert(seq, id);
+    }
+
+    /// From here on without a pack, and so without pages of snapshots that are gone.
+    pub(super) fn leave_out_pack(&self) {
+        let mut listing = self.listing.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::make_mut(&mut listing).pack = None;
+    }
+
+    /// Closes all files that are not in use: they may be removed.
+    pub(super) fn close(&self) {
+        self.cache.forget(self.session, |_| true);
+    }
+
     /// Lists the folder again, unless nobody else can have changed it.
     pub(super) fn refresh(&self) -> Result<(), StoreError> {
         if self.held {

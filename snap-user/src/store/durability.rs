@@ -14,7 +14,7 @@ use super::names;
 use super::session::lock;
 use super::text::{publish_text, read_text};
 use super::verify::check_file;
-use crate::image::{Location, SessionId};
+use crate::image::{IndexEntry, Location, SessionId};
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::path::Path;
@@ -274,12 +274,6 @@ fn check_suspect(all: &SessionFiles, seq: u32) -> Result<bool, StoreError> {
         return Ok(false);
     }
     check_file(all, &file)?;
-    if !gone {
-        return Ok(true);
-    }
-    // What stands between it and the ancestors that stayed was removed, and says nothing about them any more.
-    let table = all.head(seq)?.table;
-    let mut places = table.iter().map(|(_, place)| place);
     if let Some(pack) = &listing.pack {
         pack.entries()?;
     }
@@ -287,7 +281,17 @@ fn check_suspect(all: &SessionFiles, seq: u32) -> Result<bool, StoreError> {
         Some(pack) if pack.absorbs(place.seq.get()) => pack.entry(place).is_ok(),
         _ => listing.by_seq.contains_key(&place.seq.get()),
     };
-    Ok(places.all(is_there))
+    // It may name pages of older ones that the parent does not need any more.
+    let entries = file.index()?;
+    if !entries.iter().filter_map(IndexEntry::target).all(is_there) {
+        return Ok(false);
+    }
+    if !gone {
+        return Ok(true);
+    }
+    // What stands between it and the ancestors that stayed was removed, and says nothing about them any more.
+    let table = all.head(seq)?.table;
+    Ok(table.iter().all(|(_, place)| is_there(place)))
 }
 
 impl Store {

@@ -23,6 +23,7 @@
 //! | `pack` | what snapshots that are gone leave to those that stay |
 //! | `retention` | which snapshots are kept: pure rules |
 //! | `needs` | what kept snapshots need of those that go |
+//! | `agreed` | what the writer of a session and its pruner agree on |
 //! | `pruner`, `sweep` | removes snapshots, and nothing that others need; and the files that are left of them |
 //! | `mixed` | marks of processes that a rollback has not made whole |
 //! | `tags` | names that people give to snapshots; they protect them |
@@ -42,6 +43,7 @@
 //! | `hostile` | decoders of the small files, for tests |
 //! | `cache`, `files` | open files; the operating system behind a seam |
 
+mod agreed;
 mod buffer;
 mod cache;
 mod chain;

@@ -7,6 +7,7 @@ use super::error::StoreError;
 use super::loan_file::share;
 use super::loans::LEAST_BYTES;
 use super::meta::SnapshotMeta;
+use super::repeats::MOST_PAGES;
 use crate::image::{
     IndexEntry, Location, PACK_ENTRY_LEN, PACK_HEADER_LEN, RUN_LEN, SpanKind, runs_of,
 };
@@ -184,9 +185,11 @@ impl Needs {
             .into_values()
             .flat_map(|in_file| in_file.used.into_values());
         for (len, looks) in copied {
-            if looks.is_none_or(|looks| seen.insert(looks)) {
-                bytes += u64::from(len);
-            }
+            let is_new = looks.is_none_or(|looks| match seen.len() < MOST_PAGES {
+                true => seen.insert(looks),
+                false => !seen.contains(&looks),
+            });
+            bytes += if is_new { u64::from(len) } else { 0 };
         }
         for table in self.ghosts.values() {
             bytes += GHOST_LEN + (runs_of(table).len() * RUN_LEN) as u64;

@@ -22,7 +22,7 @@ use std::time::Instant;
 
 /// A snapshot being written. Dropped without [`PendingSnapshot::publish`] it leaves nothing behind.
 ///
-/// In memory at any time: 1 MiB of page data and 40 bytes for each page appended.
+/// In memory at any time: 1 MiB of page data, 40 bytes for each page appended, and as much again for the first million of them.
 pub struct PendingSnapshot<'a> {
     session: &'a mut Session,
     identity: Identity,
@@ -34,8 +34,6 @@ pub struct PendingSnapshot<'a> {
     lender: Option<Arc<Lender>>,
     /// Pages that its file has already.
     repeats: Repeats,
-    /// The session's other files, once something of them has been read.
-    readable: Option<SessionFiles>,
     /// Its file may be among the published ones.
     tried: bool,
 }
@@ -107,7 +105,6 @@ impl<'a> PendingSnapshot<'a> {
             loans,
             lender,
             repeats: Repeats::default(),
-            readable: None,
             tried: false,
         })
     }
@@ -185,7 +182,8 @@ impl<'a> PendingSnapshot<'a> {
                 }
             }
         }
-        self.session.stored.note(header.seq, &entries);
+        let stored = &mut self.session.stored;
+        stored.published(header.seq, header.id, &entries);
         self.session.shared.published(header.seq);
         let files = &*self.session.store.files;
         headers::note(files, &self.session.dir, &path, &self.head_bytes());
@@ -317,14 +315,11 @@ impl PageSink for PendingSnapshot<'_> {
         let mut elsewhere = vec![None; batch.pages().len()];
         match (self.identity.kind, &self.session.earlier, &mut self.loans) {
             (SnapshotKind::Delta, ..) => {
-                let (store, id) = (&self.session.store, self.session.id);
-                let known = &mut self.readable;
-                let mut files = || match &*known {
-                    Some(files) => Ok(files.clone()),
-                    None => Ok(known.insert(store.apart().session_files(id)?).clone()),
-                };
+                let (id, dir) = (self.session.id, &self.session.dir);
+                let store = self.session.store.apart();
+                let list = || SessionFiles::list_with_suspects(&store.files, &store.cache, id, dir);
                 let (stored, shared) = (&mut self.session.stored, &self.session.shared);
-                stored.find(batch, &mut files, shared, &mut elsewhere);
+                stored.find(batch, &list, shared, &mut elsewhere);
             }
             (SnapshotKind::Base, Some(earlier), Some(loans)) => {
                 earlier.find(batch, loans, &mut elsewhere);

@@ -8,6 +8,7 @@
 //! thread of its own; [`Shared`] is what the two threads agree on: what is being written builds on something that
 //! stays.
 
+use super::agreed::{Shared, in_use};
 use super::chain::SessionFiles;
 use super::directory::Store;
 use super::durability::{durable_up_to, recover};
@@ -23,112 +24,7 @@ use crate::image::{Ghost, IndexEntry, SessionId, runs_of};
 use crate::model::SnapshotId;
 use std::collections::{BTreeSet, HashSet};
 use std::ops::Bound;
-use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
-
-/// How long a snapshot that is being written is waited for.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// What the writer of a session and the one who removes from it agree on.
-#[derive(Debug, Default)]
-pub(super) struct Shared {
-    agreed: Mutex<Agreed>,
-    /// Nothing is named any more.
-    settled: Condvar,
-}
-
-#[derive(Debug, Default)]
-struct Agreed {
-    /// What the writer builds on, now or next.
-    head: Option<u32>,
-    /// What a rollback is about to make the head.
-    pinned: Option<u32>,
-    /// Snapshots of which the one being written names pages that its parent may not have.
-    named: BTreeSet<u32>,
-    /// What is being removed.
-    removing: BTreeSet<u32>,
-    /// What has been removed, until the writer knows.
-    gone: BTreeSet<u32>,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Agreed> {
-        // Plain data, changed in single steps: whole also after a panic.
-        self.agreed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A snapshot is about to be written that builds on this one.
-    pub(super) fn build_on(&self, parent: Option<u32>, dir: &Path) -> Result<(), StoreError> {
-        let mut agreed = self.lock();
-        if let Some(parent) = parent {
-            if agreed.removing.contains(&parent) {
-                return Err(StoreError::NotFound {
-                    what: format!("parent @{parent} in {}: it was pruned", dir.display()),
-                });
-            }
-            agreed.head = Some(parent);
-        }
-        Ok(())
-    }
-
-    /// The snapshot that is being written is about to name pages of these: gives those that stay for it.
-    pub(super) fn name(&self, seqs: &BTreeSet<u32>) -> BTreeSet<u32> {
-        let mut agreed = self.lock();
-        let stays = |seq: &u32| !agreed.removing.contains(seq) && !agreed.gone.contains(seq);
-        let named: BTreeSet<u32> = seqs.iter().copied().filter(stays).collect();
-        agreed.named.extend(&named);
-        named
-    }
-
-    /// What has been removed since this was asked last.
-    pub(super) fn take_gone(&self) -> BTreeSet<u32> {
-        std::mem::take(&mut self.lock().gone)
-    }
-
-    /// A snapshot is there, and the next one may build on it.
-    pub(super) fn published(&self, seq: u32) {
-        let mut agreed = self.lock();
-        agreed.head = Some(seq);
-        agreed.pinned = None;
-        drop(agreed);
-        self.written();
-    }
-
-    /// No snapshot is being written, whatever became of the last one.
-    pub(super) fn written(&self) {
-        self.lock().named.clear();
-        self.settled.notify_all();
-    }
-
-    /// Has these go, which nothing is built on from here on. What a snapshot that is being written names of them is
-    /// waited for.
-    fn remove(&self, gone: &BTreeSet<u32>) -> Result<(), StoreError> {
-        let mut agreed = self.lock();
-        let mut held = [agreed.head, agreed.pinned].into_iter().flatten();
-        if let Some(seq) = held.find(|seq| gone.contains(seq)) {
-            return Err(in_use(seq));
-        }
-        agreed.removing.extend(gone);
-        let is_named = |agreed: &mut Agreed| !agreed.named.is_disjoint(gone);
-        let waited = self.settled.wait_timeout_while(agreed, PATIENCE, is_named);
-        let (mut agreed, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        if let Some(seq) = agreed.named.intersection(gone).next().copied() {
-            agreed.removing.clear();
-            return Err(in_use(seq));
-        }
-        Ok(())
-    }
-
-    /// Done or not: those that are gone are in no listing any more.
-    fn removed(&self, live: bool) {
-        let mut agreed = self.lock();
-        let removing = std::mem::take(&mut agreed.removing);
-        if live {
-            agreed.gone.extend(removing);
-        }
-    }
-}
+use std::sync::Arc;
 
 /// The right to remove snapshots of a session.
 #[derive(Clone, Debug)]
@@ -252,14 +148,12 @@ impl Pruner {
             .ok_or_else(|| StoreError::NotFound {
                 what: format!("snapshot {id}"),
             })?;
-        let mut agreed = self.shared.lock();
-        if agreed.removing.contains(&seq) {
-            return Err(StoreError::NotFound {
+        match self.shared.pin(seq) {
+            true => Ok(()),
+            false => Err(StoreError::NotFound {
                 what: format!("snapshot {id}: it is being pruned"),
-            });
+            }),
         }
-        agreed.pinned = Some(seq);
-        Ok(())
     }
 
     /// Snapshots that stay whatever the rules say: tagged ones, those that a tree needs, what is being built on, while
@@ -272,8 +166,7 @@ impl Pruner {
             let newest = list.iter().rev().find(|meta| meta.seq <= durable);
             ids.extend(newest.map(|meta| meta.id));
         }
-        let agreed = self.shared.lock();
-        let held = [agreed.head, agreed.pinned];
+        let held = self.shared.held();
         if self.live {
             ids.extend(list.last().map(|meta| meta.id));
         }
@@ -512,12 +405,6 @@ fn check_newer(files: &SessionFiles, plan: &Plan, gone: &BTreeSet<u32>) -> Resul
     match plan.whole_session && listing.by_seq.keys().any(|seq| *seq > plan.newest) {
         true => Err(in_use(plan.newest)),
         false => Ok(()),
-    }
-}
-
-fn in_use(seq: u32) -> StoreError {
-    StoreError::NotRemoved {
-        why: format!("snapshot @{seq} came into use just now: try again"),
     }
 }
 

@@ -6,8 +6,10 @@ use crate::image::{Elsewhere, EncodedBatch};
 use rustc_hash::FxHashMap;
 use std::collections::hash_map::Entry;
 
-/// Where a file has which pages, by the BLAKE3 hashes of their encoded bytes. In memory while the file is being written:
-/// about 40 bytes a page.
+/// Pages known at a time, of about 40 bytes each here; what comes behind them is looked for among them.
+pub(super) const MOST_PAGES: usize = 1 << 20;
+
+/// Where a file has which pages, by the BLAKE3 hashes of their encoded bytes, while it is being written.
 #[derive(Debug, Default)]
 pub(super) struct Repeats(FxHashMap<[u8; 16], u64>);
 
@@ -34,12 +36,12 @@ impl Repeats {
 
     /// Where the file has these bytes; without them, it is about to get them at `next`.
     pub(super) fn place(&mut self, encoding: Encoding, bytes: &[u8], next: u64) -> Option<u64> {
+        let has_room = self.0.len() < MOST_PAGES;
         match self.0.entry(key(encoding, bytes)?) {
-            Entry::Occupied(known) => Some(*known.get()),
-            Entry::Vacant(new) => {
-                new.insert(next);
-                None
-            }
+            Entry::Occupied(known) => return Some(*known.get()),
+            Entry::Vacant(new) if has_room => _ = new.insert(next),
+            Entry::Vacant(_) => {}
         }
+        None
     }
 }

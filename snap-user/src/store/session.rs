@@ -1,5 +1,6 @@
 //! The one writer of a session.
 
+use super::agreed::Shared;
 use super::buffer::WriteBuffer;
 use super::checked;
 use super::common::Common;
@@ -12,7 +13,7 @@ use super::head::Head;
 use super::headers::Headers;
 use super::names::{self, COPIED, LOCK_FILE, SESSION_FILE, TEMP_PREFIX};
 use super::pending::PendingSnapshot;
-use super::pruner::{Pruner, Shared};
+use super::pruner::Pruner;
 use super::seal::KEY_FILE;
 use super::stored::Stored;
 use super::text::{publish_bytes, publish_text};

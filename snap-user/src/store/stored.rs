@@ -5,13 +5,13 @@
 //! look into a table. Only pages of snapshots that have not been pruned are named, and of none that is being pruned
 //! ([`Shared::name`]).
 
+use super::agreed::Shared;
 use super::chain::SessionFiles;
 use super::common::looks;
 use super::encoded::read_wanted;
 use super::error::StoreError;
-use super::pruner::Shared;
 use crate::image::{Elsewhere, EncodedBatch, IndexEntry, Location};
-use crate::model::PageTable;
+use crate::model::{PageTable, SnapshotId, SnapshotKind};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
 
@@ -27,6 +27,8 @@ pub(super) struct Stored {
     young: FxHashMap<u64, Location>,
     /// What was before that; it makes room first.
     old: FxHashMap<u64, Location>,
+    /// Reads what looks the same. None of its files stays open: they may be removed.
+    files: Option<SessionFiles>,
 }
 
 impl Stored {
@@ -35,8 +37,8 @@ impl Stored {
         *self = Self::default();
     }
 
-    /// Learns what a snapshot with this page table has behind it: of the snapshots that it builds on, the newest, and the
-    /// first, which has most. Best effort: what cannot be read is stored again.
+    /// Learns what a snapshot has behind it: of those that it builds on, down to the base, the newest, and the first, which
+    /// has most. Best effort: what cannot be read is stored again.
     pub(super) fn learn(&mut self, files: &SessionFiles, seq: u32, table: &PageTable<Location>) {
         self.clear();
         let listing = files.listing();
@@ -44,8 +46,9 @@ impl Stored {
         let mut seqs = BTreeSet::from_iter(Some(seq).filter(is_there));
         let mut newest = seqs.first().copied();
         while let Some(seq) = newest.filter(|_| seqs.len() < MOST_FILES) {
-            let parent = files.open(seq).map(|file| file.header.parent_seq);
-            newest = parent.ok().filter(is_there);
+            let header = files.open(seq).map(|file| file.header.clone());
+            let header = header.ok().filter(|one| one.kind == SnapshotKind::Delta);
+            newest = header.map(|header| header.parent_seq).filter(is_there);
             seqs.extend(newest);
         }
         let first = table.iter().map(|(_, place)| place.seq.get()).min();
@@ -59,8 +62,15 @@ impl Stored {
         }
     }
 
-    /// Notes what a snapshot has stored.
-    pub(super) fn note(&mut self, seq: u32, entries: &[IndexEntry]) {
+    /// A snapshot is there, with what it has stored.
+    pub(super) fn published(&mut self, seq: u32, id: SnapshotId, entries: &[IndexEntry]) {
+        if let Some(files) = &self.files {
+            files.take_in(seq, id);
+        }
+        self.note(seq, entries);
+    }
+
+    fn note(&mut self, seq: u32, entries: &[IndexEntry]) {
         for (entry, slot) in entries.iter().zip(0..) {
             let looks = looks(entry.crc, entry.len, entry.encoding);
             if let (Some(looks), Some(place)) = (looks, Location::new(seq, slot)) {
@@ -84,13 +94,17 @@ impl Stored {
         for places in [&mut self.young, &mut self.old] {
             places.retain(|_, place| !gone.contains(&place.seq.get()));
         }
+        if let Some(files) = &self.files {
+            gone.iter().for_each(|seq| files.leave_out(*seq));
+        }
     }
 
-    /// Finds pages of a batch, but for those that are elsewhere anyway.
+    /// Finds pages of a batch, but for those that are elsewhere anyway. `list` has the session's files, where they are not
+    /// known yet.
     pub(super) fn find(
         &mut self,
         batch: &EncodedBatch,
-        files: &mut dyn FnMut() -> Result<SessionFiles, StoreError>,
+        list: &dyn Fn() -> Result<SessionFiles, StoreError>,
         shared: &Shared,
         found: &mut [Option<Elsewhere>],
     ) {
@@ -110,19 +124,29 @@ impl Stored {
         let named = shared.name(&named);
         wanted.retain(|(place, _)| named.contains(&place.seq.get()));
         wanted.sort_unstable();
+        let known = self.files.take().map_or_else(list, Ok);
+        let files = match known {
+            Ok(files) => self.files.insert(files),
+            Err(error) => return tracing::debug!("pages that may be stored already: {error}"),
+        };
+        files.leave_out_pack();
+        let mut unreadable = BTreeSet::new();
         let mut same = Vec::new();
-        let read = files().and_then(|files| {
-            read_wanted(&files, &wanted, &mut |stored, number| {
+        for of_one in wanted.chunk_by(|a, b| a.0.seq == b.0.seq) {
+            let read = read_wanted(files, of_one, &mut |stored, number| {
                 let page = &batch.pages()[number as usize];
                 let is_it = stored.entry.encoding == page.encoding
                     && stored.bytes == page.bytes_in(batch.bytes());
                 same.extend(is_it.then_some((stored.place, number)));
                 Ok(())
-            })
-        });
-        if let Err(error) = read {
-            tracing::debug!("pages that may be stored already: {error}");
+            });
+            if let Err(error) = read {
+                let seq = of_one[0].0.seq.get();
+                tracing::debug!("pages of snapshot @{seq} are stored again: {error}");
+                unreadable.insert(seq);
+            }
         }
+        files.close();
         for (place, number) in same {
             found[number as usize] = Some(Elsewhere::Named(place));
             let page = &batch.pages()[number as usize];
@@ -130,5 +154,6 @@ impl Stored {
                 self.insert(looks, place);
             }
         }
+        self.forget(&unreadable);
     }
 }

@@ -255,6 +255,26 @@ fn a_kept_snapshot_with_pages_in_a_torn_one_goes_though_its_parent_was_pruned() 
 }
 
 #[test]
+fn a_snapshot_that_names_a_page_of_a_torn_one_goes_though_its_parent_needs_nothing_of_that() {
+    let (machine, mut session) = Machine::start(Durability::None);
+    let first = publish(&mut session, None, [], [(0, 7)]).expect("published");
+    let mut parent = first.id;
+    for page in [(0, 12), (5, 17), (0, 7)] {
+        let done = publish(&mut session, Some(parent), [], [page]).expect("published");
+        parent = done.id;
+    }
+    let pruner = session.pruner();
+    let plan = pruner.plan_removal(&BTreeSet::from([2])).expect("a plan");
+    pruner.carry_out(&plan).expect("removed");
+    drop(pruner);
+    let path = path_of(&session, 1);
+    session.forget();
+    machine.files.reboot();
+    tear(&path);
+    assert_eq!(machine.whole(), [3]);
+}
+
+#[test]
 fn another_run_in_the_same_boot_does_not_vouch_for_the_first() {
     let (machine, mut session) = Machine::start(Durability::None);
     let mut parent = None;

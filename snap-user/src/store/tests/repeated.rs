@@ -124,6 +124,7 @@ fn what_is_named_does_not_go_and_what_goes_is_not_named() {
         // Until it waits, nothing that it removes is refused.
         let named = || session_shared.name(&gone);
         while !named().is_empty() {
+            assert!(!removal.is_finished(), "it does not wait");
             std::thread::yield_now();
         }
         pending
@@ -171,7 +172,15 @@ fn only_what_a_snapshot_builds_on_is_named() {
         .expect("begun");
     pending.append(&batch(0, fresh(1000))).expect("appended");
     let base = pending.publish(&state(1), &Costs::default());
-    assert_eq!(base.expect("published").data_bytes, PAGES * 4096);
+    let base = base.expect("published");
+    assert_eq!(base.data_bytes, PAGES * 4096);
+    // And what builds on it needs nothing from before it, whoever goes on with the session.
+    let id = session.id();
+    drop(session);
+    let mut session = store.open_session(id).expect("opened");
+    let next = delta(&mut session, &base, fresh(0));
+    assert_eq!(next.data_bytes, PAGES * 4096);
+    assert_is(&store, next.id, fresh(0));
 }
 
 #[test]
@@ -191,5 +200,20 @@ fn a_page_whose_first_copy_is_damaged_or_unreadable_is_stored_again() {
     assert_holds(
         &store.apart().snapshot(fifth.id).expect("there"),
         &fresh(0).collect(),
+    );
+    // Where nothing of it can be read, what others have is found all the same.
+    std::fs::write(&path, [0; 1000]).expect("written");
+    let again = (10..20).map(|n| (n, noise(1000 + n)));
+    let pages = fresh(2000).take(9).chain(again);
+    let sixth = delta(&mut session, &fifth, pages);
+    let back = fresh(0)
+        .take(9)
+        .chain((20..30).map(|n| (n, noise(1000 + n))));
+    let seventh = delta(&mut session, &sixth, back);
+    assert_eq!(sixth.data_bytes, 9 * 4096);
+    assert_eq!(
+        seventh.data_bytes,
+        9 * 4096 - 4096,
+        "one of the fifth's own is there"
     );
 }
