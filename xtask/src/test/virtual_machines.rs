@@ -124,19 +124,18 @@ fn runs_on(kernel: Kernel, target: &str) -> bool {
     kernel == Kernel::V6_12 || !OF_MACHINES.contains(&target)
 }
 
-/// Tests of what a kernel cannot have. In both, `sock_diag(7)` is in modules, which guests do not load.
+/// Tests of what a kernel cannot have.
 fn out_of_place(kernel: Kernel) -> &'static [&'static str] {
     match kernel {
         // Write protection is tracked from 6.7 on.
         Kernel::V6_1 => &[
             "each_tracker_works_alone::wp",
-            "sys::fd::sock_diag",
             "a_busy_process",
             "memory_that_is_given_back",
             // A tmpfs, which the guest runs from, has O_DIRECT from 6.6 on.
             "direct_reads_are_hazards",
         ],
-        Kernel::V6_12 => &["sys::fd::sock_diag"],
+        Kernel::V6_12 => &[],
     }
 }
 

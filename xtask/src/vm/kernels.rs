@@ -13,8 +13,8 @@ use super::{Error, Kernel, Result, modules};
 /// Signs every Debian suite that the matrix uses.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
-/// The folder of its modules, in a kernel's cache.
-const MODULES: &str = "modules";
+/// The folder of its modules, in a kernel's cache. Another name where other ones are wanted.
+const MODULES: &str = "modules-1";
 
 /// A kernel on disk, ready to boot.
 #[derive(Debug)]
@@ -190,9 +190,9 @@ fn download(
     // One file at a time, the image last: its presence is what `cached` goes by, and two fetches at
     // once end with the same files.
     fs::create_dir_all(cache).map_err(Error::io("create", cache))?;
-    let _ = fs::remove_dir_all(cache.join(MODULES));
     for name in ["config", MODULES, "package", "vmlinuz"] {
-        if ready.join(name).exists() {
+        // A folder that is there is another's, with the same modules.
+        if ready.join(name).exists() && !cache.join(name).is_dir() {
             move_file(&ready.join(name), &cache.join(name))?;
         }
     }

@@ -17,30 +17,40 @@ const WANTED: [&str; 6] = [
     "kernel/net/unix/unix_diag.ko",
 ];
 
-/// Puts those that a package's tree has into a new folder, as files that are loaded in the order of their names.
+/// Puts them out of a package's tree into a new folder, as files that are loaded in the order of their names.
 pub fn take(tree: &Path, folder: &Path) -> Result<()> {
     fs::create_dir_all(folder).map_err(Error::io("create", folder))?;
-    let all = tree.join("lib/modules");
-    let Some(Ok(release)) = fs::read_dir(&all).ok().and_then(|mut all| all.next()) else {
-        return Ok(());
-    };
+    let release = release(tree)?;
     for (number, wanted) in WANTED.iter().enumerate() {
-        let plain = release.path().join(wanted);
+        let plain = release.join(wanted);
         let name = plain.file_name().unwrap_or_default().to_string_lossy();
         let to = folder.join(format!("{number}-{name}"));
-        let packed = plain.with_extension("ko.xz");
         if plain.exists() {
             fs::copy(&plain, &to).map_err(Error::io("copy", &plain))?;
-        } else if packed.exists() {
-            let copy = folder.join(format!("{number}-{name}.xz"));
-            fs::copy(&packed, &copy).map_err(Error::io("copy", &packed))?;
-            tools::run(
-                Command::new("xz").arg("-d").arg(&copy),
-                "unpack a kernel module",
-            )?;
+            continue;
         }
+        let packed = plain.with_extension("ko.xz");
+        let copy = folder.join(format!("{number}-{name}.xz"));
+        fs::copy(&packed, &copy).map_err(Error::io("copy", &packed))?;
+        tools::run(
+            Command::new("xz").arg("-d").arg(&copy),
+            "unpack a kernel module",
+        )?;
     }
     Ok(())
+}
+
+/// The folder of the modules of the one kernel that a package has.
+fn release(tree: &Path) -> Result<PathBuf> {
+    let places = ["lib/modules", "usr/lib/modules"].map(|place| tree.join(place));
+    let mut folders = places.iter().filter_map(|place| fs::read_dir(place).ok());
+    let release = folders.find_map(|mut folder| folder.next()?.ok());
+    let release = release.ok_or_else(|| Error::Io {
+        action: "find the kernel modules in",
+        path: places[0].clone(),
+        source: std::io::ErrorKind::NotFound.into(),
+    })?;
+    Ok(release.path())
 }
 
 /// Those in such a folder, in their order.
@@ -59,11 +69,11 @@ mod tests {
     fn modules_are_taken_packed_or_not_in_their_order() {
         let work = tempfile::tempdir().unwrap();
         let tree = work.path().join("tree");
-        let modules = tree.join("lib/modules/6.12");
-        for (name, text) in [(WANTED[1], "netem"), (WANTED[0], "veth")] {
+        let modules = tree.join("usr/lib/modules/6.12");
+        for name in WANTED.iter().rev() {
             let path = modules.join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(&path, text).unwrap();
+            fs::write(&path, name).unwrap();
         }
         let packed = modules.join(WANTED[0]);
         let packing = Command::new("xz").arg(&packed).status();
@@ -74,10 +84,11 @@ mod tests {
             .iter()
             .map(|path| fs::read_to_string(path).unwrap())
             .collect();
-        assert_eq!(texts, ["veth", "netem"]);
-        // A package without any.
-        let none = work.path().join("none");
-        take(&work.path().join("other"), &none).unwrap();
-        assert_eq!(list(&none), [PathBuf::new(); 0]);
+        assert_eq!(texts, WANTED);
+        // One that is missing, and a package without any.
+        fs::remove_file(modules.join(WANTED[3])).unwrap();
+        let error = take(&tree, &work.path().join("fewer")).unwrap_err();
+        assert!(error.to_string().contains("tcp_diag"), "{error}");
+        assert!(take(&work.path().join("other"), &work.path().join("none")).is_err());
     }
 }
