@@ -373,7 +373,7 @@ Debian|main|bookworm|http://mirror.example/debian/
         .unwrap();
         assert_eq!(image.vmlinuz, cache.path().join("vmlinuz"));
         assert_eq!(image.config, None);
-        assert_eq!(image.modules, [PathBuf::new(); 0]);
+        assert!(image.modules.is_empty());
         assert_eq!(image.package, "put there by hand");
     }
 }
