@@ -160,33 +160,64 @@ pub(super) struct Chosen {
     pub(super) name: SnapshotName,
     pub(super) head: Head,
     pub(super) key: Option<PlacedKey>,
+    /// It is a tree.
+    pub(super) tree: bool,
 }
 
-/// Of the names of one snapshot, which may be there sealed with several keys and plain, the first that can be read: a
-/// sealed one, else the plain one.
+/// Of the names of one snapshot, which may be there sealed with several keys and plain, one that can be read: a tree before
+/// the first process of it alone, then a sealed one before a plain one.
+///
+/// # Errors
+/// Where no sealed one can be read, and one of them for another reason than that the key is somebody else's: what is sealed
+/// is not to be taken for plain because a service fails, or because somebody has damaged it.
 pub(super) fn choose(
     bucket: &Bucket,
     ring: &mut Ring<'_>,
     names: &[SnapshotName],
 ) -> Result<Chosen> {
-    let missing = StoreError::NotFound {
-        what: format!("a snapshot in {}", bucket.url()),
-    };
-    let mut best: Result<Chosen> = Err(missing.into());
-    for (n, &name) in names.iter().enumerate() {
-        let read = bucket.head_of(&name).map_err(SessionError::from);
-        let chosen = read.and_then(|head| {
-            let key = ring.key_of(&name, &head)?;
-            Ok(Chosen { name, head, key })
-        });
-        match &chosen {
-            Ok(one) if one.key.is_some() => return chosen,
-            // Why the first one cannot be read is told, if none can.
-            Err(_) if n > 0 => {}
-            _ => best = chosen,
+    let (mut best, mut failed, mut closed) = (None::<Chosen>, None, None);
+    for name in names {
+        match readable(bucket, ring, *name) {
+            Ok(one) => {
+                let rank = |one: &Chosen| (one.tree, one.key.is_some());
+                if best.as_ref().is_none_or(|best| rank(&one) > rank(best)) {
+                    best = Some(one);
+                }
+            }
+            Err(error) if passes(&error) => drop(closed.get_or_insert(error)),
+            Err(error) => drop(failed.get_or_insert(error)),
         }
     }
-    best
+    match (best, failed) {
+        (Some(one), None) => Ok(one),
+        (Some(one), Some(_)) if one.key.is_some() => Ok(one),
+        (_, Some(error)) => Err(error),
+        (None, None) => Err(closed.unwrap_or_else(|| {
+            let what = format!("a snapshot in {}", bucket.url());
+            StoreError::NotFound { what }.into()
+        })),
+    }
+}
+
+/// Whether another form of the same may be taken for one that cannot be read so: it is for others, or was removed.
+fn passes(error: &SessionError) -> bool {
+    match error {
+        SessionError::Store(error) => error.is_sealed(),
+        SessionError::Bucket(error) => error.is_missing(),
+        _ => false,
+    }
+}
+
+/// Opens a snapshot, as far as it takes to know what it is.
+fn readable(bucket: &Bucket, ring: &mut Ring<'_>, name: SnapshotName) -> Result<Chosen> {
+    let head = bucket.head_of(&name)?;
+    let key = ring.key_of(&name, &head)?;
+    Ok(Chosen {
+        tree: bucket.is_tree(&head, key.as_ref())?,
+        name,
+        head,
+        key,
+    })
 }
 
 /// The snapshot that a reference means: `latest`, or an id, or its first digits. `names` are oldest first. It has more than

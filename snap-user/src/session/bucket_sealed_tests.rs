@@ -275,6 +275,32 @@ fn damage_of_any_object_is_told_and_nothing_of_it_is_in_the_store() {
 }
 
 #[test]
+fn what_is_there_sealed_and_plain_is_not_taken_in_plain_where_the_sealed_one_is_damaged() {
+    let (place, owner) = (Place::new(), Owner::new());
+    let memory = noise(0, 50);
+    let (_dir, store) = new_store();
+    let id = put(&store, &[&memory])[0];
+    push_as(owner.keys(), &place, &store, id).unwrap();
+    let sealed = place.objects("snapshots");
+    place.push(&store, id).unwrap();
+    let key = place.objects("keys").remove(0);
+    let there = Elsewhere::new();
+    for object in sealed.into_iter().chain([key]) {
+        let whole = std::fs::read(&object).unwrap();
+        // In what is sealed, too.
+        for at in [50, whole.len() / 2] {
+            damage(&object, at);
+            let error = there.pull(&owner.reading(), &place, "latest").unwrap_err();
+            assert_eq!(error.trouble(), Trouble::Corrupt, "{error}");
+            assert!(there.open(&owner).sessions().unwrap().is_empty());
+            std::fs::write(&object, &whole).unwrap();
+        }
+    }
+    let pulled = there.pull(&owner.reading(), &place, "latest").unwrap();
+    there.assert_gives(&owner, &pulled, &memory);
+}
+
+#[test]
 fn who_pulls_may_name_others_and_so_may_who_pushes() {
     let (place, owner, other) = (Place::new(), Owner::new(), Owner::new());
     let memory = noise(0, 50);

@@ -99,7 +99,9 @@ pub(super) fn pull_with(
         pulled.took_ns = start.elapsed().as_nanos() as u64;
         return Ok(pulled);
     }
-    let Chosen { name, head, key } = chosen;
+    let Chosen {
+        name, head, key, ..
+    } = chosen;
     let whole = bucket.whole(&name, head, key.as_ref())?;
     let tree = whole.tree.map(|head| tree_of(&about, &head)).transpose()?;
     let parts = parts(whole.indexes, &about)?;
@@ -235,7 +237,7 @@ impl Here {
         &self,
         store: &Store,
         bucket: &Bucket,
-        Chosen { name, head, key }: &Chosen,
+        Chosen { name, tree, .. }: &Chosen,
         about: &str,
     ) -> Result<Option<Pulled>> {
         let Some(meta) = self.find(name.id) else {
@@ -244,7 +246,7 @@ impl Here {
         let members = match store.tree(meta.id)? {
             Some(tree) => tree.members.iter().map(|member| member.id).collect(),
             // It may have come without the others, by a pull that was killed.
-            None if bucket.is_tree(head, key.as_ref())? => return Ok(None),
+            None if *tree => return Ok(None),
             None => vec![meta.id],
         };
         let members: Vec<&SnapshotMeta> = self
