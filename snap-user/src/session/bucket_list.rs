@@ -3,7 +3,7 @@
 use super::bucket_keys::Ring;
 use super::types::hex;
 use super::{Result, SessionError};
-use crate::bucket::{Bucket, Common, Envelope, Front, Head, PlacedKey, SnapshotName};
+use crate::bucket::{Bucket, BucketError, Common, Envelope, Front, Head, PlacedKey, SnapshotName};
 use crate::model::SnapshotId;
 use crate::store::{Keys, StoreError};
 use serde::Serialize;
@@ -46,8 +46,8 @@ pub struct BucketEntry {
 pub struct BucketListing {
     /// The snapshots, oldest first.
     pub entries: Vec<BucketEntry>,
-    /// Why not all is known of some of them. A sentence.
-    pub note: Option<String>,
+    /// Why not all is known of some of them. Sentences.
+    pub notes: Vec<String>,
 }
 
 /// The snapshots in a bucket.
@@ -59,7 +59,7 @@ pub fn list_bucket(url: &str) -> Result<BucketListing> {
 pub(super) fn list_with(keys: &Keys, url: &str) -> Result<BucketListing> {
     let bucket = Bucket::open(url)?;
     let mut ring = Ring::new(&bucket, keys);
-    let (mut entries, mut closed) = (Vec::new(), Vec::new());
+    let (mut entries, mut closed, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
     for head in bucket.heads(&bucket.snapshots()?)? {
         let envelope = match head {
             Head::Process(header, _) => {
@@ -76,26 +76,40 @@ pub(super) fn list_with(keys: &Keys, url: &str) -> Result<BucketListing> {
             Head::Sealed(envelope) => envelope,
         };
         let mut entry = BucketEntry::sealed(&envelope);
-        match ring.open(envelope.key, &what(&envelope.name, &bucket)) {
-            Ok(key) => entry.learn(&bucket.front(&envelope, Some(&key))?),
+        let key = ring.open(envelope.key, &what(&envelope.name, &bucket));
+        match key.and_then(|key| Ok(bucket.front(&envelope, Some(&key))?)) {
+            Ok(front) => entry.learn(&front),
             Err(SessionError::Store(error)) if error.is_sealed() => closed.push(error),
+            // The others can be pulled all the same.
+            Err(SessionError::Bucket(
+                error @ (BucketError::Corrupt { .. } | BucketError::NewerVersion { .. }),
+            )) => damaged.push(error),
             Err(error) => return Err(error),
         }
         entries.push(entry);
     }
-    let count = match closed.len() {
+    let mut notes = Vec::new();
+    if let Some(error) = closed.first() {
+        let why = match error {
+            StoreError::WrongIdentity { .. } => {
+                "none of the keys in the file of --identity opens it"
+            }
+            _ => "name the file with the key with --identity FILE, or in KSNAP_IDENTITY",
+        };
+        notes.push(little_known(closed.len(), why));
+    }
+    if let Some(error) = damaged.first() {
+        notes.push(little_known(damaged.len(), &error.to_string()));
+    }
+    Ok(BucketListing { entries, notes })
+}
+
+fn little_known(snapshots: usize, why: &str) -> String {
+    let count = match snapshots {
         1 => "a sealed snapshot".into(),
         n => format!("{n} sealed snapshots"),
     };
-    let note = closed.first().map(|error| match error {
-        StoreError::WrongIdentity { .. } => format!(
-            "of {count} only size and time are known: none of the keys in the file of --identity opens it"
-        ),
-        _ => format!(
-            "of {count} only size and time are known: name the file with the key with --identity FILE, or in KSNAP_IDENTITY"
-        ),
-    });
-    Ok(BucketListing { entries, note })
+    format!("of {count} only size and time are known: {why}")
 }
 
 /// How a snapshot in a bucket is told in errors.
@@ -209,7 +223,7 @@ fn passes(error: &SessionError) -> bool {
 }
 
 /// Opens a snapshot, as far as it takes to know what it is.
-fn readable(bucket: &Bucket, ring: &mut Ring<'_>, name: SnapshotName) -> Result<Chosen> {
+pub(super) fn readable(bucket: &Bucket, ring: &mut Ring<'_>, name: SnapshotName) -> Result<Chosen> {
     let head = bucket.head_of(&name)?;
     let key = ring.key_of(&name, &head)?;
     Ok(Chosen {
