@@ -196,6 +196,8 @@ impl Bucket {
         let object = name.key();
         let (path, about) = (self.path(&object), self.about(&object));
         let key = right(key, envelope, &about)?;
+        // What says how much there is to read is the work of a holder of the key.
+        envelope.front(&about, &key.key)?;
         let rest = envelope.rest();
         let len = rest.end - rest.start;
         let (bytes, _) = read(&*self.objects, &path, &about, bounded(rest), len).await?;
@@ -367,6 +369,42 @@ fn names_of(chunks: &[ChunkRef]) -> Vec<ChunkName> {
 mod tests {
     use super::super::golden;
     use super::*;
+
+    #[test]
+    fn nothing_is_read_behind_a_sealed_header_that_was_altered() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", folder.path().display());
+        let bucket = Bucket::open_or_create(&url).unwrap();
+        let (name, bytes) = golden::sealed(false);
+        bucket.put_index(&name, vec![bytes.clone()]).unwrap();
+        let object = folder.path().join(name.key());
+        let key = golden::placed_key();
+        let behind = |head: &Head| {
+            let read = bucket.behind(&name, head, Some(&key), MAX_PAGES);
+            bucket.runtime.block_on(read)
+        };
+        let head = bucket.head_of(&name).unwrap();
+        assert!(behind(&head).unwrap().is_some());
+        // Of no pages, and with much more behind the header than there was.
+        let rest: u64 = 1 << 30;
+        let mut forged = bytes;
+        forged[64..72].fill(0);
+        forged[80..88].copy_from_slice(&rest.to_le_bytes());
+        let (summed, sum) = forged[..INDEX_HEADER_LEN].split_at_mut(INDEX_HEADER_LEN - 4);
+        sum.copy_from_slice(&crc32c::crc32c(summed).to_le_bytes());
+        std::fs::write(&object, &forged).unwrap();
+        let Head::Sealed(envelope) = &head else {
+            panic!("it is sealed");
+        };
+        let file = std::fs::File::options().write(true).open(&object).unwrap();
+        file.set_len(envelope.rest().start + rest).unwrap();
+        let altered = bucket.head_of(&name).unwrap();
+        // Whoever reads on finds nothing there.
+        std::fs::remove_file(&object).unwrap();
+        assert!(behind(&head).unwrap_err().is_missing());
+        let error = behind(&altered).unwrap_err();
+        assert!(matches!(error, BucketError::Corrupt { .. }), "{error}");
+    }
 
     /// Pushed anew, the indexes of a tree may lie elsewhere in its object.
     #[test]

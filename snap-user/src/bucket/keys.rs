@@ -34,10 +34,38 @@ impl Bucket {
         self.runtime.block_on(objects.buffered(AT_ONCE).collect())
     }
 
-    /// Writes an object with a key.
-    pub fn put_key(&self, bytes: Vec<u8>) -> Result<KeyName> {
+    /// Writes an object with a key, which is for so many recipients.
+    ///
+    /// # Errors
+    /// Also when it is longer than what is read back.
+    pub fn put_key(&self, bytes: Vec<u8>, recipients: usize) -> Result<KeyName> {
+        if bytes.len() > MAX_KEY {
+            return Err(BucketError::TooLarge(format!(
+                "a key for {recipients} recipients has {} bytes, and may have {MAX_KEY}: seal for fewer (--encrypt-to)",
+                bytes.len()
+            )));
+        }
         let name = KeyName(*blake3::hash(&bytes).as_bytes());
         self.put(&name.key(), bytes)?;
         Ok(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_nobody_would_read_back_is_not_written() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", folder.path().display());
+        let bucket = Bucket::open_or_create(&url).unwrap();
+        let error = bucket.put_key(vec![7; MAX_KEY + 1], 5000).unwrap_err();
+        assert!(matches!(error, BucketError::TooLarge(_)), "{error}");
+        assert!(error.to_string().contains("5000 recipients"), "{error}");
+        assert!(bucket.keys().unwrap().is_empty());
+        let name = bucket.put_key(vec![7; MAX_KEY], 4000).unwrap();
+        let read = bucket.read_keys(&[name]).remove(0);
+        assert_eq!(read.unwrap().len(), MAX_KEY);
     }
 }

@@ -45,22 +45,14 @@ pub(super) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChunkName(pub [u8; 32]);
 
-impl fmt::Display for ChunkName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        hex(&self.0, f)
-    }
-}
-
 impl ChunkName {
     /// Where it is.
     pub fn key(&self) -> String {
         format!("{CHUNKS}/{:02x}/{self}", self.0[0])
     }
 
-    /// The chunk at a place, if it is that of one.
-    pub fn parse(key: &str) -> Option<Self> {
-        let name = Self(unhex(key.rsplit('/').next()?)?);
-        (name.key() == key).then_some(name)
+    fn is_at(&self, key: &str) -> bool {
+        self.key() == key
     }
 }
 
@@ -68,22 +60,14 @@ impl ChunkName {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyName(pub [u8; 32]);
 
-impl fmt::Display for KeyName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        hex(&self.0, f)
-    }
-}
-
 impl KeyName {
     /// Where it is.
     pub fn key(&self) -> String {
         format!("{KEYS}/{self}")
     }
 
-    /// The key at a place, if it is that of one.
-    pub fn parse(key: &str) -> Option<Self> {
-        let name = Self(unhex(key.rsplit('/').next()?)?);
-        (name.key() == key).then_some(name)
+    fn is_at(&self, key: &str) -> bool {
+        self.key() == key
     }
 }
 
@@ -147,20 +131,40 @@ pub struct DoomedName(pub [u8; 32]);
 impl DoomedName {
     /// Where it is as long as its chunks may be there.
     pub fn key(&self) -> String {
-        format!("{DOOMED}/{}", ChunkName(self.0))
+        format!("{DOOMED}/{self}")
     }
 
     /// Where it is when they have been deleted.
     pub fn swept_key(&self) -> String {
-        format!("{SWEPT}/{}", ChunkName(self.0))
+        format!("{SWEPT}/{self}")
     }
 
-    /// The list at a place of either kind, if it is that of one.
-    pub fn parse(key: &str) -> Option<Self> {
-        let name = Self(unhex(key.rsplit('/').next()?)?);
-        (name.key() == key || name.swept_key() == key).then_some(name)
+    /// At a place of either kind.
+    fn is_at(&self, key: &str) -> bool {
+        self.key() == key || self.swept_key() == key
     }
 }
+
+/// Names that are hashes: shown as digits, with which their places end.
+macro_rules! hashes {
+    ($($name:ident),*) => {$(
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                hex(&self.0, f)
+            }
+        }
+
+        impl $name {
+            /// What is at a place, if that is one of such a name.
+            pub fn parse(key: &str) -> Option<Self> {
+                let name = Self(unhex(key.rsplit('/').next()?)?);
+                name.is_at(key).then_some(name)
+            }
+        }
+    )*};
+}
+
+hashes!(ChunkName, KeyName, DoomedName);
 
 #[cfg(test)]
 mod tests {

@@ -39,6 +39,9 @@ pub fn pull(context: &Context, args: &Pull) -> Result<Exit, CliError> {
     let (store, _) = context.store_to_fill(filling, Rules::default())?;
     let done = session::pull(&store, &args.url, &args.reference, &mut report)?;
     drop(status);
+    for note in &done.notes {
+        context.note(note);
+    }
     context.print(args.json, &done, |out, _| {
         writeln!(out, "{}", bucket::pulled(&done))
     })?;
@@ -48,7 +51,7 @@ pub fn pull(context: &Context, args: &Pull) -> Result<Exit, CliError> {
 fn list(context: &Context, args: &Pull) -> Result<Exit, CliError> {
     let listing = session::list_bucket(&args.url)?;
     let entries = &listing.entries;
-    if let Some(note) = &listing.note {
+    for note in &listing.notes {
         context.note(note);
     }
     let mut out = stdout();

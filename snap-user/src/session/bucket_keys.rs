@@ -6,14 +6,19 @@ use crate::bucket::{
     Bucket, BucketError, BucketKey, Head, KeyName, MAX_KEY, PlacedKey, SnapshotName,
 };
 use crate::store::{Keys, Recipients, StoreError};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+
+/// Keys that are read at once when one is looked for: a place may have many, and the first may be the one.
+const GROUP: usize = 8;
 
 /// Opens keys, each once.
 pub(super) struct Ring<'a> {
     bucket: &'a Bucket,
     keys: &'a Keys,
     opened: HashMap<KeyName, PlacedKey>,
+    /// Those that none of the user's identities opens.
+    closed: HashSet<KeyName>,
 }
 
 impl<'a> Ring<'a> {
@@ -22,6 +27,7 @@ impl<'a> Ring<'a> {
             bucket,
             keys,
             opened: HashMap::new(),
+            closed: HashSet::new(),
         }
     }
 
@@ -41,6 +47,13 @@ impl<'a> Ring<'a> {
         if let Some(key) = self.opened.get(&name) {
             return Ok(key.clone());
         }
+        let about = || what.to_owned();
+        if !self.keys.has_identity() {
+            return Err(StoreError::Sealed { what: about() }.into());
+        }
+        if self.closed.contains(&name) {
+            return Err(StoreError::WrongIdentity { what: about() }.into());
+        }
         let read = self.bucket.read_keys(&[name]).remove(0);
         let bytes = read.map_err(|error| match error {
             BucketError::Missing { object } => BucketError::Corrupt {
@@ -49,13 +62,17 @@ impl<'a> Ring<'a> {
             },
             other => other,
         })?;
-        let key = placed(name, self.opened_key(name, what, &bytes)?);
+        let opened = self.opened_key(name, what, &bytes);
+        if matches!(&opened, Err(SessionError::Store(error)) if error.is_sealed()) {
+            self.closed.insert(name);
+        }
+        let key = placed(name, opened?);
         self.opened.insert(name, key.clone());
         Ok(key)
     }
 
     fn opened_key(&self, name: KeyName, what: &str, bytes: &[u8]) -> Result<BucketKey> {
-        let object = format!("{}/{}", self.bucket.url().trim_end_matches('/'), name.key());
+        let object = object(self.bucket, name);
         let plain = self.keys.open_age_file(what, bytes, MAX_KEY);
         let plain = plain.map_err(|error| match error {
             StoreError::Corrupt { source, .. } => BucketError::Corrupt {
@@ -77,7 +94,11 @@ impl<'a> Ring<'a> {
             // Nobody can tell which of them are his own.
             false => Vec::new(),
         };
-        for (name, read) in there.iter().zip(self.bucket.read_keys(&there)) {
+        let read = there.chunks(GROUP).flat_map(|names| {
+            let read = self.bucket.read_keys(names);
+            names.iter().zip(read)
+        });
+        for (name, read) in read {
             let opened = match read {
                 Ok(bytes) => self.opened_key(*name, "a key", &bytes),
                 Err(error @ (BucketError::Corrupt { .. } | BucketError::Missing { .. })) => {
@@ -97,8 +118,43 @@ impl<'a> Ring<'a> {
         let key = BucketKey::generate(&names, |of| self.keys.marks(of))?;
         let file = recipients.encrypt(key.encode().as_bytes());
         let file = file.map_err(SessionError::io("encrypt a key"))?;
-        Ok(placed(self.bucket.put_key(file)?, key))
+        Ok(placed(self.bucket.put_key(file, names.len())?, key))
     }
+
+    /// For whom what is sealed with this key is to be sealed in a store: for those for whom the key is, if the user has made it.
+    /// What anybody else may have written into it is no reason to seal for them: then for the user alone, as far as it names
+    /// him. The second is how many are left out.
+    ///
+    /// # Errors
+    /// It names nobody for whom anything could be sealed.
+    pub(super) fn trusted(&self, key: &PlacedKey) -> Result<(Recipients, usize)> {
+        let object = || object(self.bucket, key.name);
+        let damaged = |why: String| BucketError::Corrupt {
+            object: object(),
+            why,
+        };
+        let named = key.key.recipients();
+        let all = Recipients::from_names(&named)
+            .map_err(|error| damaged(format!("a line of it names nobody: {error}")))?;
+        if key.key.is_own(&named, &self.keys.marks(&key.key.marked())) {
+            return Ok((all, 0));
+        }
+        let own = self.keys.own_names();
+        let kept: Vec<String> = named
+            .iter()
+            .filter(|name| own.contains(name))
+            .cloned()
+            .collect();
+        match kept.is_empty() {
+            true => Err(damaged("it does not name the one who can open it".into()).into()),
+            false => Ok((Recipients::from_names(&kept)?, named.len() - kept.len())),
+        }
+    }
+}
+
+/// How a key is told in errors.
+fn object(bucket: &Bucket, name: KeyName) -> String {
+    format!("{}/{}", bucket.url().trim_end_matches('/'), name.key())
 }
 
 fn placed(name: KeyName, key: BucketKey) -> PlacedKey {

@@ -3,7 +3,7 @@
 use super::bucket_keys::Ring;
 use super::types::hex;
 use super::{Result, SessionError};
-use crate::bucket::{Bucket, Common, Envelope, Front, Head, PlacedKey, SnapshotName};
+use crate::bucket::{Bucket, BucketError, Common, Envelope, Front, Head, PlacedKey, SnapshotName};
 use crate::model::SnapshotId;
 use crate::store::{Keys, StoreError};
 use serde::Serialize;
@@ -46,8 +46,8 @@ pub struct BucketEntry {
 pub struct BucketListing {
     /// The snapshots, oldest first.
     pub entries: Vec<BucketEntry>,
-    /// Why not all is known of some of them. A sentence.
-    pub note: Option<String>,
+    /// Why not all is known of some of them. Sentences.
+    pub notes: Vec<String>,
 }
 
 /// The snapshots in a bucket.
@@ -59,7 +59,7 @@ pub fn list_bucket(url: &str) -> Result<BucketListing> {
 pub(super) fn list_with(keys: &Keys, url: &str) -> Result<BucketListing> {
     let bucket = Bucket::open(url)?;
     let mut ring = Ring::new(&bucket, keys);
-    let (mut entries, mut closed) = (Vec::new(), Vec::new());
+    let (mut entries, mut closed, mut damaged) = (Vec::new(), Vec::new(), Vec::new());
     for head in bucket.heads(&bucket.snapshots()?)? {
         let envelope = match head {
             Head::Process(header, _) => {
@@ -76,26 +76,40 @@ pub(super) fn list_with(keys: &Keys, url: &str) -> Result<BucketListing> {
             Head::Sealed(envelope) => envelope,
         };
         let mut entry = BucketEntry::sealed(&envelope);
-        match ring.open(envelope.key, &what(&envelope.name, &bucket)) {
-            Ok(key) => entry.learn(&bucket.front(&envelope, Some(&key))?),
+        let key = ring.open(envelope.key, &what(&envelope.name, &bucket));
+        match key.and_then(|key| Ok(bucket.front(&envelope, Some(&key))?)) {
+            Ok(front) => entry.learn(&front),
             Err(SessionError::Store(error)) if error.is_sealed() => closed.push(error),
+            // The others can be pulled all the same.
+            Err(SessionError::Bucket(
+                error @ (BucketError::Corrupt { .. } | BucketError::NewerVersion { .. }),
+            )) => damaged.push(error),
             Err(error) => return Err(error),
         }
         entries.push(entry);
     }
-    let count = match closed.len() {
+    let mut notes = Vec::new();
+    if let Some(error) = closed.first() {
+        let why = match error {
+            StoreError::WrongIdentity { .. } => {
+                "none of the keys in the file of --identity opens it"
+            }
+            _ => "name the file with the key with --identity FILE, or in KSNAP_IDENTITY",
+        };
+        notes.push(little_known(closed.len(), why));
+    }
+    if let Some(error) = damaged.first() {
+        notes.push(little_known(damaged.len(), &error.to_string()));
+    }
+    Ok(BucketListing { entries, notes })
+}
+
+fn little_known(snapshots: usize, why: &str) -> String {
+    let count = match snapshots {
         1 => "a sealed snapshot".into(),
         n => format!("{n} sealed snapshots"),
     };
-    let note = closed.first().map(|error| match error {
-        StoreError::WrongIdentity { .. } => format!(
-            "of {count} only size and time are known: none of the keys in the file of --identity opens it"
-        ),
-        _ => format!(
-            "of {count} only size and time are known: name the file with the key with --identity FILE, or in KSNAP_IDENTITY"
-        ),
-    });
-    Ok(BucketListing { entries, note })
+    format!("of {count} only size and time are known: {why}")
 }
 
 /// How a snapshot in a bucket is told in errors.
@@ -160,33 +174,64 @@ pub(super) struct Chosen {
     pub(super) name: SnapshotName,
     pub(super) head: Head,
     pub(super) key: Option<PlacedKey>,
+    /// It is a tree.
+    pub(super) tree: bool,
 }
 
-/// Of the names of one snapshot, which may be there sealed with several keys and plain, the first that can be read: a
-/// sealed one, else the plain one.
+/// Of the names of one snapshot, which may be there sealed with several keys and plain, one that can be read: a tree before
+/// the first process of it alone, then a sealed one before a plain one.
+///
+/// # Errors
+/// Where no sealed one can be read, and one of them for another reason than that the key is somebody else's: what is sealed
+/// is not to be taken for plain because a service fails, or because somebody has damaged it.
 pub(super) fn choose(
     bucket: &Bucket,
     ring: &mut Ring<'_>,
     names: &[SnapshotName],
 ) -> Result<Chosen> {
-    let missing = StoreError::NotFound {
-        what: format!("a snapshot in {}", bucket.url()),
-    };
-    let mut best: Result<Chosen> = Err(missing.into());
-    for (n, &name) in names.iter().enumerate() {
-        let read = bucket.head_of(&name).map_err(SessionError::from);
-        let chosen = read.and_then(|head| {
-            let key = ring.key_of(&name, &head)?;
-            Ok(Chosen { name, head, key })
-        });
-        match &chosen {
-            Ok(one) if one.key.is_some() => return chosen,
-            // Why the first one cannot be read is told, if none can.
-            Err(_) if n > 0 => {}
-            _ => best = chosen,
+    let (mut best, mut failed, mut closed) = (None::<Chosen>, None, None);
+    for name in names {
+        match readable(bucket, ring, *name) {
+            Ok(one) => {
+                let rank = |one: &Chosen| (one.tree, one.key.is_some());
+                if best.as_ref().is_none_or(|best| rank(&one) > rank(best)) {
+                    best = Some(one);
+                }
+            }
+            Err(error) if passes(&error) => drop(closed.get_or_insert(error)),
+            Err(error) => drop(failed.get_or_insert(error)),
         }
     }
-    best
+    match (best, failed) {
+        (Some(one), None) => Ok(one),
+        (Some(one), Some(_)) if one.key.is_some() => Ok(one),
+        (_, Some(error)) => Err(error),
+        (None, None) => Err(closed.unwrap_or_else(|| {
+            let what = format!("a snapshot in {}", bucket.url());
+            StoreError::NotFound { what }.into()
+        })),
+    }
+}
+
+/// Whether another form of the same may be taken for one that cannot be read so: it is for others, or was removed.
+fn passes(error: &SessionError) -> bool {
+    match error {
+        SessionError::Store(error) => error.is_sealed(),
+        SessionError::Bucket(error) => error.is_missing(),
+        _ => false,
+    }
+}
+
+/// Opens a snapshot, as far as it takes to know what it is.
+pub(super) fn readable(bucket: &Bucket, ring: &mut Ring<'_>, name: SnapshotName) -> Result<Chosen> {
+    let head = bucket.head_of(&name)?;
+    let key = ring.key_of(&name, &head)?;
+    Ok(Chosen {
+        tree: bucket.is_tree(&head, key.as_ref())?,
+        name,
+        head,
+        key,
+    })
 }
 
 /// The snapshot that a reference means: `latest`, or an id, or its first digits. `names` are oldest first. It has more than

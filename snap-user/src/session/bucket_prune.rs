@@ -76,18 +76,24 @@ pub fn prune_bucket(url: &str, rules: &BucketRules, dry_run: bool) -> Result<Buc
     };
     let now_ns = (now_ms.max(0) as u64).saturating_mul(1_000_000);
     let gone = removable(&names, &rules.keep, now_ns);
+    // One that is there in several forms is one.
+    let mut seen = HashSet::new();
+    let (removed, kept): (Vec<SnapshotName>, Vec<_>) = names
+        .iter()
+        .copied()
+        .filter(|name| seen.insert(name.id))
+        .partition(|name| gone.contains(name));
     let mut pruning = BucketPruning {
         url: bucket.url().to_owned(),
         dry_run,
-        removed: names
+        removed: removed
             .iter()
-            .filter(|name| gone.contains(name))
             .map(|name| GoneFromBucket {
                 id: name.id,
                 time_ns: name.time_ns,
             })
             .collect(),
-        kept: (names.len() - gone.len()) as u64,
+        kept: kept.len() as u64,
         deleted_chunks: 0,
         deleted_bytes: 0,
         waiting_chunks: 0,

@@ -1,18 +1,17 @@
 //! Sealed pushes to a folder, and pulls from there: with the key all of it, and without nothing.
 
+use super::bucket_keys::Ring;
 use super::bucket_list::list_with;
-use super::bucket_tests::{DAY, Place, damage, message, noise, put};
-use super::bucket_tree_tests::{assert_has, three, tree_in};
+use super::bucket_tests::{DAY, Place, damage, noise, put};
 use super::pull::pull_with;
 use super::push::push_with;
 use super::*;
-use crate::bucket::{Bucket, BucketKey};
-use crate::model::{ProcessTree, SnapshotId, TreeMember};
+use crate::bucket::{Bucket, BucketKey, PlacedKey};
+use crate::model::SnapshotId;
 use crate::store::tests::support::{Memory, Owner, assert_holds, new_store, page};
-use crate::store::{Keys, Store};
+use crate::store::{Keys, Recipients, Store};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 use tempfile::TempDir;
 
 /// A store of someone, with these snapshots in it, each of another session.
@@ -24,7 +23,12 @@ fn stored(owner: &Owner, of: &[&Memory]) -> (TempDir, Store, Vec<SnapshotId>) {
     (dir, store, ids)
 }
 
-fn push_as(keys: Arc<Keys>, place: &Place, store: &Store, id: SnapshotId) -> Result<Pushed> {
+pub(super) fn push_as(
+    keys: Arc<Keys>,
+    place: &Place,
+    store: &Store,
+    id: SnapshotId,
+) -> Result<Pushed> {
     push_with(
         keys,
         store.dir(),
@@ -35,25 +39,25 @@ fn push_as(keys: Arc<Keys>, place: &Place, store: &Store, id: SnapshotId) -> Res
 }
 
 /// On a machine that has nothing of it.
-struct Elsewhere {
+pub(super) struct Elsewhere {
     dir: TempDir,
 }
 
 impl Elsewhere {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         Self { dir }
     }
 
-    fn store(&self) -> std::path::PathBuf {
+    pub(super) fn store(&self) -> std::path::PathBuf {
         self.dir.path().join("store")
     }
 
-    fn pull(&self, keys: &Arc<Keys>, place: &Place, reference: &str) -> Result<Pulled> {
+    pub(super) fn pull(&self, keys: &Arc<Keys>, place: &Place, reference: &str) -> Result<Pulled> {
         pull_with(keys, &self.store(), &place.url(), reference, &mut |_| {})
     }
 
-    fn open(&self, owner: &Owner) -> Store {
+    pub(super) fn open(&self, owner: &Owner) -> Store {
         owner.open(&self.store())
     }
 
@@ -62,7 +66,14 @@ impl Elsewhere {
         let store = self.open(owner);
         assert_holds(&store.snapshot(pulled.stored_id).unwrap(), memory);
         assert_eq!(pulled.sealed_for, owner.keys().recipients().names());
-        assert!(store.is_sealed(store.sessions().unwrap()[0].0).unwrap());
+        for (session, info) in store.sessions().unwrap() {
+            assert!(store.is_sealed(session).unwrap());
+            assert_eq!(info.recipients, pulled.sealed_for);
+        }
+        let ends = [memory.values().next(), memory.values().last()];
+        for seed in ends.into_iter().flatten() {
+            assert_eq!(having(self.dir.path(), &page(*seed)[512..544]), 0);
+        }
     }
 }
 
@@ -117,7 +128,7 @@ fn a_sealed_snapshot_comes_back_with_the_url_and_the_key_alone() {
         assert!(there.open(&owner).sessions().unwrap().is_empty());
         let listed = list_with(&keys, &place.url()).unwrap();
         let entry = &listed.entries[0];
-        assert!(entry.sealed && listed.note.unwrap().contains(says));
+        assert!(entry.sealed && listed.notes[0].contains(says));
         assert_eq!((entry.id, entry.pages), (ids[0], 3000));
         assert_eq!((&entry.comm, entry.pid, entry.tree), (&None, None, None));
     }
@@ -128,7 +139,7 @@ fn a_sealed_snapshot_comes_back_with_the_url_and_the_key_alone() {
         (Some("victim"), Some(7))
     );
     assert_eq!((entry.tree, entry.sealed), (Some(false), true));
-    assert!(listed.note.is_none());
+    assert!(listed.notes.is_empty());
 }
 
 #[test]
@@ -191,6 +202,8 @@ fn only_what_is_not_there_is_sent_and_sealed_pages_are_never_plain_ones() {
         .pull(&Owner::default().keys(), &place, &reference)
         .unwrap();
     assert!(pulled.sealed_for.is_empty());
+    // There it can be found.
+    assert!(having(there.dir.path(), &part_of(0)) > 0);
 }
 
 #[test]
@@ -221,7 +234,7 @@ fn without_a_key_a_prune_removes_what_is_sealed_and_only_what_nobody_needs() {
     place.push(&store, ids[1]).unwrap();
     // The newest one is there in two forms.
     let done = place.prune(Some(1), DAY);
-    assert_eq!((done.removed.len(), done.kept), (1, 2));
+    assert_eq!((done.removed.len(), done.kept), (1, 1));
     place.two_days_pass();
     assert_eq!(place.prune(None, DAY).waiting_chunks, 1);
     // What is doomed is stored under another name.
@@ -265,12 +278,66 @@ fn damage_of_any_object_is_told_and_nothing_of_it_is_in_the_store() {
     let whole = std::fs::read(&key).unwrap();
     std::fs::remove_file(&key).unwrap();
     fails("its key, ");
+    let listed = list_with(&owner.reading(), &place.url()).unwrap();
+    assert_eq!((listed.entries.len(), &listed.entries[0].comm), (1, &None));
+    assert!(listed.notes[0].contains("its key, "), "{:?}", listed.notes);
     // Nobody takes another one for it.
     push_as(owner.reading(), &place, &store, ids[0]).unwrap();
     std::fs::write(&key, whole).unwrap();
     let listed = list_with(&owner.reading(), &place.url()).unwrap();
     assert_eq!(listed.entries.len(), 2);
     let pulled = pull().unwrap();
+    there.assert_gives(&owner, &pulled, &memory);
+}
+
+#[test]
+fn what_has_come_sealed_before_damage_is_seen_waits_nowhere_in_plain() {
+    let (place, owner) = (Place::new(), Owner::new());
+    let (_dir, store, ids) = stored(&owner, &[&noise(0, 5000)]);
+    push_as(owner.reading(), &place, &store, ids[0]).unwrap();
+    let there = Elsewhere::new();
+    let mut most = 0;
+    for chunk in place.objects("chunks") {
+        damage(&chunk, 100);
+        let error = pull_with(
+            &owner.reading(),
+            &there.store(),
+            &place.url(),
+            "latest",
+            &mut |pulling| most = most.max(pulling.done),
+        );
+        assert_eq!(error.unwrap_err().trouble(), Trouble::Corrupt);
+        damage(&chunk, 100);
+    }
+    assert!(most > 0, "one came before the one that was damaged");
+    for at in [0, 2500, 4999] {
+        assert_eq!(having(there.dir.path(), &part_of(at)), 0);
+    }
+}
+
+#[test]
+fn what_is_there_sealed_and_plain_is_not_taken_in_plain_where_the_sealed_one_is_damaged() {
+    let (place, owner) = (Place::new(), Owner::new());
+    let memory = noise(0, 50);
+    let (_dir, store) = new_store();
+    let id = put(&store, &[&memory])[0];
+    push_as(owner.keys(), &place, &store, id).unwrap();
+    let sealed = place.objects("snapshots");
+    place.push(&store, id).unwrap();
+    let key = place.objects("keys").remove(0);
+    let there = Elsewhere::new();
+    for object in sealed.into_iter().chain([key]) {
+        let whole = std::fs::read(&object).unwrap();
+        // In what is sealed, too.
+        for at in [50, whole.len() / 2] {
+            damage(&object, at);
+            let error = there.pull(&owner.reading(), &place, "latest").unwrap_err();
+            assert_eq!(error.trouble(), Trouble::Corrupt, "{error}");
+            assert!(there.open(&owner).sessions().unwrap().is_empty());
+            std::fs::write(&object, &whole).unwrap();
+        }
+    }
+    let pulled = there.pull(&owner.reading(), &place, "latest").unwrap();
     there.assert_gives(&owner, &pulled, &memory);
 }
 
@@ -306,7 +373,7 @@ fn a_key_that_somebody_else_has_made_seals_nothing() {
     let recipients = keys.recipients();
     let planted = BucketKey::generate(&recipients.names(), |_| Vec::new()).unwrap();
     let file = recipients.encrypt(planted.encode().as_bytes()).unwrap();
-    let name = bucket.put_key(file).unwrap();
+    let name = bucket.put_key(file, 1).unwrap();
     push_as(owner.keys(), &place, &store, id).unwrap();
     assert_eq!(place.objects("keys").len(), 2);
     let heads = bucket.heads(&bucket.snapshots().unwrap()).unwrap();
@@ -325,6 +392,45 @@ fn a_key_that_somebody_else_has_made_seals_nothing() {
 }
 
 #[test]
+fn who_else_is_named_in_a_key_that_somebody_else_has_made_cannot_read_what_is_pulled() {
+    let (place, owner, other) = (Place::new(), Owner::new(), Owner::new());
+    let memory = noise(0, 50);
+    let (_dir, store) = new_store();
+    let id = put(&store, &[&memory])[0];
+    let names = [&owner, &other].map(|one| one.keys().recipients().names());
+    let both = Recipients::from_names(&names.concat()).unwrap();
+    push_as(
+        other.reading().sealing_for(both.clone()),
+        &place,
+        &store,
+        id,
+    )
+    .unwrap();
+    let there = Elsewhere::new();
+    let pulled = there.pull(&owner.reading(), &place, "latest").unwrap();
+    there.assert_gives(&owner, &pulled, &memory);
+    assert!(pulled.notes[0].contains("--encrypt-to"), "{pulled:?}");
+    let again = there.pull(&owner.reading(), &place, "latest").unwrap();
+    assert!(again.was_there && again.notes == pulled.notes);
+    // Who has made it knows whom he has named.
+    let there = Elsewhere::new();
+    let pulled = there.pull(&other.reading(), &place, "latest").unwrap();
+    assert_eq!((pulled.sealed_for, pulled.notes), (both.names(), vec![]));
+    // One that names nobody, or not the one who opens it, is no key.
+    let bucket = Bucket::open(&place.url()).unwrap();
+    let keys = owner.reading();
+    for named in ["age1nobody".into(), names[1][0].clone()] {
+        let key = PlacedKey {
+            name: bucket.keys().unwrap()[0],
+            key: Arc::new(BucketKey::generate(&[named], |_| Vec::new()).unwrap()),
+        };
+        let error = Ring::new(&bucket, &keys).trusted(&key).unwrap_err();
+        assert_eq!(error.trouble(), Trouble::Corrupt, "{error}");
+        assert!(error.to_string().contains("keys/"), "{error}");
+    }
+}
+
+#[test]
 fn who_has_only_the_public_key_pushes_for_its_holder() {
     let (place, owner) = (Place::new(), Owner::new());
     let memory = noise(0, 300);
@@ -338,85 +444,4 @@ fn who_has_only_the_public_key_pushes_for_its_holder() {
     let there = Elsewhere::new();
     let pulled = there.pull(&owner.reading(), &place, "latest").unwrap();
     there.assert_gives(&owner, &pulled, &memory);
-}
-
-#[test]
-fn a_sealed_tree_comes_back_as_a_whole() {
-    let (place, owner) = (Place::new(), Owner::new());
-    let dir = tempfile::tempdir().unwrap();
-    let store = owner.open_or_create(&dir.path().join("store"));
-    let tree = tree_in(dir, store, three());
-    let pushed = push_as(owner.reading(), &place, &tree.store, tree.root()).unwrap();
-    assert_eq!((pushed.processes, pushed.new_pages), (3, 2005));
-    assert_eq!(place.objects("snapshots").len(), 1);
-    let there = Elsewhere::new();
-    let error = there.pull(&Owner::default().keys(), &place, "latest");
-    assert_eq!(error.unwrap_err().trouble(), Trouble::Permission);
-    let pulled = there.pull(&owner.reading(), &place, "latest").unwrap();
-    assert_eq!((pulled.processes, pulled.chunks), (3, pushed.chunks));
-    let store = there.open(&owner);
-    assert_has(&store, &pulled, &tree);
-    for (session, info) in store.sessions().unwrap() {
-        assert!(store.is_sealed(session).unwrap());
-        assert_eq!(info.recipients, pulled.sealed_for);
-    }
-    let again = there.pull(&owner.reading(), &place, "latest").unwrap();
-    assert!(again.was_there && again.stored_id == pulled.stored_id);
-    let listed = list_with(&owner.reading(), &place.url()).unwrap().entries;
-    assert_eq!((listed[0].tree, listed[0].processes), (Some(true), Some(3)));
-    let pushed = push_as(owner.reading(), &place, &tree.store, tree.root()).unwrap();
-    assert_eq!((pushed.new_pages, pushed.sent_chunks), (0, 0));
-    // By itself the first one would take the tree's place.
-    let alone = tempfile::tempdir().unwrap();
-    let copy = alone.path().join("store");
-    copy_all(tree.store.dir(), &copy);
-    std::fs::remove_dir_all(copy.join("trees")).unwrap();
-    let error = push_as(owner.reading(), &place, &owner.open(&copy), tree.root());
-    assert!(message(error).contains("as a tree"));
-    let done = place.prune(Some(0), Duration::ZERO);
-    assert_eq!(
-        (done.removed.len(), done.deleted_chunks),
-        (1, pushed.chunks)
-    );
-}
-
-fn copy_all(from: &Path, to: &Path) {
-    std::fs::create_dir(to).unwrap();
-    for entry in std::fs::read_dir(from).unwrap().flatten() {
-        let target = to.join(entry.file_name());
-        match entry.path().is_dir() {
-            true => copy_all(&entry.path(), &target),
-            false => drop(std::fs::copy(entry.path(), target).unwrap()),
-        }
-    }
-}
-
-#[test]
-fn of_a_tree_all_processes_are_sealed_for_the_same_keys_or_the_user_says_for_which() {
-    let (place, owner) = (Place::new(), Owner::new());
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("store");
-    // In plain, but for its last process.
-    let plain = Owner::default().open_or_create(&path);
-    let store = owner.open(&path);
-    let ids = [&plain, &store].map(|store| put(store, &[&noise(0, 5)])[0]);
-    let members = ids.iter().zip(0..).map(|(id, place)| TreeMember {
-        id: *id,
-        pid: 10 + place,
-        parent: (place > 0).then_some(0),
-        group: 10,
-        session: 10,
-        stopped: false,
-        foreground: None,
-    });
-    let record = ProcessTree {
-        members: members.collect(),
-        ..ProcessTree::default()
-    };
-    store.publish_tree(&record).unwrap();
-    let error = push_as(owner.reading(), &place, &store, ids[0]);
-    assert!(message(error).contains("--encrypt-to"));
-    assert!(place.objects("").is_empty());
-    let pushed = push_as(owner.keys(), &place, &store, ids[0]).unwrap();
-    assert_eq!((pushed.processes, pushed.sealed_for.len()), (2, 1));
 }

@@ -15,6 +15,8 @@ mod bucket_prune;
 #[cfg(all(test, feature = "object-storage"))]
 mod bucket_sealed_tests;
 #[cfg(all(test, feature = "object-storage"))]
+mod bucket_sealed_tree_tests;
+#[cfg(all(test, feature = "object-storage"))]
 mod bucket_tests;
 #[cfg(all(test, feature = "object-storage"))]
 mod bucket_tree_tests;

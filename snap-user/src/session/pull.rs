@@ -10,11 +10,9 @@ use crate::bucket::{Bucket, BucketError, Index, TreeHead};
 use crate::image::{Arch, Manifest, SessionId};
 use crate::model::{ProcessTree, SnapshotId};
 use crate::restore::fault;
-use crate::store::{
-    Disk, Keys, Recipients, Session, SnapshotMeta, Store, StoreError, tree_from_text,
-};
+use crate::store::{Disk, Keys, Session, SnapshotMeta, Store, StoreError, tree_from_text};
 use serde::Serialize;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -61,12 +59,15 @@ pub struct Pulled {
     pub file_bytes: u64,
     /// The public keys that it is sealed for in this store; none: it is plain.
     pub sealed_for: Vec<String>,
+    /// What there is to say of it. Sentences.
+    pub notes: Vec<String>,
     /// How long it took, in nanoseconds.
     pub took_ns: u64,
 }
 
 /// Pulls a snapshot, or a tree: `latest`, or one by its id. One that is sealed there is sealed here for the same keys, unless
-/// this process seals for others; never plain.
+/// this process seals for others; never plain. Where somebody else has made its key there, it is sealed for those alone of
+/// them whose private keys this process has.
 ///
 /// # Errors
 /// Then nothing of it is in the store; pages that have come are kept, and the next attempt goes on with them.
@@ -91,15 +92,20 @@ pub(super) fn pull_with(
     let bucket = Bucket::open(url)?;
     let names = find(bucket.url(), &bucket.snapshots()?, reference)?;
     let store = Store::open_or_create_with_keys(Arc::new(Disk), Arc::clone(keys), dir)?;
-    let chosen = choose(&bucket, &mut Ring::new(&bucket, keys), &names)?;
-    let store = sealed_as_there(store, &chosen)?;
+    let mut ring = Ring::new(&bucket, keys);
+    let chosen = choose(&bucket, &mut ring, &names)?;
+    let (store, note) = sealed_as_there(store, &ring, &chosen)?;
     let here = Here::look(&store)?;
+    let notes: Vec<String> = note.into_iter().collect();
     let about = what(&chosen.name, &bucket);
     if let Some(mut pulled) = here.already_there(&store, &bucket, &chosen, &about)? {
+        pulled.notes = notes;
         pulled.took_ns = start.elapsed().as_nanos() as u64;
         return Ok(pulled);
     }
-    let Chosen { name, head, key } = chosen;
+    let Chosen {
+        name, head, key, ..
+    } = chosen;
     let whole = bucket.whole(&name, head, key.as_ref())?;
     let tree = whole.tree.map(|head| tree_of(&about, &head)).transpose()?;
     let parts = parts(whole.indexes, &about)?;
@@ -126,19 +132,33 @@ pub(super) fn pull_with(
         bytes: pulling.bytes,
         file_bytes: stored.iter().map(|one| one.file_bytes).sum(),
         sealed_for: store.session_info(stored[0].session)?.recipients,
+        notes,
         took_ns: start.elapsed().as_nanos() as u64,
     })
 }
 
-/// The store, sealing what comes for those for whom it is sealed there, unless the user has named others.
-fn sealed_as_there(store: Store, chosen: &Chosen) -> Result<Store> {
-    match &chosen.key {
-        Some(key) if !store.seals() => {
-            let recipients = Recipients::from_names(&key.key.recipients())?;
-            Ok(store.sealing_for(recipients)?)
-        }
-        _ => Ok(store),
-    }
+/// The store, sealing what comes for those for whom it is sealed there, unless the user has named others; and what there is to
+/// say of that.
+fn sealed_as_there(
+    store: Store,
+    ring: &Ring<'_>,
+    chosen: &Chosen,
+) -> Result<(Store, Option<String>)> {
+    let key = chosen.key.as_ref().filter(|_| !store.seals());
+    let Some(key) = key else {
+        return Ok((store, None));
+    };
+    let (recipients, others) = ring.trusted(key)?;
+    let note = (others > 0).then(|| {
+        let whom = match others {
+            1 => "another public key".into(),
+            n => format!("{n} other public keys"),
+        };
+        format!(
+            "there it is sealed for {whom} too, with a key that none of your identities has made, and anybody may have named them: here it is sealed for yours alone; name all with --encrypt-to if you want them"
+        )
+    });
+    Ok((store.sealing_for(recipients)?, note))
 }
 
 /// A process that is pulled.
@@ -202,20 +222,27 @@ impl Stored {
     }
 }
 
-/// What is in the store.
+/// What is in the store that is sealed as what comes would be.
 struct Here {
-    /// Sessions that were pulled, and from which snapshot.
+    /// From which snapshot sessions were pulled, if they were.
     pulled: HashMap<SessionId, String>,
     list: Vec<SnapshotMeta>,
+    /// First processes of trees.
+    roots: HashSet<SnapshotId>,
 }
 
 impl Here {
     fn look(store: &Store) -> Result<Self> {
         let sessions = store.sessions()?.into_iter();
-        let pulled = sessions.filter(|(_, info)| !info.pulled.is_empty());
+        // What is sealed for somebody else is of no use to those for whom this is to be sealed.
+        let fitting = sessions.filter(|(_, info)| info.fits(store));
+        let pulled: HashMap<_, _> = fitting.map(|(id, info)| (id, info.pulled)).collect();
+        let mut list = store.list()?;
+        list.retain(|meta| pulled.contains_key(&meta.session));
         Ok(Self {
-            pulled: pulled.map(|(id, info)| (id, info.pulled)).collect(),
-            list: store.list()?,
+            pulled,
+            list,
+            roots: store.tree_roots()?.into_iter().collect(),
         })
     }
 
@@ -227,7 +254,8 @@ impl Here {
             meta.id == id || (meta.seq == 1 && self.pulled.get(&meta.session) == Some(&name))
         };
         let found = self.list.iter().filter(is_it);
-        found.min_by_key(|meta| meta.id != id)
+        // One that a killed pull of a tree has left has none.
+        found.min_by_key(|meta| (!self.roots.contains(&meta.id), meta.id != id))
     }
 
     /// What is said of one that is there, of which nothing has to come.
@@ -235,7 +263,7 @@ impl Here {
         &self,
         store: &Store,
         bucket: &Bucket,
-        Chosen { name, head, key }: &Chosen,
+        Chosen { name, tree, .. }: &Chosen,
         about: &str,
     ) -> Result<Option<Pulled>> {
         let Some(meta) = self.find(name.id) else {
@@ -244,7 +272,7 @@ impl Here {
         let members = match store.tree(meta.id)? {
             Some(tree) => tree.members.iter().map(|member| member.id).collect(),
             // It may have come without the others, by a pull that was killed.
-            None if bucket.is_tree(head, key.as_ref())? => return Ok(None),
+            None if *tree => return Ok(None),
             None => vec![meta.id],
         };
         let members: Vec<&SnapshotMeta> = self
@@ -267,6 +295,7 @@ impl Here {
             bytes: 0,
             file_bytes: members.iter().map(|meta| meta.file_bytes).sum(),
             sealed_for: store.session_info(meta.session)?.recipients,
+            notes: Vec::new(),
             took_ns: 0,
         }))
     }
@@ -287,11 +316,7 @@ fn publish(
         for part in parts {
             // By an earlier attempt, which was killed before the tree was there.
             let there = here.find(part.index.header.common.id);
-            let fits = |meta: &&SnapshotMeta| {
-                // In plain, it is not to be a part of a sealed tree.
-                !store.seals() || store.is_sealed(meta.session).unwrap_or(false)
-            };
-            if let Some(meta) = there.filter(fits) {
+            if let Some(meta) = there {
                 stored.push(Stored::of(meta));
                 continue;
             }

@@ -3,13 +3,14 @@
 
 use super::bucket_keys::Ring;
 use super::bucket_known::There;
+use super::bucket_list::readable;
 use super::push_pack::Packer;
 use super::push_subject::Subject;
 use super::types::hex;
 use super::{Result, SessionError};
 use crate::bucket::{
-    Bucket, ChunkName, ChunkRef, Envelope, IndexBuilder, MemberIndex, PlacedKey, SnapshotName,
-    encode_tree,
+    Bucket, BucketError, ChunkName, ChunkRef, Envelope, IndexBuilder, MemberIndex, PlacedKey,
+    SnapshotName, encode_tree,
 };
 use crate::image::PageSource;
 use crate::model::{PAGE_SIZE, Page, SnapshotId};
@@ -105,7 +106,7 @@ pub(super) fn push_with(
         .transpose()?;
     let mut sent_before = (0, 0);
     for _ in 0..ATTEMPTS {
-        let done = attempt(&bucket, &subject, key.as_ref(), report)?;
+        let done = attempt(&bucket, &mut ring, &subject, key.as_ref(), report)?;
         if let Some(mut pushed) = done.pushed {
             if let Some(key) = &key {
                 pushed.sealed_for = key.key.recipients();
@@ -132,12 +133,28 @@ fn note(key: &PlacedKey) -> Option<String> {
     })
 }
 
-/// A tree has the name of its first process, which would take its place.
-fn is_there_as_tree(bucket: &Bucket, name: &SnapshotName, key: Option<&PlacedKey>) -> Result<bool> {
-    match bucket.head_of(name) {
-        Err(error) if error.is_missing() => Ok(false),
-        head => Ok(bucket.is_tree(&head?, key)?),
+/// A tree has the id of its first process, which would take its place, or be taken for another form of it.
+fn refuse_for_tree(bucket: &Bucket, ring: &mut Ring<'_>, subject: &Subject) -> Result<()> {
+    let id = subject.members[0].snapshot.header().id;
+    let mut names = bucket.snapshots()?;
+    names.retain(|name| name.id == id && subject.tree.is_none());
+    for name in names {
+        match readable(bucket, ring, name) {
+            Ok(one) if one.tree => {
+                return Err(SessionError::Remote(format!(
+                    "snapshot {id} is there as a tree of processes, of which this store has the first one alone: push from where all of the tree is, or another snapshot of it"
+                )));
+            }
+            Ok(_) => {}
+            // What it is cannot be known: it is for others, was removed, or cannot be read by anybody.
+            Err(SessionError::Store(error)) if error.is_sealed() => {}
+            Err(SessionError::Bucket(
+                BucketError::Missing { .. } | BucketError::Corrupt { .. },
+            )) => {}
+            Err(error) => return Err(error),
+        }
     }
+    Ok(())
 }
 
 /// What came of an attempt: nothing where it took too long.
@@ -148,6 +165,7 @@ struct Attempted {
 
 fn attempt(
     bucket: &Bucket,
+    ring: &mut Ring<'_>,
     subject: &Subject,
     key: Option<&PlacedKey>,
     report: &mut dyn FnMut(&Pushing),
@@ -158,7 +176,8 @@ fn attempt(
         let took_ms = bucket.now_ms()?.saturating_sub(since_ms);
         Ok(took_ms > WITHIN.as_millis() as i64)
     };
-    // Before anything that is there is looked at.
+    refuse_for_tree(bucket, ring, subject)?;
+    // Before any page that is there is looked at.
     let forbidden = bucket.forbidden()?;
     let members = subject.members.iter();
     let like: Vec<SnapshotName> = members.map(|member| member.name(key)).collect();
@@ -195,12 +214,8 @@ fn attempt(
     if let Some(key) = key {
         (name, parts) = Envelope::seal(parts, &chunks, key)?;
     }
-    if subject.tree.is_none() && is_there_as_tree(bucket, &name, key)? {
-        return Err(SessionError::Remote(format!(
-            "snapshot {} is there as a tree of processes, of which this store has the first one alone: push from where all of the tree is, or another snapshot of it",
-            name.id
-        )));
-    }
+    // Somebody may have pushed it meanwhile.
+    refuse_for_tree(bucket, ring, subject)?;
     let len: u64 = parts.iter().map(|part| part.len() as u64).sum();
     if is_late()? {
         return Ok(Attempted { pushed: None, sent });

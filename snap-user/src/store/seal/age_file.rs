@@ -91,6 +91,14 @@ impl Keys {
         !self.identities().0.is_empty()
     }
 
+    /// The public keys, as text, of those whose private ones were named.
+    pub fn own_names(&self) -> Vec<String> {
+        let identities = self.identities().0.iter();
+        identities
+            .map(|identity| identity.to_public().to_string())
+            .collect()
+    }
+
     /// Opens an age file that holds so many bytes at most. `what` is told in errors.
     ///
     /// # Errors
