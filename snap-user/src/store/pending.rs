@@ -140,6 +140,8 @@ impl<'a> PendingSnapshot<'a> {
     ///
     /// After an error the session is as before [`Session::begin`], and the snapshot can be tried again.
     pub fn publish(mut self, state: &ProcessState, costs: &Costs) -> Result<Published, StoreError> {
+        // Nothing more comes, and the table takes room.
+        self.repeats = Repeats::default();
         let mut entries = self.builder.entries();
         self.take_over(&mut entries)?;
         let (table, span) = self.plan(&entries)?;
@@ -183,7 +185,7 @@ impl<'a> PendingSnapshot<'a> {
             }
         }
         let stored = &mut self.session.stored;
-        stored.published(header.seq, header.id, &entries);
+        stored.published((header.seq, header.id), pages, &entries);
         self.session.shared.published(header.seq);
         let files = &*self.session.store.files;
         headers::note(files, &self.session.dir, &path, &self.head_bytes());

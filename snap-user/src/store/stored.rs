@@ -15,8 +15,10 @@ use crate::model::{PageTable, SnapshotId, SnapshotKind};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
 
-/// Pages known at a time, of about 30 bytes each here: those of 4 GiB, if none of them repeats.
-const MOST_PAGES: usize = 1 << 20;
+/// Pages known at a time, of about 30 bytes each here: so many times those that a snapshot has, within these bounds.
+const VERSIONS: u64 = 2;
+const FEWEST_PAGES: u64 = 1 << 14;
+const MOST_PAGES: u64 = 1 << 20;
 /// Snapshots whose indexes are read when a session is gone on with.
 const MOST_FILES: usize = 64;
 
@@ -27,6 +29,8 @@ pub(super) struct Stored {
     young: FxHashMap<u64, Location>,
     /// What was before that; it makes room first.
     old: FxHashMap<u64, Location>,
+    /// How many are known at a time.
+    most: usize,
     /// Reads what looks the same. None of its files stays open: they may be removed.
     files: Option<SessionFiles>,
 }
@@ -41,6 +45,7 @@ impl Stored {
     /// has most. Best effort: what cannot be read is stored again.
     pub(super) fn learn(&mut self, files: &SessionFiles, seq: u32, table: &PageTable<Location>) {
         self.clear();
+        self.make_room(table.pages());
         let listing = files.listing();
         let is_there = |seq: &u32| listing.by_seq.contains_key(seq);
         let mut seqs = BTreeSet::from_iter(Some(seq).filter(is_there));
@@ -62,8 +67,14 @@ impl Stored {
         }
     }
 
-    /// A snapshot is there, with what it has stored.
-    pub(super) fn published(&mut self, seq: u32, id: SnapshotId, entries: &[IndexEntry]) {
+    /// A snapshot of so many pages is there, with what it has stored.
+    pub(super) fn published(
+        &mut self,
+        (seq, id): (u32, SnapshotId),
+        pages: u64,
+        entries: &[IndexEntry],
+    ) {
+        self.make_room(pages);
         if let Some(files) = &self.files {
             files.take_in(seq, id);
         }
@@ -79,11 +90,22 @@ impl Stored {
         }
     }
 
+    /// The process has so many pages.
+    fn make_room(&mut self, pages: u64) {
+        let most = pages.saturating_mul(VERSIONS);
+        self.most = most.clamp(FEWEST_PAGES, MOST_PAGES) as usize;
+    }
+
     fn insert(&mut self, looks: u64, place: Location) {
-        if self.young.len() >= MOST_PAGES / 2 {
+        if self.young.len() >= self.most / 2 {
             self.old = std::mem::take(&mut self.young);
         }
         self.young.insert(looks, place);
+    }
+
+    #[cfg(test)]
+    pub(super) fn known(&self) -> usize {
+        self.young.len() + self.old.len()
     }
 
     /// Forgets the pages of snapshots that are gone.

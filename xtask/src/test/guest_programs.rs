@@ -4,10 +4,12 @@ use crate::host;
 use std::path::PathBuf;
 
 /// Busybox has some of these names, with fewer options.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 10] = [
     ("redis-server", "redis-server"),
     ("ip", "iproute2"),
     ("tc", "iproute2"),
+    ("env", "coreutils"),
+    ("sleep", "coreutils"),
     ("mount", "mount"),
     ("umount", "mount"),
     ("nsenter", "util-linux"),

@@ -157,6 +157,27 @@ fn what_is_named_does_not_go_and_what_goes_is_not_named() {
 }
 
 #[test]
+fn what_is_known_is_bounded_by_what_the_process_has() {
+    let (_dir, store) = new_store();
+    let (mut session, [_, _, third]) = there_and_back(&store);
+    // Many times as much as it has, none of it twice.
+    let mut parent = third;
+    let mut from = 100_000;
+    let most = 1 << 14;
+    for _ in 0..60 {
+        parent = delta(&mut session, &parent, fresh(from));
+        from += PAGES;
+        assert!(session.stored.known() <= most, "{}", session.stored.known());
+    }
+    assert!(session.stored.known() >= most / 2);
+    // The latest is known, and the first is not.
+    let back = delta(&mut session, &parent, fresh(from - 2 * PAGES));
+    assert_eq!(back.data_bytes, 0);
+    let first = delta(&mut session, &back, fresh(0));
+    assert_eq!(first.data_bytes, PAGES * 4096);
+}
+
+#[test]
 fn only_what_a_snapshot_builds_on_is_named() {
     let (_dir, store) = new_store();
     let (mut session, [first, ..]) = there_and_back(&store);
