@@ -9,7 +9,7 @@ use anyhow::{Context, Result, ensure};
 /// Takes over a mount namespace of its own: `/tmp` is empty but for what is named and lies there, which stays. Then it takes
 /// in whoever is nobody's child, if it is the first process, and lasts until it is ended.
 const SCRIPT: &str = r#"set -e
-old=$(mktemp -d /run/ksnap-tmp.XXXXXX)
+old=$(mktemp -d -p /run)
 mount --bind /tmp "$old"
 mount -t tmpfs -o mode=1777 tmpfs /tmp
 for keep in "$@"; do

@@ -15,10 +15,8 @@ const MIB: u64 = 1 << 20;
 
 /// `--memory`: as much for copied pages that wait, and as much again for encoded ones (session/pipeline.rs).
 const MEMORY: u64 = 16 * MIB;
-/// What is known of each page of the process: where it is stored, its hash, its place in a snapshot that is under way, what
-/// its last versions look like (store/stored.rs), and while it is being written its content's hash (store/repeats.rs), with the
-/// room that hash tables keep free.
-const OF_A_PAGE: u64 = 512 + 128;
+/// What is known of each page of the process: where it is stored, its hash, its place in a snapshot that is under way.
+const OF_A_PAGE: u64 = 512;
 /// How long the store takes for a batch of 256 pages.
 const DELAY: Duration = Duration::from_millis(30);
 

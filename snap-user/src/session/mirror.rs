@@ -153,15 +153,14 @@ impl Mirror {
     pub fn publish(
         &self,
         id: SnapshotId,
-        pages: &[(u64, u32)],
+        pages: impl IntoIterator<Item = (u64, u32)>,
         removed: &PageSet,
         table: &PageTable<Location>,
     ) {
         *lock(&self.of) = Some(id);
         for (addr, pass) in pages {
             // A place in another snapshot is that of a page which is as it was, or as another one was.
-            self.shard(*addr)
-                .settle(*addr, table.get(*addr), Some(*pass));
+            self.shard(addr).settle(addr, table.get(addr), Some(pass));
         }
         if removed.is_empty() {
             return;
@@ -232,7 +231,7 @@ mod tests {
             table.insert(*addr, Location::new(seq, slot).expect("not 0"));
         }
         let pages: Vec<_> = addrs.iter().map(|addr| (*addr, pass)).collect();
-        mirror.publish(id(seq as u8), &pages, &PageSet::new(), &table);
+        mirror.publish(id(seq as u8), pages, &PageSet::new(), &table);
         table
     }
 
@@ -328,7 +327,7 @@ mod tests {
         later.insert(3 * PAGE, at);
         mirror.publish(
             id(2),
-            &[(2 * PAGE, 0), (3 * PAGE, 0)],
+            [(2 * PAGE, 0), (3 * PAGE, 0)],
             &PageSet::new(),
             &later,
         );
@@ -410,7 +409,7 @@ mod tests {
         let mut table = PageTable::new();
         table.insert(PAGE, Location::new(2, 0).expect("not 0"));
         let gone = PageSet::from_pages(vec![2 * PAGE, 3 * PAGE]);
-        mirror.publish(id(2), &[(PAGE, 0)], &gone, &table);
+        mirror.publish(id(2), [(PAGE, 0)], &gone, &table);
         assert_eq!(pages_held(&mirror), (0, 0));
     }
 
@@ -426,7 +425,7 @@ mod tests {
         let elsewhere = Location::new(1, 77).expect("not 0");
         let mut table = PageTable::new();
         table.insert(PAGE, elsewhere);
-        mirror.publish(id(2), &[(PAGE, 0)], &PageSet::new(), &table);
+        mirror.publish(id(2), [(PAGE, 0)], &PageSet::new(), &table);
         mirror.begin(SnapshotKind::Delta, Some(id(2)));
         content[9] ^= 1;
         let (encoding, previous) = encode(&mirror, PAGE, &content, 0);

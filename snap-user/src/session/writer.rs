@@ -76,7 +76,8 @@ pub fn write_snapshots(mut session: Session, mirror: &Mirror, queue: &Receiver<T
 /// The latest that is known of a page of the snapshot.
 struct Latest {
     pass: u32,
-    hash: u128,
+    /// As bytes: as a number it would be aligned to as many, and there is one of these for each page.
+    hash: [u8; 16],
     same: bool,
     /// Some pass put content into the file.
     appended: bool,
@@ -121,14 +122,15 @@ fn one(
                 let outcome = writing.publish(&state, *costs);
                 // What the next snapshot is encoded against is known before the next can begin.
                 let outcome = match (outcome, session.head_table()) {
-                    (Ok((settled, passes)), Some(table)) => {
-                        let id = settled.published.id;
-                        mirror.publish(id, &passes, &settled.removed, table);
-                        Ok(settled)
+                    (Ok(written), Some(table)) => {
+                        let id = written.published.id;
+                        let passes = written.pages.iter().map(|(addr, page)| (*addr, page.pass));
+                        mirror.publish(id, passes, &written.removed, table);
+                        Ok(written.settled())
                     }
                     (outcome, _) => {
                         mirror.abandon();
-                        outcome.map(|(settled, _)| settled)
+                        outcome.map(Written::settled)
                     }
                 };
                 let _ = reply.send(outcome);
@@ -168,6 +170,7 @@ impl Writing<'_> {
         let pass = encoded.batch.pass();
         let mut same = encoded.same.iter().peekable();
         for &(addr, hash) in &encoded.hashes {
+            let hash = hash.to_ne_bytes();
             let is_same = same.next_if(|a| **a == addr).is_some();
             let page = self.pages.entry(addr).or_insert(Latest {
                 pass,
@@ -194,12 +197,7 @@ impl Writing<'_> {
         self.removed.push((pages, before));
     }
 
-    /// The published snapshot, and for each page that was copied for it the last pass in which it was.
-    fn publish(
-        mut self,
-        state: &ProcessState,
-        mut costs: Costs,
-    ) -> Result<(Settled, Vec<(u64, u32)>), StoreError> {
+    fn publish(mut self, state: &ProcessState, mut costs: Costs) -> Result<Written, StoreError> {
         let mut pending = self.pending?;
         for (removed, before) in &self.removed {
             self.pages
@@ -221,25 +219,32 @@ impl Writing<'_> {
         costs.bytes_out = published.data_bytes;
         costs.phases.write_ns = published.write_ns;
         costs.phases.sync_ns = published.sync_ns;
-        let passes = self
-            .pages
-            .iter()
-            .map(|(addr, page)| (*addr, page.pass))
-            .collect();
-        let settled = Settled {
+        let removed = self.removed.into_iter();
+        Ok(Written {
             published,
             costs,
-            hashes: self
-                .pages
-                .into_iter()
-                .map(|(addr, p)| (addr, p.hash))
-                .collect(),
-            removed: self
-                .removed
-                .into_iter()
-                .flat_map(|(set, _)| set.ranges().to_vec())
-                .collect(),
-        };
-        Ok((settled, passes))
+            pages: self.pages,
+            removed: removed.flat_map(|(set, _)| set.ranges().to_vec()).collect(),
+        })
+    }
+}
+
+/// A snapshot that is published, with what is known of the pages that were copied for it.
+struct Written {
+    published: Published,
+    costs: Costs,
+    pages: FxHashMap<u64, Latest>,
+    removed: PageSet,
+}
+
+impl Written {
+    fn settled(self) -> Settled {
+        let hash = |(addr, page): (u64, Latest)| (addr, u128::from_ne_bytes(page.hash));
+        Settled {
+            published: self.published,
+            costs: self.costs,
+            hashes: self.pages.into_iter().map(hash).collect(),
+            removed: self.removed,
+        }
     }
 }

@@ -7,7 +7,7 @@
 
 use super::agreed::Shared;
 use super::chain::SessionFiles;
-use super::common::looks;
+use super::common::is_worth_it;
 use super::encoded::read_wanted;
 use super::error::StoreError;
 use crate::image::{Elsewhere, EncodedBatch, IndexEntry, Location};
@@ -15,20 +15,21 @@ use crate::model::{PageTable, SnapshotId, SnapshotKind};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
 
-/// Pages known at a time, of about 30 bytes each here: so many times those that a snapshot has, within these bounds.
+/// Pages known at a time, of about 25 bytes each here: so many times those that a snapshot has, within these bounds.
 const VERSIONS: u64 = 2;
 const FEWEST_PAGES: u64 = 1 << 14;
 const MOST_PAGES: u64 = 1 << 20;
 /// Snapshots whose indexes are read when a session is gone on with.
 const MOST_FILES: usize = 64;
 
-/// Where pages are that the chain of the next snapshot's parent has stored.
+/// Where pages are that the chain of the next snapshot's parent has stored, by their checksums. Length and encoding are
+/// compared with the bytes.
 #[derive(Debug, Default)]
 pub(super) struct Stored {
     /// What was stored or has come back lately.
-    young: FxHashMap<u64, Location>,
+    young: FxHashMap<u32, Location>,
     /// What was before that; it makes room first.
-    old: FxHashMap<u64, Location>,
+    old: FxHashMap<u32, Location>,
     /// How many are known at a time.
     most: usize,
     /// Reads what looks the same. None of its files stays open: they may be removed.
@@ -83,9 +84,10 @@ impl Stored {
 
     fn note(&mut self, seq: u32, entries: &[IndexEntry]) {
         for (entry, slot) in entries.iter().zip(0..) {
-            let looks = looks(entry.crc, entry.len, entry.encoding);
-            if let (Some(looks), Some(place)) = (looks, Location::new(seq, slot)) {
-                self.insert(looks, place);
+            if let Some(place) = Location::new(seq, slot)
+                && is_worth_it(entry.encoding, entry.len)
+            {
+                self.insert(entry.crc, place);
             }
         }
     }
@@ -96,11 +98,11 @@ impl Stored {
         self.most = most.clamp(FEWEST_PAGES, MOST_PAGES) as usize;
     }
 
-    fn insert(&mut self, looks: u64, place: Location) {
+    fn insert(&mut self, crc: u32, place: Location) {
         if self.young.len() >= self.most / 2 {
             self.old = std::mem::take(&mut self.young);
         }
-        self.young.insert(looks, place);
+        self.young.insert(crc, place);
     }
 
     #[cfg(test)]
@@ -132,10 +134,12 @@ impl Stored {
     ) {
         let pages = batch.pages().iter().zip(&*found).zip(0..);
         let mut wanted: Vec<(Location, u64)> = pages
-            .filter(|((_, found), _)| found.is_none())
+            .filter(|((page, found), _)| found.is_none() && is_worth_it(page.encoding, page.len))
             .filter_map(|((page, _), number)| {
-                let looks = looks(page.crc, page.len, page.encoding)?;
-                let place = self.young.get(&looks).or_else(|| self.old.get(&looks))?;
+                let place = self
+                    .young
+                    .get(&page.crc)
+                    .or_else(|| self.old.get(&page.crc))?;
                 Some((*place, number))
             })
             .collect();
@@ -171,10 +175,7 @@ impl Stored {
         files.close();
         for (place, number) in same {
             found[number as usize] = Some(Elsewhere::Named(place));
-            let page = &batch.pages()[number as usize];
-            if let Some(looks) = looks(page.crc, page.len, page.encoding) {
-                self.insert(looks, place);
-            }
+            self.insert(batch.pages()[number as usize].crc, place);
         }
         self.forget(&unreadable);
     }
