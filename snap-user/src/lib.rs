@@ -40,6 +40,8 @@ pub mod track;
 pub mod wire;
 
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod layout;
 #[cfg(test)]
 mod skip;

@@ -2,6 +2,7 @@
 //! it.
 
 use super::*;
+use crate::golden::assert_is_golden;
 
 const GOLDEN: &[u8] = include_bytes!("../../tests/data/pages-v1.bin");
 
@@ -20,11 +21,6 @@ fn noise(n: u64) -> u64 {
         .wrapping_mul(n | 3)
 }
 
-/// What the pages that are stored as changes were.
-fn before() -> Page {
-    words(|n| 0x7f00_0000_0000 + n * n)
-}
-
 /// Pages, whether each was the one before, and how it is encoded.
 fn pages() -> [(Encoding, Option<Page>, Page); 4] {
     let story =
@@ -33,7 +29,8 @@ fn pages() -> [(Encoding, Option<Page>, Page); 4] {
     for (at, byte) in text.iter_mut().enumerate() {
         *byte = story[(at * at / 700 + at) % story.len()];
     }
-    let was = before();
+    // What the pages that are stored as changes were.
+    let was = words(|n| 0x7f00_0000_0000 + n * n);
     let changed = |each: usize, step: fn(u64) -> u64| {
         let mut page = was;
         for (word, n) in page.as_chunks_mut().0.iter_mut().zip(0..).step_by(each) {
@@ -75,19 +72,8 @@ fn make() -> Vec<u8> {
 
 #[test]
 fn the_encoder_still_makes_the_golden_pages() {
-    let made = make();
-    if std::env::var_os("KSNAP_WRITE_GOLDEN").is_some() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/pages-v1.bin");
-        std::fs::write(path, &made).expect("the golden file can be written");
-    }
-    let differs = made.iter().zip(GOLDEN).position(|(a, b)| a != b);
-    assert!(
-        made == GOLDEN,
-        "pages are encoded in another way: {} bytes, {} in the golden file, first difference at {differs:?}. Where only a \
-         better way was found and the old pages are still read, put the new ones beside them",
-        made.len(),
-        GOLDEN.len(),
-    );
+    let advice = "Where only a better way was found and the old pages are still read, put the new ones beside them";
+    assert_is_golden("pages-v1.bin", GOLDEN, &make(), advice);
 }
 
 #[test]

@@ -330,20 +330,11 @@ fn make() -> Vec<u8> {
 
 #[test]
 fn the_writer_still_makes_the_golden_file() {
-    let made = make();
-    if std::env::var_os("KSNAP_WRITE_GOLDEN").is_some() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/delta-v1.ksnap");
-        std::fs::write(path, &made).expect("the golden file can be written");
-    }
-    let differs = made.iter().zip(GOLDEN).position(|(a, b)| a != b);
-    assert!(
-        made == GOLDEN,
-        "format version {FORMAT_VERSION} has changed: {} bytes, {} in the golden file, first difference at {differs:?}. \
-         A released format never changes: give the new one a version and a golden file of its own. \
-         Before the first release, KSNAP_WRITE_GOLDEN=1 writes the file anew",
-        made.len(),
-        GOLDEN.len(),
+    let advice = format!(
+        "It is of format version {FORMAT_VERSION}. A released format never changes: give the new one a version and a \
+         golden file of its own. Before the first release, KSNAP_WRITE_GOLDEN=1 writes the file anew"
     );
+    crate::golden::assert_is_golden("delta-v1.ksnap", GOLDEN, &make(), &advice);
 }
 
 #[test]

@@ -99,13 +99,13 @@ impl Mirror {
         let Some(twin) = self.twins.find(hash as u64) else {
             return false;
         };
-        let found = {
+        let depth = {
             let shard = self.shard(twin);
             let stored = shard.held.get(&twin).and_then(|held| held.stored.as_ref());
             let stored = stored.filter(|stored| *stored.page == *page);
-            stored.map(|stored| (stored.at, stored.depth))
+            stored.map(|stored| stored.depth)
         };
-        let Some((at, depth)) = found else {
+        let Some(depth) = depth else {
             return false;
         };
         batch.push_same(addr, twin);
@@ -115,7 +115,6 @@ impl Mirror {
             pass: batch.pass(),
             encoding: Encoding::Reference,
             depth,
-            at: Some(at),
         };
         self.shard(addr).enter(addr, &entered);
         true
@@ -143,13 +142,12 @@ impl Mirror {
             pass: batch.pass(),
             encoding,
             depth: if encoding.needs_previous() { below } else { 0 },
-            at: None,
         };
         shard.enter(addr, &entered);
     }
 
-    /// The snapshot being encoded is published as `id`. `pages` are those that it copied, each with
-    /// the last of its copy passes, `removed` those that are gone, and `table` says where each is now.
+    /// The snapshot being encoded is published as `id`. `pages` are those that it copied, each with the last of its copy
+    /// passes, `removed` those that are gone, and `table` says where each is now.
     pub fn publish(
         &self,
         id: SnapshotId,
@@ -396,7 +394,7 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_is_elsewhere_now_is_dropped() {
+    fn a_page_that_becomes_zeroes_or_goes_away_is_dropped() {
         let mirror = Mirror::new(1 << 20);
         let addrs = [PAGE, 2 * PAGE, 3 * PAGE];
         for addr in addrs {

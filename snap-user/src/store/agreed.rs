@@ -109,12 +109,16 @@ impl Shared {
         let waited = self.settled.wait_timeout_while(agreed, PATIENCE, is_named);
         let (mut agreed, _) = waited.unwrap_or_else(PoisonError::into_inner);
         agreed.leaving.clear();
-        let lasting = [agreed.head, agreed.pinned].into_iter().flatten();
-        let mut held = lasting.chain(agreed.named.iter().copied());
+        let mut held = [agreed.head, agreed.pinned].into_iter().flatten();
         if let Some(seq) = held.find(|seq| gone.contains(seq)) {
             return Err(in_use(seq));
         }
-        drop(held);
+        if let Some(seq) = agreed.named.intersection(gone).next() {
+            let why = format!(
+                "the snapshot that is being written needs pages of @{seq}: try again when it is there"
+            );
+            return Err(StoreError::NotRemoved { why });
+        }
         agreed.removing.clone_from(gone);
         Ok(())
     }

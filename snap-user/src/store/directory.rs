@@ -139,10 +139,11 @@ impl Store {
         let version = text
             .strip_prefix("ksnap store ")
             .map(|version| version.strip_suffix('\n').unwrap_or(version))
-            .and_then(|version| Some((version, version.parse::<u32>().ok()?)))
             // As it is written, and there is no version 0: what is a little different is damaged.
-            .filter(|(text, version)| *version > 0 && *text == version.to_string())
-            .map(|(_, version)| version)
+            .and_then(|text| {
+                let version: u32 = text.parse().ok()?;
+                (version > 0 && version.to_string() == text).then_some(version)
+            })
             .ok_or_else(|| StoreError::corrupt(&marker, "format marker", format!("{text:?}")))?;
         if version > VERSION {
             return Err(StoreError::NewerVersion {

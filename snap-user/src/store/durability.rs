@@ -273,7 +273,7 @@ fn check_suspect(all: &SessionFiles, seq: u32) -> Result<bool, StoreError> {
     if parent != 0 && !gone && !listing.by_seq.contains_key(&parent) {
         return Ok(false);
     }
-    check_file(all, &file)?;
+    let entries = check_file(all, &file)?;
     if let Some(pack) = &listing.pack {
         pack.entries()?;
     }
@@ -282,7 +282,6 @@ fn check_suspect(all: &SessionFiles, seq: u32) -> Result<bool, StoreError> {
         _ => listing.by_seq.contains_key(&place.seq.get()),
     };
     // It may name pages of older ones that the parent does not need any more.
-    let entries = file.index()?;
     if !entries.iter().filter_map(IndexEntry::target).all(is_there) {
         return Ok(false);
     }

@@ -40,7 +40,6 @@ pub(super) struct Needs {
 
 /// What is needed of a file.
 struct InFile {
-    path: PathBuf,
     len: u64,
     /// Lengths and looks of the pages by their places: entries may share bytes.
     used: FxHashMap<u64, (u16, Option<u64>)>,
@@ -134,19 +133,19 @@ impl Needs {
     fn measure(&mut self, files: &SessionFiles) -> Result<(), StoreError> {
         let mut bytes = PACK_HEADER_LEN as u64;
         // By snapshot and number first: there are many more places than files.
-        let mut by_number: FxHashMap<(u32, u8), InFile> = FxHashMap::default();
+        let mut by_number: FxHashMap<(u32, u8), (PathBuf, InFile)> = FxHashMap::default();
         entries_of(files, &self.places, &mut |place, entry, file| {
             bytes += PACK_ENTRY_LEN as u64;
             if entry.encoding.needs_previous() {
                 bytes += u64::from(entry.len);
                 return;
             }
-            let in_file = by_number
+            let (_, in_file) = by_number
                 .entry((place.seq.get(), entry.loan))
-                .or_insert_with(|| InFile {
-                    path: file.path().to_owned(),
-                    len: file.file_len(),
-                    used: FxHashMap::default(),
+                .or_insert_with(|| {
+                    let len = file.file_len();
+                    let used = FxHashMap::default();
+                    (file.path().to_owned(), InFile { len, used })
                 });
             // What takes nothing is where the next one begins.
             if entry.len > 0 {
@@ -155,8 +154,8 @@ impl Needs {
             }
         })?;
         let mut of_files: BTreeMap<PathBuf, InFile> = BTreeMap::new();
-        for in_file in by_number.into_values() {
-            match of_files.entry(in_file.path.clone()) {
+        for (path, in_file) in by_number.into_values() {
+            match of_files.entry(path) {
                 Entry::Occupied(mut known) => known.get_mut().used.extend(in_file.used),
                 Entry::Vacant(new) => _ = new.insert(in_file),
             }

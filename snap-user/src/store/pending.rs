@@ -318,8 +318,11 @@ impl PageSink for PendingSnapshot<'_> {
         match (self.identity.kind, &self.session.earlier, &mut self.loans) {
             (SnapshotKind::Delta, ..) => {
                 let (id, dir) = (self.session.id, &self.session.dir);
-                let store = self.session.store.apart();
-                let list = || SessionFiles::list_with_suspects(&store.files, &store.cache, id, dir);
+                let store = &self.session.store;
+                let list = || {
+                    let store = store.apart();
+                    SessionFiles::list_with_suspects(&store.files, &store.cache, id, dir)
+                };
                 let (stored, shared) = (&mut self.session.stored, &self.session.shared);
                 stored.find(batch, &list, shared, &mut elsewhere);
             }

@@ -5,8 +5,7 @@
 //! and some files that nobody needs, which the next removal takes away.
 //!
 //! Only one process has the right to remove from a session: the one that holds its lock. A watcher removes on a
-//! thread of its own; [`Shared`] is what the two threads agree on: what is being written builds on something that
-//! stays.
+//! thread of its own; [`Shared`] is what the two threads agree on.
 
 use super::agreed::{Shared, in_use};
 use super::chain::SessionFiles;
@@ -270,6 +269,7 @@ impl Pruner {
     }
 
     /// Does what was planned. What has come to be built on since then makes it fail, with everything as before.
+    /// Waits ten seconds at most for a snapshot that is being written and names pages of what goes.
     pub fn carry_out(&self, plan: &Plan) -> Result<Pruned, StoreError> {
         if plan.removed.is_empty() {
             let files = self.store.session_files(self.session)?;

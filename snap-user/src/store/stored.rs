@@ -150,12 +150,12 @@ impl Stored {
         let named = shared.name(&named);
         wanted.retain(|(place, _)| named.contains(&place.seq.get()));
         wanted.sort_unstable();
+        let list = || list().inspect(SessionFiles::leave_out_pack);
         let known = self.files.take().map_or_else(list, Ok);
         let files = match known {
             Ok(files) => self.files.insert(files),
             Err(error) => return tracing::debug!("pages that may be stored already: {error}"),
         };
-        files.leave_out_pack();
         let mut unreadable = BTreeSet::new();
         let mut same = Vec::new();
         for of_one in wanted.chunk_by(|a, b| a.0.seq == b.0.seq) {

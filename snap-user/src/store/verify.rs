@@ -388,9 +388,14 @@ fn generation(files: &SessionFiles) -> Option<u32> {
 }
 
 /// Reads and checks all of a file, and what its pages hold the changes to.
-pub(super) fn check_file(files: &SessionFiles, file: &ImageFile) -> Result<(), StoreError> {
-    check_pages(files, file, &file.index()?)?;
-    check_sections(file)
+pub(super) fn check_file(
+    files: &SessionFiles,
+    file: &ImageFile,
+) -> Result<Vec<IndexEntry>, StoreError> {
+    let entries = file.index()?;
+    check_pages(files, file, &entries)?;
+    check_sections(file)?;
+    Ok(entries)
 }
 
 fn check_sections(file: &ImageFile) -> Result<(), StoreError> {

@@ -19,8 +19,6 @@ pub(super) struct Entered<'a> {
     pub(super) encoding: Encoding,
     /// Versions below it that reading it takes.
     pub(super) depth: usize,
-    /// The version that it is, if the store has it already.
-    pub(super) at: Option<Location>,
 }
 
 /// A version that the store has.
@@ -38,7 +36,6 @@ pub(super) struct Fresh {
     hash: u64,
     pass: u32,
     depth: usize,
-    at: Option<Location>,
 }
 
 #[derive(Default)]
@@ -96,7 +93,6 @@ impl Shard {
             pass,
             encoding,
             depth,
-            at,
         } = *entered;
         let earlier = self.held.get_mut(&addr).and_then(|held| {
             held.used = true;
@@ -113,7 +109,7 @@ impl Shard {
             Some(fresh) => {
                 fresh.page.copy_from_slice(page);
                 (fresh.hash, fresh.pass) = (hash, pass);
-                (fresh.depth, fresh.at) = (depth, at);
+                fresh.depth = depth;
                 return;
             }
             None if matches!(encoding, Encoding::Zero | Encoding::Fill) => return,
@@ -136,7 +132,6 @@ impl Shard {
             hash,
             pass,
             depth,
-            at,
         });
     }
 
@@ -205,7 +200,7 @@ impl Shard {
     }
 
     /// The next snapshot's parent has this page at `at`: keeps the version that is there, and no other. That is
-    /// the fresh one if it is of copy pass `pass`, or was there before.
+    /// the fresh one if it is of copy pass `pass`.
     pub(super) fn settle(&mut self, addr: u64, at: Option<Location>, pass: Option<u32>) {
         self.full = false;
         let Some(held) = self.held.get_mut(&addr) else {
@@ -215,7 +210,7 @@ impl Shard {
         let (mut unused, mut kept) = (Vec::new(), None);
         if let Some(fresh) = fresh {
             match at {
-                Some(at) if pass == Some(fresh.pass) || fresh.at == Some(at) => {
+                Some(at) if pass == Some(fresh.pass) => {
                     self.twins.note(fresh.hash, addr);
                     kept = Some(Stored {
                         page: fresh.page,

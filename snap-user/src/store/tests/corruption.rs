@@ -2,8 +2,8 @@
 
 use super::support::*;
 use crate::image::{Header, LATE_LEN, LATE_OFFSET};
-use crate::model::{PAGE_SIZE, SnapshotId};
-use crate::store::{PageSource, Store, StoreError};
+use crate::model::SnapshotId;
+use crate::store::{Store, StoreError};
 use std::fs;
 use std::path::PathBuf;
 use tempfile::TempDir;
@@ -81,15 +81,14 @@ impl Fixture {
             let Ok(snapshot) = store.snapshot(*id) else {
                 continue;
             };
-            for (number, seed) in memory {
-                let mut content = page(0);
-                match snapshot.read_page(number * PAGE_SIZE, &mut content) {
-                    Ok(true) => assert!(content == page(*seed), "{what}: a wrong page"),
-                    Ok(false) => panic!("{what}: a page is missing without an error"),
-                    Err(StoreError::Corrupt { .. } | StoreError::NewerVersion { .. }) => {}
-                    Err(StoreError::NotFound { .. }) => {}
-                    Err(other) => panic!("{what}: {other:?}"),
-                }
+            for error in errors_of(&snapshot, memory, what) {
+                let is_told = matches!(
+                    error,
+                    StoreError::Corrupt { .. }
+                        | StoreError::NewerVersion { .. }
+                        | StoreError::NotFound { .. }
+                );
+                assert!(is_told, "{what}: {error:?}");
             }
         }
         assert!(whole >= 18, "{what}: the other session is whole");

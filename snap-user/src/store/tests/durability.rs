@@ -139,6 +139,24 @@ fn path_of(session: &Session, seq: u32) -> PathBuf {
     files.and_then(|files| files.path(seq)).expect("listed")
 }
 
+/// Publishes so many snapshots in a row, each with a page that none before it has; gives the last.
+fn publish_row(session: &mut Session, count: u64) -> SnapshotId {
+    let mut parent = None;
+    for n in 0..count {
+        let page = (n, n as u32 * 5 + 7);
+        let done = publish(session, parent, [], [page]).expect("published");
+        parent = Some(done.id);
+    }
+    parent.expect("at least one")
+}
+
+/// Removes one of its snapshots.
+fn remove(session: &Session, seq: u32) {
+    let pruner = session.pruner();
+    let plan = pruner.plan_removal(&[seq].into()).expect("a plan");
+    pruner.carry_out(&plan).expect("removed");
+}
+
 fn tear(path: &Path) {
     let file = std::fs::OpenOptions::new().write(true).open(path);
     let file = file.expect("writable");
@@ -168,11 +186,7 @@ fn what_cannot_be_read_is_not_torn() {
     // EIO, EACCES, EMFILE
     for errno in [5, 13, 24] {
         let (machine, mut session) = Machine::start(Durability::Interval);
-        let mut parent = None;
-        for n in 0..4 {
-            let done = publish(&mut session, parent, [], [(n, 7)]).expect("published");
-            parent = Some(done.id);
-        }
+        publish_row(&mut session, 4);
         let (id, path) = (session.id(), path_of(&session, 3));
         session.forget();
         machine.files.reboot();
@@ -191,15 +205,8 @@ fn what_cannot_be_read_is_not_torn() {
 #[test]
 fn with_a_damaged_pack_nothing_is_judged() {
     let (machine, mut session) = Machine::start(Durability::None);
-    let mut parent = None;
-    for n in 0..4 {
-        let done = publish(&mut session, parent, [], [(n, 7)]).expect("published");
-        parent = Some(done.id);
-    }
-    let pruner = session.pruner();
-    let plan = pruner.plan_removal(&BTreeSet::from([2])).expect("a plan");
-    pruner.carry_out(&plan).expect("removed");
-    drop(pruner);
+    publish_row(&mut session, 4);
+    remove(&session, 2);
     let (id, dir) = (session.id(), session.dir.clone());
     session.forget();
     machine.files.reboot();
@@ -237,16 +244,8 @@ fn a_torn_snapshot_takes_only_those_that_build_on_it() {
 #[test]
 fn a_kept_snapshot_with_pages_in_a_torn_one_goes_though_its_parent_was_pruned() {
     let (machine, mut session) = Machine::start(Durability::None);
-    let mut parent = None;
-    for n in 0..5 {
-        let page = (n, n as u32 * 5 + 7);
-        let done = publish(&mut session, parent, [], [page]).expect("published");
-        parent = Some(done.id);
-    }
-    let pruner = session.pruner();
-    let plan = pruner.plan_removal(&BTreeSet::from([3])).expect("a plan");
-    pruner.carry_out(&plan).expect("removed");
-    drop(pruner);
+    publish_row(&mut session, 5);
+    remove(&session, 3);
     let path = path_of(&session, 2);
     session.forget();
     machine.files.reboot();
@@ -263,10 +262,7 @@ fn a_snapshot_that_names_a_page_of_a_torn_one_goes_though_its_parent_needs_nothi
         let done = publish(&mut session, Some(parent), [], [page]).expect("published");
         parent = done.id;
     }
-    let pruner = session.pruner();
-    let plan = pruner.plan_removal(&BTreeSet::from([2])).expect("a plan");
-    pruner.carry_out(&plan).expect("removed");
-    drop(pruner);
+    remove(&session, 2);
     let path = path_of(&session, 1);
     session.forget();
     machine.files.reboot();
@@ -277,11 +273,7 @@ fn a_snapshot_that_names_a_page_of_a_torn_one_goes_though_its_parent_needs_nothi
 #[test]
 fn another_run_in_the_same_boot_does_not_vouch_for_the_first() {
     let (machine, mut session) = Machine::start(Durability::None);
-    let mut parent = None;
-    for n in 0..3 {
-        let done = publish(&mut session, parent, [], [(n, 7)]).expect("published");
-        parent = Some(done.id);
-    }
+    let parent = Some(publish_row(&mut session, 3));
     let id = session.id();
     session.forget();
     let session = machine.open().open_session(id).expect("free");
@@ -298,11 +290,7 @@ fn another_run_in_the_same_boot_does_not_vouch_for_the_first() {
 #[test]
 fn after_a_failed_sync_nobody_vouches_for_what_was_to_be_synced() {
     let (machine, mut session) = Machine::start(Durability::Interval);
-    let mut parent = None;
-    for n in 0..3 {
-        let done = publish(&mut session, parent, [], [(n, 7)]).expect("published");
-        parent = Some(done.id);
-    }
+    publish_row(&mut session, 3);
     let next = machine.files.operations() + 1;
     machine.files.set_plan(super::files::Plan::Fail(next, 5));
     let dir = session.dir.clone();
@@ -319,11 +307,7 @@ fn after_a_failed_sync_nobody_vouches_for_what_was_to_be_synced() {
 #[test]
 fn removal_by_rule_leaves_one_that_a_power_failure_cannot_take() {
     let (machine, mut session) = Machine::start(Durability::Interval);
-    let mut parent = None;
-    for n in 0..5 {
-        let done = publish(&mut session, parent, [], [(n, 7)]).expect("published");
-        parent = Some(done.id);
-    }
+    publish_row(&mut session, 5);
     let pruner = session.pruner();
     let last = Rules {
         keep_last: Some(1),

@@ -5,7 +5,7 @@ use super::faults_small::{Sample, memory};
 use super::files::TestFiles;
 use super::support::*;
 use crate::model::{PAGE_SIZE, SnapshotId};
-use crate::store::{PageSource, Report, Store, StoreError};
+use crate::store::{Report, Store, StoreError};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -37,7 +37,7 @@ fn open(owner: &Owner, dir: &Path) -> Result<Store, StoreError> {
     Store::open_with_keys(TestFiles::default().shared(), owner.keys(), dir)
 }
 
-/// What is said names the file: a flat image by its snapshot.
+/// What is said names the file and its folder: a flat image by its snapshot.
 fn is_named(report: &Report, path: &Path) -> bool {
     let name = path.file_name().expect("a file").to_string_lossy();
     let name = match (path.parent(), SnapshotId::from_hex(&name)) {
@@ -47,29 +47,25 @@ fn is_named(report: &Report, path: &Path) -> bool {
     let problems = report.problems.iter();
     let problems = problems.map(|problem| format!("{} {}", problem.path.display(), problem.what));
     let mut said = problems.chain(report.notes.iter().cloned());
-    said.any(|text| text.contains(&name))
+    let folder = path.parent().and_then(Path::file_name);
+    let folder = folder.expect("in a folder").to_string_lossy();
+    said.any(|text| text.contains(&name) && text.contains(&*folder))
 }
 
 /// All snapshots of a process are whole, or, where they may be harmed, are an error and never something else.
-fn assert_right(store: &Store, sample: &Sample, process: usize, gone: &[usize], harmed: bool) {
-    for (n, id) in sample.ids[process].iter().enumerate() {
-        if gone.contains(&n) {
-            continue;
-        }
+fn assert_right(
+    store: &Store,
+    sample: &Sample,
+    (process, gone): (usize, &[usize]),
+    harmed: bool,
+    what: &str,
+) {
+    let ids = sample.ids[process].iter().enumerate();
+    for (n, id) in ids.filter(|(n, _)| !gone.contains(n)) {
         match store.snapshot(*id) {
-            Ok(snapshot) if !harmed => assert_holds(&snapshot, &memory(n)),
-            Err(error) if !harmed => panic!("{error}"),
-            Ok(snapshot) => {
-                for (number, seed) in memory(n) {
-                    let mut found = page(0);
-                    match snapshot.read_page(number * PAGE_SIZE, &mut found) {
-                        Ok(true) => assert!(found == page(seed), "a wrong page"),
-                        Ok(false) => panic!("a page is missing without an error"),
-                        Err(_) => {}
-                    }
-                }
-            }
-            Err(_) => {}
+            Ok(snapshot) if harmed => drop(errors_of(&snapshot, &memory(n), what)),
+            Ok(snapshot) => assert_holds(&snapshot, &memory(n)),
+            Err(error) => assert!(harmed, "{what}: {error}"),
         }
     }
 }
@@ -117,11 +113,11 @@ fn flip_each(owner: &Owner, is_sealed: bool) -> BTreeSet<String> {
             };
             let report = store.verify(None).expect("the store can be listed");
             if !is_named(&report, &path) {
-                unnamed.push(what);
+                unnamed.push(what.clone());
             }
             for (process, gone) in [(0, &[][..]), (1, &GONE)] {
                 let harmed = path.starts_with(&sessions[process]);
-                assert_right(&store, &sample, process, gone, harmed);
+                assert_right(&store, &sample, (process, gone), harmed, &what);
             }
         }
         fs::write(&path, clean).expect("restored");

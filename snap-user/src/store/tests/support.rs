@@ -182,3 +182,17 @@ pub fn assert_holds(snapshot: &Snapshot, memory: &Memory) {
             .expect("no page")
     );
 }
+
+/// Each page of a snapshot is what `memory` says, or an error: never something else, and none is missing. Gives the errors.
+pub fn errors_of(snapshot: &Snapshot, memory: &Memory, what: &str) -> Vec<StoreError> {
+    let mut errors = Vec::new();
+    for (number, seed) in memory {
+        let mut content = page(0);
+        match snapshot.read_page(number * PAGE_SIZE, &mut content) {
+            Ok(true) => assert!(content == page(*seed), "{what}: a wrong page"),
+            Ok(false) => panic!("{what}: a page is missing without an error"),
+            Err(error) => errors.push(error),
+        }
+    }
+    errors
+}
