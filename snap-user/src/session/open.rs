@@ -40,7 +40,8 @@ pub(super) fn open_session(
         session.look_for_earlier();
         return Ok((session, None, Hashes::new()));
     };
-    let session = store.open_session(id)?;
+    let mut session = store.open_session(id)?;
+    session.look_for_earlier();
     store.sweep_mixed(id, mixed::holds);
     let mut list = store.list()?;
     list.retain(|snapshot| snapshot.session == id);

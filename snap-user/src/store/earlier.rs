@@ -1,93 +1,130 @@
-//! Pages that sessions of the same program have stored earlier, which a new one borrows: a fork that is watched by itself
-//! has most of them, and a program that is started again has many.
+//! Pages that other sessions have stored earlier, which one borrows that is begun or gone on with: a fork that is watched by
+//! itself has most of them, and a program that is started again has many.
 //!
-//! What looks the same by the indexes, in checksum, length and encoding, is compared byte by byte before it is borrowed.
+//! What has the checksum of one of them is compared byte by byte before it is borrowed.
 
 use super::cache::PageFile;
-use super::common::{WORTH, looks};
+use super::common::{WORTH, is_worth_it};
 use super::directory::Store;
 use super::durability::is_durable;
 use super::error::StoreError;
-use super::files::Files;
+use super::files::{Files, Stamp};
 use super::lender::Lender;
 use super::loans::Loans;
 use super::names;
 use super::session::SessionInfo;
+use super::stored::Stored;
 use crate::image::{Elsewhere, EncodedBatch, EncodedPage, IndexEntry, PackEntry, SessionId};
-use crate::model::SnapshotKind;
 use rustc_hash::FxHashMap;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Sessions that are looked at, the newest first.
-const MOST_SESSIONS: usize = 4;
-/// Pages that are looked at, of 32 bytes each here: 8 GiB.
-const MOST_PAGES: u64 = 2 << 20;
+/// Sessions that are looked at, of which those of a tree are many.
+const MOST_SESSIONS: usize = 32;
+/// Snapshots of each that are looked at: the first, which has most, and the newest.
+const MOST_FILES: usize = 16;
+/// Pages that are known for a base, of about 20 bytes each here: 8 GiB.
+const MOST_PAGES: usize = 2 << 20;
+/// And for the deltas behind it, unless the process has more: 1 GiB.
+const PAGES_KEPT: usize = 256 << 10;
 
+/// A file, by its number, and a place in it.
 #[derive(Clone, Copy, Debug)]
 struct Place {
-    lender: u32,
-    at: u64,
+    lender: [u8; 2],
+    /// Files are far smaller than six bytes can tell.
+    at: [u8; 6],
 }
 
-/// Where earlier sessions have which pages.
+impl Place {
+    fn new(lender: u16, at: u64) -> Self {
+        let [at @ .., _, _] = at.to_le_bytes();
+        let lender = lender.to_le_bytes();
+        Self { lender, at }
+    }
+
+    fn lender(self) -> u16 {
+        u16::from_le_bytes(self.lender)
+    }
+
+    fn at(self) -> u64 {
+        let [a, b, c, d, e, f] = self.at;
+        u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+    }
+}
+
+/// Where earlier sessions have which pages, by their checksums. Sessions that are written side by side share one.
 #[derive(Debug, Default)]
 pub(super) struct Earlier {
+    /// Their indexes have been read: with the first page that comes.
+    looked: bool,
     lenders: Vec<Arc<Lender>>,
-    places: FxHashMap<u64, Place>,
+    /// Which files they are.
+    stamps: Vec<Stamp>,
+    places: FxHashMap<u32, Place>,
+}
+
+/// Plain data, added to in single steps: whole also after a panic.
+pub(super) fn lock(earlier: &Mutex<Earlier>) -> MutexGuard<'_, Earlier> {
+    earlier.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Earlier {
-    /// What there is for a new session of a program. Best effort: what cannot be read is stored again.
-    pub(super) fn look(store: &Store, own: SessionId, info: &SessionInfo) -> Self {
-        let mut earlier = Self::default();
+    /// Reads what there is for a session: first of those of the same program, the newest first, then of others. Best
+    /// effort: what cannot be read is stored again.
+    fn look(&mut self, store: &Store, own: SessionId, info: &SessionInfo) {
+        self.looked = true;
         // No file stays open that others may remove.
         let store = &store.apart();
+        let mut others = store.sessions().unwrap_or_default();
+        // What is sealed has a key of its own.
+        others.retain(|(id, _)| *id != own && matches!(store.is_sealed(*id), Ok(false)));
+        others.reverse();
+        others.sort_by_key(|(_, other)| (&other.comm, &other.exe) != (&info.comm, &info.exe));
         let mut left = MOST_SESSIONS;
-        for (id, other) in store.sessions().unwrap_or_default().into_iter().rev() {
-            let is_alike = (&other.comm, &other.exe) == (&info.comm, &info.exe);
-            // What is sealed has a key of its own.
-            if left == 0 || id == own || !is_alike || !matches!(store.is_sealed(id), Ok(false)) {
-                continue;
+        for (id, _) in others {
+            if left == 0 || self.places.len() >= MOST_PAGES {
+                break;
             }
-            match earlier.add(store, id) {
-                Ok(found) => left -= usize::from(found),
-                Err(error) => tracing::debug!("pages of session {id}: {error}"),
+            let known = self.places.len();
+            if let Err(error) = self.add(store, id) {
+                tracing::debug!("pages of session {id}: {error}");
             }
+            left -= usize::from(self.places.len() > known);
         }
-        earlier
     }
 
-    /// Adds the oldest snapshot of a session, where that is a base, and the pack of those that are gone. `false` where
-    /// there is neither.
-    fn add(&mut self, store: &Store, id: SessionId) -> Result<bool, StoreError> {
-        let lenders = self.lenders.len();
+    /// Adds a session: the oldest snapshot, the pack of those that are gone, and the newest ones.
+    fn add(&mut self, store: &Store, id: SessionId) -> Result<(), StoreError> {
         let session = store.session_files(id)?;
         let (listing, files) = (session.listing(), &*session.files);
-        if let Some((seq, _)) = listing.by_seq.first_key_value() {
-            let file = session.open(*seq)?;
-            let is_meant = file.header.kind == SnapshotKind::Base
-                && is_durable(files, &session.dir, *seq)?
-                && self.has_room(file.header.entries());
-            if is_meant {
-                let name = |number| names::loan_file(*seq, number);
-                self.add_file(files, &file.path, &name, file.index()?);
+        let seqs = listing.by_seq.keys().copied();
+        let newest: BTreeSet<u32> = seqs.clone().rev().take(MOST_FILES - 1).collect();
+        let first = seqs.clone().next();
+        let newest = newest.into_iter().rev().filter(|seq| Some(*seq) != first);
+        let add = |earlier: &mut Self, seq: u32| -> Result<(), StoreError> {
+            if is_durable(files, &session.dir, seq)? {
+                let file = session.open(seq)?;
+                let name = |number| names::loan_file(seq, number);
+                earlier.add_file(files, &file.path, &name, file.index()?);
             }
+            Ok(())
+        };
+        if let Some(first) = first {
+            add(self, first)?;
         }
-        if let Some(pack) = &listing.pack
-            && self.has_room(pack.header.pages())
-        {
+        if let Some(pack) = &listing.pack {
             let name = |number| names::pack_loan_file(pack.header.generation, number);
             let entries = pack.entries()?.iter().map(PackEntry::in_index);
             self.add_file(files, pack.path(), &name, entries);
         }
-        Ok(self.lenders.len() > lenders)
-    }
-
-    /// Whether so many pages more are looked at: all of a file, or none.
-    fn has_room(&self, pages: u64) -> bool {
-        self.places.len() as u64 + pages <= MOST_PAGES
+        for seq in newest {
+            if self.places.len() < MOST_PAGES {
+                add(self, seq)?;
+            }
+        }
+        Ok(())
     }
 
     /// Adds the pages of a file, wherever they are: in it, or in those that it borrows from itself.
@@ -98,11 +135,11 @@ impl Earlier {
         loan_name: &dyn Fn(u8) -> String,
         entries: impl IntoIterator<Item = IndexEntry>,
     ) {
-        let mut lenders: BTreeMap<u8, Option<u32>> = BTreeMap::new();
+        let mut lenders: BTreeMap<u8, Option<u16>> = BTreeMap::new();
         for entry in entries {
-            let Some(looks) = looks(entry.crc, entry.len, entry.encoding) else {
+            if self.places.len() >= MOST_PAGES || !is_worth_it(entry.encoding, entry.len) {
                 continue;
-            };
+            }
             let lender = lenders.entry(entry.loan).or_insert_with(|| {
                 let path = match entry.loan {
                     0 => path.to_owned(),
@@ -111,33 +148,66 @@ impl Earlier {
                 self.lender(files, path)
             });
             if let Some(lender) = *lender {
-                let at = entry.at;
-                self.places.entry(looks).or_insert(Place { lender, at });
+                let place = Place::new(lender, entry.at);
+                self.places.entry(entry.crc).or_insert(place);
             }
         }
     }
 
-    /// The number of a file. `None`: it is gone.
-    fn lender(&mut self, files: &dyn Files, path: PathBuf) -> Option<u32> {
-        let len = files.stat(&path).ok()?.len;
-        let number = self.lenders.len() as u32;
-        let lender = Lender::of_file(number.into(), path, len);
-        self.lenders.push(Arc::new(lender));
+    /// The number of a file. `None`: it is gone. What has the same length and time is the same under another name: if not,
+    /// it has other bytes.
+    fn lender(&mut self, files: &dyn Files, path: PathBuf) -> Option<u16> {
+        let stamp = files.stat(&path).ok()?;
+        let known = self.stamps.iter().position(|known| *known == stamp);
+        let number = u16::try_from(known.unwrap_or(self.stamps.len())).ok()?;
+        if known.is_none() {
+            self.stamps.push(stamp);
+            // Those of sessions that are written side by side are numbered from below.
+            let lender = Lender::of_file(u64::MAX - u64::from(number), path, stamp.len);
+            self.lenders.push(Arc::new(lender));
+        }
         Some(number)
     }
 
     fn place(&self, page: &EncodedPage) -> Option<Place> {
-        let looks = looks(page.crc, page.len, page.encoding)?;
-        self.places.get(&looks).copied()
+        let is_worth_it = is_worth_it(page.encoding, page.len);
+        is_worth_it.then(|| self.places.get(&page.crc).copied())?
     }
 
-    /// Finds where pages of a batch are already, but for those that are elsewhere anyway.
+    /// A snapshot of so many pages is there, of a session that is written by itself. What it has need not be found here any
+    /// more.
+    pub(super) fn published(&mut self, pages: u64, stored: &Stored) {
+        let mut left = usize::try_from(pages).unwrap_or(0).max(PAGES_KEPT);
+        if self.places.len() <= left {
+            return;
+        }
+        self.places.retain(|crc, _| {
+            let keep = left > 0 && !stored.knows(*crc);
+            left -= usize::from(keep);
+            keep
+        });
+        self.places.shrink_to_fit();
+    }
+
+    /// Snapshots of a session are gone: nobody knows which files there still are links to.
+    pub(super) fn forget_links(&self) {
+        self.lenders.iter().for_each(|lender| lender.keep(false));
+    }
+
+    /// Finds where pages of a batch of this session are already, but for those that are elsewhere anyway.
     pub(super) fn find(
-        &self,
+        &mut self,
+        (store, own, info): (&Store, SessionId, &SessionInfo),
         batch: &EncodedBatch,
         loans: &mut Loans,
         elsewhere: &mut [Option<Elsewhere>],
     ) {
+        if !self.looked {
+            self.look(store, own, info);
+        }
+        if self.places.is_empty() {
+            return;
+        }
         let pages = batch.pages().iter().zip(&*elsewhere);
         let places: Vec<Option<Place>> = pages
             .map(|(page, elsewhere)| match elsewhere {
@@ -145,17 +215,17 @@ impl Earlier {
                 None => self.place(page),
             })
             .collect();
-        let mut worth: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut worth: BTreeMap<u16, u64> = BTreeMap::new();
         for (page, place) in batch.pages().iter().zip(&places) {
             if let Some(place) = place {
-                *worth.entry(place.lender).or_default() += u64::from(page.len);
+                *worth.entry(place.lender()).or_default() += u64::from(page.len);
             }
         }
         // Who has most of it first: there are not many links.
-        let mut worth: Vec<(u32, u64)> = worth.into_iter().collect();
+        let mut worth: Vec<(u16, u64)> = worth.into_iter().collect();
         worth.sort_unstable_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
-        let number = |(lender, bytes): (u32, u64)| {
-            let of = &self.lenders[lender as usize];
+        let number = |(lender, bytes): (u16, u64)| {
+            let of = &self.lenders[usize::from(lender)];
             match loans.number(of, bytes >= WORTH) {
                 Ok(number) => Some((lender, number?)),
                 Err(error) => {
@@ -166,20 +236,53 @@ impl Earlier {
                 }
             }
         };
-        let numbers: BTreeMap<u32, u8> = worth.into_iter().filter_map(number).collect();
+        let numbers: BTreeMap<u16, u8> = worth.into_iter().filter_map(number).collect();
         let mut there = Vec::new();
         for ((page, place), elsewhere) in batch.pages().iter().zip(places).zip(elsewhere) {
-            let Some(Place { lender, at }) = place else {
+            let Some(place) = place else {
                 continue;
             };
-            let Some(loan) = numbers.get(&lender).copied() else {
+            let Some(loan) = numbers.get(&place.lender()).copied() else {
                 continue;
             };
-            let bytes = page.bytes_in(batch.bytes());
+            let (at, bytes) = (place.at(), page.bytes_in(batch.bytes()));
             there.resize(bytes.len(), 0);
             if loans.read(loan, at, &mut there).is_ok() && there == bytes {
                 *elsewhere = Some(Elsewhere::Bytes { loan, at });
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_known_is_bounded_and_what_a_snapshot_has_goes_first() {
+        let place = |n: u32| Place::new(n as u16, u64::from(n) << 16);
+        assert_eq!(
+            (place(0x1_0203).lender(), place(0x1_0203).at()),
+            (0x203, 0x1_0203_0000)
+        );
+        let mut earlier = Earlier {
+            places: (0..300_000).map(|n| (n, place(n))).collect(),
+            ..Earlier::default()
+        };
+        let mut stored = Stored::default();
+        earlier.published(300_000, &stored);
+        assert_eq!(earlier.places.len(), 300_000, "as many as the process has");
+        stored.know(50_000..100_000);
+        earlier.published(1000, &stored);
+        assert_eq!(earlier.places.len(), 250_000);
+        assert!((50_000..100_000).all(|n| !earlier.places.contains_key(&n)));
+        stored.know(200_000..200_010);
+        earlier.published(1000, &stored);
+        assert_eq!(earlier.places.len(), 250_000, "there is room for these");
+        earlier
+            .places
+            .extend((300_000..400_000).map(|n| (n, place(n))));
+        earlier.published(1000, &stored);
+        assert_eq!(earlier.places.len(), PAGES_KEPT);
     }
 }

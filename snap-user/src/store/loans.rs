@@ -195,7 +195,9 @@ impl Loans {
 
     /// The snapshot is there, and they stay with it.
     pub(super) fn keep(&mut self) {
-        self.loans.clear();
+        for loan in self.loans.drain(..) {
+            loan.lender.keep(true);
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use super::chain::SessionFiles;
 use super::durability::Durability;
+use super::earlier;
 use super::error::StoreError;
 use super::head::Head;
 use super::headers;
@@ -36,6 +37,8 @@ pub struct PendingSnapshot<'a> {
     repeats: Repeats,
     /// Its file may be among the published ones.
     tried: bool,
+    /// It is.
+    published: bool,
 }
 
 /// What came of a publication.
@@ -106,6 +109,7 @@ impl<'a> PendingSnapshot<'a> {
             lender,
             repeats: Repeats::default(),
             tried: false,
+            published: false,
         })
     }
 
@@ -186,6 +190,10 @@ impl<'a> PendingSnapshot<'a> {
         }
         let stored = &mut self.session.stored;
         stored.published((header.seq, header.id), pages, &entries);
+        if let (Some(earlier), None) = (&self.session.earlier, &self.session.common) {
+            earlier::lock(earlier).published(pages, stored);
+        }
+        self.published = true;
         self.session.shared.published(header.seq);
         let files = &*self.session.store.files;
         headers::note(files, &self.session.dir, &path, &self.head_bytes());
@@ -315,21 +323,19 @@ impl PageSink for PendingSnapshot<'_> {
     fn append(&mut self, batch: &EncodedBatch) -> Result<(), StoreError> {
         let empty = PageTable::new();
         let mut elsewhere = vec![None; batch.pages().len()];
-        match (self.identity.kind, &self.session.earlier, &mut self.loans) {
-            (SnapshotKind::Delta, ..) => {
-                let (id, dir) = (self.session.id, &self.session.dir);
-                let store = &self.session.store;
-                let list = || {
-                    let store = store.apart();
-                    SessionFiles::list_with_suspects(&store.files, &store.cache, id, dir)
-                };
-                let (stored, shared) = (&mut self.session.stored, &self.session.shared);
-                stored.find(batch, &list, shared, &mut elsewhere);
-            }
-            (SnapshotKind::Base, Some(earlier), Some(loans)) => {
-                earlier.find(batch, loans, &mut elsewhere);
-            }
-            (SnapshotKind::Base, ..) => {}
+        let (id, store) = (self.session.id, &self.session.store);
+        if self.identity.kind == SnapshotKind::Delta {
+            let dir = &self.session.dir;
+            let list = || {
+                let store = store.apart();
+                SessionFiles::list_with_suspects(&store.files, &store.cache, id, dir)
+            };
+            let (stored, shared) = (&mut self.session.stored, &self.session.shared);
+            stored.find(batch, &list, shared, &mut elsewhere);
+        }
+        if let (Some(earlier), Some(loans)) = (&self.session.earlier, &mut self.loans) {
+            let own = (store, id, &self.session.info);
+            earlier::lock(earlier).find(own, batch, loans, &mut elsewhere);
         }
         let from = HEADER_LEN as u64 + self.builder.data_len();
         match (&self.session.common, &self.lender, &mut self.loans) {
@@ -374,8 +380,10 @@ impl Drop for PendingSnapshot<'_> {
     fn drop(&mut self) {
         self.out.end_lending();
         self.session.buffer = self.out.take_buffer();
-        // Whatever became of it: another attempt is not to fail by what it borrows.
-        self.session.earlier = None;
+        if !self.published {
+            // Another attempt is not to fail by what it borrows.
+            self.session.earlier = None;
+        }
         self.session.shared.written();
         if !self.tried {
             self.session.next_seq = self.identity.seq;

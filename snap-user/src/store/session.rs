@@ -6,7 +6,7 @@ use super::checked;
 use super::common::Common;
 use super::directory::Store;
 use super::durability::{Durability, Unsynced, recover};
-use super::earlier::Earlier;
+use super::earlier::{self, Earlier};
 use super::error::StoreError;
 use super::files::{LockGuard, Locking};
 use super::head::Head;
@@ -22,7 +22,7 @@ use crate::model::{PageTable, SnapshotId, SnapshotKind};
 use serde::{Deserialize, Serialize};
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// What a session says of the process that it watches.
@@ -107,12 +107,12 @@ pub struct Session {
     pub(super) next_seq: u32,
     /// Lent to the snapshot being written.
     pub(super) buffer: WriteBuffer,
-    info: SessionInfo,
+    pub(super) info: SessionInfo,
     pub(super) unsynced: Unsynced,
     /// What other sessions have that are written side by side.
     pub(super) common: Option<Arc<Common>>,
-    /// What others of the same program have stored, for its first base.
-    pub(super) earlier: Option<Earlier>,
+    /// What other sessions have stored.
+    pub(super) earlier: Option<Arc<Mutex<Earlier>>>,
     /// What its own snapshots have stored.
     pub(super) stored: Stored,
     /// Shared with whoever removes snapshots of the session.
@@ -233,16 +233,15 @@ impl Session {
         })
     }
 
-    /// Has the first base borrow the pages that sessions of the same program have stored earlier: their indexes are read
-    /// now. A sealed one shares nothing; nor does one in memory, from where each session is written out by itself; and
-    /// those that are written side by side have each other.
+    /// Has its snapshots borrow the pages that other sessions have stored by the time that its first page comes. A sealed
+    /// one shares nothing; nor does one in memory, from where each session is written out by itself.
     pub fn look_for_earlier(&mut self) {
-        let shares = self.common.is_none()
-            && matches!(self.store.is_sealed(self.id), Ok(false))
-            && !self.store.files.is_in_memory(&self.dir);
-        if shares {
-            self.earlier = Some(Earlier::look(&self.store, self.id, &self.info));
+        let is_sealed = !matches!(self.store.is_sealed(self.id), Ok(false));
+        if is_sealed || self.store.files.is_in_memory(&self.dir) {
+            return;
         }
+        let common = self.common.as_ref();
+        self.earlier = Some(common.map_or_else(Arc::default, |common| Arc::clone(&common.earlier)));
     }
 
     /// Removes a session of which nothing has been published. As far as that goes: an empty one does no harm.
@@ -339,7 +338,11 @@ impl Session {
             let head = self.head.insert(files.head(seq)?);
             self.stored.learn(&files, seq, &head.table);
         }
-        self.stored.forget(&self.shared.take_gone());
+        let gone = self.shared.take_gone();
+        self.stored.forget(&gone);
+        if let Some(earlier) = self.earlier.as_ref().filter(|_| !gone.is_empty()) {
+            earlier::lock(earlier).forget_links();
+        }
         PendingSnapshot::begin(self, kind, parent)
     }
 

@@ -105,6 +105,17 @@ impl Stored {
         self.young.insert(crc, place);
     }
 
+    /// Whether a page with this checksum is known.
+    pub(super) fn knows(&self, crc: u32) -> bool {
+        self.young.contains_key(&crc) || self.old.contains_key(&crc)
+    }
+
+    #[cfg(test)]
+    pub(super) fn know(&mut self, crcs: impl IntoIterator<Item = u32>) {
+        let place = Location::new(1, 0).expect("a place");
+        self.young.extend(crcs.into_iter().map(|crc| (crc, place)));
+    }
+
     #[cfg(test)]
     pub(super) fn known(&self) -> usize {
         self.young.len() + self.old.len()

@@ -1,4 +1,4 @@
-//! Pages that earlier sessions of the same program have: borrowed where that is worth it, and nobody's loss is another's.
+//! Pages that earlier sessions have: borrowed where that is worth it, and nobody's loss is another's.
 
 use super::common::{assert_whole, loans, noise, remove, test_store};
 use super::files::{Plan, TestFiles};
@@ -78,15 +78,17 @@ fn of_little_that_is_alike_nothing_is_kept_whole() {
 }
 
 #[test]
-fn what_is_not_the_same_program_or_sealed_is_not_looked_at() {
+fn another_program_borrows_as_well_and_what_is_sealed_is_not_looked_at() {
     let (_folder, store) = new_disk_store();
-    base(&mut later(&store, 1), &memory(1, 300));
+    let one = base(&mut later(&store, 1), &memory(1, 300));
     let mut told = info(2);
     told.exe = "/usr/bin/another".into();
     let mut other = store.create_session(&told).expect("a session");
     other.look_for_earlier();
-    base(&mut other, &memory(2, 300));
-    assert!(loans(store.dir()).is_empty());
+    let other = base(&mut other, &memory(2, 300));
+    assert_eq!(other.borrowed, one.bytes / 2);
+    let all = [(one.id, memory(1, 300)), (other.id, memory(2, 300))];
+    assert_whole(store.dir(), &all);
 
     let folder = tempfile::tempdir().expect("a temporary folder");
     let owner = Owner::new();
@@ -99,19 +101,121 @@ fn what_is_not_the_same_program_or_sealed_is_not_looked_at() {
     assert!(loans(store.dir()).is_empty());
 }
 
+/// So many pages that are in none of the bases.
+fn row(first: u64, count: u64) -> Vec<(u64, u32)> {
+    (first..first + count)
+        .map(|number| (number, noise(number * 7)))
+        .collect()
+}
+
+#[test]
+fn what_an_earlier_session_came_to_have_is_borrowed_by_a_later_one() {
+    let (_folder, store) = new_disk_store();
+    let mut first = later(&store, 1);
+    let whole = base(&mut first, &memory(1, 300));
+    let grown = publish(&mut first, Some(whole.id), [], row(2000, 60)).expect("published");
+    assert_eq!(grown.borrowed, 0);
+
+    // Another process that has all of that from the beginning.
+    let mut content = memory(2, 300);
+    content.extend(row(2000, 60));
+    let mut second = later(&store, 2);
+    let forked = base(&mut second, &content);
+    assert_eq!(forked.borrowed, whole.bytes / 2 + grown.bytes / 2);
+
+    // And one that comes to have it: the same program, begun anew.
+    let mut third = later(&store, 3);
+    let begun = base(&mut third, &memory(3, 100));
+    assert_eq!(begun.borrowed, 0, "too little of what there is");
+    let delta = publish(&mut third, Some(begun.id), [], row(2000, 60)).expect("published");
+    assert_eq!(delta.borrowed, grown.bytes / 3);
+    assert!(delta.bytes * 4 < grown.bytes);
+    let mut now = memory(3, 100);
+    now.extend(row(2000, 60));
+    let all = [
+        (forked.id, content),
+        (begun.id, memory(3, 100)),
+        (delta.id, now),
+    ];
+    remove(&store, first);
+    assert_whole(store.dir(), &all);
+}
+
+#[test]
+fn the_sessions_of_a_later_tree_borrow_from_those_of_an_earlier_one() {
+    let (_folder, store) = new_disk_store();
+    let tree = |pids: [i32; 2]| {
+        let store = store.side_by_side();
+        pids.map(|pid| {
+            let mut session = later(&store, pid);
+            let published = base(&mut session, &memory(pid, 300));
+            (session, (published.id, memory(pid, 300)), published.bytes)
+        })
+    };
+    let [(first, _, whole), (second, _, rest)] = tree([1, 2]);
+    // Each has pages of its own that it had then, and what both have is where it was.
+    let [(_, a, again), (_, b, more)] = tree([1, 2]);
+    let sizes = [whole, rest, again, more];
+    assert!(
+        rest * 4 < whole && again * 10 < whole && more < again * 2,
+        "{sizes:?}"
+    );
+    for session in [first, second] {
+        remove(&store, session);
+    }
+    assert_whole(store.dir(), &[a, b]);
+}
+
+#[test]
+fn a_delta_borrows_little_of_a_file_that_its_base_borrows_from() {
+    let (_folder, store) = new_disk_store();
+    let mut first = later(&store, 1);
+    base(&mut first, &memory(1, 300));
+    let mut second = later(&store, 2);
+    let forked = base(&mut second, &memory(2, 250));
+    let rest = (250..260).map(|number| (number, noise(number)));
+    let delta = publish(&mut second, Some(forked.id), [], rest.clone()).expect("published");
+    // The same file once more, which three have now.
+    assert!(delta.borrowed > 0);
+
+    // Of a process that has no link to it anyway, the file would be kept for a thirtieth of it.
+    let mut third = later(&store, 3);
+    let begun = base(&mut third, &memory(3, 50));
+    let stored = publish(&mut third, Some(begun.id), [], rest).expect("published");
+    assert_eq!((begun.borrowed, stored.borrowed), (0, 0));
+
+    // Nor of one whose snapshots have gone.
+    let pruner = second.pruner();
+    let plan = pruner.plan_removal(&[forked.seq].into()).expect("a plan");
+    pruner.carry_out(&plan).expect("removed");
+    let more = (260..270).map(|number| (number, noise(number)));
+    let stored = publish(&mut second, Some(delta.id), [], more).expect("published");
+    assert_eq!(stored.borrowed, 0);
+}
+
 #[test]
 fn what_is_gone_or_damaged_by_then_is_stored_again() {
     let (_folder, store) = new_disk_store();
     let mut first = later(&store, 1);
     base(&mut first, &memory(1, 300));
     let mut second = later(&store, 2);
+    let begun = base(&mut second, &memory(2, 100)).id;
     remove(&store, first);
-    let id = base(&mut second, &memory(2, 300)).id;
+    let rest = (100..300).map(|number| (number, noise(number)));
+    let id = publish(&mut second, Some(begun), [], rest)
+        .expect("published")
+        .id;
     assert!(loans(store.dir()).is_empty());
-    assert_whole(store.dir(), &[(id, memory(2, 300))]);
+    assert_whole(
+        store.dir(),
+        &[(begun, memory(2, 100)), (id, memory(2, 300))],
+    );
 
     // All of its pages are others than its index says.
-    let folder = store.dir().join(second.id().to_string());
+    let (_folder, store) = new_disk_store();
+    let mut first = later(&store, 1);
+    base(&mut first, &memory(1, 300));
+    let folder = store.dir().join(first.id().to_string());
     let files = fs::read_dir(folder).expect("a folder");
     let paths = files.map(|one| one.expect("an entry").path());
     let is_snapshot = |path: &std::path::PathBuf| path.extension().is_some_and(|e| e == "ksnap");
