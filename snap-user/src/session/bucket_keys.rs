@@ -52,7 +52,7 @@ impl<'a> Ring<'a> {
             return Err(StoreError::Sealed { what: about() }.into());
         }
         if self.closed.contains(&name) {
-            return Err(StoreError::WrongIdentity { what: about() }.into());
+            return Err(wrong_identity(what).into());
         }
         let read = self.bucket.read_keys(&[name]).remove(0);
         let bytes = read.map_err(|error| match error {
@@ -149,6 +149,13 @@ impl<'a> Ring<'a> {
             true => Err(damaged("it does not name the one who can open it".into()).into()),
             false => Ok((Recipients::from_names(&kept)?, named.len() - kept.len())),
         }
+    }
+}
+
+fn wrong_identity(what: &str) -> StoreError {
+    StoreError::WrongIdentity {
+        what: what.to_owned(),
+        stored: false,
     }
 }
 

@@ -125,6 +125,8 @@ fn a_sealed_snapshot_comes_back_with_the_url_and_the_key_alone() {
             text.contains(says) && text.contains(&ids[0].to_string()),
             "{text}"
         );
+        // There is none in a bucket.
+        assert!(!text.contains("key.age"), "{text}");
         assert!(there.open(&owner).sessions().unwrap().is_empty());
         let listed = list_with(&keys, &place.url()).unwrap();
         let entry = &listed.entries[0];

@@ -220,7 +220,9 @@ fn without_the_key_or_with_another_one_it_is_refused_and_told_which() {
         for (at, refused) in refused.into_iter().enumerate() {
             let error = refused.expect_err("sealed");
             assert!(fits(&error), "{at}: {error}");
-            assert!(error.to_string().contains("--identity"), "{error}");
+            let text = error.to_string();
+            assert!(text.contains("--identity"), "{text}");
+            assert_eq!(text.contains("key.age"), wrong, "{text}");
         }
         // What is sealed is older.
         assert_eq!(store.resolve("latest", Some(8)).ok(), Some(known));
