@@ -88,9 +88,8 @@ fn what_is_not_the_same_program_or_sealed_is_not_looked_at() {
     base(&mut other, &memory(2, 300));
     assert!(loans(store.dir()).is_empty());
 
-    let folder = tempfile::tempdir().expect("a temporary folder");
     let owner = Owner::new();
-    let store = owner.open_or_create(&folder.path().join("store"));
+    let (_dir, store) = owner.new_store();
     for pid in [1, 2] {
         let mut session = later(&store, pid);
         let id = base(&mut session, &memory(pid, 300)).id;
