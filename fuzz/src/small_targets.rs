@@ -49,17 +49,16 @@ fn assert_headers(bytes: &[u8]) {
     }
 }
 
-/// Replaces the checksum in the first line of a text, behind so many words, by that of what follows the line or the word.
-fn with_sum(text: &str, version: u32) -> Option<String> {
+/// Replaces the checksum in the first line of a record by that of what follows the line, or, where that is sealed, the word.
+fn with_sum(text: &str) -> Option<String> {
     let (line, body) = text.split_once('\n')?;
     let mut words: Vec<&str> = line.split(' ').collect();
-    let of = match version {
-        1 => body.strip_suffix('\n').unwrap_or(body).to_owned(),
-        _ => words.get(4..)?.join(" "),
+    let (version, of) = match text.starts_with("ksnap tree 2") {
+        true => ("2", words.get(4..)?.join(" ")),
+        false => ("1", body.strip_suffix('\n').unwrap_or(body).to_owned()),
     };
-    let (version, sum) = (version.to_string(), crc32c::crc32c(of.as_bytes()));
-    let sum = format!("{sum:08x}");
-    for (place, word) in ["ksnap", "tree", &version, &sum].into_iter().enumerate() {
+    let sum = format!("{:08x}", crc32c::crc32c(of.as_bytes()));
+    for (place, word) in ["ksnap", "tree", version, &sum].into_iter().enumerate() {
         *words.get_mut(place)? = word;
     }
     Some(format!("{}\n{body}", words.join(" ")))
@@ -70,11 +69,7 @@ fn with_sum(text: &str, version: u32) -> Option<String> {
 pub fn tree(data: &[u8]) {
     assert_tree(data);
     let text = String::from_utf8_lossy(data);
-    let version = match text.starts_with("ksnap tree 2") {
-        true => 2,
-        false => 1,
-    };
-    if let Some(text) = with_sum(&text, version) {
+    if let Some(text) = with_sum(&text) {
         assert_tree(text.as_bytes());
     }
 }

@@ -12,6 +12,7 @@ mod small_targets;
 mod targets;
 
 use drive::{Mutations, corpus};
+use hostile_seeds::read::is_read;
 use snap_user::codec::{Encoding, Scratch, compress_block, encode};
 use snap_user::image::{
     Ghost, HEADER_LEN, Header, Location, PACK_HEADER_LEN, PackEntry, Run, Section, SessionId,
@@ -25,7 +26,7 @@ use snap_user::wire::{
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use targets::Target;
+use targets::{Target, repeat};
 
 /// Inputs for each target, unless said otherwise: more than ten million for all of them.
 const INPUTS: u64 = 1_000_000;
@@ -71,7 +72,7 @@ fn named(name: &str) -> Target {
     *found.unwrap_or_else(|| panic!("no target {name}"))
 }
 
-/// Writes what mutations begin with: pages in every encoding, and the parts of the golden file.
+/// Writes what mutations begin with, as far as today's code makes it: pages in every encoding, and the parts of golden files.
 fn write_seeds(fuzz: &Path) {
     let golden = include_bytes!("data/delta-v1.ksnap");
     let header = Header::decode(golden, golden.len() as u64).expect("the golden header");
@@ -128,12 +129,7 @@ fn write_seeds(fuzz: &Path) {
         files.push(("pair", (*name).to_owned(), input));
     }
     for (name, seed, page) in pages() {
-        let mut before = [0; PAGE_SIZE as usize];
-        let seeds = seed.iter().cycle();
-        before
-            .iter_mut()
-            .zip(seeds)
-            .for_each(|(byte, from)| *byte = *from);
+        let before = repeat(&seed);
         let mut input = vec![0, seed.len() as u8];
         input.extend_from_slice(&seed);
         let previous = (!seed.is_empty()).then_some(&before);
@@ -235,10 +231,7 @@ fn pages() -> Vec<(&'static str, Vec<u8>, Page)> {
             .wrapping_mul(n | 3)
     };
     let seed = b"seventeen bytes..".to_vec();
-    let mut was = [0; PAGE_SIZE as usize];
-    was.iter_mut()
-        .zip(seed.iter().cycle())
-        .for_each(|(byte, from)| *byte = *from);
+    let was = repeat(&seed);
     let mut few = was;
     few[100..109].copy_from_slice(b"new bytes");
     let mut many = was;
@@ -447,6 +440,17 @@ fn any_line_on_the_socket_of_a_watcher_is_sound_or_an_error() {
 #[test]
 fn any_object_of_a_bucket_is_sound_or_an_error() {
     run(named("bucket"));
+}
+
+#[test]
+fn what_mutations_begin_with_is_read() {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/seeds");
+    for (name, _) in all() {
+        for (n, seed) in corpus(&seeds.join(name)).iter().enumerate() {
+            assert!(is_read(name, seed), "target {name}, seed {n}");
+            assert!(seed.len() <= drive::LONGEST, "target {name}, seed {n}");
+        }
+    }
 }
 
 #[test]

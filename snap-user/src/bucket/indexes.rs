@@ -39,6 +39,14 @@ impl Head {
         }
     }
 
+    fn name(&self) -> SnapshotName {
+        match self {
+            Self::Process(header, _) => header.common.name(),
+            Self::Tree(tree) => tree.header.common.name(),
+            Self::Sealed(envelope) => envelope.name,
+        }
+    }
+
     fn pages(&self) -> u64 {
         match self {
             Self::Process(header, _) => header.common.pages,
@@ -269,19 +277,11 @@ impl Bucket {
             let more = read(&*self.objects, &path, &about, range, end - from).await?;
             bytes.extend(more.0);
         }
-        let (head, of) = match sealed {
-            true => {
-                let envelope = Envelope::decode(&about, &bytes, len)?;
-                let of = envelope.name;
-                (Head::Sealed(Box::new(envelope)), of)
-            }
-            false => {
-                let tree = TreeHead::decode(&about, &bytes, len)?;
-                let of = tree.header.common.name();
-                (Head::Tree(tree), of)
-            }
+        let head = match sealed {
+            true => Head::Sealed(Box::new(Envelope::decode(&about, &bytes, len)?)),
+            false => Head::Tree(TreeHead::decode(&about, &bytes, len)?),
         };
-        match of == *name {
+        match head.name() == *name {
             true => Ok(head),
             false => Err(BucketError::corrupt(&about, "it is about another snapshot")),
         }

@@ -70,7 +70,8 @@ struct Clear {
 }
 
 impl Clear {
-    fn decode(object: &str, bytes: &[u8]) -> Result<Self> {
+    /// Looks at the header of an object of `len` bytes, which begins so.
+    fn decode(object: &str, bytes: &[u8], len: u64) -> Result<Self> {
         let corrupt = |why: &str| BucketError::corrupt(object, why);
         let header = bytes
             .first_chunk::<INDEX_HEADER_LEN>()
@@ -114,11 +115,18 @@ impl Clear {
             salt,
             rest_len,
         };
-        Ok(Self {
+        let clear = Self {
             chunks,
             table,
             envelope,
-        })
+        };
+        let said = clear.head_len() + rest_len;
+        match said == len {
+            true => Ok(clear),
+            false => Err(corrupt(&format!(
+                "{len} bytes, {said} according to its header"
+            ))),
+        }
     }
 
     fn head_len(&self) -> u64 {
@@ -134,23 +142,14 @@ pub(super) fn is_sealed(bytes: &[u8]) -> bool {
 impl Envelope {
     /// How many bytes of an object of `len`, which begins so, have to be read to decode this.
     pub fn head_len(object: &str, bytes: &[u8], len: u64) -> Result<u64> {
-        let clear = Clear::decode(object, bytes)?;
-        let (head, rest) = (clear.head_len(), clear.envelope.rest_len);
-        match head + rest == len {
-            true => Ok(head),
-            false => Err(BucketError::corrupt(
-                object,
-                format!("{len} bytes, {} according to its header", head + rest),
-            )),
-        }
+        Ok(Clear::decode(object, bytes, len)?.head_len())
     }
 
     /// Looks at the beginning of an object of `len` bytes.
     pub fn decode(object: &str, bytes: &[u8], len: u64) -> Result<Self> {
         let corrupt = |why: &str| BucketError::corrupt(object, why);
-        let end = Self::head_len(object, bytes, len)?;
-        let mut clear = Clear::decode(object, bytes)?;
-        let body = bytes.get(INDEX_HEADER_LEN..end as usize);
+        let mut clear = Clear::decode(object, bytes, len)?;
+        let body = bytes.get(INDEX_HEADER_LEN..clear.head_len() as usize);
         let body = body.and_then(|body| body.split_first_chunk::<FRONT>());
         let (front, table) = body.ok_or_else(|| corrupt("it is cut"))?;
         if blake3::hash(table) != clear.table {

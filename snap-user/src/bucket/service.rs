@@ -91,7 +91,7 @@ impl Bucket {
     }
 
     /// How an object is named in messages.
-    pub(super) fn about(&self, key: &str) -> String {
+    pub fn about(&self, key: &str) -> String {
         format!("{}/{key}", self.url.trim_end_matches('/'))
     }
 

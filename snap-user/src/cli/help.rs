@@ -319,8 +319,9 @@ with an id of its own, or of the store nothing changes. Each page is compared wi
 has are not fetched, and a pull that was cut off goes on where it ended. One that is in the store already is not \
 pulled again. Keys of the service are those of `ksnap push`.
 
-What is sealed there takes --identity, and is sealed here for the same keys, unless --encrypt-to names others; it never \
-becomes plain. Without a key --list has its size and time.
+What is sealed there takes --identity, and is sealed here for the same keys, or for yours alone where somebody else has made \
+its key there, unless --encrypt-to names others; it never becomes plain. What is sealed here and was cut off comes anew. \
+Without a key --list has its size and time.
 
 Examples:
   ksnap pull s3://snapshots/fleet --list

@@ -6,7 +6,7 @@ use crate::bucket::{
     Bucket, BucketError, BucketKey, Head, KeyName, MAX_KEY, PlacedKey, SnapshotName,
 };
 use crate::store::{Keys, Recipients, StoreError};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Keys that are read at once when one is looked for: a place may have many, and the first may be the one.
@@ -16,9 +16,8 @@ const GROUP: usize = 8;
 pub(super) struct Ring<'a> {
     bucket: &'a Bucket,
     keys: &'a Keys,
-    opened: HashMap<KeyName, PlacedKey>,
-    /// Those that none of the user's identities opens.
-    closed: HashSet<KeyName>,
+    /// What was tried; `None`: none of the user's identities opens it.
+    tried: HashMap<KeyName, Option<PlacedKey>>,
 }
 
 impl<'a> Ring<'a> {
@@ -26,8 +25,7 @@ impl<'a> Ring<'a> {
         Self {
             bucket,
             keys,
-            opened: HashMap::new(),
-            closed: HashSet::new(),
+            tried: HashMap::new(),
         }
     }
 
@@ -44,35 +42,48 @@ impl<'a> Ring<'a> {
 
     /// Opens a key. `what` it is needed for is told in errors.
     pub(super) fn open(&mut self, name: KeyName, what: &str) -> Result<PlacedKey> {
-        if let Some(key) = self.opened.get(&name) {
-            return Ok(key.clone());
-        }
         let about = || what.to_owned();
-        if !self.keys.has_identity() {
-            return Err(StoreError::Sealed { what: about() }.into());
-        }
-        if self.closed.contains(&name) {
-            return Err(StoreError::WrongIdentity { what: about() }.into());
+        match self.tried.get(&name) {
+            Some(Some(key)) => return Ok(key.clone()),
+            _ if !self.keys.has_identity() => {
+                return Err(StoreError::Sealed { what: about() }.into());
+            }
+            Some(None) => {
+                return Err(StoreError::WrongIdentity {
+                    what: about(),
+                    stored: false,
+                }
+                .into());
+            }
+            None => {}
         }
         let read = self.bucket.read_keys(&[name]).remove(0);
         let bytes = read.map_err(|error| match error {
             BucketError::Missing { object } => BucketError::Corrupt {
-                object: what.to_owned(),
+                object: about(),
                 why: format!("its key, {object}, is not there, and nobody can read it without"),
             },
             other => other,
         })?;
         let opened = self.opened_key(name, what, &bytes);
         if matches!(&opened, Err(SessionError::Store(error)) if error.is_sealed()) {
-            self.closed.insert(name);
+            self.tried.insert(name, None);
         }
-        let key = placed(name, opened?);
-        self.opened.insert(name, key.clone());
-        Ok(key)
+        Ok(self.learn(name, opened?))
+    }
+
+    /// Remembers a key that is open.
+    fn learn(&mut self, name: KeyName, key: BucketKey) -> PlacedKey {
+        let key = PlacedKey {
+            name,
+            key: Arc::new(key),
+        };
+        self.tried.insert(name, Some(key.clone()));
+        key
     }
 
     fn opened_key(&self, name: KeyName, what: &str, bytes: &[u8]) -> Result<BucketKey> {
-        let object = object(self.bucket, name);
+        let object = self.bucket.about(&name.key());
         let plain = self.keys.open_age_file(what, bytes, MAX_KEY);
         let plain = plain.map_err(|error| match error {
             StoreError::Corrupt { source, .. } => BucketError::Corrupt {
@@ -94,8 +105,9 @@ impl<'a> Ring<'a> {
             // Nobody can tell which of them are his own.
             false => Vec::new(),
         };
+        let bucket = self.bucket;
         let read = there.chunks(GROUP).flat_map(|names| {
-            let read = self.bucket.read_keys(names);
+            let read = bucket.read_keys(names);
             names.iter().zip(read)
         });
         for (name, read) in read {
@@ -108,7 +120,7 @@ impl<'a> Ring<'a> {
             };
             match opened {
                 Ok(key) if key.is_own(&names, &self.keys.marks(&key.marked())) => {
-                    return Ok(placed(*name, key));
+                    return Ok(self.learn(*name, key));
                 }
                 Ok(_) => {}
                 // Of others, or damaged: then of no use for what is pushed now.
@@ -118,7 +130,8 @@ impl<'a> Ring<'a> {
         let key = BucketKey::generate(&names, |of| self.keys.marks(of))?;
         let file = recipients.encrypt(key.encode().as_bytes());
         let file = file.map_err(SessionError::io("encrypt a key"))?;
-        Ok(placed(self.bucket.put_key(file, names.len())?, key))
+        let name = self.bucket.put_key(file, names.len())?;
+        Ok(self.learn(name, key))
     }
 
     /// For whom what is sealed with this key is to be sealed in a store: for those for whom the key is, if the user has made it.
@@ -128,9 +141,8 @@ impl<'a> Ring<'a> {
     /// # Errors
     /// It names nobody for whom anything could be sealed.
     pub(super) fn trusted(&self, key: &PlacedKey) -> Result<(Recipients, usize)> {
-        let object = || object(self.bucket, key.name);
         let damaged = |why: String| BucketError::Corrupt {
-            object: object(),
+            object: self.bucket.about(&key.name.key()),
             why,
         };
         let named = key.key.recipients();
@@ -149,17 +161,5 @@ impl<'a> Ring<'a> {
             true => Err(damaged("it does not name the one who can open it".into()).into()),
             false => Ok((Recipients::from_names(&kept)?, named.len() - kept.len())),
         }
-    }
-}
-
-/// How a key is told in errors.
-fn object(bucket: &Bucket, name: KeyName) -> String {
-    format!("{}/{}", bucket.url().trim_end_matches('/'), name.key())
-}
-
-fn placed(name: KeyName, key: BucketKey) -> PlacedKey {
-    PlacedKey {
-        name,
-        key: Arc::new(key),
     }
 }

@@ -1,6 +1,7 @@
 //! What snapshots there are in a bucket, of processes and of trees of them, and which one a reference means.
 
 use super::bucket_keys::Ring;
+use super::sealing::way_in;
 use super::types::hex;
 use super::{Result, SessionError};
 use crate::bucket::{Bucket, BucketError, Common, Envelope, Front, Head, PlacedKey, SnapshotName};
@@ -90,13 +91,8 @@ pub(super) fn list_with(keys: &Keys, url: &str) -> Result<BucketListing> {
     }
     let mut notes = Vec::new();
     if let Some(error) = closed.first() {
-        let why = match error {
-            StoreError::WrongIdentity { .. } => {
-                "none of the keys in the file of --identity opens it"
-            }
-            _ => "name the file with the key with --identity FILE, or in KSNAP_IDENTITY",
-        };
-        notes.push(little_known(closed.len(), why));
+        let wrong_key = matches!(error, StoreError::WrongIdentity { .. });
+        notes.push(little_known(closed.len(), way_in(wrong_key)));
     }
     if let Some(error) = damaged.first() {
         notes.push(little_known(damaged.len(), &error.to_string()));

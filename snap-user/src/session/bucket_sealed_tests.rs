@@ -8,16 +8,14 @@ use super::push::push_with;
 use super::*;
 use crate::bucket::{Bucket, BucketKey, PlacedKey};
 use crate::model::SnapshotId;
-use crate::store::tests::support::{Memory, Owner, assert_holds, new_store, page};
+use crate::store::tests::support::{Memory, Owner, assert_holds, having, new_store, page};
 use crate::store::{Keys, Recipients, Store};
-use std::path::Path;
 use std::sync::Arc;
 use tempfile::TempDir;
 
 /// A store of someone, with these snapshots in it, each of another session.
 fn stored(owner: &Owner, of: &[&Memory]) -> (TempDir, Store, Vec<SnapshotId>) {
-    let dir = tempfile::tempdir().unwrap();
-    let store = owner.open_or_create(&dir.path().join("store"));
+    let (dir, store) = owner.new_store();
     let ids = of.iter().flat_map(|memory| put(&store, &[memory]));
     let ids = ids.collect();
     (dir, store, ids)
@@ -72,23 +70,16 @@ impl Elsewhere {
         }
         let ends = [memory.values().next(), memory.values().last()];
         for seed in ends.into_iter().flatten() {
-            assert_eq!(having(self.dir.path(), &page(*seed)[512..544]), 0);
+            assert!(having(self.dir.path(), &page(*seed)[512..544]).is_empty());
         }
     }
 }
 
-/// Files below a folder that have these bytes, in them or in their names.
-fn having(dir: &Path, bytes: &[u8]) -> usize {
-    let mut found = 0;
-    for entry in std::fs::read_dir(dir).unwrap().flatten() {
-        let has = |all: &[u8]| all.windows(bytes.len()).any(|part| part == bytes);
-        found += usize::from(has(entry.file_name().as_encoded_bytes()));
-        found += match entry.path().is_dir() {
-            true => having(&entry.path(), bytes),
-            false => usize::from(has(&std::fs::read(entry.path()).unwrap())),
-        };
-    }
-    found
+/// It comes to the holder of this key, where nothing of it was, and is this memory.
+fn assert_comes(owner: &Owner, place: &Place, reference: &str, memory: &Memory) {
+    let there = Elsewhere::new();
+    let pulled = there.pull(&owner.reading(), place, reference).unwrap();
+    there.assert_gives(owner, &pulled, memory);
 }
 
 /// A part of a page of noise that no other page has.
@@ -125,6 +116,8 @@ fn a_sealed_snapshot_comes_back_with_the_url_and_the_key_alone() {
             text.contains(says) && text.contains(&ids[0].to_string()),
             "{text}"
         );
+        // There is none in a bucket.
+        assert!(!text.contains("key.age"), "{text}");
         assert!(there.open(&owner).sessions().unwrap().is_empty());
         let listed = list_with(&keys, &place.url()).unwrap();
         let entry = &listed.entries[0];
@@ -162,7 +155,7 @@ fn nothing_of_the_process_can_be_read_in_the_place() {
         found.push(
             words
                 .each_ref()
-                .map(|word| having(place.folder.path(), word)),
+                .map(|word| having(place.folder.path(), word).len()),
         );
     }
     assert!(found[0].iter().all(|files| *files > 0), "{found:?}");
@@ -194,16 +187,14 @@ fn only_what_is_not_there_is_sent_and_sealed_pages_are_never_plain_ones() {
     assert_eq!((plain.new_pages, plain.sealed_for.len()), (1, 0));
     // In both forms it is one: the sealed one for who has the key, else the plain one.
     let reference = ids[0].to_string();
-    let there = Elsewhere::new();
-    let pulled = there.pull(&owner.reading(), &place, &reference).unwrap();
-    there.assert_gives(&owner, &pulled, &first);
+    assert_comes(&owner, &place, &reference, &first);
     let there = Elsewhere::new();
     let pulled = there
         .pull(&Owner::default().keys(), &place, &reference)
         .unwrap();
     assert!(pulled.sealed_for.is_empty());
     // There it can be found.
-    assert!(having(there.dir.path(), &part_of(0)) > 0);
+    assert!(!having(there.dir.path(), &part_of(0)).is_empty());
 }
 
 #[test]
@@ -217,9 +208,7 @@ fn a_push_that_was_cut_off_goes_on_with_the_sealed_chunks_that_are_there() {
     std::fs::remove_file(&place.objects("chunks")[0]).unwrap();
     let again = push_as(owner.reading(), &place, &store, ids[0]).unwrap();
     assert_eq!((again.new_pages, again.sent_chunks), (5000, 1));
-    let there = Elsewhere::new();
-    let pulled = there.pull(&owner.reading(), &place, "latest").unwrap();
-    there.assert_gives(&owner, &pulled, &memory);
+    assert_comes(&owner, &place, "latest", &memory);
 }
 
 #[test]
@@ -243,9 +232,7 @@ fn without_a_key_a_prune_removes_what_is_sealed_and_only_what_nobody_needs() {
     place.two_days_pass();
     assert_eq!(place.prune(None, DAY).deleted_chunks, 1);
     for (id, memory) in ids.iter().zip([&old, &new]) {
-        let there = Elsewhere::new();
-        let pulled = there.pull(&owner.reading(), &place, &id.to_string());
-        there.assert_gives(&owner, &pulled.unwrap(), memory);
+        assert_comes(&owner, &place, &id.to_string(), memory);
     }
 }
 
@@ -311,7 +298,7 @@ fn what_has_come_sealed_before_damage_is_seen_waits_nowhere_in_plain() {
     }
     assert!(most > 0, "one came before the one that was damaged");
     for at in [0, 2500, 4999] {
-        assert_eq!(having(there.dir.path(), &part_of(at)), 0);
+        assert!(having(there.dir.path(), &part_of(at)).is_empty());
     }
 }
 
@@ -357,8 +344,7 @@ fn who_pulls_may_name_others_and_so_may_who_pushes() {
     let there = Elsewhere::new();
     let error = there.pull(&owner.reading(), &place, "latest").unwrap_err();
     assert_eq!(error.trouble(), Trouble::Permission);
-    let pulled = there.pull(&other.reading(), &place, "latest").unwrap();
-    there.assert_gives(&other, &pulled, &memory);
+    assert_comes(&other, &place, "latest", &memory);
 }
 
 #[test]
@@ -441,7 +427,5 @@ fn who_has_only_the_public_key_pushes_for_its_holder() {
         assert_eq!(pushed.new_pages, 300);
         assert!(pushed.notes[0].contains("--identity"), "{:?}", pushed.notes);
     }
-    let there = Elsewhere::new();
-    let pulled = there.pull(&owner.reading(), &place, "latest").unwrap();
-    there.assert_gives(&owner, &pulled, &memory);
+    assert_comes(&owner, &place, "latest", &memory);
 }

@@ -6,15 +6,16 @@ use super::bucket_tests::{Place, message, noise, put};
 use super::bucket_tree_tests::{assert_has, three, tree_in};
 use super::*;
 use crate::model::{ProcessTree, TreeMember};
+use crate::store::Store;
 use crate::store::tests::support::{Owner, assert_holds, new_store};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+use tempfile::TempDir;
 
 #[test]
 fn a_sealed_tree_comes_back_as_a_whole() {
     let (place, owner) = (Place::new(), Owner::new());
-    let dir = tempfile::tempdir().unwrap();
-    let store = owner.open_or_create(&dir.path().join("store"));
+    let (dir, store) = owner.new_store();
     let tree = tree_in(dir, store, three());
     let pushed = push_as(owner.reading(), &place, &tree.store, tree.root()).unwrap();
     assert_eq!((pushed.processes, pushed.new_pages), (3, 2005));
@@ -37,10 +38,7 @@ fn a_sealed_tree_comes_back_as_a_whole() {
     let pushed = push_as(owner.reading(), &place, &tree.store, tree.root()).unwrap();
     assert_eq!((pushed.new_pages, pushed.sent_chunks), (0, 0));
     // By itself the first one would take the tree's place.
-    let alone = tempfile::tempdir().unwrap();
-    let copy = alone.path().join("store");
-    copy_all(tree.store.dir(), &copy);
-    std::fs::remove_dir_all(copy.join("trees")).unwrap();
+    let (_alone, copy) = without_tree(&tree.store);
     let error = push_as(owner.reading(), &place, &owner.open(&copy), tree.root());
     assert!(message(error).contains("as a tree"));
     // Under another key it would be taken for another form of it.
@@ -59,10 +57,7 @@ fn a_tree_comes_before_its_first_process_alone_for_who_can_read_both() {
     let (place, owner) = (Place::new(), Owner::new());
     let (dir, store) = new_store();
     let tree = tree_in(dir, store, three());
-    let alone = tempfile::tempdir().unwrap();
-    let copy = alone.path().join("store");
-    copy_all(tree.store.dir(), &copy);
-    std::fs::remove_dir_all(copy.join("trees")).unwrap();
+    let (_alone, copy) = without_tree(&tree.store);
     let copy = Owner::default().open(&copy);
     push_as(owner.keys(), &place, &tree.store, tree.root()).unwrap();
     // Without the key nobody knows that a tree is there.
@@ -81,8 +76,7 @@ fn a_tree_comes_before_its_first_process_alone_for_who_can_read_both() {
 #[test]
 fn what_a_pull_of_a_tree_left_for_others_is_not_a_part_of_it() {
     let (place, owner, other) = (Place::new(), Owner::new(), Owner::new());
-    let dir = tempfile::tempdir().unwrap();
-    let store = owner.open_or_create(&dir.path().join("store"));
+    let (dir, store) = owner.new_store();
     let tree = tree_in(dir, store, three());
     push_as(owner.reading(), &place, &tree.store, tree.root()).unwrap();
     let there = Elsewhere::new();
@@ -100,6 +94,15 @@ fn what_a_pull_of_a_tree_left_for_others_is_not_a_part_of_it() {
     // For whom it was, it is taken up.
     let again = there.pull(&owner.reading(), &place, "latest").unwrap();
     assert_eq!((again.stored_id, again.processes), (first.stored_id, 3));
+}
+
+/// A copy of a store that has the processes of its trees, and not the trees.
+fn without_tree(store: &Store) -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = dir.path().join("store");
+    copy_all(store.dir(), &copy);
+    std::fs::remove_dir_all(copy.join("trees")).unwrap();
+    (dir, copy)
 }
 
 fn copy_all(from: &Path, to: &Path) {

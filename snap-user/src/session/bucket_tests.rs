@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::{PAGE_SIZE, SnapshotId};
-use crate::store::tests::support::{Memory, assert_holds, info, new_store, publish};
+use crate::store::tests::support::{Memory, assert_holds, files_below, info, new_store, publish};
 use crate::store::{Rules, Store};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,18 +27,11 @@ impl Place {
 
     /// The objects in a folder of it.
     pub(super) fn objects(&self, folder: &str) -> Vec<PathBuf> {
-        let mut found = Vec::new();
-        let mut folders = vec![self.folder.path().join("bucket").join(folder)];
-        while let Some(folder) = folders.pop() {
-            for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-                match entry.file_type().unwrap().is_dir() {
-                    true => folders.push(entry.path()),
-                    false => found.push(entry.path()),
-                }
-            }
+        let folder = self.folder.path().join("bucket").join(folder);
+        match folder.exists() {
+            true => files_below(&folder),
+            false => Vec::new(),
         }
-        found.sort();
-        found
     }
 
     /// All that is there becomes two days older.

@@ -4,9 +4,10 @@ use super::*;
 use crate::model::{ProcessTree, SnapshotId, TreeMember};
 use crate::small_disk::{SmallDisk, each_shortage};
 use crate::store::Store;
-use crate::store::tests::support::{Memory, assert_holds, info, new_store, publish};
+use crate::store::tests::support::{
+    Memory, assert_holds, below, info, is_unnamed, new_store, publish,
+};
 use crate::wire::{KeyPair, Keys};
-use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 /// Pages of process n: none is like another's.
@@ -41,23 +42,6 @@ fn stored() -> (TempDir, Store, ProcessTree) {
 fn add_own(store: &Store) -> SnapshotId {
     let mut session = store.create_session(&info(99)).unwrap();
     publish(&mut session, None, [], memory(9)).unwrap().id
-}
-
-/// Names of the files and folders below a folder.
-fn names(dir: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir).unwrap().flatten() {
-        found.push(entry.path());
-        if entry.path().is_dir() {
-            found.extend(names(&entry.path()));
-        }
-    }
-    found
-}
-
-fn is_unnamed(path: &Path) -> bool {
-    let name = path.file_name().unwrap().to_string_lossy();
-    name.starts_with(".tmp-")
 }
 
 fn assert_says(error: &impl ToString, words: &[&str]) {
@@ -101,9 +85,9 @@ fn a_tree_that_there_is_no_room_for_is_not_pulled_in_part_and_the_next_pull_succ
             assert_eq!(store.tree_roots().unwrap(), []);
             assert!(verify(&dir, None).unwrap().clean, "{error}");
             assert!(
-                !names(&dir).iter().any(|path| is_unnamed(path)),
+                !below(&dir).iter().any(|path| is_unnamed(path)),
                 "{error}: {:?}",
-                names(&dir)
+                below(&dir)
             );
             pull().unwrap();
         }
@@ -115,7 +99,7 @@ fn a_tree_that_there_is_no_room_for_is_not_pulled_in_part_and_the_next_pull_succ
         for (member, n) in members.iter().zip(0..) {
             assert_holds(&store.snapshot(member.id).unwrap(), &memory(n));
         }
-        let left = names(&dir.join("received"));
+        let left = below(&dir.join("received"));
         assert!(left.is_empty(), "{left:?}");
         succeeded
     });
@@ -202,7 +186,7 @@ fn keys_on_a_full_disk_stay_what_they_are_and_the_next_try_succeeds() {
                     assert_eq!(keys.trusted().unwrap(), before);
                     assert!(!keys.has_pair().unwrap());
                     let left = if dir.exists() {
-                        names(&dir)
+                        below(&dir)
                     } else {
                         Vec::new()
                     };

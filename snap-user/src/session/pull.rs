@@ -70,7 +70,8 @@ pub struct Pulled {
 /// them whose private keys this process has.
 ///
 /// # Errors
-/// Then nothing of it is in the store; pages that have come are kept, and the next attempt goes on with them.
+/// Then nothing of it is in the store; pages that have come are kept, unless they are to be sealed, and the next attempt goes
+/// on with them.
 pub fn pull(
     dir: &Path,
     url: &str,

@@ -34,7 +34,7 @@ fn lost(bucket: &Bucket, name: &SnapshotName, object: &str) -> SessionError {
 fn damaged(bucket: &Bucket, name: ChunkName, error: BucketError) -> BucketError {
     match error {
         BucketError::Corrupt { why, .. } => BucketError::Corrupt {
-            object: format!("{}/{}", bucket.url().trim_end_matches('/'), name.key()),
+            object: bucket.about(&name.key()),
             why: format!(
                 "{why}. Delete it there, and push again from a store that has the snapshot"
             ),

@@ -135,9 +135,12 @@ fn note(key: &PlacedKey) -> Option<String> {
 
 /// A tree has the id of its first process, which would take its place, or be taken for another form of it.
 fn refuse_for_tree(bucket: &Bucket, ring: &mut Ring<'_>, subject: &Subject) -> Result<()> {
+    if subject.tree.is_some() {
+        return Ok(());
+    }
     let id = subject.members[0].snapshot.header().id;
     let mut names = bucket.snapshots()?;
-    names.retain(|name| name.id == id && subject.tree.is_none());
+    names.retain(|name| name.id == id);
     for name in names {
         match readable(bucket, ring, name) {
             Ok(one) if one.tree => {

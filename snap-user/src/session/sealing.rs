@@ -31,7 +31,12 @@ fn count(sessions: usize) -> String {
 
 /// What to do about sessions that cannot be read.
 fn way(closed: &[SealedSession]) -> &'static str {
-    match closed.iter().any(|session| session.wrong_key) {
+    way_in(closed.iter().any(|session| session.wrong_key))
+}
+
+/// What to do about what is sealed: a key was named, and is the wrong one, or none was.
+pub(super) fn way_in(wrong_key: bool) -> &'static str {
+    match wrong_key {
         true => "none of the keys in the file of --identity opens it",
         false => "name the file with the key with --identity FILE, or in KSNAP_IDENTITY",
     }

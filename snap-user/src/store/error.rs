@@ -157,11 +157,14 @@ pub enum StoreError {
     },
     /// What is meant is sealed, and not for the keys that were named.
     #[error(
-        "{what} cannot be read: it is sealed, and none of the keys in the file of --identity opens it; name the file with the key that belongs to its --encrypt-to; where it is that one, key.age in the folder of the session is damaged: bring that file back from a copy"
+        "{what} cannot be read: it is sealed, and none of the keys in the file of --identity opens it; name the file with the key that belongs to its --encrypt-to{}",
+        if *stored { "; where it is that one, key.age in the folder of the session is damaged: bring that file back from a copy" } else { "" }
     )]
     WrongIdentity {
         /// What was asked for, and where.
         what: String,
+        /// It is in a session of a store, whose folder has its key.
+        stored: bool,
     },
     /// What was named as a key is none.
     #[error("{what}: {why}")]

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 struct Wanted {
     package: &'static str,
     target: &'static str,
-    /// Parts of names; all tests if empty.
+    /// Parts of names, or, behind [`EXACT`], names; all tests if empty.
     only: &'static [&'static str],
     /// Guest time; emulation is some ten times slower than the host.
     limit: Duration,
@@ -112,10 +112,23 @@ const WANTED: [Wanted; 12] = [
     wanted("tests", "clone", CLONE, 10),
 ];
 
+/// Has the test executables take no part of a name for it.
+const EXACT: &str = "--exact";
+
 /// One of each end, where little time is to be taken: with `--interfaces`.
 const BRIEF: [Wanted; 3] = [
-    wanted("tests", "watch", &["audited_snapshots::maps"], 10),
-    wanted("tests", "rollback", &["forth::counter"], 10),
+    wanted(
+        "tests",
+        "watch",
+        &[EXACT, "every_victim_lives_through_audited_snapshots::maps"],
+        10,
+    ),
+    wanted(
+        "tests",
+        "rollback",
+        &[EXACT, "every_victim_goes_back_and_forth::counter"],
+        10,
+    ),
     wanted("tests", "clone", CLONE, 10),
 ];
 

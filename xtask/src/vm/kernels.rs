@@ -41,7 +41,7 @@ pub fn ensure(kernel: Kernel, cache: &Path, say: &mut dyn FnMut(&str)) -> Result
                 what: format!("a kernel {kernel} image"),
                 why: format!("no {tool} to fetch one with"),
                 remedy: format!(
-                    "put one at {} (with its config beside it) or use a Debian machine",
+                    "put one at {} (with its config, and a folder {MODULES} with its modules, beside it) or use a Debian machine",
                     cache.join("vmlinuz").display()
                 ),
             });

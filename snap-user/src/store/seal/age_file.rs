@@ -114,7 +114,10 @@ impl Keys {
             .decrypt(bytes, most)
             .map_err(|closed| match closed {
                 Closed::NoIdentity => StoreError::Sealed { what },
-                Closed::WrongIdentity => StoreError::WrongIdentity { what },
+                Closed::WrongIdentity => StoreError::WrongIdentity {
+                    what,
+                    stored: false,
+                },
                 Closed::Damaged(why) => StoreError::corrupt(Path::new(&what), "age file", why),
             })
     }
@@ -155,7 +158,7 @@ mod tests {
         let why = open(&own, 4).expect_err("too long").to_string();
         assert!(why.contains("more than 4 bytes"), "{why}");
         let wrong = open(&keys(other), 5).expect_err("not theirs");
-        assert!(matches!(wrong, StoreError::WrongIdentity { what } if what == "it"));
+        assert!(matches!(wrong, StoreError::WrongIdentity { what, stored: false } if what == "it"));
         let none = open(&keys(Identities::default()), 5).expect_err("nobody");
         assert!(matches!(none, StoreError::Sealed { .. }));
     }

@@ -33,7 +33,7 @@ impl SealedSession {
     pub fn error(&self, what: impl Into<String>) -> StoreError {
         let what = what.into();
         match self.wrong_key {
-            true => StoreError::WrongIdentity { what },
+            true => StoreError::WrongIdentity { what, stored: true },
             false => StoreError::Sealed { what },
         }
     }
@@ -231,6 +231,7 @@ pub(in crate::store) fn told(path: &std::path::Path, cause: &SealError) -> Store
         },
         SealError::WrongIdentity { path } => StoreError::WrongIdentity {
             what: format!("the session in {}", folder(path)),
+            stored: true,
         },
         SealError::Damaged { part, why } => StoreError::corrupt(path, part, why.clone()),
         SealError::Newer { found } => StoreError::NewerVersion {

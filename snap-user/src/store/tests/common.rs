@@ -128,9 +128,8 @@ pub(super) fn sessions_apart_and_sealed_ones_have_nothing_in_common() {
     }
     assert_eq!(loans(store.dir()), [""; 0].map(PathBuf::from));
 
-    let folder = tempfile::tempdir().expect("a temporary folder");
     let owner = Owner::new();
-    let store = owner.open_or_create(&folder.path().join("store"));
+    let (_dir, store) = owner.new_store();
     for mut session in sessions(&store, [1, 2]) {
         let id = take(&mut session).expect("published");
         let memory = memory(session.info().pid);

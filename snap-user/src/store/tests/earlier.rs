@@ -90,9 +90,8 @@ fn another_program_borrows_as_well_and_what_is_sealed_is_not_looked_at() {
     let all = [(one.id, memory(1, 300)), (other.id, memory(2, 300))];
     assert_whole(store.dir(), &all);
 
-    let folder = tempfile::tempdir().expect("a temporary folder");
     let owner = Owner::new();
-    let store = owner.open_or_create(&folder.path().join("store"));
+    let (_dir, store) = owner.new_store();
     for pid in [1, 2] {
         let mut session = later(&store, pid);
         let id = base(&mut session, &memory(pid, 300)).id;

@@ -110,14 +110,8 @@ impl Sample {
 
 /// Files and folders that have no name yet, anywhere in a store.
 fn unnamed(dir: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(dir).expect("a folder").flatten() {
-        if entry.file_name().to_string_lossy().starts_with(".tmp-") {
-            found.push(entry.path());
-        } else if entry.path().is_dir() {
-            found.extend(unnamed(&entry.path()));
-        }
-    }
+    let mut found = below(dir);
+    found.retain(|path| is_unnamed(path));
     found
 }
 

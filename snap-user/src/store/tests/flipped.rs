@@ -17,18 +17,12 @@ const FLAT_GAP: std::ops::Range<usize> = 96 + 24..PAGE_SIZE as usize;
 
 /// Every file of a store but those that hold nothing, locks, and plain snapshots.
 fn files(dir: &Path, is_sealed: bool) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(dir).expect("a folder").flatten() {
-        let path = entry.path();
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if path.is_dir() {
-            found.extend(files(&path, is_sealed));
-        } else if !name.ends_with("lock") && (is_sealed || !name.ends_with(".ksnap")) {
-            found.push(path);
-        }
-    }
-    found.retain(|path| path.metadata().is_ok_and(|meta| meta.len() > 0));
-    found.sort();
+    let mut found = files_below(dir);
+    found.retain(|path| {
+        let name = path.file_name().expect("a name").to_string_lossy();
+        let is_one = !name.ends_with("lock") && (is_sealed || !name.ends_with(".ksnap"));
+        is_one && path.metadata().is_ok_and(|meta| meta.len() > 0)
+    });
     found
 }
 

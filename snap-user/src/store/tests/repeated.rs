@@ -43,8 +43,7 @@ fn there_and_back(store: &Store) -> (Session, [Published; 3]) {
 #[test]
 fn a_page_that_comes_several_times_in_a_snapshot_is_stored_once() {
     for owner in [Owner::default(), Owner::new()] {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let store = owner.open_or_create(&dir.path().join("store"));
+        let (_dir, store) = owner.new_store();
         let mut session = store.create_session(&info(1)).expect("a session");
         // In several batches, of which the later ones find what is in the file by then.
         let mut pending = session.begin(SnapshotKind::Base, None).expect("begun");
@@ -79,8 +78,7 @@ fn a_page_that_comes_several_times_in_a_snapshot_is_stored_once() {
 #[test]
 fn a_page_that_comes_back_is_not_stored_again() {
     for owner in [Owner::default(), Owner::new()] {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let store = owner.open_or_create(&dir.path().join("store"));
+        let (_dir, store) = owner.new_store();
         let (mut session, [_, second, third]) = there_and_back(&store);
         assert_eq!((second.data_bytes, third.data_bytes), (PAGES * 4096, 0));
         assert_is(&store, third.id, fresh(0));

@@ -6,7 +6,7 @@ use super::support::*;
 use crate::model::{ProcessTree, SnapshotId, TreeMember, Zombie};
 use crate::store::{Disk, Keys, Rules, Session, Store, StoreError};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// What only the owner of the key may see, in the description and the state of the process and in its memory.
@@ -70,30 +70,6 @@ impl Sample {
     pub(super) fn open_as(&self, keys: Arc<Keys>) -> Store {
         Store::open_with_keys(Arc::new(Disk), keys, &self.dir).expect("opens")
     }
-}
-
-/// All files below a folder.
-pub(super) fn files_below(dir: &Path) -> Vec<PathBuf> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(dir).expect("a folder") {
-        let path = entry.expect("an entry").path();
-        match path.is_dir() {
-            true => all.extend(files_below(&path)),
-            false => all.push(path),
-        }
-    }
-    all
-}
-
-/// Files below a folder that have these bytes, in them or in their names.
-pub(super) fn having(dir: &Path, bytes: &[u8]) -> Vec<PathBuf> {
-    let has = |all: &[u8]| all.windows(bytes.len()).any(|part| part == bytes);
-    let mut found = files_below(dir);
-    found.retain(|path| {
-        let name = path.file_name().expect("a name").as_encoded_bytes();
-        has(name) || has(&fs::read(path).expect("readable"))
-    });
-    found
 }
 
 /// Nothing of a session can be seen in the files, and in those of one that is not sealed all of it can.
@@ -220,7 +196,9 @@ fn without_the_key_or_with_another_one_it_is_refused_and_told_which() {
         for (at, refused) in refused.into_iter().enumerate() {
             let error = refused.expect_err("sealed");
             assert!(fits(&error), "{at}: {error}");
-            assert!(error.to_string().contains("--identity"), "{error}");
+            let text = error.to_string();
+            assert!(text.contains("--identity"), "{text}");
+            assert_eq!(text.contains("key.age"), wrong, "{text}");
         }
         // What is sealed is older.
         assert_eq!(store.resolve("latest", Some(8)).ok(), Some(known));

@@ -156,8 +156,7 @@ fn a_tree_is_sealed_with_its_root_and_protects_its_members_without_the_key() {
             .contains(&member)
     );
     // Into another store it goes as it is.
-    let target = tempfile::tempdir().expect("a temporary folder");
-    let to = sample.owner.open_or_create(&target.path().join("store"));
+    let (_target, to) = sample.owner.new_store();
     for id in [session.id(), child.id()] {
         owner.flush_session(id, &to, &mut |_| {}).expect("flushed");
     }

@@ -7,7 +7,7 @@ use crate::store::{
     SessionInfo, Snapshot, Store, StoreError,
 };
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tempfile::TempDir;
 
@@ -64,6 +64,44 @@ pub fn new_disk_store() -> (TempDir, Store) {
     (dir, store.expect("a new store"))
 }
 
+/// All files and folders below a folder, ascending.
+pub fn below(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            found.extend(below(&path));
+        }
+        found.push(path);
+    }
+    found.sort();
+    found
+}
+
+/// All files below a folder, ascending.
+pub fn files_below(dir: &Path) -> Vec<PathBuf> {
+    let mut files = below(dir);
+    files.retain(|path| !path.is_dir());
+    files
+}
+
+/// What is below a folder and has these bytes, in it or in its name.
+pub fn having(dir: &Path, bytes: &[u8]) -> Vec<PathBuf> {
+    let has = |all: &[u8]| all.windows(bytes.len()).any(|part| part == bytes);
+    let mut found = below(dir);
+    found.retain(|path| {
+        let name = path.file_name().expect("a name").as_encoded_bytes();
+        has(name) || !path.is_dir() && has(&std::fs::read(path).expect("readable"))
+    });
+    found
+}
+
+/// Whether a file or folder has no name yet.
+pub fn is_unnamed(path: &Path) -> bool {
+    let name = path.file_name().expect("a name");
+    name.as_encoded_bytes().starts_with(b".tmp-")
+}
+
 /// Someone for whom sessions are sealed, or nobody.
 #[derive(Clone, Debug, Default)]
 pub struct Owner(Option<(Identities, Recipients)>);
@@ -91,6 +129,13 @@ impl Owner {
         let (identities, _) = self.0.clone().unwrap_or_default();
         let (_, recipients) = other.0.clone().unwrap_or_default();
         Keys::new(identities, recipients)
+    }
+
+    /// A store of theirs in a folder of its own.
+    pub fn new_store(&self) -> (TempDir, Store) {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let store = self.open_or_create(&dir.path().join("store"));
+        (dir, store)
     }
 
     /// As another process of theirs opens a store.
