@@ -12,7 +12,7 @@
 //! | [`track`] | which pages changed since the last epoch? | model, sys, probe |
 //! | [`codec`] | page bytes ↔ encoded bytes | model |
 //! | [`image`] | manifest and pages ↔ bytes of a snapshot file | model, codec |
-//! | [`store`] | durable snapshots by id | model, codec, image |
+//! | [`store`] | durable snapshots by id | model, sys, codec, image |
 //! | [`capture`] | a frozen process → its state and pages | model, sys, track, image |
 //! | [`restore`] | plan what to put back, then put it back | model, sys, image |
 //! | [`export`] | a snapshot → files that other tools read | model, sys, image |

@@ -143,6 +143,7 @@ fn doctor_says_what_works_what_for_and_how_to_get_the_rest() {
         "probes",
         "trace_others",
         "thread_ids",
+        "io_uring",
     ] {
         let outcome = outcome(name);
         let known = ["supported", "unsupported", "could_not_tell"];

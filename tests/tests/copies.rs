@@ -1,4 +1,4 @@
-//! What a process copies or moves within its memory is stored once.
+//! What a process copies or moves within its memory is stored once, and what several have.
 
 use std::time::Duration;
 
@@ -59,6 +59,12 @@ fn stored(ksnap: &Ksnap, before: &[String]) -> Result<u64> {
     Ok(new.filter_map(|one| one["file_bytes"].as_u64()).sum())
 }
 
+fn ids(ksnap: &Ksnap) -> Result<Vec<String>> {
+    let all = ksnap.json(&["log"])?;
+    let id = |one: &serde_json::Value| Some(one["id"].as_str()?.to_owned());
+    Ok(all.iter().filter_map(id).collect())
+}
+
 #[test]
 fn memory_that_is_copied_or_moved_or_comes_back_is_stored_once() -> Result<()> {
     require!(Root, Ksnap, Program("python3"));
@@ -98,5 +104,45 @@ fn memory_that_is_copied_or_moved_or_comes_back_is_stored_once() -> Result<()> {
     ksnap.ok(&["verify"])?;
     ksnap.ok(&["rollback", &pid, &last, "-y"])?;
     ensure!(ask(script.process(), "again")? == "again True");
+    Ok(())
+}
+
+#[test]
+fn what_another_process_has_stored_is_borrowed_whenever_a_later_one_has_it() -> Result<()> {
+    require!(Root, Ksnap, Program("python3"));
+    let ksnap = Ksnap::new()?;
+    let mut took = Vec::new();
+    let mut before = Vec::new();
+    for _ in 0..2 {
+        let mut script = Python::script(SCRIPT)?;
+        ensure!(script.line(LIMIT)?.trim() == "ready");
+        let mut watch = Watch::start(&ksnap, script.pid(), &["--every", "50ms", "--audit"])?;
+        watch.wait_taken(2, LIMIT)?;
+        let base = watch.ids()?.first().context("no snapshot")?.clone();
+        ensure!(ask(script.process(), "there")? == "there True");
+        ensure!(ask(script.process(), "back")? == "back True");
+        let taken = watch.ids()?.len();
+        watch.wait_taken(taken + 3, LIMIT)?;
+        let last = watch.ids()?.last().context("no snapshot")?.clone();
+        watch.interrupt(LIMIT)?.none_failed()?;
+        took.push(stored(&ksnap, &before)?);
+        // Also without those that it borrows from.
+        if let Some(earlier) = before.first() {
+            ksnap.ok(&[
+                "squash",
+                &format!("{earlier}..{}", before[before.len() - 1]),
+                "-y",
+            ])?;
+        }
+        ksnap.ok(&["verify"])?;
+        let pid = script.pid().to_string();
+        for id in [&base, &last] {
+            ksnap.ok(&["rollback", &pid, id, "-y"])?;
+        }
+        ensure!(ask(script.process(), "still")? == "still True");
+        before = ids(&ksnap)?;
+    }
+    // One has the noise and both sides of what swings, the other what of the interpreter's memory is its own.
+    ensure!(took[0] > 2 * SIZE && took[1] < SIZE / 4, "{took:?}");
     Ok(())
 }

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tests::footprint::{await_state, state_of, threads_of};
-use tests::{Footprint, Ksnap, Victim, Watch, effort, require};
+use tests::{Footprint, Ksnap, Python, Victim, Watch, effort, require, without_io_uring};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -174,4 +174,33 @@ fn snap_goes_through_the_watcher() -> Result<()> {
     victim.check()?;
     ksnap.ok(&["verify"])?;
     victim.quit()
+}
+
+#[test]
+fn where_io_uring_is_refused_snapshots_are_written_without_it() -> Result<()> {
+    require!(Ksnap, Program("python3"));
+    let ksnap = Ksnap::new()?;
+    let mut script = Python::script(
+        "import os, sys\nnoise = os.urandom(8 << 20)\nprint('ready', flush=True)\nsys.stdin.read()",
+    )?;
+    ensure!(script.line(LIMIT)?.trim() == "ready");
+    let mut command = ksnap.command();
+    command.args(["doctor", "--json"]);
+    let said: serde_json::Value =
+        serde_json::from_slice(&without_io_uring(&command)?.output()?.stdout)?;
+    let checks = said["checks"].as_array().context("checks")?;
+    let check = checks.iter().find(|check| check["name"] == "io_uring");
+    ensure!(
+        check.context("no check")?["outcome"] == "unsupported",
+        "{said}"
+    );
+
+    let mut command = ksnap.command();
+    command.args(["snap", &script.pid().to_string(), "--audit"]);
+    let taken = without_io_uring(&command)?.output()?;
+    ensure!(matches!(taken.status.code(), Some(0 | 3)), "{taken:?}");
+    let all = ksnap.json(&["log"])?;
+    ensure!(all[0]["file_bytes"].as_u64() > Some(8 << 20), "{all:?}");
+    ksnap.ok(&["verify"])?;
+    Ok(())
 }

@@ -1,5 +1,6 @@
 //! `cargo xtask bench`: measurements, each with what is needed to judge it in the same run.
 
+mod base;
 mod codec;
 mod floor;
 mod load;
@@ -27,7 +28,7 @@ pub struct Options {
     /// bounded
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(2..))]
     seconds: u64,
-    /// What redis-server holds
+    /// What redis-server holds, or the process with noise
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u64).range(16..))]
     mib: u64,
     /// Measure this ksnap instead of building one
@@ -44,6 +45,8 @@ enum Name {
     Rollback,
     /// How long a redis-server takes to be back, and ten copies of it
     Restore,
+    /// How long a base that nothing makes shorter takes to be on the disk
+    Base,
     /// How small changed pages of real programs become, and how fast, beside LZ4, zstd and XBZRLE
     Codec,
 }
@@ -61,7 +64,7 @@ pub fn run(options: Options) -> Result<ExitCode> {
         "redis-server or redis-benchmark is missing: apt-get install redis-server redis-tools"
     );
     ensure!(
-        !wanted(Name::Rollback) || has("python3"),
+        !(wanted(Name::Rollback) || wanted(Name::Base)) || has("python3"),
         "python3 is missing: apt-get install python3"
     );
     if wanted(Name::Codec) {
@@ -82,7 +85,7 @@ pub fn run(options: Options) -> Result<ExitCode> {
         }
     };
     if options.name.is_none() && !options.json {
-        println!("measurements: codec, stop, rollback, restore\n");
+        println!("measurements: codec, stop, rollback, restore, base\n");
     }
     if wanted(Name::Stop) {
         let result = stop::measure(&ksnap, options.mib, options.seconds)?;
@@ -100,6 +103,13 @@ pub fn run(options: Options) -> Result<ExitCode> {
     }
     if wanted(Name::Restore) {
         let result = restore::measure(&ksnap, options.mib)?;
+        match options.json {
+            true => println!("{}", result.json()),
+            false => print!("{}", result.text()),
+        }
+    }
+    if wanted(Name::Base) {
+        let result = base::measure(&ksnap, options.mib)?;
         match options.json {
             true => println!("{}", result.json()),
             false => print!("{}", result.text()),

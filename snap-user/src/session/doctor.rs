@@ -104,6 +104,7 @@ pub fn doctor(store: Option<&Path>) -> Diagnosis {
     checks.extend(kernel::trackers());
     checks.extend(kernel::probes());
     checks.push(host::thread_ids());
+    checks.push(host::io_uring());
     checks.push(host::store(store));
     let host = host::describe();
     let ready = is_ready(&checks);

@@ -2,8 +2,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Page data is handed to the operating system in pieces of this many blocks: 1 MiB.
-const BLOCKS: usize = 256;
+/// Page data is handed to the operating system in pieces of this many blocks: 512 KiB.
+const BLOCKS: usize = 128;
 
 /// Alignment of memory, offset and length that direct I/O wants; a device's own may be smaller.
 pub(super) const ALIGN: usize = 4096;
@@ -11,11 +11,11 @@ pub(super) const ALIGN: usize = 4096;
 /// A piece of memory that direct I/O accepts on every common device.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C, align(4096))]
-struct Block([u8; ALIGN]);
+pub(super) struct Block([u8; ALIGN]);
 
-/// A buffer of 1 MiB, allocated on first use.
+/// A buffer of 512 KiB, allocated on first use.
 #[derive(Default)]
-pub(super) struct WriteBuffer {
+pub struct WriteBuffer {
     blocks: Vec<Block>,
     filled: usize,
 }
@@ -47,6 +47,16 @@ impl WriteBuffer {
     /// No more goes in.
     pub(super) fn is_full(&self) -> bool {
         self.filled == BLOCKS * size_of::<Block>()
+    }
+
+    /// Its memory, and how many bytes of it are filled.
+    pub(super) fn into_blocks(self) -> (Vec<Block>, usize) {
+        (self.blocks, self.filled)
+    }
+
+    /// The one that these are of.
+    pub(super) fn of_blocks(blocks: Vec<Block>, filled: usize) -> Self {
+        Self { blocks, filled }
     }
 
     /// Empties it, keeping its memory.

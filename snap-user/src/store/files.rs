@@ -1,6 +1,7 @@
 //! The operating system behind a seam, so that tests can make any operation fail.
 
-use super::buffer::ALIGN;
+use super::buffer::WriteBuffer;
+use super::disk_file::{DiskFile, direct_len};
 use rustix::fs::{FlockOperation, OFlags, flock};
 use std::fmt::Debug;
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -70,6 +71,13 @@ pub struct Stamp {
 pub trait WriteFile: Send + Debug {
     /// Writes all of `bytes` at `offset`.
     fn write_all_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Writes what a buffer holds at `offset`, and gives an empty one. It may go on while more comes: what became of it is
+    /// known when something else of the file is written, or it is finished or synced, and may be the error of that.
+    fn write_behind(&mut self, mut buffer: WriteBuffer, offset: u64) -> io::Result<WriteBuffer> {
+        self.write_all_at(buffer.bytes(), offset)?;
+        buffer.clear();
+        Ok(buffer)
+    }
     /// Nothing more is written: whatever was held back is written now. Syncing does it as well.
     fn finish(&mut self) -> io::Result<()> {
         Ok(())
@@ -134,13 +142,7 @@ impl Files for Disk {
             .create_new(true)
             .mode(0o600)
             .open(path)?;
-        // A file system without direct I/O refuses the flag, here or at the first write.
-        let direct = OpenOptions::new()
-            .write(true)
-            .custom_flags(OFlags::DIRECT.bits() as i32)
-            .open(path)
-            .ok();
-        Ok(Box::new(DiskFile { file, direct }))
+        Ok(Box::new(DiskFile::new(file, path)))
     }
 
     fn open(&self, path: &Path) -> io::Result<Box<dyn ReadFile>> {
@@ -248,67 +250,6 @@ impl Files for Disk {
     }
 }
 
-/// A file whose large pieces go past the page cache.
-///
-/// A snapshot is written once and most are never read: through the page cache it would push out what the machine
-/// is working with, and finding it a fresh page for every 4 KiB costs the processors several times what the
-/// write does.
-#[derive(Debug)]
-struct DiskFile {
-    file: File,
-    direct: Option<File>,
-}
-
-/// Pieces shorter than this go through the page cache: on their own they are not worth a device's latency.
-const LEAST_DIRECT: usize = 64 << 10;
-
-/// How much of the beginning of these bytes direct I/O can move.
-fn direct_len(bytes: &[u8], offset: u64) -> usize {
-    let aligned =
-        offset.is_multiple_of(ALIGN as u64) && bytes.as_ptr().addr().is_multiple_of(ALIGN);
-    let len = bytes.len() / ALIGN * ALIGN;
-    if aligned && len >= LEAST_DIRECT {
-        len
-    } else {
-        0
-    }
-}
-
-impl DiskFile {
-    /// Writes as much of the beginning of `bytes` as can go directly; says how much.
-    fn write_direct(&mut self, bytes: &[u8], offset: u64) -> io::Result<usize> {
-        let Some(direct) = &self.direct else {
-            return Ok(0);
-        };
-        let len = direct_len(bytes, offset);
-        if len == 0 {
-            return Ok(0);
-        }
-        match direct.write_at(&bytes[..len], offset) {
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                self.direct = None;
-                Ok(0)
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
-            written => written,
-        }
-    }
-}
-
-impl WriteFile for DiskFile {
-    fn write_all_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        // After a short direct write the rest goes through the page cache, whose error then says why.
-        let written = self.write_direct(bytes, offset)?;
-        FileExt::write_all_at(&self.file, &bytes[written..], offset + written as u64)
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        // fdatasync(2) covers the length too; only times are left out. It also empties the device's cache, which
-        // direct writes may still be in.
-        self.file.sync_data()
-    }
-}
-
 /// A file of which large pieces are read past the page cache, into which they were not written either.
 #[derive(Debug)]
 struct DiskReader {
@@ -346,52 +287,5 @@ impl ReadFile for DiskReader {
         };
         // What direct I/O did not give, for whatever reason, the page cache gives or says why not.
         FileExt::read_exact_at(&self.file, &mut bytes[read..], offset + read as u64)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::buffer::{ReadBuffer, WriteBuffer};
-    use super::*;
-
-    #[test]
-    fn large_and_small_pieces_of_one_file_read_back() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let path = folder.path().join("file");
-        let content: Vec<u8> = (0..2_500_001u32)
-            .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
-            .collect();
-        let mut buffer = WriteBuffer::default();
-        let mut file = Disk.create(&path).expect("a new file");
-        let mut at = 0;
-        while at < content.len() {
-            buffer.clear();
-            let taken = buffer.extend(&content[at..]);
-            file.write_all_at(buffer.bytes(), at as u64)
-                .expect("written");
-            at += taken;
-        }
-        // Over what went past the page cache.
-        file.write_all_at(b"head", 0).expect("written");
-        file.sync().expect("synced");
-        let mut want = content;
-        want[..4].copy_from_slice(b"head");
-
-        let file = Disk.open(&path).expect("the file");
-        assert_eq!(file.len().expect("a length"), want.len() as u64);
-        let mut buffer = ReadBuffer::default();
-        for (start, len) in [
-            (0, want.len()),
-            (4096, 1 << 20),
-            (8192, want.len() - 8192),
-            (5, 100_000),
-            (want.len() - 3, 3),
-        ] {
-            let bytes = buffer.bytes(len);
-            file.read_exact_at(bytes, start as u64).expect("read");
-            assert!(bytes == &want[start..start + len], "{start} {len}");
-        }
-        let past = buffer.bytes(1 << 20);
-        assert!(file.read_exact_at(past, 2_000_896).is_err(), "past the end");
     }
 }

@@ -52,6 +52,7 @@ mod common;
 mod described;
 mod diff;
 mod directory;
+mod disk_file;
 mod due;
 mod durability;
 mod earlier;

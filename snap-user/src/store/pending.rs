@@ -23,7 +23,7 @@ use std::time::Instant;
 
 /// A snapshot being written. Dropped without [`PendingSnapshot::publish`] it leaves nothing behind.
 ///
-/// In memory at any time: 1 MiB of page data, 40 bytes for each page appended, and as much again for the first million of them.
+/// In memory at any time: 2 MiB of page data, 40 bytes for each page appended, and as much again for the first million of them.
 pub struct PendingSnapshot<'a> {
     session: &'a mut Session,
     identity: Identity,
@@ -58,7 +58,7 @@ pub struct Published {
     pub stored_pages: u64,
     /// Pages of the snapshot, its ancestors' included.
     pub pages: u64,
-    /// Time spent in writes, nanoseconds.
+    /// Time spent in writes, or in waiting for them, nanoseconds.
     pub write_ns: u64,
     /// Time spent in making it durable: file, rename and folder, nanoseconds.
     pub sync_ns: u64,

@@ -73,7 +73,7 @@ impl TempFile {
         self.flushed
     }
 
-    /// Time spent in writes, nanoseconds.
+    /// Time spent in writes, or in waiting for them, nanoseconds.
     pub(super) fn write_ns(&self) -> u64 {
         self.write_ns
     }
@@ -83,8 +83,11 @@ impl TempFile {
         &self.first
     }
 
-    /// Writes at an offset, unless an earlier write failed.
-    fn write(&mut self, bytes: &[u8], offset: u64) -> Result<(), StoreError> {
+    /// Has something written, unless an earlier write failed. `None`: the file has been taken.
+    fn writing<T>(
+        &mut self,
+        write: impl FnOnce(&mut dyn WriteFile) -> std::io::Result<T>,
+    ) -> Result<Option<T>, StoreError> {
         if self.failed {
             return Err(StoreError::Misuse {
                 why: "an earlier write of it failed: drop it and begin anew".into(),
@@ -92,29 +95,37 @@ impl TempFile {
         }
         let start = Instant::now();
         let Some(file) = self.file.as_mut() else {
-            return Ok(());
+            return Ok(None);
         };
-        let done = file.write_all_at(bytes, offset);
+        let done = write(&mut **file);
         self.write_ns += start.elapsed().as_nanos() as u64;
         self.failed = done.is_err();
-        done.map_err(StoreError::io("write", &self.shown))
+        done.map(Some).map_err(StoreError::io("write", &self.shown))
     }
 
-    /// Writes what the buffer holds.
+    /// Writes what the buffer holds: where others borrow from the file, it is there then.
     pub(super) fn flush(&mut self) -> Result<(), StoreError> {
         let mut buffer = std::mem::take(&mut self.buffer);
         if self.flushed == 0 {
             let first = &buffer.bytes()[..buffer.bytes().len().min(FIRST)];
             self.first.extend_from_slice(first);
         }
-        let done = self.write(buffer.bytes(), self.flushed);
-        self.flushed += buffer.bytes().len() as u64;
-        buffer.clear();
-        self.buffer = buffer;
-        if let (Some(lender), Ok(())) = (&self.lender, &done) {
+        let (at, len) = (self.flushed, buffer.bytes().len() as u64);
+        let is_lent = self.lender.is_some();
+        let done = self.writing(|file| {
+            if is_lent {
+                file.write_all_at(buffer.bytes(), at)?;
+                buffer.clear();
+                return Ok(buffer);
+            }
+            file.write_behind(buffer, at)
+        });
+        self.flushed += len;
+        self.buffer = done?.unwrap_or_default();
+        if let Some(lender) = &self.lender {
             lender.wrote(self.flushed);
         }
-        done
+        Ok(())
     }
 
     /// Adds to the end of the file. All writes but the last are whole buffers at multiples of its size, as
@@ -135,7 +146,7 @@ impl TempFile {
     pub(super) fn rewrite(&mut self, bytes: &[u8], offset: usize) -> Result<(), StoreError> {
         let mut first = self.first.clone();
         first[offset..offset + bytes.len()].copy_from_slice(bytes);
-        self.write(&first, 0)?;
+        self.writing(|file| file.write_all_at(&first, 0))?;
         self.first = first;
         Ok(())
     }

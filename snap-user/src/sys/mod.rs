@@ -39,6 +39,7 @@ mod timers;
 mod transfer;
 mod traps;
 mod uffd;
+mod write_ring;
 
 pub use arrivals::Arrivals;
 pub use batch::{Question, ask, ask_values};
@@ -83,6 +84,7 @@ pub use timers::{PR_TIMER_CREATE_RESTORE_IDS, chooses_timer_ids};
 pub use transfer::{MOST_DESCRIPTORS, control_len, send_descriptors};
 pub use traps::{Trap, set_trap};
 pub use uffd::{CREATION_FLAGS as USERFAULTFD_FLAGS, Userfaultfd, WpRegister};
+pub use write_ring::{WriteRing, Written, can_write_behind};
 
 /// Result of a system call wrapper.
 pub type Result<T> = std::result::Result<T, SysError>;

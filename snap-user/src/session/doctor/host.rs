@@ -30,6 +30,14 @@ const STORE: About = About {
     how: "name a folder of your own with --store or KSNAP_STORE",
 };
 
+const IO_URING: About = About {
+    name: "io_uring",
+    title: "writes that go on by themselves (io_uring)",
+    used_for: "writing large snapshots while their next pages are encoded",
+    without: "they are written piece by piece, which takes a little longer",
+    how: "Linux 5.6 or newer with kernel.io_uring_disabled at 0; in a container, a seccomp profile that allows io_uring",
+};
+
 /// Which machine this is.
 pub(super) struct Host {
     pub(super) kernel: String,
@@ -84,6 +92,13 @@ pub(super) fn thread_ids() -> Check {
     match crate::restore::can_start_thread(i32::MAX, None) {
         Ok(()) => THREAD_IDS.yes("the id of the next thread can be set"),
         Err(why) => THREAD_IDS.no(why),
+    }
+}
+
+pub(super) fn io_uring() -> Check {
+    match crate::sys::can_write_behind() {
+        Ok(()) => IO_URING.yes("a ring can be made"),
+        Err(error) => IO_URING.no(format!("io_uring_setup: {error}")),
     }
 }
 

@@ -85,10 +85,10 @@ impl SealedWriter {
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        let bytes = self.out.bytes();
-        self.inner.write_all_at(bytes, self.out_at)?;
-        self.out_at += bytes.len() as u64;
-        self.out.clear();
+        let out = std::mem::take(&mut self.out);
+        let len = out.bytes().len() as u64;
+        self.out = self.inner.write_behind(out, self.out_at)?;
+        self.out_at += len;
         Ok(())
     }
 
