@@ -89,6 +89,9 @@ fn on_this_machine(filter: &[String], stages: &mut Stages) -> Result<()> {
                 "clippy",
                 "--workspace",
                 "--all-targets",
+                // Built by nobody else but the measurement.
+                "--features",
+                "xtask/codec-bench",
                 "--quiet",
                 "--",
                 "-D",

@@ -148,7 +148,8 @@ impl Codec for Zstd {
 
     fn decode(&mut self, _: usize, bytes: &[u8], _: Option<&Page>, page: &mut Page) -> Result<()> {
         if !raw(bytes, page) {
-            self.decompressor.decompress_to_buffer(bytes, page)?;
+            self.decompressor
+                .decompress_to_buffer(bytes, &mut page[..])?;
         }
         Ok(())
     }

@@ -42,7 +42,9 @@ pub fn run(codec: &mut dyn Codec, pairs: &[Pair]) -> Result<Taken> {
     for piece in pairs.chunks(PIECE) {
         let (mut encode, mut decode) = (u64::MAX, u64::MAX);
         for _ in 0..ROUNDS {
-            (out.clear(), ends.clear(), codec.begin());
+            out.clear();
+            ends.clear();
+            codec.begin();
             encode = encode.min(timed(|| {
                 for pair in piece {
                     codec.encode(&pair.page, pair.before.as_deref(), &mut out)?;
