@@ -4,6 +4,7 @@ use super::buffer::{ALIGN, Block, WriteBuffer};
 use super::files::WriteFile;
 use crate::sys::WriteRing;
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
@@ -85,7 +86,14 @@ impl DiskFile {
                 self.direct = None;
                 Ok(0)
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+            // Nor has one that the kernel has called off, or had no thread or memory for.
+            Err(error)
+                if error.kind() == io::ErrorKind::Interrupted
+                    || error.kind() == io::ErrorKind::WouldBlock
+                    || error.raw_os_error() == Some(Errno::CANCELED.raw_os_error()) =>
+            {
+                Ok(0)
+            }
             written => written,
         }
     }
@@ -166,7 +174,10 @@ impl WriteFile for DiskFile {
     }
 
     fn finish(&mut self) -> io::Result<()> {
-        self.settle()
+        self.settle()?;
+        // It may wait for a while until it is synced.
+        (self.direct, self.behind) = (None, Behind::Never);
+        Ok(())
     }
 
     fn sync(&mut self) -> io::Result<()> {

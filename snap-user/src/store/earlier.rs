@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 const MOST_SESSIONS: usize = 32;
 /// Snapshots of each that are looked at: the first, which has most, and the newest.
 const MOST_FILES: usize = 16;
-/// Pages that are known for a base, of about 20 bytes each here: 8 GiB.
+/// Pages that are known for a base, of about 30 bytes each here: 8 GiB.
 const MOST_PAGES: usize = 2 << 20;
 /// And for the deltas behind it, unless the process has more: 1 GiB.
 const PAGES_KEPT: usize = 256 << 10;
@@ -87,16 +87,15 @@ impl Earlier {
             if left == 0 || self.places.len() >= MOST_PAGES {
                 break;
             }
-            let known = self.places.len();
-            if let Err(error) = self.add(store, id) {
-                tracing::debug!("pages of session {id}: {error}");
+            match self.add(store, id) {
+                Ok(is_empty) => left -= usize::from(!is_empty),
+                Err(error) => tracing::debug!("pages of session {id}: {error}"),
             }
-            left -= usize::from(self.places.len() > known);
         }
     }
 
-    /// Adds a session: the oldest snapshot, the pack of those that are gone, and the newest ones.
-    fn add(&mut self, store: &Store, id: SessionId) -> Result<(), StoreError> {
+    /// Adds a session: the oldest snapshot, the pack of those that are gone, and the newest ones. `true`: it has none.
+    fn add(&mut self, store: &Store, id: SessionId) -> Result<bool, StoreError> {
         let session = store.session_files(id)?;
         let (listing, files) = (session.listing(), &*session.files);
         let seqs = listing.by_seq.keys().copied();
@@ -124,7 +123,7 @@ impl Earlier {
                 add(self, seq)?;
             }
         }
-        Ok(())
+        Ok(listing.by_seq.is_empty())
     }
 
     /// Adds the pages of a file, wherever they are: in it, or in those that it borrows from itself.
@@ -174,8 +173,8 @@ impl Earlier {
         is_worth_it.then(|| self.places.get(&page.crc).copied())?
     }
 
-    /// A snapshot of so many pages is there, of a session that is written by itself. What it has need not be found here any
-    /// more.
+    /// A snapshot of so many pages is there, of a session that is written by itself. What its deltas find in it makes room
+    /// first.
     pub(super) fn published(&mut self, pages: u64, stored: &Stored) {
         let mut left = usize::try_from(pages).unwrap_or(0).max(PAGES_KEPT);
         if self.places.len() <= left {
@@ -187,11 +186,6 @@ impl Earlier {
             keep
         });
         self.places.shrink_to_fit();
-    }
-
-    /// Snapshots of a session are gone: nobody knows which files there still are links to.
-    pub(super) fn forget_links(&self) {
-        self.lenders.iter().for_each(|lender| lender.keep(false));
     }
 
     /// Finds where pages of a batch of this session are already, but for those that are elsewhere anyway.
@@ -224,6 +218,7 @@ impl Earlier {
         // Who has most of it first: there are not many links.
         let mut worth: Vec<(u16, u64)> = worth.into_iter().collect();
         worth.sort_unstable_by_key(|(_, bytes)| std::cmp::Reverse(*bytes));
+        let linked = loans.numbers();
         let number = |(lender, bytes): (u16, u64)| {
             let of = &self.lenders[usize::from(lender)];
             match loans.number(of, bytes >= WORTH) {
@@ -237,6 +232,8 @@ impl Earlier {
             }
         };
         let numbers: BTreeMap<u16, u8> = worth.into_iter().filter_map(number).collect();
+        let mut new: BTreeSet<u8> = numbers.values().copied().collect();
+        new.retain(|number| !linked.contains(number));
         let mut there = Vec::new();
         for ((page, place), elsewhere) in batch.pages().iter().zip(places).zip(elsewhere) {
             let Some(place) = place else {
@@ -249,8 +246,11 @@ impl Earlier {
             there.resize(bytes.len(), 0);
             if loans.read(loan, at, &mut there).is_ok() && there == bytes {
                 *elsewhere = Some(Elsewhere::Bytes { loan, at });
+                new.remove(&loan);
             }
         }
+        // Their pages only had the checksums.
+        new.iter().for_each(|number| loans.let_go(*number));
     }
 }
 

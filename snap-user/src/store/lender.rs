@@ -25,8 +25,6 @@ struct State {
     doubtful: bool,
     /// Nothing more is written.
     over: bool,
-    /// Whoever borrows from it has a link to it anyway.
-    kept: bool,
 }
 
 /// A snapshot's file, as those see it that borrow pages from it.
@@ -68,7 +66,6 @@ impl Lender {
                 durable: false,
                 doubtful: false,
                 over,
-                kept: false,
             }),
             changed: Condvar::new(),
         }
@@ -87,13 +84,7 @@ impl Lender {
     /// Whether it is worth to be kept whole for so many bytes of it, by one of so many who have it.
     pub(super) fn is_worth(&self, bytes: u64, names: u64) -> bool {
         let share = if self.was_there { names } else { LEAST_SHARE };
-        let state = self.state();
-        (self.was_there && state.kept) || bytes * share >= state.written
-    }
-
-    /// Whether a published snapshot of who borrows from it has a link to it.
-    pub(super) fn keep(&self, kept: bool) {
-        self.state().kept = kept;
+        bytes * share >= self.written()
     }
 
     /// From here on nobody borrows from it any more: it is about to be removed. Whether somebody has: then all that it

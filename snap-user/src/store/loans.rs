@@ -6,7 +6,7 @@ use super::lender::Lender;
 use super::loan_file::share;
 use super::names::{self, TEMP_PREFIX};
 use crate::image::IndexEntry;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,6 +15,8 @@ use std::sync::Arc;
 pub(super) const LEAST_BYTES: u64 = 16 << 10;
 /// Files that a snapshot borrows from, at most: whoever reads it has them open.
 const MOST: usize = 7;
+/// Files that it may borrow from while it is being written: which of them have most of it is known in the end.
+const TRIED: usize = 64;
 
 /// One of them, while the snapshot is being written.
 #[derive(Debug)]
@@ -74,10 +76,11 @@ impl Loans {
         {
             return Ok(Some(loan.number));
         }
-        if !is_worth_it || self.loans.len() == MOST {
+        let is_free = |number: &u8| self.loans.iter().all(|loan| loan.number != *number);
+        let free = (1..=TRIED as u8).find(is_free);
+        let Some(number) = free.filter(|_| is_worth_it) else {
             return Ok(None);
-        }
-        let number = self.loans.len() as u8 + 1;
+        };
         let name = names::loan_file(self.seq, number);
         let path = self.dir.join(format!("{TEMP_PREFIX}{name}"));
         lender.link(&*self.files, &path)?;
@@ -90,10 +93,14 @@ impl Loans {
         Ok(Some(number))
     }
 
+    /// The numbers of all of them.
+    pub(super) fn numbers(&self) -> BTreeSet<u8> {
+        self.loans.iter().map(|loan| loan.number).collect()
+    }
+
     /// Reads bytes of a file that is linked to.
     pub(super) fn read(&mut self, number: u8, at: u64, bytes: &mut [u8]) -> io::Result<()> {
-        let loan = usize::from(number).checked_sub(1);
-        let loan = loan.and_then(|at| self.loans.get_mut(at));
+        let loan = self.loans.iter_mut().find(|loan| loan.number == number);
         let loan = loan.ok_or(io::ErrorKind::NotFound)?;
         let file = match &mut loan.file {
             Some(file) => file,
@@ -102,19 +109,34 @@ impl Loans {
         file.read_exact_at(bytes, at)
     }
 
-    /// Numbers of those of which so little is borrowed that it had better be the snapshot's own.
-    pub(super) fn small(&self, entries: &[IndexEntry]) -> Vec<u8> {
-        let mut used = [0u64; MOST + 1];
+    /// Lets go of one of which nothing is borrowed.
+    pub(super) fn let_go(&mut self, number: u8) {
+        if let Some(at) = self.loans.iter().position(|loan| loan.number == number) {
+            remove(&*self.files, &self.loans.remove(at).path);
+        }
+    }
+
+    /// Numbers of those of which so little is borrowed that it had better be the snapshot's own, and of those that are too
+    /// many.
+    pub(super) fn unwanted(&self, entries: &[IndexEntry]) -> Vec<u8> {
+        let mut used = [0u64; TRIED + 1];
         for entry in entries.iter().filter(|entry| entry.loan != 0) {
             used[usize::from(entry.loan)] += u64::from(entry.len);
         }
-        let is_small = |loan: &Loan| {
-            let used = used[usize::from(loan.number)];
+        let used = |loan: &Loan| used[usize::from(loan.number)];
+        let is_small = |loan: &&Loan| {
             let names = || self.files.names_of(&loan.path).unwrap_or(1);
-            used > 0 && (used < LEAST_BYTES || !loan.lender.is_worth(used, names()))
+            used(loan) < LEAST_BYTES || !loan.lender.is_worth(used(loan), names())
         };
-        let small = self.loans.iter().filter(|loan| is_small(loan));
-        small.map(|loan| loan.number).collect()
+        let borrowed = self.loans.iter().filter(|loan| used(loan) > 0);
+        let (small, mut large): (Vec<&Loan>, Vec<&Loan>) = borrowed.partition(is_small);
+        large.sort_unstable_by_key(|loan| std::cmp::Reverse(used(loan)));
+        let too_many = large.into_iter().skip(MOST);
+        small
+            .into_iter()
+            .chain(too_many)
+            .map(|loan| loan.number)
+            .collect()
     }
 
     /// Has `put` store what is borrowed of these; it says where.
@@ -149,24 +171,38 @@ impl Loans {
         Ok(())
     }
 
-    /// Waits until the files hold all that these entries borrow, and makes that durable if it is to be; those that
-    /// nothing is borrowed from after all are let go.
+    /// Lets go of those that nothing is borrowed from after all, and numbers the others from 1 on.
+    pub(super) fn number_anew(&mut self, entries: &mut [IndexEntry]) {
+        let mut numbers = [0u8; TRIED + 1];
+        for entry in &*entries {
+            numbers[usize::from(entry.loan)] = 1;
+        }
+        let (mut used, unused): (Vec<_>, Vec<_>) = std::mem::take(&mut self.loans)
+            .into_iter()
+            .partition(|loan| numbers[usize::from(loan.number)] != 0);
+        for (loan, number) in used.iter_mut().zip(1..) {
+            numbers[usize::from(loan.number)] = number;
+            loan.number = number;
+        }
+        for entry in entries.iter_mut().filter(|entry| entry.loan != 0) {
+            entry.loan = numbers[usize::from(entry.loan)];
+        }
+        self.loans = used;
+        for loan in &unused {
+            remove(&*self.files, &loan.path);
+        }
+    }
+
+    /// Waits until the files hold all that these entries borrow, and makes that durable if it is to be.
     pub(super) fn settle(
         &mut self,
         entries: &[IndexEntry],
         is_durable: bool,
     ) -> Result<(), StoreError> {
-        let mut ends = [0u64; MOST + 1];
+        let mut ends = [0u64; TRIED + 1];
         for entry in entries.iter().filter(|entry| entry.loan != 0) {
             let end = &mut ends[usize::from(entry.loan)];
             *end = (*end).max(entry.at + u64::from(entry.len));
-        }
-        let (used, unused): (Vec<_>, Vec<_>) = std::mem::take(&mut self.loans)
-            .into_iter()
-            .partition(|loan| ends[usize::from(loan.number)] > 0);
-        self.loans = used;
-        for loan in &unused {
-            remove(&*self.files, &loan.path);
         }
         for loan in &self.loans {
             loan.wait_for(ends[usize::from(loan.number)])?;
@@ -174,6 +210,10 @@ impl Loans {
                 let written = loan.lender.written();
                 let done = self.files.sync_file(&loan.path);
                 loan.lender.synced(written, done.is_ok());
+                if done.is_err() {
+                    // Nobody else is to fail by it.
+                    loan.lender.close();
+                }
                 done.map_err(StoreError::io("sync", &loan.path))?;
             }
         }
@@ -195,9 +235,7 @@ impl Loans {
 
     /// The snapshot is there, and they stay with it.
     pub(super) fn keep(&mut self) {
-        for loan in self.loans.drain(..) {
-            loan.lender.keep(true);
-        }
+        self.loans.clear();
     }
 }
 

@@ -37,8 +37,8 @@ pub struct PendingSnapshot<'a> {
     repeats: Repeats,
     /// Its file may be among the published ones.
     tried: bool,
-    /// It is.
-    published: bool,
+    /// Its publication was begun, and has not succeeded.
+    failed: bool,
 }
 
 /// What came of a publication.
@@ -109,7 +109,7 @@ impl<'a> PendingSnapshot<'a> {
             lender,
             repeats: Repeats::default(),
             tried: false,
-            published: false,
+            failed: false,
         })
     }
 
@@ -144,10 +144,11 @@ impl<'a> PendingSnapshot<'a> {
     ///
     /// After an error the session is as before [`Session::begin`], and the snapshot can be tried again.
     pub fn publish(mut self, state: &ProcessState, costs: &Costs) -> Result<Published, StoreError> {
+        self.failed = true;
         // Nothing more comes, and the table takes room.
         self.repeats = Repeats::default();
         let mut entries = self.builder.entries();
-        self.take_over(&mut entries)?;
+        self.choose_loans(&mut entries)?;
         let (table, span) = self.plan(&entries)?;
         let mut costs = costs.clone();
         costs.bytes_out = self.builder.data_len();
@@ -193,7 +194,7 @@ impl<'a> PendingSnapshot<'a> {
         if let (Some(earlier), None) = (&self.session.earlier, &self.session.common) {
             earlier::lock(earlier).published(pages, stored);
         }
-        self.published = true;
+        self.failed = false;
         self.session.shared.published(header.seq);
         let files = &*self.session.store.files;
         headers::note(files, &self.session.dir, &path, &self.head_bytes());
@@ -211,21 +212,22 @@ impl<'a> PendingSnapshot<'a> {
     }
 
     /// Stores what is borrowed of files that are not worth keeping for it.
-    fn take_over(&mut self, entries: &mut [IndexEntry]) -> Result<(), StoreError> {
-        let Some(loans) = &self.loans else {
+    fn choose_loans(&mut self, entries: &mut [IndexEntry]) -> Result<(), StoreError> {
+        let Some(loans) = &mut self.loans else {
             return Ok(());
         };
-        let small = loans.small(entries);
-        if small.is_empty() {
-            return Ok(());
+        let unwanted = loans.unwanted(entries);
+        if !unwanted.is_empty() {
+            // First: others may wait for it in the same way.
+            self.out.flush()?;
+            let (out, builder) = (&mut self.out, &mut self.builder);
+            loans.take_over(&unwanted, entries, &mut |bytes| {
+                out.extend(bytes)?;
+                Ok(builder.add_data(bytes.len()))
+            })?;
         }
-        // First: others may wait for it in the same way.
-        self.out.flush()?;
-        let (out, builder) = (&mut self.out, &mut self.builder);
-        loans.take_over(&small, entries, &mut |bytes| {
-            out.extend(bytes)?;
-            Ok(builder.add_data(bytes.len()))
-        })
+        loans.number_anew(entries);
+        Ok(())
     }
 
     /// The snapshot's page table and the span section it gets.
@@ -380,7 +382,7 @@ impl Drop for PendingSnapshot<'_> {
     fn drop(&mut self) {
         self.out.end_lending();
         self.session.buffer = self.out.take_buffer();
-        if !self.published {
+        if self.failed {
             // Another attempt is not to fail by what it borrows.
             self.session.earlier = None;
         }

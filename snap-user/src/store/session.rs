@@ -6,7 +6,7 @@ use super::checked;
 use super::common::Common;
 use super::directory::Store;
 use super::durability::{Durability, Unsynced, recover};
-use super::earlier::{self, Earlier};
+use super::earlier::Earlier;
 use super::error::StoreError;
 use super::files::{LockGuard, Locking};
 use super::head::Head;
@@ -338,11 +338,7 @@ impl Session {
             let head = self.head.insert(files.head(seq)?);
             self.stored.learn(&files, seq, &head.table);
         }
-        let gone = self.shared.take_gone();
-        self.stored.forget(&gone);
-        if let Some(earlier) = self.earlier.as_ref().filter(|_| !gone.is_empty()) {
-            earlier::lock(earlier).forget_links();
-        }
+        self.stored.forget(&self.shared.take_gone());
         PendingSnapshot::begin(self, kind, parent)
     }
 

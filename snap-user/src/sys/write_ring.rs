@@ -4,6 +4,7 @@ use io_uring::{IoUring, opcode, types};
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::time::Duration;
 use zerocopy::{Immutable, IntoBytes};
 
 /// A write that is over.
@@ -107,6 +108,15 @@ impl<B: IntoBytes + Immutable> WriteRing<B> {
     }
 }
 
+/// Between two attempts of a call that the kernel had no memory for.
+const PAUSE: Duration = Duration::from_millis(1);
+
+/// EAGAIN and EBUSY, io_uring_enter(2).
+fn is_passing(error: &io::Error) -> bool {
+    let kind = error.kind();
+    kind == io::ErrorKind::WouldBlock || kind == io::ErrorKind::ResourceBusy
+}
+
 impl<B> WriteRing<B> {
     /// Waits for any of the writes. `None`: none is under way.
     ///
@@ -116,9 +126,12 @@ impl<B> WriteRing<B> {
         while self.slots.iter().any(Option::is_some) {
             let Some(done) = self.ring.completion().next() else {
                 match self.ring.submit_and_wait(1) {
+                    // For want of memory, which those under way give back.
+                    Err(error) if is_passing(&error) => std::thread::sleep(PAUSE),
                     Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-                    _ => continue,
+                    _ => {}
                 }
+                continue;
             };
             let slot = self.slots.get_mut(done.user_data() as usize);
             if let Some(write) = slot.and_then(Option::take) {

@@ -3,8 +3,8 @@
 use super::common::{assert_whole, loans, noise, remove, test_store};
 use super::files::{Plan, TestFiles};
 use super::support::*;
-use crate::model::SnapshotId;
-use crate::store::{Published, Session, Store};
+use crate::model::SnapshotKind;
+use crate::store::{PageSink, Published, Session, Store};
 use std::fs;
 
 /// What a process holds: so many pages that others of the program have as well, and some of its own.
@@ -141,6 +141,37 @@ fn what_an_earlier_session_came_to_have_is_borrowed_by_a_later_one() {
 }
 
 #[test]
+fn of_many_files_those_are_chosen_in_the_end_that_have_most() {
+    let (_folder, store) = new_disk_store();
+    let mut first = later(&store, 1);
+    // Five pages in each of twelve deltas, in front of what is in the base.
+    let large = (500..800).map(|number| (number, noise(number)));
+    let mut content: Memory = large.collect();
+    let whole = base(&mut first, &content);
+    let mut parent = whole.id;
+    let mut rest = 0;
+    for n in 0..12 {
+        let pages = row(n * 5, 5);
+        content.extend(pages.iter().copied());
+        let delta = publish(&mut first, Some(parent), [], pages).expect("published");
+        (parent, rest) = (delta.id, rest + delta.bytes);
+    }
+    let mut second = later(&store, 2);
+    let forked = base(&mut second, &content);
+    // The base, and six of the deltas.
+    assert_eq!(loans(store.dir()).len(), 7);
+    assert_eq!(forked.borrowed, whole.bytes / 2 + rest / 12 * 6 / 2);
+    assert!(
+        forked.bytes * 5 < whole.bytes,
+        "{} {}",
+        forked.bytes,
+        whole.bytes
+    );
+    remove(&store, first);
+    assert_whole(store.dir(), &[(forked.id, content)]);
+}
+
+#[test]
 fn the_sessions_of_a_later_tree_borrow_from_those_of_an_earlier_one() {
     let (_folder, store) = new_disk_store();
     let tree = |pids: [i32; 2]| {
@@ -166,30 +197,29 @@ fn the_sessions_of_a_later_tree_borrow_from_those_of_an_earlier_one() {
 }
 
 #[test]
-fn a_delta_borrows_little_of_a_file_that_its_base_borrows_from() {
+fn little_of_a_large_file_is_stored_again_by_a_delta_as_well() {
     let (_folder, store) = new_disk_store();
     let mut first = later(&store, 1);
     base(&mut first, &memory(1, 300));
     let mut second = later(&store, 2);
-    let forked = base(&mut second, &memory(2, 250));
+    let begun = base(&mut second, &memory(2, 50));
     let rest = (250..260).map(|number| (number, noise(number)));
-    let delta = publish(&mut second, Some(forked.id), [], rest.clone()).expect("published");
-    // The same file once more, which three have now.
-    assert!(delta.borrowed > 0);
+    let delta = publish(&mut second, Some(begun.id), [], rest).expect("published");
+    assert_eq!((begun.borrowed, delta.borrowed), (0, 0));
+    assert!(loans(store.dir()).is_empty());
+}
 
-    // Of a process that has no link to it anyway, the file would be kept for a thirtieth of it.
-    let mut third = later(&store, 3);
-    let begun = base(&mut third, &memory(3, 50));
-    let stored = publish(&mut third, Some(begun.id), [], rest).expect("published");
-    assert_eq!((begun.borrowed, stored.borrowed), (0, 0));
-
-    // Nor of one whose snapshots have gone.
-    let pruner = second.pruner();
-    let plan = pruner.plan_removal(&[forked.seq].into()).expect("a plan");
-    pruner.carry_out(&plan).expect("removed");
-    let more = (260..270).map(|number| (number, noise(number)));
-    let stored = publish(&mut second, Some(delta.id), [], more).expect("published");
-    assert_eq!(stored.borrowed, 0);
+#[test]
+fn an_attempt_that_is_given_up_does_not_end_it() {
+    let (_folder, store) = new_disk_store();
+    let mut first = later(&store, 1);
+    base(&mut first, &memory(1, 300));
+    let mut second = later(&store, 2);
+    let mut given_up = second.begin(SnapshotKind::Base, None).expect("begun");
+    given_up.append(&batch(0, memory(2, 300))).expect("taken");
+    drop(given_up);
+    assert!(loans(store.dir()).is_empty());
+    assert!(base(&mut second, &memory(2, 300)).borrowed > 0);
 }
 
 #[test]
@@ -229,14 +259,26 @@ fn what_is_gone_or_damaged_by_then_is_stored_again() {
     assert_holds(&store.snapshot(id).expect("there"), &memory(3, 300));
 }
 
-/// A base of one session and of a later one.
-fn scenario(store: &Store) -> Option<[SnapshotId; 2]> {
-    let mut first = store.create_session(&info(1)).ok()?;
-    let one = publish(&mut first, None, [], memory(1, 100)).ok()?;
-    let mut second = store.create_session(&info(2)).ok()?;
-    second.look_for_earlier();
-    let other = publish(&mut second, None, [], memory(2, 100)).ok()?;
-    Some([one.id, other.id])
+/// What a process of the scenario has behind its base.
+fn grown(pid: i32) -> Memory {
+    let mut content = memory(pid, 100);
+    content.extend(row(2000, 30));
+    content
+}
+
+/// A base and a delta of one session and of a later one, which then goes without its base.
+fn scenario(store: &Store) -> Option<()> {
+    let mut sessions = [1, 2].map(|pid| store.create_session(&info(pid)).ok());
+    for session in &mut sessions {
+        let session = session.as_mut()?;
+        session.look_for_earlier();
+        let pid = session.info().pid;
+        let one = publish(session, None, [], memory(pid, 100)).ok()?;
+        publish(session, Some(one.id), [], row(2000, 30)).ok()?;
+    }
+    let pruner = sessions[1].as_ref()?.pruner();
+    let plan = pruner.plan_removal(&[1].into()).ok()?;
+    pruner.carry_out(&plan).ok().map(drop)
 }
 
 fn assert_all_whole(files: &TestFiles, store: Store) {
@@ -249,8 +291,11 @@ fn assert_all_whole(files: &TestFiles, store: Store) {
     let report = store.verify(None).expect("listable");
     assert!(report.is_clean(), "{report:?}");
     for meta in store.list().expect("a listing") {
-        let pid = meta.pid;
-        assert_holds(&store.snapshot(meta.id).expect("there"), &memory(pid, 100));
+        let content = match meta.kind {
+            SnapshotKind::Base => memory(meta.pid, 100),
+            SnapshotKind::Delta => grown(meta.pid),
+        };
+        assert_holds(&store.snapshot(meta.id).expect("there"), &content);
     }
 }
 

@@ -1,5 +1,6 @@
 //! Files that count, fail and lose power.
 
+use crate::store::buffer::WriteBuffer;
 use crate::store::{Disk, Files, Locking, ReadFile, Stamp, WriteFile};
 use std::collections::HashMap;
 use std::fs;
@@ -194,6 +195,7 @@ impl Files for TestFiles {
             path: path.to_owned(),
             files: self.clone(),
             lost: false,
+            late: None,
         }))
     }
 
@@ -318,10 +320,23 @@ struct Writing {
     files: TestFiles,
     /// A sync failed: the kernel has dropped what it could not write, and says so only once.
     lost: bool,
+    /// What a write behind has failed with.
+    late: Option<io::Error>,
 }
 
 impl WriteFile for Writing {
+    fn write_behind(&mut self, buffer: WriteBuffer, offset: u64) -> io::Result<WriteBuffer> {
+        self.finish()?;
+        self.late = self.write_all_at(buffer.bytes(), offset).err();
+        Ok(WriteBuffer::default())
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        self.late.take().map_or(Ok(()), Err)
+    }
+
     fn write_all_at(&mut self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.finish()?;
         let outcome = self.files.step();
         let bytes = if outcome.is_ok() {
             bytes
@@ -345,6 +360,7 @@ impl WriteFile for Writing {
     }
 
     fn sync(&mut self) -> io::Result<()> {
+        self.finish()?;
         if let Err(error) = self.files.step() {
             self.lost = true;
             return Err(error);
