@@ -38,6 +38,8 @@ struct Seen {
     unsaved: BTreeSet<String>,
     /// On the status line: its latest snapshot.
     latest: String,
+    /// And in a few words.
+    short: String,
 }
 
 /// A line of JSON: the event's name, its process, and its data beside it.
@@ -182,13 +184,12 @@ impl<'a> Reporter<'a> {
 
     /// A snapshot was taken: a line on it, and the same in a few words.
     fn taken(&mut self, pid: i32, told: (String, String), bytes: u64, unsupported: &[String]) {
-        let several = self.several;
         let (text, short) = told;
         tracing::info!("{}{text}", self.about(pid));
         let seen = self.seen(pid);
         seen.taken += 1;
         seen.bytes += bytes;
-        seen.latest = if several { short } else { text };
+        (seen.latest, seen.short) = (text, short);
         let new = unsupported.iter();
         let new: Vec<&String> = new
             .filter(|what| seen.unsaved.insert((*what).clone()))
@@ -197,7 +198,8 @@ impl<'a> Reporter<'a> {
         self.draw();
     }
 
-    /// The status line: how much there is of all together, then the latest of each.
+    /// The status line: how much there is of all together, then the latest of each, in full if that is one for which there
+    /// is room.
     fn draw(&mut self) {
         let all = self.seen.values();
         let (taken, bytes, late) = all.fold((0, 0, 0), |(taken, bytes, late), one| {
@@ -215,10 +217,15 @@ impl<'a> Reporter<'a> {
         if let Some(every) = self.seen.values().filter_map(|one| one.held).max() {
             let _ = write!(text, ", held to one every {}", human::duration(every));
         }
-        for one in self.seen.values().filter(|one| !one.latest.is_empty()) {
-            text.push_str(" | ");
-            text.push_str(&one.latest);
-        }
+        let with = |of: fn(&Seen) -> &str| {
+            let all = self.seen.values().map(of).filter(|one| !one.is_empty());
+            all.fold(text.clone(), |text, one| format!("{text} | {one}"))
+        };
+        let full = with(|one| &one.latest);
+        let text = match self.several || !self.status.has_room_for(&full) {
+            true => with(|one| &one.short),
+            false => full,
+        };
         self.status.update(&text);
     }
 

@@ -35,6 +35,11 @@ impl Status {
         Self { on, drawn: None }
     }
 
+    /// Whether all of `text` fits into the line.
+    pub fn has_room_for(&self, text: &str) -> bool {
+        is_whole(text, width(&io::stderr().lock()) - 1)
+    }
+
     /// Shows `text`, unless the line was drawn a moment ago and is still there.
     pub fn update(&mut self, text: &str) {
         let recent = self.drawn.is_some_and(|at| at.elapsed() < INTERVAL);
@@ -67,17 +72,19 @@ fn width(err: &io::StderrLock<'_>) -> usize {
     }
 }
 
+/// Whether `text` fits into a number of columns.
+fn is_whole(text: &str, columns: usize) -> bool {
+    clean(text).chars().count() <= columns
+}
+
 /// The start of `text` that fits into a number of columns.
 fn fit(text: &str, columns: usize) -> String {
-    let text = clean(text);
-    match text.chars().count() <= columns {
-        true => text,
-        false => text
-            .chars()
-            .take(columns.saturating_sub(1))
-            .chain(['…'])
-            .collect(),
+    let all = clean(text);
+    if is_whole(text, columns) {
+        return all;
     }
+    let start = all.chars().take(columns.saturating_sub(1));
+    start.chain(['…']).collect()
 }
 
 #[cfg(test)]
@@ -89,5 +96,6 @@ mod tests {
         assert_eq!(fit("abc", 3), "abc");
         assert_eq!(fit("abcd", 3), "ab…");
         assert_eq!(fit("a\nb", 10), "a\\nb");
+        assert!(is_whole("abc", 3) && !is_whole("abcd", 3) && !is_whole("a\nb", 3));
     }
 }

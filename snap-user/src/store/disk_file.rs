@@ -203,13 +203,16 @@ mod tests {
             .map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8)
             .collect();
         let mut buffer = WriteBuffer::default();
-        let mut file = Disk.create(&path).expect("a new file");
+        let mut file = DiskFile::new(File::create_new(&path).expect("a new file"), &path);
         let mut at = 0;
         while at < content.len() {
             let taken = buffer.extend(&content[at..]);
             buffer = file.write_behind(buffer, at as u64).expect("written");
             at += taken;
         }
+        let is_behind = matches!(file.behind, Behind::Ring(_));
+        let cannot = file.direct.is_none() || crate::sys::can_write_behind().is_err();
+        assert!(is_behind || cannot);
         // Over what went past the page cache.
         file.write_all_at(b"head", 0).expect("written");
         file.sync().expect("synced");

@@ -20,6 +20,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+/// Pages that come before others' indexes are read: few are stored sooner.
+const WORTH_A_LOOK: usize = 128;
 /// Sessions that are looked at, of which those of a tree are many.
 const MOST_SESSIONS: usize = 32;
 /// Snapshots of each that are looked at: the first, which has most, and the newest.
@@ -57,7 +59,9 @@ impl Place {
 /// Where earlier sessions have which pages, by their checksums. Sessions that are written side by side share one.
 #[derive(Debug, Default)]
 pub(super) struct Earlier {
-    /// Their indexes have been read: with the first page that comes.
+    /// Pages that have come.
+    seen: usize,
+    /// The indexes have been read.
     looked: bool,
     lenders: Vec<Arc<Lender>>,
     /// Which files they are.
@@ -196,7 +200,8 @@ impl Earlier {
         loans: &mut Loans,
         elsewhere: &mut [Option<Elsewhere>],
     ) {
-        if !self.looked {
+        self.seen += batch.pages().len();
+        if !self.looked && self.seen >= WORTH_A_LOOK {
             self.look(store, own, info);
         }
         if self.places.is_empty() {

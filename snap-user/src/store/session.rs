@@ -233,7 +233,7 @@ impl Session {
         })
     }
 
-    /// Has its snapshots borrow the pages that other sessions have stored by the time that its first page comes. A sealed
+    /// Has its snapshots borrow the pages that other sessions have stored by the time that its first hundred have come. A sealed
     /// one shares nothing; nor does one in memory, from where each session is written out by itself.
     pub fn look_for_earlier(&mut self) {
         let is_sealed = !matches!(self.store.is_sealed(self.id), Ok(false));

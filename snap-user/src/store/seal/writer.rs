@@ -105,9 +105,9 @@ impl SealedWriter {
         self.blocks.seal(0, alone, &self.first, &mut block);
         // Once more through aligned memory, for direct I/O where it is a whole block.
         self.out.extend(&block);
-        let written = self.inner.write_all_at(self.out.bytes(), 0);
+        self.inner.write_all_at(self.out.bytes(), 0)?;
         self.out.clear();
-        written
+        self.inner.finish()
     }
 }
 

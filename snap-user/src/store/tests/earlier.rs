@@ -202,11 +202,25 @@ fn little_of_a_large_file_is_stored_again_by_a_delta_as_well() {
     let mut first = later(&store, 1);
     base(&mut first, &memory(1, 300));
     let mut second = later(&store, 2);
-    let begun = base(&mut second, &memory(2, 50));
+    let begun = base(&mut second, &memory(2, 70));
     let rest = (250..260).map(|number| (number, noise(number)));
     let delta = publish(&mut second, Some(begun.id), [], rest).expect("published");
     assert_eq!((begun.borrowed, delta.borrowed), (0, 0));
     assert!(loans(store.dir()).is_empty());
+}
+
+#[test]
+fn for_few_pages_nobody_reads_what_others_have() {
+    let (_folder, store) = new_disk_store();
+    let mut first = later(&store, 1);
+    base(&mut first, &memory(1, 40));
+    let mut second = later(&store, 2);
+    let begun = base(&mut second, &memory(2, 40));
+    assert_eq!(begun.borrowed, 0);
+    // But once enough have come, of whichever snapshots.
+    let grown = publish(&mut first, None, [], row(2000, 60)).expect("published");
+    let delta = publish(&mut second, Some(begun.id), [], row(2000, 60)).expect("published");
+    assert_eq!(delta.borrowed, grown.bytes / 2);
 }
 
 #[test]
