@@ -42,6 +42,23 @@ struct Seen {
     short: String,
 }
 
+/// A text with the latest snapshot of each process behind it: in full where that may be so, else in a few words.
+fn with_latest<'a>(
+    text: &str,
+    seen: impl Iterator<Item = &'a Seen> + Clone,
+    in_full: impl Fn(&str) -> bool,
+) -> String {
+    let with = |of: fn(&Seen) -> &str| {
+        let all = seen.clone().map(of).filter(|one| !one.is_empty());
+        all.fold(text.to_owned(), |text, one| format!("{text} | {one}"))
+    };
+    let full = with(|one| &one.latest);
+    match in_full(&full) {
+        true => full,
+        false => with(|one| &one.short),
+    }
+}
+
 /// A line of JSON: the event's name, its process, and its data beside it.
 #[derive(Serialize)]
 struct Event<'a, T> {
@@ -198,8 +215,7 @@ impl<'a> Reporter<'a> {
         self.draw();
     }
 
-    /// The status line: how much there is of all together, then the latest of each, in full if that is one for which there
-    /// is room.
+    /// The status line: how much there is of all together, then the latest of each.
     fn draw(&mut self) {
         let all = self.seen.values();
         let (taken, bytes, late) = all.fold((0, 0, 0), |(taken, bytes, late), one| {
@@ -217,15 +233,8 @@ impl<'a> Reporter<'a> {
         if let Some(every) = self.seen.values().filter_map(|one| one.held).max() {
             let _ = write!(text, ", held to one every {}", human::duration(every));
         }
-        let with = |of: fn(&Seen) -> &str| {
-            let all = self.seen.values().map(of).filter(|one| !one.is_empty());
-            all.fold(text.clone(), |text, one| format!("{text} | {one}"))
-        };
-        let full = with(|one| &one.latest);
-        let text = match self.several || !self.status.has_room_for(&full) {
-            true => with(|one| &one.short),
-            false => full,
-        };
+        let in_full = |text: &str| !self.several && self.status.has_room_for(text);
+        let text = with_latest(&text, self.seen.values(), in_full);
         self.status.update(&text);
     }
 
@@ -410,6 +419,19 @@ fn exit_of_all(all: &[Exit]) -> Exit {
 mod tests {
     use super::*;
     use crate::cli::render::summary::tests::summary;
+
+    #[test]
+    fn the_latest_snapshot_is_told_in_few_words_where_there_is_no_room() {
+        let one = |latest: &str, short: &str| Seen {
+            latest: latest.into(),
+            short: short.into(),
+            ..Seen::default()
+        };
+        let seen = [one("at length", "brief"), Seen::default()];
+        let line = |columns| with_latest("1 s", seen.iter(), |text| text.len() <= columns);
+        assert_eq!(line(15), "1 s | at length");
+        assert_eq!(line(14), "1 s | brief");
+    }
 
     #[test]
     fn the_exit_code_says_how_it_went() {

@@ -35,9 +35,9 @@ impl Status {
         Self { on, drawn: None }
     }
 
-    /// Whether all of `text` fits into the line.
+    /// Whether all of `text` fits into the line, or none is drawn.
     pub fn has_room_for(&self, text: &str) -> bool {
-        is_whole(text, width(&io::stderr().lock()) - 1)
+        !self.on || is_whole(text, width(&io::stderr().lock()) - 1)
     }
 
     /// Shows `text`, unless the line was drawn a moment ago and is still there.

@@ -44,9 +44,9 @@ pub(super) struct DiskFile {
 #[derive(Debug)]
 enum Behind {
     /// There was none yet: the first piece may be the only one.
-    None,
+    Untried,
     Ring(Box<WriteRing<Block>>),
-    /// Not here: the kernel has no io_uring for us, or the file system no direct I/O.
+    /// None any more: the kernel has no io_uring for us, or nothing more is written.
     Never,
 }
 
@@ -62,7 +62,7 @@ impl DiskFile {
         Self {
             file,
             direct,
-            behind: Behind::None,
+            behind: Behind::Untried,
         }
     }
 
@@ -81,20 +81,14 @@ impl DiskFile {
 
     /// What a direct write that had this outcome has written. Where it did not work at all, the page cache will do.
     fn judge(&mut self, written: io::Result<usize>) -> io::Result<usize> {
-        match written {
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+        match written.as_ref().map_err(Errno::from_io_error) {
+            Err(Some(Errno::INVAL)) => {
                 self.direct = None;
                 Ok(0)
             }
-            // Nor has one that the kernel has called off, or had no thread or memory for.
-            Err(error)
-                if error.kind() == io::ErrorKind::Interrupted
-                    || error.kind() == io::ErrorKind::WouldBlock
-                    || error.raw_os_error() == Some(Errno::CANCELED.raw_os_error()) =>
-            {
-                Ok(0)
-            }
-            written => written,
+            // The kernel has called it off, or had no thread or memory for it.
+            Err(Some(Errno::INTR | Errno::AGAIN | Errno::CANCELED)) => Ok(0),
+            _ => written,
         }
     }
 
@@ -125,7 +119,7 @@ impl DiskFile {
     fn ring(&mut self, bytes: &[u8], offset: u64) -> Option<&mut WriteRing<Block>> {
         let direct = self.direct.as_ref()?;
         let is_whole = !bytes.is_empty() && direct_len(bytes, offset) == bytes.len();
-        if matches!(self.behind, Behind::None) && is_whole && offset > 0 {
+        if matches!(self.behind, Behind::Untried) && is_whole && offset > 0 {
             let ring = direct
                 .try_clone()
                 .and_then(|file| WriteRing::new(file, BEHIND));
@@ -154,13 +148,11 @@ impl WriteFile for DiskFile {
     }
 
     fn write_behind(&mut self, mut buffer: WriteBuffer, offset: u64) -> io::Result<WriteBuffer> {
-        let mut empty = WriteBuffer::default();
-        if let Some(ring) = self.ring(buffer.bytes(), offset)
-            && ring.is_full()
-        {
-            empty = self.settle_one()?.unwrap_or_default();
-        }
-        // Again: direct I/O may just have been found not to work.
+        let is_full = matches!(&self.behind, Behind::Ring(ring) if ring.is_full());
+        let empty = match is_full {
+            true => self.settle_one()?.unwrap_or_default(),
+            false => WriteBuffer::default(),
+        };
         if let Some(ring) = self.ring(buffer.bytes(), offset) {
             let (blocks, len) = buffer.into_blocks();
             match ring.write(blocks, len, offset) {

@@ -98,12 +98,6 @@ pub(super) fn suspect_after(files: &dyn Files, dir: &Path) -> Result<Option<u32>
         .map(|marked| marked.durable))
 }
 
-/// Whether a session vouches for a snapshot to be on the disk.
-pub(super) fn is_durable(files: &dyn Files, dir: &Path, seq: u32) -> Result<bool, StoreError> {
-    let marked = read_marker(files, dir)?;
-    Ok(marked.is_none_or(|marked| seq <= marked.durable))
-}
-
 impl Default for Unsynced {
     fn default() -> Self {
         Self {

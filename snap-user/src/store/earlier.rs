@@ -4,9 +4,10 @@
 //! What has the checksum of one of them is compared byte by byte before it is borrowed.
 
 use super::cache::PageFile;
+use super::chain::SessionFiles;
 use super::common::{WORTH, is_worth_it};
 use super::directory::Store;
-use super::durability::is_durable;
+use super::durability::durable_up_to;
 use super::error::StoreError;
 use super::files::{Files, Stamp};
 use super::lender::Lender;
@@ -102,32 +103,32 @@ impl Earlier {
     fn add(&mut self, store: &Store, id: SessionId) -> Result<bool, StoreError> {
         let session = store.session_files(id)?;
         let (listing, files) = (session.listing(), &*session.files);
+        let durable = durable_up_to(files, &session.dir)?;
         let seqs = listing.by_seq.keys().copied();
-        let newest: BTreeSet<u32> = seqs.clone().rev().take(MOST_FILES - 1).collect();
+        let seqs = seqs.filter(|seq| durable.is_none_or(|durable| *seq <= durable));
         let first = seqs.clone().next();
-        let newest = newest.into_iter().rev().filter(|seq| Some(*seq) != first);
-        let add = |earlier: &mut Self, seq: u32| -> Result<(), StoreError> {
-            if is_durable(files, &session.dir, seq)? {
-                let file = session.open(seq)?;
-                let name = |number| names::loan_file(seq, number);
-                earlier.add_file(files, &file.path, &name, file.index()?);
-            }
-            Ok(())
-        };
         if let Some(first) = first {
-            add(self, first)?;
+            self.add_snapshot(&session, first)?;
         }
         if let Some(pack) = &listing.pack {
             let name = |number| names::pack_loan_file(pack.header.generation, number);
             let entries = pack.entries()?.iter().map(PackEntry::in_index);
             self.add_file(files, pack.path(), &name, entries);
         }
-        for seq in newest {
+        let newest = seqs.rev().take(MOST_FILES - 1);
+        for seq in newest.filter(|seq| Some(*seq) != first) {
             if self.places.len() < MOST_PAGES {
-                add(self, seq)?;
+                self.add_snapshot(&session, seq)?;
             }
         }
         Ok(listing.by_seq.is_empty())
+    }
+
+    fn add_snapshot(&mut self, session: &SessionFiles, seq: u32) -> Result<(), StoreError> {
+        let file = session.open(seq)?;
+        let name = |number| names::loan_file(seq, number);
+        self.add_file(&*session.files, &file.path, &name, file.index()?);
+        Ok(())
     }
 
     /// Adds the pages of a file, wherever they are: in it, or in those that it borrows from itself.
@@ -173,8 +174,10 @@ impl Earlier {
     }
 
     fn place(&self, page: &EncodedPage) -> Option<Place> {
-        let is_worth_it = is_worth_it(page.encoding, page.len);
-        is_worth_it.then(|| self.places.get(&page.crc).copied())?
+        match is_worth_it(page.encoding, page.len) {
+            true => self.places.get(&page.crc).copied(),
+            false => None,
+        }
     }
 
     /// A snapshot of so many pages is there, of a session that is written by itself. What its deltas find in it makes room

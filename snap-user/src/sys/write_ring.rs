@@ -108,8 +108,9 @@ impl<B: IntoBytes + Immutable> WriteRing<B> {
     }
 }
 
-/// Between two attempts of a call that the kernel had no memory for.
+/// Between two attempts of a call that the kernel had no memory for, and how many there are in a row.
 const PAUSE: Duration = Duration::from_millis(1);
+const ATTEMPTS: u32 = 10_000;
 
 /// EAGAIN and EBUSY, io_uring_enter(2).
 fn is_passing(error: &io::Error) -> bool {
@@ -123,11 +124,15 @@ impl<B> WriteRing<B> {
     /// # Errors
     /// Nobody knows what becomes of them.
     pub fn wait(&mut self) -> io::Result<Option<Written<B>>> {
+        let mut attempts = 0;
         while self.slots.iter().any(Option::is_some) {
             let Some(done) = self.ring.completion().next() else {
                 match self.ring.submit_and_wait(1) {
                     // For want of memory, which those under way give back.
-                    Err(error) if is_passing(&error) => std::thread::sleep(PAUSE),
+                    Err(error) if is_passing(&error) && attempts < ATTEMPTS => {
+                        attempts += 1;
+                        std::thread::sleep(PAUSE);
+                    }
                     Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
                     _ => {}
                 }

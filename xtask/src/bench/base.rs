@@ -1,7 +1,7 @@
 //! How long a base of memory that nothing makes shorter takes to be on the disk, beside what writing as many bytes takes.
 
 use crate::host;
-use crate::table::{Table, heading, nanos};
+use crate::table::{Sorted, Table, heading, nanos};
 use anyhow::{Result, ensure};
 use nix::fcntl::OFlag;
 use serde_json::{Value, json};
@@ -59,7 +59,6 @@ pub fn measure(ksnap: &Path, mib: u64) -> Result<Report> {
             command.args(["snap", &pid, "--durability", "each"]);
             Ok((ksnap, command))
         };
-        // Each store goes before the next is begun: another session's pages would be borrowed.
         let (_store, mut command) = snap()?;
         report.ksnap.push(timed(&mut command)?);
         let (_store, command) = snap()?;
@@ -111,9 +110,7 @@ fn write(path: &Path, mib: u64) -> Result<u64> {
 }
 
 fn median(values: &[u64]) -> u64 {
-    let mut values = values.to_vec();
-    values.sort_unstable();
-    values[values.len() / 2]
+    Sorted::new(values.iter().copied()).at(0.5)
 }
 
 impl Report {

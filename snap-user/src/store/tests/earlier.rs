@@ -25,14 +25,22 @@ fn base(session: &mut Session, memory: &Memory) -> Published {
     publish(session, None, [], memory.clone()).expect("published")
 }
 
+/// Two processes of which the second is begun when the first has a base, with so many pages that others have as well.
+fn pair(store: &Store, common: [u64; 2]) -> ([Session; 2], [Published; 2]) {
+    let all = [1, 2].map(|pid| {
+        let mut session = later(store, pid);
+        let published = base(&mut session, &memory(pid, common[pid as usize - 1]));
+        (session, published)
+    });
+    let [(first, one), (second, other)] = all;
+    ([first, second], [one, other])
+}
+
 #[test]
 fn a_new_session_borrows_what_an_earlier_one_has() {
     let (_folder, store) = new_disk_store();
-    let mut first = later(&store, 1);
-    let whole = base(&mut first, &memory(1, 300));
+    let ([first, mut second], [whole, rest]) = pair(&store, [300, 300]);
     assert_eq!(whole.borrowed, 0);
-    let mut second = later(&store, 2);
-    let rest = base(&mut second, &memory(2, 300));
     assert!(
         rest.bytes * 4 < whole.bytes,
         "{} and {} bytes",
@@ -68,10 +76,7 @@ fn a_new_session_borrows_what_an_earlier_one_has() {
 #[test]
 fn of_little_that_is_alike_nothing_is_kept_whole() {
     let (_folder, store) = new_disk_store();
-    let mut first = later(&store, 1);
-    let one = base(&mut first, &memory(1, 600));
-    let mut second = later(&store, 2);
-    let other = base(&mut second, &memory(2, 100));
+    let (_, [one, other]) = pair(&store, [600, 100]);
     assert_eq!((other.borrowed, loans(store.dir()).len()), (0, 0));
     let all = [(one.id, memory(1, 600)), (other.id, memory(2, 100))];
     assert_whole(store.dir(), &all);
@@ -199,10 +204,7 @@ fn the_sessions_of_a_later_tree_borrow_from_those_of_an_earlier_one() {
 #[test]
 fn little_of_a_large_file_is_stored_again_by_a_delta_as_well() {
     let (_folder, store) = new_disk_store();
-    let mut first = later(&store, 1);
-    base(&mut first, &memory(1, 300));
-    let mut second = later(&store, 2);
-    let begun = base(&mut second, &memory(2, 70));
+    let ([_, mut second], [_, begun]) = pair(&store, [300, 70]);
     let rest = (250..260).map(|number| (number, noise(number)));
     let delta = publish(&mut second, Some(begun.id), [], rest).expect("published");
     assert_eq!((begun.borrowed, delta.borrowed), (0, 0));
@@ -212,10 +214,7 @@ fn little_of_a_large_file_is_stored_again_by_a_delta_as_well() {
 #[test]
 fn for_few_pages_nobody_reads_what_others_have() {
     let (_folder, store) = new_disk_store();
-    let mut first = later(&store, 1);
-    base(&mut first, &memory(1, 40));
-    let mut second = later(&store, 2);
-    let begun = base(&mut second, &memory(2, 40));
+    let ([mut first, mut second], [_, begun]) = pair(&store, [40, 40]);
     assert_eq!(begun.borrowed, 0);
     // But once enough have come, of whichever snapshots.
     let grown = publish(&mut first, None, [], row(2000, 60)).expect("published");
@@ -239,10 +238,8 @@ fn an_attempt_that_is_given_up_does_not_end_it() {
 #[test]
 fn what_is_gone_or_damaged_by_then_is_stored_again() {
     let (_folder, store) = new_disk_store();
-    let mut first = later(&store, 1);
-    base(&mut first, &memory(1, 300));
-    let mut second = later(&store, 2);
-    let begun = base(&mut second, &memory(2, 100)).id;
+    let ([first, mut second], [_, begun]) = pair(&store, [300, 100]);
+    let begun = begun.id;
     remove(&store, first);
     let rest = (100..300).map(|number| (number, noise(number)));
     let id = publish(&mut second, Some(begun), [], rest)
